@@ -1,0 +1,75 @@
+"""The clocks of a video and the conversions between them: grid step <-> frame <-> second, forwards <-> backwards.
+
+Three units of time occur in BiTAD:
+
+* *seconds* on the video's own clock; annotations and results are in seconds;
+* *frames*, counted from 0;
+* *grid steps*: positions of the finest pyramid level. A window's step ``x`` is frame ``first_frame + stride * x``.
+
+and two directions. Windows are laid on the forward clock for both playing directions. A window has ``steps``
+(written V) real steps; the reverse view shows the same V steps newest first, so the position ``x`` becomes
+``V - 1 - x``. Reverse *seconds* (``D - t``, with D the annotation's own duration) are notation only: undo them with
+the same D before any conversion to frames.
+
+Every conversion lives here. The functions take and return floats, numpy arrays or tensors alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Scalars, numpy arrays and torch tensors: whatever has arithmetic.
+Times = TypeVar("Times")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a window's grid steps lie in its video.
+
+    Args:
+        fps: frames a second of the video.
+        stride_frames: frames from one grid step to the next.
+        first_frame: frame at step 0. For pre-computed features, the centre of the first snippet; may be fractional.
+        steps: V, the number of real steps in the window (the rest of a window is padding).
+    """
+
+    fps: float
+    stride_frames: float
+    first_frame: float
+    steps: int
+
+    def to_steps(self, seconds: Times) -> Times:
+        """Seconds (forward clock) -> grid positions (forward view)."""
+        return (seconds * self.fps - self.first_frame) / self.stride_frames  # type: ignore[operator, no-any-return]
+
+    def to_seconds(self, steps: Times) -> Times:
+        """Grid positions (forward view) -> seconds (forward clock)."""
+        return (steps * self.stride_frames + self.first_frame) / self.fps  # type: ignore[operator, no-any-return]
+
+    def frames(self) -> NDArray[np.int64]:
+        """The video frames of the real steps, int64 ``[V]``, ascending."""
+        return np.round(self.first_frame + self.stride_frames * np.arange(self.steps)).astype(np.int64)
+
+
+def mirror_positions(positions: Times, steps: int) -> Times:
+    """Grid positions of the forward view -> those of the reverse view of the same V = ``steps``; its own inverse."""
+    return (steps - 1) - positions  # type: ignore[operator, no-any-return]
+
+
+def mirror_segments(segments: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+    """Segments ``[n, 2]`` in grid steps -> the same segments in the other view: ``[V-1-b, V-1-a]``; its own inverse."""
+    return mirror_positions(segments, steps)[:, ::-1]
+
+
+def reverse_seconds(segments: NDArray[np.float64], duration_s: float) -> NDArray[np.float64]:
+    """Segments ``[n, 2]`` in seconds -> on the clock that runs from the video's end: ``[D-b, D-a]``; its own inverse."""
+    return (duration_s - segments)[:, ::-1]
+
+
+def mirror_frames(frames: NDArray[np.int64], frame_count: int) -> NDArray[np.int64]:
+    """Frames of a video -> where the same pictures lie in its reversed file: ``n - 1 - i``; its own inverse."""
+    return frame_count - 1 - frames
