@@ -1,0 +1,227 @@
+"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024, arXiv:2311.17241).
+
+A window of frames is cut into clips of 16 frames; each clip becomes tubelets of 2 frames x patch x patch pixels and
+goes through the transformer by itself. Between the blocks a temporal adapter, where given, looks along the whole
+window: it is the only part that sees beyond its clip.
+
+The output is not normalised (the ``fc_norm`` of published files belongs to their classifier), and the bias of the
+``qkv`` projection is (q, 0, v), as in BEiT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class VitSize:
+    """Width, depth, heads and MLP width of a published VideoMAE; ``patch_size`` in pixels."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    patch_size: int = 16
+
+
+SIZES = {
+    "tiny": VitSize(dim=96, depth=4, heads=3, mlp_dim=384),  # the demo's
+    "s": VitSize(dim=384, depth=12, heads=6, mlp_dim=1536),
+    "b": VitSize(dim=768, depth=12, heads=12, mlp_dim=3072),
+    "l": VitSize(dim=1024, depth=24, heads=16, mlp_dim=4096),
+    "h": VitSize(dim=1280, depth=32, heads=16, mlp_dim=5120),
+    "v2-g": VitSize(
+        dim=1408, depth=40, heads=16, mlp_dim=6144, patch_size=14
+    ),  # VideoMAEv2, arXiv:2303.16727
+}
+
+
+class TokenGrid(NamedTuple):
+    """How the tokens of a window lie: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
+
+    clips: int
+    time: int
+    height: int
+    width: int
+
+
+def sinusoid_table(positions: int, dim: int) -> Tensor:
+    """Fixed position table ``[1, positions, dim]``: sines on even channels, cosines on odd (Vaswani et al. 2017)."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
+    return table.float()[None]
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples (stochastic depth, Huang et al. 2016); identity in evaluation mode."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask / keep
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens of one clip."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, N, C]
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # each [B, heads, N, C / heads]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, followed by an adapter where one is given."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, *, drop_path: float, adapter: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:  # [B * clips, N, C]
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x if self.adapter is None else self.adapter(x, grid)
+
+
+class VisionTransformer(nn.Module):
+    """VideoMAE's encoder over the clips of windows.
+
+    Args:
+        dim, depth, heads, mlp_dim, patch_size: see :class:`VitSize`.
+        image_size: pixels of the square picture that the position table is made for; other sizes get the table
+            bicubically resized over space, as AdaTAD does (recomputing the sinusoid instead would not match).
+        clip_frames: frames of one clip; a multiple of ``tubelet``.
+        tubelet: frames of one token.
+        drop_path: rate of the last block; rises linearly from 0 at the first.
+        adapters: one module for each block, or None. Called as ``adapter(tokens, grid)``.
+        checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        patch_size: int = 16,
+        image_size: int = 224,
+        clip_frames: int = 16,
+        tubelet: int = 2,
+        drop_path: float = 0.0,
+        adapters: Sequence[nn.Module] | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of its {heads} attention heads")
+        if adapters is not None and len(adapters) != depth:
+            raise ValueError(f"{len(adapters)} adapters for {depth} blocks; give one for each block")
+        self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
+        self.table_size = image_size // patch_size
+        self.checkpointing = checkpointing
+        self.patch_embed = nn.Conv3d(
+            3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size)
+        )
+        positions = clip_frames // tubelet * self.table_size**2
+        self.register_buffer("pos_embed", sinusoid_table(positions, dim))
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_dim, drop_path=rate, adapter=adapters[i] if adapters is not None else None)
+            for i, rate in enumerate(rates)
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters initialise themselves."""
+        adapter_modules = {
+            m for block in self.blocks if block.adapter is not None for m in block.adapter.modules()
+        }
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in adapter_modules:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """The position table ``[1, t*h*w, C]`` for pictures of ``height`` x ``width`` patches."""
+        table: Tensor = self.get_buffer("pos_embed")
+        if (height, width) == (self.table_size, self.table_size):
+            return table
+        table = table.unflatten(1, (-1, self.table_size, self.table_size))[0].permute(
+            0, 3, 1, 2
+        )  # [t, C, h0, w0]
+        table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d."""
+        b, c, frames, height, width = clips.shape
+        dt, p = self.tubelet, self.patch_size
+        patches = clips.reshape(b, c, frames // dt, dt, height // p, p, width // p, p)
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # [B, t, h, w, 3 * dt * p * p]
+        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
+    def forward(self, clips: Tensor, clips_per_window: int) -> Tensor:
+        """Encodes clips.
+
+        Args:
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised; T = ``clip_frames``; H and W multiples of
+                the patch size. The clips of a window stand together, in the order of time.
+            clips_per_window: how many consecutive clips the adapters see as one window.
+
+        Returns:
+            tokens ``[B * clips_per_window, t, h, w, C]``.
+        """
+        if (
+            clips.shape[2] != self.clip_frames
+            or clips.shape[3] % self.patch_size
+            or clips.shape[4] % self.patch_size
+        ):
+            raise ValueError(
+                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
+                f"{self.clip_frames} frames and sides that are multiples of {self.patch_size}"
+            )
+        tokens = self.embed(clips)
+        _, time, height, width, _ = tokens.shape
+        grid = TokenGrid(clips_per_window, time, height, width)
+        x = tokens.flatten(1, 3) + self.position_table(height, width)
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, grid, use_reentrant=False)
+            else:
+                x = block(x, grid)
+        return x.unflatten(1, (time, height, width))
