@@ -1,0 +1,109 @@
+"""The detector: a window of frames or features -> what is going on at every point, and from when to when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitad.models.head import DetectionHead, Points, Prediction
+from bitad.models.pyramid import FeaturePyramid
+from bitad.models.videomae import VisionTransformer
+
+__all__ = ["Detector", "Points", "Prediction", "VideoBackbone"]
+
+# ImageNet's mean and standard deviation, on pixels of 0..255: what VideoMAE was trained with.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class VideoBackbone(nn.Module):
+    """Frames of windows -> one feature for each frame.
+
+    Normalises the pixels, cuts the window into the transformer's clips, averages its tokens over space and
+    interpolates them linearly from one a tubelet to one a frame, as AdaTAD does.
+
+    Args:
+        vit: the transformer.
+        mean, std: of the pixels, RGB, on 0..255.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        # Constants, not weights: they do not belong into a checkpoint.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encodes frames.
+
+        Args:
+            frames: ``[B, T, H, W, 3]``, RGB, uint8 or float on 0..255; T a multiple of the transformer's clip.
+
+        Returns:
+            features ``[B, C, T]``, at least single precision.
+
+        Raises:
+            ValueError: if the frames do not divide into clips, or clips into patches.
+        """
+        if frames.ndim != 5 or frames.shape[-1] != 3:
+            raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
+        batch, length = frames.shape[:2]
+        if length % self.vit.clip_frames:
+            raise ValueError(
+                f"window of {length} frames is not a multiple of the backbone's clip of {self.vit.clip_frames}; "
+                f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
+            )
+        clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        clips = (clips - self.get_buffer("mean")) / self.get_buffer("std")  # [B * clips, 3, 16, H, W]
+        tokens = self.vit(clips, length // self.vit.clip_frames)  # [B * clips, t, h, w, C]
+        features = tokens.mean((2, 3)).unflatten(0, (batch, -1)).flatten(1, 2).transpose(1, 2)  # [B, C, T / tubelet]
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        return F.interpolate(features, size=length, mode="linear", align_corners=False)
+
+
+class Detector(nn.Module):
+    """Backbone (or features from disk), pyramid, head; the same forward pass in training and evaluation.
+
+    The loss (:mod:`bitad.training.losses`) and the decoding (:mod:`bitad.inference.decode`) are functions of what it
+    returns.
+
+    Args:
+        backbone: frames -> features; None where the inputs are features already.
+        pyramid: features -> levels.
+        head: levels -> prediction.
+    """
+
+    def __init__(self, *, backbone: nn.Module | None, pyramid: FeaturePyramid, head: DetectionHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pyramid = pyramid
+        self.head = head
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Prediction:
+        """Looks at a batch of windows.
+
+        Args:
+            inputs: frames ``[B, T, H, W, 3]`` with a backbone, features ``[B, C, T]`` without.
+            mask: bool ``[B, T]``, true at the real steps.
+
+        Raises:
+            ValueError: if inputs and mask do not fit the network or one another.
+        """
+        if self.backbone is None and inputs.ndim != 3:
+            raise ValueError(
+                f"inputs of shape {list(inputs.shape)} to a detector without a backbone; give features [B, C, T]"
+            )
+        features = inputs if self.backbone is None else self.backbone(inputs)
+        if mask.shape != (features.shape[0], features.shape[2]):
+            raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
+        return self.head(self.pyramid(features, mask))

@@ -1,0 +1,332 @@
+"""ActionFormer's feature pyramid (Zhang et al. 2022, arXiv:2202.07925): a window's features at every stride.
+
+Convolutions embed the features, transformer blocks relate them, and each further block halves the resolution; a layer
+norm per level ends it (OpenTAD's identity neck). Every position knows whether it is real or padding, and there are two
+ways to treat the padding:
+
+* ``"reference"``: as ActionFormer and OpenTAD do. The biases of the transformer blocks' first norm and of the levels'
+  norms make padded positions non-zero, and the next convolution carries them into the last real position. Published
+  weights were trained, and give their numbers, with it.
+* ``"strict"``: what stands in the padding never reaches a real position, so a window's result depends on its real
+  steps only. This is what makes a reversed window the exact mirror image of a forward one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitad.models.videomae import DropPath
+
+Padding = Literal["reference", "strict"]
+
+
+class Level(NamedTuple):
+    """One level of the pyramid: ``features [B, C, T]``, and ``mask [B, T]``, bool, true at real positions."""
+
+    features: Tensor
+    mask: Tensor
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of ``[B, C, T]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class MaskedConv(nn.Module):
+    """Convolution, layer norm, ReLU; padding is zero before the norm and after the ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 3) -> None:
+        super().__init__()
+        # The norm's bias makes one here superfluous.
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = ChannelNorm(out_channels, eps=1e-6)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # [B, C, T], [B, T]
+        keep = mask[:, None]
+        return F.relu(self.norm(self.conv(x) * keep)) * keep
+
+
+class AffineDropPath(nn.Module):
+    """Drop path behind a learned scale for each channel (LayerScale, Touvron et al. 2021); without one where None."""
+
+    def __init__(self, channels: int, *, drop_path: float, layer_scale: float | None) -> None:
+        super().__init__()
+        self.scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, T]
+        return self.drop_path(x if self.scale is None else x * self.scale[:, None])
+
+
+class ConvProjection(nn.Module):
+    """Queries, keys or values: a depthwise convolution, which also down-samples and tells neighbours apart (there are
+    no position embeddings), a layer norm, a linear map."""
+
+    def __init__(self, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+        self.norm = ChannelNorm(channels)
+        self.pointwise = _pointwise(channels, channels)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``x [B, C, T]`` and the mask of the *output* ``[B, T / stride]`` -> ``[B, C, T / stride]``."""
+        return self.pointwise(self.norm(self.depthwise(x) * mask[:, None]))
+
+
+class MaskedAttention(nn.Module):
+    """Multi-head self-attention over the real positions: all of them, or those within a window.
+
+    Args:
+        channels: C, a multiple of ``heads``.
+        stride: of the queries, keys and values.
+        window: how many positions each one sees, itself in the middle (odd); None: all.
+        dropout: rate on the output.
+    """
+
+    def __init__(self, channels: int, heads: int, *, stride: int, window: int | None, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.stride, self.window = heads, stride, window
+        self.query = ConvProjection(channels, stride=stride)
+        self.key = ConvProjection(channels, stride=stride)
+        self.value = ConvProjection(channels, stride=stride)
+        self.proj = _pointwise(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # [B, C, T], [B, T] -> [B, C, T / stride]
+        mask = mask[:, :: self.stride]
+        q, k, v = (
+            projection(x, mask).unflatten(1, (self.heads, -1)).transpose(2, 3)  # [B, heads, T, C / heads]
+            for projection in (self.query, self.key, self.value)
+        )
+        if self.window is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        else:
+            out = local_attention(q, k, v, mask, self.window)
+        out = self.proj(out.transpose(2, 3).flatten(1, 2))
+        return self.dropout(out) * mask[:, None]
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) -> Tensor:
+    """Attention in which each position sees the real ones at most ``window // 2`` away.
+
+    The queries are cut into blocks, and each block meets only the keys it can reach: time and memory grow with
+    ``T * window``, not with ``T * T``.
+
+    Args:
+        q, k, v: ``[B, heads, T, C]``.
+        mask: bool ``[B, T]``. The result at masked positions is of no use.
+    """
+    reach, block, length = window // 2, max(window, 16), q.shape[2]
+    tail = -length % block
+    span = block + 2 * reach  # keys a block can reach
+
+    def blocks_of_keys(x: Tensor) -> Tensor:  # [B, heads, T, C] -> [B * blocks, heads, span, C]
+        x = F.pad(x, (0, 0, reach, reach + tail)).unfold(2, span, block)  # [B, heads, blocks, C, span]
+        return x.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    queries = F.pad(q, (0, 0, 0, tail)).unflatten(2, (-1, block)).transpose(1, 2)  # [B, blocks, heads, block, C]
+    real = F.pad(mask, (reach, reach + tail)).unfold(1, span, block).flatten(0, 1)  # [B * blocks, span]
+    offset = torch.arange(span, device=q.device) - torch.arange(block, device=q.device)[:, None] - reach
+    # A padded query may see itself: a row without any key would give NaN.
+    allowed = (offset.abs() <= reach) & (real[:, None] | (offset == 0))  # [B * blocks, block, span]
+    out = F.scaled_dot_product_attention(
+        queries.flatten(0, 1), blocks_of_keys(k), blocks_of_keys(v), attn_mask=allowed[:, None]
+    )
+    return out.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block on ``[B, C, T]``; with ``stride`` 2 it halves T, and the skip path pools by maximum.
+
+    Args:
+        channels, heads: width and number of attention heads.
+        stride: 1 or 2.
+        window: see :class:`MaskedAttention`.
+        dropout: rate in the MLP and behind the attention.
+        drop_path, layer_scale: see :class:`AffineDropPath`.
+        padding: see the module.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        stride: int = 1,
+        window: int | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.1,
+        layer_scale: float | None = 1e-4,
+        padding: Padding = "reference",
+    ) -> None:
+        super().__init__()
+        self.stride, self.strict = stride, padding == "strict"
+        self.norm1 = ChannelNorm(channels)
+        self.attn = MaskedAttention(channels, heads, stride=stride, window=window, dropout=dropout)
+        self.drop_path_attn = AffineDropPath(channels, drop_path=drop_path, layer_scale=layer_scale)
+        self.norm2 = ChannelNorm(channels)
+        self.mlp = nn.Sequential(
+            _pointwise(channels, 4 * channels),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            _pointwise(4 * channels, channels),
+            nn.Dropout(dropout),
+        )
+        self.drop_path_mlp = AffineDropPath(channels, drop_path=drop_path, layer_scale=layer_scale)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Level:  # [B, C, T], [B, T] -> [B, C, T / stride]
+        keep = mask[:, None, :: self.stride]
+        normed = self.norm1(x)
+        if self.strict:
+            normed = normed * mask[:, None]
+        x = self._skip(x, mask) * keep + self.drop_path_attn(self.attn(normed, mask))
+        x = x + self.drop_path_mlp(self.mlp(self.norm2(x)) * keep)
+        return Level(x, mask[:, :: self.stride])
+
+    def _skip(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.stride == 1:
+            return x
+        if not self.strict:
+            return F.max_pool1d(x, 3, stride=2, padding=1)
+        # Padding counts as zero in the line above, which wins over negative features.
+        pooled = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, stride=2, padding=1)
+        return pooled.masked_fill(~mask[:, None, ::2], 0)
+
+
+class FeaturePyramid(nn.Module):
+    """Features of a window -> a list of levels; level l has the stride ``2**l``.
+
+    Args:
+        in_channels: of the features.
+        channels: C, of every level.
+        levels: how many.
+        max_length: T in grid steps; shorter inputs are padded to it, longer ones to the next length that divides.
+        embed_convs, kernel_size: of the embedding.
+        stem_blocks: transformer blocks at full resolution.
+        heads: attention heads.
+        window: attention window in positions of its level: one for all levels, or one a level; None sees everything.
+        dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
+        padding: see the module.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        levels: int = 6,
+        max_length: int,
+        embed_convs: int = 2,
+        kernel_size: int = 3,
+        stem_blocks: int = 2,
+        heads: int = 4,
+        window: int | Sequence[int | None] | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.1,
+        layer_scale: float | None = 1e-4,
+        padding: Padding = "reference",
+    ) -> None:
+        super().__init__()
+        windows = list(window) if isinstance(window, Sequence) else [window] * levels
+        self.strides = tuple(2**level for level in range(levels))
+        self.in_channels, self.max_length, self.strict = in_channels, max_length, padding == "strict"
+        self._check(channels, heads, windows)
+        # ActionFormer's multiple for long inputs: whole attention chunks on every level.
+        self.length_multiple = max(
+            stride * (1 if w is None else 2 * (w // 2)) for stride, w in zip(self.strides, windows, strict=True)
+        )
+        self.embed = nn.ModuleList(
+            MaskedConv(channels if i else in_channels, channels, kernel_size=kernel_size) for i in range(embed_convs)
+        )
+
+        def block(stride: int, window: int | None) -> TransformerBlock:
+            return TransformerBlock(
+                channels,
+                heads,
+                stride=stride,
+                window=window,
+                dropout=dropout,
+                drop_path=drop_path,
+                layer_scale=layer_scale,
+                padding=padding,
+            )
+
+        self.stem = nn.ModuleList(block(1, windows[0]) for _ in range(stem_blocks))
+        self.branch = nn.ModuleList(block(2, w) for w in windows[1:])
+        self.norms = nn.ModuleList(ChannelNorm(channels, eps=1e-6) for _ in range(levels))
+
+    def _check(self, channels: int, heads: int, windows: list[int | None]) -> None:
+        coarsest = self.strides[-1]
+        if self.max_length % coarsest:
+            nearest = -(-self.max_length // coarsest) * coarsest
+            raise ValueError(
+                f"window {self.max_length} is not a multiple of the coarsest stride {coarsest}; use {nearest}"
+            )
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide among {heads} attention heads")
+        if len(windows) != len(self.strides):
+            raise ValueError(f"{len(windows)} attention windows for {len(self.strides)} levels; give one for each")
+        for window in windows:
+            if window is not None and (window < 3 or window % 2 == 0):
+                raise ValueError(f"attention window {window}; use an odd number from 3, or none to see everything")
+
+    def padded_length(self, length: int) -> int:
+        """The number of level-0 positions that an input of ``length`` grid steps gets."""
+        if length <= self.max_length:
+            return self.max_length
+        return -(-length // self.length_multiple) * self.length_multiple
+
+    def project(self, features: Tensor, mask: Tensor) -> list[Level]:
+        """The levels before their norms. Arguments as in :meth:`forward`."""
+        if features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"features have {features.shape[1]} channels, the pyramid takes {self.in_channels}; "
+                "set its input width to that of the features"
+            )
+        pad = self.padded_length(features.shape[2]) - features.shape[2]
+        x, mask = F.pad(features, (0, pad)), F.pad(mask, (0, pad))
+        if self.strict:
+            x = x.masked_fill(~mask[:, None], 0)
+        for conv in self.embed:
+            x = conv(x, mask)
+        for block in self.stem:
+            x, mask = block(x, mask)
+        levels = [Level(x, mask)]
+        for block in self.branch:
+            levels.append(block(*levels[-1]))
+        return levels
+
+    def forward(self, features: Tensor, mask: Tensor) -> list[Level]:
+        """Builds the pyramid.
+
+        Args:
+            features: ``[B, in_channels, T]``.
+            mask: bool ``[B, T]``, true at the window's real steps; at least one a sample.
+
+        Returns:
+            finest level first: features ``[B, C, T_l]``, mask ``[B, T_l]``, with ``T_0 = padded_length(T)``.
+        """
+        levels = [
+            Level(norm(x), mask) for norm, (x, mask) in zip(self.norms, self.project(features, mask), strict=True)
+        ]
+        if self.strict:
+            levels = [Level(x * mask[:, None], mask) for x, mask in levels]
+        return levels
+
+
+def _pointwise(in_channels: int, out_channels: int) -> nn.Conv1d:
+    """A linear map of the channels of ``[B, C, T]``; its bias starts at zero, as in ActionFormer."""
+    conv = nn.Conv1d(in_channels, out_channels, 1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
