@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -74,12 +73,6 @@ class Prediction(NamedTuple):
     points: Points
 
 
-def default_ranges(levels: int) -> list[tuple[float, float]]:
-    """ActionFormer's regression ranges in grid steps: (0, 4), (4, 8), (8, 16), ..., the last one open."""
-    limits = [0.0, *(2.0 ** (level + 2) for level in range(levels - 1)), 10000.0]
-    return list(pairwise(limits))
-
-
 class Tower(nn.Module):
     """Convolutions and an output layer, the same for every level."""
 
@@ -104,7 +97,7 @@ class DetectionHead(nn.Module):
         channels: of the levels.
         classes: K.
         strides: of the levels, in grid steps.
-        ranges: (low, high) for each level, see :class:`Points`; :func:`default_ranges` where None.
+        ranges: (low, high) of each level in grid steps, see :class:`Points`.
         convs, kernel_size: of the two towers.
         prior_probability: what an untrained head says of every class at every point (Lin et al. 2017).
     """
@@ -115,14 +108,13 @@ class DetectionHead(nn.Module):
         classes: int,
         *,
         strides: Sequence[int],
-        ranges: Sequence[tuple[float, float]] | None = None,
+        ranges: Sequence[tuple[float, float]],
         convs: int = 2,
         kernel_size: int = 3,
         prior_probability: float = 0.01,
     ) -> None:
         super().__init__()
-        self.classes, self.strides = classes, tuple(strides)
-        self.ranges = default_ranges(len(strides)) if ranges is None else list(ranges)
+        self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
         if len(self.ranges) != len(self.strides):
             raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
         self.classification = Tower(channels, classes, convs=convs, kernel_size=kernel_size)

@@ -1,0 +1,104 @@
+"""ActionFormer's losses (Zhang et al. 2022, arXiv:2202.07925): focal loss for the classes, DIoU for the segments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitad.models.head import Prediction
+from bitad.training.targets import Targets
+
+
+class Losses(NamedTuple):
+    """Scalars; ``total`` is what is minimised."""
+
+    classification: Tensor
+    regression: Tensor
+    total: Tensor
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002), elementwise.
+
+    Args:
+        logits: any shape.
+        targets: of the same shape, on 0..1.
+        alpha: weight of the positive class, ``1 - alpha`` of the negative one.
+        gamma: how fast the weight of well classified elements falls.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    error = probability + targets - 2 * probability * targets  # 1 - p at positives, p at negatives
+    weight = (1 - alpha) + (2 * alpha - 1) * targets
+    return weight * error**gamma * cross_entropy
+
+
+def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287) of segments around the same point, elementwise.
+
+    Both are given as distances >= 0 from that point to start and end, so they always overlap; the unit does not matter.
+
+    Args:
+        distances, targets: ``[..., 2]``.
+        eps: smallest denominator.
+
+    Returns:
+        ``[...]``, on 0..2.
+    """
+    intersection = torch.minimum(distances, targets).sum(-1)
+    union = (distances + targets).sum(-1) - intersection
+    enclosing = torch.maximum(distances, targets).sum(-1)
+    offset = (targets - distances).diff(dim=-1).squeeze(-1) / 2  # between the two middles
+    return 1 - intersection / union.clamp(min=eps) + offset**2 / (enclosing**2).clamp(min=eps)
+
+
+class DetectionLoss(nn.Module):
+    """The loss of a batch of windows.
+
+    Both parts are sums over the batch's real points, divided by the number of positive ones: its moving average in
+    training (a buffer, so that a resumed run goes on with it), its own in evaluation.
+
+    Args:
+        momentum: of the moving average.
+        initial_normaliser: its first value.
+        label_smoothing: how much of a class target goes to all classes alike.
+        regression_weight: of the regression in the total.
+    """
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.9,
+        initial_normaliser: float = 100.0,
+        label_smoothing: float = 0.0,
+        regression_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.label_smoothing = label_smoothing
+        self.regression_weight = regression_weight
+        self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
+
+    def forward(self, prediction: Prediction, targets: Targets) -> Losses:
+        """Compares; in training mode also updates the moving average."""
+        logits, distances, mask, _ = prediction
+        positive = targets.positive & mask
+        normaliser = self._normaliser(positive.sum())
+        wanted = targets.class_targets.to(logits.dtype)
+        if self.label_smoothing:
+            wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
+        # Weighted by the masks rather than indexed by them: indexing waits for the device.
+        classification = (sigmoid_focal_loss(logits, wanted) * mask[..., None]).sum() / normaliser
+        regression = (diou_loss(distances, targets.distances.to(distances.dtype)) * positive).sum() / normaliser
+        return Losses(classification, regression, classification + self.regression_weight * regression)
+
+    def _normaliser(self, positives: Tensor) -> Tensor:
+        current = positives.clamp(min=1).to(self.get_buffer("normaliser").dtype)
+        if not self.training:
+            return current
+        average = self.momentum * self.get_buffer("normaliser") + (1 - self.momentum) * current
+        self.get_buffer("normaliser").copy_(average)
+        return average
