@@ -194,7 +194,7 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
             mouth=OPEN if wide else SHUT,
             facing=rng.choice([0.0, np.pi]) + rng.uniform(-0.6, 0.6),
             drift=(rng.uniform(0, 0.02), rng.uniform(0.2, 0.7), rng.uniform(0, 0.015), rng.uniform(0.2, 0.7)),
-            colour=tuple(rng.uniform(0.25, 1.0, 3) * 255),
+            colour=tuple(rng.uniform(0.6, 1.0, 3) * 255),
             actions=tuple(plan),
         )
 
@@ -202,7 +202,7 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
     cast.append(creature(columns[2], *(rng.random(3) < 0.5), []))
     pan = (rng.uniform(0, 0.04), rng.uniform(0.1, 0.5), rng.uniform(0, 0.02), rng.uniform(0.1, 0.5))
     order = rng.permutation(len(cast))
-    return Scene(tuple(seed), duration_s, tuple(cast[i] for i in order), pan, float(rng.uniform(2, 8)))
+    return Scene(tuple(seed), duration_s, tuple(cast[i] for i in order), pan, float(rng.uniform(2, 6)))
 
 
 def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
@@ -210,13 +210,13 @@ def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
     side = size + 2 * margin
     axis = (np.arange(side, dtype=np.float32) - margin) / size
     v, u = axis[:, None, None], axis[None, :, None]
-    wall = np.full((side, side, 3), 1.0, np.float32) * rng.uniform(60, 150, 3).astype(np.float32)
+    wall = np.full((side, side, 3), 1.0, np.float32) * rng.uniform(35, 95, 3).astype(np.float32)
     for _ in range(4):
         fx, fy, phase = rng.uniform(-9, 9), rng.uniform(-9, 9), rng.uniform(0, 6.3)
-        wall += np.cos(fx * u + fy * v + phase) * rng.uniform(-14, 14, 3).astype(np.float32)
+        wall += np.cos(fx * u + fy * v + phase) * rng.uniform(-10, 10, 3).astype(np.float32)
     for _ in range(int(rng.integers(5, 10))):
         cx, cy, a, b = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1), *rng.uniform(0.03, 0.14, 2)
-        colour = rng.uniform(30, 210, 3).astype(np.float32)
+        colour = rng.uniform(15, 130, 3).astype(np.float32)
         if rng.random() < 0.5:
             inside = (np.abs(u - cx) < a) & (np.abs(v - cy) < b)
         else:

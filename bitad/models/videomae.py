@@ -11,36 +11,12 @@ The output is not normalised (the ``fc_norm`` of published files belongs to thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-
-@dataclass(frozen=True)
-class VitSize:
-    """Width, depth, heads and MLP width of a published VideoMAE; ``patch_size`` in pixels."""
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    patch_size: int = 16
-
-
-SIZES = {
-    "tiny": VitSize(dim=96, depth=4, heads=3, mlp_dim=384),  # the demo's
-    "s": VitSize(dim=384, depth=12, heads=6, mlp_dim=1536),
-    "b": VitSize(dim=768, depth=12, heads=12, mlp_dim=3072),
-    "l": VitSize(dim=1024, depth=24, heads=16, mlp_dim=4096),
-    "h": VitSize(dim=1280, depth=32, heads=16, mlp_dim=5120),
-    "v2-g": VitSize(
-        dim=1408, depth=40, heads=16, mlp_dim=6144, patch_size=14
-    ),  # VideoMAEv2, arXiv:2303.16727
-}
 
 
 class TokenGrid(NamedTuple):

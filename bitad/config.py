@@ -1,0 +1,335 @@
+"""What can be configured, and how a configuration is read.
+
+A configuration is a YAML file (or the name of one of ours, such as ``playroom``) that may stand on another one by
+``base:``, changed by dotted overrides from the command line. It becomes one frozen :class:`Config`; unknown keys, wrong
+types and impossible combinations are all reported at once, by path, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bitad.models.sizes import SIZES
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+# `experiment=1` is YAML's number 1, but experiments are named by strings.
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names every fault by its path."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows exactly its own keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the data set lies. Exactly one of ``videos`` and ``features`` is given."""
+
+    annotations: Path
+    classes: Path | None = Field(default=None, description="a class name a line; else the order of the annotation file")
+    videos: Path | None = Field(default=None, description="folder of video files, named as in the annotations")
+    reversed_videos: Path | None = Field(
+        default=None, description="folder of their reverse-playback twins; none: windows are flipped"
+    )
+    features: Path | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
+    feature_channels: Count | None = None
+    feature_stride_frames: Positive = Field(default=1.0, description="video frames from one feature to the next")
+    feature_offset_frames: float = Field(default=0.0, description="frame at the centre of the first feature's snippet")
+    training_subset: Name = "training"
+    test_subset: Name = "validation"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.videos is None) == (self.features is None):
+            raise ValueError("give exactly one of data.videos and data.features")
+        if self.features is not None and self.feature_channels is None:
+            raise ValueError("data.features needs data.feature_channels, the width of a feature")
+        if self.reversed_videos is not None and self.videos is None:
+            raise ValueError("data.reversed_videos needs data.videos: windows are laid on the forward clock")
+        return self
+
+
+class WindowConfig(Section):
+    """The stretch of a video that the detector sees."""
+
+    steps: Count = Field(default=768, description="T, grid steps of a window")
+    stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
+    overlap: Share = Field(default=0.5, description="of neighbouring windows in testing")
+    completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
+    crop: tuple[Share, Share] = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
+
+
+class BackboneConfig(Section):
+    """VideoMAE with AdaTAD's adapters."""
+
+    size: str = "s"
+    weights: Path | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
+    pixels: Count = Field(default=160, description="height and width of the frames")
+    table_pixels: Count = Field(default=224, description="picture size the position table is made for")
+    drop_path: Share = Field(
+        0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
+    )
+    adapter_ratio: Positive = Field(default=0.25, description="adapter width as a share of the backbone's")
+    checkpointing: bool = Field(default=False, description="recompute the blocks in the backward pass to save memory")
+
+    @model_validator(mode="after")
+    def _known(self) -> BackboneConfig:
+        if self.size not in SIZES:
+            raise ValueError(f"unknown backbone size '{self.size}'; one of {', '.join(SIZES)}")
+        patch = SIZES[self.size].patch_size
+        if self.pixels % patch:
+            raise ValueError(f"{self.pixels} pixels are not a multiple of the patch size {patch}")
+        return self
+
+
+class ModelConfig(Section):
+    """The detector: backbone (none for features), ActionFormer's pyramid and head."""
+
+    backbone: BackboneConfig | None = None
+    channels: Count = 512
+    levels: Count = 6
+    stem_blocks: Annotated[int, Field(ge=0)] = 2
+    heads: Count = 4
+    attention_window: Count | None = Field(default=None, description="steps of local attention, odd; none: global")
+    drop_path: Share = 0.1
+    dropout: Share = 0.0
+    padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
+    head_convolutions: Count = 2
+    prior_probability: Share = 0.01
+    regression_ranges: tuple[tuple[float, float], ...] | None = Field(
+        default=None, description="per level in grid steps; none: [0, 4], [4, 8], ... doubling"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.channels % self.heads:
+            raise ValueError(f"{self.channels} channels are not a multiple of {self.heads} heads")
+        if self.attention_window is not None and self.attention_window % 2 == 0:
+            raise ValueError(f"attention_window {self.attention_window} must be odd, so that it has a centre")
+        if self.regression_ranges is not None and len(self.regression_ranges) != self.levels:
+            raise ValueError(f"{len(self.regression_ranges)} regression ranges for {self.levels} levels")
+        return self
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The regression range of each level in grid steps."""
+        if self.regression_ranges is not None:
+            return self.regression_ranges
+        edges = [0.0, *(4.0 * 2**level for level in range(self.levels - 1)), 10000.0]
+        return tuple(itertools.pairwise(edges))
+
+
+class AugmentationConfig(Section):
+    """Changes of the picture, the same for all frames of a window."""
+
+    crop_area: tuple[Share, Share] = Field(default=(0.08, 1.0), description="share of the picture a crop keeps")
+    crop_aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
+    flip: Share = 0.5
+    brightness: Share = 0.5
+    contrast: Share = 0.5
+    saturation: Share = 0.5
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    colour: Share = Field(default=0.5, description="probability that the colours change at all")
+
+
+class TrainingConfig(Section):
+    """The recipe. Learning rates are stated for ``reference_batch`` windows a step and scaled to the real number."""
+
+    epochs: Count = 60
+    schedule_epochs: Count | None = Field(default=None, description="epochs until the cosine reaches 0; none: `epochs`")
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    windows_per_video: Count = Field(default=1, description="random windows an epoch draws from each video")
+    batch: Count = 2
+    reference_batch: Count = 2
+    lr: Positive = 1e-4
+    adapter_lr: Positive = 2e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    centre_radius: Positive = 1.5
+    label_smoothing: Share = 0.0
+    loss_normaliser: Positive = 100.0
+    evaluate_every: Count = 5
+    evaluate_from: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 2
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class NmsConfig(Section):
+    """Suppression of overlapping detections of a video."""
+
+    method: Literal["gaussian", "linear", "vanilla", "hard"] = "gaussian"
+    sigma: Positive = 0.7
+    iou_threshold: Share = 0.5
+    max_segments: Count = 2000
+    multiclass: bool = True
+    voting_threshold: Share = 0.7
+    min_score: Share | None = None
+
+
+class TestConfig(Section):
+    """From the detector's outputs to detections and figures."""
+
+    batch: Count = 2
+    score_threshold: Share = 0.001
+    candidates: Count = Field(default=2000, description="kept of each window before the NMS")
+    rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
+    nms: NmsConfig = NmsConfig()
+    tiou: tuple[Share, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+class Config(Section):
+    """One run."""
+
+    name: str
+    seed: int = 0
+    direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
+    experiment: Name = "baseline"
+    output: Path = Field(default=Path("runs"), description="folder of the run directories")
+    threads: Count | None = Field(default=None, description="CPU threads of a process; none: PyTorch's choice")
+    data: DataConfig
+    window: WindowConfig = WindowConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    test: TestConfig = TestConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        coarsest = 2 ** (self.model.levels - 1)
+        if self.window.steps % coarsest:
+            better = -(-self.window.steps // coarsest) * coarsest
+            raise ValueError(
+                f"window.steps {self.window.steps} is not a multiple of the coarsest stride {coarsest}; use {better}"
+            )
+        if (self.data.videos is None) != (self.model.backbone is None):
+            raise ValueError("data.videos needs model.backbone, and data.features a model without one")
+        if self.model.backbone is not None and self.window.steps % 16:
+            raise ValueError(f"window.steps {self.window.steps} is not a multiple of the backbone's 16-frame clips")
+        if self.experiment != "baseline":
+            raise ValueError(f"unknown experiment '{self.experiment}'; one of baseline")
+        return self
+
+    @property
+    def run_directory(self) -> Path:
+        """Where this run writes: output / name-direction-seed."""
+        return self.output / f"{self.name}-{self.direction}-seed{self.seed}"
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; reading it again gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def presets() -> list[str]:
+    """The names of the configurations that come with the package."""
+    root = resources.files("bitad") / "presets"
+    with resources.as_file(root) as folder:
+        return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration.
+
+    Args:
+        source: a YAML file, or the name of one of :func:`presets`.
+        overrides: ``key.sub=value`` each; the value is read as YAML.
+
+    Raises:
+        FileNotFoundError: if there is no such file or preset.
+        ConfigError: naming every fault by its path.
+    """
+    document = _read_yaml(_find(source))
+    for override in overrides:
+        document = _merge(document, _parse_override(override))
+    return parse_config(document, str(source))
+
+
+def parse_config(document: dict[str, Any], origin: str) -> Config:
+    """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        faults = [_describe(dict(fault)) for fault in error.errors()]
+        raise ConfigError(f"configuration {origin}: " + "; ".join(faults)) from None
+
+
+def _describe(fault: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "as a whole"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    if fault["type"] == "missing":
+        return f"{path}: missing"
+    if fault["type"] == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {message} (is {fault['input']!r})"
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    packaged = Path(str(resources.files("bitad") / "presets" / f"{source}.yaml"))
+    if packaged.is_file():
+        return packaged
+    raise FileNotFoundError(f"no configuration '{source}': neither a file nor one of ours ({', '.join(presets())})")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file with the files it stands on (``base:``, relative to it or a preset) merged below it."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds {type(document).__name__}, not a mapping of keys to values")
+    base = document.pop("base", None)
+    if base is None:
+        return document
+    beside = path.parent / str(base)
+    return _merge(_read_yaml(beside if beside.is_file() else _find(str(base))), document)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override '{override}' is not of the form key.sub=value")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{override}': the value is not YAML") from None
+    if isinstance(nested, str):
+        nested = _number(nested)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    result: dict[str, Any] = nested
+    return result
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
