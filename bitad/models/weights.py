@@ -82,7 +82,7 @@ def from_opentad(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             f"not a checkpoint of OpenTAD's ActionFormer: its first weight is {next(iter(names), 'none')!r}"
         )
     vit = {name.removeprefix(_OPENTAD_BACKBONE): w for name, w in names.items() if name.startswith(_OPENTAD_BACKBONE)}
-    ours = {f"backbone.vit.{name}": weight for name, weight in from_videomae(vit).items()} if vit else {}
+    ours = {f"backbone.vit.{name}": weight for name, weight in _vit(vit).items()}
     scales: dict[int, Tensor] = {}
     for name, weight in names.items():
         if name.startswith(_OPENTAD_BACKBONE) or _OPENTAD_UNUSED.match(name):
@@ -108,17 +108,7 @@ def from_videomae(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     names = {name.removeprefix("backbone."): weight for name, weight in _unwrap(checkpoint, "state_dict").items()}
     if recognise(names) != "videomae":
         raise ValueError(f"not a VideoMAE file in mmaction2's form: its first weight is {next(iter(names), 'none')!r}")
-    ours = {}
-    for name, weight in names.items():
-        if _VIT_UNUSED.match(name):
-            continue
-        # Convolutions over time there; over time and place, and a linear map, here.
-        if name.endswith(".adapter.dwconv.weight"):
-            weight = weight.unsqueeze(-1)
-        elif name.endswith(".adapter.conv.weight"):
-            weight = weight.squeeze(-1)
-        ours[_rename(name, _VIT_NAMES)] = weight
-    return ours
+    return _vit(names)
 
 
 def recognise(names: Iterable[str]) -> Format:
@@ -199,6 +189,21 @@ def _unwrap(checkpoint: Mapping[str, Any], *keys: str) -> dict[str, Tensor]:
     """The named tensors inside a checkpoint: the first of ``keys`` that it has, without DDP's ``module.``."""
     inner = next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
     return {name.removeprefix("module."): w for name, w in inner.items() if isinstance(w, Tensor)}
+
+
+def _vit(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """mmaction2's names of the transformer and AdaTAD's of its adapters -> ours."""
+    ours = {}
+    for name, weight in names.items():
+        if _VIT_UNUSED.match(name):
+            continue
+        # Convolutions over time there; over time and place, and a linear map, here.
+        if name.endswith(".adapter.dwconv.weight"):
+            weight = weight.unsqueeze(-1)
+        elif name.endswith(".adapter.conv.weight"):
+            weight = weight.squeeze(-1)
+        ours[_rename(name, _VIT_NAMES)] = weight
+    return ours
 
 
 def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:

@@ -1,0 +1,299 @@
+"""Parity with OpenTAD: the recorded tensors of the reference folder, fp32, relative error at most 1e-4.
+
+The seam between our parameter names and OpenTAD's, ``bitad.models.weights``, is tested by the way: nothing here would
+match if a name went astray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bitad.inference.decode import Candidates, decode
+from bitad.inference.nms import NmsSettings, nms
+from bitad.inference.stitch import Stitcher, to_seconds
+from bitad.models.adapters import TemporalAdapter
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.head import DetectionHead, Prediction
+from bitad.models.pyramid import FeaturePyramid, Level
+from bitad.models.videomae import VisionTransformer
+from bitad.models.weights import from_opentad, load_weights, read_weights
+from bitad.timeline import Grid
+from bitad.training.losses import DetectionLoss
+from bitad.training.targets import Targets, assign
+
+FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
+TOLERANCE = 1e-4
+
+pytestmark = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout"
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One folder of recorded tensors and the network they were recorded from."""
+
+    name: str
+    build: Callable[..., Detector] = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return FIXTURES / self.name
+
+    def arrays(self, file: str) -> dict[str, Tensor]:
+        with np.load(self.folder / f"{file}.npz") as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        return self.arrays("outputs")
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        return json.loads((self.folder / "info.json").read_text())
+
+    @cached_property
+    def given(self) -> dict[str, Tensor]:
+        return self.arrays("inputs")
+
+    @property
+    def mask(self) -> Tensor:
+        return self.given["in.masks"]
+
+    @property
+    def inputs(self) -> Tensor:
+        if "in.feats" in self.given:
+            return self.given["in.feats"]
+        return self.given["in.frames"][:, 0].permute(0, 2, 3, 4, 1).contiguous()  # [B, T, H, W, 3]
+
+    @property
+    def segments(self) -> list[Tensor]:
+        return [self.given["in.gt_segments.0"], self.given["in.gt_segments.1"]]
+
+    @property
+    def labels(self) -> list[Tensor]:
+        return [self.given["in.gt_labels.0"], self.given["in.gt_labels.1"]]
+
+    def detector(self, **keywords: Any) -> Detector:
+        detector = self.build(**keywords)
+        weights = from_opentad(read_weights(self.folder / "checkpoint.pth"))
+        load_weights(detector, weights, source=self.name)
+        return detector.eval()
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        with torch.no_grad():
+            return self.detector()(self.inputs, self.mask)
+
+
+def head_on(pyramid: FeaturePyramid) -> DetectionHead:
+    limits = [0.0, *(4.0 * stride for stride in pyramid.strides[:-1]), 10000.0]
+    return DetectionHead(32, 20, strides=pyramid.strides, ranges=list(pairwise(limits)))
+
+
+def adatad_tiny(*, checkpointing: bool = False, **keywords: Any) -> Detector:
+    vit = VisionTransformer(
+        dim=32,
+        depth=2,
+        heads=2,
+        mlp_dim=128,
+        adapters=[TemporalAdapter(32), TemporalAdapter(32)],
+        checkpointing=checkpointing,
+    )
+    pyramid = FeaturePyramid(32, 32, levels=6, max_length=64, **keywords)
+    return Detector(backbone=VideoBackbone(vit), pyramid=pyramid, head=head_on(pyramid))
+
+
+def actionformer_local(**keywords: Any) -> Detector:
+    pyramid = FeaturePyramid(40, 32, levels=5, max_length=128, window=9, **keywords)
+    return Detector(backbone=None, pyramid=pyramid, head=head_on(pyramid))
+
+
+RECORDINGS = [Recording("adatad_tiny", adatad_tiny), Recording("actionformer_local", actionformer_local)]
+
+
+@pytest.fixture(params=RECORDINGS, ids=lambda recording: recording.name)
+def recording(request: pytest.FixtureRequest) -> Recording:
+    return request.param
+
+
+def assert_close(found: Tensor, recorded: Tensor) -> None:
+    assert found.shape == recorded.shape
+    assert (found - recorded).abs().max() <= TOLERANCE * recorded.abs().max()
+
+
+def over_levels(arrays: dict[str, Tensor], name: str) -> Tensor:
+    """``name.0 [B, C, T_0]``, ``name.1``, ... -> ``[B, N, C]``."""
+    levels = sum(key.startswith(f"{name}.") for key in arrays)
+    return torch.cat([arrays[f"{name}.{level}"] for level in range(levels)], dim=2).transpose(1, 2)
+
+
+def assert_levels(found: list[Level], arrays: dict[str, Tensor], name: str) -> None:
+    for level, (features, mask) in enumerate(found):
+        assert_close(features, arrays[f"{name}.{level}"])
+        assert torch.equal(mask, arrays[f"{name}_mask.{level}"])
+
+
+def test_backbone_features() -> None:
+    tiny = RECORDINGS[0]
+    backbone = tiny.detector().backbone
+    assert backbone is not None
+    with torch.no_grad():
+        assert_close(backbone(tiny.inputs), tiny.outputs["backbone"])
+
+
+@torch.no_grad()
+def test_pyramid(recording: Recording) -> None:
+    detector = recording.detector()
+    features = recording.inputs if detector.backbone is None else detector.backbone(recording.inputs)
+    assert_levels(detector.pyramid.project(features, recording.mask), recording.outputs, "projection")
+    assert_levels(detector.pyramid(features, recording.mask), recording.outputs, "neck")
+
+
+def test_logits_and_distances(recording: Recording) -> None:
+    prediction = recording.prediction
+    assert_close(prediction.logits, over_levels(recording.outputs, "cls_pred"))
+    assert_close(prediction.distances, over_levels(recording.outputs, "reg_pred"))
+
+
+def test_proposals_and_scores(recording: Recording) -> None:
+    logits, distances, mask, points = recording.prediction
+    for window in range(2):
+        assert_close(points.segments(distances)[window][mask[window]], recording.outputs[f"proposals.{window}"])
+        assert_close(logits[window][mask[window]].sigmoid(), recording.outputs[f"scores.{window}"])
+
+
+@pytest.mark.parametrize("length", [100, 150])
+@torch.no_grad()
+def test_features_shorter_and_longer_than_the_window(length: int) -> None:
+    local = RECORDINGS[1]
+    extra = local.arrays(f"extra_len{length}")
+    logits, distances, mask, points = local.detector()(extra["in.feats"], extra["in.masks"])
+    assert_close(logits, over_levels(extra, "cls_pred"))
+    assert_close(distances, over_levels(extra, "reg_pred"))
+    for window in range(len(logits)):
+        assert_close(points.segments(distances)[window][mask[window]], extra[f"proposals.{window}"])
+
+
+def test_points_and_targets(recording: Recording) -> None:
+    points, recorded = recording.prediction.points, recording.arrays("targets")
+    columns = torch.stack((points.position, points.low, points.high, points.stride), dim=1)
+    assert torch.equal(columns, recorded["points"])
+    targets = assign(points, recording.segments, recording.labels, 20)
+    positive = recorded["gt_cls"].sum(-1) > 0
+    assert torch.equal(targets.positive, positive)
+    assert torch.equal(targets.class_targets, recorded["gt_cls"])
+    assert_close(targets.distances[positive], recorded["gt_reg"][positive])
+
+
+def targets_of(recording: Recording, windows_with_truth: int) -> Targets:
+    none = 2 - windows_with_truth
+    segments = recording.segments[:windows_with_truth] + [torch.empty(0, 2)] * none
+    labels = recording.labels[:windows_with_truth] + [torch.empty(0, dtype=torch.int32)] * none
+    return assign(recording.prediction.points, segments, labels, 20)
+
+
+@pytest.mark.parametrize(
+    ("case", "windows_with_truth"),
+    [
+        ("eval", 2),
+        ("eval_sample1_no_gt", 1),
+        ("eval_no_gt", 0),
+        ("train_droppath0", 2),
+        ("train_no_gt", 0),
+    ],
+)
+def test_losses(recording: Recording, case: str, windows_with_truth: int) -> None:
+    loss = DetectionLoss().train(case.startswith("train"))
+    targets = targets_of(recording, windows_with_truth)
+    assert_loss(loss, recording, targets, case)
+    if case == "train_droppath0":
+        assert_loss(loss, recording, targets, f"{case}_second_call")
+
+
+def assert_loss(loss: DetectionLoss, recording: Recording, targets: Targets, case: str) -> None:
+    found, recorded = loss(recording.prediction, targets), recording.info["losses"][case]
+    assert found.classification.item() == pytest.approx(recorded["cls_loss"], rel=TOLERANCE)
+    assert found.regression.item() == pytest.approx(recorded["reg_loss"], rel=TOLERANCE)
+    assert found.total.item() == pytest.approx(recorded["cost"], rel=TOLERANCE)
+    assert loss.normaliser.item() == pytest.approx(recorded["loss_normalizer_after"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recording", "keywords"),
+    [(RECORDINGS[0], {}), (RECORDINGS[0], {"checkpointing": True}), (RECORDINGS[1], {})],
+    ids=["adatad_tiny", "adatad_tiny-checkpointing", "actionformer_local"],
+)
+def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
+    detector = recording.detector(drop_path=0.0, **keywords).train()
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(not name.startswith("backbone") or ".adapter." in name)
+    prediction = detector(recording.inputs, recording.mask)
+    targets = assign(prediction.points, recording.segments, recording.labels, 20)
+    DetectionLoss()(prediction, targets).total.backward()
+
+    recorded = from_opentad(recording.arrays("grads_train"))
+    found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+    assert found.keys() == recorded.keys()
+    total = recording.info["grad_total_norm"]
+    assert torch.cat([g.flatten() for g in found.values()]).norm().item() == pytest.approx(total, rel=TOLERANCE)
+    for name, gradient in recorded.items():
+        # A softmax does not feel the bias of the keys: their gradients are rounding errors.
+        noise = 1e-8 * total if ".attn.key." in name and name.endswith("bias") else 0.0
+        assert (found[name] - gradient).norm() <= TOLERANCE * gradient.norm() + noise, name
+
+
+def settings_of(recorded: dict[str, Any]) -> NmsSettings:
+    return NmsSettings(
+        soft=recorded["use_soft_nms"],
+        sigma=recorded["sigma"],
+        max_segments=recorded["max_seg_num"],
+        min_score=recorded["min_score"],
+        multiclass=recorded["multiclass"],
+        voting_threshold=recorded["voting_thresh"],
+    )
+
+
+def grid_of(meta: dict[str, Any], steps: int) -> Grid:
+    return Grid(meta["fps"], meta["snippet_stride"], meta["window_start_frame"] + meta["offset_frames"], steps)
+
+
+def assert_candidates(found: Candidates, recorded: list[dict[str, Any]]) -> None:
+    """The same, row by row, but for a last decimal here and there and neighbours of equal score changing places."""
+    assert len(found) == len(recorded)
+    segments = np.array([row["segment"] for row in recorded])
+    scores = np.array([row["score"] for row in recorded])
+    labels = np.array([int(row["label"].removeprefix("class")) for row in recorded])
+    np.testing.assert_allclose(found.scores, scores, atol=1.01e-4)
+    same = (found.labels == labels) & (np.abs(found.segments - segments).max(axis=1) < 0.0101)
+    assert same.mean() >= 0.995
+
+
+def test_candidates_of_windows_in_seconds(recording: Recording) -> None:
+    recorded = json.loads((recording.folder / "post_sliding.json").read_text())
+    stitcher = Stitcher(None)
+    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+        stitcher.add(meta["video_name"], candidates, grid_of(meta, int(mask.sum())), meta["duration"])
+    for name, rows in recorded["results"].items():
+        assert_candidates(stitcher.video(name), rows)
+
+
+def test_candidates_suppressed_within_a_window(recording: Recording) -> None:
+    # A video that is one window is suppressed in grid steps there, before anything is rounded.
+    recorded = json.loads((recording.folder / "post_padding.json").read_text())
+    settings = settings_of(recorded["nms"])
+    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+        kept = Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
+        found = to_seconds(kept, grid_of(meta, int(mask.sum())), meta["duration"])
+        assert_candidates(found, recorded["results"][meta["video_name"]])
