@@ -1,0 +1,60 @@
+"""Files written whole or not at all, and JSON files, compressed or not.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; it becomes ``path`` when the block ends, and is removed if the block fails.
+
+    A reader therefore sees the old file or the new one, never a part of one. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process's number keeps two writers of one file apart; the leading dot hides it from listings of videos.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; a name that ends in ``.gz`` is decompressed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is not JSON.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:  # a folder; not gzip, cut short or damaged
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from None
+
+
+def write_json(content: Any, path: str | Path) -> None:
+    """Write JSON, whole or not at all; a name that ends in ``.gz`` is compressed. NaN is a ValueError."""
+    path = Path(path)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    with replacing(path) as partial:
+        # Without a time stamp the same content gives the same file.
+        partial.write_bytes(gzip.compress(text, compresslevel=6, mtime=0) if path.suffix == ".gz" else text)
