@@ -134,7 +134,7 @@ class Detections:
             if part.basis != first.basis:
                 raise ValueError(
                     f"detections on the {first.basis} and on the {part.basis} clock cannot be put together; "
-                    "convert one of them with .reversed()"
+                    "bring both to one clock with .forward()"
                 )
             for name, duration in part.durations_s.items():
                 if abs(durations_s.setdefault(name, duration) - duration) > _SAME_DURATION_S:

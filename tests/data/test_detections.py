@@ -87,7 +87,7 @@ def test_from_videos_takes_no_video_and_no_detection():
 
 
 def test_of_an_unknown_video_names_the_known_ones():
-    with pytest.raises(ValueError, match="no video 'gate'.*door, kite, empty"):
+    with pytest.raises(ValueError, match=r"no video 'gate'.*door, kite, empty"):
         some().of_video("gate")
 
 

@@ -1,0 +1,214 @@
+"""Late fusion: each method against its rule written out slowly, and the laws they keep."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitad.data.detections import Detections
+from bitad.inference.merge import merge
+from bitad.inference.nms import NmsSettings, nms
+
+METHODS = ("soft-nms", "mean", "wsf")
+
+
+def random_detections(rng: np.random.Generator, n: int) -> Detections:
+    start = rng.uniform(0, 20, n)
+    return Detections(
+        videos=("u", "v", "empty"),
+        classes=("open", "close"),
+        video=rng.integers(0, 2, n),
+        segments=np.stack([start, start + rng.uniform(0.5, 10, n)], axis=1),
+        scores=rng.uniform(0, 1, n),
+        labels=rng.integers(0, 2, n),
+        durations_s={"u": 30.0, "v": 30.5, "empty": 1.0},
+    )
+
+
+def random_pair(seed: int, n: int, m: int) -> tuple[Detections, Detections]:
+    rng = np.random.default_rng(seed)
+    return random_detections(rng, n), random_detections(rng, m)
+
+
+pairs = st.builds(random_pair, st.integers(0, 2**32 - 1), st.integers(0, 30), st.integers(0, 30))
+thresholds = st.sampled_from([0.2, 0.5, 0.8])
+
+
+def rows(detections: Detections) -> list[tuple]:
+    """Every row, in a fixed order: by video and class, then best first."""
+    columns = (detections.video, detections.labels, -detections.scores, *detections.segments.T)
+    return sorted(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def assert_same(a: Detections, b: Detections) -> None:
+    found, expected = rows(a), rows(b)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-9, atol=1e-12)
+
+
+def tiou(a, b) -> float:
+    overlap = max(min(a[1], b[1]) - max(a[0], b[0]), 0.0)
+    return overlap / ((a[1] - a[0]) + (b[1] - b[0]) - overlap)
+
+
+# The rules, written out
+
+
+def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> Detections:
+    """Pairs by descending tIoU ("mean"), or each detection, by descending score, with a better one ("wsf")."""
+    union = Detections.concatenate([a, b])
+    side = [0] * len(a) + [1] * len(b)
+    group = list(zip(union.video.tolist(), union.labels.tolist(), strict=True))
+    overlap = {
+        (i, j): tiou(union.segments[i], union.segments[j])
+        for i in range(len(union))
+        for j in range(len(union))
+        if side[i] != side[j] and group[i] == group[j]
+    }
+    overlap = {pair: value for pair, value in overlap.items() if value >= threshold}
+    partner: dict[int, int] = {}
+    if method == "mean":
+        for i, j in sorted(overlap, key=lambda pair: -overlap[pair]):
+            if i not in partner and j not in partner:
+                partner |= {i: j, j: i}
+    else:
+        seen: list[int] = []
+        for i in sorted(range(len(union)), key=lambda i: -union.scores[i]):
+            alone = [j for j in seen if (i, j) in overlap and j not in partner]
+            if alone:
+                j = max(alone, key=lambda j: overlap[i, j])
+                partner |= {i: j, j: i}
+            seen.append(i)
+    segments, scores, kept = union.segments.copy(), union.scores / 2, []
+    for i in range(len(union)):
+        j = partner.get(i)
+        if j is None:
+            kept.append(i)
+        elif i < j:
+            kept.append(i)
+            weights = [1.0, 1.0] if method == "mean" else union.scores[[i, j]]
+            segments[i] = np.average(union.segments[[i, j]], axis=0, weights=weights)
+            scores[i] = (union.scores[i] + union.scores[j]) / 2
+    return replace(union, segments=segments, scores=scores).take(np.array(kept, np.int64))
+
+
+@given(pairs, thresholds, st.sampled_from(["mean", "wsf"]))
+@settings(deadline=None, max_examples=200)
+def test_pairs_are_fused_as_the_rule_says(pair, threshold, method):
+    merged = merge(*pair, method=method, settings=NmsSettings(iou_threshold=threshold))
+    assert_same(merged, slow_fusion(*pair, threshold, method))
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=50)
+def test_soft_nms_goes_over_the_union_of_each_video(pair):
+    how = NmsSettings(sigma=0.5, min_score=0.05)
+    merged = merge(*pair, method="soft-nms", settings=how)
+    for name in ("u", "v", "empty"):
+        a, b = (part.of_video(name) for part in pair)
+        segments, scores, labels = nms(
+            np.concatenate([a.segments, b.segments]),
+            np.concatenate([a.scores, b.scores]),
+            np.concatenate([a.labels, b.labels]),
+            how,
+        )
+        found = merged.of_video(name)
+        np.testing.assert_array_equal(found.segments, segments)
+        np.testing.assert_array_equal(found.scores, scores)
+        np.testing.assert_array_equal(found.labels, labels)
+
+
+# Laws
+
+
+@given(pairs, thresholds, st.sampled_from(METHODS))
+@settings(deadline=None, max_examples=60)
+def test_the_two_sets_may_change_places(pair, threshold, method):
+    a, b = pair
+    how = NmsSettings(iou_threshold=threshold)
+    assert_same(merge(a, b, method=method, settings=how), merge(b, a, method=method, settings=how))
+
+
+@given(pairs, st.sampled_from(["mean", "wsf"]))
+@settings(deadline=None, max_examples=60)
+def test_a_set_merged_with_itself_stays_what_it_is(pair, method):
+    a, _ = pair
+    assert_same(merge(a, a, method=method), a)
+
+
+@given(pairs, st.sampled_from(["mean", "wsf"]))
+@settings(deadline=None, max_examples=30)
+def test_merging_in_reverse_time_is_reversing_the_merged(pair, method):
+    a, b = pair
+    back = merge(a.reversed(), b.reversed(), method=method)
+    assert back.basis == "reverse"
+    assert_same(back.forward(), merge(a, b, method=method))
+
+
+@given(pairs, st.sampled_from(METHODS))
+@settings(deadline=None, max_examples=60)
+def test_each_video_keeps_its_best_by_descending_score(pair, method):
+    few, many = (merge(*pair, method=method, settings=NmsSettings(max_segments=n)) for n in (4, 1000))
+    for name in few.videos:
+        scores = few.of_video(name).scores
+        assert (np.diff(scores) <= 0).all()
+        np.testing.assert_array_equal(scores, many.of_video(name).scores[:4])
+
+
+def test_what_the_other_set_did_not_find_counts_half():
+    a, b = random_pair(0, 20, 0)
+    merged = merge(a, b, method="mean")
+    assert_same(merged, replace(a, scores=a.scores / 2))
+    low = merge(a, b, method="mean", settings=NmsSettings(min_score=0.25))
+    assert sorted(low.scores) == sorted(a.scores[a.scores >= 0.5] / 2)
+
+
+def test_two_detections_without_score_are_fused_to_their_mean():
+    a, b = (random_pair(0, 1, 0)[0] for _ in range(2))
+    a, b = (replace(a, segments=np.array([[0.0, 10.0]]), scores=np.zeros(1)), replace(b, scores=np.zeros(1)))
+    b = replace(b, segments=np.array([[2.0, 10.0]]))
+    np.testing.assert_array_equal(merge(a, b, method="wsf").segments, [[1.0, 10.0]])
+
+
+def test_order_of_videos_and_classes_may_differ():
+    a, b = random_pair(1, 30, 30)
+    other = Detections.from_videos(
+        {
+            name: (part.segments, part.scores, 1 - part.labels)
+            for name in ("v", "empty", "u")
+            for part in [b.of_video(name)]
+        },
+        classes=("close", "open"),
+        durations_s=b.durations_s,
+    )
+    for method in METHODS:
+        assert_same(merge(a, other, method=method), merge(a, b, method=method))
+
+
+def test_the_result_says_how_it_was_made():
+    a, b = random_pair(1, 5, 5)
+    a, b = replace(a, details={"run": "F"}), replace(b, details={"run": "B"})
+    merged = merge(a, b, method="wsf", settings=NmsSettings(iou_threshold=0.7))
+    assert merged.details["merged"]["method"] == "wsf"
+    assert merged.details["merged"]["settings"]["iou_threshold"] == 0.7
+    assert merged.details["merged"]["details"] == [{"run": "F"}, {"run": "B"}]
+    assert merged.durations_s == a.durations_s
+
+
+# Refusals
+
+
+def test_sets_that_cannot_be_merged_say_why():
+    a, b = random_pair(2, 5, 5)
+    for other, message in [
+        (b.reversed(), "forward and on the reverse clock"),
+        (replace(b, videos=("u", "v", "gate")), "2 of the videos are in only one .*: empty, gate"),
+        (replace(b, classes=("open", "rise")), "class lists differ by close, rise"),
+        (replace(b, durations_s={"u": 29.0}), "video u lasts 30.0 s in one part and 29.0 s in another"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            merge(a, other, method="mean")
+    with pytest.raises(ValueError, match="'median' is not one of soft-nms, mean, wsf"):
+        merge(a, b, method="median")
