@@ -14,7 +14,7 @@ ways to treat the padding:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +134,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) 
     queries = F.pad(q, (0, 0, 0, tail)).unflatten(2, (-1, block)).transpose(1, 2)  # [B, blocks, heads, block, C]
     real = F.pad(mask, (reach, reach + tail)).unfold(1, span, block).flatten(0, 1)  # [B * blocks, span]
     offset = torch.arange(span, device=q.device) - torch.arange(block, device=q.device)[:, None] - reach
-    # A padded query may see itself: a row without any key would give NaN.
+    # A padded query may see itself: some attention kernels give NaN for a row without any key.
     allowed = (offset.abs() <= reach) & (real[:, None] | (offset == 0))  # [B * blocks, block, span]
     out = F.scaled_dot_product_attention(
         queries.flatten(0, 1), blocks_of_keys(k), blocks_of_keys(v), attn_mask=allowed[:, None]
@@ -237,6 +237,8 @@ class FeaturePyramid(nn.Module):
         padding: Padding = "reference",
     ) -> None:
         super().__init__()
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding {padding!r} is not one of {', '.join(get_args(Padding))}")
         windows = list(window) if isinstance(window, Sequence) else [window] * levels
         self.strides = tuple(2**level for level in range(levels))
         self.in_channels, self.max_length, self.strict = in_channels, max_length, padding == "strict"

@@ -54,11 +54,9 @@ def assign(
         radius: of the sampling around a segment's middle, in strides.
     """
     device, dtype = points.position.device, points.position.dtype
-    counts = torch.tensor([len(window) for window in segments], device=device)
-    # One more row than needed, so that windows without any segment are nothing special.
+    # Padded by segments without length, which no point lies strictly inside: at least one a window.
     ends = pad_sequence([F.pad(s.to(device, dtype).reshape(-1, 2), (0, 0, 0, 1)) for s in segments], batch_first=True)
     classes = pad_sequence([F.pad(c.to(device).long(), (0, 1)) for c in labels], batch_first=True)  # [B, M]
-    exists = torch.arange(ends.shape[1], device=device) < counts[:, None]  # [B, M]
 
     start, end = ends[:, None].unbind(-1)  # [B, 1, M]
     position, stride = points.position[:, None], points.stride[:, None]  # [N, 1]
@@ -69,7 +67,7 @@ def assign(
     )
     farthest = to_ends.amax(-1)
     in_range = (farthest >= points.low[:, None]) & (farthest <= points.high[:, None])
-    candidate = (central > 0) & in_range & exists[:, None]  # [B, N, M]
+    candidate = (central > 0) & in_range  # [B, N, M]
 
     length = torch.where(candidate, end - start, torch.inf)
     shortest = length.amin(-1, keepdim=True)

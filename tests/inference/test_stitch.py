@@ -22,7 +22,8 @@ def candidates_of(seed: int, count: int = 30) -> Candidates:
     rng = np.random.default_rng(seed)
     start = rng.uniform(-5, 40, count)
     segments = np.column_stack((start, start + rng.uniform(0, 20, count)))
-    return Candidates(segments, rng.uniform(0.001, 1, count), rng.integers(0, 3, count))
+    # Scores tie, as rounded ones do.
+    return Candidates(segments, rng.integers(1, 10, count) / 10 + 0.01234567, rng.integers(0, 3, count))
 
 
 def test_seconds_are_those_of_the_grid_rounded_and_within_the_video() -> None:

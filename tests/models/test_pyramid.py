@@ -153,6 +153,7 @@ def test_drop_path_has_a_scale_where_asked() -> None:
         ({"max_length": 36}, "window 36 is not a multiple of the coarsest stride 8; use 40"),
         ({"heads": 3}, "8 channels do not divide among 3"),
         ({"window": 4}, "attention window 4"),
+        ({"padding": "zero"}, "padding 'zero' is not one of reference, strict"),
         ({"window": [5, 5]}, "2 attention windows for 4 levels"),
     ],
 )
