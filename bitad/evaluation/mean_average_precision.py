@@ -43,8 +43,8 @@ class Evaluation:
         predictions: detections that count: those whose class has ground truth.
         videos_without_prediction: ground-truth videos for which there is no detection of any class.
         classes_without_ground_truth: classes left out of the mean, because nothing of theirs is in these videos.
-        predictions_by_unknown_video: detections per video that is not among the ground truth's. They are counted as
-            false positives, as ActivityNet's rule does: they lower the mAP.
+        predictions_by_unknown_video: detections per video that is not among the ground truth's. As in ActivityNet's
+            rule those of a class with ground truth are false positives: they lower the mAP.
         predictions_by_unknown_class: detections per class without ground truth here. They are ignored.
     """
 
