@@ -82,7 +82,7 @@ class BackboneConfig(Section):
     drop_path: Share = Field(
         0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
     )
-    adapter_ratio: Positive = Field(default=0.25, description="adapter width as a share of the backbone's")
+    adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
     checkpointing: bool = Field(default=False, description="recompute the blocks in the backward pass to save memory")
 
     @model_validator(mode="after")

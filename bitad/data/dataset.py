@@ -1,0 +1,305 @@
+"""A data set as the detector sees it: windows of frames or features with their ground truth, in either direction.
+
+A window is read once, on the forward clock; its reverse view is the same content flipped (:meth:`Sample.reversed`), so
+both directions of a pair cost one decode. Which random window an item is depends on (seed, epoch, item) and nothing
+else: a resumed run, or one with other workers, sees what the uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bitad.config import AugmentationConfig, Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.detections import Basis
+from bitad.data.feature_files import FeatureStore
+from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
+from bitad.data.videos import VideoInfo, VideoReader, find_video, probe
+from bitad.data.windows import Timebase, random_window, sliding_windows
+from bitad.timeline import Grid, mirror_frames, mirror_segments
+
+# Training frames are decoded with room for a crop: AdaTAD's 182 pixels for a picture of 160.
+DECODE_MARGIN = 182 / 160
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window in one view.
+
+    Args:
+        video: its name.
+        content: frames uint8 ``[V, H, W, 3]`` or features float ``[V, C]`` of the real steps, in the order of the view.
+        grid: where the window lies (always on the forward clock).
+        segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
+        view: the playing direction of ``content`` and ``segments``.
+        colour: float ``[3, 4]``, the window's change of colour.
+    """
+
+    video: str
+    content: Tensor
+    grid: Grid
+    segments: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    view: Basis = "forward"
+    colour: NDArray[np.float32] | None = None
+
+    def reversed(self) -> Sample:
+        """The same window played the other way round; twice gives the first again."""
+        return replace(
+            self,
+            content=self.content.flip(0),
+            segments=mirror_segments(self.segments, self.grid.steps),
+            view="reverse" if self.view == "forward" else "forward",
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one length T, padded behind their real steps.
+
+    Args:
+        inputs: frames uint8 ``[B, T, H, W, 3]`` (the last real frame repeated) or features float ``[B, C, T]`` (zeros).
+        mask: bool ``[B, T]``, true at the real steps.
+        segments, labels: per window, float ``[n, 2]`` in grid steps and int64 ``[n]``.
+        grids, videos: per window.
+        colour: float ``[B, 3, 4]`` for :func:`bitad.data.transforms.recolour`; None where nothing changes.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    segments: list[Tensor]
+    labels: list[Tensor]
+    grids: list[Grid]
+    videos: list[str]
+    colour: Tensor | None = None
+
+
+def collate(samples: Sequence[Sample], length: int) -> Batch:
+    """Samples -> one batch of windows of ``length`` steps."""
+    frames = samples[0].content.ndim == 4
+    mask = torch.zeros(len(samples), length, dtype=torch.bool)
+    inputs = samples[0].content.new_zeros((len(samples), length, *samples[0].content.shape[1:]))
+    for i, sample in enumerate(samples):
+        steps = len(sample.content)
+        inputs[i, :steps] = sample.content
+        mask[i, :steps] = True
+        if frames:
+            inputs[i, steps:] = sample.content[-1]
+    colours = [sample.colour for sample in samples]
+    identity = np.eye(3, 4, dtype=np.float32)
+    return Batch(
+        inputs=inputs if frames else inputs.transpose(1, 2).contiguous(),
+        mask=mask,
+        segments=[torch.from_numpy(np.ascontiguousarray(s.segments)).float() for s in samples],
+        labels=[torch.from_numpy(s.labels) for s in samples],
+        grids=[s.grid for s in samples],
+        videos=[s.video for s in samples],
+        colour=torch.from_numpy(np.stack([identity if c is None else c for c in colours]))
+        if any(c is not None for c in colours)
+        else None,
+    )
+
+
+class Source(Protocol):
+    """Where the content of windows comes from."""
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        """How the grid lies in the video; reads no content."""
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+        """The real steps of a window in forward order; pictures ``margin`` times as large as the network's."""
+
+
+class VideoFolder:
+    """Windows from video files.
+
+    Args:
+        folder: the videos.
+        stride_frames: from one grid step to the next.
+        pixels: short side of the frames the network takes.
+        reversed_folder: read the reverse-playback twins there instead; the window is the same to the frame.
+    """
+
+    def __init__(self, folder: Path, *, stride_frames: int, pixels: int, reversed_folder: Path | None = None) -> None:
+        self.folder, self.reversed_folder = folder, reversed_folder
+        self.stride_frames, self.pixels = stride_frames, pixels
+        self._infos: dict[Path, VideoInfo] = {}
+
+    def _info(self, path: Path) -> VideoInfo:
+        if path not in self._infos:
+            self._infos[path] = probe(path)
+        return self._infos[path]
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        info = self._info(find_video(self.folder, video.name))
+        return Timebase(info.fps, self.stride_frames, 0.0, -(-info.frames // self.stride_frames))
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+        path = find_video(self.folder, video.name)
+        frames = grid.frames()
+        if self.reversed_folder is None:
+            return torch.from_numpy(self._decode(path, frames, margin))
+        twin = find_video(self.reversed_folder, video.name)
+        count, twin_count = self._info(path).frames, self._info(twin).frames
+        if count != twin_count:
+            raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
+        # The twin is read in its own order and turned round: the decoder only ever goes forwards.
+        newest_first = self._decode(twin, mirror_frames(frames, count)[::-1], margin)
+        return torch.from_numpy(newest_first).flip(0)
+
+    def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
+        with VideoReader(path) as reader:
+            return reader.read(frames, short_side=round(self.pixels * margin))
+
+
+class FeatureFiles:
+    """Windows from pre-computed features.
+
+    Args:
+        store: the files.
+        stride_frames: video frames from one feature to the next.
+        offset_frames: frame at the centre of the first feature's snippet.
+    """
+
+    def __init__(self, store: FeatureStore, *, stride_frames: float, offset_frames: float) -> None:
+        self.store, self.stride_frames, self.offset_frames = store, stride_frames, offset_frames
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        fps = video.fps
+        if fps is None:
+            if video.frames is None:
+                raise ValueError(
+                    f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time"
+                )
+            fps = video.frames / video.duration_s
+        return Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+        start = round((grid.first_frame - self.offset_frames) / self.stride_frames)
+        return torch.from_numpy(self.store.read(video.name)[start : start + grid.steps])
+
+
+def build_source(config: Config) -> Source:
+    """The source of windows that a configuration names."""
+    data = config.data
+    if data.features is not None:
+        store = FeatureStore(data.features, channels=data.feature_channels)
+        return FeatureFiles(store, stride_frames=data.feature_stride_frames, offset_frames=data.feature_offset_frames)
+    assert data.videos is not None  # the configuration has seen to both
+    assert config.model.backbone is not None
+    return VideoFolder(
+        data.videos,
+        stride_frames=config.window.stride_frames,
+        pixels=config.model.backbone.pixels,
+        reversed_folder=data.reversed_videos if config.direction == "reverse" else None,
+    )
+
+
+def grid_truth(
+    video: AnnotatedVideo, timebase: Timebase, classes: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """A video's ground truth in grid steps ``[n, 2]``, cut off at the video's ends, and class indices ``[n]``."""
+    index = {name: i for i, name in enumerate(classes)}
+    segments = timebase.whole().to_steps(video.segments.reshape(-1, 2))
+    segments = np.clip(segments, 0, timebase.steps)
+    labels = np.array([index[label] for label in video.labels], np.int64)
+    seen = segments[:, 1] > segments[:, 0]  # what starts after the video's end cannot be learnt
+    return segments[seen], labels[seen]
+
+
+class TrainingWindows(Dataset[Sample]):
+    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch (see :meth:`set_epoch`).
+
+    Videos without any ground truth are left out, as in the reference; ``skipped`` names them.
+    """
+
+    def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
+        self.source, self.config, self.classes = source, config, annotations.classes
+        self.videos = [video for video in annotations.videos.values() if video.labels]
+        self.skipped = [video.name for video in annotations.videos.values() if not video.labels]
+        if not self.videos:
+            raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth to learn from")
+        # A tensor in shared memory, so that workers that live on see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on, items are those of this epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.config.training.windows_per_video
+
+    def __getitem__(self, item: int) -> Sample:
+        rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
+        video = self.videos[item % len(self.videos)]
+        timebase = self.source.timebase(video)
+        segments, labels = grid_truth(video, timebase, self.classes)
+        window = self.config.window
+        chosen = random_window(
+            rng,
+            timebase.steps,
+            window.steps,
+            segments,
+            labels,
+            completeness=window.completeness,
+            crop=window.crop,
+        )
+        grid = timebase.window(chosen.start, chosen.steps)
+        colour = None
+        if self.config.model.backbone is None:
+            content = self.source.read(video, grid)
+        else:
+            content = self.source.read(video, grid, margin=DECODE_MARGIN)
+            crop = _training_crop(rng, content, self.config.training.augmentation)
+            content = apply_crop(content.numpy(), crop, self.config.model.backbone.pixels)
+            colour = _training_colour(rng, self.config.training.augmentation)
+        sample = Sample(video.name, content, grid, chosen.segments, chosen.labels, colour=colour)
+        return sample.reversed() if self.config.direction == "reverse" else sample
+
+
+def _training_crop(rng: np.random.Generator, content: Tensor, how: AugmentationConfig) -> Crop:
+    height, width = content.shape[1:3]
+    return random_crop(rng, height, width, area=how.crop_area, aspect=how.crop_aspect, flip=how.flip)
+
+
+def _training_colour(rng: np.random.Generator, how: AugmentationConfig) -> NDArray[np.float32] | None:
+    if rng.random() >= how.colour:
+        return None
+    return random_colour(rng, brightness=how.brightness, contrast=how.contrast, saturation=how.saturation, hue=how.hue)
+
+
+class TestWindows(Dataset[Sample]):
+    """All sliding windows of a subset, video after video. Ground truth is not needed and not given."""
+
+    __test__ = False  # not a test, whatever its name makes pytest think
+
+    def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
+        self.source, self.config = source, config
+        self.videos = list(annotations.videos.values())
+        self.windows = [
+            (video, timebase.window(start, steps))
+            for video in self.videos
+            for timebase in [source.timebase(video)]
+            for start, steps in sliding_windows(timebase.steps, config.window.steps, config.window.overlap)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, item: int) -> Sample:
+        video, grid = self.windows[item]
+        content = self.source.read(video, grid)
+        if self.config.model.backbone is not None:
+            crop = centre_crop(*content.shape[1:3])
+            content = apply_crop(content.numpy(), crop, self.config.model.backbone.pixels)
+        sample = Sample(video.name, content, grid, np.zeros((0, 2)), np.zeros(0, np.int64))
+        return sample.reversed() if self.config.direction == "reverse" else sample

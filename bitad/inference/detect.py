@@ -1,0 +1,93 @@
+"""Videos in, detections out: a trained detector over sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from bitad.config import Config, NmsConfig
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.dataset import Source, TestWindows, collate
+from bitad.data.detections import Detections
+from bitad.inference.decode import decode
+from bitad.inference.nms import NmsSettings
+from bitad.inference.stitch import Stitcher
+from bitad.models.detector import Detector
+from bitad.progress import track
+from bitad.training.distributed import Processes
+
+
+def nms_settings(config: NmsConfig) -> NmsSettings:
+    """The settings of the suppression that a configuration names."""
+    hard = config.method == "hard"
+    return NmsSettings(
+        soft=not hard,
+        method="gaussian" if config.method == "hard" else config.method,
+        sigma=config.sigma,
+        iou_threshold=config.iou_threshold,
+        max_segments=config.max_segments,
+        multiclass=config.multiclass,
+        voting_threshold=config.voting_threshold,
+        min_score=config.min_score,
+    )
+
+
+@torch.inference_mode()
+def detect(
+    detector: Detector,
+    annotations: Annotations,
+    source: Source,
+    config: Config,
+    team: Processes,
+    *,
+    details: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    what: str = "testing",
+) -> Detections:
+    """Detects in all videos of ``annotations`` (their ground truth is not looked at).
+
+    Windows are spread over the processes, each seen once; every process gets all detections, on the forward clock,
+    also those of a detector that watches in reverse.
+
+    Args:
+        detector: in evaluation mode, on the device of ``team``.
+        source: of the windows.
+        details: for :class:`~bitad.data.detections.Detections`.
+        workers: processes that read windows.
+        what: for the progress display.
+    """
+    windows = TestWindows(annotations, source, config)
+    mine = Subset(windows, list(team.share(len(windows))))
+    stitcher = Stitcher(nms_settings(config.test.nms), rounding=config.test.rounding)
+    loader = DataLoader(
+        mine,
+        batch_size=config.test.batch,
+        num_workers=workers,
+        collate_fn=partial(collate, length=config.window.steps),
+        pin_memory=team.device.type == "cuda",
+    )
+    durations = {video.name: video.duration_s for video in windows.videos}
+    for batch in track(loader, what, len(loader), show=team.is_main):
+        inputs = batch.inputs.to(team.device, non_blocking=True)
+        prediction = detector(inputs, batch.mask.to(team.device, non_blocking=True))
+        found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
+        for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
+            stitcher.add(name, candidates, grid, durations[name], reverse_view=config.direction == "reverse")
+    for other in team.gather(stitcher):
+        stitcher.update(other)
+    names = [video.name for video in windows.videos]
+    return stitcher.detections(annotations.classes, videos=names, details=details)
+
+
+def unannotated(names_and_durations: Mapping[str, float], classes: tuple[str, ...]) -> Annotations:
+    """Videos to detect in, about which nothing is known but how long they are."""
+    videos = {
+        name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ())
+        for name, duration in names_and_durations.items()
+    }
+    return Annotations(videos, classes)

@@ -1,0 +1,65 @@
+"""Progress of long work with the time left: a bar in a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Meter:
+    """Shows how far ``total`` pieces of work have come, on standard error.
+
+    Args:
+        what: a few words that say what is being done.
+        total: number of pieces.
+        show: False shows nothing (other ranks than 0).
+    """
+
+    def __init__(self, what: str, total: int, *, show: bool = True) -> None:
+        self.what, self.total, self.done, self.note = what, total, 0, ""
+        self._began = self._said = time.monotonic()
+        self._lines = show and not sys.stderr.isatty()
+        self._bar: Progress | None = None
+        if show and not self._lines:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, pieces: int = 1, note: str = "") -> None:
+        """Some more pieces are done; ``note`` says the figures of the moment."""
+        self.done += pieces
+        self.note = note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, description=f"{self.what} {note}".rstrip())
+        elif self._lines and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            left = (self._said - self._began) / max(1, self.done) * (self.total - self.done)
+            print(f"{self.what}: {self.done} of {self.total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
+
+
+def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) -> Iterator[Item]:
+    """Hands on ``items`` and shows how far they have come."""
+    with Meter(what, total, show=show) as meter:
+        for item in items:
+            yield item
+            meter.advance()

@@ -1,0 +1,93 @@
+"""Checkpoints: everything a run needs to go on, or a user to detect with; read with ``weights_only=True``, always."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitad.config import Config, parse_config
+from bitad.data.files import replacing
+from bitad.models.build import build_detector
+from bitad.models.detector import Detector
+from bitad.models.weights import load_weights
+
+FORMAT = "bitad checkpoint 1"
+
+
+@dataclass
+class Checkpoint:
+    """The content of a checkpoint file.
+
+    Args:
+        config: the resolved configuration of the run.
+        classes: class names, in the order of the logits.
+        model: the detector's state; its trainable parameters are the averaged ones (EMA), those that are tested.
+        epoch: epochs finished.
+        evaluation: of these weights, if they were evaluated.
+        training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    model: dict[str, Tensor]
+    epoch: int
+    evaluation: dict[str, Any] | None = None
+    training: dict[str, Any] | None = field(default=None, repr=False)
+
+    def detector(self) -> Detector:
+        """The trained detector, in evaluation mode."""
+        detector = build_detector(self.config, len(self.classes))
+        load_weights(detector, self.model, source="the checkpoint")
+        return detector.eval()
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "config": checkpoint.config.model_dump(mode="json"),
+        "classes": list(checkpoint.classes),
+        "model": checkpoint.model,
+        "epoch": checkpoint.epoch,
+        "evaluation": checkpoint.evaluation,
+        "training": checkpoint.training,
+    }
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint of ours; a run directory stands for its `best.pt`, else its `last.pt`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of ours, or a damaged one.
+    """
+    if path.is_dir():
+        found = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"run {path} has no checkpoint (best.pt or last.pt) yet; train it first")
+        path = found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a readable checkpoint ({reason})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'); train one, or convert it")
+    return Checkpoint(
+        config=parse_config(content["config"], f"in {path}"),
+        classes=tuple(content["classes"]),
+        model=content["model"],
+        epoch=content["epoch"],
+        evaluation=content["evaluation"],
+        training=content["training"],
+    )
