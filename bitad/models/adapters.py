@@ -18,15 +18,15 @@ class TemporalAdapter(nn.Module):
 
     Args:
         dim: C, width of the tokens.
-        ratio: the adapter's width as a share of ``dim``.
+        reduction: the adapter works in ``dim // reduction`` channels.
         kernel_size: of the temporal convolution, in tubelets; odd.
     """
 
-    def __init__(self, dim: int, *, ratio: float = 0.25, kernel_size: int = 3) -> None:
+    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"adapter kernel {kernel_size} has no middle; use an odd size")
-        hidden = int(dim * ratio)
+        hidden = dim // reduction
         self.down = nn.Linear(dim, hidden)
         # In two dimensions, time and place, it takes the tokens as they lie in memory: 20x faster on a CPU than Conv1d.
         self.depthwise = nn.Conv2d(hidden, hidden, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=hidden)

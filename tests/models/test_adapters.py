@@ -13,7 +13,7 @@ GRID = TokenGrid(clips=3, time=2, height=2, width=1)
 
 def adapter_and_tokens(windows: int = 2, kernel_size: int = 3) -> tuple[TemporalAdapter, Tensor]:
     torch.manual_seed(0)
-    adapter = TemporalAdapter(8, ratio=0.5, kernel_size=kernel_size)
+    adapter = TemporalAdapter(8, reduction=2, kernel_size=kernel_size)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
     return adapter, torch.randn(windows * 3, 4, 8)
