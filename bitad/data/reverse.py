@@ -1,0 +1,234 @@
+"""Reverse playback as files: the same frames in the opposite order.
+
+A file is decoded once, from its start. Every few frames are turned round in memory and encoded at once, as a group of
+pictures that stands alone; the encoded groups, small by then, wait in a temporary file and are written last one first.
+So memory is bounded by one group, nothing is decoded twice, and the source's own groups, times and length do not
+matter. (Reading all frames first, as the seed's generator does, or FFmpeg's ``reverse`` filter hold the whole video.)
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import IO
+
+import av
+from av.container import OutputContainer
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from bitad.data.files import replacing
+from bitad.data.videos import (
+    H264_CONTAINERS,
+    VIDEO_SUFFIXES,
+    VideoReader,
+    add_h264_stream,
+    open_h264,
+    probe,
+)
+
+# Called with how much is done and how much there is.
+Progress = Callable[[int, int], None]
+
+# Frames of a group: this many, unless so large that a group would take more memory than this.
+_GROUP_FRAMES = 30
+_LEAST_GROUP_FRAMES = 8
+_GROUP_BYTES = 96 * 2**20
+
+
+@dataclass(frozen=True)
+class ReverseReport:
+    """What became of a folder's videos, by file name.
+
+    Args:
+        done: reversed now.
+        skipped: reversed earlier, with all their frames.
+        failed: why a video has no reversed file.
+    """
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: dict[str, str]
+
+
+def reverse_video(src: str | Path, dst: str | Path, *, crf: float = 18, on_progress: Progress | None = None) -> int:
+    """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
+
+    Frame i of the source is frame n - 1 - i of the target. Size, frame rate and number of frames stay; the target is
+    written whole or not at all.
+
+    Args:
+        src: any video that FFmpeg reads.
+        dst: the reversed file; its suffix, one of ``H264_CONTAINERS``, names the container.
+        crf: x264's constant rate factor; 18 is hardly visible, less is better and larger.
+        on_progress: called now and then with the number of frames done and in all.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the source cannot be decoded to its end, ``dst`` is ``src``, or there is no container for ``dst``.
+    """
+    src, dst = Path(src), Path(dst)
+    if src.resolve() == dst.resolve():
+        raise ValueError(f"{dst}: the reversed video would replace its source; name another file")
+    try:
+        with VideoReader(src) as reader, replacing(dst) as partial:
+            with (
+                tempfile.TemporaryFile(dir=dst.parent) as store,
+                open_h264(partial, suffix=dst.suffix) as container,
+            ):
+                _write_reversed(reader, container, store, crf, on_progress)
+            written = probe(partial).frames
+            if written != reader.info.frames:
+                raise ValueError(f"{src}: {reader.info.frames} frames, but {written} were written in reverse")
+    except av.FFmpegError as error:
+        raise ValueError(f"{src}: cannot be reversed: {error.strerror}") from None
+    return written
+
+
+def reverse_folder(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    workers: int = 1,
+    crf: float = 18,
+    on_progress: Progress | None = None,
+) -> ReverseReport:
+    """Reverse every video of a folder into another, under the same names, several at once.
+
+    A target that is there already with its source's number of frames is kept, so that an interrupted run goes on where
+    it stopped. What fails is reported at the end and holds up nothing else. Sources whose container cannot hold
+    H.264 become ``.mp4``.
+
+    Args:
+        src: the folder of videos (``VIDEO_SUFFIXES``).
+        dst: the folder of reversed videos.
+        workers: processes side by side, one video and one thread each.
+        crf: as for ``reverse_video``.
+        on_progress: called after each video with the number of videos done and in all.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder has no videos, two that would have the same reversed file, or ``dst`` is ``src``.
+    """
+    src, dst = Path(src), Path(dst)
+    targets = _targets(src, dst)
+    done: list[str] = []
+    skipped: list[str] = []
+    failed: dict[str, str] = {}
+    # A fresh interpreter for each worker: forked copies of a process with threads may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = {pool.submit(_reverse_unless_done, *pair, crf): pair[0].name for pair in targets.items()}
+        for finished, future in enumerate(as_completed(futures), start=1):
+            name, error = futures[future], future.exception()
+            if error is not None:
+                failed[name] = str(error) or type(error).__name__
+            else:
+                (done if future.result() else skipped).append(name)
+            if on_progress is not None:
+                on_progress(finished, len(futures))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return ReverseReport(tuple(sorted(done)), tuple(sorted(skipped)), dict(sorted(failed.items())))
+
+
+def _targets(src: Path, dst: Path) -> dict[Path, Path]:
+    """The reversed file of each video in a folder."""
+    if not src.is_dir():
+        raise FileNotFoundError(f"{src}: no such folder of videos")
+    if src.resolve() == dst.resolve():
+        raise ValueError(f"{dst}: the reversed videos would replace their sources; name another folder")
+    sources: dict[Path, Path] = {}
+    for path in sorted(path for path in src.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES):
+        target = dst / (path.name if path.suffix.lower() in H264_CONTAINERS else f"{path.stem}.mp4")
+        if target in sources:
+            raise ValueError(
+                f"{src}: {sources[target].name} and {path.name} would both become {target.name}; rename one"
+            )
+        sources[target] = path
+    if not sources:
+        raise ValueError(f"{src}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
+    return {path: target for target, path in sources.items()}
+
+
+def _reverse_unless_done(src: Path, dst: Path, crf: float) -> bool:
+    """Reverse one video of a folder; False if that was done before."""
+    if dst.exists() and _frames(dst) == probe(src).frames:
+        return False
+    reverse_video(src, dst, crf=crf)
+    return True
+
+
+def _frames(path: Path) -> int | None:
+    """The frames of an earlier target; None where it is broken and so to be made again."""
+    try:
+        return probe(path).frames
+    except ValueError:
+        return None
+
+
+def _write_reversed(
+    reader: VideoReader,
+    container: OutputContainer,
+    store: IO[bytes],
+    crf: float,
+    on_progress: Progress | None,
+) -> None:
+    """Write a video's frames in the opposite order; encoded groups wait in ``store`` for their turn."""
+    frames, rate = reader.info.frames, reader.index.rate
+    frame_bytes = reader.info.height * reader.info.width * 3 // 2
+    group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
+    # Each group is whole by itself only without B-frames; then every picture is one packet, in the same order.
+    like = next(_pictures(reader, [0]))
+    stream = add_h264_stream(container, like, rate=rate, crf=crf, preset="veryfast", gop=group, b_frames=0)
+    sizes = _encode_groups(reader, stream, store, group, on_progress)
+    starts = [0, *accumulate(sizes)]
+    written = 0
+    for first in reversed(range(0, frames, group)):
+        store.seek(starts[first])
+        for place, size in enumerate(sizes[first : first + group]):
+            packet = av.Packet(store.read(size))
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = written
+            packet.duration, packet.is_keyframe = 1, place == 0
+            container.mux(packet)
+            written += 1
+
+
+def _encode_groups(
+    reader: VideoReader, stream: VideoStream, store: IO[bytes], group: int, on_progress: Progress | None
+) -> list[int]:
+    """Encode each group of frames turned round, the groups in the source's order; the sizes of the packets stored."""
+    frames, rate = reader.info.frames, reader.index.rate
+    sizes: list[int] = []
+    for first in range(0, frames, group):
+        pictures = list(_pictures(reader, range(first, min(first + group, frames))))
+        for place, picture in enumerate(reversed(pictures)):
+            # A group's first picture needs no other; the rest must lose the type that their decoder left in them.
+            picture.pict_type = PictureType.NONE if place else PictureType.I
+            picture.pts, picture.time_base = first + place, 1 / rate
+            sizes += [store.write(bytes(packet)) for packet in stream.encode(picture)]
+        if on_progress is not None:
+            on_progress(first + len(pictures), frames)
+    sizes += [store.write(bytes(packet)) for packet in stream.encode(None)]
+    return sizes
+
+
+def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
+    """Pictures of one size in a pixel format that can be encoded; they pass untouched where they are that already."""
+    info, reformatter = reader.info, VideoReformatter()
+    # 4:2:0 halves both sides, so an odd side needs 4:4:4.
+    pixel_format = "yuv444p" if info.height % 2 or info.width % 2 else "yuv420p"
+    for picture in reader.pictures(frames):
+        yield reformatter.reformat(picture, width=info.width, height=info.height, format=pixel_format, threads=1)
