@@ -362,18 +362,21 @@ def write_pictures(
     first = next(remaining, None)
     if first is None:
         raise ValueError(f"{path}: no frames to write")
-    with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
-        stream = add_h264_stream(
-            container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-        )
-        count = 0
-        for picture in chain([first], remaining):
-            # The type a decoder left in the picture would force the encoder's hand.
-            picture.pict_type = PictureType.NONE
-            picture.pts, picture.time_base = count, 1 / rate
-            container.mux(stream.encode(picture))
-            count += 1
-        container.mux(stream.encode(None))
+    count = 0
+    try:
+        with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
+            stream = add_h264_stream(
+                container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
+            )
+            for picture in chain([first], remaining):
+                # The type a decoder left in the picture would force the encoder's hand.
+                picture.pict_type = PictureType.NONE
+                picture.pts, picture.time_base = count, 1 / rate
+                container.mux(stream.encode(picture))
+                count += 1
+            container.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be written (preset {preset!r}, crf {crf}): {error.strerror}") from None
     return count
 
 

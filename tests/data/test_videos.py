@@ -297,3 +297,9 @@ def test_what_cannot_be_written_is_refused(
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames, fps=10)
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_encoder_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"v\.mp4: cannot be written \(preset 'hasty', crf 18\)"):
+        write_video(tmp_path / "v.mp4", [bar_code(0)], fps=10, preset="hasty")
+    assert not list(tmp_path.iterdir())
