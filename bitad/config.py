@@ -105,6 +105,7 @@ class ModelConfig(Section):
     heads: Count = 4
     attention_window: Count | None = Field(default=None, description="steps of local attention, odd; none: global")
     drop_path: Share = 0.1
+    layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
     dropout: Share = 0.0
     padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
     head_convolutions: Count = 2
@@ -250,10 +251,18 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: if there is no such file or preset.
         ConfigError: naming every fault by its path.
     """
-    document = _read_yaml(_find(source))
+    return parse_config(_overridden(_read_yaml(_find(source)), overrides), str(source))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some keys changed, as on the command line. Raises as :func:`load_config`."""
+    return parse_config(_overridden(config.model_dump(mode="json"), overrides), "with overrides")
+
+
+def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         document = _merge(document, _parse_override(override))
-    return parse_config(document, str(source))
+    return document
 
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:

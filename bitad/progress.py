@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -63,3 +64,17 @@ def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) ->
         for item in items:
             yield item
             meter.advance()
+
+
+@contextmanager
+def following(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Within, a function to call with (pieces done, pieces in all) that shows them."""
+    with ExitStack() as stack:
+        meters: list[Meter] = []
+
+        def on_progress(done: int, total: int) -> None:
+            if not meters:  # the total is known only now
+                meters.append(stack.enter_context(Meter(what, total)))
+            meters[0].advance(done - meters[0].done)
+
+        yield on_progress

@@ -17,13 +17,23 @@ Every conversion lives here. The functions take and return floats, numpy arrays 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Scalars, numpy arrays and torch tensors: whatever has arithmetic.
-Times = TypeVar("Times")
+
+class Arithmetic(Protocol):
+    """What times can be: a float, a numpy array or a torch tensor."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+
+
+Times = TypeVar("Times", bound=Arithmetic)
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,13 @@ class Grid:
 
     def to_steps(self, seconds: Times) -> Times:
         """Seconds (forward clock) -> grid positions (forward view)."""
-        return (seconds * self.fps - self.first_frame) / self.stride_frames  # type: ignore[operator, no-any-return]
+        steps: Times = (seconds * self.fps - self.first_frame) / self.stride_frames
+        return steps
 
     def to_seconds(self, steps: Times) -> Times:
         """Grid positions (forward view) -> seconds (forward clock)."""
-        return (steps * self.stride_frames + self.first_frame) / self.fps  # type: ignore[operator, no-any-return]
+        seconds: Times = (steps * self.stride_frames + self.first_frame) / self.fps
+        return seconds
 
     def frames(self) -> NDArray[np.int64]:
         """The video frames of the real steps, int64 ``[V]``, ascending."""
@@ -57,7 +69,8 @@ class Grid:
 
 def mirror_positions(positions: Times, steps: int) -> Times:
     """Grid positions of the forward view -> those of the reverse view of the same V = ``steps``; its own inverse."""
-    return (steps - 1) - positions  # type: ignore[operator, no-any-return]
+    mirrored: Times = (steps - 1) - positions
+    return mirrored
 
 
 def mirror_segments(segments: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
@@ -66,7 +79,7 @@ def mirror_segments(segments: NDArray[np.float64], steps: int) -> NDArray[np.flo
 
 
 def reverse_seconds(segments: NDArray[np.float64], duration_s: float) -> NDArray[np.float64]:
-    """Segments ``[n, 2]`` in seconds -> on the clock that runs from the video's end: ``[D-b, D-a]``; its own inverse."""
+    """Segments ``[n, 2]`` in seconds -> on the clock from the video's end: ``[D-b, D-a]``; its own inverse."""
     return (duration_s - segments)[:, ::-1]
 
 

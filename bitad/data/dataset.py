@@ -7,8 +7,9 @@ else: a resumed run, or one with other workers, sees what the uninterrupted one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -119,37 +120,48 @@ class Source(Protocol):
         """The real steps of a window in forward order; pictures ``margin`` times as large as the network's."""
 
 
-class VideoFolder:
+class VideoFiles:
     """Windows from video files.
 
     Args:
-        folder: the videos.
-        stride_frames: from one grid step to the next.
+        find: name of a video -> its file.
         pixels: short side of the frames the network takes.
-        reversed_folder: read the reverse-playback twins there instead; the window is the same to the frame.
+        stride_frames: from one grid step to the next.
+        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
+        find_reversed: read these reverse-playback twins instead; the window is the same to the frame.
     """
 
-    def __init__(self, folder: Path, *, stride_frames: int, pixels: int, reversed_folder: Path | None = None) -> None:
-        self.folder, self.reversed_folder = folder, reversed_folder
-        self.stride_frames, self.pixels = stride_frames, pixels
+    def __init__(
+        self,
+        find: Callable[[str], Path],
+        *,
+        pixels: int,
+        stride_frames: int = 1,
+        rate_hz: float | None = None,
+        find_reversed: Callable[[str], Path] | None = None,
+    ) -> None:
+        self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
+        self.stride_frames, self.rate_hz = stride_frames, rate_hz
         self._infos: dict[Path, VideoInfo] = {}
 
-    def _info(self, path: Path) -> VideoInfo:
+    def info(self, path: Path) -> VideoInfo:
+        """What :func:`~bitad.data.videos.probe` says of a file; probed once."""
         if path not in self._infos:
             self._infos[path] = probe(path)
         return self._infos[path]
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
-        info = self._info(find_video(self.folder, video.name))
-        return Timebase(info.fps, self.stride_frames, 0.0, -(-info.frames // self.stride_frames))
+        info = self.info(self.find(video.name))
+        stride = self.stride_frames if self.rate_hz is None else max(1, round(info.fps / self.rate_hz))
+        return Timebase(info.fps, stride, 0.0, -(-info.frames // stride))
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
-        path = find_video(self.folder, video.name)
+        path = self.find(video.name)
         frames = grid.frames()
-        if self.reversed_folder is None:
+        if self.find_reversed is None:
             return torch.from_numpy(self._decode(path, frames, margin))
-        twin = find_video(self.reversed_folder, video.name)
-        count, twin_count = self._info(path).frames, self._info(twin).frames
+        twin = self.find_reversed(video.name)
+        count, twin_count = self.info(path).frames, self.info(twin).frames
         if count != twin_count:
             raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
         # The twin is read in its own order and turned round: the decoder only ever goes forwards.
@@ -196,11 +208,12 @@ def build_source(config: Config) -> Source:
         return FeatureFiles(store, stride_frames=data.feature_stride_frames, offset_frames=data.feature_offset_frames)
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
-    return VideoFolder(
-        data.videos,
-        stride_frames=config.window.stride_frames,
+    twins = data.reversed_videos if config.direction == "reverse" else None
+    return VideoFiles(
+        partial(find_video, data.videos),
         pixels=config.model.backbone.pixels,
-        reversed_folder=data.reversed_videos if config.direction == "reverse" else None,
+        stride_frames=config.window.stride_frames,
+        find_reversed=None if twins is None else partial(find_video, twins),
     )
 
 
@@ -234,6 +247,11 @@ class TrainingWindows(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """From now on, items are those of this epoch."""
         self._epoch.fill_(epoch)
+
+    def median_rate_hz(self) -> float:
+        """Grid steps a second, the median over the videos."""
+        bases = [self.source.timebase(video) for video in self.videos]
+        return float(np.median([base.fps / base.stride_frames for base in bases]))
 
     def __len__(self) -> int:
         return len(self.videos) * self.config.training.windows_per_video

@@ -15,11 +15,19 @@ A scene is a pure function of (seed, index), and a picture one of (scene, time, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
+from bitad.data.videos import write_video
 
 Kind = Literal["symmetric", "swapping", "irreversible"]
 Floats = NDArray[np.float32]
@@ -186,7 +194,8 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
             state[who, changed] = ~state[who, changed]
         clock += length + rng.uniform(*gap_s)
 
-    def creature(column: float, high: bool, big: bool, wide: bool, plan: list[Action]) -> Creature:
+    def creature(column: float, state: NDArray[np.bool_], plan: list[Action]) -> Creature:
+        high, big, wide = state
         return Creature(
             x=column + rng.uniform(-0.04, 0.04),
             y=(HIGH if high else LOW) + rng.uniform(-0.04, 0.04),
@@ -198,8 +207,8 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
             actions=tuple(plan),
         )
 
-    cast = [creature(columns[i], *rest[i], plans[i]) for i in range(performers)]
-    cast.append(creature(columns[2], *(rng.random(3) < 0.5), []))
+    cast = [creature(columns[i], rest[i], plans[i]) for i in range(performers)]
+    cast.append(creature(columns[2], rng.random(3) < 0.5, []))
     pan = (rng.uniform(0, 0.04), rng.uniform(0.1, 0.5), rng.uniform(0, 0.02), rng.uniform(0.1, 0.5))
     order = rng.permutation(len(cast))
     return Scene(tuple(seed), duration_s, tuple(cast[i] for i in order), pan, float(rng.uniform(2, 6)))
@@ -286,3 +295,54 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
             canvas[i] += np.roll(grain[which % 4], (row, column), (0, 1))
         out[part] = np.clip(canvas, 0, 255)
     return out
+
+
+FRAMES_PER_SECOND = 16
+PIXELS = 128
+
+
+def write_video_of(folder: Path, name: str, seed: tuple[int, ...]) -> AnnotatedVideo:
+    """Renders one video of 20 to 40 seconds to ``folder``/``name``.mp4 and says what happens in it."""
+    duration_s = float(np.random.default_rng((*seed, 3)).integers(20, 41))
+    scene = sample_scene(seed, duration_s)
+    frames = round(duration_s * FRAMES_PER_SECOND)
+    pictures = render(scene, (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float32), PIXELS)
+    write_video(folder / f"{name}.mp4", pictures, fps=FRAMES_PER_SECOND, crf=20, preset="veryfast", gop=64)
+    actions = scene.actions
+    segments = np.array([(a.start_s, a.end_s) for a in actions], np.float64).reshape(-1, 2)
+    subset = "training" if name.startswith("train") else "validation"
+    labels = tuple(a.label for a in actions)
+    return AnnotatedVideo(name, subset, duration_s, segments, labels, frames, float(FRAMES_PER_SECOND))
+
+
+def write_data_set(
+    folder: Path,
+    *,
+    training: int,
+    validation: int,
+    seed: int,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Annotations:
+    """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}.
+
+    Args:
+        training, validation: numbers of videos.
+        seed: the same seed gives the same videos.
+        workers: processes that render side by side.
+        on_progress: called with (videos done, videos in all).
+    """
+    (folder / "raw_data").mkdir(parents=True, exist_ok=True)
+    plan = [(f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
+    plan += [(f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
+    videos: dict[str, AnnotatedVideo] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        work = partial(write_video_of, folder / "raw_data")
+        for done in as_completed([pool.submit(work, name, key) for name, key in plan]):
+            videos[done.result().name] = done.result()
+            on_progress(len(videos), len(plan))
+    annotations = Annotations({name: videos[name] for name, _ in plan}, CLASSES)
+    (folder / "annotations").mkdir(exist_ok=True)
+    write_annotations(annotations, folder / "annotations" / "playroom.json")
+    (folder / "annotations" / "category_idx.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    return annotations

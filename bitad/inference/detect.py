@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from torch.utils.data import DataLoader, Subset
 
 from bitad.config import Config, NmsConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Source, TestWindows, collate
+from bitad.data.dataset import Source, TestWindows, VideoFiles, collate
 from bitad.data.detections import Detections
 from bitad.inference.decode import decode
 from bitad.inference.nms import NmsSettings
 from bitad.inference.stitch import Stitcher
 from bitad.models.detector import Detector
 from bitad.progress import track
+from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 
 
@@ -84,10 +86,26 @@ def detect(
     return stitcher.detections(annotations.classes, videos=names, details=details)
 
 
-def unannotated(names_and_durations: Mapping[str, float], classes: tuple[str, ...]) -> Annotations:
-    """Videos to detect in, about which nothing is known but how long they are."""
-    videos = {
-        name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ())
-        for name, duration in names_and_durations.items()
-    }
-    return Annotations(videos, classes)
+def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processes) -> Detections:
+    """Detects in video files, in memory bounded by a window, sampled at the rate of the detector's training.
+
+    Raises:
+        FileNotFoundError, ValueError: for a file that is missing or no video, two files of one name, or a detector
+            that takes features.
+    """
+    config = checkpoint.config
+    if config.model.backbone is None:
+        raise ValueError("this detector takes pre-computed features, not videos; give one trained with a backbone")
+    paths = {path.stem: path for path in videos}
+    if len(paths) < len(videos):
+        raise ValueError("two videos have the same name; rename one, or detect in them one after the other")
+    source = VideoFiles(paths.__getitem__, pixels=config.model.backbone.pixels, rate_hz=checkpoint.rate_hz)
+    annotations = Annotations(
+        {
+            name: AnnotatedVideo(name, "detect", source.info(path).duration_s, np.zeros((0, 2)), ())
+            for name, path in paths.items()
+        },
+        checkpoint.classes,
+    )
+    detector = checkpoint.detector().to(team.device)
+    return detect(detector, annotations, source, config, team, what="detecting")

@@ -36,6 +36,7 @@ def build_detector(config: Config, num_classes: int) -> Detector:
         window=model.attention_window,
         dropout=model.dropout,
         drop_path=model.drop_path,
+        layer_scale=model.layer_scale,
         padding=model.padding,
     )
     head = DetectionHead(

@@ -1,4 +1,5 @@
-"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024, arXiv:2311.17241).
+"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024,
+arXiv:2311.17241).
 
 A window of frames is cut into clips of 16 frames; each clip becomes tubelets of 2 frames x patch x patch pixels and
 goes through the transformer by itself. Between the blocks a temporal adapter, where given, looks along the whole
@@ -65,9 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, N, C]
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # each [B, heads, N, C / heads]
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, C / heads]
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -75,9 +74,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block, followed by an adapter where one is given."""
 
-    def __init__(
-        self, dim: int, heads: int, mlp_dim: int, *, drop_path: float, adapter: nn.Module | None
-    ) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int, *, drop_path: float, adapter: nn.Module | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
@@ -129,12 +126,10 @@ class VisionTransformer(nn.Module):
         self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
         self.table_size = image_size // patch_size
         self.checkpointing = checkpointing
-        self.patch_embed = nn.Conv3d(
-            3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size)
-        )
+        self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size))
         positions = clip_frames // tubelet * self.table_size**2
         self.register_buffer("pos_embed", sinusoid_table(positions, dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_dim, drop_path=rate, adapter=adapters[i] if adapters is not None else None)
             for i, rate in enumerate(rates)
@@ -143,11 +138,8 @@ class VisionTransformer(nn.Module):
 
     def _initialise(self) -> None:
         """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters initialise themselves."""
-        adapter_modules = {
-            m for block in self.blocks if block.adapter is not None for m in block.adapter.modules()
-        }
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in adapter_modules:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and ".adapter." not in name:
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -157,9 +149,7 @@ class VisionTransformer(nn.Module):
         table: Tensor = self.get_buffer("pos_embed")
         if (height, width) == (self.table_size, self.table_size):
             return table
-        table = table.unflatten(1, (-1, self.table_size, self.table_size))[0].permute(
-            0, 3, 1, 2
-        )  # [t, C, h0, w0]
+        table = table.unflatten(1, (-1, self.table_size, self.table_size))[0].permute(0, 3, 1, 2)  # [t, C, h0, w0]
         table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
         return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
 
@@ -182,11 +172,7 @@ class VisionTransformer(nn.Module):
         Returns:
             tokens ``[B * clips_per_window, t, h, w, C]``.
         """
-        if (
-            clips.shape[2] != self.clip_frames
-            or clips.shape[3] % self.patch_size
-            or clips.shape[4] % self.patch_size
-        ):
+        if clips.shape[2] != self.clip_frames or clips.shape[3] % self.patch_size or clips.shape[4] % self.patch_size:
             raise ValueError(
                 f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
                 f"{self.clip_frames} frames and sides that are multiples of {self.patch_size}"

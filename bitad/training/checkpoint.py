@@ -29,6 +29,7 @@ class Checkpoint:
         classes: class names, in the order of the logits.
         model: the detector's state; its trainable parameters are the averaged ones (EMA), those that are tested.
         epoch: epochs finished.
+        rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
     """
@@ -37,6 +38,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     model: dict[str, Tensor]
     epoch: int
+    rate_hz: float
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
 
@@ -55,6 +57,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "classes": list(checkpoint.classes),
         "model": checkpoint.model,
         "epoch": checkpoint.epoch,
+        "rate_hz": checkpoint.rate_hz,
         "evaluation": checkpoint.evaluation,
         "training": checkpoint.training,
     }
@@ -88,6 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         classes=tuple(content["classes"]),
         model=content["model"],
         epoch=content["epoch"],
+        rate_hz=content["rate_hz"],
         evaluation=content["evaluation"],
         training=content["training"],
     )

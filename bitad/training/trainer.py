@@ -279,6 +279,7 @@ class Trainer:
             classes=self.annotations.classes,
             model={**state, **self.ema.average},
             epoch=self.epoch,
+            rate_hz=self.windows.median_rate_hz(),
             training={
                 "step": self.step,
                 "best": self.best,
@@ -392,3 +393,8 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
 
+
+def set_threads(threads: int | None) -> None:
+    """CPU threads of this process, where the configuration says so; torchrun's and the environment's otherwise."""
+    if threads is not None:
+        torch.set_num_threads(threads)
