@@ -1,0 +1,156 @@
+"""Features computed beforehand: one array a video, in a folder of ``.npy`` / ``.npz`` files or in a single ``.npz``.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+_SUFFIXES = (".npy", ".npz")
+
+# What reading an array raises that is none, or that is cut short or altered, plain or compressed.
+_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class FeatureStore:
+    """The features of a set of videos, read from disk one video at a time; fit for several processes at once.
+
+    Args:
+        path: a folder with a file for each video (``NAME.npy`` or ``NAME.npz``), or one ``.npz`` file that holds each
+            video's array under the video's name.
+        channels_first: the arrays on disk are ``[C, T]``, not ``[T, C]``.
+        channels: C, where known; another width is refused.
+        key: the array's name in the ``.npz`` files of a folder; not needed where each holds a single array.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: a file that is no ``.npz``, or an ``.npz`` file together with ``key``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        channels_first: bool = False,
+        channels: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.path, self.channels_first, self.channels, self.key = Path(path), channels_first, channels, key
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features")
+        if self.path.is_file() and not zipfile.is_zipfile(self.path):
+            raise ValueError(f"{self.path}: features are a folder of .npy or .npz files, or one .npz file")
+        if self.path.is_file() and key is not None:
+            raise ValueError(f"{self.path}: arrays in one .npz are named after the videos; leave out the key {key!r}")
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the videos that have features, in alphabetical order."""
+        if self.path.is_dir():
+            return tuple(sorted({file.stem for file in self.path.iterdir() if file.suffix in _SUFFIXES}))
+        return tuple(sorted(_keys(self.path)))
+
+    def length(self, name: str) -> int:
+        """T, the number of rows of a video's features; only the array's header is read.
+
+        Raises:
+            FileNotFoundError: the folder has no file for the video.
+            ValueError: the ``.npz`` has no such array, or it is none of numbers ``[T, C]`` of the right width.
+        """
+        with self._opened(name) as (stream, where):
+            shape, dtype = _read_header(stream, where)
+        return self._checked(shape, dtype, where)[0]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A video's features, float32 ``[T, C]``.
+
+        Raises:
+            FileNotFoundError: the folder has no file for the video.
+            ValueError: the ``.npz`` has no such array, or it is none of finite numbers ``[T, C]`` of the right width.
+        """
+        with self._opened(name) as (stream, where):
+            array = _read_array(stream, where)
+        self._checked(array.shape, array.dtype, where)
+        features = np.ascontiguousarray(array.T if self.channels_first else array, np.float32)  # [T, C]
+        unsound = np.argwhere(~np.isfinite(features))
+        if len(unsound):
+            row, column = unsound[0]
+            raise ValueError(
+                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(unsound)} such values)"
+            )
+        return features
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], str]]:
+        """The bytes of a video's array, in the form of an ``.npy`` file, and what to call it in an error."""
+        file = self.path if self.path.is_file() else self._file(name)
+        if file.suffix == ".npy":
+            with file.open("rb") as stream:
+                yield stream, str(file)
+            return
+        key = name if file == self.path else self._only_key(file)
+        keys = _keys(file)
+        if key not in keys:
+            raise ValueError(f"{file}: no array {key!r}; it has {reprlib.repr(sorted(keys))}")
+        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
+            yield stream, f"{file}: {key}"
+
+    def _file(self, name: str) -> Path:
+        for suffix in _SUFFIXES:
+            if (file := self.path / f"{name}{suffix}").is_file():
+                return file
+        raise FileNotFoundError(f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)})")
+
+    def _only_key(self, file: Path) -> str:
+        """The name of the array to read from one video's ``.npz``."""
+        if self.key is not None:
+            return self.key
+        keys = _keys(file)
+        if len(keys) != 1:
+            raise ValueError(f"{file}: {len(keys)} arrays, {reprlib.repr(sorted(keys))}; name the key of one")
+        return keys[0]
+
+    def _checked(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> tuple[int, int]:
+        """T and C of an array on disk."""
+        form = "[C, T]" if self.channels_first else "[T, C]"
+        if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
+            raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers {form}")
+        rows, channels = shape[::-1] if self.channels_first else shape
+        if self.channels is not None and channels != self.channels:
+            raise ValueError(f"{where}: shape {list(shape)} read as {form}; {self.channels} channels are expected")
+        return rows, channels
+
+
+def _keys(file: Path) -> list[str]:
+    """The names of the arrays in an ``.npz`` file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [member.removesuffix(".npy") for member in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file}: no .npz file: {error}") from None
+
+
+def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        first_form = npy.read_magic(stream) == (1, 0)
+        shape, _, dtype = (npy.read_array_header_1_0 if first_form else npy.read_array_header_2_0)(stream)
+    except _DAMAGED as error:
+        raise ValueError(f"{where}: no array that numpy reads: {error}") from None
+    return shape, dtype
+
+
+def _read_array(stream: IO[bytes], where: str) -> NDArray[Any]:
+    try:
+        return npy.read_array(stream, allow_pickle=False)
+    except _DAMAGED as error:
+        raise ValueError(f"{where}: no array that numpy reads: {error}") from None

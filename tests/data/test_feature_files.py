@@ -1,0 +1,137 @@
+"""Features on disk are read whatever of the usual forms they have, and refused with a reason where they are unsound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bitad.data.feature_files import FeatureStore
+
+GTEA = Path(__file__).resolve().parents[2] / "../shared/data/actionseg/gtea_svm.npz"
+
+
+def features(rows: int, channels: int = 4, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((rows, channels)).astype(np.float32)
+
+
+def save_folder(path: Path) -> Path:
+    path.mkdir()
+    np.save(path / "a.npy", features(7))
+    np.save(path / "b.c.npy", features(9, seed=1).astype(np.float64))
+    np.savez(path / "d.npz", feats=features(5, seed=2))
+    return path
+
+
+def save_single(path: Path) -> Path:
+    arrays = {"a": features(7), "b.c": features(9, seed=1).astype(np.float64), "d": features(5, seed=2)}
+    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    return path.with_suffix(".npz")
+
+
+@pytest.mark.parametrize("save", [save_folder, save_single])
+def test_every_form_gives_the_same_features(tmp_path: Path, save: Callable[[Path], Path]) -> None:
+    store = FeatureStore(save(tmp_path / "features"), channels=4)
+    assert store.names() == ("a", "b.c", "d")
+    for seed, (name, rows) in enumerate({"a": 7, "b.c": 9, "d": 5}.items()):
+        read = store.read(name)
+        assert read.dtype == np.float32
+        assert read.flags.c_contiguous
+        np.testing.assert_array_equal(read, features(rows, seed=seed))
+        assert store.length(name) == rows
+
+
+def test_channels_first_files_are_turned(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", features(7).T)
+    np.save(tmp_path / "w.npy", np.asfortranarray(features(7).T))
+    store = FeatureStore(tmp_path, channels_first=True, channels=4)
+    for name in store.names():
+        assert store.length(name) == 7
+        np.testing.assert_array_equal(store.read(name), features(7))
+        assert store.read(name).flags.c_contiguous
+
+
+def test_one_array_of_several_is_chosen_by_key(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", rgb=features(3), flow=features(3, seed=1))
+    np.testing.assert_array_equal(FeatureStore(tmp_path, key="flow").read("v"), features(3, seed=1))
+    with pytest.raises(ValueError, match=r"v\.npz: 2 arrays, \['flow', 'rgb'\]; name the key of one"):
+        FeatureStore(tmp_path).read("v")
+    with pytest.raises(ValueError, match=r"v\.npz: no array 'depth'; it has \['flow', 'rgb'\]"):
+        FeatureStore(tmp_path, key="depth").length("v")
+
+
+def test_the_length_needs_only_the_header(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", features(1000))
+    whole = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(whole[:200])
+    store = FeatureStore(tmp_path)
+    assert store.length("v") == 1000
+    with pytest.raises(ValueError, match=r"v\.npy: no array that numpy reads"):
+        store.read("v")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (features(6, 5), r"shape \[6, 5\] read as \[T, C\]; 4 channels are expected"),
+        (features(6).T, r"shape \[4, 6\] read as \[T, C\]; 4 channels"),
+        (features(6)[None], r"float32 of shape \[1, 6, 4\]; features are numbers \[T, C\]"),
+        (features(0), r"float32 of shape \[0, 4\]"),
+        (np.array([["a"] * 4]), r"<U1 of shape \[1, 4\]"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(tmp_path: Path, array: NDArray[Any], message: str) -> None:
+    np.save(tmp_path / "v.npy", array)
+    store = FeatureStore(tmp_path, channels=4)
+    for look in (store.read, store.length):
+        with pytest.raises(ValueError, match=message) as caught:
+            look("v")
+        assert str(tmp_path / "v.npy") in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    array = features(6)
+    array[4, 2] = array[5, 0] = value
+    np.savez(tmp_path / "all.npz", v=array)
+    with pytest.raises(ValueError, match=rf"all\.npz: v: {value} in row 4, channel 2 \(2 such values\)"):
+        FeatureStore(tmp_path / "all.npz").read("v")
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "text.npz").write_text("no archive")
+    np.save(tmp_path / "object.npy", np.array([{}], object), allow_pickle=True)
+    np.savez(tmp_path / "all.npz", v=features(3))
+    store = FeatureStore(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no features of 'missing' there \(\.npy or \.npz\)"):
+        store.read("missing")
+    for name, message in (("text", "text.npy: no array that numpy reads"), ("object", "object.npy: no array")):
+        with pytest.raises(ValueError, match=message):
+            store.read(name)
+    (tmp_path / "text.npy").unlink()
+    with pytest.raises(ValueError, match=r"text\.npz: no \.npz file"):
+        store.length("text")
+    with pytest.raises(ValueError, match=r"all\.npz: no array 'w'; it has \['v'\]"):
+        FeatureStore(tmp_path / "all.npz").read("w")
+    with pytest.raises(FileNotFoundError, match="no such folder or"):
+        FeatureStore(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"text\.npz: features are a folder"):
+        FeatureStore(tmp_path / "text.npz")
+    with pytest.raises(ValueError, match="leave out the key 'v'"):
+        FeatureStore(tmp_path / "all.npz", key="v")
+
+
+@pytest.mark.skipif(not GTEA.is_file(), reason="the reference data beside the checkout is missing")
+def test_gtea_features_are_read() -> None:
+    store = FeatureStore(GTEA, channels=11)
+    assert len(store.names()) == 21
+    with np.load(GTEA) as arrays:
+        for name in store.names():
+            np.testing.assert_array_equal(store.read(name), arrays[name])
+            assert store.length(name) == len(arrays[name])
