@@ -79,10 +79,8 @@ def find_video(folder: str | Path, name: str) -> Path:
         FileNotFoundError: the folder has none.
     """
     folder = Path(folder)
-    endings = chain(*((suffix, suffix.upper()) for suffix in VIDEO_SUFFIXES))
-    if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        endings = chain([""], endings)
-    for ending in endings:
+    itself = [""] if Path(name).suffix.lower() in VIDEO_SUFFIXES else []
+    for ending in (*itself, *chain(*((suffix, suffix.upper()) for suffix in VIDEO_SUFFIXES))):
         if (path := folder / f"{name}{ending}").is_file():
             return path
     raise FileNotFoundError(f"{folder}: no video {name!r} there ({', '.join(VIDEO_SUFFIXES)})")
@@ -202,7 +200,7 @@ class VideoReader:
         keyframes = self.index.keyframes
         start = int(np.searchsorted(keyframes, number, "right")) - 1
         keyframe = keyframes[start] if start >= 0 else 0
-        if not self._position <= number or keyframe > self._position + _FRAMES_WORTH_A_SEEK:
+        if number < self._position or keyframe > self._position + _FRAMES_WORTH_A_SEEK:
             self._begin(start)
         back = 1
         while (picture := self._decode_to(number)) is None:
