@@ -1,0 +1,306 @@
+"""Plots of training and results, in one style; each function takes figures and writes one PNG or SVG file.
+
+The first three of several runs or results are blue, orange and green: F, B and what is merged of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from bitad.data.files import replacing
+from bitad.evaluation.mean_average_precision import PrecisionRecall
+
+COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
+_TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
+
+# Class names may be Korean, Chinese or Japanese, whose letters matplotlib's own font lacks.
+_EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
+
+# Any, because the versions of matplotlib disagree about the type of the keys.
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _QUIET,
+    "axes.grid": True,
+    "axes.labelcolor": _QUIET,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _TEXT,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "font.size": 9.5,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "savefig.dpi": 170,
+    "svg.hashsalt": "bitad",  # the same figures give the same file
+    "text.color": _TEXT,
+    "xtick.color": _QUIET,
+    "xtick.labelsize": 9,
+    "xtick.major.size": 3,
+    "ytick.color": _QUIET,
+    "ytick.labelsize": 9,
+    "ytick.major.size": 3,
+}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``, in order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON object.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove the line") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: {line[:40]} is no record; remove the line")
+        records.append(record)
+    return records
+
+
+def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Loss by step, as recorded and smoothed, beside average mAP by epoch.
+
+    Args:
+        runs: by name, the records of their ``metrics.jsonl``: those of kind "training" with ``step`` and ``loss``,
+            those of kind "evaluation" with ``epoch`` and ``average_map`` (a fraction).
+        path: the picture.
+
+    Raises:
+        ValueError: no run, or a path that ends in neither .png nor .svg.
+    """
+    _need(runs, "run")
+    with _figure(path, width=7.6, height=3.1) as figure:
+        left, right = figure.subplots(1, 2)
+        for (name, records), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+            training = [record for record in records if record["kind"] == "training"]
+            steps = np.array([record["step"] for record in training], float)
+            losses = np.array([record["loss"] for record in training], float)
+            left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
+            left.plot(steps, smoothed(losses), color=colour, linewidth=1.8, label=name)
+            tests = [record for record in records if record["kind"] == "evaluation"]
+            epochs = [record["epoch"] for record in tests]
+            right.plot(
+                epochs,
+                [100 * r["average_map"] for r in tests],
+                "o-",
+                color=colour,
+                markersize=4,
+                linewidth=1.8,
+                label=name,
+            )
+        left.set(title="Training loss", xlabel="step", ylabel="loss")
+        left.set_ylim(bottom=0)
+        right.set(title="Average mAP on the test subset", xlabel="epoch", ylabel="average mAP (%)")
+        right.set_ylim(bottom=0)
+        right.xaxis.get_major_locator().set_params(integer=True)
+        if not any(line.get_xdata().size for line in right.lines):
+            _remark(right, "no evaluation recorded")
+        left.legend(loc="upper right")
+
+
+def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], path: Path, *, tiou: float) -> None:
+    """A small panel per class: precision over recall of each result, and their average precisions.
+
+    Args:
+        results: by name of the result and class, as ``precision_recall`` gives them.
+        path: the picture.
+        tiou: the threshold at which they were computed, for the title.
+
+    Raises:
+        ValueError: no result, no class, or a path that ends in neither .png nor .svg.
+    """
+    _need(results, "result")
+    classes = list(dict.fromkeys(name for curves in results.values() for name in curves))
+    _need(classes, "class with ground truth")
+    columns = min(5, len(classes))
+    rows = -(-len(classes) // columns)
+    with _figure(path, width=max(4.5, 1.55 * columns), height=1.5 * rows + 0.9) as figure:
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for panel, name in zip(panels.flat, classes, strict=False):
+            for k, (curves, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
+                if name in curves:
+                    _plot_curve(panel, curves[name], colour, line=len(results) - 1 - k)
+            panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        for panel in panels.flat[len(classes) :]:
+            panel.set_axis_off()
+        figure.supxlabel("recall", fontsize=9.5, color=_QUIET)
+        figure.supylabel("precision", fontsize=9.5, color=_QUIET)
+        _legend(figure, list(results), f"Precision and recall at tIoU {tiou:.4g}, with AP (%)")
+
+
+def plot_class_bars(
+    results: Mapping[str, Mapping[str, float]],
+    path: Path,
+    *,
+    kinds: Mapping[str, str] | None = None,
+    title: str = "Average precision per class",
+    unit: str = "AP (%)",
+) -> None:
+    """Bars per class, one for each result, the classes grouped by kind.
+
+    Args:
+        results: by name of the result and class, a figure in percent. A class that a result lacks gets no bar.
+        path: the picture.
+        kinds: what kind of class each is.
+        title: of the plot.
+        unit: what the bars measure, for the axis.
+
+    Raises:
+        ValueError: no result, no class, or a path that ends in neither .png nor .svg.
+    """
+    _need(results, "result")
+    kinds = kinds or {}
+    classes = list(dict.fromkeys(name for figures in results.values() for name in figures))
+    _need(classes, "class")
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(kinds.get(name, ""), []).append(name)
+    # Class positions 0, 1, 2 ..., with half a class's room between kinds.
+    order = [name for group in groups.values() for name in group]
+    gaps = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
+    place = dict(zip(order, np.arange(len(order)) + 0.5 * gaps, strict=True))
+    bar = 0.8 / len(results)
+    with _figure(path, width=max(5.0, 0.66 * len(order) + 1.4), height=3.3) as figure:
+        axes = figure.subplots()
+        for k, (figures, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
+            shift = (k - (len(results) - 1) / 2) * bar
+            axes.bar([place[name] + shift for name in figures], list(figures.values()), 0.92 * bar, color=colour)
+        axes.set(ylabel=unit, ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
+        axes.set_xticks(list(place.values()), order, rotation=0 if len(order) <= 12 else 40)
+        axes.grid(visible=False, axis="x")
+        for kind, group in groups.items():
+            middle = (place[group[0]] + place[group[-1]]) / 2
+            axes.text(middle, 107, kind, ha="center", va="top", color=_QUIET, fontstyle="italic")
+        _legend(figure, list(results), title)
+
+
+def plot_confusion(
+    shares: NDArray[np.float64],
+    path: Path,
+    *,
+    classes: Sequence[str],
+    called: Sequence[str],
+    expected: Mapping[str, str | None] | None = None,
+    title: str,
+) -> None:
+    """A heat map of what each class is called.
+
+    Args:
+        shares: float64 ``[K, M]``, in percent: row, the true class; column, what it was called.
+        path: the picture.
+        classes: the K rows' names.
+        called: the M columns' names, for instance the classes and "nothing".
+        expected: by class, the column that is framed (the class it turns into when played backwards), None for none.
+        title: of the plot.
+
+    Raises:
+        ValueError: names that do not fit the shares, an expected name without column, or a path that ends in
+            neither .png nor .svg.
+    """
+    if shares.shape != (len(classes), len(called)) or not shares.size:
+        raise ValueError(f"shares {shares.shape} do not fit {len(classes)} classes called {len(called)} names")
+    framed = {name: target for name, target in (expected or {}).items() if target is not None}
+    if unknown := set(framed.values()) - set(called):
+        raise ValueError(f"{sorted(unknown)[0]!r} is expected but is no column; the columns are {', '.join(called)}")
+    rows, columns = shares.shape
+    with _figure(path, width=0.5 * columns + 2.0, height=0.38 * rows + 1.5) as figure:
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=115, aspect="auto")
+        for row, column in np.argwhere(shares >= 0.5):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if share > 60 else _TEXT,
+            )
+        for row, name in enumerate(classes):
+            if name in framed:
+                corner = (list(called).index(framed[name]) - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
+        axes.set(title=title, xlabel="called (% of the class's segments)", ylabel="class")
+        axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(rows), classes)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The centred moving mean of ``[n]`` values over about a thirtieth of them, over fewer near the ends."""
+    width = 2 * (len(values) // 60) + 1
+    kernel = np.ones(width)
+    if width == 1:
+        return values
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of so many inches, in the common style, written to ``path`` when the block ends."""
+    form = path.suffix.lower().lstrip(".")
+    if form not in ("png", "svg"):
+        raise ValueError(f"{path.name} is neither .png nor .svg; name the picture so")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        installed = {font.name for font in font_manager.fontManager.ttflist}
+        for text in figure.findobj(Text):
+            if isinstance(text, Text) and not text.get_text().isascii():
+                text.set_fontfamily(["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)])
+        with replacing(path) as partial_file:
+            figure.savefig(partial_file, format=form, metadata={"Date": None} if form == "svg" else None)
+
+
+def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) -> None:
+    # From recall 0 the curve stands at its best precision, and it ends where the last true positive is.
+    recall = np.concatenate([[0.0], curve.recall])
+    precision = np.concatenate([curve.interpolated[:1], curve.interpolated])
+    if curve.recall.size:
+        panel.plot(recall, precision, color=colour, linewidth=1.5, clip_on=False)
+    panel.text(0.05, 0.07 + 0.13 * line, f"{100 * curve.ap:.0f}", color=colour, fontsize=8.5, transform=panel.transAxes)
+
+
+def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
+    """The title at the top left, and at the top right what each colour is."""
+    handles = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _need(things: Mapping[str, Any] | Sequence[str], what: str) -> None:
+    if not things:
+        raise ValueError(f"a plot needs at least one {what}; there is none")
+
+
+def _remark(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=_QUIET, transform=axes.transAxes)
