@@ -24,7 +24,8 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
-from bitad.data.videos import VideoInfo, VideoReader, find_video, probe
+from bitad.data.frame_index import FrameIndex
+from bitad.data.videos import VideoReader, find_video
 from bitad.data.windows import Timebase, random_window, sliding_windows
 from bitad.timeline import Grid, mirror_frames, mirror_segments
 
@@ -142,18 +143,19 @@ class VideoFiles:
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
         self.stride_frames, self.rate_hz = stride_frames, rate_hz
-        self._infos: dict[Path, VideoInfo] = {}
+        self._indices: dict[Path, FrameIndex] = {}
 
-    def info(self, path: Path) -> VideoInfo:
-        """What :func:`~bitad.data.videos.probe` says of a file; probed once."""
-        if path not in self._infos:
-            self._infos[path] = probe(path)
-        return self._infos[path]
+    def index(self, path: Path) -> FrameIndex:
+        """Where the frames of a file are; read once."""
+        if path not in self._indices:
+            self._indices[path] = FrameIndex.of(path)
+        return self._indices[path]
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
-        info = self.info(self.find(video.name))
-        stride = self.stride_frames if self.rate_hz is None else max(1, round(info.fps / self.rate_hz))
-        return Timebase(info.fps, stride, 0.0, -(-info.frames // stride))
+        index = self.index(self.find(video.name))
+        fps = float(index.rate)
+        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        return Timebase(fps, stride, 0.0, -(-index.frames // stride))
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
@@ -161,7 +163,7 @@ class VideoFiles:
         if self.find_reversed is None:
             return torch.from_numpy(self._decode(path, frames, margin))
         twin = self.find_reversed(video.name)
-        count, twin_count = self.info(path).frames, self.info(twin).frames
+        count, twin_count = self.index(path).frames, self.index(twin).frames
         if count != twin_count:
             raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
         # The twin is read in its own order and turned round: the decoder only ever goes forwards.
@@ -169,7 +171,7 @@ class VideoFiles:
         return torch.from_numpy(newest_first).flip(0)
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
-        with VideoReader(path) as reader:
+        with VideoReader(path, index=self.index(path)) as reader:
             return reader.read(frames, short_side=round(self.pixels * margin))
 
 

@@ -102,7 +102,9 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
     source = VideoFiles(paths.__getitem__, pixels=config.model.backbone.pixels, rate_hz=checkpoint.rate_hz)
     annotations = Annotations(
         {
-            name: AnnotatedVideo(name, "detect", source.info(path).duration_s, np.zeros((0, 2)), ())
+            name: AnnotatedVideo(
+                name, "detect", float(source.index(path).frames / source.index(path).rate), np.zeros((0, 2)), ()
+            )
             for name, path in paths.items()
         },
         checkpoint.classes,
