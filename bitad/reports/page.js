@@ -82,6 +82,7 @@
   function countOf(track, placed, crowdedOut) {
     const hidden = crowdedOut ? `, no room for ${crowdedOut.toLocaleString("en")}` : "";
     if (!isFiltered(track)) return counted(placed.length, "segment") + hidden;
+    if (track.total === 0) return "0 segments";
     const left = track.total > track.start.length
       ? `; the best ${track.start.length.toLocaleString("en")} are on this page` : "";
     return `${placed.length.toLocaleString("en")} of ${track.total.toLocaleString("en")} shown${hidden}${left}`;
@@ -124,7 +125,7 @@
 
   /** Names are written only where at least a few letters fit. */
   function nameWideSegments() {
-    const width = find("timelines").querySelector(".lanes").clientWidth;
+    const width = find("ruler").clientWidth;
     state.drawn.forEach((drawn, number) => drawn.forEach(({ i, button }) => {
       const track = state.video.tracks[number];
       button.classList.toggle("narrow", (width * (track.end[i] - track.start[i])) / state.end < 34);
@@ -132,8 +133,7 @@
   }
 
   function drawRuler() {
-    const lanes = find("ruler").clientWidth;
-    const wanted = (state.end * 85) / Math.max(lanes, 1); // seconds between ticks about 85 pixels apart
+    const wanted = (state.end * 85) / Math.max(find("ruler").clientWidth, 1); // seconds between ticks about 85 pixels apart
     const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200];
     const step = steps.find((each) => each >= wanted) ?? steps.at(-1);
     const parts = [];
@@ -256,8 +256,9 @@
     for (const each of find("choice").children) {
       each.setAttribute("aria-pressed", String(Number(each.dataset.video) === number));
     }
+    find("video-name").textContent = state.video.name;
     find("media-note").hidden = true;
-    if (state.video.media === null) showMissing("This page was written without this video.");
+    if (state.video.absent) showMissing(state.video.absent);
     else player.src = state.video.media;
     find("threshold-control").hidden = !state.video.tracks.some(isFiltered);
     find("ruler").setAttribute("aria-valuemax", state.end.toFixed(2));
@@ -353,7 +354,7 @@
     player.addEventListener("timeupdate", followPlayer);
     player.addEventListener("loadedmetadata", () => { if (state.time > 0) seek(state.time); });
     player.addEventListener("error", () => {
-      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURI(state.video.media)}” beside this page.`);
+      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}” beside this page.`);
     });
     find("threshold").addEventListener("input", (event) => {
       state.threshold = Number(event.target.value);
@@ -382,7 +383,7 @@
     }
     for (const kind of ["pointerleave", "focusout"]) timelines.addEventListener(kind, hideTip);
     find("scroll").addEventListener("scroll", () => {
-      if (document.activeElement.matches(".segment:focus-visible")) showTip(document.activeElement); else hideTip();
+      if (document.activeElement?.matches(".segment:focus-visible")) showTip(document.activeElement); else hideTip();
     });
     window.addEventListener("resize", fit);
   }

@@ -104,7 +104,7 @@ def write_page(
     min_score: float = 0.3,
     top_k: int = 1000,
 ) -> None:
-    """Writes the page; nothing is read but what is given, and no media are copied.
+    """Writes the page. No media are copied: they should lie beside it already, for it notes which are missing.
 
     Args:
         path: the HTML file; a missing folder is made.
@@ -138,7 +138,7 @@ def write_page(
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, min_score, top_k)),
+        data=_embedded(_data(videos, path.parent, min_score, top_k)),
         script=_part("page.js"),
     )
     with replacing(path) as partial_file:
@@ -171,7 +171,7 @@ def _check_relative(path: str) -> None:
         raise ValueError(f"{path!r} is no path relative to the page; copy the file beside it and give `folder/name`")
 
 
-def _data(videos: Sequence[PageVideo], min_score: float, top_k: int) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: int) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
     return {
@@ -181,12 +181,20 @@ def _data(videos: Sequence[PageVideo], min_score: float, top_k: int) -> dict[str
             {
                 "name": video.name,
                 "media": None if video.media is None else quote(video.media),
+                "absent": _absent(video.media, folder),
                 "duration": round(video.duration_s, 3),
                 "tracks": [_columns(track, number, top_k) for track in video.tracks],
             }
             for video in videos
         ],
     }
+
+
+def _absent(media: str | None, folder: Path) -> str:
+    """Why the page does not try to play this (a browser that finds no file complains in its console); "" if it does."""
+    if media is None:
+        return "This page was written without this video."
+    return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
 
 
 def _columns(track: Track, number: dict[str, int], top_k: int) -> dict[str, Any]:

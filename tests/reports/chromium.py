@@ -110,10 +110,11 @@ class Page:
                 self.console.append(f"{entry['level']}: {entry['text']} {entry.get('url', '')}".rstrip())
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Opens a file in a window of width x height pixels and waits until it has loaded."""
+        """Opens a file in a window of width x height pixels, waits until it has loaded, and begins a new console."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.console.clear()
         answer = self.call("Page.navigate", url=path.resolve().as_uri())
         if "errorText" in answer:
             raise RuntimeError(f"{path}: {answer['errorText']}")

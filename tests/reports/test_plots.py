@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from bitad.evaluation.mean_average_precision import PrecisionRecall
+from bitad.reports.plots import (
+    plot_class_bars,
+    plot_confusion,
+    plot_precision_recall,
+    plot_training_curves,
+    read_metrics,
+    smoothed,
+)
+
+
+def run(steps=30, epochs=3):
+    records = [{"kind": "training", "step": i, "epoch": 1, "loss": 2.0 / (i + 1)} for i in range(steps)]
+    return records + [{"kind": "evaluation", "epoch": i, "average_map": 0.1 * i} for i in range(epochs)]
+
+
+def curve(n):
+    hits = np.arange(n) % 3 < 2
+    precision = np.cumsum(hits) / np.arange(1, n + 1)
+    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
+    recall = np.cumsum(hits) / max(n, 1)
+    return PrecisionRecall(np.linspace(1, 0, n), precision, recall, interpolated, float((interpolated * hits).sum()))
+
+
+def training(path):
+    plot_training_curves({"F": run(), "B": run(5, 1)}, path)
+
+
+def precision_recall(path):
+    results = {"F": {"open": curve(9), "close": curve(0)}, "B": {"open": curve(3)}}
+    plot_precision_recall(results, path, tiou=0.5)
+
+
+def bars(path):
+    results = {"F": {"open": 50.0, "sway": 70.0, "close": 0.0}, "B": {"open": 20.0}}
+    plot_class_bars(results, path, kinds={"open": "swapping", "close": "swapping", "sway": "symmetric"})
+
+
+def confusion(path):
+    plot_confusion(
+        np.array([[90.0, 0.2, 9.8], [30, 0, 70]]),
+        path,
+        classes=("open", "sway"),
+        called=("open", "close", "nothing"),
+        expected={"open": "close", "sway": None},
+        title="What F calls them",
+    )
+
+
+PLOTS = [training, precision_recall, bars, confusion]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_plot_is_a_picture_with_more_than_one_colour(plot, tmp_path):
+    plot(tmp_path / "plot.png")
+    pixels = imread(tmp_path / "plot.png")
+    assert min(pixels.shape[:2]) > 300
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]  # no temporary file stays
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_the_same_figures_give_the_same_svg(plot, tmp_path):
+    plot(tmp_path / "a.svg")
+    plot(tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_failed_plot_leaves_the_old_picture(tmp_path):
+    picture = tmp_path / "plot.png"
+    picture.write_bytes(b"old")
+    with pytest.raises(KeyError):
+        plot_training_curves({"F": [{"kind": "training", "loss": 1.0}]}, picture)
+    assert picture.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_without_evaluation_is_drawn(tmp_path):
+    plot_training_curves({"F": run(1, 0)}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_a_plot_of_nothing_is_refused(tmp_path):
+    for plot in (
+        lambda path: plot_training_curves({}, path),
+        lambda path: plot_precision_recall({"F": {}}, path, tiou=0.5),
+        lambda path: plot_class_bars({}, path),
+    ):
+        with pytest.raises(ValueError, match="needs at least one"):
+            plot(tmp_path / "plot.png")
+
+
+def test_an_unknown_form_of_picture_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"plot\.gif is neither \.png nor \.svg"):
+        bars(tmp_path / "plot.gif")
+
+
+def test_confusion_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="do not fit 1 classes"):
+        plot_confusion(np.zeros((2, 2)), tmp_path / "p.png", classes=("a",), called=("a", "b"), title="t")
+    with pytest.raises(ValueError, match="'z' is expected but is no column"):
+        plot_confusion(
+            np.zeros((1, 1)), tmp_path / "p.png", classes=("a",), called=("a",), expected={"a": "z"}, title="t"
+        )
+
+
+@pytest.mark.parametrize("n", [0, 1, 59, 60, 301])
+def test_smoothing_is_the_mean_of_the_neighbours(n):
+    values = np.random.default_rng(n).normal(size=n)
+    reach = n // 60
+    expected = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(n)]
+    np.testing.assert_allclose(smoothed(values), expected)
+
+
+def test_metrics_are_read_as_written(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in run()), encoding="utf-8")
+    assert read_metrics(path) == run()
+    path.write_text('{"kind": "training"}\n{"kind": "tra', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        read_metrics(path)

@@ -1,0 +1,189 @@
+import json
+import math
+from html.parser import HTMLParser
+from io import StringIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.reports.tables import Table, class_table, evaluation_table, what_was_evaluated
+
+
+def evaluation(ap, *, classes=("open", "close"), tiou=(0.3, 0.5), **facts):
+    defaults = {
+        "subsets": ("validation",),
+        "videos": 4,
+        "segments": np.arange(1, len(classes) + 1),
+        "segments_dropped": 0,
+        "predictions": 1234,
+        "videos_without_prediction": (),
+        "classes_without_ground_truth": (),
+        "predictions_by_unknown_video": {},
+        "predictions_by_unknown_class": {},
+    }
+    return Evaluation(classes=classes, tiou=tiou, ap=np.array(ap, float), **{**defaults, **facts})
+
+
+F = evaluation([[0.8, 0.6], [0.4, 0.2]])
+B = evaluation([[0.7, 0.5], [0.5, 0.3]])
+
+
+class Cells(HTMLParser):
+    """The text of every cell, and the tags that were opened."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.tags, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1] += data
+
+
+def test_evaluation_table_gives_map_per_tiou_and_the_average_in_percent():
+    table = evaluation_table({"F": F, "B": B})
+    assert table.columns == ("result", "0.3", "0.5", "average")
+    assert table.rows[0] == pytest.approx(("F", 60.0, 40.0, 50.0))
+    assert "F       60.00  40.00    50.00" in table.text()
+    assert "| F | 60.00 | 40.00 | 50.00 |" in table.markdown()
+
+
+def test_class_table_puts_results_side_by_side_at_one_tiou():
+    table = class_table({"F": F, "B": B}, tiou=0.5)
+    assert table.columns == ("class", "segments", "F", "B")
+    assert [tuple(row) for row in table.rows] == [
+        ("open", 1, pytest.approx(60), pytest.approx(50)),
+        ("close", 2, pytest.approx(20), pytest.approx(30)),
+    ]
+
+
+def test_class_table_without_tiou_takes_the_mean_over_all():
+    table = class_table({"F": F})
+    assert [row[2] for row in table.rows] == pytest.approx([70, 30])
+    assert "0.3 to 0.5, mean" in table.title
+
+
+def test_classes_of_one_kind_stand_together():
+    several = evaluation(np.eye(4, 2), classes=("open", "sway", "close", "pulse"))
+    kinds = {"sway": "symmetric", "pulse": "symmetric", "open": "swapping", "close": "swapping"}
+    table = class_table({"F": several}, tiou=0.3, kinds=kinds)
+    assert [row[:2] for row in table.rows] == [
+        ("sway", "symmetric"),
+        ("pulse", "symmetric"),
+        ("open", "swapping"),
+        ("close", "swapping"),
+    ]
+
+
+def test_a_class_without_ground_truth_says_so_instead_of_nan():
+    absent = evaluation([[0.5, 0.5]], classes=("open",), classes_without_ground_truth=("pour",))
+    table = class_table({"F": F, "absent": absent})
+    rows = {row[0]: row for row in table.rows}
+    assert rows["pour"] == ("pour", 0, "no ground truth", "no ground truth")
+    assert rows["close"][3] == "no ground truth"
+    assert "nan" not in table.text() + table.markdown() + table.html()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_refused(bad):
+    with pytest.raises(ValueError, match=r"row 'F', column 'mAP'.*say why in words"):
+        Table("t", ("result", "mAP"), (("F", bad),))
+
+
+def test_rows_must_fit_the_columns():
+    with pytest.raises(ValueError, match="has 2 columns"):
+        Table("t", ("a", "b"), (("x",),))
+
+
+def test_the_notes_say_what_was_used_and_what_met_nothing():
+    facts = {
+        "segments_dropped": 2,
+        "videos_without_prediction": ("v1", "v2", "v3", "v4"),
+        "classes_without_ground_truth": ("pour",),
+        "predictions_by_unknown_video": {"stranger": 7},
+        "predictions_by_unknown_class": {"pour": 1},
+    }
+    notes = " ".join(what_was_evaluated({"F": evaluation([[0.5, 0.5]] * 2, **facts)}))
+    for words in (
+        "subset “validation”, 4 videos, 3 segments of 2 classes",
+        "1,234 predictions.",
+        "2 ground-truth segments left out",
+        "4 videos without any prediction: v1, v2, v3 and 1 more",
+        "1 class without ground truth, not in the mean: pour",
+        "7 predictions in 1 video that the ground truth does not have, counted as wrong: stranger",
+        "1 prediction of 1 class without ground truth, ignored: pour",
+    ):
+        assert words in notes
+
+
+def test_facts_that_results_share_are_said_once():
+    other = evaluation([[0.5, 0.5]] * 2, predictions=5)
+    notes = what_was_evaluated({"F": F, "B": B, "few": other})
+    assert sum("subset" in note for note in notes) == 1
+    assert "F, B: 1,234 predictions." in notes
+    assert "few: 5 predictions." in notes
+
+
+def test_results_at_different_tiou_are_not_put_in_one_table():
+    with pytest.raises(ValueError, match="evaluate both alike"):
+        evaluation_table({"F": F, "other": evaluation([[0.5]] * 2, tiou=(0.5,))})
+    with pytest.raises(ValueError, match=r"choose one of 0\.3, 0\.5"):
+        class_table({"F": F}, tiou=0.75)
+    with pytest.raises(ValueError, match="at least one result"):
+        evaluation_table({})
+
+
+def test_the_best_of_a_column_is_bold_also_where_several_print_alike():
+    rows = (("a", 1.0), ("b", 2.001), ("c", 2.0), ("d", None))
+    html = Table("t", ("name", "n"), rows, best=("n",)).html()
+    assert html.count('class="number best">2.00<') == 2
+    assert 'best">1.00' not in html
+
+
+def test_columns_of_numbers_are_flush_right_in_plain_text():
+    lines = Table("t", ("이름", "n"), (("열기", 1.5), ("b", 100.25)), notes=("Note.",)).text().splitlines()
+    assert lines == ["t", "", "이름       n", "------------", "열기    1.50", "b     100.25", "", "Note."]
+
+
+def test_rich_shows_brackets_as_they_are():
+    console = Console(file=StringIO(), width=80)
+    console.print(Table("[bold]t", ("[red]a",), (("[blue]x",),), notes=("[n]",)))
+    printed = console.file.getvalue()
+    for text in ("[bold]t", "[red]a", "[blue]x", "[n]"):
+        assert text in printed
+
+
+def test_json_keeps_the_figures_unrounded():
+    table = Table("t", ("a", "b"), (("x", 1 / 3),))
+    assert json.loads(json.dumps(table.json()))["rows"] == [["x", 1 / 3]]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=4))
+@settings(deadline=None)
+def test_any_text_stays_text_in_html(names):
+    names = [name.replace("\r", " ").replace("\0", " ") for name in names]
+    seen = Cells(Table("t", ("name",), tuple((name,) for name in names)).html())
+    assert seen.cells == ["name", *names]
+    assert set(seen.tags) == {"figure", "table", "caption", "thead", "tbody", "tr", "th"}
+
+
+@given(st.text("|\\*_`<[ab\n", max_size=12))
+@settings(deadline=None)
+def test_any_name_keeps_a_markdown_row_in_one_line_with_its_cells(name):
+    row = Table("t", ("name", "n"), ((name, 1),)).markdown().splitlines()[4]
+    unescaped = row.replace("\\\\", "").replace("\\|", "")
+    assert unescaped.count("|") == 3
