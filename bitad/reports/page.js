@@ -269,6 +269,7 @@
 
   function showMissing(reason) {
     player.removeAttribute("src");
+    player.load(); // without it the video chosen before would play on
     find("media-note").textContent = `${reason} Its timelines work without it.`;
     find("media-note").hidden = false;
   }

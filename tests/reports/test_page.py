@@ -256,6 +256,21 @@ def test_another_video_can_be_chosen(browser, tmp_path):
     assert browser.console == []
 
 
+def test_choosing_a_video_without_media_stops_the_one_that_plays(browser, tmp_path):
+    write_mp4(tmp_path / "v.mp4")
+    browser.open(page_of(tmp_path, PageVideo("a", "v.mp4", 2.0, [TRUTH]), PageVideo("b", None, 2.0, [TRUTH])))
+    browser.wait_for("player.readyState >= 2")
+    browser.evaluate("player.play()")
+    browser.wait_for("player.currentTime > 0.2")
+    browser.click("[data-video='1']")
+    browser.wait_for("player.readyState === 0")
+    assert now(browser) == 0
+    browser.click("[data-video='0']")
+    browser.wait_for("player.readyState >= 2")
+    assert texts(browser, "#media-note:not([hidden])") == []
+    assert browser.console == []
+
+
 def test_one_class_can_be_shown_alone(browser, tmp_path):
     browser.open(page_of(tmp_path, PageVideo("a", None, 2.0, [TRUTH, FEW])))
     browser.click("[data-class='0']")
