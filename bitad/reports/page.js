@@ -90,7 +90,7 @@
 
   function emptyNote(track) {
     if (track.start.length === 0) return isFiltered(track) ? "nothing detected" : "no action";
-    if (state.only !== null) return `no ${page.classes[state.only]}`;
+    if (state.only !== null) return `no ${page.classes[state.only]}${isFiltered(track) ? " with this score" : ""}`;
     return `nothing scores ${state.threshold.toFixed(2)}; the best is ${Math.max(...track.score).toFixed(2)}`;
   }
 
