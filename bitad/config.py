@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bitad.models.sizes import SIZES
 
+CLIP_FRAMES = 16  # of VideoMAE
+
 Share = Annotated[float, Field(ge=0, le=1)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 # `experiment=1` is YAML's number 1, but experiments are named by strings.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{list(limits)} must be [smallest, largest]")
+    return limits
+
+
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 class ConfigError(ValueError):
@@ -33,6 +45,13 @@ class Section(BaseModel):
     """A frozen part of the configuration that knows exactly its own keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _require(*rules: tuple[bool, str]) -> None:
+    """One error with the messages of all rules that do not hold."""
+    faults = [message for holds, message in rules if not holds]
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 class DataConfig(Section):
@@ -53,12 +72,17 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if (self.videos is None) == (self.features is None):
-            raise ValueError("give exactly one of data.videos and data.features")
-        if self.features is not None and self.feature_channels is None:
-            raise ValueError("data.features needs data.feature_channels, the width of a feature")
-        if self.reversed_videos is not None and self.videos is None:
-            raise ValueError("data.reversed_videos needs data.videos: windows are laid on the forward clock")
+        _require(
+            ((self.videos is None) != (self.features is None), "give exactly one of data.videos and data.features"),
+            (
+                self.features is None or self.feature_channels is not None,
+                "data.features needs data.feature_channels, the width of a feature",
+            ),
+            (
+                self.reversed_videos is None or self.videos is not None,
+                "data.reversed_videos needs data.videos: windows are laid on the forward clock",
+            ),
+        )
         return self
 
 
@@ -67,9 +91,9 @@ class WindowConfig(Section):
 
     steps: Count = Field(default=768, description="T, grid steps of a window")
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
-    overlap: Share = Field(default=0.5, description="of neighbouring windows in testing")
+    overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows in testing")
     completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
-    crop: tuple[Share, Share] = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
+    crop: ShareRange = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
 
 
 class BackboneConfig(Section):
@@ -79,8 +103,8 @@ class BackboneConfig(Section):
     weights: Path | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
     pixels: Count = Field(default=160, description="height and width of the frames")
     table_pixels: Count = Field(default=224, description="picture size the position table is made for")
-    drop_path: Share = Field(
-        0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
+    drop_path: DropRate = Field(
+        default=0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
     )
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
     checkpointing: bool = Field(default=False, description="recompute the blocks in the backward pass to save memory")
@@ -104,24 +128,26 @@ class ModelConfig(Section):
     stem_blocks: Annotated[int, Field(ge=0)] = 2
     heads: Count = 4
     attention_window: Count | None = Field(default=None, description="steps of local attention, odd; none: global")
-    drop_path: Share = 0.1
+    drop_path: DropRate = 0.1
     layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
-    dropout: Share = 0.0
+    dropout: DropRate = 0.0
     padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
     head_convolutions: Count = 2
-    prior_probability: Share = 0.01
+    prior_probability: float = Field(default=0.01, gt=0, lt=1)
     regression_ranges: tuple[tuple[float, float], ...] | None = Field(
         default=None, description="per level in grid steps; none: [0, 4], [4, 8], ... doubling"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        if self.channels % self.heads:
-            raise ValueError(f"{self.channels} channels are not a multiple of {self.heads} heads")
-        if self.attention_window is not None and self.attention_window % 2 == 0:
-            raise ValueError(f"attention_window {self.attention_window} must be odd, so that it has a centre")
-        if self.regression_ranges is not None and len(self.regression_ranges) != self.levels:
-            raise ValueError(f"{len(self.regression_ranges)} regression ranges for {self.levels} levels")
+        _require(
+            (self.channels % self.heads == 0, f"{self.channels} channels are not a multiple of {self.heads} heads"),
+            (
+                self.attention_window is None or self.attention_window % 2 == 1,
+                f"attention_window {self.attention_window} must be odd, so that it has a centre",
+            ),
+            (len(self.ranges) == self.levels, f"{len(self.ranges)} regression ranges for {self.levels} levels"),
+        )
         return self
 
     @property
@@ -136,8 +162,8 @@ class ModelConfig(Section):
 class AugmentationConfig(Section):
     """Changes of the picture, the same for all frames of a window."""
 
-    crop_area: tuple[Share, Share] = Field(default=(0.08, 1.0), description="share of the picture a crop keeps")
-    crop_aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
+    crop_area: ShareRange = Field(default=(0.08, 1.0), description="share of the picture a crop keeps")
+    crop_aspect: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)] = (0.75, 4 / 3)
     flip: Share = 0.5
     brightness: Share = 0.5
     contrast: Share = 0.5
@@ -189,14 +215,14 @@ class TestConfig(Section):
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
     nms: NmsConfig = NmsConfig()
-    tiou: tuple[Share, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    tiou: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.4, 0.5, 0.6, 0.7), min_length=1)
 
 
 class Config(Section):
     """One run."""
 
     name: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
     experiment: Name = "baseline"
     output: Path = Field(default=Path("runs"), description="folder of the run directories")
@@ -209,18 +235,21 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        coarsest = 2 ** (self.model.levels - 1)
-        if self.window.steps % coarsest:
-            better = -(-self.window.steps // coarsest) * coarsest
-            raise ValueError(
-                f"window.steps {self.window.steps} is not a multiple of the coarsest stride {coarsest}; use {better}"
-            )
-        if (self.data.videos is None) != (self.model.backbone is None):
-            raise ValueError("data.videos needs model.backbone, and data.features a model without one")
-        if self.model.backbone is not None and self.window.steps % 16:
-            raise ValueError(f"window.steps {self.window.steps} is not a multiple of the backbone's 16-frame clips")
-        if self.experiment != "baseline":
-            raise ValueError(f"unknown experiment '{self.experiment}'; one of baseline")
+        steps, coarsest = self.window.steps, 2 ** (self.model.levels - 1)
+        unit, what = coarsest, f"coarsest stride {coarsest}"
+        if self.model.backbone is not None and coarsest < CLIP_FRAMES:  # both are powers of two
+            unit, what = CLIP_FRAMES, f"backbone's clip of {CLIP_FRAMES} frames"
+        _require(
+            (
+                steps % unit == 0,
+                f"window.steps {steps} is not a multiple of the {what}; use {-(-steps // unit) * unit}",
+            ),
+            (
+                (self.data.videos is None) == (self.model.backbone is None),
+                "data.videos needs model.backbone, and data.features a model without one",
+            ),
+            (self.experiment == "baseline", f"unknown experiment '{self.experiment}'; one of baseline"),
+        )
         return self
 
     @property
@@ -296,8 +325,13 @@ def _find(source: str | Path) -> Path:
     raise FileNotFoundError(f"no configuration '{source}': neither a file nor one of ours ({', '.join(presets())})")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file with the files it stands on (``base:``, relative to it or a preset) merged below it."""
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file with the files it stands on (``base:``, relative to it or a preset) merged below it.
+
+    ``above`` are the files that stand on this one.
+    """
+    if path.resolve() in above:
+        raise ConfigError(f"{path} stands on itself: follow the `base:` of {', '.join(str(p) for p in above)}")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -308,7 +342,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if base is None:
         return document
     beside = path.parent / str(base)
-    return _merge(_read_yaml(beside if beside.is_file() else _find(str(base))), document)
+    below = beside if beside.is_file() else _find(str(base))
+    return _merge(_read_yaml(below, (*above, path.resolve())), document)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
