@@ -1,0 +1,273 @@
+"""A configuration says all that is wrong with it before anything is loaded, and is what it says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from bitad.config import ConfigError, load_config, override_config, parse_config, presets
+
+FEATURES = """
+name: small
+data: {annotations: gt.json, features: features, feature_channels: 8}
+window: {steps: 64}
+model: {channels: 16, levels: 3}
+"""
+VIDEOS = """
+name: small
+data: {annotations: gt.json, videos: videos}
+window: {steps: 64}
+model: {channels: 16, levels: 3, backbone: {size: tiny, pixels: 64}}
+"""
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    return written(tmp_path / "features.yaml", FEATURES)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    return written(tmp_path / "videos.yaml", VIDEOS)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(source: Path | str, *overrides: str) -> str:
+    """The message with which a configuration is refused; one line."""
+    with pytest.raises(ConfigError) as refused:
+        load_config(source, overrides)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_and_comes_back_from_its_yaml(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(yaml.safe_load(config.to_yaml()), "again") == config
+
+
+def test_there_is_a_preset_for_the_demo() -> None:
+    assert "playroom" in presets()
+
+
+def test_the_resolved_configuration_names_every_key_and_comes_back_equal(videos: Path, tmp_path: Path) -> None:
+    config = load_config(videos, ["training.augmentation.hue=0.05", "model.regression_ranges=[[0,4],[4,8],[8,1000]]"])
+    resolved = written(tmp_path / "resolved.yaml", config.to_yaml())
+    assert load_config(resolved) == config
+    assert yaml.safe_load(resolved.read_text())["test"]["nms"]["sigma"] == 0.7
+
+
+def test_every_fault_is_reported_at_once_by_its_path(features: Path) -> None:
+    message = refusal(
+        features,
+        "training.epochs=none",
+        "training.lr=-1",
+        "window.stepz=64",
+        "model.backbone.size=xxl",
+        "data.annotations=null",
+        "test.tiou=[0.3, 1.2]",
+        "threads=0",
+    )
+    for path in (
+        "training.epochs",
+        "training.lr",
+        "window.stepz: unknown key",
+        "model.backbone",
+        "data.annotations",
+        "test.tiou.1",
+        "threads",
+    ):
+        assert path in message
+    for value in ("'none'", "-1", "'xxl'", "1.2"):
+        assert value in message
+
+
+def test_all_faults_of_one_section_are_reported_at_once(videos: Path) -> None:
+    message = refusal(videos, "model.channels=18", "model.attention_window=8", "model.regression_ranges=[[0, 4]]")
+    for said in (
+        "18 channels are not a multiple of 4 heads",
+        "attention_window 8 must be odd",
+        "1 regression ranges for",
+    ):
+        assert said in message
+    message = refusal(videos, "window.steps=50", "experiment=1-7", "data.videos=null", "data.features=f")
+    assert "data.feature_channels" in message
+    message = refusal(videos, "window.steps=50", "experiment=1-7", "model.backbone=null")
+    for said in ("window.steps 50", "unknown experiment '1-7'", "data.videos needs model.backbone"):
+        assert said in message
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [("modle.levels=3", "modle"), ("model.level=3", "model.level"), ("test.nms.sigm=1", "test.nms.sigm")],
+)
+def test_unknown_keys_are_refused_by_path(features: Path, override: str, path: str) -> None:
+    assert f"{path}: unknown key" in refusal(features, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("training.lr=1e-4", ("training", "lr"), 1e-4),
+        ("training.lr=.002", ("training", "lr"), 0.002),
+        ("training.epochs=7", ("training", "epochs"), 7),
+        ("model.layer_scale=null", ("model", "layer_scale"), None),
+        ("test.tiou=[0.5]", ("test", "tiou"), (0.5,)),
+        ("window.crop=[0.5, 1]", ("window", "crop"), (0.5, 1.0)),
+        ("data.features=a=b", ("data", "features"), Path("a=b")),
+        ("data.test_subset=2", ("data", "test_subset"), "2"),
+        ("direction=reverse", ("direction",), "reverse"),
+    ],
+)
+def test_an_override_is_read_as_yaml_and_numbers_as_numbers(
+    features: Path, override: str, key: tuple[str, ...], value: Any
+) -> None:
+    found: Any = load_config(features, [override])
+    for part in key:
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value) or isinstance(found, Path)
+
+
+def test_the_last_of_two_overrides_counts_and_neighbours_stay(features: Path) -> None:
+    config = load_config(features, ["training.lr=1", "training.lr=2"])
+    assert config.training.lr == 2
+    assert config.model.channels == 16
+
+
+def test_overriding_a_configuration_is_loading_it_with_the_overrides(features: Path) -> None:
+    config = load_config(features)
+    changed = override_config(config, ["training.lr=0.5", "test.nms.method=hard"])
+    assert changed == load_config(features, ["training.lr=0.5", "test.nms.method=hard"])
+    assert override_config(config, []) == config
+
+
+@pytest.mark.parametrize("override", ["training.lr", "=3", "training.lr=[1"])
+def test_an_override_of_another_form_is_refused_and_shown(features: Path, override: str) -> None:
+    assert f"'{override}'" in refusal(features, override)
+
+
+@pytest.mark.parametrize("override", ["experiment=1", "experiment=1-1", "experiment=3-2"])
+def test_an_experiment_is_named_by_a_string_and_an_unknown_one_refused(features: Path, override: str) -> None:
+    message = refusal(features, override)
+    assert f"unknown experiment '{override.removeprefix('experiment=')}'" in message
+    assert "baseline" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("window.steps=50",), "window.steps 50 is not a multiple of the coarsest stride 4; use 52"),
+        (
+            ("window.steps=760", "model.levels=6"),
+            "window.steps 760 is not a multiple of the coarsest stride 32; use 768",
+        ),
+    ],
+)
+def test_a_window_that_the_pyramid_cannot_halve_is_refused_with_a_better_one(
+    features: Path, overrides: tuple[str, ...], said: str
+) -> None:
+    assert said in refusal(features, *overrides)
+
+
+@pytest.mark.parametrize(("steps", "better"), [(40, 48), (50, 64), (8, 16)])
+def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
+    videos: Path, steps: int, better: int
+) -> None:
+    assert f"use {better}" in refusal(videos, f"window.steps={steps}")
+    assert load_config(videos, [f"window.steps={better}"]).window.steps == better
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("data.videos=v",), "exactly one of data.videos and data.features"),
+        (("data.features=null",), "exactly one of data.videos and data.features"),
+        (("data.feature_channels=null",), "data.feature_channels"),
+        (("data.reversed_videos=r",), "data.reversed_videos needs data.videos"),
+        (("model.backbone.size=s",), "data.features a model without one"),
+        (("window.overlap=1",), "window.overlap"),
+        (("window.crop=[0.9, 0.5]",), "window.crop"),
+        (("training.augmentation.crop_area=[1, 0.1]",), "training.augmentation.crop_area"),
+        (("training.augmentation.crop_aspect=[2, 1]",), "training.augmentation.crop_aspect"),
+        (("test.tiou=[]",), "test.tiou"),
+        (("test.tiou=[0]",), "test.tiou"),
+        (("model.prior_probability=0",), "model.prior_probability"),
+        (("model.drop_path=1",), "model.drop_path"),
+        (("seed=-1",), "seed"),
+    ],
+)
+def test_what_could_not_run_is_refused_before_anything_is_loaded(
+    features: Path, overrides: tuple[str, ...], said: str
+) -> None:
+    assert said in refusal(features, *overrides)
+
+
+def test_pixels_must_be_whole_patches(videos: Path) -> None:
+    assert "40 pixels are not a multiple of the patch size 16" in refusal(videos, "model.backbone.pixels=40")
+
+
+def test_a_file_stands_on_its_base_and_a_base_on_another(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    written(tmp_path / "below" / "first.yaml", FEATURES)
+    written(tmp_path / "below" / "second.yaml", "base: first.yaml\ntraining: {lr: 0.5, epochs: 9}\n")
+    top = written(tmp_path / "top.yaml", "base: below/second.yaml\ntraining: {epochs: 3}\nmodel: {channels: 32}\n")
+    config = load_config(top)
+    assert (config.training.lr, config.training.epochs) == (0.5, 3)
+    assert (config.model.channels, config.model.levels) == (32, 3)
+
+
+def test_a_preset_can_be_the_base(tmp_path: Path) -> None:
+    top = written(tmp_path / "mine.yaml", "base: playroom\nname: mine\n")
+    assert load_config(top) == load_config("playroom", ["name=mine"])
+
+
+def test_a_file_that_stands_on_itself_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "a.yaml", "base: b.yaml\n")
+    assert "a.yaml" in refusal(written(tmp_path / "b.yaml", "base: a.yaml\n"))
+
+
+def test_an_unknown_configuration_is_refused_with_the_presets() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'thumos15'.*playroom"):
+        load_config("thumos15")
+
+
+def test_an_unknown_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_config(written(tmp_path / "a.yaml", "base: nowhere\n"))
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [1", "is not YAML"), ("- 1\n- 2", "list"), ("", "NoneType")])
+def test_a_file_without_keys_and_values_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(written(tmp_path / "odd.yaml", text))
+
+
+def test_a_configuration_is_frozen(features: Path) -> None:
+    config = load_config(features)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+
+
+def test_ranges_double_from_level_to_level_and_the_last_has_no_end(features: Path) -> None:
+    assert load_config(features, ["model.levels=4"]).model.ranges == ((0, 4), (4, 8), (8, 16), (16, 10000))
+    assert load_config(features, ["model.regression_ranges=[[0,1],[1,2],[2,9]]"]).model.ranges == (
+        (0, 1),
+        (1, 2),
+        (2, 9),
+    )
+
+
+def test_runs_of_other_names_directions_and_seeds_have_other_directories(features: Path) -> None:
+    variants = [(), ("direction=reverse",), ("seed=1",), ("name=other",), ("output=elsewhere",)]
+    assert len({load_config(features, overrides).run_directory for overrides in variants}) == len(variants)
