@@ -86,12 +86,11 @@ def test_following_that_is_never_called_shows_nothing() -> None:
 
 
 def test_an_error_ends_the_display_and_goes_on() -> None:
-    with (
-        pytest.raises(ValueError, match="broken"),
-        in_a_terminal() as screen,
-        Meter("reading", 3) as meter,
-    ):
-        meter.advance()
-        raise ValueError("broken")
+    def broken(meter: Meter) -> None:
+        with meter:
+            raise ValueError("broken")
+
+    with in_a_terminal() as screen, pytest.raises(ValueError, match="broken"):
+        broken(Meter("reading", 3))
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert screen.getvalue().rindex(show) > screen.getvalue().rindex(hide)  # the cursor is back

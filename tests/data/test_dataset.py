@@ -1,0 +1,339 @@
+"""What the detector sees: the same windows from either playing direction, and from nothing but seed, epoch and item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    CHANNELS,
+    CLASSES,
+    FEATURE_OFFSET,
+    FEATURE_STRIDE,
+    FPS,
+    PIXELS,
+    config_of,
+    feature_data,
+    numbers_shown,
+    video_data,
+)
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from bitad.config import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.dataset import Sample, TestWindows, TrainingWindows, VideoFiles, build_source, collate, grid_truth
+from bitad.data.playroom import render, sample_scene
+from bitad.data.reverse import reverse_folder, reverse_video
+from bitad.data.videos import write_video
+from bitad.timeline import Grid
+
+FRAMES = 75  # of a video: 38 grid steps, so a window of 32 does not hold it
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return feature_data(tmp_path_factory.mktemp("features") / "data")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos") / "data"
+    path = video_data(folder, frames=FRAMES)
+    assert not reverse_folder(folder / "videos", folder / "twins").failed
+    return path
+
+
+def annotations_of(config: Config) -> Annotations:
+    return read_annotations(config.data.annotations, classes=config.data.classes)
+
+
+def training_windows(config: Config) -> TrainingWindows:
+    return TrainingWindows(annotations_of(config).subset("training"), build_source(config), config)
+
+
+def windows_to_test(config: Config) -> TestWindows:
+    return TestWindows(annotations_of(config).subset("validation"), build_source(config), config)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    return (
+        (a.video, a.grid, a.view) == (b.video, b.grid, b.view)
+        and torch.equal(a.content, b.content)
+        and np.array_equal(a.segments, b.segments)
+        and np.array_equal(a.labels, b.labels)
+        and np.array_equal(np.asarray(a.colour), np.asarray(b.colour))  # both may be None
+    )
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio in dB of each frame of ``[T, H, W, 3]``."""
+    squared_error = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(squared_error, 1e-9))
+
+
+# Both directions.
+
+
+@pytest.mark.parametrize("data", ["features", "videos"])
+def test_a_sample_reversed_twice_is_itself(data: str, request: pytest.FixtureRequest) -> None:
+    sample = training_windows(config_of(request.getfixturevalue(data)))[0]
+    reverse = sample.reversed()
+    assert reverse.view == "reverse"
+    assert torch.equal(reverse.content, sample.content.flip(0))
+    assert reverse.grid == sample.grid  # on the forward clock, whatever the view
+    assert same(reverse.reversed(), replace(sample, segments=reverse.reversed().segments))
+    np.testing.assert_allclose(reverse.reversed().segments, sample.segments, atol=1e-9)
+
+
+@pytest.mark.parametrize("data", ["features", "videos"])
+def test_the_reverse_direction_sees_the_forward_windows_flipped(data: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(data)
+    forward, reverse = config_of(path), config_of(path, "direction=reverse")
+    for make in (training_windows, windows_to_test):
+        ahead, back = make(forward), make(reverse)
+        assert len(ahead) == len(back) > 0
+        assert all(same(ahead[i].reversed(), back[i]) for i in range(len(ahead)))
+
+
+def test_a_window_holds_the_frames_that_its_grid_names(videos: Path) -> None:
+    windows = windows_to_test(config_of(videos))
+    assert [sample.grid.first_frame for sample in map(windows.__getitem__, range(len(windows)))] == [0, 12]
+    for i in range(len(windows)):
+        sample = windows[i]
+        assert numbers_shown(sample.content.numpy()) == sample.grid.frames().tolist()
+        assert numbers_shown(sample.reversed().content.numpy()) == sample.grid.frames()[::-1].tolist()
+
+
+def test_reversed_files_give_the_forward_windows_flipped_frame_for_frame(videos: Path) -> None:
+    flipped = windows_to_test(config_of(videos, "direction=reverse"))
+    from_twins = windows_to_test(
+        config_of(videos, "direction=reverse", f"data.reversed_videos={videos.parent / 'twins'}")
+    )
+    assert len(flipped) == len(from_twins) == 2
+    for i in range(len(flipped)):
+        a, b = flipped[i], from_twins[i]
+        assert (a.grid, a.view) == (b.grid, b.view)
+        assert numbers_shown(b.content.numpy()) == a.grid.frames()[::-1].tolist()
+        assert psnr(a.content.numpy(), b.content.numpy()).min() > 30
+
+
+def test_reversed_files_give_the_same_training_examples(videos: Path) -> None:
+    plain = ("training.augmentation.flip=0", "training.augmentation.crop_area=[1, 1]", "direction=reverse")
+    flipped = training_windows(config_of(videos, *plain))
+    from_twins = training_windows(config_of(videos, *plain, f"data.reversed_videos={videos.parent / 'twins'}"))
+    for i in range(len(flipped)):
+        a, b = flipped[i], from_twins[i]
+        assert same(replace(a, content=b.content), b)
+        assert psnr(a.content.numpy(), b.content.numpy()).min() > 30
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp_path: Path, stride: int) -> None:
+    fps, frames = 8.0, 41
+    scene = replace(sample_scene((3, 1), frames / fps, gap_s=(0.1, 0.4)), noise=0.0, pan=(0.05, 3.0, 0.03, 2.0))
+    pictures = render(scene, (np.arange(frames) / fps).astype(np.float32), 64)
+    write_video(tmp_path / "a.mp4", pictures, fps=fps, crf=12)
+    reverse_video(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    video = AnnotatedVideo("a", "test", frames / fps, np.zeros((0, 2)), ())
+
+    def source(find_reversed: Callable[[str], Path] | None) -> VideoFiles:
+        return VideoFiles(lambda name: tmp_path / "a.mp4", pixels=64, stride_frames=stride, find_reversed=find_reversed)
+
+    direct, twin = source(None), source(lambda name: tmp_path / "b.mp4")
+    grid = direct.timebase(video).window(2, 11)
+    assert twin.timebase(video) == direct.timebase(video)
+    ours, theirs = direct.read(video, grid).numpy(), twin.read(video, grid).numpy()
+    assert psnr(ours, theirs).min() > 32
+    assert (psnr(ours, theirs) > psnr(ours[1:], theirs[:-1]).max() + 3).all()
+    assert (psnr(ours, theirs) > psnr(ours[:-1], theirs[1:]).max() + 3).all()
+
+
+def test_a_reversed_file_of_another_length_is_refused(tmp_path: Path, videos: Path) -> None:
+    folder = videos.parent / "videos"
+    source = VideoFiles(
+        lambda name: folder / f"{name}.mp4", pixels=PIXELS, find_reversed=lambda name: tmp_path / "short.mp4"
+    )
+    write_video(tmp_path / "short.mp4", np.zeros((FRAMES - 1, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
+    video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
+    with pytest.raises(ValueError, match=rf"short.mp4 has {FRAMES - 1} frames.*has {FRAMES}.*bitad reverse"):
+        source.read(video, source.timebase(video).whole())
+
+
+def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None:
+    video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
+    for rate_hz, stride in ((16, 1), (8, 2), (3, 5), (100, 1)):
+        source = VideoFiles(lambda name: videos.parent / "videos" / f"{name}.mp4", pixels=PIXELS, rate_hz=rate_hz)
+        base = source.timebase(video)
+        assert (base.fps, base.stride_frames, base.steps) == (FPS, stride, -(-FRAMES // stride))
+        assert base.whole().frames()[-1] < FRAMES
+
+
+# Padding.
+
+
+def sample_of(content: torch.Tensor) -> Sample:
+    grid = Grid(FPS, 2.0, 10.0, len(content))
+    return Sample("v", content, grid, np.array([[1.0, 2.5]]), np.array([1], np.int64))
+
+
+def test_padding_repeats_the_last_real_frame_behind_the_real_ones() -> None:
+    frames = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 4, 4, 3)
+    batch = collate([sample_of(frames), sample_of(frames[:3])], 8)
+    assert batch.inputs[:, :, 0, 0, 0].tolist() == [[0, 1, 2, 3, 4, 4, 4, 4], [0, 1, 2, 2, 2, 2, 2, 2]]
+    assert batch.mask.sum(1).tolist() == [5, 3]
+    assert batch.mask[:, :3].all()
+    assert batch.inputs.dtype == torch.uint8
+
+
+def test_the_reverse_view_of_a_padded_window_keeps_the_padding_at_its_end() -> None:
+    frames = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 4, 4, 3)
+    forward, reverse = collate([sample_of(frames)], 8), collate([sample_of(frames).reversed()], 8)
+    assert torch.equal(forward.mask, reverse.mask)
+    assert reverse.inputs[0, :, 0, 0, 0].tolist() == [4, 3, 2, 1, 0, 0, 0, 0]
+    assert reverse.segments[0].tolist() == [[1.5, 3.0]]  # of 5 real steps, whatever the window's length
+
+
+def test_features_are_padded_with_zeros_and_time_stands_last() -> None:
+    features = torch.randn(5, 3)
+    batch = collate([sample_of(features), sample_of(features[:2])], 8)
+    assert batch.inputs.shape == (2, 3, 8)
+    assert torch.equal(batch.inputs[0, :, :5], features.T)
+    assert torch.equal(batch.inputs[1, :, :2], features[:2].T)
+    assert (batch.inputs.masked_select(~batch.mask[:, None].expand_as(batch.inputs)) == 0).all()
+
+
+def test_a_batch_recolours_if_any_of_its_windows_does_and_leaves_the_others_as_they_are() -> None:
+    plain = sample_of(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
+    coloured = replace(plain, colour=np.full((3, 4), 0.5, np.float32))
+    assert collate([plain, plain], 4).colour is None
+    colour = collate([plain, coloured], 4).colour
+    assert colour is not None
+    assert torch.equal(colour, torch.stack([torch.eye(3, 4), torch.full((3, 4), 0.5)]))
+
+
+# What an item depends on.
+
+
+@pytest.mark.parametrize("data", ["features", "videos"])
+def test_an_item_depends_on_seed_epoch_and_number_only(data: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(data)
+    first, second = training_windows(config_of(path)), training_windows(config_of(path, "training.lr=1"))
+    first.set_epoch(3)
+    second.set_epoch(3)
+    first[1], second[0], torch.rand(3), np.random.default_rng().random()  # whatever happened before
+    assert same(first[0], second[0])
+    assert same(first[0], first[0])
+    second.set_epoch(4)
+    assert not same(first[0], second[0])
+    assert not same(first[0], training_windows(config_of(path, "seed=1"))[0])
+
+
+def test_the_windows_of_one_video_in_an_epoch_differ(features: Path) -> None:
+    windows = training_windows(config_of(features, "training.windows_per_video=3"))
+    count = len(windows.videos)
+    assert len(windows) == 3 * count
+    same_video = [windows[i] for i in range(0, len(windows), count)]
+    assert {sample.video for sample in same_video} == {windows.videos[0].name}
+    assert len({sample.grid.first_frame for sample in same_video}) > 1
+
+
+def test_workers_that_live_on_see_the_epoch_change(features: Path) -> None:
+    windows = training_windows(config_of(features))
+    loader = DataLoader(windows, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in range(3):
+        windows.set_epoch(epoch)
+        assert all(same(a, windows[i]) for i, a in enumerate(loader))
+
+
+def test_training_windows_hold_an_action_and_all_of_it_that_lies_in_them(features: Path) -> None:
+    config = config_of(features)
+    windows = training_windows(config)
+    for epoch in range(10):
+        windows.set_epoch(epoch)
+        for sample in map(windows.__getitem__, range(len(windows))):
+            assert len(sample.content) == sample.grid.steps == 32
+            assert len(sample.labels) == len(sample.segments) > 0
+            assert (sample.segments >= 0).all()
+            assert (sample.segments <= sample.grid.steps).all()
+            # An action in the middle of the window is the one that the features show there.
+            for (start, end), label in zip(sample.segments, sample.labels, strict=True):
+                middle = round((start + end) / 2)
+                assert sample.content[middle, : len(CLASSES)].argmax() == label
+
+
+# Ground truth.
+
+
+def test_ground_truth_beyond_the_end_is_cut_or_dropped(features: Path) -> None:
+    config = config_of(features)
+    source = build_source(config)
+    video = next(iter(annotations_of(config).videos.values()))
+    base = source.timebase(video)
+    last = base.whole().to_seconds(float(base.steps))
+    odd = replace(
+        video,
+        segments=np.array([[0.0, 1.0], [last - 1, last + 5], [last + 0.1, last + 2], [1.0, 2.0]]),
+        labels=("gamma", "alpha", "beta", "beta"),
+    )
+    segments, labels = grid_truth(odd, base, CLASSES)
+    assert labels.tolist() == [2, 0, 1]
+    np.testing.assert_allclose(base.whole().to_seconds(segments[1:]), [[last - 1, last], [1, 2]])
+    assert segments[0, 0] == 0  # the first feature is later than the video's start
+    assert segments.max() == base.steps
+
+
+def test_a_video_without_ground_truth_is_left_out_and_named(features: Path) -> None:
+    config = config_of(features)
+    annotations = annotations_of(config).subset("training")
+    bare = replace(annotations.videos["train_1"], segments=np.zeros((0, 2)), labels=())
+    videos = {**annotations.videos, "train_1": bare}
+    windows = TrainingWindows(replace(annotations, videos=videos), build_source(config), config)
+    assert windows.skipped == ["train_1"]
+    assert [video.name for video in windows.videos] == ["train_0", "train_2", "train_3"]
+    with pytest.raises(ValueError, match="'training'"):
+        TrainingWindows(replace(annotations, videos={"train_1": bare}), build_source(config), config)
+
+
+# Features.
+
+
+def test_a_window_of_features_holds_the_rows_at_its_seconds(features: Path) -> None:
+    config = config_of(features)
+    for sample in map(windows_to_test(config).__getitem__, range(3)):
+        rows = np.load(features.parent / "features" / f"{sample.video}.npy")
+        seconds = sample.grid.to_seconds(np.arange(sample.grid.steps))
+        # Row r is the snippet around frame offset + stride * r.
+        wanted = (seconds * FPS - FEATURE_OFFSET) / FEATURE_STRIDE
+        np.testing.assert_allclose(wanted, np.round(wanted), atol=1e-9)
+        np.testing.assert_array_equal(sample.content.numpy(), rows[np.round(wanted).astype(int)])
+
+
+def test_the_rate_of_features_comes_from_fps_or_from_the_frame_count(features: Path) -> None:
+    config = config_of(features)
+    source = build_source(config)
+    video = next(iter(annotations_of(config).videos.values()))
+    counted = replace(video, fps=None, frames=round(FPS * video.duration_s))
+    assert source.timebase(counted).fps == pytest.approx(FPS)
+    assert source.timebase(video).offset_frames == FEATURE_OFFSET
+    with pytest.raises(ValueError, match=f"{video.name} has neither `fps` nor `frame`"):
+        source.timebase(replace(video, fps=None))
+
+
+def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
+    config = config_of(features)
+    windows = windows_to_test(config)
+    for video in annotations_of(config).subset("validation").videos.values():
+        grids = [sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name]
+        base = build_source(config).timebase(video)
+        rows = {(f - FEATURE_OFFSET) / FEATURE_STRIDE for grid in grids for f in grid.frames()}
+        assert rows == set(range(base.steps))
+
+
+def test_features_of_another_width_are_refused(features: Path) -> None:
+    with pytest.raises(ValueError, match=f"{CHANNELS + 1} channels are expected"):
+        training_windows(config_of(features, f"data.feature_channels={CHANNELS + 1}"))[0]
