@@ -31,7 +31,9 @@ class Meter:
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if show and not self._lines:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # No markup: brackets in the name of a file are brackets.
+            description = TextColumn("{task.description}", markup=False)
+            columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(what, total=total)
 
