@@ -175,9 +175,9 @@ def _add_result_verbs(verbs: _Verbs) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from bitad.demo import run_demo
+    from bitad.demo import FULL, SMOKE, run_demo
 
-    run_demo(arguments.out, smoke=arguments.smoke, seed=arguments.seed)
+    run_demo(arguments.out, scale=SMOKE if arguments.smoke else FULL, seed=arguments.seed)
     return 0
 
 

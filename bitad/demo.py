@@ -43,26 +43,26 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a demo is; ``overrides`` change the preset `playroom`."""
+    """How large a demo is: numbers of videos, and changes to the preset `playroom`."""
 
+    name: str
     training: int
     validation: int
     overrides: tuple[str, ...] = ()
 
 
-FULL = Scale(training=80, validation=30)
-SMOKE = Scale(training=4, validation=2, overrides=("training.epochs=2", "training.evaluate_every=2"))
+FULL = Scale("full", training=80, validation=30)
+SMOKE = Scale("smoke", training=4, validation=2, overrides=("training.epochs=2", "training.evaluate_every=2"))
 
 
-def run_demo(out: Path, *, smoke: bool, seed: int) -> DemoResults:
+def run_demo(out: Path, *, scale: Scale, seed: int) -> DemoResults:
     """Runs the demo in the folder ``out``.
 
     Raises:
         ValueError: ``out`` holds a demo of another size or seed, or a training failed.
     """
     began = time.monotonic()
-    scale = SMOKE if smoke else FULL
-    _claim(out, smoke=smoke, seed=seed)
+    _claim(out, scale, seed)
     _make_data(out / "data", scale, seed)
     configs = {direction: load_config("playroom", _overrides(out, scale, seed, direction)) for direction in DIRECTIONS}
     _train_side_by_side(out, configs, scale, seed)
@@ -80,7 +80,7 @@ def run_demo(out: Path, *, smoke: bool, seed: int) -> DemoResults:
         calls={name: called_classes(truth, detections[name]) for name in ("F", "F on reversed playback")},
         runs={direction: config.run_directory for direction, config in configs.items()},
         seconds=time.monotonic() - began,
-        smoke=smoke,
+        smoke=scale is SMOKE,
     )
     page = write_demo_report(out, results)
     print(results.table().text())
@@ -88,9 +88,9 @@ def run_demo(out: Path, *, smoke: bool, seed: int) -> DemoResults:
     return results
 
 
-def _claim(out: Path, *, smoke: bool, seed: int) -> None:
+def _claim(out: Path, scale: Scale, seed: int) -> None:
     """Marks the folder as this demo's; a folder of another one is refused."""
-    wanted = {"smoke": smoke, "seed": seed}
+    wanted = {"scale": scale.name, "seed": seed}
     marker = out / "demo.json"
     if marker.exists():
         found = read_json(marker)

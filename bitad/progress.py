@@ -56,8 +56,10 @@ class Meter:
             self._bar.update(self._task, completed=self.done, description=f"{self.what} {note}".rstrip())
         elif self._lines and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            left = (self._said - self._began) / max(1, self.done) * (self.total - self.done)
-            print(f"{self.what}: {self.done} of {self.total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
+            left = ""
+            if self.done:
+                left = f", {(self._said - self._began) / self.done * (self.total - self.done):.0f} s left"
+            print(f"{self.what}: {self.done} of {self.total}{left} {note}".rstrip(), file=sys.stderr)
 
 
 def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) -> Iterator[Item]:

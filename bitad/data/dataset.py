@@ -23,8 +23,8 @@ from bitad.config import AugmentationConfig, Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
-from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.frame_index import FrameIndex
+from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.videos import VideoReader, find_video
 from bitad.data.windows import Timebase, random_window, sliding_windows
 from bitad.timeline import Grid, mirror_frames, mirror_segments

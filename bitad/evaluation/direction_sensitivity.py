@@ -43,6 +43,10 @@ class Calls:
         called = int(row.argmax())
         return (*self.classes, NOTHING)[called], float(row[called] / row.sum())
 
+    def segments(self, label: str) -> int:
+        """The number of ground-truth segments of a class."""
+        return int(self.counts[self.classes.index(label)].sum())
+
     def share(self, label: str, called: str) -> float:
         """The share of a class's segments that got the name ``called``; 0 where the class has none."""
         row = self.counts[self.classes.index(label)]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
-from bitad.data.files import write_json
+from bitad.data.files import replacing, write_json
 from bitad.data.playroom import CLASSES, REVERSED, kind_of
-from bitad.evaluation.direction_sensitivity import Calls
+from bitad.evaluation.direction_sensitivity import NOTHING, Calls
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
-from bitad.reports.files import write_whole
-from bitad.reports.page import PageVideo, Track, write_page
-from bitad.reports.plots import plot_class_bars, plot_confusion, plot_precision_recall, plot_training_curves
-from bitad.reports.tables import Table, class_table, evaluation_table
+from bitad.reports.page import Kind, PageVideo, Track, write_page
+from bitad.reports.plots import (
+    plot_class_bars,
+    plot_confusion,
+    plot_precision_recall,
+    plot_training_curves,
+    read_metrics,
+)
+from bitad.reports.tables import NO_GROUND_TRUTH, Cell, Table, class_table, evaluation_table
 
 COMPARED = ("F", "B", "late fusion")
 SHOWN_VIDEOS = 8
@@ -63,21 +68,10 @@ class DemoResults:
     def direction_table(self) -> Table:
         """Class by class, what F calls it in either playing direction."""
         forward, backward = self.calls["F"], self.calls["F on reversed playback"]
-        rows = []
+        rows: list[tuple[Cell, ...]] = []
         for label in sorted(CLASSES, key=lambda name: (kind_of(name), name)):
-            partner = REVERSED[label]
-            name, share = backward.most_frequent(label)
-            rows.append(
-                (
-                    label,
-                    kind_of(label),
-                    100 * forward.share(label, label),
-                    partner or "no class",
-                    name,
-                    100 * share,
-                    100 * backward.share(label, label),
-                )
-            )
+            then = (REVERSED[label] or "no class", *_said_of(backward, label))
+            rows.append((label, kind_of(label), _own_name(forward, label), *then, _own_name(backward, label)))
         return Table(
             "What F calls each class",
             (
@@ -90,8 +84,23 @@ class DemoResults:
                 "still its own name (%)",
             ),
             tuple(rows),
-            notes=("Of the ground-truth segments; a segment is called what the best-scored detection at tIoU 0.5 says.",),
+            notes=(
+                "Of the ground-truth segments; a segment is called what the best-scored detection at tIoU 0.5 says.",
+            ),
         )
+
+
+def _own_name(calls: Calls, label: str) -> Cell:
+    """The share of a class's segments that are called by its name, in percent."""
+    return 100 * calls.share(label, label) if calls.segments(label) else NO_GROUND_TRUTH
+
+
+def _said_of(calls: Calls, label: str) -> tuple[Cell, Cell]:
+    """The name a class gets most often, and how often in percent."""
+    if not calls.segments(label):
+        return NO_GROUND_TRUTH, None
+    name, share = calls.most_frequent(label)
+    return name, 100 * share
 
 
 def write_demo_report(out: Path, results: DemoResults) -> Path:
@@ -103,7 +112,8 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
             {name: results.evaluations[name] for name in COMPARED}, kinds={name: kind_of(name) for name in CLASSES}
         ),
     ]
-    write_whole(out / "results.md", "\n".join(table.markdown() for table in tables).encode())
+    with replacing(out / "results.md") as partial:
+        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(
         {
             "seconds": results.seconds,
@@ -133,18 +143,45 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
 def _page_video(results: DemoResults, name: str) -> PageVideo:
     video = results.truth.videos[name]
     tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
-    for result, title, kind in (
+    rows: tuple[tuple[str, str, Kind], ...] = (
         ("F", "Forward (F)", "forward"),
         ("B", "Reverse (B)", "reverse"),
         ("late fusion", "Late fusion", "merged"),
-    ):
+    )
+    for result, title, kind in rows:
         found = results.detections[result].of_video(name)
         labels = [found.classes[label] for label in found.labels]
         tracks.append(Track(title, kind, found.segments, labels, found.scores))
     return PageVideo(name, f"data/forward/raw_data/{name}.mp4", video.duration_s, tracks)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
+    """The pictures: caption and path relative to ``out``."""
+    names = {"forward": "F", "reverse": "B"}
+    curves = {names[direction]: read_metrics(run / "metrics.jsonl") for direction, run in results.runs.items()}
+    plot_training_curves(curves, out / "training.png")
+    tiou = 0.5
+    found = {name: precision_recall(results.truth, results.detections[name], tiou=tiou) for name in COMPARED}
+    plot_precision_recall(found, out / "precision_recall.png", tiou=tiou)
+    kinds = {label: kind_of(label) for label in CLASSES}
+    bars = {
+        name: dict(zip(e.classes, (100 * e.ap.mean(1)).tolist(), strict=True))
+        for name, e in ((name, results.evaluations[name]) for name in COMPARED)
+    }
+    plot_class_bars(bars, out / "classes.png", kinds=kinds)
+    backward = results.calls["F on reversed playback"]
+    shares = 100 * backward.counts / np.maximum(1, backward.counts.sum(1, keepdims=True))
+    plot_confusion(
+        shares,
+        out / "direction.png",
+        classes=backward.classes,
+        called=(*backward.classes, NOTHING),
+        expected=REVERSED,
+        title="What F calls each class on reversed playback (%)",
+    )
+    return [
+        ("Training: loss by step, and average mAP of the averaged weights by epoch.", "training.png"),
+        (f"Precision and recall of each class at tIoU {tiou}; the numbers are AP.", "precision_recall.png"),
+        ("Average precision of each class over tIoU 0.3 to 0.7.", "classes.png"),
+        ("A forward detector on reversed playback. Framed: the name that each class has then.", "direction.png"),
+    ]

@@ -41,7 +41,7 @@ def write_detection_report(out: Path, detections: Detections, videos: Sequence[P
     write_page(
         page,
         title="Detected actions",
-        introduction=f"{len(videos)} videos, classes: {', '.join(detections.classes)}. The best score is {best:.2f}.",
+        introduction=f"Looked for: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}.",
         videos=shown,
         min_score=min_score,
     )

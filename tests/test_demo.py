@@ -1,0 +1,84 @@
+"""The demo from end to end: smaller than what users run, but large enough that its claims must hold."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitad.cli import main
+from bitad.data.playroom import CLASSES, REVERSED, kind_of
+from bitad.demo import Scale, run_demo
+
+sys.path.insert(0, str(Path(__file__).parent / "reports"))
+from chromium import chromium
+
+MIDDLING = Scale("middling", training=24, validation=10, overrides=("training.epochs=8", "training.evaluate_every=8"))
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out, scale=MIDDLING, seed=3)
+
+
+@pytest.mark.timeout(1500)
+def test_both_directions_learn_what_an_untrained_network_does_not_know(demo):
+    _, results = demo
+    average = {name: 100 * evaluation.average_map for name, evaluation in results.evaluations.items()}
+    assert average["F"] > 35
+    assert average["B"] > 35
+    assert average["untrained"] < 3
+
+
+def test_without_motion_the_detector_is_lost(demo):
+    _, results = demo
+    assert results.evaluations["F on still windows"].average_map < results.evaluations["F"].average_map / 3
+
+
+def test_on_reversed_playback_swapping_classes_are_called_by_their_partner(demo):
+    _, results = demo
+    forward, backward = results.calls["F"], results.calls["F on reversed playback"]
+    swapping = [label for label in CLASSES if kind_of(label) == "swapping" and backward.segments(label)]
+    assert len(swapping) >= 4
+    for label in swapping:
+        partner = REVERSED[label]
+        assert forward.share(label, label) > forward.share(label, partner)
+        assert backward.share(label, partner) > backward.share(label, label)
+
+
+def test_the_page_shows_timelines_of_all_sources_and_says_nothing_on_the_console(demo):
+    out, results = demo
+    with chromium() as page:
+        page.open(out / "index.html")
+        assert page.evaluate("document.querySelectorAll('[data-track]').length") == 4
+        assert page.evaluate("document.querySelectorAll('[data-segment]').length") > len(results.truth.classes)
+        assert page.evaluate("document.querySelectorAll('table').length") == 3
+        assert page.console == []
+
+
+def test_a_demo_of_another_kind_is_not_mixed_in(demo, capsys):
+    out, _ = demo
+    assert main(["demo", "--smoke", "--out", str(out)]) == 1
+    assert "holds another demo" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(1500)
+def test_detect_reads_a_camera_video_in_bounded_memory(demo, tmp_path):
+    """Debian's opencv-doc carries a surveillance video, MPEG-4 in AVI: what browsers do not play."""
+    video = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
+    if not video.exists():
+        pytest.skip("opencv-doc's vtest.avi is not installed")
+    out, _ = demo
+    found = tmp_path / "found"
+    checkpoint = str(out / "runs" / "playroom-forward-seed3")
+    assert main(["detect", str(video), "--checkpoint", checkpoint, "--out", str(found), "--min-score", "0.05"]) == 0
+    assert (found / "detections.json").exists()
+    assert (found / "vtest.srt").exists()
+    with chromium() as page:
+        page.open(found / "index.html")
+        page.wait_for("document.querySelector('#player').readyState >= 1")
+        assert page.evaluate("document.querySelectorAll('[data-track]').length") == 1
+        assert page.evaluate("document.querySelector('#player').videoWidth") > 0
+        assert page.console == []
