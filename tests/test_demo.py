@@ -1,16 +1,14 @@
 """The demo from end to end: smaller than what users run, but large enough that its claims must hold."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from chromium import chromium
 
 from bitad.cli import main
 from bitad.data.playroom import CLASSES, REVERSED, kind_of
 from bitad.demo import Scale, run_demo
 
-sys.path.insert(0, str(Path(__file__).parent / "reports"))
-from chromium import chromium
 
 MIDDLING = Scale("middling", training=24, validation=10, overrides=("training.epochs=8", "training.evaluate_every=8"))
 
