@@ -9,7 +9,6 @@ from bitad.cli import main
 from bitad.data.playroom import CLASSES, REVERSED, kind_of
 from bitad.demo import Scale, run_demo
 
-
 MIDDLING = Scale("middling", training=24, validation=10, overrides=("training.epochs=8", "training.evaluate_every=8"))
 
 pytestmark = pytest.mark.slow

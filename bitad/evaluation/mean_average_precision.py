@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
-from bitad.data.detections import Detections, named, tiou_pairs
+from bitad.data.detections import Detections, named
+from bitad.data.overlap import tiou_pairs
 
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.detections import Detections, VideoColumns, named, tiou_pairs
+from bitad.data.detections import Detections, VideoColumns, named
+from bitad.data.overlap import tiou_pairs
 from bitad.inference.nms import NmsSettings, nms
 
 MergeMethod = Literal["soft-nms", "mean", "wsf"]

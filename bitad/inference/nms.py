@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.data.detections import overlap_ranges, ranges, tiou_pairs
+from bitad.data.overlap import overlap_ranges, ranges, tiou_pairs
 
 Method = Literal["gaussian", "linear", "vanilla"]
 

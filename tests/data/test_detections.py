@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitad.data import detections as module
-from bitad.data.detections import Detections, read_detections, tiou_pairs, write_detections
+from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.overlap import tiou_pairs
 
 SHARED = Path(__file__).parents[2] / "../shared"
 
