@@ -72,6 +72,7 @@ def detect(
         num_workers=workers,
         collate_fn=partial(collate, length=config.window.steps),
         pin_memory=team.device.type == "cuda",
+        generator=torch.Generator(),  # so that testing draws none of the training's random numbers
     )
     durations = {video.name: video.duration_s for video in windows.videos}
     for batch in track(loader, what, len(loader), show=team.is_main):

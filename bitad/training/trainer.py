@@ -86,7 +86,6 @@ class Trainer:
             raise ValueError(
                 f"run {self.directory} exists; go on with --resume, or choose another name, seed or output"
             )
-        torch.manual_seed(config.seed + 1000003 * team.rank)
         self.annotations = read_annotations(config.data.annotations, classes=config.data.classes)
         self.test_annotations = self.annotations.subset(config.data.test_subset)
         self.source = build_source(config)
@@ -95,6 +94,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         self.detector = build_detector(config, len(self.annotations.classes))
         load_pretrained(self.detector, config)
+        torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
         self.detector.to(team.device)
         self.loss = DetectionLoss(
             label_smoothing=config.training.label_smoothing, initial_normaliser=config.training.loss_normaliser
@@ -118,6 +118,8 @@ class Trainer:
             collate_fn=partial(collate, length=config.window.steps),
             persistent_workers=training.workers > 0,
             pin_memory=team.device.type == "cuda",
+            # A loader draws a seed for its workers each time it begins; a resumed run's begins more often.
+            generator=torch.Generator(),
         )
         if saved is not None:
             self._restore(saved)
@@ -129,7 +131,7 @@ class Trainer:
             the best average mAP of the evaluations so far, from 0 to 1.
         """
         self._begin()
-        end = min(self.config.training.epochs, until or self.config.training.epochs)
+        end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
         model = self.team.wrap(self.detector)
         while self.epoch < end:
             self._train_epoch(model)
@@ -389,6 +391,8 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
         handlers = [*handlers, logging.FileHandler(directory / "log.txt", encoding="utf-8")]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for handler in log.handlers:
+        handler.close()
     log.handlers = list(handlers)
     log.setLevel(logging.INFO)
     log.propagate = False
