@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -46,6 +46,13 @@ class Processes:
         dist.all_gather_object(pieces, piece)
         return pieces
 
+    def total(self, number: Tensor) -> Tensor:
+        """The sum of every rank's number, on every rank."""
+        if self.world > 1:
+            number = number.clone()
+            dist.all_reduce(number)
+        return number
+
     def barrier(self) -> None:
         """Waits until every rank has come here."""
         if self.world > 1:
@@ -57,13 +64,20 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     """Joins the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
 
     Args:
-        device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one.
+        device: "cpu", "cuda" (each process takes the GPU of its own number) or "cuda:1"; None takes a GPU where there
+            is one.
+
+    Raises:
+        ValueError: there is no such device.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device("cuda", local) if device == "cuda" else torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device} was asked for, but PyTorch sees no GPU; use --device cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,13 +60,16 @@ class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
     Both parts are sums over the batch's real points, divided by the number of positive ones: its moving average in
-    training (a buffer, so that a resumed run goes on with it), its own in evaluation.
+    training (a buffer, so that a resumed run goes on with it), its own in evaluation. Where several processes train
+    together, their batches count as one: the mean of their losses is the loss of one process with all their windows.
 
     Args:
         momentum: of the moving average.
         initial_normaliser: its first value.
         label_smoothing: how much of a class target goes to all classes alike.
         regression_weight: of the regression in the total.
+        processes: how many train together.
+        total: a number of this process -> its sum over all of them.
     """
 
     def __init__(
@@ -75,11 +79,14 @@ class DetectionLoss(nn.Module):
         initial_normaliser: float = 100.0,
         label_smoothing: float = 0.0,
         regression_weight: float = 1.0,
+        processes: int = 1,
+        total: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
         super().__init__()
         self.momentum = momentum
         self.label_smoothing = label_smoothing
         self.regression_weight = regression_weight
+        self.processes, self.total = processes, total
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
     def forward(self, prediction: Prediction, targets: Targets) -> Losses:
@@ -96,9 +103,10 @@ class DetectionLoss(nn.Module):
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
     def _normaliser(self, positives: Tensor) -> Tensor:
-        current = positives.clamp(min=1).to(self.get_buffer("normaliser").dtype)
+        dtype = self.get_buffer("normaliser").dtype
         if not self.training:
-            return current
+            return positives.clamp(min=1).to(dtype)
+        current = self.total(positives).clamp(min=1).to(dtype)
         average = self.momentum * self.get_buffer("normaliser") + (1 - self.momentum) * current
         self.get_buffer("normaliser").copy_(average)
-        return average
+        return average / self.processes  # whose gradients are averaged, not added

@@ -96,10 +96,13 @@ class Trainer:
         load_pretrained(self.detector, config)
         torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
         self.detector.to(team.device)
-        self.loss = DetectionLoss(
-            label_smoothing=config.training.label_smoothing, initial_normaliser=config.training.loss_normaliser
-        ).to(team.device)
         training = config.training
+        self.loss = DetectionLoss(
+            label_smoothing=training.label_smoothing,
+            initial_normaliser=training.loss_normaliser,
+            processes=team.world,
+            total=team.total,
+        ).to(team.device)
         self.rates = LearningRates(
             training.lr, training.adapter_lr, training.reference_batch, training.batch * team.world
         )
