@@ -1,0 +1,151 @@
+"""Several processes are one with their batches put together, and say so where they cannot be."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import config_of, feature_data
+from torch import nn
+
+from bitad.config import Config
+from bitad.data.annotations import read_annotations
+from bitad.data.dataset import build_source
+from bitad.data.detections import Detections, read_detections
+from bitad.inference.detect import detect
+from bitad.training.checkpoint import load_checkpoint
+from bitad.training.distributed import Processes, processes
+from bitad.training.trainer import Trainer, set_threads
+
+ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+
+
+def run_together(world: int, *arguments: str) -> list[str]:
+    """Runs `bitad` in processes that know each other as torchrun's do; what each said on standard output."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    team = []
+    for rank in range(world):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
+        command = [sys.executable, "-m", "bitad", *arguments, "--device", "cpu"]
+        team.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    try:
+        said = [process.communicate(timeout=200) for process in team]
+    finally:
+        for process in team:
+            process.kill()
+    assert [process.returncode for process in team] == [0] * world, said
+    return [out for out, _ in said]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[str]]:
+    """A run of two processes with batches of 2, and what they said."""
+    path = feature_data(tmp_path_factory.mktemp("features") / "data", training=5, test=3)
+    overrides = ("model.drop_path=0", "training.epochs=2", "training.evaluate_every=2", "training.windows_per_video=2")
+    return config_of(path, *overrides), run_together(2, "train", str(path), *overrides)
+
+
+def test_two_processes_train_the_network_of_one_with_the_double_batch(
+    together: tuple[Config, list[str]], tmp_path: Path
+) -> None:
+    config, _ = together
+    set_threads(1)
+    alone = config.model_copy(update={"output": tmp_path, "training": config.training.model_copy(update={"batch": 4})})
+    trainer = Trainer(alone, ALONE)
+    untrained = {name: tensor.clone() for name, tensor in trainer.detector.state_dict().items()}
+    trainer.run()
+    one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (alone, config))
+    assert one.training is not None
+    assert two.training is not None
+    assert one.training["step"] == two.training["step"] == 4
+    torch.testing.assert_close(one.training["loss"], two.training["loss"])
+    # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of 1e-2.
+    for name, weight in one.training["raw"].items():
+        torch.testing.assert_close(two.training["raw"][name], weight, rtol=0, atol=2e-4)
+        torch.testing.assert_close(two.model[name], one.model[name], rtol=0, atol=2e-4)
+    walked = max((weight - untrained[name]).abs().max() for name, weight in one.training["raw"].items())
+    assert walked > 5e-3
+
+
+def columns(detections: Detections) -> list[np.ndarray]:
+    return [detections.video, detections.segments, detections.scores, detections.labels]
+
+
+def test_two_processes_find_what_one_finds(together: tuple[Config, list[str]]) -> None:
+    config, _ = together
+    truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
+    detector = load_checkpoint(config.run_directory / "best.pt").detector()
+    alone = detect(detector, truth, build_source(config), config, ALONE)
+    shared = read_detections(config.run_directory / "detections.json")
+    assert shared.videos == alone.videos
+    assert len(shared) > 0
+    for one, other in zip(columns(alone), columns(shared), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_first_process_alone_writes_and_speaks(together: tuple[Config, list[str]]) -> None:
+    config, said = together
+    assert "best average mAP" in said[0]
+    assert said[1] == ""
+    log = (config.run_directory / "log.txt").read_text()
+    assert len(re.findall("an effective batch of 4", log)) == 1
+    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("total", "world"), [(7, 2), (7, 3), (1, 4), (0, 2)])
+def test_every_piece_of_work_is_in_exactly_one_processs_share(total: int, world: int) -> None:
+    shares = [Processes(rank, world, torch.device("cpu")).share(total) for rank in range(world)]
+    assert sorted(i for share in shares for i in share) == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_alone_needs_no_others() -> None:
+    model = nn.Linear(2, 2)
+    assert ALONE.is_main
+    assert ALONE.wrap(model) is model
+    assert ALONE.gather("piece") == ["piece"]
+    assert ALONE.total(torch.tensor(3.0)) == 3
+    ALONE.barrier()
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with processes("cpu") as team:
+        assert team == ALONE
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"cuda.*--device cpu"), processes("cuda"):
+        pass
+    with processes() as team:
+        assert team.device.type == "cpu"
+
+
+def test_a_device_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'gpu'; give cpu, cuda"), processes("gpu"):
+        pass
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_each_process_takes_the_gpu_of_its_own_number(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, got: str
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with processes(asked) as team:
+        assert team.device == torch.device(got)
+    assert chosen == ([] if got == "cpu" else [torch.device(got)])
