@@ -1,0 +1,262 @@
+"""A detector that knows the truth is heard correctly: in either direction, across windows, padding and batches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import CLASSES, FPS, config_of, feature_data, numbered_picture, video_data
+from torch import Tensor, nn
+
+from bitad.config import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.dataset import Source, VideoFiles, build_source
+from bitad.data.detections import Detections, read_detections
+from bitad.data.videos import write_video
+from bitad.data.windows import Timebase
+from bitad.evaluation.mean_average_precision import evaluate
+from bitad.inference.detect import detect, detect_videos, nms_settings
+from bitad.inference.testing import run_test
+from bitad.models.build import build_detector
+from bitad.models.head import Points, Prediction
+from bitad.timeline import Grid
+from bitad.training.checkpoint import Checkpoint
+from bitad.training.distributed import Processes
+
+ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+EXACT = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.method=vanilla", "test.nms.iou_threshold=0.9")
+
+
+class TruthOnTheGrid:
+    """A source whose features say, at every grid step, which class goes on and how far its two ends are.
+
+    Channels: one a class, then the steps to the nearer and to the farther end of time, forwards.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        return self.source.timebase(video)
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+        features = torch.zeros(grid.steps, len(CLASSES) + 2)
+        for (start, end), label in zip(grid.to_steps(video.segments), video.labels, strict=True):
+            for x in range(max(0, int(np.ceil(start))), min(grid.steps, int(end) + 1)):
+                features[x, CLASSES.index(label)] = 1
+                features[x, -2:] = torch.tensor([x - start, end - x])
+        return features
+
+
+class Oracle(nn.Module):
+    """Reads off the features what :class:`TruthOnTheGrid` says, and adds nothing; stride 1.
+
+    Args:
+        reverse: it watches in reverse, so what was to the start is to the end.
+    """
+
+    def __init__(self, *, reverse: bool) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.lengths: list[int] = []
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
+        self.lengths += mask.sum(1).tolist()
+        steps = inputs.shape[2]
+        distances = inputs[:, -2:].transpose(1, 2)
+        return Prediction(
+            logits=inputs[:, :-2].transpose(1, 2) * 12 - 10,
+            distances=distances.flip(2) if self.reverse else distances,
+            mask=mask,
+            points=Points.of_levels([steps], [1], [(0, 1e4)]),
+        )
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return feature_data(tmp_path_factory.mktemp("features") / "data")
+
+
+def truth_of(config: Config) -> Annotations:
+    return read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
+
+
+def heard(config: Config, *, team: Processes = ALONE, **keywords: Any) -> Detections:
+    """What is found with an oracle that watches in the configuration's direction."""
+    oracle = Oracle(reverse=config.direction == "reverse")
+    source = TruthOnTheGrid(build_source(config))
+    return detect(oracle, truth_of(config), source, config, team, **keywords)
+
+
+@pytest.mark.parametrize("steps", [16, 32, 64])
+@pytest.mark.parametrize("overlap", [0, 0.5])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_an_oracle_is_heard_at_the_right_seconds(features: Path, direction: str, overlap: float, steps: int) -> None:
+    config = config_of(features, f"direction={direction}", f"window.overlap={overlap}", f"window.steps={steps}", *EXACT)
+    found, truth = heard(config), truth_of(config)
+    assert found.basis == "forward"
+    for name, video in truth.videos.items():
+        mine = found.of_video(name)
+        assert set(mine.labels.tolist()) <= {CLASSES.index(label) for label in video.labels}
+        for segment, label in zip(video.segments, video.labels, strict=True):
+            same_class = mine.segments[mine.labels == CLASSES.index(label)]
+            assert np.abs(same_class - segment).max(axis=1).min() < 1e-4
+        # And nothing else is: every detection is one of the actions.
+        nearest = [np.abs(video.segments - segment).max(axis=1).min() for segment in mine.segments]
+        assert max(nearest) < 1e-4
+    assert evaluate(truth, found, tiou=[0.95]).average_map == 1
+
+
+def test_both_directions_hear_the_same(features: Path) -> None:
+    forward = heard(config_of(features, *EXACT))
+    reverse = heard(config_of(features, "direction=reverse", *EXACT))
+    assert len(forward) == len(reverse) > 0
+    for name in forward.videos:
+        a, b = forward.of_video(name), reverse.of_video(name)
+        in_order = [np.lexsort((d.labels, d.segments[:, 1].round(4), d.segments[:, 0].round(4))) for d in (a, b)]
+        np.testing.assert_allclose(a.segments[in_order[0]], b.segments[in_order[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_the_size_of_batches_does_not_matter(features: Path, batch: int) -> None:
+    one, other = heard(config_of(features)), heard(config_of(features, f"test.batch={batch}"))
+    np.testing.assert_array_equal(one.segments, other.segments)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_every_window_is_seen_once_and_no_padding_counts(features: Path) -> None:
+    config = config_of(features, "window.steps=64")  # longer than any video
+    oracle, truth = Oracle(reverse=False), truth_of(config)
+    source = TruthOnTheGrid(build_source(config))
+    detect(oracle, truth, source, config, ALONE)
+    assert oracle.lengths == [source.timebase(video).steps for video in truth.videos.values()]
+
+
+def test_a_video_in_which_nothing_is_found_is_listed_all_the_same(features: Path) -> None:
+    found = heard(config_of(features, "test.score_threshold=1"))
+    assert len(found) == 0
+    assert found.videos == ("test_0", "test_1", "test_2")
+
+
+def test_what_is_found_says_what_it_is_of(features: Path) -> None:
+    config = config_of(features)
+    found = heard(config, details={"run": "r", "epoch": 3})
+    truth = truth_of(config)
+    assert found.classes == CLASSES
+    assert found.details == {"run": "r", "epoch": 3}
+    assert found.durations_s == {name: video.duration_s for name, video in truth.videos.items()}
+    assert (found.segments >= 0).all()
+
+
+def test_ground_truth_is_not_looked_at(features: Path) -> None:
+    config = config_of(features)
+    torch.manual_seed(0)
+    detector, truth = build_detector(config, len(CLASSES)).eval(), truth_of(config)
+    blind = replace(
+        truth,
+        videos={name: replace(v, segments=np.zeros((0, 2)), labels=()) for name, v in truth.videos.items()},
+    )
+    seeing, not_seeing = (detect(detector, a, build_source(config), config, ALONE) for a in (truth, blind))
+    np.testing.assert_array_equal(seeing.scores, not_seeing.scores)
+    np.testing.assert_array_equal(seeing.segments, not_seeing.segments)
+
+
+def test_worker_processes_read_the_same_windows(features: Path) -> None:
+    config = config_of(features)
+    np.testing.assert_array_equal(heard(config).segments, heard(config, workers=1).segments)
+
+
+def test_the_suppression_is_what_the_configuration_says(features: Path) -> None:
+    settings = nms_settings(config_of(features, "test.nms.sigma=0.3", "test.nms.max_segments=7").test.nms)
+    assert (settings.soft, settings.method, settings.sigma, settings.max_segments) == (True, "gaussian", 0.3, 7)
+    assert nms_settings(config_of(features, "test.nms.method=linear").test.nms).method == "linear"
+    hard = nms_settings(config_of(features, "test.nms.method=hard", "test.nms.iou_threshold=0.2").test.nms)
+    assert not hard.soft
+    assert hard.iou_threshold == 0.2
+    assert len(heard(config_of(features, "test.nms.max_segments=2"))) == 2 * 3
+
+
+# Testing a checkpoint.
+
+
+def checkpoint_of(config: Config, *, rate_hz: float = 4.0) -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(config, CLASSES, build_detector(config, len(CLASSES)).state_dict(), epoch=2, rate_hz=rate_hz)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_results_are_written_in_forward_and_in_reverse_time(features: Path, tmp_path: Path, direction: str) -> None:
+    config = config_of(features, f"direction={direction}")
+    evaluation = run_test(checkpoint_of(config), tmp_path, ALONE)
+    forward, reverse = (read_detections(tmp_path / f"detections{part}.json") for part in ("", ".reverse"))
+    assert (forward.basis, reverse.basis) == ("forward", "reverse")
+    assert len(forward) > 0
+    durations = np.array([truth_of(config).videos[name].duration_s for name in forward.videos])[forward.video]
+    np.testing.assert_allclose(reverse.segments, durations[:, None] - forward.segments[:, ::-1], atol=1e-9)
+    np.testing.assert_allclose(reverse.forward().segments, forward.segments, atol=1e-6)
+    assert forward.details == {"direction": direction, "epoch": 2, "name": "tiny", "seed": 0}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == evaluation.to_json()
+    assert evaluate(truth_of(config), reverse, tiou=config.test.tiou).average_map == pytest.approx(
+        evaluation.average_map
+    )
+
+
+def test_a_data_set_of_other_classes_is_refused(features: Path, tmp_path: Path) -> None:
+    checkpoint = replace(checkpoint_of(config_of(features)), classes=("alpha", "beta", "delta"))
+    with pytest.raises(ValueError, match=r"alpha, beta, gamma.*alpha, beta, delta.*data\.classes"):
+        run_test(checkpoint, tmp_path, ALONE)
+
+
+# Videos of any sort.
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return video_data(tmp_path_factory.mktemp("videos") / "data")
+
+
+def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
+    config = config_of(videos)
+    checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
+    file = videos.parent / "videos" / "test_0.mp4"
+    found = detect_videos(checkpoint, [file], ALONE)
+    tested = detect(checkpoint.detector(), truth_of(config), build_source(config), config, ALONE)
+    assert found.videos == tested.videos == ("test_0",)
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.segments, tested.segments)
+    np.testing.assert_array_equal(found.scores, tested.scores)
+    assert found.durations_s == pytest.approx(tested.durations_s)
+
+
+def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path, tmp_path: Path) -> None:
+    """The same scene at twice the rate: nearly the same windows, so nearly the same scores."""
+    checkpoint = checkpoint_of(config_of(videos), rate_hz=FPS / 2)
+    frames = [numbered_picture(i // 2) for i in range(150)]
+    write_video(tmp_path / "fast.mp4", frames, fps=2 * FPS, crf=12)
+    slow = detect_videos(checkpoint, [videos.parent / "videos" / "test_0.mp4"], ALONE)
+    fast = detect_videos(checkpoint, [tmp_path / "fast.mp4"], ALONE)
+    assert fast.durations_s["fast"] == pytest.approx(slow.durations_s["test_0"])
+    assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
+    np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
+    source = VideoFiles({"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, rate_hz=checkpoint.rate_hz)
+    assert source.timebase(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
+
+
+def test_two_videos_of_one_name_are_refused(videos: Path, tmp_path: Path) -> None:
+    file = videos.parent / "videos" / "test_0.mp4"
+    with pytest.raises(ValueError, match="same name"):
+        detect_videos(checkpoint_of(config_of(videos)), [file, tmp_path / "test_0.avi"], ALONE)
+
+
+def test_a_missing_video_and_one_that_is_none_are_refused(videos: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(config_of(videos))
+    with pytest.raises(FileNotFoundError, match=r"none\.mp4"):
+        detect_videos(checkpoint, [tmp_path / "none.mp4"], ALONE)
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"text\.mp4"):
+        detect_videos(checkpoint, [tmp_path / "text.mp4"], ALONE)
