@@ -22,7 +22,7 @@ FUSIONS = ("soft-nms", "mean", "wsf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = _parse(arguments)
     run: Run = parsed.run
     try:
         return run(parsed)
@@ -37,6 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
         print(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
         return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments; wrong usage ends the program with status 2."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse wants a list of positional arguments in one piece; changes to a configuration may follow options too.
+    late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
+    if len(late) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        parsed.overrides = [*parsed.overrides, *late]
+    return parsed
 
 
 class _Verbs:
@@ -316,5 +329,5 @@ def _thresholds(text: str) -> list[float]:
             return [float(part) for part in text.split(",")]
         first, last, step = (float(part) for part in text.split(":"))
         return [round(first + i * step, 6) for i in range(round((last - first) / step) + 1)]
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):  # also steps of 0, and ends at infinity
         raise ValueError(f"--tiou {text} is neither first:last:step nor a list a,b,c of numbers") from None
