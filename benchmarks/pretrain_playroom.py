@@ -114,7 +114,10 @@ def accuracy(model: Classifier, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write (safetensors)")
-    parser.add_argument("--clips", type=int, default=128_000, help="clips to learn from, each seen once (128000)")
+    parser.add_argument("--clips", type=int, default=96_000, help="clips to learn from, each seen once (96000)")
+    parser.add_argument(
+        "--horizon", type=int, default=128_000, help="clips over which the learning rate falls (128000)"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     arguments = parser.parse_args()
@@ -127,12 +130,13 @@ def main() -> None:
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
     )
-    steps = arguments.clips // arguments.batch
+    steps, horizon = arguments.clips // arguments.batch, arguments.horizon // arguments.batch
     clips = iter(DataLoader(Clips(), arguments.batch, num_workers=1, prefetch_factor=4))
     began, smooth, right = time.process_time(), math.log(len(NAMES)), 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = arguments.lr * min(step / 300, 1) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+            cosine = (1 + math.cos(math.pi * step / horizon)) / 2
+            group["lr"] = arguments.lr * min(step / 300, 1) * (0.02 + 0.98 * cosine)
         frames, labels = next(clips)
         logits = model(frames)
         loss = F.cross_entropy(logits, labels)
