@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -51,7 +52,7 @@ def run_together(world: int, *arguments: str) -> list[str]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[str]]:
     """A run of two processes with batches of 2, and what they said."""
     path = feature_data(tmp_path_factory.mktemp("features") / "data", training=5, test=3)
-    overrides = ("model.drop_path=0", "training.epochs=2", "training.evaluate_every=2", "training.windows_per_video=2")
+    overrides = ("model.drop_path=0", "training.epochs=2", "training.evaluate_every=2", "training.windows_per_video=5")
     return config_of(path, *overrides), run_together(2, "train", str(path), *overrides)
 
 
@@ -67,12 +68,18 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (alone, config))
     assert one.training is not None
     assert two.training is not None
-    assert one.training["step"] == two.training["step"] == 4
+    assert one.training["step"] == two.training["step"] == 12
     torch.testing.assert_close(one.training["loss"], two.training["loss"])
     # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of 1e-2.
     for name, weight in one.training["raw"].items():
         torch.testing.assert_close(two.training["raw"][name], weight, rtol=0, atol=2e-4)
         torch.testing.assert_close(two.model[name], one.model[name], rtol=0, atol=2e-4)
+    # Adam does not mind by what a loss is multiplied; the record shows it.
+    first, second = (
+        json.loads((c.run_directory / "metrics.jsonl").read_text().splitlines()[0]) for c in (alone, config)
+    )
+    for figure in ("step", "loss", "classification", "regression", "gradient_norm", "lr"):
+        assert second[figure] == pytest.approx(first[figure], rel=1e-3)
     walked = max((weight - untrained[name]).abs().max() for name, weight in one.training["raw"].items())
     assert walked > 5e-3
 
@@ -99,7 +106,7 @@ def test_the_first_process_alone_writes_and_speaks(together: tuple[Config, list[
     assert said[1] == ""
     log = (config.run_directory / "log.txt").read_text()
     assert len(re.findall("an effective batch of 4", log)) == 1
-    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 1
+    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("total", "world"), [(7, 2), (7, 3), (1, 4), (0, 2)])

@@ -124,7 +124,7 @@ def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.run_directory
 
 
-@pytest.mark.parametrize(("workers", "stops"), [(0, (1,)), (1, (1, 2))])
+@pytest.mark.parametrize(("workers", "stops"), [(0, (1, 2)), (1, (1,))])
 def test_a_resumed_run_repeats_the_uninterrupted_one(
     features: Path, whole: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
 ) -> None:
