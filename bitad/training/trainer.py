@@ -168,6 +168,7 @@ class Trainer:
                 meter.advance(note=f"loss {losses.total.item():.3f}")
                 if self.step % STEPS_BETWEEN_RECORDS == 0:
                     self._record_step(losses, norm)
+                self.schedule.step()
 
     def _train_step(self, model: nn.Module, batch: Batch) -> tuple[Losses, float]:
         """One step of gradient descent; the losses and the gradient's norm before clipping."""
@@ -182,7 +183,6 @@ class Trainer:
                 f"{', '.join(batch.videos)}); resume from {self.last} with a lower training.lr"
             )
         self.optimizer.step()
-        self.schedule.step()
         self.ema.update(self.detector)
         return losses, norm
 
@@ -234,6 +234,7 @@ class Trainer:
         if not self.team.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._forget_after(self.step)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.team), self.directory / "environment.json")
@@ -349,11 +350,9 @@ class Trainer:
                 training["world"],
                 self.team.world,
             )
-        if self.team.is_main:
-            self._forget_after(self.step)
 
     def _forget_after(self, step: int) -> None:
-        """Drops the records of steps that the checkpoint does not contain: they are made again."""
+        """Drops the records of later steps, of a run that died: they are made again."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]

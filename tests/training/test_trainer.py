@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -173,6 +174,21 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
     assert records(config.run_directory)[-1]["step"] == 10
     assert load_checkpoint(config.run_directory / "last.pt").epoch == 2
     Trainer(config, ALONE, resume=True).run()
+    assert_same_run(whole, config.run_directory)
+
+
+def test_a_run_that_dies_in_its_first_epoch_is_begun_anew(
+    features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}")
+    dying = Trainer(config, ALONE)
+    monkeypatch.setattr(trainer_module, "STEPS_BETWEEN_RECORDS", 1)
+    monkeypatch.setattr(dying, "_checkpoint", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dying.run()
+    assert [record["step"] for record in records(config.run_directory)] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    Trainer(config, ALONE).run()
     assert_same_run(whole, config.run_directory)
 
 
@@ -403,7 +419,9 @@ def test_records_carry_the_figures_of_training(features: Path, tmp_path: Path) -
     for record in training:
         assert record["loss"] == pytest.approx(record["classification"] + record["regression"], rel=1e-5)
         assert record["gradient_norm"] > 0
-        assert 0 <= record["lr"] <= config.training.lr
+        # The rate of that very step: half a cosine over 20 steps, of which the first 5 warm up.
+        share = (record["step"] - 1 - 5) / (20 - 5)
+        assert record["lr"] == pytest.approx(0.002 * (1 + math.cos(math.pi * share)) / 2)
 
 
 # The order of windows.
