@@ -51,7 +51,7 @@ class Scale:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Scale("full", training=80, validation=30)
+FULL = Scale("full", training=60, validation=24)
 SMOKE = Scale("smoke", training=4, validation=2, overrides=("training.epochs=2", "training.evaluate_every=2"))
 
 
