@@ -194,6 +194,15 @@ class TrainingConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     augmentation: AugmentationConfig = AugmentationConfig()
 
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> TrainingConfig:
+        schedule = self.schedule_epochs or self.epochs
+        if self.warmup_epochs >= schedule:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be less than the {schedule} epochs of the schedule"
+            )
+        return self
+
 
 class NmsConfig(Section):
     """Suppression of overlapping detections of a video."""

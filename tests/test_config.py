@@ -106,6 +106,11 @@ def test_all_faults_of_one_section_are_reported_at_once(videos: Path) -> None:
         assert said in message
 
 
+def test_a_warm_up_as_long_as_the_schedule_is_refused_with_both(features: Path) -> None:
+    message = refusal(features, "training.epochs=4", "training.warmup_epochs=4")
+    assert "warmup_epochs 4 must be less than the 4 epochs of the schedule" in message
+
+
 @pytest.mark.parametrize(
     ("override", "path"),
     [("modle.levels=3", "modle"), ("model.level=3", "model.level"), ("test.nms.sigm=1", "test.nms.sigm")],
@@ -220,9 +225,9 @@ def test_a_file_stands_on_its_base_and_a_base_on_another(tmp_path: Path) -> None
     (tmp_path / "below").mkdir()
     written(tmp_path / "below" / "first.yaml", FEATURES)
     written(tmp_path / "below" / "second.yaml", "base: first.yaml\ntraining: {lr: 0.5, epochs: 9}\n")
-    top = written(tmp_path / "top.yaml", "base: below/second.yaml\ntraining: {epochs: 3}\nmodel: {channels: 32}\n")
+    top = written(tmp_path / "top.yaml", "base: below/second.yaml\ntraining: {epochs: 7}\nmodel: {channels: 32}\n")
     config = load_config(top)
-    assert (config.training.lr, config.training.epochs) == (0.5, 3)
+    assert (config.training.lr, config.training.epochs) == (0.5, 7)
     assert (config.model.channels, config.model.levels) == (32, 3)
 
 

@@ -174,7 +174,7 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
     rest = rng.random((performers, 3)) < 0.5  # high?, big?, open?
     state = rest.copy()
     plans: list[list[Action]] = [[] for _ in range(performers)]
-    clock = rng.uniform(0.3, gap_s[1])
+    clock = rng.uniform(min(0.3, gap_s[0]), gap_s[1])
     while True:
         who = int(rng.integers(performers))
         high, big, wide = state[who]
@@ -186,7 +186,9 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
         length = rng.uniform(1.6, 3.2) if label in ("sway", "pulse", "bounce", "lunge") else rng.uniform(1.0, 2.4)
         if clock + length > duration_s - 0.3:
             break
-        sign = 1.0 if columns[who] < 0.4 else -1.0 if columns[who] > 0.6 else float(rng.choice([-1.0, 1.0]))
+        # A lunge goes towards the middle. A wave begins either way, or its reverse would be told by its beginning.
+        inwards = 1.0 if columns[who] < 0.4 else -1.0 if columns[who] > 0.6 else None
+        sign = inwards if label == "lunge" and inwards else float(rng.choice([-1.0, 1.0]))
         cycles = float(np.round(length * rng.uniform(0.9, 1.4) * 2) / 2)  # about one a second, whole or half
         plans[who].append(Action(label, clock, clock + length, sign * rng.uniform(0.8, 1.2), cycles))
         changed = {"rise": 0, "fall": 0, "approach": 1, "recede": 1, "open": 2, "close": 2}.get(label)

@@ -38,6 +38,8 @@ from bitad.training.targets import assign
 
 log = logging.getLogger("bitad")
 STEPS_BETWEEN_RECORDS = 10
+# A resumed run may change these: its results do not depend on them.
+WITHOUT_EFFECT = ("threads ", "output ", "training.workers ")
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -319,7 +321,7 @@ class Trainer:
         if saved.training is None:
             raise ValueError(f"{self.last} holds weights only and cannot be resumed")
         before, now = saved.config.model_dump(mode="json"), self.config.model_dump(mode="json")
-        changed = sorted(_differences(before, now))
+        changed = [change for change in sorted(_differences(before, now)) if not change.startswith(WITHOUT_EFFECT)]
         if changed:
             raise ValueError(
                 f"the configuration is not that of run {self.directory}: {'; '.join(changed)}; "
@@ -352,10 +354,11 @@ class Trainer:
             )
 
     def _forget_after(self, step: int) -> None:
-        """Drops the records of later steps, of a run that died: they are made again."""
+        """Drops the records of later steps, of a run that died (half a line at the end, too): they are made again."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+            lines = [line for line in whole if json.loads(line)["step"] <= step]
             with replacing(path) as partial_file:
                 partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -104,6 +104,18 @@ def test_a_symmetric_class_played_backwards_is_itself_with_the_other_sign_or_the
     np.testing.assert_allclose(course(there)[:, ::-1], course(back), atol=2e-6)
 
 
+@pytest.mark.parametrize("label", SYMMETRIC)
+def test_waves_begin_either_way_wherever_the_creature_stands(label: str) -> None:
+    begun = {
+        (creature.x < 0.4, creature.x > 0.6, action.amount > 0)
+        for i in range(60)
+        for creature in sample_scene((9, i), 30.0).creatures
+        for action in creature.actions
+        if action.label == label
+    }
+    assert len(begun) == 6
+
+
 @pytest.mark.parametrize("label", IRREVERSIBLE)
 @pytest.mark.parametrize("other", CLASSES)
 def test_an_irreversible_class_played_backwards_is_no_class(label: str, other: str) -> None:

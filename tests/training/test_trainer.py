@@ -257,6 +257,18 @@ def test_resuming_with_another_configuration_is_refused_with_the_key_and_both_va
     assert "\n" not in message
 
 
+def test_a_run_may_be_moved_and_resumed_with_other_threads_after_half_a_line_was_written(
+    features: Path, short_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(short_run, tmp_path / short_run.name)
+    metrics = tmp_path / short_run.name / "metrics.jsonl"
+    lines = metrics.read_text()
+    metrics.write_text(lines + '{"kind": "trai')
+    moved = config_of(features, f"output={tmp_path}", "training.epochs=2", "training.evaluate_from=1", "threads=1")
+    Trainer(moved, ALONE, resume=True)
+    assert metrics.read_text() == lines
+
+
 def test_an_existing_run_is_not_overwritten(short_run: Path) -> None:
     before = {path.name: path.read_bytes() for path in short_run.iterdir()}
     with pytest.raises(ValueError, match=r"exists; go on with --resume"):
