@@ -265,7 +265,7 @@ def test_a_run_may_be_moved_and_resumed_with_other_threads_after_half_a_line_was
     lines = '{"kind": "training", "step": 1}\n'
     metrics.write_text(lines + '{"kind": "trai')
     moved = config_of(features, f"output={tmp_path}", "training.epochs=2", "training.evaluate_from=1", "threads=1")
-    Trainer(moved, ALONE, resume=True)
+    Trainer(moved, ALONE, resume=True).run(until=1)
     assert metrics.read_text() == lines
 
 
