@@ -11,7 +11,7 @@ from bitad.demo import Scale, run_demo
 
 MIDDLING = Scale("middling", training=24, validation=10, overrides=("training.epochs=8", "training.evaluate_every=8"))
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,6 @@ def demo(tmp_path_factory):
     return out, run_demo(out, scale=MIDDLING, seed=3)
 
 
-@pytest.mark.timeout(1500)
 def test_both_directions_learn_what_an_untrained_network_does_not_know(demo):
     _, results = demo
     average = {name: 100 * evaluation.average_map for name, evaluation in results.evaluations.items()}
@@ -61,7 +60,6 @@ def test_a_demo_of_another_kind_is_not_mixed_in(demo, capsys):
     assert "holds another demo" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(1500)
 def test_detect_reads_a_camera_video_in_bounded_memory(demo, tmp_path):
     """Debian's opencv-doc carries a surveillance video, MPEG-4 in AVI: what browsers do not play."""
     video = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
