@@ -103,11 +103,6 @@ class VideoReader:
         self.path = Path(path)
         self.index = FrameIndex.of(self.path) if index is None else index
         self._threads = threads
-        self._number_of = (
-            None
-            if self.index.times is None
-            else {time: number for number, time in enumerate(self.index.times.tolist())}
-        )
         self._reformatter = VideoReformatter()
         self._container, self._stream = open_video(self.path, threads)
         self._decoded = self._numbered()
@@ -134,6 +129,8 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file."""
+        # The generator holds this reader, which holds it: without this, both would wait for the garbage collector.
+        self._decoded = iter(())
         self._container.close()
 
     def read(
@@ -234,13 +231,15 @@ class VideoReader:
 
     def _numbered(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """The pictures from where the container stands, with their frame numbers."""
-        pictures = self._container.decode(self._stream)
-        if self._number_of is None:
+        pictures, times = self._container.decode(self._stream), self.index.times
+        if times is None:
             yield from enumerate(pictures)
             return
         for picture in pictures:
-            if picture.pts in self._number_of:
-                yield self._number_of[picture.pts], picture
+            if picture.pts is not None and picture.pts <= times[-1]:
+                number = int(times.searchsorted(picture.pts))
+                if times[number] == picture.pts:
+                    yield number, picture
 
     def _checked(self, frames: ArrayLike) -> NDArray[np.int64]:
         numbers = np.asarray(frames)
