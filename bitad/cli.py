@@ -284,6 +284,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections, write_detections
     from bitad.inference.merge import merge
 
+    if arguments.annotations and not arguments.reverse_b:
+        raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
     a, b = read_detections(arguments.a), read_detections(arguments.b)
     if arguments.reverse_b:
         b = _said_to_be_reversed(b, arguments.annotations)

@@ -81,7 +81,8 @@ class Page:
             elif "error" in reply:
                 raise RuntimeError(f"{method}: {reply['error']['message']}")
             else:
-                return reply["result"]  # type: ignore[no-any-return]
+                result: dict[str, Any] = reply["result"]
+                return result
 
     def _receive(self, deadline: float, *, waiting_for: str) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -93,7 +94,8 @@ class Page:
                 raise RuntimeError(f"Chromium closed its pipe instead of answering {waiting_for}")
             self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(message)  # type: ignore[no-any-return]
+        event: dict[str, Any] = json.loads(message)
+        return event
 
     def _note(self, event: dict[str, Any]) -> None:
         parameters = event.get("params", {})

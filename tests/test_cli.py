@@ -262,6 +262,8 @@ def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str
     assert "test_1" in failing("merge", found, tmp_path / "fewer.json", "--out", tmp_path / "m.json")
     said = failing("merge", found, tmp_path / "timeless.json", "--reverse-b", "--out", tmp_path / "m.json")
     assert "--annotations" in said
+    said = failing("merge", found, found, "--annotations", found, "--out", tmp_path / "m.json")
+    assert "add --reverse-b" in said
     assert not (tmp_path / "m.json").exists()
 
 
