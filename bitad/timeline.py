@@ -36,6 +36,22 @@ class Arithmetic(Protocol):
 Times = TypeVar("Times", bound=Arithmetic)
 
 
+class IndexArithmetic(Protocol):
+    """What indices can be: an integer numpy array or torch tensor."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __neg__(self) -> Any: ...
+    def __floordiv__(self, other: Any, /) -> Any: ...
+    def __rfloordiv__(self, other: Any, /) -> Any: ...
+
+
+Indices = TypeVar("Indices", bound=IndexArithmetic)
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where a window's grid steps lie in its video.
@@ -76,6 +92,37 @@ def mirror_positions(positions: Times, steps: int) -> Times:
 def mirror_segments(segments: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
     """Segments ``[n, 2]`` in grid steps -> the same segments in the other view: ``[V-1-b, V-1-a]``; its own inverse."""
     return mirror_positions(segments, steps)[:, ::-1]
+
+
+def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) -> tuple[Indices, Any]:
+    """For points of a pyramid level, the nearest real points of the same level in the other view, and how far off.
+
+    The other view's point i lies at this view's position ``V - 1 - s*i``, so nearest to point j, at ``s*j``, is
+
+        ``i(j) = ceil((V - 1)/s - 1/2) - j``, clamped to the real points ``0 .. ceil(V/s) - 1``,
+
+    the farther along this view of two equally near ones. What is left between the two is
+
+        ``g = (V - 1 - s*i - s*j) / s``:
+
+    positive where the other view's point lies behind ours, 0 everywhere on level 0 and wherever s divides V - 1.
+    Distances ``(start', end')`` that the other view's point i states are, from ours, ``(end' - g, start' + g)``.
+
+    Args:
+        points: j, integers, each counted from 0 within its level; ``[N]``.
+        stride: s, integers, of each point's level in grid steps; ``[N]``.
+        steps: V, integers, the window's real steps, at least 1; ``[B, 1]`` for windows of a batch.
+
+    Returns:
+        i, integers, and g in strides, both of the arguments' common shape. Of padded points j they mean nothing, but i
+        is the index of a real point all the same.
+    """
+    last = -(-steps // stride) - 1
+    # ceil(x) in integers is -floor(-x); rounding instead, half to even, would leave out half the points of level 1.
+    middle = -((stride - 2 * (steps - 1)) // (2 * stride))
+    index = (middle - points).clip(max=last).clip(min=0)
+    gap = (steps - 1 - stride * (index + points)) / stride
+    return index, gap
 
 
 def reverse_seconds(segments: NDArray[np.float64], duration_s: float) -> NDArray[np.float64]:

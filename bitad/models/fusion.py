@@ -1,0 +1,185 @@
+"""Fusion of two networks' predictions on one clock: experiments 3-1, 3-2 and 3-3 of the research group that BiTAD
+implements.
+
+Each takes one's own prediction and the other network's, aligned to one's own clock
+(:func:`bitad.models.bidirectional.aligned`), and gives a prediction at one's own points. The layers along the point
+axis fix N, the number of points, so a fusion serves windows of the training length only.
+
+``init="mean"`` starts each as the mean of the two predictions, from which training departs. ``"random"`` is the group's
+own start: noise around 0 in place of two trained predictions, distances that a ReLU cuts off at half the points. Their
+losses stayed above 100 with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bitad.models.head import Prediction
+
+FusionInit = Literal["mean", "random"]
+
+
+class PointLayer(nn.Module):
+    """One fully connected layer along the point axis, 2N -> N, the same for every column; without bias.
+
+    Args:
+        points: N.
+        init: ``"mean"``: the mean of both inputs, ``W = [I/2 | I/2]``; ``"random"``: as :class:`torch.nn.Linear`.
+
+    Raises:
+        ValueError: if there is no such initialisation.
+    """
+
+    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        _check_init(init)
+        self.points = points
+        self.linear = nn.Linear(2 * points, points, bias=False)
+        if init == "mean":
+            with torch.no_grad():
+                self.linear.weight.copy_(torch.eye(points).repeat(1, 2) / 2)
+
+    def forward(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Two tables of M columns -> one; in single precision at least, under autocast too.
+
+        Args:
+            own, other: ``[B, N, M]``.
+            mask: bool ``[B, N]``; the rest are padded points, whose rows enter as zeros.
+
+        Returns:
+            ``[B, N, M]``; rows of padded points mean nothing.
+
+        Raises:
+            ValueError: if N is not the layer's.
+        """
+        for table in (own, other):
+            if table.shape[1] != self.points:
+                raise ValueError(
+                    f"predictions at {table.shape[1]} points for a fusion of {self.points}; "
+                    "use windows of the training length"
+                )
+        with torch.autocast(own.device.type, enabled=False):
+            rows = torch.cat((_real_rows(own, mask), _real_rows(other, mask)), dim=1)  # [B, 2N, M]
+            fused: Tensor = self.linear(rows.transpose(1, 2))  # [B, M, N]
+        return fused.transpose(1, 2)
+
+
+class LogitConvolution(nn.Module):
+    """A 3-D convolution over (network, point, class), one channel in and out; without bias.
+
+    It sees a point's neighbours in the list of all points and a class's in the list of classes.
+
+    Args:
+        init: ``"mean"``: the two centre taps 1/2, the rest 0; ``"random"``: as :class:`torch.nn.Conv3d`.
+
+    Raises:
+        ValueError: if there is no such initialisation.
+    """
+
+    def __init__(self, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        _check_init(init)
+        self.conv = nn.Conv3d(1, 1, (2, 3, 3), padding=(0, 1, 1), bias=False)
+        if init == "mean":
+            with torch.no_grad():
+                self.conv.weight.zero_()[..., 1, 1] = 0.5
+
+    def forward(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``[B, N, K]`` of both and the mask ``[B, N]`` -> ``[B, N, K]``, as :meth:`PointLayer.forward`."""
+        with torch.autocast(own.device.type, enabled=False):
+            both = torch.stack((_real_rows(own, mask), _real_rows(other, mask)), dim=1)  # [B, 2, N, K]
+            fused: Tensor = self.conv(both[:, None])  # [B, 1, 1, N, K]
+        return fused[:, 0, 0]
+
+
+class Fusion(nn.Module, ABC):
+    """Own and the other network's aligned prediction -> one at the same points."""
+
+    @abstractmethod
+    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Columns start, end and K logits of both networks, ``[B, N, 2 + K]`` -> the same of the fused prediction."""
+
+    def forward(self, own: Prediction, other: Prediction) -> Prediction:
+        """Fuses.
+
+        Args:
+            own: logits ``[B, N, K]``, distances ``[B, N, 2]``; its mask and points become the result's.
+            other: the other network's on the same clock, of the same shapes.
+
+        Returns:
+            of the same shapes, in single precision at least; distances >= 0; padded points are zero.
+
+        Raises:
+            ValueError: if N is not the one that the fusion was made for.
+        """
+        mine, theirs = (torch.cat((p.distances, p.logits), dim=-1) for p in (own, other))  # [B, N, 2 + K] each
+        fused = _real_rows(self.combine(mine, theirs, own.mask), own.mask)
+        return own._replace(distances=fused[..., :2].relu(), logits=fused[..., 2:])
+
+
+class ColumnFusion(Fusion):
+    """Experiment 3-1: start, end and logits side by side, ``[2N, 2 + K]``, through one layer along the points.
+
+    Args:
+        points: N.
+        init: see the module.
+    """
+
+    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        self.columns = PointLayer(points, init=init)
+
+    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        fused: Tensor = self.columns(own, other, mask)
+        return fused
+
+
+class ConvolutionFusion(Fusion):
+    """Experiment 3-2: distances ``[2N, 2]`` through a layer along the points, logits ``[2, N, K]`` through a 3-D
+    convolution.
+
+    Args:
+        points: N.
+        init: see the module.
+    """
+
+    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        self.distances = PointLayer(points, init=init)
+        self.logits = LogitConvolution(init=init)
+
+    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        distances = self.distances(own[..., :2], other[..., :2], mask)  # [B, N, 2]
+        logits = self.logits(own[..., 2:], other[..., 2:], mask)  # [B, N, K]
+        return torch.cat((distances, logits), dim=-1)
+
+
+class MeanFusion(Fusion):
+    """Experiment 3-3: distances ``[2N, 2]`` through a layer along the points; the mean of the logits.
+
+    Args:
+        points: N.
+        init: of the layer, see the module.
+    """
+
+    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        self.distances = PointLayer(points, init=init)
+
+    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        distances = self.distances(own[..., :2], other[..., :2], mask)  # [B, N, 2]
+        return torch.cat((distances, (own[..., 2:] + other[..., 2:]) / 2), dim=-1)
+
+
+def _real_rows(table: Tensor, mask: Tensor) -> Tensor:
+    """A table ``[B, N, M]`` with zeros at padded points, in single precision at least."""
+    return table.to(torch.promote_types(table.dtype, torch.float32)).masked_fill(~mask[..., None], 0)
+
+
+def _check_init(init: str) -> None:
+    if init not in get_args(FusionInit):
+        raise ValueError(f"fusion initialisation {init!r} is not one of {', '.join(get_args(FusionInit))}")
