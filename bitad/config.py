@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from bitad.data.detections import Basis
+from bitad.experiments import EXPERIMENTS, Experiment
 from bitad.models.sizes import SIZES
 
 CLIP_FRAMES = 16  # of VideoMAE
@@ -32,6 +34,12 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
         raise ValueError(f"{list(limits)} must be [smallest, largest]")
     return limits
+
+
+def _known_experiment(name: str) -> str:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment '{name}'; one of {', '.join(EXPERIMENTS)}")
+    return name
 
 
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
@@ -107,7 +115,10 @@ class BackboneConfig(Section):
         default=0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
     )
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
-    checkpointing: bool = Field(default=False, description="recompute the blocks in the backward pass to save memory")
+    checkpointing: bool | None = Field(
+        default=None,
+        description="recompute the blocks in the backward pass to save memory; none: where two networks share a graph",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> BackboneConfig:
@@ -183,6 +194,9 @@ class TrainingConfig(Section):
     reference_batch: Count = 2
     lr: Positive = 1e-4
     adapter_lr: Positive = 2e-4
+    fusion_lr: Positive = Field(
+        default=1e-3, description="of a fusion's weights, divided by the number of inputs that an output sums"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -223,8 +237,37 @@ class TestConfig(Section):
     score_threshold: Share = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
+    merge: Literal["soft-nms", "mean", "wsf"] = Field(
+        default="soft-nms", description="how the detections of two networks become one set"
+    )
     nms: NmsConfig = NmsConfig()
     tiou: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.4, 0.5, 0.6, 0.7), min_length=1)
+
+
+class InitConfig(Section):
+    """The finished baselines whose averaged weights two networks start from: run directories or checkpoints."""
+
+    forward: Path | None = Field(default=None, description="baseline of the first network")
+    backward: Path | None = Field(default=None, description="baseline of the second network")
+
+
+class PairConfig(Section):
+    """What can be chosen where two networks learn together."""
+
+    second: Basis = Field(
+        default="reverse",
+        description="playing direction of the second network; `forward`: the control, two forward ones",
+    )
+    align: Literal["exact", "naive"] = Field(
+        default="exact", description="`naive`: each level turned round whole, as the research group did"
+    )
+    fusion_init: Literal["mean", "random"] = Field(
+        default="mean", description="`random`: the layers' own initialisation, as the research group did"
+    )
+    detector_too: bool = Field(
+        default=False, description="experiments 2 and 2x train the detectors too, as the research group did"
+    )
+    agreement: Positive = Field(default=1.0, description="weight of experiment 1x's agreement loss")
 
 
 class Config(Section):
@@ -233,10 +276,12 @@ class Config(Section):
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
-    experiment: Name = "baseline"
+    experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
     output: Path = Field(default=Path("runs"), description="folder of the run directories")
     threads: Count | None = Field(default=None, description="CPU threads of a process; none: PyTorch's choice")
     data: DataConfig
+    init: InitConfig = InitConfig()
+    pair: PairConfig = PairConfig()
     window: WindowConfig = WindowConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -257,14 +302,70 @@ class Config(Section):
                 (self.data.videos is None) == (self.model.backbone is None),
                 "data.videos needs model.backbone, and data.features a model without one",
             ),
-            (self.experiment == "baseline", f"unknown experiment '{self.experiment}'; one of baseline"),
+            *self._rules_of_pairs(),
         )
         return self
 
+    def _rules_of_pairs(self) -> list[tuple[bool, str]]:
+        what, pair, given = self.plan, self.pair, {self.init.forward, self.init.backward} - {None}
+        says = f"experiment {self.experiment}"
+        return [
+            (
+                what.starts_from == "backbone" or None not in (self.init.forward, self.init.backward),
+                f"{says} starts from two finished baselines: give init.forward=RUN and init.backward=RUN",
+            ),
+            (
+                what.starts_from == "baselines" or not given,
+                f"{says} starts from the pre-trained backbone: leave out init.forward and init.backward",
+            ),
+            (
+                what.networks == 1 or self.direction == "forward",
+                f"{says} has a network for each direction: leave out direction (pair.second is the second one's)",
+            ),
+            (
+                what.adds is None or self.model.backbone is not None,
+                f"{says} adds modules to the backbone's blocks, but pre-computed features have no backbone",
+            ),
+            (what.networks == 2 or pair.second == "reverse", f"pair.second is of no use to {says}, of one network"),
+            (
+                pair.align == "exact" or (what.aligns and pair.second == "reverse"),
+                f"pair.align={pair.align} is of no use to {says}"
+                + ("" if pair.second == "reverse" else " of two forward networks, which share a clock"),
+            ),
+            (
+                pair.fusion_init == "mean" or what.fusion is not None,
+                f"pair.fusion_init={pair.fusion_init} is of no use to {says}, which fuses nothing",
+            ),
+            (not pair.detector_too or what.adds is not None, f"pair.detector_too is of no use to {says}"),
+        ]
+
+    @property
+    def plan(self) -> Experiment:
+        """The row of :data:`bitad.experiments.EXPERIMENTS` that this run is one of."""
+        return EXPERIMENTS[self.experiment]
+
+    @property
+    def views(self) -> tuple[Basis, ...]:
+        """The playing direction of each network."""
+        return (self.direction,) if self.plan.networks == 1 else ("forward", self.pair.second)
+
+    @property
+    def variant(self) -> str:
+        """What this run is a repetition of, whatever its seed: `forward`, `reverse`, `3-1`, `3-1-naive-random`, ..."""
+        if self.plan.networks == 1:
+            return self.direction
+        words = (
+            (self.pair.second == "forward", "two-forward"),
+            (self.pair.align == "naive", "naive"),
+            (self.pair.fusion_init == "random", "random"),
+            (self.pair.detector_too, "detector-too"),
+        )
+        return "-".join([self.experiment, *(word for holds, word in words if holds)])
+
     @property
     def run_directory(self) -> Path:
-        """Where this run writes: output / name-direction-seed."""
-        return self.output / f"{self.name}-{self.direction}-seed{self.seed}"
+        """Where this run writes: output / name-variant-seed."""
+        return self.output / f"{self.name}-{self.variant}-seed{self.seed}"
 
     def to_yaml(self) -> str:
         """The resolved configuration; reading it again gives an equal one."""

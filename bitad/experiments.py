@@ -1,0 +1,64 @@
+"""The experiments, each as its difference from training one network: what is loaded, added, trained, and fused.
+
+They are those of the research group whose system this project re-creates (1, 1-1, 2, 3-1, 3-2, 3-3), its baseline, and
+two of ours (1x, 2x). ``docs/experiments.md`` tells them in words. :mod:`bitad.models.build` makes networks of a row,
+:mod:`bitad.training.trainer` trains them; nothing else asks which experiment it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    Args:
+        name: as on the command line.
+        says: what it is, in a line.
+        networks: one, or two that watch the same windows (the second in reverse).
+        starts_from: the pre-trained backbone, or the averaged weights (EMA) of two finished baselines.
+        adds: a module behind every adapter of the frozen networks, which alone trains: a second adapter, or one that
+            also sees the other network's features.
+        fusion: how the two predictions, on one clock, become one in training and in testing.
+        agreement: the loss has a term that draws the two aligned predictions together.
+    """
+
+    name: str
+    says: str
+    networks: Literal[1, 2] = 2
+    starts_from: Literal["backbone", "baselines"] = "baselines"
+    adds: Literal["adapter", "cross-adapter"] | None = None
+    fusion: Literal["columns", "convolution", "mean"] | None = None
+    agreement: bool = False
+
+    @property
+    def joint(self) -> bool:
+        """Whether a loss depends on both networks, so that they need one graph.
+
+        Otherwise they are two trainings in step, and one's backward pass can end before the other's forward begins.
+        """
+        return self.fusion is not None or self.agreement or self.adds == "cross-adapter"
+
+    @property
+    def aligns(self) -> bool:
+        """Whether predictions of one clock are put on the other in training."""
+        return self.fusion is not None or self.agreement
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("baseline", "one network, one playing direction", networks=1, starts_from="backbone"),
+        Experiment("1", "two networks, the two losses added", starts_from="backbone"),
+        Experiment("1-1", "as 1, from the baselines' weights"),
+        Experiment("1x", "as 1-1, with a loss that makes the aligned predictions agree", agreement=True),
+        Experiment("2", "as 1-1, the networks frozen, a second adapter in each block trained", adds="adapter"),
+        Experiment("2x", "as 2, the new adapter also seeing the other network's features", adds="cross-adapter"),
+        Experiment("3-1", "a layer along the points fuses start, end and class logits", fusion="columns"),
+        Experiment("3-2", "the layer fuses start and end, a 3-D convolution the logits", fusion="convolution"),
+        Experiment("3-3", "the layer fuses start and end, logits are averaged", fusion="mean"),
+    )
+}
