@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.timeline import Grid, mirror_frames, mirror_positions, mirror_segments, reverse_seconds
+from bitad.timeline import Grid, mirror_frames, mirror_points, mirror_positions, mirror_segments, reverse_seconds
 
 laws = settings(deadline=None, max_examples=60)
 
@@ -110,3 +110,63 @@ def test_reverse_seconds_are_notation_and_not_the_time_in_a_reversed_file() -> N
     frames = np.array([[10, 60]])
     in_file = mirror_frames(frames, count)[:, ::-1] / fps
     np.testing.assert_allclose(reverse_seconds(frames / fps, count / fps) - in_file, 1 / fps)
+
+
+@laws
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 10))
+def test_a_points_mirror_point_is_the_nearest_real_one_of_its_level(stride: int, steps: int, padding: int) -> None:
+    real = range(0, steps, stride)
+    index, gap = mirror_points(np.arange(len(real) + padding), stride, steps)
+    assert ((index >= 0) & (index < len(real))).all()  # of padded points too
+    for j, position in enumerate(real):
+        forwards = [steps - 1 - other for other in real]  # where the other view's points lie in this one
+        nearest = min(range(len(real)), key=lambda i: (abs(forwards[i] - position), i))
+        assert index[j] == nearest
+        assert gap[j] == pytest.approx((forwards[nearest] - position) / stride)
+
+
+@laws
+@given(st.integers(1, 8), st.integers(0, 5))
+def test_mirror_points_are_exact_and_mirror_back_where_the_stride_divides(count: int, level: int) -> None:
+    stride = 2**level
+    index, gap = mirror_points(np.arange(count), stride, stride * (count - 1) + 1)
+    np.testing.assert_array_equal(index, np.arange(count)[::-1])
+    assert (gap == 0).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_on_a_full_window_every_mirror_point_but_the_first_is_used(stride: int) -> None:
+    """Rounding half to even would leave half the points of stride 2 unused."""
+    index, _ = mirror_points(np.arange(64 // stride), stride, 64)
+    assert set(range(1, 64 // stride)) <= set(index.tolist())
+
+
+def test_mirror_points_of_arrays_and_tensors_are_alike_for_windows_and_levels_at_once() -> None:
+    points, strides, steps = np.array([0, 1, 2, 3, 0, 1, 0]), np.array([1, 1, 1, 1, 2, 2, 4]), np.array([[1], [3], [4]])
+    index, gap = mirror_points(points, strides, steps)
+    tensors = mirror_points(torch.tensor(points), torch.tensor(strides), torch.tensor(steps))
+    np.testing.assert_array_equal(tensors[0].numpy(), index)
+    np.testing.assert_allclose(tensors[1].numpy(), gap)
+    assert index.shape == gap.shape == (3, 7)
+    for row, window in enumerate(steps[:, 0].tolist()):
+        for column, (point, stride) in enumerate(zip(points, strides, strict=True)):
+            alone = mirror_points(np.array([point]), int(stride), window)
+            assert (index[row, column], gap[row, column]) == (alone[0][0], alone[1][0])
+
+
+def test_on_the_coarsest_level_of_a_full_window_points_are_two_steps_off_and_not_31() -> None:
+    points, stride, steps = np.arange(24), 32, 768
+    _, gap = mirror_points(points, stride, steps)
+    assert np.abs(gap * stride).mean() == 2.25
+    turned_round = mirror_positions(stride * points[::-1], steps)
+    assert np.abs(turned_round - stride * points).mean() == 31
+
+
+@laws
+@given(grids, segments, st.floats(600, 1000))
+def test_ground_truth_comes_back_from_the_reverse_basis(grid: Grid, segments: np.ndarray, duration_s: float) -> None:
+    """In seconds, and on the grid of a window."""
+    seconds = reverse_seconds(reverse_seconds(segments, duration_s), duration_s)
+    reverse = mirror_segments(grid.to_steps(seconds), grid.steps)
+    assert (reverse[:, 1] > reverse[:, 0]).all()
+    np.testing.assert_allclose(grid.to_seconds(mirror_segments(reverse, grid.steps)), segments, rtol=0, atol=1e-6)

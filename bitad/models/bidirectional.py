@@ -1,8 +1,8 @@
 """Two networks, one clock: what a network that watches the other way round says, expressed in one's own view.
 
 The other view shows the V real steps of the same window in the opposite order, padding at the end in both. The times
-are :func:`bitad.timeline.mirror_points`'s; here only rows are gathered by them. One function serves both ways: network B's
-predictions to the forward clock, network F's to the reverse clock.
+are :func:`bitad.timeline.mirror_points`'s; here only rows are gathered by them. One function serves both ways: network
+B's predictions to the forward clock, network F's to the reverse clock.
 """
 
 from __future__ import annotations

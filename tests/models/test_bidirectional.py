@@ -1,0 +1,287 @@
+"""Laws of the alignment of two networks' clocks: distances stay exact, turning twice changes nothing, and the mirror
+image of a network says of a reversed window what the network says of the window."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bitad.models.adapters import TemporalAdapter
+from bitad.models.bidirectional import Alignment, aligned
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.head import DetectionHead, Points, Prediction
+from bitad.models.pyramid import FeaturePyramid
+from bitad.models.videomae import VisionTransformer
+
+STEPS = 32
+laws = settings(deadline=None, max_examples=50)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[Points, Tensor]:
+    """Points of windows of T steps, and how many steps of each of a few windows are real, ``[B]``."""
+    levels = draw(st.integers(1, 6))
+    length = 2 ** (levels - 1) * draw(st.integers(1, 96 >> (levels - 1)))
+    real = draw(st.lists(st.integers(1, length), min_size=1, max_size=4))
+    return level_points(length, levels), torch.tensor(real)
+
+
+def level_points(length: int, levels: int) -> Points:
+    strides = [2**level for level in range(levels)]
+    return Points.of_levels([length // stride for stride in strides], strides, [(0, 1)] * levels)
+
+
+def predicted(points: Points, real: Tensor, *, seed: int = 0, classes: int = 3) -> Prediction:
+    """Something random, for windows with ``real [B]`` real steps."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(real), len(points))
+    logits = torch.randn(*shape, classes, generator=generator, dtype=torch.float64)
+    distances = 5 * torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    return Prediction(logits, distances, points.position < real[:, None], points)
+
+
+def forward_time(prediction: Prediction) -> Prediction:
+    """The reverse view's points say, as their only logit, where they lie in the forward view."""
+    real = prediction.mask[:, : prediction.points.sizes[0]].sum(1, keepdim=True)
+    return prediction._replace(logits=(real - 1 - prediction.points.position)[..., None])
+
+
+@laws
+@given(windows(), st.integers(0, 1000))
+def test_it_equals_a_search_for_the_nearest_point(window: tuple[Points, Tensor], seed: int) -> None:
+    points, real = window
+    other = predicted(points, real, seed=seed)
+    found = aligned(other)
+    assert found.points is points
+    assert torch.equal(found.mask, other.mask)
+    for b, steps in enumerate(real.tolist()):
+        valid = other.mask[b].nonzero()[:, 0].tolist()
+        for j in valid:
+            position, stride = points.position[j].item(), points.stride[j].item()
+            level = [i for i in valid if points.stride[i] == stride]
+            offsets = [steps - 1 - points.position[i].item() - position for i in level]
+            offset, i = min(zip(offsets, level, strict=True), key=lambda pair: (abs(pair[0]), pair[1]))
+            to_end, to_start = other.distances[b, i].tolist()
+            assert torch.equal(found.logits[b, j], other.logits[b, i])
+            expected = [max(0.0, to_start - offset / stride), max(0.0, to_end + offset / stride)]
+            assert found.distances[b, j].tolist() == pytest.approx(expected)
+
+
+@laws
+@given(windows(), st.tuples(st.floats(-0.2, 1.2), st.floats(-0.2, 1.2)))
+def test_exact_distances_stay_exact(window: tuple[Points, Tensor], ends: tuple[float, float]) -> None:
+    points, real = window
+    other = predicted(points, real)
+    start, end = ((real - 1)[:, None] * fraction for fraction in sorted(ends))  # [B, 1]
+    position, last = points.position.double(), (real - 1)[:, None]
+    emitted = torch.stack((position - (last - end), (last - start) - position), dim=-1) / points.stride[:, None]
+    # What a network would floor itself is not exact: NaN keeps such points apart.
+    found = aligned(other._replace(distances=torch.where(emitted >= 0, emitted, torch.nan)))
+    exact = (found.distances > 0).all(-1) & found.mask
+    decoded = points.segments(found.distances)
+    wanted = torch.cat((start, end), dim=1)[:, None].expand_as(decoded).double()
+    torch.testing.assert_close(decoded[exact], wanted[exact], rtol=0, atol=1e-4)
+    # Of points with a whole stride to spare on both sides, the other view's point is inside the segment too.
+    clearance = torch.minimum(position - start, end - position) / points.stride
+    assert exact[(clearance > 1) & found.mask].all()
+    assert exact[:, : points.sizes[0]][((clearance > 0) & found.mask)[:, : points.sizes[0]]].all()
+
+
+@laws
+@given(windows(), st.integers(0, 1000))
+def test_aligning_twice_changes_nothing_where_the_stride_divides(window: tuple[Points, Tensor], seed: int) -> None:
+    points, real = window
+    prediction = predicted(points, real, seed=seed)
+    twice = aligned(aligned(prediction))
+    kept = prediction.mask & ((real[:, None] - 1) % points.stride == 0)
+    assert kept[:, : points.sizes[0]].sum() == real.sum()  # all of level 0
+    assert torch.equal(twice.logits[kept], prediction.logits[kept])
+    torch.testing.assert_close(twice.distances[kept], prediction.distances[kept])
+
+
+@laws
+@given(windows())
+def test_the_naive_alignment_turned_twice_changes_nothing_at_all(window: tuple[Points, Tensor]) -> None:
+    prediction = predicted(*window)
+    twice = aligned(aligned(prediction, how="naive"), how="naive")
+    assert torch.equal(twice.logits, prediction.logits)
+    assert torch.equal(twice.distances, prediction.distances)
+
+
+def test_on_a_full_window_the_naive_alignment_is_a_stride_off_and_the_exact_one_half_a_stride_at_most() -> None:
+    points = level_points(768, 6)
+    other = forward_time(predicted(points, torch.tensor([768])))
+    naive = aligned(other, how="naive").logits[0, :, 0] - points.position
+    assert torch.equal(naive, points.stride - 1)
+    exact = (aligned(other).logits[0, :, 0] - points.position).abs()
+    coarsest = points.stride == 32
+    assert (naive[coarsest].mean().item(), exact[coarsest].mean().item()) == (31, 2.25)
+    first = points.position == 0  # nothing lies beyond the last point
+    assert (exact <= points.stride / 2)[~first].all()
+
+
+@pytest.mark.parametrize("real", [1, 16, 31])
+def test_on_a_part_of_a_window_the_naive_alignment_is_off_by_the_padding(real: int) -> None:
+    points = level_points(STEPS, 4)
+    other = forward_time(predicted(points, torch.tensor([real])))
+    off = (aligned(other, how="naive").logits[0, :, 0] - points.position)[:STEPS]
+    assert (off == real - STEPS).all()
+    exact = aligned(other).logits[0, :, 0] - points.position
+    assert (exact[:STEPS][:real] == 0).all()
+
+
+@pytest.mark.parametrize("how", ["exact", "naive"])
+def test_windows_of_a_batch_are_aligned_as_each_alone(how: Alignment) -> None:
+    points, real = level_points(STEPS, 4), torch.tensor([1, 17, 30, 32])
+    batch = predicted(points, real)
+    together = aligned(batch, how=how)
+    for b in range(len(real)):
+        alone = Prediction(*(column[b : b + 1] for column in batch[:3]), points)
+        assert torch.equal(together.logits[b], aligned(alone, how=how).logits[0])
+        assert torch.equal(together.distances[b], aligned(alone, how=how).distances[0])
+
+
+@pytest.mark.parametrize("how", ["exact", "naive"])
+def test_gradients_return_to_the_points_that_were_heard(how: Alignment) -> None:
+    points, real = level_points(STEPS, 4), torch.tensor([17, 32])
+    other = predicted(points, real)
+    logits, distances = other.logits.requires_grad_(), (other.distances + 2).requires_grad_()
+    found = aligned(other._replace(logits=logits, distances=distances), how=how)
+    (found.logits.sum() + found.distances[..., 0].sum()).backward()
+    assert logits.grad is not None
+    assert distances.grad is not None
+    # On level 0 of a full window each is heard once, and the other view's end is this view's start.
+    assert (logits.grad[1, :STEPS] == 1).all()
+    assert (distances.grad[1, :STEPS] == torch.tensor([0.0, 1.0])).all()
+
+
+@pytest.mark.parametrize("how", ["exact", "naive"])
+def test_the_host_never_waits_for_the_device(how: Alignment) -> None:
+    """Tensors without values have nothing to wait for."""
+    cpu = predicted(level_points(STEPS, 4), torch.tensor([20, 32]))
+    points = Points(
+        *(getattr(cpu.points, name).to("meta") for name in ("position", "stride", "low", "high")), (32, 16, 8, 4)
+    )
+    found = aligned(Prediction(*(column.to("meta") for column in cpu[:3]), points), how=how)
+    assert found.logits.shape == cpu.logits.shape
+    assert found.distances.shape == cpu.distances.shape
+
+
+def test_an_unknown_alignment_is_refused() -> None:
+    with pytest.raises(ValueError, match="alignment 'nearest' is not one of exact, naive"):
+        aligned(predicted(level_points(4, 1), torch.tensor([4])), how="nearest")  # type: ignore[arg-type]
+
+
+def detector(*, backbone: VideoBackbone | None = None, **keywords: Any) -> Detector:
+    """A small one in double precision with no weight, and no bias, at a trivial value."""
+    torch.manual_seed(0)
+    channels = 5 if backbone is None else backbone.vit.dim
+    pyramid = FeaturePyramid(channels, 8, levels=4, max_length=STEPS, heads=2, layer_scale=1.0, **keywords)
+    limits = [0.0, *(4.0 * stride for stride in pyramid.strides[:-1]), 10000.0]
+    head = DetectionHead(8, 3, strides=pyramid.strides, ranges=list(pairwise(limits)))
+    network = Detector(backbone=backbone, pyramid=pyramid, head=head)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network.double().eval()
+
+
+def mirror_image(network: Detector) -> Detector:
+    """The network that does on a reversed window what ``network`` does on the window."""
+    mirrored = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in mirrored.parameters():
+            if parameter.ndim >= 3:  # kernels, of tubelets, of adapters and of the pyramid: time is the third dimension
+                parameter.copy_(parameter.flip(2))
+        for parameter in mirrored.head.regression.output.parameters():  # to the start, to the end
+            parameter.copy_(parameter.flip(0))
+        if mirrored.backbone is not None:
+            vit = mirrored.backbone.vit
+            table = vit.get_buffer("pos_embed")
+            tubelets = vit.clip_frames // vit.tubelet
+            table.copy_(table.unflatten(1, (tubelets, -1)).flip(1).flatten(1, 2))
+    return mirrored
+
+
+def feature_windows() -> tuple[Tensor, Tensor, Tensor]:
+    """A window of every length up to T: forward and reversed features ``[T, 5, T]``, mask ``[T, T]``."""
+    features = torch.randn(STEPS, 5, STEPS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reverse = torch.stack([F.pad(x[:, :n].flip(1), (0, STEPS - n)) for n, x in enumerate(features, 1)])
+    mask = torch.arange(STEPS) < torch.arange(1, STEPS + 1)[:, None]
+    return features * mask[:, None], reverse, mask
+
+
+def same(one: Prediction, two: Prediction, kept: Tensor) -> bool:
+    """Whether both say the same at the points ``kept [B, N]``, up to rounding in double precision."""
+    close = {"rtol": 1e-7, "atol": 1e-9}
+    return torch.allclose(one.logits[kept], two.logits[kept], **close) and torch.allclose(
+        one.distances[kept], two.distances[kept], **close
+    )
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@torch.no_grad()
+def test_with_strict_padding_the_mirror_image_agrees_on_every_window(window: int | None) -> None:
+    """On level 0, and on level l wherever ``2**l`` divides V - 1."""
+    network = detector(padding="strict", window=window)
+    features, reverse, mask = feature_windows()
+    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    divides = (mask.sum(1, keepdim=True) - 1) % forward.points.stride == 0
+    assert same(forward, turned, forward.mask & divides)
+    assert not same(forward, turned, forward.mask & ~divides)
+    # No weaker mirror will do.
+    level_0 = forward.mask & (forward.points.stride == 1)
+    assert not same(forward, aligned(network(reverse, mask)), level_0)
+    assert not same(forward, aligned(mirror_image(network)(reverse, mask), how="naive"), level_0)
+
+
+@torch.no_grad()
+def test_with_reference_padding_the_mirror_image_agrees_on_full_windows() -> None:
+    network = detector(padding="reference")
+    features, reverse, mask = feature_windows()
+    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    level_0 = forward.mask & (forward.points.stride == 1)
+    full = mask.all(1, keepdim=True)
+    assert same(forward, turned, level_0 & full)
+    assert not same(forward, turned, level_0 & ~full)  # the norms' biases leak out of the padding
+
+
+@torch.no_grad()
+def test_with_reference_padding_and_norms_without_bias_the_mirror_image_agrees_on_every_window() -> None:
+    network = detector(padding="reference")
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+    features, reverse, mask = feature_windows()
+    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    assert same(forward, turned, forward.mask & (forward.points.stride == 1))
+
+
+@torch.no_grad()
+def test_from_raw_frames_the_mirror_image_agrees_on_full_windows() -> None:
+    vit = VisionTransformer(
+        dim=8,
+        depth=2,
+        heads=2,
+        mlp_dim=16,
+        patch_size=8,
+        image_size=16,
+        adapters=[TemporalAdapter(8), TemporalAdapter(8)],
+    )
+    network = detector(backbone=VideoBackbone(vit), padding="reference")
+    frames = torch.randint(0, 256, (1, STEPS, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    mask = torch.ones(1, STEPS, dtype=torch.bool)
+    forward = network(frames, mask)
+    level_0 = forward.points.stride[None] == 1
+    mirrored = mirror_image(network)
+    assert same(forward, aligned(mirrored(frames.flip(1), mask)), level_0)
+    # It does depend on the backbone's part of the mirror.
+    mirrored.backbone = network.backbone
+    assert not same(forward, aligned(mirrored(frames.flip(1), mask)), level_0)
