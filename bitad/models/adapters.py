@@ -1,4 +1,5 @@
-"""AdaTAD's temporal adapter (Liu et al. 2024, arXiv:2311.17241): the trainable part of a frozen backbone."""
+"""The trainable parts of a frozen backbone: AdaTAD's temporal adapter (Liu et al. 2024, arXiv:2311.17241), and one of
+ours that also sees what another network makes of the same time."""
 
 from __future__ import annotations
 
@@ -9,12 +10,17 @@ from torch import Tensor, nn
 
 from bitad.models.videomae import TokenGrid
 
+# What adapters are called in the modules that hold them: behind a block, second behind it, between two networks.
+NAMES = frozenset({"adapter", "bi_adapter", "cross_adapters"})
 
-class TemporalAdapter(nn.Module):
-    """Lets every token look at its neighbours in time, across the clips of a window, at the same place in the picture.
 
-    ``x + gamma * up(h + pointwise(depthwise(h)))`` with ``h = gelu(down(x))``; ``up`` starts at zero, so a new adapter
-    changes nothing.
+def is_adapter(name: str) -> bool:
+    """Whether a parameter, by its dotted name, belongs to an adapter of any sort."""
+    return not NAMES.isdisjoint(name.split("."))
+
+
+class Bottleneck(nn.Module):
+    """What all adapters are made of: a narrow layer that is mixed along the time of a window.
 
     Args:
         dim: C, width of the tokens.
@@ -41,10 +47,39 @@ class TemporalAdapter(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """Tokens ``[B * clips, t*h*w, C]`` of whole windows -> the same shape."""
-        hidden = F.gelu(self.down(x))
+    def change(self, narrow: Tensor, grid: TokenGrid) -> Tensor:
+        """What to add to the tokens, ``[B * clips, t*h*w, C]``, by the narrow layer ``[B * clips, t*h*w, C']``."""
+        hidden = F.gelu(narrow)
         # [B, C', time of the whole window, places]
         h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(0, 3, 1, 2)
         context = self.pointwise(self.depthwise(h).permute(0, 2, 3, 1)).reshape(hidden.shape)
-        return x + self.up(hidden + context) * self.gamma
+        return self.up(hidden + context) * self.gamma
+
+
+class TemporalAdapter(Bottleneck):
+    """Lets every token look at its neighbours in time, across the clips of a window, at the same place in the picture.
+
+    ``x + gamma * up(h + pointwise(depthwise(h)))`` with ``h = gelu(down(x))``; ``up`` starts at zero, so a new adapter
+    changes nothing. Arguments as :class:`Bottleneck`.
+    """
+
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """Tokens ``[B * clips, t*h*w, C]`` of whole windows -> the same shape."""
+        return x + self.change(self.down(x), grid)
+
+
+class CrossAdapter(Bottleneck):
+    """A temporal adapter that also looks at another network's tokens of the same time and place.
+
+    As :class:`TemporalAdapter`, with ``h = gelu(down(x) + down_other(other))``. ``down_other`` has no bias: where the
+    other network has nothing to say, zeros, this is a temporal adapter. A new one changes nothing.
+    """
+
+    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
+        super().__init__(dim, reduction=reduction, kernel_size=kernel_size)
+        self.down_other = nn.Linear(dim, dim // reduction, bias=False)
+        nn.init.trunc_normal_(self.down_other.weight, std=0.02)
+
+    def forward(self, x: Tensor, other: Tensor, grid: TokenGrid) -> Tensor:
+        """Tokens ``[B * clips, t*h*w, C]`` of whole windows, and the other network's aligned -> the shape of ``x``."""
+        return x + self.change(self.down(x) + self.down_other(other), grid)

@@ -2,8 +2,8 @@
 arXiv:2311.17241).
 
 A window of frames is cut into clips of 16 frames; each clip becomes tubelets of 2 frames x patch x patch pixels and
-goes through the transformer by itself. Between the blocks a temporal adapter, where given, looks along the whole
-window: it is the only part that sees beyond its clip.
+goes through the transformer by itself. Behind every block a temporal adapter or two, where given, look along the whole
+window: they are the only parts that see beyond their clip.
 
 The output is not normalised (the ``fc_norm`` of published files belongs to their classifier), and the bias of the
 ``qkv`` projection is (q, 0, v), as in BEiT.
@@ -11,13 +11,15 @@ The output is not normalised (the ``fc_norm`` of published files belongs to thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
 
 
 class TokenGrid(NamedTuple):
@@ -35,6 +37,14 @@ def sinusoid_table(positions: int, dim: int) -> Tensor:
     angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
     return table.float()[None]
+
+
+def run_part(part: Callable[..., Result], *inputs: object, recompute: bool) -> Result:
+    """``part(*inputs)``; with ``recompute`` repeated in the backward pass instead of keeping its activations."""
+    if recompute and torch.is_grad_enabled():
+        result: Result = checkpoint(part, *inputs, use_reentrant=False)
+        return result
+    return part(*inputs)
 
 
 class DropPath(nn.Module):
@@ -72,9 +82,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, followed by an adapter where one is given."""
+    """One pre-norm transformer block, followed by an adapter and a second one (experiment 2) where they are given."""
 
-    def __init__(self, dim: int, heads: int, mlp_dim: int, *, drop_path: float, adapter: nn.Module | None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        *,
+        drop_path: float,
+        adapter: nn.Module | None = None,
+        bi_adapter: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
@@ -82,11 +101,23 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
         self.adapter = adapter
+        self.bi_adapter = bi_adapter
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:  # [B * clips, N, C]
         x = x + self.drop_path(self.attn(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x if self.adapter is None else self.adapter(x, grid)
+        for adapter in (self.adapter, self.bi_adapter):
+            if adapter is not None:
+                x = adapter(x, grid)
+        return x
+
+    def initialise(self) -> None:
+        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters have initialised themselves."""
+        for module in (*self.attn.modules(), *self.mlp.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -100,6 +131,7 @@ class VisionTransformer(nn.Module):
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
         adapters: one module for each block, or None. Called as ``adapter(tokens, grid)``.
+        bi_adapters: the same, each right behind the block's adapter.
         checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
     """
 
@@ -116,13 +148,15 @@ class VisionTransformer(nn.Module):
         tubelet: int = 2,
         drop_path: float = 0.0,
         adapters: Sequence[nn.Module] | None = None,
+        bi_adapters: Sequence[nn.Module] | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of its {heads} attention heads")
-        if adapters is not None and len(adapters) != depth:
-            raise ValueError(f"{len(adapters)} adapters for {depth} blocks; give one for each block")
+        for modules, what in ((adapters, "adapters"), (bi_adapters, "second adapters")):
+            if modules is not None and len(modules) != depth:
+                raise ValueError(f"{len(modules)} {what} for {depth} blocks; give one for each block")
         self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
         self.table_size = image_size // patch_size
         self.checkpointing = checkpointing
@@ -130,19 +164,20 @@ class VisionTransformer(nn.Module):
         positions = clip_frames // tubelet * self.table_size**2
         self.register_buffer("pos_embed", sinusoid_table(positions, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_dim, drop_path=rate, adapter=adapters[i] if adapters is not None else None)
+        blocks = [
+            Block(
+                dim,
+                heads,
+                mlp_dim,
+                drop_path=rate,
+                adapter=adapters[i] if adapters is not None else None,
+                bi_adapter=bi_adapters[i] if bi_adapters is not None else None,
+            )
             for i, rate in enumerate(rates)
-        )
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters initialise themselves."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and ".adapter." not in name:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        ]
+        for block in blocks:
+            block.initialise()
+        self.blocks = nn.ModuleList(blocks)
 
     def position_table(self, height: int, width: int) -> Tensor:
         """The position table ``[1, t*h*w, C]`` for pictures of ``height`` x ``width`` patches."""
@@ -161,6 +196,29 @@ class VisionTransformer(nn.Module):
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # [B, t, h, w, 3 * dt * p * p]
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
+    def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
+        """What the first block takes.
+
+        Args:
+            clips: as :meth:`forward`.
+            clips_per_window: as :meth:`forward`.
+
+        Returns:
+            tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie; a block takes both and returns tokens.
+
+        Raises:
+            ValueError: if the clips are of another length, or do not divide into patches.
+        """
+        if clips.shape[2] != self.clip_frames or clips.shape[3] % self.patch_size or clips.shape[4] % self.patch_size:
+            raise ValueError(
+                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
+                f"{self.clip_frames} frames and sides that are multiples of {self.patch_size}"
+            )
+        tokens = self.embed(clips)
+        _, time, height, width, _ = tokens.shape
+        grid = TokenGrid(clips_per_window, time, height, width)
+        return tokens.flatten(1, 3) + self.position_table(height, width), grid
+
     def forward(self, clips: Tensor, clips_per_window: int) -> Tensor:
         """Encodes clips.
 
@@ -171,19 +229,11 @@ class VisionTransformer(nn.Module):
 
         Returns:
             tokens ``[B * clips_per_window, t, h, w, C]``.
+
+        Raises:
+            ValueError: as :meth:`begin`.
         """
-        if clips.shape[2] != self.clip_frames or clips.shape[3] % self.patch_size or clips.shape[4] % self.patch_size:
-            raise ValueError(
-                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
-                f"{self.clip_frames} frames and sides that are multiples of {self.patch_size}"
-            )
-        tokens = self.embed(clips)
-        _, time, height, width, _ = tokens.shape
-        grid = TokenGrid(clips_per_window, time, height, width)
-        x = tokens.flatten(1, 3) + self.position_table(height, width)
+        x, grid = self.begin(clips, clips_per_window)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, grid, use_reentrant=False)
-            else:
-                x = block(x, grid)
-        return x.unflatten(1, (time, height, width))
+            x = run_part(block, x, grid, recompute=self.checkpointing)
+        return x.unflatten(1, (grid.time, grid.height, grid.width))
