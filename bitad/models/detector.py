@@ -55,19 +55,31 @@ class VideoBackbone(nn.Module):
         Raises:
             ValueError: if the frames do not divide into clips, or clips into patches.
         """
+        clips, per_window = self.clips(frames)
+        return self.features(self.vit(clips, per_window), per_window)
+
+    def clips(self, frames: Tensor) -> tuple[Tensor, int]:
+        """Frames ``[B, T, H, W, 3]`` -> what the transformer takes: clips ``[B * n, 3, t, H, W]`` and n, T / t.
+
+        Raises:
+            ValueError: if the frames do not divide into clips.
+        """
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
-        batch, length = frames.shape[:2]
+        length = frames.shape[1]
         if length % self.vit.clip_frames:
             raise ValueError(
                 f"window of {length} frames is not a multiple of the backbone's clip of {self.vit.clip_frames}; "
                 f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
             )
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
-        clips = (clips - self.get_buffer("mean")) / self.get_buffer("std")  # [B * clips, 3, 16, H, W]
-        tokens = self.vit(clips, length // self.vit.clip_frames)  # [B * clips, t, h, w, C]
-        features = tokens.mean((2, 3)).unflatten(0, (batch, -1)).flatten(1, 2).transpose(1, 2)  # [B, C, T / tubelet]
+        return (clips - self.get_buffer("mean")) / self.get_buffer("std"), length // self.vit.clip_frames
+
+    def features(self, tokens: Tensor, per_window: int) -> Tensor:
+        """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
+        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, T / 2]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
+        length = per_window * self.vit.clip_frames
         return F.interpolate(features, size=length, mode="linear", align_corners=False)
 
 
@@ -99,11 +111,18 @@ class Detector(nn.Module):
         Raises:
             ValueError: if inputs and mask do not fit the network or one another.
         """
+        return self.predict(self.features(inputs), mask)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the pyramid stands on, ``[B, C, T]``; inputs and errors as :meth:`forward`."""
         if self.backbone is None and inputs.ndim != 3:
             raise ValueError(
                 f"inputs of shape {list(inputs.shape)} to a detector without a backbone; give features [B, C, T]"
             )
-        features = inputs if self.backbone is None else self.backbone(inputs)
+        return inputs if self.backbone is None else self.backbone(inputs)
+
+    def predict(self, features: Tensor, mask: Tensor) -> Prediction:
+        """Looks at features ``[B, C, T]``, whoever made them; mask and errors as :meth:`forward`."""
         if mask.shape != (features.shape[0], features.shape[2]):
             raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
         return self.head(self.pyramid(features, mask))

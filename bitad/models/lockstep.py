@@ -1,0 +1,100 @@
+"""Two backbones block by block, each seeing what the other makes of the same time: experiment 2x."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bitad.models.detector import VideoBackbone
+from bitad.models.videomae import TokenGrid, run_part
+from bitad.timeline import mirror_points
+
+
+class Meeting(NamedTuple):
+    """Which tubelet of the other view each tubelet of a batch of windows meets, n of them in a window.
+
+    A window's V real frames are its first ceil(V / tubelet) tubelets; the rest is padding. In views that mirror one
+    another, these real tubelets meet in the opposite order: on the same frames where the tubelet divides V, else up to
+    ``tubelet - 1`` frames off. It holds from either view to the other.
+
+    Args:
+        tubelet: its number in the other view, ``[B, n]``; of padded ones it means nothing.
+        real: bool ``[B, n]``; padded tubelets meet nothing.
+    """
+
+    tubelet: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> Meeting:
+        """Of windows with the mask ``[B, T]``, true at the real frames, in tubelets of as many frames.
+
+        Args:
+            mirrored: the other view shows the real frames in the opposite order; else in the same.
+        """
+        numbers = torch.arange(mask.shape[1] // tubelet, device=mask.device)
+        count = -(-mask.sum(1, keepdim=True) // tubelet)  # real tubelets, [B, 1]
+        index = mirror_points(numbers, 1, count)[0] if mirrored else numbers.expand(len(mask), -1)
+        return cls(index, numbers < count)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros where it has nothing."""
+        windows, count = self.tubelet.shape
+        rows = self.tubelet + count * torch.arange(windows, device=x.device)[:, None]
+        met = x.reshape(windows * count, -1).index_select(0, rows.flatten())
+        return met.masked_fill(~self.real.flatten()[:, None], 0).reshape(x.shape)
+
+
+def encode_together(
+    first: VideoBackbone,
+    second: VideoBackbone,
+    frames: tuple[Tensor, Tensor],
+    mask: Tensor,
+    cross_adapters: tuple[nn.ModuleList, nn.ModuleList],
+    *,
+    mirrored: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two views of the same windows through two backbones of one architecture.
+
+    Behind each block and its own adapters, each network's cross adapter sees the tokens that the other network has
+    there, before its cross adapter, at the aligned time. New cross adapters change nothing.
+
+    Args:
+        first, second: the backbones. If one recomputes its blocks in the backward pass, so do both here, with their
+            cross adapters.
+        frames: of the first's view and of the second's, each ``[B, T, H, W, 3]``.
+        mask: bool ``[B, T]``, true at the V real frames, the first ones in both views.
+        cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
+        mirrored: the second view shows the real frames in the opposite order; else both views show the same.
+
+    Returns:
+        the features of both, ``[B, C, T]`` each, on its own view's clock.
+
+    Raises:
+        ValueError: if the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
+    """
+    if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
+        raise ValueError(
+            f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "
+            "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
+        )
+    clips, per_window = first.clips(frames[0])
+    x, grid = first.vit.begin(clips, per_window)
+    y, _ = second.vit.begin(second.clips(frames[1])[0], per_window)
+    meeting = Meeting.of(mask, first.vit.tubelet, mirrored=mirrored)
+    recompute = first.vit.checkpointing or second.vit.checkpointing
+    for modules in zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True):
+        x, y = run_part(_one_depth, x, y, modules, grid, meeting, recompute=recompute)
+    shape = (grid.time, grid.height, grid.width)
+    return first.features(x.unflatten(1, shape), per_window), second.features(y.unflatten(1, shape), per_window)
+
+
+def _one_depth(
+    x: Tensor, y: Tensor, modules: tuple[nn.Module, ...], grid: TokenGrid, meeting: Meeting
+) -> tuple[Tensor, Tensor]:
+    """One block of both networks, and what they tell each other behind it."""
+    block_x, block_y, cross_x, cross_y = modules
+    x, y = block_x(x, grid), block_y(y, grid)
+    return cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
