@@ -1,8 +1,9 @@
 """A data set as the detector sees it: windows of frames or features with their ground truth, in either direction.
 
-A window is read once, on the forward clock; its reverse view is the same content flipped (:meth:`Sample.reversed`), so
-both directions of a pair cost one decode. Which random window an item is depends on (seed, epoch, item) and nothing
-else: a resumed run, or one with other workers, sees what the uninterrupted one sees.
+A window is read once, on the forward clock; its reverse view is the same content flipped (:meth:`Sample.reversed`, and
+:meth:`Batch.reversed` on the device), so both directions of a pair cost one decode. Where there are reverse-playback
+files, the reverse view shows what those hold of the same frames. Which random window an item is depends on (seed,
+epoch, item) and nothing else: a resumed run, or one with other workers, sees what the uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bitad.data.frame_index import FrameIndex
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.videos import VideoReader, find_video
 from bitad.data.windows import Timebase, random_window, sliding_windows
-from bitad.timeline import Grid, mirror_frames, mirror_segments
+from bitad.timeline import Grid, mirror_frames, mirror_points, mirror_positions, mirror_segments
 
 # Training frames are decoded with room for a crop: AdaTAD's 182 pixels for a picture of 160.
 DECODE_MARGIN = 182 / 160
@@ -44,6 +45,8 @@ class Sample:
         segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
         view: the playing direction of ``content`` and ``segments``.
         colour: float ``[3, 4]``, the window's change of colour.
+        twin: what the file of the other playing direction holds of the window, laid out and in order as ``content``;
+            None: the other view shows ``content``.
     """
 
     video: str
@@ -53,12 +56,20 @@ class Sample:
     labels: NDArray[np.int64]
     view: Basis = "forward"
     colour: NDArray[np.float32] | None = None
+    twin: Tensor | None = None
+
+    def cropped(self, crop: Crop, pixels: int) -> Sample:
+        """One rectangle of every picture, as ``pixels`` x ``pixels``."""
+        cut = partial(apply_crop, crop=crop, pixels=pixels)
+        twin = None if self.twin is None else cut(self.twin.numpy())
+        return replace(self, content=cut(self.content.numpy()), twin=twin)
 
     def reversed(self) -> Sample:
         """The same window played the other way round; twice gives the first again."""
         return replace(
             self,
-            content=self.content.flip(0),
+            content=(self.content if self.twin is None else self.twin).flip(0),
+            twin=None if self.twin is None else self.content.flip(0),
             segments=mirror_segments(self.segments, self.grid.steps),
             view="reverse" if self.view == "forward" else "forward",
         )
@@ -71,9 +82,11 @@ class Batch:
     Args:
         inputs: frames uint8 ``[B, T, H, W, 3]`` (the last real frame repeated) or features float ``[B, C, T]`` (zeros).
         mask: bool ``[B, T]``, true at the real steps.
-        segments, labels: per window, float ``[n, 2]`` in grid steps and int64 ``[n]``.
+        segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
         colour: float ``[B, 3, 4]`` for :func:`bitad.data.transforms.recolour`; None where nothing changes.
+        twin: what the files of the other playing direction hold, laid out and in order as ``inputs``; None: the other
+            view shows ``inputs``.
     """
 
     inputs: Tensor
@@ -83,42 +96,98 @@ class Batch:
     grids: list[Grid]
     videos: list[str]
     colour: Tensor | None = None
+    twin: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, where it can be turned round (:meth:`reversed`) without another copy from here."""
+        move = partial(torch.Tensor.to, device=device, non_blocking=True)
+        return replace(
+            self,
+            inputs=move(self.inputs),
+            mask=move(self.mask),
+            segments=[move(segments) for segments in self.segments],
+            labels=[move(labels) for labels in self.labels],
+            colour=None if self.colour is None else move(self.colour),
+            twin=None if self.twin is None else move(self.twin),
+        )
+
+    def reversed(self) -> Batch:
+        """The same windows played the other way round: the batch of their :meth:`Sample.reversed`.
+
+        The real steps of each window are turned round and the padding stays behind them, made anew.
+        """
+        return replace(
+            self,
+            inputs=_turned(self.inputs if self.twin is None else self.twin, self.mask),
+            segments=[
+                mirror_positions(segments, grid.steps).flip(-1)
+                for segments, grid in zip(self.segments, self.grids, strict=True)
+            ],
+            twin=None if self.twin is None else _turned(self.inputs, self.mask),
+        )
+
+
+def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
+    """Inputs of a batch, the real steps of each window in the opposite order."""
+    count, length = mask.shape
+    index, _ = mirror_points(torch.arange(length, device=mask.device), 1, mask.sum(1, keepdim=True))  # [B, T]
+    # Behind the real steps it is 0, the step that is the last real one now: what frames are padded by.
+    if inputs.ndim == 3:  # features
+        return inputs.gather(2, index[:, None].expand_as(inputs)).masked_fill(~mask[:, None], 0)
+    rows = index + length * torch.arange(count, device=mask.device)[:, None]
+    return inputs.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (count, length))
 
 
 def collate(samples: Sequence[Sample], length: int) -> Batch:
     """Samples -> one batch of windows of ``length`` steps."""
-    frames = samples[0].content.ndim == 4
-    mask = torch.zeros(len(samples), length, dtype=torch.bool)
-    inputs = samples[0].content.new_zeros((len(samples), length, *samples[0].content.shape[1:]))
-    for i, sample in enumerate(samples):
-        steps = len(sample.content)
-        inputs[i, :steps] = sample.content
-        mask[i, :steps] = True
-        if frames:
-            inputs[i, steps:] = sample.content[-1]
+    steps = torch.tensor([len(sample.content) for sample in samples])
     colours = [sample.colour for sample in samples]
     identity = np.eye(3, 4, dtype=np.float32)
+    twins = [sample.twin for sample in samples if sample.twin is not None]  # of all, or of none
     return Batch(
-        inputs=inputs if frames else inputs.transpose(1, 2).contiguous(),
-        mask=mask,
-        segments=[torch.from_numpy(np.ascontiguousarray(s.segments)).float() for s in samples],
+        inputs=_padded([sample.content for sample in samples], length),
+        mask=torch.arange(length) < steps[:, None],
+        # In double precision, so that turned round they are exactly those of the reversed samples.
+        segments=[torch.from_numpy(np.ascontiguousarray(s.segments)) for s in samples],
         labels=[torch.from_numpy(s.labels) for s in samples],
         grids=[s.grid for s in samples],
         videos=[s.video for s in samples],
         colour=torch.from_numpy(np.stack([identity if c is None else c for c in colours]))
         if any(c is not None for c in colours)
         else None,
+        twin=_padded(twins, length) if twins else None,
     )
+
+
+def _padded(contents: Sequence[Tensor], length: int) -> Tensor:
+    """Contents of samples -> inputs of a batch."""
+    first = contents[0]
+    frames = first.ndim == 4
+    inputs = first.new_zeros((len(contents), length, *first.shape[1:]))
+    for i, content in enumerate(contents):
+        inputs[i, : len(content)] = content
+        if frames:
+            inputs[i, len(content) :] = content[-1]
+    return inputs if frames else inputs.transpose(1, 2).contiguous()
 
 
 class Source(Protocol):
     """Where the content of windows comes from."""
 
+    @property
+    def has_twins(self) -> bool:
+        """Whether the reverse view is read from content of its own."""
+
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         """How the grid lies in the video; reads no content."""
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
-        """The real steps of a window in forward order; pictures ``margin`` times as large as the network's."""
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+        """The real steps of a window, in forward order whatever the view.
+
+        Args:
+            view: the playing direction that will be shown; without twins, both hold the same.
+            margin: pictures are this many times as large as the network's.
+        """
 
 
 class VideoFiles:
@@ -129,7 +198,8 @@ class VideoFiles:
         pixels: short side of the frames the network takes.
         stride_frames: from one grid step to the next.
         rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
-        find_reversed: read these reverse-playback twins instead; the window is the same to the frame.
+        find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
+            the same to the frame.
     """
 
     def __init__(
@@ -145,6 +215,10 @@ class VideoFiles:
         self.stride_frames, self.rate_hz = stride_frames, rate_hz
         self._indices: dict[Path, FrameIndex] = {}
 
+    @property
+    def has_twins(self) -> bool:
+        return self.find_reversed is not None
+
     def index(self, path: Path) -> FrameIndex:
         """Where the frames of a file are; read once."""
         if path not in self._indices:
@@ -157,10 +231,10 @@ class VideoFiles:
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Timebase(fps, stride, 0.0, -(-index.frames // stride))
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
         frames = grid.frames()
-        if self.find_reversed is None:
+        if self.find_reversed is None or view == "forward":
             return torch.from_numpy(self._decode(path, frames, margin))
         twin = self.find_reversed(video.name)
         count, twin_count = self.index(path).frames, self.index(twin).frames
@@ -184,6 +258,8 @@ class FeatureFiles:
         offset_frames: frame at the centre of the first feature's snippet.
     """
 
+    has_twins = False
+
     def __init__(self, store: FeatureStore, *, stride_frames: float, offset_frames: float) -> None:
         self.store, self.stride_frames, self.offset_frames = store, stride_frames, offset_frames
 
@@ -197,7 +273,7 @@ class FeatureFiles:
             fps = video.frames / video.duration_s
         return Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         start = round((grid.first_frame - self.offset_frames) / self.stride_frames)
         return torch.from_numpy(self.store.read(video.name)[start : start + grid.steps])
 
@@ -210,13 +286,29 @@ def build_source(config: Config) -> Source:
         return FeatureFiles(store, stride_frames=data.feature_stride_frames, offset_frames=data.feature_offset_frames)
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
-    twins = data.reversed_videos if config.direction == "reverse" else None
+    twins = data.reversed_videos if "reverse" in config.views else None
     return VideoFiles(
         partial(find_video, data.videos),
         pixels=config.model.backbone.pixels,
         stride_frames=config.window.stride_frames,
         find_reversed=None if twins is None else partial(find_video, twins),
     )
+
+
+def _read(
+    source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[Basis], *, margin: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """The content of a window in the first view, and in the other one where it is wanted and is another."""
+    content = source.read(video, grid, view=views[0], margin=margin)
+    if not source.has_twins or len(set(views)) == 1:
+        return content, None
+    twin = source.read(video, grid, view=views[1], margin=margin)
+    if twin.shape != content.shape:
+        raise ValueError(
+            f"pictures of {video.name} are {content.shape[2]}x{content.shape[1]} and in its reverse-playback file "
+            f"{twin.shape[2]}x{twin.shape[1]} (scaled): remake it with `bitad reverse`"
+        )
+    return content, twin
 
 
 def grid_truth(
@@ -274,16 +366,15 @@ class TrainingWindows(Dataset[Sample]):
             crop=window.crop,
         )
         grid = timebase.window(chosen.start, chosen.steps)
-        colour = None
-        if self.config.model.backbone is None:
-            content = self.source.read(video, grid)
-        else:
-            content = self.source.read(video, grid, margin=DECODE_MARGIN)
+        backbone, views = self.config.model.backbone, self.config.views
+        margin = 1.0 if backbone is None else DECODE_MARGIN
+        content, twin = _read(self.source, video, grid, views, margin=margin)
+        sample = Sample(video.name, content, grid, chosen.segments, chosen.labels, twin=twin)
+        if backbone is not None:
             crop = _training_crop(rng, content, self.config.training.augmentation)
-            content = apply_crop(content.numpy(), crop, self.config.model.backbone.pixels)
             colour = _training_colour(rng, self.config.training.augmentation)
-        sample = Sample(video.name, content, grid, chosen.segments, chosen.labels, colour=colour)
-        return sample.reversed() if self.config.direction == "reverse" else sample
+            sample = replace(sample.cropped(crop, backbone.pixels), colour=colour)
+        return sample.reversed() if views[0] == "reverse" else sample
 
 
 def _training_crop(rng: np.random.Generator, content: Tensor, how: AugmentationConfig) -> Crop:
@@ -317,9 +408,9 @@ class TestWindows(Dataset[Sample]):
 
     def __getitem__(self, item: int) -> Sample:
         video, grid = self.windows[item]
-        content = self.source.read(video, grid)
-        if self.config.model.backbone is not None:
-            crop = centre_crop(*content.shape[1:3])
-            content = apply_crop(content.numpy(), crop, self.config.model.backbone.pixels)
-        sample = Sample(video.name, content, grid, np.zeros((0, 2)), np.zeros(0, np.int64))
-        return sample.reversed() if self.config.direction == "reverse" else sample
+        backbone, views = self.config.model.backbone, self.config.views
+        content, twin = _read(self.source, video, grid, views)
+        sample = Sample(video.name, content, grid, np.zeros((0, 2)), np.zeros(0, np.int64), twin=twin)
+        if backbone is not None:
+            sample = sample.cropped(centre_crop(*content.shape[1:3]), backbone.pixels)
+        return sample.reversed() if views[0] == "reverse" else sample

@@ -147,7 +147,7 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
     direct, twin = source(None), source(lambda name: tmp_path / "b.mp4")
     grid = direct.timebase(video).window(2, 11)
     assert twin.timebase(video) == direct.timebase(video)
-    ours, theirs = direct.read(video, grid).numpy(), twin.read(video, grid).numpy()
+    ours, theirs = direct.read(video, grid).numpy(), twin.read(video, grid, view="reverse").numpy()
     assert psnr(ours, theirs).min() > 32
     assert (psnr(ours, theirs) > psnr(ours[1:], theirs[:-1]).max() + 3).all()
     assert (psnr(ours, theirs) > psnr(ours[:-1], theirs[1:]).max() + 3).all()
@@ -161,7 +161,7 @@ def test_a_reversed_file_of_another_length_is_refused(tmp_path: Path, videos: Pa
     write_video(tmp_path / "short.mp4", np.zeros((FRAMES - 1, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
     with pytest.raises(ValueError, match=rf"short.mp4 has {FRAMES - 1} frames.*has {FRAMES}.*bitad reverse"):
-        source.read(video, source.timebase(video).whole())
+        source.read(video, source.timebase(video).whole(), view="reverse")
 
 
 def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None:
