@@ -79,38 +79,32 @@ def slow_convolution(kernel: Tensor, own: Tensor, other: Tensor, mask: Tensor) -
     return out
 
 
+def slow_fusion(fusion: Fusion, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor) -> list[Tensor]:
+    """Logits and distances of one window, ``[N, K]`` and ``[N, 2]``, of both networks -> the fused ones."""
+    weights = fusion.state_dict()
+    if isinstance(fusion, ColumnFusion):
+        rows, other_rows = torch.cat(own, dim=1), torch.cat(other, dim=1)
+        fused = slow_layer(weights["columns.linear.weight"], rows, other_rows, mask)
+        return [fused[:, :CLASSES], fused[:, CLASSES:].clamp(min=0)]
+    distances = slow_layer(weights["distances.linear.weight"], own[1], other[1], mask).clamp(min=0)
+    if isinstance(fusion, MeanFusion):
+        return [(own[0] + other[0]) / 2, distances]
+    return [slow_convolution(weights["logits.conv.weight"][0, 0], own[0], other[0], mask), distances]
+
+
 @torch.no_grad()
-def test_they_equal_slow_ones() -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_each_equals_a_slow_one(fusion: AnyFusion) -> None:
     own, other = predictions([LENGTH, 5, 1])
-    columns, convolution, mean = (made(fusion, "random") for fusion in FUSIONS)
-    found = [fusion(own, other) for fusion in (columns, convolution, mean)]
-    for prediction in found:
-        assert prediction.points is own.points
-        assert torch.equal(prediction.mask, own.mask)
-        assert (prediction.distances >= 0).all()
+    fuse = made(fusion, "random")
+    fused = fuse(own, other)
+    assert fused.points is own.points
+    assert torch.equal(fused.mask, own.mask)
     for b, mask in enumerate(own.mask):
-        (logits, distances), (other_logits, other_distances) = ((p.logits[b], p.distances[b]) for p in (own, other))
-        layers = [fusion.state_dict() for fusion in (columns, convolution, mean)]
-        wide = slow_layer(
-            layers[0]["columns.linear.weight"],
-            torch.cat((distances, logits), 1),
-            torch.cat((other_distances, other_logits), 1),
-            mask,
-        )
-        wanted = [
-            (wide[:, :2], wide[:, 2:]),
-            (
-                slow_layer(layers[1]["distances.linear.weight"], distances, other_distances, mask),
-                slow_convolution(layers[1]["logits.conv.weight"][0, 0], logits, other_logits, mask),
-            ),
-            (
-                slow_layer(layers[2]["distances.linear.weight"], distances, other_distances, mask),
-                (logits + other_logits) / 2,
-            ),
-        ]
-        for prediction, (to_ends, scores) in zip(found, wanted, strict=True):
-            torch.testing.assert_close(prediction.distances[b][mask], to_ends.clamp(min=0)[mask], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(prediction.logits[b][mask], scores[mask], rtol=1e-4, atol=1e-5)
+        mine, theirs = ((p.logits[b], p.distances[b]) for p in (own, other))
+        found = (fused.logits[b], fused.distances[b])
+        for columns, wanted in zip(found, slow_fusion(fuse, mine, theirs, mask), strict=True):
+            torch.testing.assert_close(columns[mask], wanted[mask], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
