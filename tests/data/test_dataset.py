@@ -21,17 +21,32 @@ from builders import (
     numbers_shown,
     video_data,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
-from bitad.data.dataset import Sample, TestWindows, TrainingWindows, VideoFiles, build_source, collate, grid_truth
+from bitad.data.dataset import (
+    Batch,
+    Sample,
+    Source,
+    TestWindows,
+    TrainingWindows,
+    VideoFiles,
+    build_source,
+    collate,
+    grid_truth,
+)
+from bitad.data.detections import Basis
 from bitad.data.playroom import render, sample_scene
 from bitad.data.reverse import reverse_folder, reverse_video
 from bitad.data.videos import write_video
+from bitad.data.windows import Timebase
 from bitad.timeline import Grid
 
+PAIR = ("experiment=1",)  # two networks on the same windows, the second in reverse
 FRAMES = 75  # of a video: 38 grid steps, so a window of 32 does not hold it
 
 
@@ -52,18 +67,37 @@ def annotations_of(config: Config) -> Annotations:
     return read_annotations(config.data.annotations, classes=config.data.classes)
 
 
-def training_windows(config: Config) -> TrainingWindows:
-    return TrainingWindows(annotations_of(config).subset("training"), build_source(config), config)
+def training_windows(config: Config, source: Source | None = None) -> TrainingWindows:
+    return TrainingWindows(annotations_of(config).subset("training"), source or build_source(config), config)
 
 
-def windows_to_test(config: Config) -> TestWindows:
-    return TestWindows(annotations_of(config).subset("validation"), build_source(config), config)
+def windows_to_test(config: Config, source: Source | None = None) -> TestWindows:
+    return TestWindows(annotations_of(config).subset("validation"), source or build_source(config), config)
+
+
+class CountingSource:
+    """A source that remembers which views were read."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.reads = source, list[Basis]()
+
+    @property
+    def has_twins(self) -> bool:
+        return self.source.has_twins
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        return self.source.timebase(video)
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> torch.Tensor:
+        self.reads.append(view)
+        return self.source.read(video, grid, view=view, margin=margin)
 
 
 def same(a: Sample, b: Sample) -> bool:
     return (
-        (a.video, a.grid, a.view) == (b.video, b.grid, b.view)
+        (a.video, a.grid, a.view, a.twin is None) == (b.video, b.grid, b.view, b.twin is None)
         and torch.equal(a.content, b.content)
+        and (a.twin is None or b.twin is None or torch.equal(a.twin, b.twin))
         and np.array_equal(a.segments, b.segments)
         and np.array_equal(a.labels, b.labels)
         and np.array_equal(np.asarray(a.colour), np.asarray(b.colour))  # both may be None
@@ -171,6 +205,164 @@ def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None
         base = source.timebase(video)
         assert (base.fps, base.stride_frames, base.steps) == (FPS, stride, -(-FRAMES // stride))
         assert base.whole().frames()[-1] < FRAMES
+
+
+# Two networks on the same windows.
+
+
+def every_item(windows: TrainingWindows | TestWindows) -> list[Sample]:
+    return [windows[i] for i in range(len(windows))]
+
+
+@pytest.mark.parametrize("data", ["features", "videos"])
+@pytest.mark.parametrize("make", [training_windows, windows_to_test])
+@pytest.mark.parametrize("pair", [PAIR, (*PAIR, "pair.second=forward")], ids=["both directions", "two forward"])
+def test_two_networks_get_the_windows_of_one_and_each_is_read_once(
+    data: str, make: Callable[..., TrainingWindows], pair: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(data)
+    config = config_of(path, *pair)
+    counting = CountingSource(build_source(config))
+    items = every_item(make(config, counting))
+    assert counting.reads == ["forward"] * len(items)
+    assert all(map(same, items, every_item(make(config_of(path)))))
+    alone_in_reverse = every_item(make(config_of(path, "direction=reverse")))
+    assert all(map(same, [item.reversed() for item in items], alone_in_reverse))
+
+
+@pytest.mark.parametrize("make", [training_windows, windows_to_test])
+def test_with_reversed_files_each_network_of_two_gets_what_it_gets_alone_and_each_file_is_read_once(
+    videos: Path, make: Callable[..., TrainingWindows]
+) -> None:
+    twins = f"data.reversed_videos={videos.parent / 'twins'}"
+    config = config_of(videos, *PAIR, twins)
+    counting = CountingSource(build_source(config))
+    items = every_item(make(config, counting))
+    assert counting.reads == ["forward", "reverse"] * len(items)
+    assert all(
+        same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments)) for item in items
+    )
+    forward = every_item(make(config_of(videos, twins)))
+    reverse = every_item(make(config_of(videos, twins, "direction=reverse")))
+    assert all(map(same, [replace(item, twin=None) for item in items], forward))
+    assert all(map(same, [replace(item.reversed(), twin=None) for item in items], reverse))
+    for item in items:
+        assert item.twin is not None
+        assert not torch.equal(item.twin, item.content)  # it went through the codec twice
+        assert psnr(item.content.numpy(), item.twin.numpy()).min() > 30
+
+
+def test_two_forward_networks_have_no_use_for_reversed_files(videos: Path) -> None:
+    config = config_of(videos, *PAIR, "pair.second=forward", f"data.reversed_videos={videos.parent / 'nowhere'}")
+    assert not build_source(config).has_twins
+    assert all(item.twin is None for item in every_item(training_windows(config)))
+
+
+def test_both_sources_give_two_networks_the_same_training_examples(videos: Path) -> None:
+    # Uncut and unturned, so that the pictures' numbers can be read.
+    plain = (*PAIR, "training.augmentation.flip=0", "training.augmentation.crop_area=[1, 1]")
+    plain = (*plain, "training.augmentation.crop_aspect=[1, 1]")
+    flipped, from_files = (
+        training_windows(config_of(videos, *plain, *more))
+        for more in ((), (f"data.reversed_videos={videos.parent / 'twins'}",))
+    )
+    for epoch in range(2):
+        flipped.set_epoch(epoch)
+        from_files.set_epoch(epoch)
+        one, other = (collate(every_item(windows), 32) for windows in (flipped, from_files))
+        for a, b, order in ((one, other, 1), (one.reversed(), other.reversed(), -1)):
+            assert (a.videos, a.grids) == (b.videos, b.grids)
+            assert torch.equal(a.mask, b.mask)
+            assert all(map(torch.equal, a.segments, b.segments))
+            assert all(map(torch.equal, a.labels, b.labels))
+            for i, grid in enumerate(a.grids):
+                numbers = grid.frames()[::order].tolist()
+                assert numbers_shown(a.inputs[i, : grid.steps].numpy()) == numbers
+                assert numbers_shown(b.inputs[i, : grid.steps].numpy()) == numbers
+
+
+def test_a_reversed_file_of_another_shape_is_refused(tmp_path: Path, videos: Path) -> None:
+    config = config_of(videos, *PAIR)
+    folder = videos.parent / "videos"
+    write_video(tmp_path / "wide.mp4", np.zeros((FRAMES, PIXELS, 2 * PIXELS, 3), np.uint8), fps=FPS)
+    source = VideoFiles(
+        lambda name: folder / f"{name}.mp4", pixels=PIXELS, find_reversed=lambda name: tmp_path / "wide.mp4"
+    )
+    with pytest.raises(ValueError, match=r"pictures of test_0 are 32x32 .* 64x32 .*bitad reverse"):
+        windows_to_test(config, source)[0]
+
+
+# Batches turned round.
+
+
+@st.composite
+def windows_of_a_batch(draw: st.DrawFn) -> tuple[list[Sample], int]:
+    """Samples of frames or features, with twins or without, and the length of their batch."""
+    frames, twins = draw(st.booleans()), draw(st.booleans())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+
+    def content(count: int) -> torch.Tensor:
+        if frames:
+            return torch.from_numpy(rng.integers(0, 256, (count, 2, 3, 3), dtype=np.uint8))
+        return torch.from_numpy(rng.standard_normal((count, 4), dtype=np.float32))
+
+    def sample(count: int) -> Sample:
+        n = int(rng.integers(0, 4))
+        return Sample(
+            f"v{rng.integers(9)}",
+            content(count),
+            Grid(FPS, 2.0, float(rng.integers(100)), count),
+            np.sort(rng.uniform(0, count, (n, 2)), axis=1),
+            rng.integers(0, 3, n),
+            colour=rng.standard_normal((3, 4), dtype=np.float32) if rng.random() < 0.5 else None,
+            twin=content(count) if twins else None,
+        )
+
+    return [sample(count) for count in steps], draw(st.integers(max(steps), 14))
+
+
+def assert_same_batch(a: Batch, b: Batch) -> None:
+    assert (a.grids, a.videos, a.colour is None, a.twin is None) == (
+        b.grids,
+        b.videos,
+        b.colour is None,
+        b.twin is None,
+    )
+    for one, other in (
+        (a.inputs, b.inputs),
+        (a.mask, b.mask),
+        (a.colour, b.colour),
+        (a.twin, b.twin),
+        *zip(a.segments, b.segments, strict=True),
+        *zip(a.labels, b.labels, strict=True),
+    ):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=0, atol=0)  # dtype and shape too
+
+
+@settings(deadline=None)
+@given(windows_of_a_batch())
+def test_a_batch_turned_round_is_the_batch_of_the_samples_turned_round(drawn: tuple[list[Sample], int]) -> None:
+    samples, length = drawn
+    batch = collate(samples, length)
+    assert_same_batch(batch.reversed(), collate([sample.reversed() for sample in samples], length))
+    assert batch.reversed().inputs.dtype == samples[0].content.dtype
+    again = batch.reversed().reversed()
+    for a, b in zip(again.segments, batch.segments, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    assert_same_batch(replace(again, segments=batch.segments), batch)
+
+
+def test_every_tensor_of_a_batch_goes_to_the_device_and_turns_round_there() -> None:
+    frames = torch.zeros(3, 4, 4, 3, dtype=torch.uint8)
+    sample = replace(sample_of(frames), twin=frames, colour=np.eye(3, 4, dtype=np.float32))
+    moved = collate([sample], 4).to(torch.device("meta"))
+    for batch in (moved, moved.reversed()):
+        assert batch.colour is not None
+        assert batch.twin is not None
+        tensors = [batch.inputs, batch.mask, batch.colour, batch.twin, *batch.segments, *batch.labels]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 # Padding.
