@@ -101,12 +101,13 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
 
         ``i(j) = ceil((V - 1)/s - 1/2) - j``, clamped to the real points ``0 .. ceil(V/s) - 1``,
 
-    the farther along this view of two equally near ones. What is left between the two is
+    the later in this view of two equally near ones. What is left between the two is
 
         ``g = (V - 1 - s*i - s*j) / s``:
 
-    positive where the other view's point lies behind ours, 0 everywhere on level 0 and wherever s divides V - 1.
-    Distances ``(start', end')`` that the other view's point i states are, from ours, ``(end' - g, start' + g)``.
+    positive where the other view's point lies later in this view than ours, 0 everywhere on level 0 and wherever s
+    divides V - 1. Distances ``(start', end')`` that the other view's point i states are, from ours,
+    ``(end' - g, start' + g)``.
 
     Args:
         points: j, integers, each counted from 0 within its level; ``[N]``.
