@@ -231,7 +231,8 @@ def _annotations(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config import load_config
     from bitad.training.distributed import processes
-    from bitad.training.trainer import Trainer, set_threads, set_up_logging
+    from bitad.training.environment import set_threads, set_up_logging
+    from bitad.training.trainer import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
     set_threads(config.threads)
@@ -245,22 +246,20 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    from bitad.config import override_config
     from bitad.inference.testing import run_test
     from bitad.reports.tables import evaluation_table
     from bitad.training.checkpoint import load_checkpoint
     from bitad.training.distributed import processes
-    from bitad.training.trainer import set_threads
+    from bitad.training.environment import set_threads
 
-    checkpoint = load_checkpoint(arguments.run_or_checkpoint)
-    checkpoint.config = override_config(checkpoint.config, arguments.overrides)
+    checkpoint = load_checkpoint(arguments.run_or_checkpoint).changed(arguments.overrides)
     set_threads(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
     with processes(arguments.device) as team:
-        evaluation = run_test(checkpoint, out, team)
+        evaluations = run_test(checkpoint, out, team)
         if team.is_main:
-            print(evaluation_table({str(place): evaluation}).text())
+            print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())
     return 0
 
 

@@ -8,7 +8,7 @@ types and impossible combinations are all reported at once, by path, before anyt
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -345,6 +345,11 @@ class Config(Section):
         return EXPERIMENTS[self.experiment]
 
     @property
+    def trains_detectors(self) -> bool:
+        """Whether the networks train, or only what an experiment adds to them."""
+        return self.plan.adds is None or self.pair.detector_too
+
+    @property
     def views(self) -> tuple[Basis, ...]:
         """The playing direction of each network."""
         return (self.direction,) if self.plan.networks == 1 else ("forward", self.pair.second)
@@ -411,6 +416,16 @@ def parse_config(document: dict[str, Any], origin: str) -> Config:
     except ValidationError as error:
         faults = [_describe(dict(fault)) for fault in error.errors()]
         raise ConfigError(f"configuration {origin}: " + "; ".join(faults)) from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys in which two mappings of a configuration differ, by path, with both values."""
+    for key, new in now.items():
+        old = before.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{path}{key}.")
+        elif old != new:
+            yield f"{path}{key}", old, new
 
 
 def _describe(fault: dict[str, Any]) -> str:

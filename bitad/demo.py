@@ -21,7 +21,7 @@ from torch import Tensor
 from bitad.config import Config, load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, reverse_annotation_file
 from bitad.data.dataset import Source, build_source
-from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.detections import Basis, Detections, read_detections, write_detections
 from bitad.data.files import read_json, write_json
 from bitad.data.playroom import REVERSED, write_data_set
 from bitad.data.reverse import reverse_folder
@@ -30,7 +30,7 @@ from bitad.evaluation.direction_sensitivity import called_classes, renamed
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect
 from bitad.inference.merge import merge
-from bitad.models.build import build_detector, load_pretrained
+from bitad.models.build import build_network, load_pretrained
 from bitad.progress import Meter, following
 from bitad.reports.demo import DemoResults, write_demo_report
 from bitad.timeline import Grid
@@ -200,8 +200,12 @@ class StandingStill:
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         return self.source.timebase(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
-        frames = self.source.read(video, grid, margin=margin)
+    @property
+    def has_twins(self) -> bool:
+        return self.source.has_twins
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+        frames = self.source.read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)
 
 
@@ -214,17 +218,17 @@ def _detect_everything(configs: dict[str, Config], truth: Annotations) -> dict[s
         for name, config in (("F", forward), ("B", reverse))
     }
     found["late fusion"] = merge(found["F"], found["B"], method="soft-nms")
-    detector = load_checkpoint(forward.run_directory / "best.pt").detector()
+    detector = load_checkpoint(forward.run_directory / "best.pt").network()
     source = build_source(forward)
     # Reversed playback of the same files: the windows flipped, the results mapped to forward time.
     flipped = forward.model_copy(update={"direction": "reverse"})
     torch.manual_seed(forward.seed)
-    untrained = build_detector(forward, len(truth.classes))
+    untrained = build_network(forward, len(truth.classes))
     load_pretrained(untrained, forward)
     for name, network, frames, config in (
         ("F on reversed playback", detector, source, flipped),
         ("F on still windows", detector, StandingStill(source), forward),
         ("untrained", untrained.eval(), source, forward),
     ):
-        found[name] = detect(network, truth, frames, config, team, what=f"testing {name}")
+        found[name] = detect(network, truth, frames, config, team, what=f"testing {name}").merged
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}

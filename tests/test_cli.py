@@ -24,7 +24,7 @@ from bitad.data.videos import probe, write_video
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
 from bitad.training.checkpoint import load_checkpoint
-from bitad.training.trainer import set_up_logging
+from bitad.training.environment import set_up_logging
 
 VERBS = ("demo", "reverse", "annotations", "train", "test", "detect", "merge", "evaluate")
 

@@ -1,8 +1,9 @@
-"""Videos in, detections out: a trained detector over sliding windows."""
+"""Videos in, detections out: a trained network, or a pair of them, over sliding windows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from torch.utils.data import DataLoader, Subset
 
 from bitad.config import Config, NmsConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Source, TestWindows, VideoFiles, collate
-from bitad.data.detections import Detections
+from bitad.data.dataset import Batch, Source, TestWindows, VideoFiles, collate
+from bitad.data.detections import Basis, Detections, write_detections
 from bitad.inference.decode import decode
+from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
 from bitad.inference.stitch import Stitcher
-from bitad.models.detector import Detector
+from bitad.models.build import Network
+from bitad.models.head import Prediction
+from bitad.models.pair import Both, Pair
 from bitad.progress import track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
@@ -39,9 +43,41 @@ def nms_settings(config: NmsConfig) -> NmsSettings:
     )
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a network or a pair found.
+
+    Args:
+        bases: for each network's basis its detections, on the forward clock: ``forward`` and ``reverse``, one of them
+            for a single network; the control's second network, which watches forwards, comes as ``reverse``.
+        views: the playing direction of each.
+        merged: the detections of all bases as one set; those of the only one as they are.
+    """
+
+    bases: dict[Basis, Detections]
+    views: tuple[Basis, ...]
+    merged: Detections
+
+    def named(self) -> dict[str, Detections]:
+        """All results under the names that people read; the one that stands for the whole comes last."""
+        if len(self.bases) == 1:
+            return {str(basis): found for basis, found in self.bases.items()}
+        return {f"{basis} basis": found for basis, found in self.bases.items()} | {"merged": self.merged}
+
+    def write(self, out: Path) -> None:
+        """Writes ``out``/detections.json and, of a pair, detections.forward.json and detections.reverse.json.
+
+        A basis whose network watches in reverse is written in reverse time, D - t.
+        """
+        write_detections(self.merged, out / "detections.json")
+        if len(self.bases) > 1:
+            for (basis, found), view in zip(self.bases.items(), self.views, strict=True):
+                write_detections(found if view == "forward" else found.reversed(), out / f"detections.{basis}.json")
+
+
 @torch.inference_mode()
 def detect(
-    detector: Detector,
+    network: Network,
     annotations: Annotations,
     source: Source,
     config: Config,
@@ -50,14 +86,14 @@ def detect(
     details: Mapping[str, Any] | None = None,
     workers: int = 0,
     what: str = "testing",
-) -> Detections:
+) -> Results:
     """Detects in all videos of ``annotations`` (their ground truth is not looked at).
 
-    Windows are spread over the processes, each seen once; every process gets all detections, on the forward clock,
-    also those of a detector that watches in reverse.
+    Windows are spread over the processes, each seen once and decoded once for both views of a pair; every process gets
+    all detections, on the forward clock, also those of a network that watches in reverse.
 
     Args:
-        detector: in evaluation mode, on the device of ``team``.
+        network: in evaluation mode, on the device of ``team``.
         source: of the windows.
         details: for :class:`~bitad.data.detections.Detections`.
         workers: processes that read windows.
@@ -65,7 +101,8 @@ def detect(
     """
     windows = TestWindows(annotations, source, config)
     mine = Subset(windows, list(team.share(len(windows))))
-    stitcher = Stitcher(nms_settings(config.test.nms), rounding=config.test.rounding)
+    views = config.views
+    stitchers = [Stitcher(nms_settings(config.test.nms), rounding=config.test.rounding) for _ in views]
     loader = DataLoader(
         mine,
         batch_size=config.test.batch,
@@ -76,19 +113,39 @@ def detect(
     )
     durations = {video.name: video.duration_s for video in windows.videos}
     for batch in track(loader, what, len(loader), show=team.is_main):
-        inputs = batch.inputs.to(team.device, non_blocking=True)
-        prediction = detector(inputs, batch.mask.to(team.device, non_blocking=True))
-        found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
-        for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
-            stitcher.add(name, candidates, grid, durations[name], reverse_view=config.direction == "reverse")
-    for other in team.gather(stitcher):
-        stitcher.update(other)
+        predictions = _predict(network, batch.to(team.device), views)
+        for prediction, view, stitcher in zip(predictions, views, stitchers, strict=True):
+            found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
+            for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
+                stitcher.add(name, candidates, grid, durations[name], reverse_view=view == "reverse")
+    for others in team.gather(stitchers):
+        for stitcher, other in zip(stitchers, others, strict=True):
+            stitcher.update(other)
     names = [video.name for video in windows.videos]
-    return stitcher.detections(annotations.classes, videos=names, details=details)
+    found_by_each = [
+        stitcher.detections(annotations.classes, videos=names, details={**(details or {}), "view": view})
+        for stitcher, view in zip(stitchers, views, strict=True)
+    ]
+    if len(views) == 1:
+        return Results({views[0]: found_by_each[0]}, views, found_by_each[0])
+    first, second = found_by_each
+    merged = merge(first, second, method=config.test.merge, settings=nms_settings(config.test.nms))
+    return Results({"forward": first, "reverse": second}, views, merged)
+
+
+def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[Prediction]:
+    """What each basis says about a batch that comes in the first view."""
+    if not isinstance(network, Pair):
+        return [network(batch.inputs, batch.mask)]
+    other = batch if views[0] == views[1] else batch.reversed()
+    both: Both = network((batch.inputs, other.inputs), batch.mask)
+    return [both.first, both.second]
 
 
 def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processes) -> Detections:
-    """Detects in video files, in memory bounded by a window, sampled at the rate of the detector's training.
+    """Detects in video files, in memory bounded by a window, sampled at the rate of the training.
+
+    What the two networks of a pair find is merged.
 
     Raises:
         FileNotFoundError, ValueError: for a file that is missing or no video, two files of one name, or a detector
@@ -110,5 +167,5 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
         },
         checkpoint.classes,
     )
-    detector = checkpoint.detector().to(team.device)
-    return detect(detector, annotations, source, config, team, what="detecting")
+    network = checkpoint.network().to(team.device)
+    return detect(network, annotations, source, config, team, what="detecting").merged

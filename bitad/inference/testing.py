@@ -1,4 +1,4 @@
-"""Testing a trained detector: detections in both times, and their mAP."""
+"""Testing a trained run: detections in both times, of each network's basis and merged, and their mAP."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 
 
-def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> Evaluation:
-    """Detects in the test subset and writes what was found.
+def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:
+    """Detects in the test subset and writes what was found; the evaluation of every result, the whole run's last.
 
-    Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (the same in reverse time, D - t) and
-    ``out``/metrics.json.
+    Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (reverse time, D - t) and
+    ``out``/metrics.json. Of one network the two files of detections hold the same ones; of a pair the first holds the
+    merged ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis.
 
     Raises:
-        ValueError: if the data set has other classes than the detector.
+        ValueError: if the data set has other classes than the network.
     """
     config = checkpoint.config
     annotations = read_annotations(config.data.annotations, classes=config.data.classes)
@@ -31,13 +32,13 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> Evaluation:
             f"on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in data.classes"
         )
     subset = annotations.subset(config.data.test_subset)
-    details = {"direction": config.direction, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
-    detections = detect(
-        checkpoint.detector().to(team.device), subset, build_source(config), config, team, details=details
-    )
-    evaluation = evaluate(subset, detections, tiou=config.test.tiou)
+    details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
+    network = checkpoint.network().to(team.device)
+    results = detect(network, subset, build_source(config), config, team, details=details)
+    evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in results.named().items()}
     if team.is_main:
-        write_detections(detections, out / "detections.json")
-        write_detections(detections.reversed(), out / "detections.reverse.json")
-        write_json(evaluation.to_json(), out / "metrics.json")
-    return evaluation
+        results.write(out)
+        if len(evaluations) == 1:
+            write_detections(results.merged.reversed(), out / "detections.reverse.json")
+        write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, out / "metrics.json")
+    return evaluations

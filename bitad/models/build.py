@@ -8,22 +8,64 @@ from pathlib import Path
 from torch import nn
 
 from bitad.config import BackboneConfig, Config
-from bitad.models.adapters import TemporalAdapter
+from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
 from bitad.models.head import DetectionHead
+from bitad.models.pair import Pair, Side
 from bitad.models.pyramid import FeaturePyramid
 from bitad.models.sizes import SIZES
 from bitad.models.videomae import VisionTransformer
 from bitad.models.weights import load_backbone
 
+Network = Detector | Pair
 
-def build_detector(config: Config, num_classes: int) -> Detector:
-    """The detector of a configuration, freshly initialised, with ``requires_grad`` set to what trains.
 
-    The pre-trained weights of the backbone are not loaded: see :func:`load_pretrained`.
+def build_network(config: Config, num_classes: int) -> Network:
+    """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set to what trains.
+
+    Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.initial.load_initial`.
     """
+    if config.plan.networks == 1:
+        network: Network = _detector(config, num_classes)
+    else:
+        network = Pair(
+            _side(config, num_classes),
+            _side(config, num_classes),
+            mirrored=config.views[0] != config.views[1],
+            align=config.pair.align if config.plan.aligns else None,
+        )
+    _set_what_trains(network, config)
+    return network
+
+
+def _side(config: Config, num_classes: int) -> Side:
+    network = _detector(config, num_classes)
+    cross_adapters = None
+    if config.plan.adds == "cross-adapter":
+        assert isinstance(network.backbone, VideoBackbone)  # the configuration has seen to it
+        assert config.model.backbone is not None
+        vit, reduction = network.backbone.vit, config.model.backbone.adapter_reduction
+        cross_adapters = nn.ModuleList(CrossAdapter(vit.dim, reduction=reduction) for _ in vit.blocks)
+    return Side(network, cross_adapters=cross_adapters, fusion=_fusion(config, network))
+
+
+def _fusion(config: Config, network: Detector) -> Fusion | None:
+    points = sum(config.window.steps // stride for stride in network.pyramid.strides)  # N
+    match config.plan.fusion:
+        case "columns":
+            return ColumnFusion(points, init=config.pair.fusion_init)
+        case "convolution":
+            return ConvolutionFusion(points, init=config.pair.fusion_init)
+        case "mean":
+            return MeanFusion(points, init=config.pair.fusion_init)
+        case None:
+            return None
+
+
+def _detector(config: Config, num_classes: int) -> Detector:
     model = config.model
-    backbone = None if model.backbone is None else _backbone(model.backbone)
+    backbone = None if model.backbone is None else _backbone(model.backbone, config)
     in_channels = config.data.feature_channels if backbone is None else backbone.vit.dim
     assert in_channels is not None  # the configuration has seen to it
     pyramid = FeaturePyramid(
@@ -47,44 +89,53 @@ def build_detector(config: Config, num_classes: int) -> Detector:
         convs=model.head_convolutions,
         prior_probability=model.prior_probability,
     )
-    detector = Detector(backbone=backbone, pyramid=pyramid, head=head)
-    _set_what_trains(detector)
-    return detector
+    return Detector(backbone=backbone, pyramid=pyramid, head=head)
 
 
-def _backbone(config: BackboneConfig) -> VideoBackbone:
-    size = SIZES[config.size]
-    adapters = [TemporalAdapter(size.dim, reduction=config.adapter_reduction) for _ in range(size.depth)]
+def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
+    size = SIZES[model.size]
+
+    def adapters() -> list[TemporalAdapter]:
+        return [TemporalAdapter(size.dim, reduction=model.adapter_reduction) for _ in range(size.depth)]
+
     vit = VisionTransformer(
         dim=size.dim,
         depth=size.depth,
         heads=size.heads,
         mlp_dim=size.mlp_dim,
         patch_size=size.patch_size,
-        image_size=config.table_pixels,
-        drop_path=config.drop_path,
-        adapters=adapters,
-        checkpointing=config.checkpointing,
+        image_size=model.table_pixels,
+        drop_path=model.drop_path,
+        adapters=adapters(),
+        bi_adapters=adapters() if config.plan.adds == "adapter" else None,
+        checkpointing=config.plan.joint if model.checkpointing is None else model.checkpointing,
     )
     return VideoBackbone(vit)
 
 
-def _set_what_trains(detector: nn.Module) -> None:
-    """Everything but the pre-trained transformer; of that, the adapters alone."""
-    for name, parameter in detector.named_parameters():
-        parameter.requires_grad_(not name.startswith("backbone.vit.") or ".adapter." in name)
+def _set_what_trains(network: nn.Module, config: Config) -> None:
+    """Everything but the pre-trained transformer, of which the adapters alone; or, in experiments that add modules to
+    finished networks, these modules alone."""
+    for name, parameter in network.named_parameters():
+        if config.trains_detectors:
+            trains = ".vit." not in f".{name}" or is_adapter(name)
+        else:
+            trains = ".bi_adapter." in name or ".cross_adapters." in name
+        parameter.requires_grad_(trains)
 
 
-def load_pretrained(detector: Detector, config: Config) -> None:
-    """Loads the backbone's pre-trained weights, where the configuration names some.
+def load_pretrained(network: Network, config: Config) -> None:
+    """Loads the backbone's pre-trained weights into the network or both of a pair, where the configuration names some.
 
     Raises:
         FileNotFoundError, ValueError: if they are missing or of another network.
     """
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
-    assert isinstance(detector.backbone, VideoBackbone)
-    load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))
+    detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
+    for detector in detectors:
+        assert isinstance(detector.backbone, VideoBackbone)
+        load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))
 
 
 def weights_path(weights: Path) -> Path:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitad.config import Config, parse_config
+from bitad.config import Config, override_config, parse_config
 from bitad.data.files import replacing
-from bitad.models.build import build_detector
-from bitad.models.detector import Detector
+from bitad.models.build import Network, build_network
 from bitad.models.weights import load_weights
 
-FORMAT = "bitad checkpoint 1"
+FORMAT = "bitad checkpoint 2"
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Checkpoint:
     Args:
         config: the resolved configuration of the run.
         classes: class names, in the order of the logits.
-        model: the detector's state; its trainable parameters are the averaged ones (EMA), those that are tested.
+        model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
         epoch: epochs finished.
         rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
         evaluation: of these weights, if they were evaluated.
@@ -41,11 +41,27 @@ class Checkpoint:
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
 
-    def detector(self) -> Detector:
-        """The trained detector, in evaluation mode."""
-        detector = build_detector(self.config, len(self.classes))
-        load_weights(detector, self.model, source="the checkpoint")
-        return detector.eval()
+    def network(self) -> Network:
+        """The trained network or pair, in evaluation mode."""
+        network = build_network(self.config, len(self.classes))
+        load_weights(network, self.model, source="the checkpoint")
+        return network.eval()
+
+    def changed(self, overrides: Sequence[str]) -> Checkpoint:
+        """With another configuration to test under, changed as on the command line.
+
+        Raises:
+            ValueError: a fusion would meet windows of another length than it was trained with, or see
+                :func:`bitad.config.override_config`.
+        """
+        config = override_config(self.config, overrides)
+        trained, wanted = self.config.window.steps, config.window.steps
+        if config.plan.fusion and trained != wanted:
+            raise ValueError(
+                f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
+                f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
+            )
+        return replace(self, config=config)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

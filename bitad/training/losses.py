@@ -102,6 +102,20 @@ class DetectionLoss(nn.Module):
         regression = (diou_loss(distances, targets.distances.to(distances.dtype)) * positive).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
+    def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
+        """How far two predictions on one clock are apart, in units of the last :meth:`forward`; 0 where they agree.
+
+        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments at the
+        points that have one. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
+        arXiv:1706.00384), whose divergence is not symmetric.
+        """
+        apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
+        positive = targets.positive & prediction.mask
+        segments = diou_loss(prediction.distances, other.distances) * positive
+        normaliser = self.get_buffer("normaliser") / self.processes
+        total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
+        return total
+
     def _normaliser(self, positives: Tensor) -> Tensor:
         dtype = self.get_buffer("normaliser").dtype
         if not self.training:

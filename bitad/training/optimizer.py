@@ -9,6 +9,9 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from bitad.models.adapters import is_adapter
+from bitad.models.fusion import Fusion
+
 # What weight decay is for: the weights of linear maps and convolutions; not norms, biases, scales.
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -22,6 +25,7 @@ class LearningRates:
 
     lr: float
     adapter_lr: float
+    fusion_lr: float
     reference_batch: int
     effective_batch: int
 
@@ -31,37 +35,53 @@ class LearningRates:
 
     def __str__(self) -> str:
         return (
-            f"learning rate {self.lr * self.factor:.3g}, of adapters {self.adapter_lr * self.factor:.3g} for an "
-            f"effective batch of {self.effective_batch} (stated: {self.lr:.3g} and {self.adapter_lr:.3g} for "
-            f"{self.reference_batch})"
+            f"learning rate {self.lr * self.factor:.3g}, of adapters {self.adapter_lr * self.factor:.3g}, of fusions "
+            f"{self.fusion_lr * self.factor:.3g} over their fan-in, for an effective batch of {self.effective_batch} "
+            f"(stated: {self.lr:.3g}, {self.adapter_lr:.3g} and {self.fusion_lr:.3g} for {self.reference_batch})"
         )
 
 
 def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: float) -> AdamW:
-    """AdamW over what trains (``requires_grad``), in up to four groups: adapters and the rest, decayed and not.
+    """AdamW over what trains (``requires_grad``), in groups: adapters and the rest, decayed and not, and fusions.
+
+    A fusion is not decayed, for 0 is not where its weights belong, and its learning rate is divided by the number of
+    inputs that an output sums (the fan-in, as Yang et al. 2021, arXiv:2203.03466, do for hidden layers under Adam). Its
+    inputs are all alike (a trained head says about -5 at nearly every point), so a step of Adam, which moves every
+    weight by the learning rate, would move each of its outputs by some thousand times that.
 
     Each group carries its name under ``name``.
     """
     decayed = {
-        f"{prefix}.{name}" if prefix else name
+        f"{prefix}.weight" if prefix else "weight"
         for prefix, module in model.named_modules()
         if isinstance(module, DECAYED)
-        for name, _ in module.named_parameters(recurse=False)
-        if name == "weight"
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    fused = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, Fusion)
+        for name, _ in module.named_parameters()
+    }
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((".adapter." in name, name in decayed), []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if name in fused:
+            group = ("fusion", rates.fusion_lr / parameter[0].numel(), False)
+        elif is_adapter(name):
+            group = ("adapters", rates.adapter_lr, name in decayed)
+        else:
+            group = ("detector", rates.lr, name in decayed)
+        groups.setdefault(group, []).append(parameter)
     return AdamW(
         [
             {
                 "params": parameters,
-                "lr": (rates.adapter_lr if adapter else rates.lr) * rates.factor,
+                "lr": lr * rates.factor,
                 "weight_decay": weight_decay if decay else 0.0,
-                "name": f"{'adapters' if adapter else 'detector'}{'' if decay else ', not decayed'}",
+                "name": f"{what}{'' if decay else ', not decayed'}",
             }
-            for (adapter, decay), parameters in groups.items()
+            for (what, lr, decay), parameters in groups.items()
         ]
     )
 

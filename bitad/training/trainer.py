@@ -3,68 +3,54 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import platform
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-import bitad
-from bitad.config import Config
+from bitad.config import Config, differences
 from bitad.data.annotations import read_annotations
 from bitad.data.dataset import Batch, TrainingWindows, build_source, collate
-from bitad.data.detections import write_detections
 from bitad.data.files import replacing, write_json
 from bitad.data.transforms import recolour
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
-from bitad.models.build import build_detector, load_pretrained
+from bitad.models.build import build_network, load_pretrained
+from bitad.models.pair import Pair
 from bitad.progress import Meter
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.ema import Ema
+from bitad.training.environment import environment, log
+from bitad.training.initial import load_initial
+from bitad.training.learner import Learner
 from bitad.training.losses import DetectionLoss, Losses
-from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
-from bitad.training.targets import assign
+from bitad.training.optimizer import LearningRates
+from bitad.training.sampler import EpochSampler
 
-log = logging.getLogger("bitad")
 STEPS_BETWEEN_RECORDS = 10
-# A resumed run may change these: its results do not depend on them.
-WITHOUT_EFFECT = ("threads ", "output ", "training.workers ")
+# A resumed run may change these: what it goes on to do does not depend on them.
+WITHOUT_EFFECT = ("threads", "output", "training.workers", "init.forward", "init.backward")
 
 
-class EpochSampler(Sampler[list[int]]):
-    """This rank's batches of an epoch: one order for all ranks, drawn from (seed, epoch), dealt out in turn.
+class Step(NamedTuple):
+    """One step of training, network by network.
 
-    Every rank gets the same number of batches; the windows left over by an uneven division sit out this epoch.
+    Args:
+        losses: of each network's basis, by the learner's name.
+        agreement: what experiment 1x adds to them, weighted.
+        norms: of each network's gradient before clipping.
     """
 
-    def __init__(self, windows: int, batch: int, team: Processes, seed: int) -> None:
-        self.windows, self.batch, self.team, self.seed, self.epoch = windows, batch, team, seed, 0
-        if len(self) == 0:
-            raise ValueError(
-                f"{windows} training windows an epoch do not fill one batch of {batch} on {team.world} processes; "
-                "lower training.batch or raise training.windows_per_video"
-            )
-
-    def __len__(self) -> int:
-        return self.windows // (self.batch * self.team.world)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.windows)
-        effective = self.batch * self.team.world
-        for start in range(0, len(self) * effective, effective):
-            mine = order[start : start + effective][self.team.rank :: self.team.world]
-            yield [int(i) for i in mine]
+    losses: dict[str, Losses]
+    agreement: Tensor | None
+    norms: dict[str, float]
 
 
 class Trainer:
@@ -94,40 +80,70 @@ class Trainer:
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
         self.sampler = EpochSampler(len(self.windows), config.training.batch, team, config.seed)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
-        self.detector = build_detector(config, len(self.annotations.classes))
-        load_pretrained(self.detector, config)
+        self.network = build_network(config, len(self.annotations.classes))
+        if saved is None:
+            self._load_first_weights()
         torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
-        self.detector.to(team.device)
-        training = config.training
-        self.loss = DetectionLoss(
-            label_smoothing=training.label_smoothing,
-            initial_normaliser=training.loss_normaliser,
-            processes=team.world,
-            total=team.total,
-        ).to(team.device)
+        self.network.to(team.device)
         self.rates = LearningRates(
-            training.lr, training.adapter_lr, training.reference_batch, training.batch * team.world
+            config.training.lr,
+            config.training.adapter_lr,
+            config.training.fusion_lr,
+            config.training.reference_batch,
+            config.training.batch * team.world,
         )
-        self.optimizer = build_optimizer(self.detector, self.rates, weight_decay=training.weight_decay)
-        self.schedule = build_schedule(
-            self.optimizer,
-            warmup_steps=round(training.warmup_epochs * len(self.sampler)),
-            total_steps=(training.schedule_epochs or training.epochs) * len(self.sampler),
-        )
-        self.ema = Ema(self.detector, decay=training.ema_decay)
+        self.learners = self._learners()
         self.epoch, self.step, self.best = 0, 0, -math.inf
         self.loader = DataLoader(
             self.windows,
             batch_sampler=self.sampler,
-            num_workers=training.workers,
+            num_workers=config.training.workers,
             collate_fn=partial(collate, length=config.window.steps),
-            persistent_workers=training.workers > 0,
+            persistent_workers=config.training.workers > 0,
             pin_memory=team.device.type == "cuda",
             # A loader draws a seed for its workers each time it begins; a resumed run's begins more often.
             generator=torch.Generator(),
         )
         if saved is not None:
             self._restore(saved)
+        # What is wrapped is what one backward pass goes through: a pair, or a network.
+        if config.plan.joint or not isinstance(self.network, Pair):
+            self.models = [team.wrap(self.network)]
+        else:
+            self.models = [team.wrap(side.network) for side in self.network.sides]
+
+    def _load_first_weights(self) -> None:
+        if self.config.plan.starts_from == "backbone":
+            load_pretrained(self.network, self.config)
+        else:
+            assert isinstance(self.network, Pair)  # no single network starts from two
+            load_initial(self.network, self.config, self.annotations.classes)
+
+    def _learners(self) -> list[Learner]:
+        training, team = self.config.training, self.team
+        modules = (
+            (("forward", "first.", self.network.first), ("backward", "second.", self.network.second))
+            if isinstance(self.network, Pair)
+            else ((self.config.direction, "", self.network),)
+        )
+        return [
+            Learner(
+                name,
+                prefix,
+                module,
+                DetectionLoss(
+                    label_smoothing=training.label_smoothing,
+                    initial_normaliser=training.loss_normaliser,
+                    processes=team.world,
+                    total=team.total,
+                ).to(team.device),
+                training,
+                rates=self.rates,
+                steps_per_epoch=len(self.sampler),
+                num_classes=len(self.annotations.classes),
+            )
+            for name, prefix, module in modules
+        ]
 
     def run(self, *, until: int | None = None) -> float:
         """Trains to the last epoch, or to the end of epoch number ``until``.
@@ -137,9 +153,8 @@ class Trainer:
         """
         self._begin()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        model = self.team.wrap(self.detector)
         while self.epoch < end:
-            self._train_epoch(model)
+            self._train_epoch()
             self.epoch += 1
             checkpoint = self._checkpoint()
             if self._evaluation_is_due():
@@ -157,67 +172,96 @@ class Trainer:
             return True
         return self.epoch > training.evaluate_from and self.epoch % training.evaluate_every == 0
 
-    def _train_epoch(self, model: nn.Module) -> None:
+    def _train_epoch(self) -> None:
         self.windows.set_epoch(self.epoch)
         self.sampler.epoch = self.epoch
-        model.train()
-        self.loss.train()
+        # Frozen networks are trained around as they are tested: nothing in them is dropped.
+        self.network.train(self.config.trains_detectors)
+        for learner in self.learners:
+            learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         with Meter(what, len(self.loader), show=self.team.is_main) as meter:
             for batch in self.loader:
-                losses, norm = self._train_step(model, batch)
+                step = self._train_step(batch)
                 self.step += 1
-                meter.advance(note=f"loss {losses.total.item():.3f}")
-                if self.step % STEPS_BETWEEN_RECORDS == 0:
-                    self._record_step(losses, norm)
-                self.schedule.step()
+                meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
+                if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
+                    self._record_step(step)
+                for learner in self.learners:
+                    learner.schedule.step()
 
-    def _train_step(self, model: nn.Module, batch: Batch) -> tuple[Losses, float]:
-        """One step of gradient descent; the losses and the gradient's norm before clipping."""
-        losses = self.compute_losses(model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        trainable = [p for p in self.detector.parameters() if p.requires_grad]
-        norm = float(nn.utils.clip_grad_norm_(trainable, self.config.training.clip_norm))
-        if not math.isfinite(norm):
+    def _train_step(self, batch: Batch) -> Step:
+        """One step of gradient descent for every network."""
+        views = self.views(batch)
+        if self.config.plan.joint:
+            both, agreement = self.losses_together(views)
+            parts = [one.total for one in both.values()] + ([] if agreement is None else [agreement])
+            return Step(both, agreement, self._descend(torch.stack(parts).sum(), self.learners, batch))
+        # Two networks that share nothing: one's activations are gone before the other's are made, and each gradient
+        # is that of the sum of both losses all the same.
+        losses: dict[str, Losses] = {}
+        norms: dict[str, float] = {}
+        for number, learner in enumerate(self.learners):
+            losses[learner.name] = self.losses_alone(number, views[number])
+            norms |= self._descend(losses[learner.name].total, [learner], batch)
+        return Step(losses, None, norms)
+
+    def views(self, batch: Batch) -> list[Batch]:
+        """Each network's view of a batch, on the device; decoded and copied there once."""
+        first, *others = self.config.views
+        batch = batch.to(self.team.device)
+        return [batch, *(batch if view == first else batch.reversed() for view in others)]
+
+    def losses_alone(self, number: int, view: Batch) -> Losses:
+        """The losses of one network, which depends on no other, on its view of a batch."""
+        prediction = self.models[number](_pictures(view), view.mask)
+        return self.learners[number].judge(prediction, view).losses
+
+    def losses_together(self, views: Sequence[Batch]) -> tuple[dict[str, Losses], Tensor | None]:
+        """The losses of both bases of a pair, and the weighted agreement where the experiment asks for it."""
+        both = self.models[0](tuple(_pictures(view) for view in views), views[0].mask)
+        results = zip(self.learners, (both.first, both.second), views, strict=True)
+        judged = [learner.judge(prediction, view) for learner, prediction, view in results]
+        losses = {learner.name: one.losses for learner, one in zip(self.learners, judged, strict=True)}
+        if not self.config.plan.agreement:
+            return losses, None
+        apart = [
+            learner.loss.agreement(own, other, one.targets)
+            for learner, own, other, one in zip(self.learners, both.own, both.aligned, judged, strict=True)
+        ]
+        return losses, self.config.pair.agreement * torch.stack(apart).mean()
+
+    def _descend(self, total: Tensor, learners: Sequence[Learner], batch: Batch) -> dict[str, float]:
+        """A backward pass and a step of the learners it reaches; the norms of their gradients."""
+        total.backward()
+        try:
+            norms = {learner.name: learner.clip() for learner in learners}
+        except FloatingPointError as error:
             raise ValueError(
-                f"loss {losses.total.item()} has a gradient that is not finite at step {self.step} (videos "
-                f"{', '.join(batch.videos)}); resume from {self.last} with a lower training.lr"
-            )
-        self.optimizer.step()
-        self.ema.update(self.detector)
-        return losses, norm
-
-    def compute_losses(self, model: nn.Module, batch: Batch) -> Losses:
-        """The losses of a batch under the model's present weights."""
-        device = self.team.device
-        inputs = batch.inputs.to(device, non_blocking=True)
-        if batch.colour is not None:
-            inputs = recolour(inputs, batch.colour.to(device, non_blocking=True))
-        prediction = model(inputs, batch.mask.to(device, non_blocking=True))
-        targets = assign(
-            prediction.points,
-            [segments.to(device) for segments in batch.segments],
-            [labels.to(device) for labels in batch.labels],
-            len(self.annotations.classes),
-            radius=self.config.training.centre_radius,
-        )
-        losses: Losses = self.loss(prediction, targets)
-        return losses
+                f"{error} at step {self.step}, with a loss of {total.item()} (videos {', '.join(batch.videos)}); "
+                f"resume from {self.last} with a lower training.lr"
+            ) from None
+        for learner in learners:
+            learner.step()
+        return norms
 
     def _evaluate(self) -> Evaluation:
         """Tests the averaged weights on the test subset."""
         began = time.monotonic()
-        self.detector.eval()
-        with self.ema.applied(self.detector):
-            details = {"run": str(self.directory), "epoch": self.epoch, "direction": self.config.direction}
-            detections = detect(
-                self.detector, self.test_annotations, self.source, self.config, self.team, details=details
-            )
-        evaluation = evaluate(self.test_annotations, detections, tiou=self.config.test.tiou)
+        self.network.eval()
+        with ExitStack() as averaged:
+            for learner in self.learners:
+                averaged.enter_context(learner.ema.applied(learner.module))
+            details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
+            results = detect(self.network, self.test_annotations, self.source, self.config, self.team, details=details)
+        evaluations = {
+            name: evaluate(self.test_annotations, found, tiou=self.config.test.tiou)
+            for name, found in results.named().items()
+        }
+        *bases, (_, evaluation) = evaluations.items()
         if self.team.is_main:
             if evaluation.average_map > self.best:
-                write_detections(detections, self.directory / "detections.json")
+                results.write(self.directory)
             self._record(
                 {
                     "kind": "evaluation",
@@ -225,10 +269,12 @@ class Trainer:
                     "step": self.step,
                     "average_map": evaluation.average_map,
                     "map_per_tiou": evaluation.map_per_tiou.tolist(),
+                    "average_map_per_basis": {name: basis.average_map for name, basis in bases},
                     "seconds": time.monotonic() - began,
                 }
             )
-            log.info("epoch %d: average mAP %.2f", self.epoch, 100 * evaluation.average_map)
+            said = ", ".join(f"{name} {100 * found.average_map:.2f}" for name, found in evaluations.items())
+            log.info("epoch %d: average mAP %s", self.epoch, said)
         return evaluation
 
     def _begin(self) -> None:
@@ -240,8 +286,9 @@ class Trainer:
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.team), self.directory / "environment.json")
-        trainable = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.detector.parameters())
+        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.network.parameters())
+        log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, of which %d train", total, trainable)
         log.info("%s", self.rates)
@@ -255,24 +302,29 @@ class Trainer:
         if self.windows.skipped:
             log.info("training videos without ground truth, left out: %s", ", ".join(self.windows.skipped))
 
-    def _record_step(self, losses: Losses, norm: float) -> None:
-        figures = torch.stack([loss.detach() for loss in losses])
-        figures = torch.stack([torch.as_tensor(other) for other in self.team.gather(figures.cpu())]).mean(0)
+    def _record_step(self, step: Step) -> None:
+        figures = [torch.stack([loss.detach() for loss in losses]) for losses in step.losses.values()]
+        agreement = torch.zeros(()) if step.agreement is None else step.agreement.detach()
+        mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
+        mean = torch.stack(self.team.gather(mine)).mean(0)
         if not self.team.is_main:
             return
-        classification, regression, total = figures.tolist()
-        self._record(
-            {
-                "kind": "training",
-                "epoch": self.epoch,
-                "step": self.step,
-                "loss": total,
-                "classification": classification,
-                "regression": regression,
-                "gradient_norm": norm,
-                "lr": self.optimizer.param_groups[0]["lr"],
-            }
-        )
+        classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
+        record = {
+            "kind": "training",
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": total.sum().item() + mean[-1].item(),
+            "classification": classification.sum().item(),
+            "regression": regression.sum().item(),
+            "gradient_norm": math.hypot(*step.norms.values()),
+            "lr": self.learners[0].optimizer.param_groups[0]["lr"],
+        }
+        if len(self.learners) > 1:
+            record |= {"losses": dict(zip(step.losses, total.tolist(), strict=True)), "gradient_norms": step.norms}
+        if step.agreement is not None:
+            record |= {"agreement": mean[-1].item()}
+        self._record(record)
 
     def _record(self, record: dict[str, Any]) -> None:
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -280,23 +332,20 @@ class Trainer:
 
     def _checkpoint(self) -> Checkpoint:
         """Of the present moment: averaged weights to test with; raw ones and the rest to go on with."""
-        state = dict(self.detector.state_dict())
-        raw = {name: state[name] for name in self.ema.average}
+        averaged = dict(self.network.state_dict())
+        for learner in self.learners:
+            averaged |= learner.averaged()
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
-            model={**state, **self.ema.average},
+            model=averaged,
             epoch=self.epoch,
             rate_hz=self.windows.median_rate_hz(),
             training={
                 "step": self.step,
                 "best": self.best,
                 "world": self.team.world,
-                "raw": raw,
-                "loss": self.loss.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "ema_updates": self.ema.updates,
+                "learners": {learner.name: learner.state_dict() for learner in self.learners},
                 "rng": self.team.gather(self._rng()),
             },
         )
@@ -321,7 +370,11 @@ class Trainer:
         if saved.training is None:
             raise ValueError(f"{self.last} holds weights only and cannot be resumed")
         before, now = saved.config.model_dump(mode="json"), self.config.model_dump(mode="json")
-        changed = [change for change in sorted(_differences(before, now)) if not change.startswith(WITHOUT_EFFECT)]
+        changed = [
+            f"{key} was {old}, is {new}"
+            for key, old, new in sorted(differences(before, now), key=lambda difference: difference[0])
+            if key not in WITHOUT_EFFECT
+        ]
         if changed:
             raise ValueError(
                 f"the configuration is not that of run {self.directory}: {'; '.join(changed)}; "
@@ -334,12 +387,9 @@ class Trainer:
             raise ValueError(f"{self.last} was trained on the classes {saved.classes}, not {self.annotations.classes}")
         training = saved.training
         assert training is not None
-        self.detector.load_state_dict({**saved.model, **training["raw"]})
-        self.loss.load_state_dict(training["loss"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.schedule.load_state_dict(training["schedule"])
-        average = {name: saved.model[name] for name in self.ema.average}
-        self.ema.load_state_dict({"updates": training["ema_updates"], "average": average})
+        self.network.load_state_dict(saved.model)
+        for learner in self.learners:
+            learner.load_state_dict(training["learners"][learner.name])
         self.epoch, self.step, self.best = saved.epoch, training["step"], training["best"]
         if training["world"] == self.team.world:
             rng = training["rng"][self.team.rank]
@@ -363,47 +413,6 @@ class Trainer:
                 partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def environment(team: Processes) -> dict[str, Any]:
-    """What a run was made with."""
-    return {
-        "bitad": bitad.__version__,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": team.world,
-        "command": sys.argv[1:],
-    }
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
-    """The keys in which two resolved configurations differ, with both values."""
-    for key in now:
-        old, new = before.get(key), now[key]
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{path}{key}.")
-        elif old != new:
-            yield f"{path}{key} was {old}, is {new}"
-
-
-def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
-    """The project's log: lines on standard error, and in `log.txt` of a run directory if one is given."""
-    handlers: Sequence[logging.Handler] = [logging.StreamHandler()] if show else []
-    if directory is not None and show:
-        directory.mkdir(parents=True, exist_ok=True)
-        handlers = [*handlers, logging.FileHandler(directory / "log.txt", encoding="utf-8")]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for handler in log.handlers:
-        handler.close()
-    log.handlers = list(handlers)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def set_threads(threads: int | None) -> None:
-    """CPU threads of this process, where the configuration says so; torchrun's and the environment's otherwise."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _pictures(view: Batch) -> Tensor:
+    """What a network is given of its view: frames under the window's change of colour, or features."""
+    return view.inputs if view.colour is None else recolour(view.inputs, view.colour)

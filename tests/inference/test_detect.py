@@ -22,7 +22,7 @@ from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, detect_videos, nms_settings
 from bitad.inference.testing import run_test
-from bitad.models.build import build_detector
+from bitad.models.build import build_network
 from bitad.models.head import Points, Prediction
 from bitad.timeline import Grid
 from bitad.training.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ def test_what_is_found_says_what_it_is_of(features: Path) -> None:
 def test_ground_truth_is_not_looked_at(features: Path) -> None:
     config = config_of(features)
     torch.manual_seed(0)
-    detector, truth = build_detector(config, len(CLASSES)).eval(), truth_of(config)
+    detector, truth = build_network(config, len(CLASSES)).eval(), truth_of(config)
     blind = replace(
         truth,
         videos={name: replace(v, segments=np.zeros((0, 2)), labels=()) for name, v in truth.videos.items()},
@@ -186,7 +186,7 @@ def test_the_suppression_is_what_the_configuration_says(features: Path) -> None:
 
 def checkpoint_of(config: Config, *, rate_hz: float = 4.0) -> Checkpoint:
     torch.manual_seed(0)
-    return Checkpoint(config, CLASSES, build_detector(config, len(CLASSES)).state_dict(), epoch=2, rate_hz=rate_hz)
+    return Checkpoint(config, CLASSES, build_network(config, len(CLASSES)).state_dict(), epoch=2, rate_hz=rate_hz)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -225,7 +225,7 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
     file = videos.parent / "videos" / "test_0.mp4"
     found = detect_videos(checkpoint, [file], ALONE)
-    tested = detect(checkpoint.detector(), truth_of(config), build_source(config), config, ALONE)
+    tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE)
     assert found.videos == tested.videos == ("test_0",)
     assert len(found) > 0
     np.testing.assert_array_equal(found.segments, tested.segments)

@@ -10,7 +10,7 @@ from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
 from bitad.config import load_config
-from bitad.models.build import build_detector, load_pretrained, weights_path
+from bitad.models.build import build_network, load_pretrained, weights_path
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.sizes import SIZES
 from bitad.models.weights import load_weights
@@ -35,7 +35,7 @@ def trainable(detector: Detector) -> set[str]:
 
 
 def test_of_the_backbone_only_the_adapters_train_and_everything_else_does(videos: Path) -> None:
-    detector = build_detector(config_of(videos), len(CLASSES))
+    detector = build_network(config_of(videos), len(CLASSES))
     names = {name for name, _ in detector.named_parameters()}
     backbone = {name for name in names if name.startswith("backbone.")}
     adapters = {name for name in backbone if ".adapter." in name}
@@ -45,7 +45,7 @@ def test_of_the_backbone_only_the_adapters_train_and_everything_else_does(videos
 
 
 def test_without_a_backbone_everything_trains(features: Path) -> None:
-    detector = build_detector(config_of(features), len(CLASSES))
+    detector = build_network(config_of(features), len(CLASSES))
     assert detector.backbone is None
     assert trainable(detector) == {name for name, _ in detector.named_parameters()}
 
@@ -53,10 +53,10 @@ def test_without_a_backbone_everything_trains(features: Path) -> None:
 def test_what_is_frozen_never_changes_and_what_trains_does(videos: Path, tmp_path: Path) -> None:
     overrides = ("training.epochs=3", "training.evaluate_from=2", f"output={tmp_path}", "training.weight_decay=0.5")
     trainer = Trainer(config_of(videos, *overrides), ALONE)
-    before = {name: tensor.clone() for name, tensor in trainer.detector.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.run(until=2)
-    after = trainer.detector.state_dict()
-    learning = trainable(trainer.detector)
+    after = trainer.network.state_dict()
+    learning = trainable(trainer.network)
     assert all(torch.equal(after[name], before[name]) for name in before.keys() - learning)
     # Only parameters without any influence on this data could have stayed the same: there are none.
     assert [name for name in learning if torch.equal(after[name], before[name])] == []
@@ -64,13 +64,13 @@ def test_what_is_frozen_never_changes_and_what_trains_does(videos: Path, tmp_pat
 
 def test_the_network_has_the_sizes_that_the_configuration_names(features: Path, videos: Path) -> None:
     config = config_of(features, "model.levels=4", "model.channels=24", "model.head_convolutions=1", "model.heads=3")
-    detector = build_detector(config, 7).eval()
+    detector = build_network(config, 7).eval()
     prediction = detector(torch.randn(2, CHANNELS, 32), torch.ones(2, 32, dtype=torch.bool))
     assert prediction.logits.shape == (2, 32 + 16 + 8 + 4, 7)
     assert prediction.points.sizes == (32, 16, 8, 4)
     assert len(detector.head.classification.convs) == 1
     config = config_of(videos, "model.backbone.drop_path=0.3", "model.backbone.adapter_reduction=8")
-    backbone = build_detector(config, 7).backbone
+    backbone = build_network(config, 7).backbone
     assert isinstance(backbone, VideoBackbone)
     assert backbone.vit.blocks[-1].drop_path.probability == 0.3
     assert backbone.vit.blocks[0].adapter.down.out_features == SIZES["tiny"].dim // 8
@@ -80,13 +80,13 @@ def test_the_same_seed_builds_the_same_network(features: Path) -> None:
     networks = []
     for _ in range(2):
         torch.manual_seed(5)
-        networks.append(build_detector(config_of(features), len(CLASSES)).state_dict())
+        networks.append(build_network(config_of(features), len(CLASSES)).state_dict())
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
 
 def test_pretrained_weights_fill_the_transformer_and_leave_the_adapters(videos: Path, tmp_path: Path) -> None:
     config = config_of(videos)
-    donor, receiver = build_detector(config, 3), build_detector(config, 3)
+    donor, receiver = build_network(config, 3), build_network(config, 3)
     assert isinstance(donor.backbone, VideoBackbone)
     weights = {name: w.contiguous() for name, w in donor.backbone.vit.state_dict().items() if ".adapter." not in name}
     save_file(weights, tmp_path / "vit.safetensors")
@@ -98,7 +98,7 @@ def test_pretrained_weights_fill_the_transformer_and_leave_the_adapters(videos: 
 
 
 def test_weights_of_another_network_are_refused_in_one_line(videos: Path, tmp_path: Path) -> None:
-    detector = build_detector(config_of(videos), 3)
+    detector = build_network(config_of(videos), 3)
     assert isinstance(detector.backbone, VideoBackbone)
     weights = {name: w.clone() for name, w in detector.backbone.vit.state_dict().items() if ".adapter." not in name}
     del weights["blocks.0.norm1.weight"]
@@ -121,7 +121,7 @@ def test_weights_of_another_network_are_refused_in_one_line(videos: Path, tmp_pa
 
 
 def test_a_checkpoint_must_have_every_weight_of_the_detector(features: Path) -> None:
-    detector = build_detector(config_of(features), 3)
+    detector = build_network(config_of(features), 3)
     weights = {name: w for name, w in detector.state_dict().items() if name != "head.scales"}
     with pytest.raises(ValueError, match=r"the checkpoint .*1 missing: head\.scales"):
         load_weights(detector, weights, source="the checkpoint")
@@ -130,7 +130,7 @@ def test_a_checkpoint_must_have_every_weight_of_the_detector(features: Path) -> 
 def test_missing_weights_are_refused_by_their_path(videos: Path) -> None:
     config = config_of(videos, "model.backbone.weights=nowhere/vit.safetensors")
     with pytest.raises(FileNotFoundError, match=r"nowhere/vit\.safetensors"):
-        load_pretrained(build_detector(config, 3), config)
+        load_pretrained(build_network(config, 3), config)
 
 
 def test_weights_of_the_package_are_found_beside_the_presets() -> None:
@@ -141,7 +141,7 @@ def test_weights_of_the_package_are_found_beside_the_presets() -> None:
 
 def test_the_demos_backbone_fits_the_demos_configuration_and_stays_small() -> None:
     config = load_config("playroom")
-    detector = build_detector(config, 10)
+    detector = build_network(config, 10)
     assert isinstance(detector.backbone, VideoBackbone)
     before = detector.backbone.vit.patch_embed.weight.clone()
     load_pretrained(detector, config)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bitad.config import Config
 from bitad.inference.detect import detect_videos
-from bitad.models.build import build_detector
+from bitad.models.build import build_network
 from bitad.training.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
 
@@ -33,7 +33,7 @@ def checkpoint(config: Config) -> Checkpoint:
     return Checkpoint(
         config=config,
         classes=CLASSES,
-        model=build_detector(config, len(CLASSES)).state_dict(),
+        model=build_network(config, len(CLASSES)).state_dict(),
         epoch=3,
         rate_hz=4.0,
         evaluation={"average_map": 0.25, "tiou": [0.3, 0.5]},
@@ -73,9 +73,9 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: Checkpoint, saved: Path) 
 
 
 def test_its_detector_gives_what_the_saved_one_gave(checkpoint: Checkpoint, saved: Path) -> None:
-    original = build_detector(checkpoint.config, len(CLASSES)).eval()
+    original = build_network(checkpoint.config, len(CLASSES)).eval()
     original.load_state_dict(checkpoint.model)
-    again = load_checkpoint(saved).detector()
+    again = load_checkpoint(saved).network()
     assert not again.training
     inputs, mask = torch.randn(1, CHANNELS, 32), torch.ones(1, 32, dtype=torch.bool)
     assert torch.equal(original(inputs, mask).logits, again(inputs, mask).logits)
@@ -175,7 +175,7 @@ def test_a_failed_save_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Pat
 def test_weights_that_do_not_fit_the_configuration_are_refused_in_one_line(checkpoint: Checkpoint) -> None:
     broken = replace(checkpoint, model={name: w for name, w in checkpoint.model.items() if name != "head.scales"})
     with pytest.raises(ValueError, match=r"1 missing: head\.scales") as refused:
-        broken.detector()
+        broken.network()
     assert "\n" not in str(refused.value)
 
 

@@ -23,7 +23,8 @@ from bitad.data.detections import Detections, read_detections
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes, processes
-from bitad.training.trainer import Trainer, set_threads
+from bitad.training.environment import set_threads
+from bitad.training.trainer import Trainer
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 
@@ -63,7 +64,7 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     set_threads(1)
     alone = config.model_copy(update={"output": tmp_path, "training": config.training.model_copy(update={"batch": 4})})
     trainer = Trainer(alone, ALONE)
-    untrained = {name: tensor.clone() for name, tensor in trainer.detector.state_dict().items()}
+    untrained = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.run()
     one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (alone, config))
     assert one.training is not None
@@ -91,7 +92,7 @@ def columns(detections: Detections) -> list[np.ndarray]:
 def test_two_processes_find_what_one_finds(together: tuple[Config, list[str]]) -> None:
     config, _ = together
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
-    detector = load_checkpoint(config.run_directory / "best.pt").detector()
+    detector = load_checkpoint(config.run_directory / "best.pt").network()
     alone = detect(detector, truth, build_source(config), config, ALONE)
     shared = read_detections(config.run_directory / "detections.json")
     assert shared.videos == alone.videos

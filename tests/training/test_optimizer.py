@@ -9,17 +9,17 @@ import torch
 from builders import config_of, video_data
 from torch import nn
 
-from bitad.models.build import build_detector
+from bitad.models.build import build_network
 from bitad.models.detector import Detector
 from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
 
-RATES = LearningRates(lr=1e-3, adapter_lr=2e-3, reference_batch=2, effective_batch=8)
+RATES = LearningRates(lr=1e-3, adapter_lr=2e-3, fusion_lr=1e-3, reference_batch=2, effective_batch=8)
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     path = video_data(tmp_path_factory.mktemp("videos") / "data")
-    return build_detector(config_of(path, "model.layer_scale=0.1"), 3)
+    return build_network(config_of(path, "model.layer_scale=0.1"), 3)
 
 
 def groups_by_parameter(detector: Detector) -> dict[str, list[dict[str, object]]]:
@@ -80,14 +80,14 @@ def test_the_weight_decay_shrinks_decayed_weights_only() -> None:
 
 @pytest.mark.parametrize(("effective", "factor"), [(1, 0.5), (2, 1.0), (16, 8.0)])
 def test_rates_are_scaled_linearly_from_the_batch_they_are_stated_for(effective: int, factor: float) -> None:
-    rates = LearningRates(lr=1e-4, adapter_lr=3e-4, reference_batch=2, effective_batch=effective)
+    rates = LearningRates(lr=1e-4, adapter_lr=3e-4, fusion_lr=1e-3, reference_batch=2, effective_batch=effective)
     assert rates.factor == factor
     optimizer = build_optimizer(nn.Linear(2, 2), rates, weight_decay=0)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * factor)
 
 
 def test_the_sentence_about_the_rates_says_what_is_used_and_what_was_stated() -> None:
-    said = str(LearningRates(lr=1e-4, adapter_lr=2e-4, reference_batch=2, effective_batch=8))
+    said = str(LearningRates(lr=1e-4, adapter_lr=2e-4, fusion_lr=1e-3, reference_batch=2, effective_batch=8))
     assert said == (
         "learning rate 0.0004, of adapters 0.0008 for an effective batch of 8 (stated: 0.0001 and 0.0002 for 2)"
     )

@@ -26,7 +26,9 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.trainer import EpochSampler, Trainer, environment, set_threads, set_up_logging
+from bitad.training.environment import environment, set_threads, set_up_logging
+from bitad.training.sampler import EpochSampler
+from bitad.training.trainer import Trainer
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
@@ -150,9 +152,9 @@ def test_a_resumed_run_on_videos_repeats_the_uninterrupted_one(videos: Path, tmp
 def test_random_numbers_matter_to_these_runs(features: Path) -> None:
     """Else the two laws above would say little."""
     trainer = Trainer(config_of(features, *RANDOM), ALONE)
-    trainer.detector.train()
+    trainer.network.train()
     batch = next(iter(trainer.loader))
-    first, second = (trainer.compute_losses(trainer.detector, batch).total for _ in range(2))
+    first, second = (trainer.compute_losses(trainer.network, batch).total for _ in range(2))
     assert first != second
 
 
@@ -310,7 +312,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_videos(tmp_pa
     trainer = Trainer(config_of(path, "training.batch=1"), ALONE)
     with pytest.raises(ValueError, match=r"not finite .*\(videos train_1\).*training\.lr"):
         trainer.run()
-    assert all(torch.isfinite(parameter).all() for parameter in trainer.detector.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
     assert all(torch.isfinite(average).all() for average in trainer.ema.average.values())
 
 
@@ -371,7 +373,7 @@ def test_the_best_checkpoint_holds_the_weights_that_were_tested(features: Path, 
     best = Trainer(config, ALONE).run()
     checkpoint = load_checkpoint(config.run_directory / "best.pt")
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
-    found = detect(checkpoint.detector(), truth, build_source(config), config, ALONE)
+    found = detect(checkpoint.network(), truth, build_source(config), config, ALONE)
     assert evaluate(truth, found, tiou=config.test.tiou).average_map == best > 0
     assert checkpoint.evaluation == evaluate(truth, found, tiou=config.test.tiou).to_json()
     assert checkpoint.rate_hz == 4.0

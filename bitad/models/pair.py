@@ -1,0 +1,105 @@
+"""Two networks that watch the same windows, and what the experiments put between them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from bitad.models.bidirectional import Alignment, aligned
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.fusion import Fusion
+from bitad.models.head import Prediction
+from bitad.models.lockstep import encode_together
+
+
+class Side(nn.Module):
+    """A network with what an experiment adds to it; they learn together (one optimiser, schedule, EMA, clipping group).
+
+    Args:
+        network: the detector.
+        cross_adapters: one behind each block of its backbone, that also sees the other side's tokens (experiment 2x).
+        fusion: of this network's prediction with the other's, on this network's clock (experiments 3-x).
+    """
+
+    def __init__(
+        self, network: Detector, *, cross_adapters: nn.ModuleList | None = None, fusion: Fusion | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.cross_adapters = cross_adapters
+        self.fusion = fusion
+
+
+class Both(NamedTuple):
+    """What a pair says about a batch of windows.
+
+    Args:
+        first, second: each on its own network's clock; fused where there is a fusion.
+        aligned: for each of the two, the other *network's* prediction on its clock; None where nothing was aligned.
+        own: the two networks' own predictions.
+    """
+
+    first: Prediction
+    second: Prediction
+    aligned: tuple[Prediction, Prediction] | None
+    own: tuple[Prediction, Prediction]
+
+
+class Pair(nn.Module):
+    """Two sides in one graph.
+
+    Args:
+        first: watches the windows forwards.
+        second: watches them in reverse, or forwards too (the control).
+        mirrored: whether the second one's view is the first's reversed.
+        align: how one's prediction comes to the other's clock, see :func:`bitad.models.bidirectional.aligned`; None
+            where nothing asks for it.
+    """
+
+    def __init__(self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.mirrored, self.align = mirrored, align
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.first, self.second
+
+    def forward(self, inputs: tuple[Tensor, Tensor], mask: Tensor) -> Both:
+        """Looks at a batch of windows.
+
+        Args:
+            inputs: each network's view, as :meth:`Detector.forward` takes it.
+            mask: bool ``[B, T]``; the same for both views, whose padding is at the end.
+        """
+        first, second = self._networks(inputs, mask)
+        if self.align is None:
+            return Both(first, second, None, (first, second))
+        across = (self._aligned(second), self._aligned(first))
+        fused = [
+            own if side.fusion is None else side.fusion(own, other)
+            for side, own, other in zip(self.sides, (first, second), across, strict=True)
+        ]
+        return Both(fused[0], fused[1], across, (first, second))
+
+    def _networks(self, inputs: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Prediction, Prediction]:
+        one, two = self.sides
+        if one.cross_adapters is None or two.cross_adapters is None:
+            return one.network(inputs[0], mask), two.network(inputs[1], mask)
+        assert isinstance(one.network.backbone, VideoBackbone)  # cross adapters are behind its blocks
+        assert isinstance(two.network.backbone, VideoBackbone)
+        features = encode_together(
+            one.network.backbone,
+            two.network.backbone,
+            inputs,
+            mask,
+            (one.cross_adapters, two.cross_adapters),
+            mirrored=self.mirrored,
+        )
+        return one.network.predict(features[0], mask), two.network.predict(features[1], mask)
+
+    def _aligned(self, prediction: Prediction) -> Prediction:
+        """A network's prediction on the other one's clock."""
+        assert self.align is not None
+        return aligned(prediction, how=self.align) if self.mirrored else prediction

@@ -1,0 +1,115 @@
+"""A network in training: what belongs to it and to it alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bitad.config import TrainingConfig
+from bitad.data.dataset import Batch
+from bitad.models.head import Prediction
+from bitad.training.ema import Ema
+from bitad.training.losses import DetectionLoss, Losses
+from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
+from bitad.training.targets import Targets, assign
+
+
+class Judged(NamedTuple):
+    """The losses of a prediction, and the targets they come from."""
+
+    losses: Losses
+    targets: Targets
+
+
+class Learner:
+    """A network (and what an experiment adds to it) with its loss, optimiser, schedule and moving average.
+
+    Two networks that learn together are two of these: nothing of one's depends on the other's but through the loss.
+
+    Args:
+        name: which one it is: ``forward`` or ``backward``; of a single network its playing direction.
+        prefix: of the module's parameters in the names of the whole.
+        module: whose parameters are trained.
+        loss: of its predictions.
+        config: the recipe.
+        rates: learning rates.
+        steps_per_epoch: of the schedule.
+        num_classes: K.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prefix: str,
+        module: nn.Module,
+        loss: DetectionLoss,
+        config: TrainingConfig,
+        *,
+        rates: LearningRates,
+        steps_per_epoch: int,
+        num_classes: int,
+    ) -> None:
+        self.name, self.prefix, self.module, self.loss = name, prefix, module, loss
+        self.config, self.num_classes = config, num_classes
+        self.optimizer = build_optimizer(module, rates, weight_decay=config.weight_decay)
+        self.schedule = build_schedule(
+            self.optimizer,
+            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+            total_steps=(config.schedule_epochs or config.epochs) * steps_per_epoch,
+        )
+        self.ema = Ema(module, decay=config.ema_decay)
+
+    def judge(self, prediction: Prediction, batch: Batch) -> Judged:
+        """The losses of a prediction of the batch; both in this network's view."""
+        targets = assign(
+            prediction.points, batch.segments, batch.labels, self.num_classes, radius=self.config.centre_radius
+        )
+        return Judged(self.loss(prediction, targets), targets)
+
+    def clip(self) -> float:
+        """Shortens the gradients that a backward pass has left; their norm before.
+
+        Raises:
+            FloatingPointError: they are not finite.
+        """
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of the {self.name} network is not finite")
+        return norm
+
+    def step(self) -> None:
+        """One step down the gradients, which are freed: they need not lie beside another network's activations."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.module)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, by their names in the whole."""
+        return {self.prefix + name: tensor for name, tensor in self.ema.average.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the averaged weights, which the checkpoint holds."""
+        parameters = dict(self.module.named_parameters())
+        return {
+            "raw": {name: parameters[name].detach() for name in self.ema.average},
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ema_updates": self.ema.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`; the module holds the averaged weights."""
+        parameters = dict(self.module.named_parameters())
+        average = {name: parameters[name].detach().clone() for name in self.ema.average}
+        self.ema.load_state_dict({"updates": state["ema_updates"], "average": average})
+        with torch.no_grad():
+            for name, tensor in state["raw"].items():
+                parameters[name].copy_(tensor)
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
