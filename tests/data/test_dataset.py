@@ -259,11 +259,10 @@ def test_two_forward_networks_have_no_use_for_reversed_files(videos: Path) -> No
 
 
 def test_both_sources_give_two_networks_the_same_training_examples(videos: Path) -> None:
-    # Uncut and unturned, so that the pictures' numbers can be read.
-    plain = (*PAIR, "training.augmentation.flip=0", "training.augmentation.crop_area=[1, 1]")
-    plain = (*plain, "training.augmentation.crop_aspect=[1, 1]")
+    # Uncut and not flipped, so that the pictures' numbers can be read.
+    uncut = [f"training.augmentation.{how}" for how in ("flip=0", "crop_area=[1, 1]", "crop_aspect=[1, 1]")]
     flipped, from_files = (
-        training_windows(config_of(videos, *plain, *more))
+        training_windows(config_of(videos, *PAIR, *uncut, *more))
         for more in ((), (f"data.reversed_videos={videos.parent / 'twins'}",))
     )
     for epoch in range(2):
