@@ -5,28 +5,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitad.models.adapters import TemporalAdapter
+from bitad.models.adapters import Bottleneck, CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.videomae import TokenGrid
 
 GRID = TokenGrid(clips=3, time=2, height=2, width=1)
 
 
-def adapter_and_tokens(windows: int = 2, kernel_size: int = 3) -> tuple[TemporalAdapter, Tensor]:
+def learned(adapter: Bottleneck) -> None:
     torch.manual_seed(0)
-    adapter = TemporalAdapter(8, reduction=2, kernel_size=kernel_size)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
+
+
+def adapter_and_tokens(windows: int = 2, kernel_size: int = 3) -> tuple[TemporalAdapter, Tensor]:
+    adapter = TemporalAdapter(8, reduction=2, kernel_size=kernel_size)
+    learned(adapter)
     return adapter, torch.randn(windows * 3, 4, 8)
 
 
-def one_place_at_a_time(adapter: TemporalAdapter, tokens: Tensor, windows: int) -> Tensor:
+def cross_adapter_and_tokens(kernel_size: int = 3) -> tuple[CrossAdapter, Tensor, Tensor]:
+    adapter = CrossAdapter(8, reduction=2, kernel_size=kernel_size)
+    learned(adapter)
+    return adapter, torch.randn(6, 4, 8), torch.randn(6, 4, 8)
+
+
+def one_place_at_a_time(adapter: Bottleneck, tokens: Tensor, windows: int, other: Tensor | None = None) -> Tensor:
     """The same by its formula, for each window and place by itself, over the time of the window."""
     tokens = tokens.reshape(windows, 6, 2, 8)  # [window, clip and time, place, C]
     out = torch.empty_like(tokens)
     for window in range(windows):
         for place in range(2):
             x = tokens[window, :, place]
-            hidden = F.gelu(adapter.down(x))
+            narrow = adapter.down(x)
+            if other is not None:
+                narrow = narrow + other.reshape(tokens.shape)[window, :, place] @ adapter.down_other.weight.T
+            hidden = F.gelu(narrow)
             kernel = adapter.depthwise.weight[..., 0]  # [C', 1, k]
             along = F.conv1d(
                 hidden.T, kernel, adapter.depthwise.bias, padding=kernel.shape[-1] // 2, groups=len(kernel)
@@ -55,9 +68,34 @@ def test_it_sees_across_clips_but_not_across_windows() -> None:
     assert (tokens.grad.abs().sum(-1) > 0).nonzero().tolist() == [[0, 1], [0, 3], [1, 1]]
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_a_cross_adapter_mixes_both_networks_along_the_time_of_the_window(kernel_size: int) -> None:
+    adapter, tokens, other = cross_adapter_and_tokens(kernel_size)
+    expected = one_place_at_a_time(adapter, tokens, windows=2, other=other)
+    torch.testing.assert_close(adapter(tokens, other, GRID), expected)
+
+
+def test_a_cross_adapter_sees_the_other_network_as_far_as_its_own() -> None:
+    adapter, tokens, other = cross_adapter_and_tokens()
+    for x in (tokens, other):
+        x.requires_grad_()
+    adapter(tokens, other, GRID)[0, 3].sum().backward()
+    for x in (tokens, other):
+        assert x.grad is not None
+        assert (x.grad.abs().sum(-1) > 0).nonzero().tolist() == [[0, 1], [0, 3], [1, 1]]
+
+
+def test_a_cross_adapter_that_hears_nothing_is_a_temporal_one() -> None:
+    adapter, tokens, other = cross_adapter_and_tokens()
+    temporal = TemporalAdapter(8, reduction=2)
+    temporal.load_state_dict({name: w for name, w in adapter.state_dict().items() if name != "down_other.weight"})
+    assert torch.equal(adapter(tokens, torch.zeros_like(other), GRID), temporal(tokens, GRID))
+
+
 def test_a_new_adapter_changes_nothing() -> None:
     tokens = torch.randn(6, 4, 8)
     assert torch.equal(TemporalAdapter(8)(tokens, GRID), tokens)
+    assert torch.equal(CrossAdapter(8)(tokens, torch.randn(6, 4, 8), GRID), tokens)
 
 
 def test_a_new_adapter_can_learn() -> None:
@@ -67,6 +105,33 @@ def test_a_new_adapter_can_learn() -> None:
     assert adapter.up.weight.grad.abs().sum() > 0
 
 
+def test_a_cross_adapters_first_step_depends_on_the_other_network() -> None:
+    torch.manual_seed(0)
+    tokens, gradients = torch.randn(6, 4, 8), []
+    adapter = CrossAdapter(8)
+    for other in (torch.zeros_like(tokens), torch.randn(6, 4, 8)):
+        adapter(tokens, other, GRID).square().sum().backward()
+        gradients.append(adapter.up.weight.grad)
+        adapter.zero_grad()
+    assert not torch.allclose(*gradients)
+
+
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="kernel 4"):
         TemporalAdapter(8, kernel_size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blocks.0.adapter.down.weight", True),
+        ("network.backbone.vit.blocks.11.bi_adapter.gamma", True),
+        ("cross_adapters.3.down_other.weight", True),
+        ("sides.0.cross_adapters.3.up.bias", True),
+        ("blocks.0.attn.qkv.weight", False),
+        ("blocks.0.adapters_norm.weight", False),
+        ("pyramid.stem.0.norm1.weight", False),
+    ],
+)
+def test_adapters_are_known_by_their_names(name: str, expected: bool) -> None:
+    assert is_adapter(name) == expected

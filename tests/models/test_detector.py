@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitad.models.adapters import TemporalAdapter
+from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.head import DetectionHead, Prediction
 from bitad.models.pyramid import FeaturePyramid
@@ -69,15 +69,17 @@ def test_adapters_learn_behind_a_frozen_backbone_with_and_without_checkpointing(
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        vit = vision_transformer(adapters=[TemporalAdapter(8), TemporalAdapter(8)], checkpointing=checkpointing)
+        first, second = ([TemporalAdapter(8), TemporalAdapter(8)] for _ in range(2))
+        vit = vision_transformer(adapters=first, bi_adapters=second, checkpointing=checkpointing)
         for name, parameter in vit.named_parameters():
-            parameter.requires_grad_(".adapter." in name)
+            parameter.requires_grad_(is_adapter(name))
         network = detector(backbone=VideoBackbone(vit), drop_path=0.0)
         prediction = network(frames(), torch.ones(2, STEPS, dtype=torch.bool))
         (prediction.logits.square().mean() + prediction.distances.mean()).backward()
         gradients.append({name: p.grad for name, p in vit.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    assert all(".adapter." in name for name in gradients[0])
+    assert len(gradients[0]) == 2 * 2 * len(list(TemporalAdapter(8).parameters()))
+    assert all(is_adapter(name) for name in gradients[0])
     assert any(gradient.abs().sum() > 0 for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name])
@@ -89,6 +91,18 @@ def test_training_and_evaluation_return_the_same_type(training: bool) -> None:
     assert isinstance(prediction, Prediction)
     assert prediction.logits.shape == (2, 60, 3)
     assert len(prediction.points) == 60
+
+
+@pytest.mark.parametrize("kind", ["features", "frames"])
+@torch.no_grad()
+def test_a_prediction_is_made_of_the_features_alone(kind: str) -> None:
+    network = detector(backbone=VideoBackbone(vision_transformer()) if kind == "frames" else None).eval()
+    inputs = frames() if kind == "frames" else torch.randn(2, 5, STEPS)
+    mask = torch.arange(STEPS) < torch.tensor([[STEPS], [20]])
+    whole, parts = network(inputs, mask), network.predict(network.features(inputs), mask)
+    assert torch.equal(whole.logits, parts.logits)
+    assert torch.equal(whole.distances, parts.distances)
+    assert torch.equal(whole.mask, parts.mask)
 
 
 def mirror_image(network: Detector) -> Detector:

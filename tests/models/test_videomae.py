@@ -164,6 +164,51 @@ def test_new_adapters_change_nothing() -> None:
 
 
 @torch.no_grad()
+def test_new_second_adapters_change_nothing() -> None:
+    once = transformer(adapters=adapters())
+    for block in once.blocks:
+        nn.init.normal_(block.adapter.up.weight)
+    twice = transformer(adapters=adapters(), bi_adapters=adapters())
+    missing = twice.load_state_dict(once.state_dict(), strict=False).missing_keys
+    new = {f"blocks.{i}.bi_adapter.{name}" for i in range(DEPTH) for name in TemporalAdapter(DIM).state_dict()}
+    assert set(missing) == new
+    for block in twice.blocks:
+        nn.init.zeros_(block.bi_adapter.up.bias)  # not as at the beginning, by `transformer`
+    assert torch.equal(twice(clips(), 2), once(clips(), 2))
+
+
+@torch.no_grad()
+def test_the_second_adapter_stands_right_behind_the_first() -> None:
+    first, second, nothing = TemporalAdapter(DIM), TemporalAdapter(DIM), adapters()[1]
+    plain, both = transformer(), transformer(adapters=[first, nothing], bi_adapters=[second, nothing])
+    both.load_state_dict(plain.state_dict(), strict=False)
+    for parameter in (*first.parameters(), *second.parameters()):
+        nn.init.normal_(parameter)
+    nn.init.zeros_(nothing.up.bias)
+    x, grid = plain.begin(clips(), 2)
+    x = second(first(plain.blocks[0](x, grid), grid), grid)
+    assert torch.equal(both(clips(), 2).flatten(1, 3), plain.blocks[1](x, grid))
+
+
+def test_adapters_keep_their_own_first_weights() -> None:
+    one, two = adapters(), adapters()
+    before = [{name: w.clone() for name, w in adapter.state_dict().items()} for adapter in (*one, *two)]
+    VisionTransformer(dim=DIM, depth=DEPTH, heads=HEADS, mlp_dim=20, adapters=one, bi_adapters=two)
+    for adapter, weights in zip((*one, *two), before, strict=True):
+        assert all(torch.equal(weight, weights[name]) for name, weight in adapter.state_dict().items())
+
+
+def test_linear_maps_begin_small_and_without_bias() -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(dim=64, depth=2, heads=2, mlp_dim=128)
+    linear = [module for module in vit.modules() if isinstance(module, nn.Linear)]
+    assert len(linear) == 2 * 4
+    for module in linear:
+        assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert module.bias is None or not module.bias.any()
+
+
+@torch.no_grad()
 def test_trained_adapters_see_the_neighbouring_clips_of_their_window_only() -> None:
     vit = transformer(adapters=adapters())
     for block in vit.blocks:
@@ -180,7 +225,9 @@ def test_trained_adapters_see_the_neighbouring_clips_of_their_window_only() -> N
 def test_checkpointing_gives_the_same_output_and_gradients(drop_path: float) -> None:
     results = []
     for checkpointing in (False, True):
-        vit = transformer(adapters=adapters(), checkpointing=checkpointing, drop_path=drop_path).train()
+        vit = transformer(
+            adapters=adapters(), bi_adapters=adapters(), checkpointing=checkpointing, drop_path=drop_path
+        ).train()
         torch.manual_seed(2)
         out = vit(clips(4), 2)
         out.square().mean().backward()
@@ -218,6 +265,8 @@ def test_a_network_that_cannot_be_is_refused() -> None:
         transformer(heads=5)
     with pytest.raises(ValueError, match="1 adapters for 2 blocks"):
         transformer(adapters=[TemporalAdapter(DIM)])
+    with pytest.raises(ValueError, match="1 second adapters for 2 blocks"):
+        transformer(bi_adapters=[TemporalAdapter(DIM)])
 
 
 def test_an_adapter_is_told_how_the_tokens_lie() -> None:
