@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections
-from bitad.evaluation.direction_sensitivity import NOTHING, Calls, called_classes, renamed
+from bitad.evaluation.direction_sensitivity import NOTHING, Calls, called_classes, renamed, sensitivity
+from bitad.evaluation.mean_average_precision import evaluate
 
 CLASSES = ("close", "jump", "open")
 DURATION_S = 20.0
@@ -130,3 +133,114 @@ def test_renaming_leaves_out_what_has_no_name_and_twice_gives_the_rest_back() ->
 def test_calls_are_compared_as_tables() -> None:
     table = Calls(("x", "y"), np.array([[3, 1, 0], [0, 0, 0]]))
     assert table.most_frequent("x") == ("x", 0.75)
+
+
+TIOU = (0.3, 0.5, 0.7)
+SEEN = truth(
+    a=[(1, 3, "open"), (5, 7, "close"), (10, 12, "jump")],
+    b=[(2, 4, "open"), (6, 8, "close"), (12, 15, "jump")],
+)
+
+
+def all_found(names: dict[str, str | None], score: float = 0.9) -> Detections:
+    """Every action of ``SEEN`` exactly where it is, under another name; none where that is None."""
+    rows = {
+        name: [
+            (start, end, new, score)
+            for (start, end), label in zip(video.segments.tolist(), video.labels, strict=True)
+            if (new := names[label]) is not None
+        ]
+        for name, video in SEEN.videos.items()
+    }
+    return found(**rows)
+
+
+OWN: dict[str, str | None] = {"open": "open", "close": "close", "jump": "jump"}
+AS_EVER = all_found(OWN)
+
+
+def verdicts(reversed_playback: Detections, trained: Detections = AS_EVER) -> dict[str, str]:
+    made = sensitivity(
+        SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU
+    ).verdicts
+    return {label: str(verdict) for label, verdict in made.items()}
+
+
+def test_classes_found_on_reversed_playback_as_ever_are_symmetric() -> None:
+    assert verdicts(AS_EVER) == dict.fromkeys(CLASSES, "symmetric")
+
+
+def test_a_class_called_by_its_partners_name_and_its_partner_by_its_is_swapping() -> None:
+    assert verdicts(all_found({"open": "close", "close": "open", "jump": "jump"})) == {
+        "open": "swapping",
+        "close": "swapping",
+        "jump": "symmetric",
+    }
+
+
+def test_a_class_that_is_not_found_on_reversed_playback_is_irreversible() -> None:
+    assert verdicts(all_found(OWN | {"jump": None}))["jump"] == "irreversible"
+
+
+def test_a_name_that_is_not_given_back_is_a_mistake_and_no_swap() -> None:
+    made = verdicts(all_found({"open": "close", "close": "close", "jump": "open"}))
+    assert made == {"open": "irreversible", "close": "irreversible", "jump": "irreversible"}
+
+
+def test_a_class_found_less_well_under_its_own_name_is_irreversible() -> None:
+    """It keeps its name, but half of its segments are no longer covered at the higher thresholds."""
+    late = AS_EVER.segments + np.where(AS_EVER.labels == CLASSES.index("jump"), 0.6, 0.0)[:, None]
+    made = sensitivity(
+        SEEN, forward=[AS_EVER], backward=[AS_EVER], reversed_playback=[replace(AS_EVER, segments=late)], tiou=TIOU
+    )
+    jump = next(one for one in made.classes if one.label == "jump")
+    assert jump.called == "jump"
+    assert jump.verdict == "irreversible"
+    assert jump.kept == pytest.approx(jump.reversed_playback)
+    assert 0 < jump.reversed_playback < 0.9
+
+
+def test_what_no_network_has_learnt_is_not_sorted() -> None:
+    assert verdicts(AS_EVER, trained=all_found(OWN | {"jump": None}))["jump"] == "not learnt"
+    nothing = all_found(dict.fromkeys(CLASSES))
+    made = sensitivity(SEEN, forward=[nothing], backward=[nothing], reversed_playback=[nothing], tiou=TIOU)
+    assert {one.verdict for one in made.classes} == {"not learnt"}
+    assert [one.kept for one in made.classes] == [None] * 3
+
+
+def test_the_figures_are_those_of_the_evaluation() -> None:
+    forward, backward = AS_EVER, all_found(OWN | {"jump": "open"})
+    reversed_playback = all_found(OWN | {"open": "close"})
+    made = sensitivity(SEEN, forward=[forward], backward=[backward], reversed_playback=[reversed_playback], tiou=TIOU)
+    for found_there, figures in (
+        (forward, [one.forward for one in made.classes]),
+        (backward, [one.backward for one in made.classes]),
+        (reversed_playback, [one.reversed_playback for one in made.classes]),
+    ):
+        np.testing.assert_allclose(figures, evaluate(SEEN, found_there, tiou=TIOU).ap.mean(axis=1))
+    assert [one.segments for one in made.classes] == [2, 2, 2]
+
+
+def test_several_networks_count_as_their_mean() -> None:
+    worse = all_found(OWN | {"jump": None})
+    made = sensitivity(
+        SEEN, forward=[AS_EVER, worse], backward=[AS_EVER], reversed_playback=[worse, AS_EVER], tiou=TIOU
+    )
+    jump = next(one for one in made.classes if one.label == "jump")
+    assert (jump.forward, jump.backward, jump.reversed_playback) == pytest.approx((0.5, 1.0, 0.5))
+    assert jump.called_share == 0.5
+    assert made.networks == (2, 1)
+
+
+def test_only_classes_with_ground_truth_are_sorted() -> None:
+    few = truth(a=[(1, 3, "open")])
+    one = found(a=[(1, 3, "close", 0.9)])
+    made = sensitivity(few, forward=[one], backward=[one], reversed_playback=[one], tiou=TIOU)
+    assert [c.label for c in made.classes] == ["open"]
+
+
+def test_each_f_needs_its_detections_on_reversed_playback() -> None:
+    with pytest.raises(ValueError, match="2 F, 1 B and 1 F on reversed playback; give at least one F"):
+        sensitivity(SEEN, forward=[AS_EVER, AS_EVER], backward=[AS_EVER], reversed_playback=[AS_EVER], tiou=TIOU)
+    with pytest.raises(ValueError, match="1 F, 0 B"):
+        sensitivity(SEEN, forward=[AS_EVER], backward=[], reversed_playback=[AS_EVER], tiou=TIOU)
