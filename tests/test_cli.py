@@ -200,7 +200,7 @@ def test_wrong_overrides_are_refused_by_path(failing: Callable[..., str], featur
     for part in ("training.epochz: unknown key", "training.lr", "'fast'"):
         assert part in said
     assert "use 36" in failing("train", features, "window.steps=33")
-    assert "unknown experiment '1'" in failing("train", features, "experiment=1")
+    assert "unknown experiment '4'" in failing("train", features, "experiment=4")
     assert "'lr'" in failing("train", features, "lr")
 
 
@@ -362,7 +362,7 @@ def test_train_leaves_a_run_that_test_and_evaluate_read(
         "detections.json",
     }
     assert main(["test", str(run), "--out", str(tmp_path / "tested"), "--device", "cpu"]) == 0
-    figures = json.loads((tmp_path / "tested" / "metrics.json").read_text())
+    figures = json.loads((tmp_path / "tested" / "metrics.json").read_text())["forward"]
     assert f"{100 * figures['average_map']:.2f}" in capsys.readouterr().out
     tested = read_detections(tmp_path / "tested" / "detections.json")
     np.testing.assert_array_equal(tested.segments, read_detections(run / "detections.json").segments)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from bitad.config import ConfigError, load_config, override_config, parse_config, presets
+from bitad.experiments import EXPERIMENTS
 
 FEATURES = """
 name: small
@@ -76,6 +77,7 @@ def test_every_fault_is_reported_at_once_by_its_path(features: Path) -> None:
         "data.annotations=null",
         "test.tiou=[0.3, 1.2]",
         "threads=0",
+        "experiment=1-7",
     )
     for path in (
         "training.epochs",
@@ -85,6 +87,7 @@ def test_every_fault_is_reported_at_once_by_its_path(features: Path) -> None:
         "data.annotations",
         "test.tiou.1",
         "threads",
+        "experiment: unknown experiment '1-7'",
     ):
         assert path in message
     for value in ("'none'", "-1", "'xxl'", "1.2"):
@@ -99,10 +102,15 @@ def test_all_faults_of_one_section_are_reported_at_once(videos: Path) -> None:
         "1 regression ranges for",
     ):
         assert said in message
-    message = refusal(videos, "window.steps=50", "experiment=1-7", "data.videos=null", "data.features=f")
+    message = refusal(videos, "window.steps=50", "experiment=3-1", "data.videos=null", "data.features=f")
     assert "data.feature_channels" in message
-    message = refusal(videos, "window.steps=50", "experiment=1-7", "model.backbone=null")
-    for said in ("window.steps 50", "unknown experiment '1-7'", "data.videos needs model.backbone"):
+    message = refusal(videos, "window.steps=50", "experiment=3-1", "model.backbone=null", "direction=reverse")
+    for said in (
+        "window.steps 50",
+        "experiment 3-1 starts from two finished baselines",
+        "experiment 3-1 has a network for each direction",
+        "data.videos needs model.backbone",
+    ):
         assert said in message
 
 
@@ -161,11 +169,17 @@ def test_an_override_of_another_form_is_refused_and_shown(features: Path, overri
     assert f"'{override}'" in refusal(features, override)
 
 
-@pytest.mark.parametrize("override", ["experiment=1", "experiment=1-1", "experiment=3-2"])
-def test_an_experiment_is_named_by_a_string_and_an_unknown_one_refused(features: Path, override: str) -> None:
+@pytest.mark.parametrize("override", ["experiment=4", "experiment=1-2", "experiment=3", "experiment=best"])
+def test_an_unknown_experiment_is_refused_with_those_there_are(features: Path, override: str) -> None:
     message = refusal(features, override)
     assert f"unknown experiment '{override.removeprefix('experiment=')}'" in message
-    assert "baseline" in message
+    assert f"one of {', '.join(EXPERIMENTS)}" in message
+
+
+def test_an_experiment_is_named_by_a_string_even_where_yaml_reads_a_number(features: Path) -> None:
+    assert load_config(features, ["experiment=1"]).experiment == "1"
+    init = ["init.forward=f", "init.backward=b"]
+    assert load_config(features, ["experiment=1-1", *init]).plan is EXPERIMENTS["1-1"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.data.dataset import Source, VideoFiles, build_source
-from bitad.data.detections import Detections, read_detections
+from bitad.data.detections import Basis, Detections, read_detections
 from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
@@ -38,13 +38,15 @@ class TruthOnTheGrid:
     Channels: one a class, then the steps to the nearer and to the farther end of time, forwards.
     """
 
+    has_twins = False
+
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         return self.source.timebase(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         features = torch.zeros(grid.steps, len(CLASSES) + 2)
         for (start, end), label in zip(grid.to_steps(video.segments), video.labels, strict=True):
             for x in range(max(0, int(np.ceil(start))), min(grid.steps, int(end) + 1)):
@@ -90,7 +92,7 @@ def heard(config: Config, *, team: Processes = ALONE, **keywords: Any) -> Detect
     """What is found with an oracle that watches in the configuration's direction."""
     oracle = Oracle(reverse=config.direction == "reverse")
     source = TruthOnTheGrid(build_source(config))
-    return detect(oracle, truth_of(config), source, config, team, **keywords)
+    return detect(oracle, truth_of(config), source, config, team, **keywords).merged
 
 
 @pytest.mark.parametrize("steps", [16, 32, 64])
@@ -148,7 +150,7 @@ def test_what_is_found_says_what_it_is_of(features: Path) -> None:
     found = heard(config, details={"run": "r", "epoch": 3})
     truth = truth_of(config)
     assert found.classes == CLASSES
-    assert found.details == {"run": "r", "epoch": 3}
+    assert found.details == {"run": "r", "epoch": 3, "view": "forward"}
     assert found.durations_s == {name: video.duration_s for name, video in truth.videos.items()}
     assert (found.segments >= 0).all()
 
@@ -161,7 +163,7 @@ def test_ground_truth_is_not_looked_at(features: Path) -> None:
         truth,
         videos={name: replace(v, segments=np.zeros((0, 2)), labels=()) for name, v in truth.videos.items()},
     )
-    seeing, not_seeing = (detect(detector, a, build_source(config), config, ALONE) for a in (truth, blind))
+    seeing, not_seeing = (detect(detector, a, build_source(config), config, ALONE).merged for a in (truth, blind))
     np.testing.assert_array_equal(seeing.scores, not_seeing.scores)
     np.testing.assert_array_equal(seeing.segments, not_seeing.segments)
 
@@ -192,15 +194,17 @@ def checkpoint_of(config: Config, *, rate_hz: float = 4.0) -> Checkpoint:
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_results_are_written_in_forward_and_in_reverse_time(features: Path, tmp_path: Path, direction: str) -> None:
     config = config_of(features, f"direction={direction}")
-    evaluation = run_test(checkpoint_of(config), tmp_path, ALONE)
+    evaluations = run_test(checkpoint_of(config), tmp_path, ALONE)
     forward, reverse = (read_detections(tmp_path / f"detections{part}.json") for part in ("", ".reverse"))
     assert (forward.basis, reverse.basis) == ("forward", "reverse")
     assert len(forward) > 0
     durations = np.array([truth_of(config).videos[name].duration_s for name in forward.videos])[forward.video]
     np.testing.assert_allclose(reverse.segments, durations[:, None] - forward.segments[:, ::-1], atol=1e-9)
     np.testing.assert_allclose(reverse.forward().segments, forward.segments, atol=1e-6)
-    assert forward.details == {"direction": direction, "epoch": 2, "name": "tiny", "seed": 0}
-    assert json.loads((tmp_path / "metrics.json").read_text()) == evaluation.to_json()
+    assert forward.details == {"variant": direction, "view": direction, "epoch": 2, "name": "tiny", "seed": 0}
+    assert list(evaluations) == [direction]
+    evaluation = evaluations[direction]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {direction: evaluation.to_json()}
     assert evaluate(truth_of(config), reverse, tiou=config.test.tiou).average_map == pytest.approx(
         evaluation.average_map
     )
@@ -225,7 +229,7 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
     file = videos.parent / "videos" / "test_0.mp4"
     found = detect_videos(checkpoint, [file], ALONE)
-    tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE)
+    tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert found.videos == tested.videos == ("test_0",)
     assert len(found) > 0
     np.testing.assert_array_equal(found.segments, tested.segments)

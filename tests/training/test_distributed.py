@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[str
     return config_of(path, *overrides), run_together(2, "train", str(path), *overrides)
 
 
+def recorded(config: Config) -> list[dict[str, Any]]:
+    """The records of training steps that a run has left."""
+    lines = [json.loads(line) for line in (config.run_directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "training"]
+
+
 def test_two_processes_train_the_network_of_one_with_the_double_batch(
     together: tuple[Config, list[str]], tmp_path: Path
 ) -> None:
@@ -70,18 +77,17 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     assert one.training is not None
     assert two.training is not None
     assert one.training["step"] == two.training["step"] == 12
-    torch.testing.assert_close(one.training["loss"], two.training["loss"])
+    (mine,), (theirs,) = (found.training["learners"].values() for found in (one, two))
+    torch.testing.assert_close(mine["loss"], theirs["loss"])
     # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of 1e-2.
-    for name, weight in one.training["raw"].items():
-        torch.testing.assert_close(two.training["raw"][name], weight, rtol=0, atol=2e-4)
+    for name, weight in mine["raw"].items():
+        torch.testing.assert_close(theirs["raw"][name], weight, rtol=0, atol=2e-4)
         torch.testing.assert_close(two.model[name], one.model[name], rtol=0, atol=2e-4)
-    # Adam does not mind by what a loss is multiplied; the record shows it.
-    first, second = (
-        json.loads((c.run_directory / "metrics.jsonl").read_text().splitlines()[0]) for c in (alone, config)
-    )
-    for figure in ("step", "loss", "classification", "regression", "gradient_norm", "lr"):
-        assert second[figure] == pytest.approx(first[figure], rel=1e-3)
-    walked = max((weight - untrained[name]).abs().max() for name, weight in one.training["raw"].items())
+    # Adam does not mind by what a loss is multiplied; the records show it.
+    for first, second in zip(recorded(alone), recorded(config), strict=True):
+        for figure in ("step", "loss", "classification", "regression", "gradient_norm", "lr"):
+            assert second[figure] == pytest.approx(first[figure], rel=1e-3)
+    walked = max((weight - untrained[name]).abs().max() for name, weight in mine["raw"].items())
     assert walked > 5e-3
 
 
@@ -93,7 +99,7 @@ def test_two_processes_find_what_one_finds(together: tuple[Config, list[str]]) -
     config, _ = together
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
     detector = load_checkpoint(config.run_directory / "best.pt").network()
-    alone = detect(detector, truth, build_source(config), config, ALONE)
+    alone = detect(detector, truth, build_source(config), config, ALONE).merged
     shared = read_detections(config.run_directory / "detections.json")
     assert shared.videos == alone.videos
     assert len(shared) > 0
@@ -107,7 +113,8 @@ def test_the_first_process_alone_writes_and_speaks(together: tuple[Config, list[
     assert said[1] == ""
     log = (config.run_directory / "log.txt").read_text()
     assert len(re.findall("an effective batch of 4", log)) == 1
-    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 2
+    # Steps 1 and 10, and the evaluation.
+    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(("total", "world"), [(7, 2), (7, 3), (1, 4), (0, 2)])

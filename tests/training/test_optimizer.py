@@ -89,7 +89,8 @@ def test_rates_are_scaled_linearly_from_the_batch_they_are_stated_for(effective:
 def test_the_sentence_about_the_rates_says_what_is_used_and_what_was_stated() -> None:
     said = str(LearningRates(lr=1e-4, adapter_lr=2e-4, fusion_lr=1e-3, reference_batch=2, effective_batch=8))
     assert said == (
-        "learning rate 0.0004, of adapters 0.0008 for an effective batch of 8 (stated: 0.0001 and 0.0002 for 2)"
+        "learning rate 0.0004, of adapters 0.0008, of fusions 0.004 over their fan-in, for an effective batch of 8 "
+        "(stated: 0.0001, 0.0002 and 0.001 for 2)"
     )
 
 
