@@ -199,6 +199,24 @@ def test_checkpointing_gives_the_same_features_and_gradients(drop_path: float) -
         assert recomputed.any()
 
 
+def test_checkpointing_keeps_only_what_passes_from_depth_to_depth() -> None:
+    kept: list[list[Tensor]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[-1].append(tensor)
+        return tensor
+
+    for checkpointing in (False, True):
+        kept.append([])
+        one, two = (backbone(seed, checkpointing=checkpointing).requires_grad_(False) for seed in (0, 1))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            cross = cross_adapters(4), cross_adapters(5)
+            encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
+    everything, with_checkpointing = (sum(tensor.numel() for tensor in tensors) for tensors in kept)
+    passed = 2 * 2 * (2 * STEPS // 2 * 4 * DIM)  # two depths of two networks, the tokens of two windows each
+    assert with_checkpointing <= passed < everything / 4
+
+
 def test_what_one_network_is_to_say_teaches_the_others_cross_adapters_too() -> None:
     one, two, cross = backbone(0), backbone(1), (cross_adapters(4), cross_adapters(5))
     x, _ = encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
