@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitad.config import Config, override_config, parse_config
+from bitad.config import Config, differences, override_config, parse_config
 from bitad.data.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.weights import load_weights
 
 FORMAT = "bitad checkpoint 2"
+# A resumed run may change these: what it goes on to do does not depend on them.
+WITHOUT_EFFECT = ("threads", "output", "training.workers", "init.forward", "init.backward")
 
 
 @dataclass
@@ -46,6 +48,15 @@ class Checkpoint:
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source="the checkpoint")
         return network.eval()
+
+    def changes(self, config: Config) -> list[str]:
+        """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``."""
+        before, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
+        return [
+            f"{key} was {old}, is {new}"
+            for key, old, new in sorted(differences(before, now), key=lambda difference: difference[0])
+            if key not in WITHOUT_EFFECT
+        ]
 
     def changed(self, overrides: Sequence[str]) -> Checkpoint:
         """With another configuration to test under, changed as on the command line.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bitad.config import Config, differences
+from bitad.config import Config
 from bitad.data.annotations import read_annotations
 from bitad.data.dataset import Batch, TrainingWindows, build_source, collate
 from bitad.data.files import replacing, write_json
@@ -35,8 +35,6 @@ from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
 
 STEPS_BETWEEN_RECORDS = 10
-# A resumed run may change these: what it goes on to do does not depend on them.
-WITHOUT_EFFECT = ("threads", "output", "training.workers", "init.forward", "init.backward")
 
 
 class Step(NamedTuple):
@@ -369,12 +367,7 @@ class Trainer:
         saved = load_checkpoint(self.last)
         if saved.training is None:
             raise ValueError(f"{self.last} holds weights only and cannot be resumed")
-        before, now = saved.config.model_dump(mode="json"), self.config.model_dump(mode="json")
-        changed = [
-            f"{key} was {old}, is {new}"
-            for key, old, new in sorted(differences(before, now), key=lambda difference: difference[0])
-            if key not in WITHOUT_EFFECT
-        ]
+        changed = saved.changes(self.config)
         if changed:
             raise ValueError(
                 f"the configuration is not that of run {self.directory}: {'; '.join(changed)}; "
