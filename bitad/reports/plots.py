@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
@@ -21,10 +21,12 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from bitad.data.files import replacing
+from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
+_DASHES = ("-", "--", ":")  # of curves whose colour another one has already
 
 # Class names may be Korean, Chinese or Japanese, whose letters matplotlib's own font lacks.
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
@@ -93,18 +95,20 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     _need(runs, "run")
     with _figure(path, width=7.6, height=3.1) as figure:
         left, right = figure.subplots(1, 2)
-        for (name, records), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+        for number, (name, records) in enumerate(runs.items()):
+            colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
             training = [record for record in records if record["kind"] == "training"]
             steps = np.array([record["step"] for record in training], float)
             losses = np.array([record["loss"] for record in training], float)
             left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
-            left.plot(steps, smoothed(losses), color=colour, linewidth=1.8, label=name)
+            left.plot(steps, smoothed(losses), color=colour, linestyle=dashes, linewidth=1.8, label=name)
             tests = [record for record in records if record["kind"] == "evaluation"]
             epochs = [record["epoch"] for record in tests]
             right.plot(
                 epochs,
                 [100 * r["average_map"] for r in tests],
-                "o-",
+                marker="o",
+                linestyle=dashes,
                 color=colour,
                 markersize=4,
                 linewidth=1.8,
@@ -194,6 +198,73 @@ def plot_class_bars(
             middle = (place[group[0]] + place[group[-1]]) / 2
             axes.text(middle, 107, kind, ha="center", va="top", color=_QUIET, fontstyle="italic")
         _legend(figure, list(results), title)
+
+
+def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
+    """Bars per class, grouped by verdict: AP of F, of B, and of F on reversed playback under the class's own name.
+
+    Raises:
+        ValueError: as ``plot_class_bars``.
+    """
+    order = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
+    plot_class_bars(
+        {
+            "F": {one.label: 100 * one.forward for one in order},
+            "B": {one.label: 100 * one.backward for one in order},
+            "F on reversed playback": {one.label: 100 * one.reversed_playback for one in order},
+        },
+        path,
+        kinds=sensitivity.verdicts,
+        title="Direction sensitivity",
+    )
+
+
+def plot_comparison(
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    *,
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Average mAP result by result, top to bottom: a dot a seed, a bar at their mean; a colour a group.
+
+    Args:
+        groups: by name of the group and of the result, the seeds' average mAP in percent.
+        path: the picture.
+        reference: name and average mAP in percent of what the results must be read against: a line.
+
+    Raises:
+        ValueError: no result, one without figures, or a path that ends in neither .png nor .svg.
+    """
+    results = [(name, figures, k) for k, group in enumerate(groups.values()) for name, figures in group.items()]
+    _need([name for name, _, _ in results], "result")
+    for name, figures, _ in results:
+        _need(list(map(str, figures)), f"figure of {name}")
+    height = 0.21 * (len(results) + 0.6 * len(groups)) + 1.1
+    with _figure(path, width=7.6, height=height) as figure:
+        axes = figure.subplots()
+        colours = _colours(len(groups))
+        places = [row + 0.6 * k for row, (_, _, k) in enumerate(results)]
+        for place, (_, figures, k) in zip(places, results, strict=True):
+            colour, mean = colours[k], float(np.mean(figures))
+            axes.plot(figures, [place] * len(figures), "o", color=colour, alpha=0.45, markersize=4.5, markeredgewidth=0)
+            axes.plot([mean, mean], [place - 0.36, place + 0.36], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if reference is not None:
+            name, value = reference
+            axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
+            axes.annotate(
+                f"{name}: {value:.2f}",
+                (value, 1),
+                (3, 2),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                color=_QUIET,
+                fontsize=8.5,
+            )
+        axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
+        axes.set_yticks(places, [name for name, _, _ in results])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        _legend(figure, list(groups), "Average mAP")
 
 
 def plot_confusion(

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import rich.cells
 import rich.markup
 import rich.table
 
+from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation
 
 Cell = str | int | float | None
@@ -210,26 +211,96 @@ def class_table(
     return Table(title or f"AP per class (%), {at}", columns, tuple(rows))
 
 
-def what_was_evaluated(evaluations: Mapping[str, Evaluation]) -> list[str]:
+def sensitivity_table(
+    sensitivity: Sensitivity,
+    *,
+    known: Mapping[str, str] | None = None,
+    title: str = "Direction sensitivity per class",
+) -> Table:
+    """A row per class, by verdict: AP in percent of F, of B, and of F on reversed playback, and what F calls it then.
+
+    Args:
+        sensitivity: of networks F and B.
+        known: what kind of class each really is, where someone knows; adds a column and a note on the agreement.
+        title: of the table.
+    """
+    kinds = get_args(Verdict)
+    rows: list[tuple[Cell, ...]] = []
+    for one in sorted(sensitivity.classes, key=lambda one: kinds.index(one.verdict)):
+        truth: tuple[Cell, ...] = () if known is None else (known.get(one.label),)
+        rows.append(
+            (
+                one.label,
+                one.verdict,
+                *truth,
+                one.segments,
+                *(100 * ap for ap in (one.forward, one.backward, one.reversed_playback)),
+                None if one.kept is None else 100 * one.kept,
+                one.called,
+                100 * one.called_share,
+            )
+        )
+    columns = ("class", "verdict", *(() if known is None else ("known",)), "segments", "F", "B", "F reversed")
+    return Table(
+        title,
+        (*columns, "kept", "F then says mostly", "share"),
+        tuple(rows),
+        notes=(*_what_the_verdicts_mean(sensitivity), *_agreement(sensitivity, known or {})),
+    )
+
+
+def _what_the_verdicts_mean(sensitivity: Sensitivity) -> list[str]:
+    tiou, (forward, backward) = sensitivity.tiou, sensitivity.networks
+    at = f"tIoU {tiou[0]:.4g}" + (f" to {tiou[-1]:.4g}, mean" if len(tiou) > 1 else "")
+    return [
+        f"In percent; F, B and F reversed (F on reversed playback, under the class's own name): AP, {at}, of "
+        f"{_count(forward, 'network')} F and {_count(backward, 'network')} B.",
+        "Kept: F reversed over the mean of F and B.",
+        "F then says: the best-scored detection at tIoU 0.5 over a segment of the class on reversed playback.",
+        "Swapping: F mostly calls the class by another's name and that one by this one's. Symmetric: F mostly calls it "
+        f"by its own and keeps {100 * KEPT:.0f} percent. Irreversible: neither. Not learnt: F and B reach a mean AP "
+        f"below {100 * LEARNT:.0f} percent.",
+    ]
+
+
+def _agreement(sensitivity: Sensitivity, known: Mapping[str, str]) -> list[str]:
+    judged = [one for one in sensitivity.classes if one.label in known]
+    if not judged:
+        return []
+    wrong = [
+        f"{one.label} (known as {known[one.label]}, called {one.verdict})"
+        for one in judged
+        if one.verdict != known[one.label]
+    ]
+    agreed = f"The verdict agrees with what is known for {len(judged) - len(wrong)} of {_count(len(judged), 'class')}"
+    return [f"{agreed}; not for {_listed(wrong, len(wrong))}." if wrong else f"{agreed}."]
+
+
+def what_was_evaluated(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
     """Sentences: subset, videos, segments, predictions, and everything that was left out or met nothing.
 
     Results that agree share a sentence; others are told apart by their names.
+
+    Args:
+        evaluations: the results, by name.
+        counts: also say how many predictions counted and how many were ignored, which differs from result to result.
     """
     facts: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
-        for fact in _facts(evaluation):
+        for fact in _facts(evaluation, counts):
             facts.setdefault(fact, []).append(name)
     everyone = list(evaluations)
-    return [fact if names == everyone else f"{', '.join(names)}: {fact}" for fact, names in facts.items()]
+    return [fact if names == everyone else f"{_listed(names, 12)}: {fact}" for fact, names in facts.items()]
 
 
-def _facts(evaluation: Evaluation) -> list[str]:
+def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
     subsets = " and ".join(f"“{subset}”" for subset in evaluation.subsets)
     facts = [
         f"Ground truth: subset {subsets}, {_count(evaluation.videos, 'video')},"
         f" {_count(int(np.sum(evaluation.segments)), 'segment')} of {_count(len(evaluation.classes), 'class')}.",
-        f"{_count(evaluation.predictions, 'prediction')}.",
     ]
+    if counts:
+        facts.append(f"{_count(evaluation.predictions, 'prediction')}.")
     if evaluation.segments_dropped:
         dropped = _count(evaluation.segments_dropped, "ground-truth segment")
         facts.append(f"{dropped} left out: without length, or annotated twice.")
@@ -242,7 +313,7 @@ def _facts(evaluation: Evaluation) -> list[str]:
             f"{_count(sum(strangers.values()), 'prediction')} in {_count(len(strangers), 'video')} that the ground"
             f" truth does not have, counted as wrong: {_listed(strangers)}."
         )
-    if strangers := evaluation.predictions_by_unknown_class:
+    if counts and (strangers := evaluation.predictions_by_unknown_class):
         facts.append(
             f"{_count(sum(strangers.values()), 'prediction')} of {_count(len(strangers), 'class')} without ground"
             f" truth, ignored: {_listed(strangers)}."

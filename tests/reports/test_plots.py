@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.reports.plots import (
     plot_class_bars,
+    plot_comparison,
     plot_confusion,
     plot_precision_recall,
+    plot_sensitivity,
     plot_training_curves,
     read_metrics,
     smoothed,
@@ -53,7 +56,20 @@ def confusion(path):
     )
 
 
-PLOTS = [training, precision_recall, bars, confusion]
+def comparison(path):
+    groups = {"baselines": {"F": [80, 82.5, 81], "B": [83]}, "experiments": {"3-1, merged": [84.0, 85, 86]}}
+    plot_comparison(groups, path, reference=("B", 83.0))
+
+
+def sensitivity(path):
+    classes = (
+        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping"),
+        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric"),
+    )
+    plot_sensitivity(Sensitivity(classes, (0.5,), (1, 1)), path)
+
+
+PLOTS = [training, precision_recall, bars, confusion, comparison, sensitivity]
 
 
 @pytest.mark.parametrize("plot", PLOTS)
@@ -87,11 +103,20 @@ def test_a_run_without_evaluation_is_drawn(tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
+def test_curves_beyond_the_colours_are_told_apart_by_dashes(tmp_path):
+    plot_training_curves({f"run {i}": run(4, 2) for i in range(9)}, tmp_path / "plot.svg")
+    assert "stroke-dasharray" in (tmp_path / "plot.svg").read_text(encoding="utf-8").split("legend_1")[-1]
+    plot_training_curves({f"run {i}": run(4, 2) for i in range(8)}, tmp_path / "few.svg")
+    assert "stroke-dasharray" not in (tmp_path / "few.svg").read_text(encoding="utf-8").split("legend_1")[-1]
+
+
 def test_a_plot_of_nothing_is_refused(tmp_path):
     for plot in (
         lambda path: plot_training_curves({}, path),
         lambda path: plot_precision_recall({"F": {}}, path, tiou=0.5),
         lambda path: plot_class_bars({}, path),
+        lambda path: plot_comparison({"baselines": {}}, path),
+        lambda path: plot_comparison({"baselines": {"F": []}}, path),
     ):
         with pytest.raises(ValueError, match="needs at least one"):
             plot(tmp_path / "plot.png")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.reports.tables import Table, class_table, evaluation_table, what_was_evaluated
+from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table, what_was_evaluated
 
 
 def evaluation(ap, *, classes=("open", "close"), tiou=(0.3, 0.5), **facts):
@@ -136,6 +137,44 @@ def test_facts_that_results_share_are_said_once():
     assert sum("subset" in note for note in notes) == 1
     assert "F, B: 1,234 predictions." in notes
     assert "few: 5 predictions." in notes
+
+
+def test_counts_of_predictions_may_be_left_out():
+    facts = {"predictions_by_unknown_class": {"pour": 1}, "predictions_by_unknown_video": {"stranger": 7}}
+    notes = what_was_evaluated({"F": evaluation([[0.5, 0.5]] * 2, **facts)}, counts=False)
+    assert len(notes) == 2
+    assert "subset" in notes[0]
+    assert "counted as wrong: stranger" in notes[1]
+
+
+SENSITIVITY = Sensitivity(
+    (
+        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping"),
+        ClassSensitivity("fly", 2, 0.0, 0.0, 0.0, "nothing", 1.0, "not learnt"),
+        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric"),
+    ),
+    tiou=(0.3, 0.5),
+    networks=(2, 1),
+)
+
+
+def test_a_sensitivity_table_goes_by_verdict_in_percent():
+    table = sensitivity_table(SENSITIVITY)
+    assert [row[:2] for row in table.rows] == [("sway", "symmetric"), ("open", "swapping"), ("fly", "not learnt")]
+    assert table.rows[1][2:] == (14, *map(pytest.approx, (40, 60, 5, 10)), "close", pytest.approx(75))
+    assert table.rows[2][table.columns.index("kept")] is None
+    assert any("0.3 to 0.5, mean, of 2 networks F and 1 network B" in note for note in table.notes)
+    assert not any("known" in note for note in table.notes)
+
+
+def test_a_sensitivity_table_says_where_the_verdict_is_not_what_is_known():
+    known = {"open": "swapping", "sway": "irreversible"}
+    table = sensitivity_table(SENSITIVITY, known=known)
+    assert [row[table.columns.index("known")] for row in table.rows] == ["irreversible", "swapping", None]
+    wrong = "sway (known as irreversible, called symmetric)"
+    assert f"The verdict agrees with what is known for 1 of 2 classes; not for {wrong}." in table.notes
+    right = sensitivity_table(SENSITIVITY, known={"open": "swapping"})
+    assert "The verdict agrees with what is known for 1 of 1 class." in right.notes
 
 
 def test_results_at_different_tiou_are_not_put_in_one_table():
