@@ -1,0 +1,354 @@
+"""Runs side by side: every result of theirs, seed by seed, beside what late fusion makes of the baselines alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from bitad.config import differences
+from bitad.data.annotations import Annotations
+from bitad.data.detections import Detections, read_detections
+from bitad.data.files import replacing, write_json
+from bitad.data.videos import find_video
+from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.inference.detect import nms_settings
+from bitad.inference.merge import MergeMethod, merge
+from bitad.reports.page import Kind, PageVideo, Track, write_page
+from bitad.reports.plots import plot_comparison, plot_training_curves
+from bitad.reports.runs import Run, common_ground_truth, read_runs
+from bitad.reports.tables import Cell, Table, what_was_evaluated
+
+SHOWN_VIDEOS = 8
+
+BASELINES, UNTRAINED, EXPERIMENTS, DEPARTURES = "baselines", "no training", "experiments", "ablations and controls"
+
+# What runs of one row may differ in without being runs of different recipes.
+_OWN = ("seed", "output", "init.", "threads", "data.", "training.workers")
+
+INTRODUCTION = """\
+F is a detector that watches videos forwards, B one that watches them backwards. Late fusion merges what both found, \
+with no training; the control merges what two F of different seeds found. What two networks reach that learn together \
+is worth something where it beats both.
+
+Of two networks there are three results: what the forward basis says, what the reverse basis says, and both merged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A row of the comparison.
+
+    Args:
+        label: as in tables.
+        group: what sort of result it is.
+        evaluations: by seed; of two baselines fused, by both seeds.
+        files: the detections of each, where a run wrote them.
+        pair: whether it is of two networks that were trained together.
+    """
+
+    label: str
+    group: str
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    pair: bool = False
+
+    @property
+    def averages(self) -> list[float]:
+        """Average mAP in percent, seed by seed."""
+        return [100 * evaluation.average_map for evaluation in self.evaluations.values()]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds of the average mAP in percent."""
+        return float(np.mean(self.averages))
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the average mAP over seeds in percent points; None of a single one."""
+        return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
+
+    @property
+    def map_per_tiou(self) -> list[float]:
+        """The mean over seeds of mAP at each tIoU in percent."""
+        per_seed = [100 * evaluation.map_per_tiou for evaluation in self.evaluations.values()]
+        means: list[float] = np.mean(per_seed, axis=0).tolist()
+        return means
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs that were tested alike, and their results in the order of tables.
+
+    Args:
+        runs: in the order of tables.
+        truth: what all were tested against.
+        results: the rows.
+    """
+
+    runs: tuple[Run, ...]
+    truth: Annotations
+    results: tuple[Result, ...]
+
+    @property
+    def best_baseline(self) -> Result | None:
+        """The better of F and B by its mean; None without any."""
+        return max((r for r in self.results if r.group == BASELINES), key=lambda r: r.mean, default=None)
+
+    @property
+    def best_pair(self) -> Result | None:
+        """The best of the results of two networks trained together; None without any."""
+        return max((r for r in self.results if r.pair), key=lambda r: r.mean, default=None)
+
+    def table(self) -> Table:
+        """Every result: mAP in percent at each tIoU and the average, mean and spread over seeds."""
+        tiou = self.runs[0].config.test.tiou
+        rows: list[tuple[Cell, ...]] = [
+            (r.label, *r.map_per_tiou, r.mean, r.spread, min(r.averages), len(r.evaluations)) for r in self.results
+        ]
+        measured = (*(f"{threshold:.4g}" for threshold in tiou), "average")
+        return Table(
+            "mAP (%)",
+            ("result", *measured, "spread", "lowest seed", "seeds"),
+            tuple(rows),
+            notes=(*self._what_the_columns_are(), *self._what_was_compared(), *self._recipes()),
+            best=measured if len(rows) > 1 else (),
+        )
+
+    def loss_table(self) -> Table:
+        """The losses that the two networks of each variant began and ended with; means over seeds."""
+        rows: list[tuple[Cell, ...]] = []
+        for label, runs in self._by_label(lambda run: run.config.plan.networks == 2).items():
+            records = [found for run in runs if (found := _training_records(run))]
+            if records:
+                first = [found[0]["loss"] for found in records]
+                bases = [tuple(found[0]["losses"].values()) for found in records if found[0].get("losses")]
+                each = [_mean(column) for column in zip(*bases, strict=True)] or [None, None]
+                final = [np.mean([r["loss"] for r in found[-max(1, len(found) // 10) :]]) for found in records]
+                rows.append((label, _mean(first), *each, _mean(final), len(records)))
+        return Table(
+            "Training losses of two networks",
+            ("run", "first step", "first, forward basis", "first, reverse basis", "at the end", "seeds"),
+            tuple(rows),
+            notes=(
+                "Means over seeds. The loss is the sum of both bases' (and, in 1x, of the agreement loss); at the end: "
+                "the mean over the last tenth of the recorded steps.",
+                *(
+                    "The first step of 1-1 is that of the loaded baselines by themselves: read a fusion's against it."
+                    for row in rows
+                    if row[0] == "1-1"
+                ),
+            ),
+        )
+
+    def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """The records of each variant's first seed that has some, by group and label."""
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for label, runs in self._by_label(lambda run: True).items():
+            for run in runs:
+                if _training_records(run):
+                    found.setdefault(_group(run), {})[label] = run.records()
+                    break
+        return found
+
+    def json(self) -> dict[str, Any]:
+        """Everything, unrounded."""
+        return {
+            "runs": [
+                {
+                    "directory": str(run.directory),
+                    "name": run.config.name,
+                    "variant": run.config.variant,
+                    "label": run.label,
+                    "seed": run.config.seed,
+                }
+                for run in self.runs
+            ],
+            "results": {
+                r.label: {
+                    "group": r.group,
+                    "average_map": r.mean / 100,
+                    "spread": None if r.spread is None else r.spread / 100,
+                    "seeds": {seed: evaluation.to_json() for seed, evaluation in r.evaluations.items()},
+                }
+                for r in self.results
+            },
+            "tables": [self.table().json(), self.loss_table().json()],
+        }
+
+    def _by_label(self, wanted: Callable[[Run], bool]) -> dict[str, list[Run]]:
+        by_label: dict[str, list[Run]] = {}
+        for run in filter(wanted, self.runs):
+            by_label.setdefault(_named(run.label, run, self.runs), []).append(run)
+        return by_label
+
+    def _what_the_columns_are(self) -> Iterator[str]:
+        yield "The columns are tIoU thresholds; means over seeds."
+        if any(len(r.evaluations) > 1 for r in self.results):
+            yield "Spread: the standard deviation (n - 1) of the average over seeds."
+        if any("another F" in r.label and len(r.evaluations) > 1 for r in self.results):
+            yield "The control pairs the F of each seed with that of the next, so that its pairs share networks."
+        if (best := self.best_baseline) and any(r.group != BASELINES for r in self.results):
+            less = "" if best.spread is None else f"; less its spread: {best.mean - best.spread:.2f}"
+            yield f"The best baseline is {best.label}: {best.mean:.2f}{less}."
+
+    def _what_was_compared(self) -> list[str]:
+        return what_was_evaluated(
+            {f"{r.label}, seed {seed}": e for r in self.results for seed, e in r.evaluations.items()}, counts=False
+        )
+
+    def _recipes(self) -> Iterator[str]:
+        """Says of which variants the seeds were not trained alike."""
+        for label, runs in self._by_label(lambda run: True).items():
+            first, *others = (run.config.model_dump(mode="json") for run in runs)
+            keys = {key for other in others for key, _, _ in differences(first, other) if not key.startswith(_OWN)}
+            if keys:
+                yield f"{label}: the seeds differ in {', '.join(sorted(keys))} too."
+
+
+def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | None = None) -> Comparison:
+    """Evaluates what runs found, and what late fusion makes of the baselines among them.
+
+    Late fusion is of the F and the B of each seed; the control, of the F of each seed and that of the next (of two
+    seeds: one pair). Both by every method of :func:`bitad.inference.merge.merge`, with the runs' own NMS settings.
+
+    Args:
+        runs: run directories, in any order.
+        on_progress: called with the numbers of results evaluated and to evaluate.
+
+    Raises:
+        FileNotFoundError: something is no run directory, or a run without detections.
+        ValueError: a run given twice, or runs that were tested against different ground truth or at different tIoU.
+    """
+    found = read_runs(runs)
+    files = [(run, what, path) for run in found for what, path in run.detection_files().items()]
+    truth = common_ground_truth(found)
+    tiou = found[0].config.test.tiou
+    fusions = list(_fusions(found))
+    results: dict[str, Result] = {}
+    baselines: dict[Path, Detections] = {}
+
+    def add(row: Result, seed: str, detections: Detections) -> None:
+        row.evaluations[seed] = evaluate(truth, detections, tiou=tiou)
+        if on_progress is not None:
+            on_progress(sum(len(r.evaluations) for r in results.values()), len(files) + len(fusions))
+
+    for run, what, path in files:
+        detections = read_detections(path).forward()
+        label = _named(", ".join(filter(None, (run.label, what))), run, found)
+        row = results.setdefault(label, Result(label, _group(run), pair=bool(what)))
+        row.files[str(run.config.seed)] = path
+        add(row, str(run.config.seed), detections)
+        if not what:
+            baselines[run.directory] = detections
+    for label, seeds, one, other, method in fusions:
+        settings = nms_settings(one.config.test.nms)
+        merged = merge(baselines[one.directory], baselines[other.directory], method=method, settings=settings)
+        add(results.setdefault(label, Result(label, UNTRAINED)), seeds, merged)
+    order = (BASELINES, UNTRAINED, EXPERIMENTS, DEPARTURES)
+    return Comparison(tuple(found), truth, tuple(sorted(results.values(), key=lambda r: order.index(r.group))))
+
+
+def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
+    """The late fusions and the controls that the baselines allow: label, seeds, both runs and the method."""
+    for name in dict.fromkeys(run.config.name for run in runs):
+        mine = [run for run in runs if run.config.name == name and run.config.plan.networks == 1]
+        forward = [run for run in mine if run.config.direction == "forward"]
+        backward = {run.config.seed: run for run in mine if run.config.direction == "reverse"}
+        following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
+        fused = [(run, backward[run.config.seed]) for run in forward if run.config.seed in backward]
+        controls = list(zip(forward, following, strict=False))
+        for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
+            for method in get_args(MergeMethod):
+                for one, other in pairs:
+                    seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
+                    yield _named(f"{title}, {method}", one, runs), " + ".join(seeds), one, other, method
+
+
+def _group(run: Run) -> str:
+    if run.config.plan.networks == 1:
+        return BASELINES
+    return DEPARTURES if run.is_ablation else EXPERIMENTS
+
+
+def _named(label: str, run: Run, runs: Sequence[Run]) -> str:
+    """The label, with the run's name where the runs have several."""
+    return label if len({other.config.name for other in runs}) == 1 else f"{label} ({run.config.name})"
+
+
+def _training_records(run: Run) -> list[dict[str, Any]]:
+    return [record for record in run.records() if record["kind"] == "training"]
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    mean = float(np.mean(values))
+    return mean if np.isfinite(mean) else "not finite"
+
+
+def write_comparison(out: Path, comparison: Comparison) -> Path:
+    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
+    tables = [table for table in (comparison.table(), comparison.loss_table()) if table.rows]
+    with replacing(out / "results.md") as partial:
+        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_json(comparison.json(), out / "results.json")
+    page = out / "index.html"
+    write_page(
+        page,
+        title="BiTAD: runs compared",
+        introduction=INTRODUCTION,
+        tables=tables,
+        pictures=_draw(out, comparison),
+        videos=list(_page_videos(out, comparison)),
+    )
+    return page
+
+
+def _draw(out: Path, comparison: Comparison) -> list[tuple[str, str]]:
+    """The pictures: caption and path relative to ``out``."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for result in comparison.results:
+        groups.setdefault(result.group, {})[result.label] = result.averages
+    best = comparison.best_baseline
+    plot_comparison(groups, out / "comparison.png", reference=None if best is None else (best.label, best.mean))
+    pictures = [
+        ("Average mAP of every result: a dot a seed, a bar at their mean; dashed, the best baseline.", "comparison.png")
+    ]
+    for group, curves in comparison.curves().items():
+        name = f"training-{group.replace(' ', '-')}.png"
+        plot_training_curves(curves, out / name)
+        of = "" if group == BASELINES else " (the sum of both networks')"
+        pictures.append((f"Training of the {group}, the first seed of each: loss{of} and average mAP.", name))
+    return pictures
+
+
+def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
+    """The first videos, with timelines of ground truth, F, B, and the best result of two networks."""
+    shown: list[tuple[str, Kind, Detections]] = []
+    kinds: Mapping[str, Kind] = {"F": "forward", "B": "reverse"}
+    for run in comparison.runs:
+        if run.label in kinds and run.label not in [title for title, _, _ in shown]:
+            shown.append((run.label, kinds[run.label], read_detections(run.detection_files()[""]).forward()))
+    if best := comparison.best_pair:
+        shown.append((best.label, "merged", read_detections(next(iter(best.files.values()))).forward()))
+    for name in list(comparison.truth.videos)[:SHOWN_VIDEOS]:
+        video = comparison.truth.videos[name]
+        tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
+        for title, kind, detections in shown:
+            if name in detections.videos:
+                found = detections.of_video(name)
+                labels = [found.classes[label] for label in found.labels]
+                tracks.append(Track(title, kind, found.segments, labels, found.scores))
+        yield PageVideo(name, _media(out, comparison, name), video.duration_s, tracks)
+
+
+def _media(out: Path, comparison: Comparison, name: str) -> str | None:
+    """The video's file relative to the page, where it lies in the page's folder."""
+    for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
+        if folder is not None and folder.is_dir():
+            try:
+                return find_video(folder, name).resolve().relative_to(out.resolve()).as_posix()
+            except (FileNotFoundError, ValueError):  # it has no such video; it lies elsewhere
+                continue
+    return None
