@@ -58,6 +58,6 @@ def _of_the_network(config: Config) -> dict[str, Any]:
     """What both networks and the run must have in common."""
     return {
         "window": {"steps": config.window.steps, "stride_frames": config.window.stride_frames},
-        "data": {"feature_channels": config.data.feature_channels},
+        "data": config.data.model_dump(include={"feature_channels", "feature_stride_frames"}),
         "model": config.model.model_dump(mode="json"),
     }
