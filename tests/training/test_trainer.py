@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data, video_data
-from torch import Tensor
+from runs import ALONE, assert_same, assert_same_run, records
 
 import bitad.training.trainer as trainer_module
 from bitad.config import load_config
@@ -30,7 +30,6 @@ from bitad.training.environment import environment, set_threads, set_up_logging
 from bitad.training.sampler import EpochSampler
 from bitad.training.trainer import Trainer
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
 RANDOM = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.epochs=3")
 
@@ -51,45 +50,6 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return video_data(tmp_path_factory.mktemp("videos") / "data")
-
-
-def records(directory: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """What a run has recorded, but for how long it took."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    kept = [line for line in lines if kind in (None, line["kind"])]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in kept]
-
-
-def scores(directory: Path) -> list[float]:
-    return read_detections(directory / "detections.json").scores.tolist()
-
-
-def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Equal to the bit, also inside of dicts and lists."""
-    assert type(a) is type(b), path
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}.{i}")
-    else:
-        assert a == b, path
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, averages, optimiser, schedule, random numbers, figures, best network: all of it."""
-    for name in ("last.pt", "best.pt"):
-        one, other = load_checkpoint(a / name), load_checkpoint(b / name)
-        assert_same(one.model, other.model, f"{name}: model")
-        assert_same(one.training, other.training, f"{name}: training")
-        assert_same((one.epoch, one.evaluation), (other.epoch, other.evaluation), name)
-    assert records(a) == records(b)
-    assert scores(a) == scores(b)
 
 
 # Learning.

@@ -1,0 +1,393 @@
+"""Every experiment is built, trained, kept, gone on with and tested; what it cannot start from is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import CLASSES, config_of, feature_data, video_data
+from runs import ALONE, assert_same_run, baseline, both_baselines, records
+
+from bitad.cli import main
+from bitad.data.annotations import AnnotatedVideo, read_annotations
+from bitad.data.dataset import Source
+from bitad.data.detections import Detections, read_detections
+from bitad.data.reverse import reverse_folder
+from bitad.data.windows import Timebase
+from bitad.evaluation.mean_average_precision import evaluate
+from bitad.experiments import EXPERIMENTS
+from bitad.inference.detect import detect, nms_settings
+from bitad.inference.merge import merge
+from bitad.inference.testing import run_test
+from bitad.models.pair import Pair
+from bitad.timeline import Grid
+from bitad.training.checkpoint import load_checkpoint, save_checkpoint
+from bitad.training.environment import set_threads, set_up_logging
+from bitad.training.trainer import Trainer
+
+TWO_FORWARD = "pair.second=forward"
+# An epoch is one step of all training videos.
+THREE_STEPS = ("training.epochs=3", "training.evaluate_every=3", "test.candidates=40")
+BASES = ("forward basis", "reverse basis")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    set_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, and the overrides that name its two baselines: of both directions, and both forward."""
+
+    path: Path
+    init: tuple[str, str]
+    init_forward: tuple[str, str]
+
+    def overrides(self, experiment: str, *more: str) -> tuple[str, ...]:
+        """Those that make an experiment of the data set's configuration."""
+        if EXPERIMENTS[experiment].starts_from == "backbone":
+            return (f"experiment={experiment}", *more)
+        return (f"experiment={experiment}", *(self.init_forward if TWO_FORWARD in more else self.init), *more)
+
+
+def with_baselines(path: Path) -> Data:
+    forward, backward = both_baselines(path)
+    return Data(path, (forward, backward), (forward, f"init.backward={baseline(path, 'seed=1')}"))
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return with_baselines(feature_data(tmp_path_factory.mktemp("features") / "data"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return with_baselines(video_data(tmp_path_factory.mktemp("videos") / "data"))
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest) -> Data:
+    """The data set of the parameter's name."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Data)
+    return found
+
+
+# Building, training, keeping, going on, testing.
+
+RUNS = [
+    ("features", "1", ()),
+    ("features", "1-1", ()),
+    ("features", "1x", ()),
+    ("videos", "2", ()),
+    ("videos", "2x", ()),
+    ("features", "3-1", ()),
+    ("features", "3-2", ()),
+    ("features", "3-3", ()),
+    ("videos", "3-1", ()),
+    ("features", "3-1", (TWO_FORWARD,)),
+    ("videos", "2", ("pair.detector_too=true",)),
+]
+
+
+def test_every_experiment_of_two_networks_is_run_below() -> None:
+    assert {experiment for _, experiment, _ in RUNS} == EXPERIMENTS.keys() - {"baseline"}
+
+
+@pytest.mark.parametrize(("data", "experiment", "options"), RUNS, indirect=["data"])
+def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
+    data: Data, experiment: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    batch = "training.batch=4" if data.path.parent.joinpath("features").exists() else "training.batch=2"
+    overrides = (*data.overrides(experiment, *options), *THREE_STEPS, batch, "model.dropout=0.1")
+    whole, parts = (config_of(data.path, *overrides, f"output={tmp_path / name}") for name in ("whole", "parts"))
+    Trainer(whole, ALONE).run()
+    for stop in (1, None):
+        torch.manual_seed(99)  # a new process knows nothing of the old one's random numbers
+        Trainer(parts, ALONE, resume=stop is None).run(until=stop)
+    assert_same_run(whole.run_directory, parts.run_directory)
+    saved = load_checkpoint(whole.run_directory / "last.pt")
+    assert saved.training is not None
+    assert saved.training["step"] == 3
+    assert saved.training["learners"].keys() == {"forward", "backward"}
+    (first,) = records(whole.run_directory, kind="training")
+    assert first["losses"].keys() == {"forward", "backward"}
+    assert first["loss"] == pytest.approx(sum(first["losses"].values()) + first.get("agreement", 0), rel=1e-5)
+    assert ("agreement" in first) == EXPERIMENTS[experiment].agreement
+    assert math.isfinite(first["loss"])
+
+    evaluations = run_test(saved, tmp_path / "test", ALONE)
+    assert list(evaluations) == [*BASES, "merged"]
+    files = {file.name for file in (tmp_path / "test").iterdir()}
+    assert files == {"detections.json", "detections.forward.json", "detections.reverse.json", "metrics.json"}
+    figures = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert figures == {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+    merged, forward, reverse = (
+        read_detections(tmp_path / "test" / f"detections{name}.json") for name in ("", ".forward", ".reverse")
+    )
+    assert (merged.basis, forward.basis) == ("forward", "forward")
+    assert reverse.basis == ("forward" if TWO_FORWARD in options else "reverse")
+    assert len(forward) > 0
+    assert len(reverse) > 0
+    reverse = reverse.forward()
+    again = merge(forward, reverse, method=whole.test.merge, settings=nms_settings(whole.test.nms))
+    assert_close(merged, again)
+    truth = read_annotations(whole.data.annotations, classes=whole.data.classes).subset("validation")
+    for found, evaluation in zip((forward, reverse, merged), evaluations.values(), strict=True):
+        average = evaluate(truth, found, tiou=whole.test.tiou).average_map
+        assert average == pytest.approx(evaluation.average_map, abs=1e-6)
+    # The training has tested the same averaged weights.
+    (evaluated,) = records(whole.run_directory, kind="evaluation")
+    assert evaluated["average_map"] == evaluations["merged"].average_map
+    assert evaluated["average_map_per_basis"] == {name: evaluations[name].average_map for name in BASES}
+
+
+def assert_close(one: Detections, other: Detections) -> None:
+    """The same detections, but for rounding in a file and the order of equal scores."""
+    assert (one.videos, len(one)) == (other.videos, len(other))
+    for name in one.videos:
+        a, b = one.of_video(name), other.of_video(name)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+        for found in (a, b):
+            assert (np.diff(found.scores) <= 0).all()
+        in_order = [np.lexsort((d.segments[:, 0].round(3), d.labels, -d.scores.round(4))) for d in (a, b)]
+        np.testing.assert_allclose(a.segments[in_order[0]], b.segments[in_order[1]], atol=1e-4)
+
+
+def test_variants_of_an_experiment_have_run_directories_of_their_own(features: Data) -> None:
+    runs = [config_of(features.path, *features.overrides(experiment)) for experiment in ("baseline", "1", "1-1", "3-2")]
+    options = ((), (TWO_FORWARD,), ("pair.align=naive",), ("pair.fusion_init=random",), ("seed=1",))
+    runs += [config_of(features.path, *features.overrides("3-1", *more)) for more in options]
+    assert len({run.run_directory for run in runs}) == len(runs)
+
+
+# A window is read once.
+
+
+class Counting:
+    """A source that remembers what was read from it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.has_twins = source.has_twins
+        self.windows: list[tuple[str, float, int, str]] = []
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        return self.source.timebase(video)
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: str = "forward", margin: float = 1.0) -> torch.Tensor:
+        self.windows.append((video.name, grid.first_frame, grid.steps, view))
+        return self.source.read(video, grid, view=view, margin=margin)
+
+
+@pytest.mark.parametrize(
+    ("data", "experiment", "options"),
+    [
+        ("features", "1-1", ()),
+        ("features", "3-3", ()),
+        ("features", "3-3", (TWO_FORWARD,)),
+        ("videos", "3-3", ()),
+        ("videos", "2x", ()),
+        ("videos", "1", ("data.reversed_videos=twins",)),
+    ],
+    indirect=["data"],
+)
+def test_a_window_of_a_pair_is_read_once_in_training_and_in_testing(
+    data: Data, experiment: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    with_twins = any("twins" in option for option in options)
+    if with_twins:
+        reverse_folder(data.path.parent / "videos", tmp_path / "twins")
+        options = (f"data.reversed_videos={tmp_path / 'twins'}",)
+    untested = ("training.windows_per_video=2", "training.evaluate_from=1", f"output={tmp_path}")
+    config = config_of(data.path, *data.overrides(experiment, *options), *untested)
+    trainer = Trainer(config, ALONE)
+    source = Counting(trainer.source)
+    trainer.windows.source = source
+    trainer.run(until=1)
+    views = ["forward", "reverse"] if with_twins else ["forward"]  # each file of a pair once
+    assert len(source.windows) == len(trainer.windows) * len(views)
+    source.windows.clear()
+    detect(trainer.network.eval(), trainer.test_annotations, source, config, ALONE)
+    windows = [window[:3] for window in source.windows]
+    assert len(windows) == len(set(windows)) * len(views) > 0
+    assert sorted({window[3] for window in source.windows}) == views
+
+
+# What cannot be started from.
+
+
+def refusal(data: Data, experiment: str, *overrides: str, kind: type[Exception] = ValueError) -> str:
+    """The one line with which a run is refused before it begins."""
+    config = config_of(data.path, *data.overrides(experiment, *overrides), "name=refused")
+    with pytest.raises(kind) as refused:
+        Trainer(config, ALONE)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert not config.run_directory.exists()
+    return message
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("experiment", ["1-1", "3-1"])
+def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str, name: str, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
+    assert message == f"init.{name}: no checkpoint at {nowhere}; give a run directory or a .pt file"
+    message = refusal(features, experiment, f"init.{name}={tmp_path}", kind=FileNotFoundError)
+    assert f"init.{name}: run {tmp_path} has no checkpoint" in message
+
+
+def test_what_is_no_checkpoint_is_refused(features: Data, tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
+    message = refusal(features, "1-1", f"init.backward={tmp_path / 'text.pt'}")
+    assert message.startswith(f"init.backward: {tmp_path / 'text.pt'} is not a readable checkpoint")
+    message = refusal(features, "3-1", f"init.forward={tmp_path / 'other.pt'}")
+    assert message.startswith(f"init.forward: {tmp_path / 'other.pt'} is not a checkpoint of BiTAD")
+
+
+def test_a_run_of_two_networks_is_no_baseline(features: Data, tmp_path: Path) -> None:
+    config = config_of(features.path, *features.overrides("1"), "training.evaluate_from=1", f"output={tmp_path}")
+    Trainer(config, ALONE).run(until=1)
+    message = refusal(features, "1-1", f"init.forward={config.run_directory}")
+    assert f"init.forward={config.run_directory} does not fit this run" in message
+    assert "it is a run of experiment 1, give one of the baseline" in message
+
+
+def test_baselines_that_were_swapped_are_refused(features: Data) -> None:
+    forward, backward = (override.partition("=")[2] for override in features.init)
+    message = refusal(features, "3-1", f"init.forward={backward}", f"init.backward={forward}")
+    assert f"init.forward={backward}" in message
+    assert "it watches reverse playback, this network forward" in message
+    message = refusal(features, "3-1", f"init.backward={forward}")
+    assert f"init.backward={forward}" in message
+    assert "it watches forward playback, this network reverse" in message
+
+
+def test_the_control_wants_two_forward_baselines(features: Data) -> None:
+    message = refusal(features, "3-1", TWO_FORWARD, features.init[1])
+    assert "init.backward=" in message
+    assert "it watches reverse playback, this network forward" in message
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_a_baseline_of_other_classes_is_refused_with_both_lists(features: Data, name: str, tmp_path: Path) -> None:
+    run = Path(features.init[name == "backward"].partition("=")[2])
+    save_checkpoint(replace(load_checkpoint(run), classes=("alpha", "gamma", "beta")), tmp_path / "other.pt")
+    message = refusal(features, "1-1", f"init.{name}={tmp_path / 'other.pt'}")
+    assert f"init.{name}={tmp_path / 'other.pt'} does not fit this run" in message
+    assert f"its classes are alpha, gamma, beta, here {', '.join(CLASSES)}" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "override", "said"),
+    [
+        ("features", "window.steps=64", "window.steps is 32 there and 64 here"),
+        ("features", "data.feature_stride_frames=8", "data.feature_stride_frames is 4.0 there and 8.0 here"),
+        ("features", "model.channels=8", "model.channels is 16 there and 8 here"),
+        ("features", "model.levels=2", "model.levels is 3 there and 2 here"),
+        ("features", "model.padding=reference", "model.padding is strict there and reference here"),
+        ("videos", "window.steps=48", "window.steps is 32 there and 48 here"),
+        ("videos", "window.stride_frames=1", "window.stride_frames is 2 there and 1 here"),
+        ("videos", "model.backbone.pixels=16", "model.backbone.pixels is 32 there and 16 here"),
+    ],
+    indirect=["data"],
+)
+@pytest.mark.parametrize("experiment", ["1-1", "3-1"])
+def test_baselines_that_saw_other_windows_or_are_another_network_are_refused_with_both_values(
+    data: Data, experiment: str, override: str, said: str
+) -> None:
+    message = refusal(data, experiment, override)
+    assert data.init[0] in message
+    assert said in message
+
+
+def test_a_baseline_may_be_of_another_window_than_its_twin_and_is_then_named(features: Data) -> None:
+    longer = baseline(features.path, "direction=reverse", "window.steps=64", "name=longer")
+    message = refusal(features, "3-1", f"init.backward={longer}")
+    assert message.startswith(f"init.backward={longer} does not fit this run: window.steps is 64 there and 32 here")
+
+
+def test_a_baseline_on_videos_is_none_for_features(features: Data, videos: Data) -> None:
+    message = refusal(features, "1-1", *videos.init)
+    assert "data.feature_channels is None there and 8 here" in message
+    assert "model.backbone is" in message
+
+
+def test_how_a_baseline_was_trained_may_differ(features: Data, tmp_path: Path) -> None:
+    other = ("training.lr=0.5", "training.batch=1", "model.drop_path=0.3", "model.dropout=0.2", "test.merge=wsf")
+    trainer = Trainer(config_of(features.path, *features.overrides("3-1", *other), f"output={tmp_path}"), ALONE)
+    assert isinstance(trainer.network, Pair)
+
+
+# On the command line.
+
+
+@pytest.fixture
+def quiet_afterwards() -> Iterator[None]:
+    yield
+    set_up_logging(None, show=False)
+
+
+@pytest.mark.usefixtures("quiet_afterwards")
+def test_the_command_refuses_in_one_line_what_cannot_start(
+    features: Data, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    forward, backward = features.init
+    cases = {
+        "give init.forward=RUN and init.backward=RUN": ("experiment=3-1", forward),
+        "leave out init.forward and init.backward": ("experiment=1", forward, backward),
+        "init.backward: no checkpoint at": ("experiment=1-1", forward, f"init.backward={tmp_path / 'none'}"),
+        "pre-computed features have no backbone": ("experiment=2", forward, backward),
+        "unknown experiment '3-4'": ("experiment=3-4", forward, backward),
+    }
+    for said, overrides in cases.items():
+        assert main(["train", str(features.path), "name=refused", *overrides]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("bitad train: error: ")
+        assert said in err
+    assert list(features.path.parent.glob("runs/refused*")) == []
+
+
+@pytest.mark.usefixtures("quiet_afterwards")
+@pytest.mark.parametrize("experiment", ["3-1", "3-3"])
+def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
+    features: Data, experiment: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    short = ("training.epochs=2", "training.evaluate_from=1", f"output={tmp_path}")
+    command = [*features.overrides(experiment), *short]
+    assert main(["train", str(features.path), *command, "--until", "1", "--device", "cpu"]) == 0
+    run = config_of(features.path, *command).run_directory
+    capsys.readouterr()
+    assert main(["test", str(run), "window.steps=64"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"bitad test: error: the fusion of experiment {experiment} was trained on windows of 32 steps and cannot take "
+        "64: its layer has an input for every point; test with window.steps=32\n"
+    )
+    assert not (run / "test").exists()
+    assert main(["test", str(run), "window.overlap=0.5", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*BASES, "merged"))
+
+
+def test_two_networks_without_a_fusion_may_be_tested_with_other_windows(features: Data, tmp_path: Path) -> None:
+    short = ("training.epochs=2", "training.evaluate_from=1", f"output={tmp_path}")
+    config = config_of(features.path, *features.overrides("1-1"), *short)
+    Trainer(config, ALONE).run(until=1)
+    longer = load_checkpoint(config.run_directory).changed(["window.steps=64"])
+    assert len(run_test(longer, tmp_path / "test", ALONE)) == 3
