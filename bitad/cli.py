@@ -91,9 +91,13 @@ def _add_data_verbs(verbs: _Verbs) -> None:
         "Render a data set, train on it forwards and backwards, compare and report: no data, GPU or download needed.",
         "demo",
         "demo --smoke --out smoke",
+        "demo --full --results docs/results-playroom.md",
     )
     p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder to write to (playroom-demo)")
-    p.add_argument("--smoke", action="store_true", help="a quick run of everything; its figures mean nothing")
+    size = p.add_mutually_exclusive_group()
+    size.add_argument("--smoke", action="store_true", help="a quick run of everything; its figures mean nothing")
+    size.add_argument("--full", action="store_true", help="every experiment, ablation and control: hours on two cores")
+    p.add_argument("--results", type=Path, help="where --full writes its tables (OUT/results-playroom.md)")
     p.add_argument("--seed", type=int, default=0, help="of data and training (0)")
 
     p = verbs.add(
@@ -186,11 +190,23 @@ def _add_result_verbs(verbs: _Verbs) -> None:
     p.add_argument("--per-class", action="store_true", help="also the AP of each class")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
+    p = verbs.add(
+        "report",
+        _report,
+        "Compare runs: one table (mean and spread over seeds), late fusion and its control, plots and a page.",
+        "report runs/*-seed* --out report",
+    )
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
+
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from bitad.demo import FULL, SMOKE, run_demo
+    from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
 
-    run_demo(arguments.out, scale=SMOKE if arguments.smoke else FULL, seed=arguments.seed)
+    if arguments.results and not arguments.full:
+        raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
+    scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
+    run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
     return 0
 
 
@@ -320,6 +336,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print("\n" + class_table({arguments.detections.name: evaluation}).text())
     if arguments.json:
         write_json(evaluation.to_json(), arguments.json)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bitad.progress import following
+    from bitad.reports.comparison import compare, write_comparison
+
+    with following("evaluating") as on_progress:
+        comparison = compare(arguments.runs, on_progress=on_progress)
+    page = write_comparison(arguments.out, comparison)
+    print(comparison.table().text())
+    print(f"\nsee {page}")
     return 0
 
 

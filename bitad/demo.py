@@ -1,24 +1,23 @@
 """`bitad demo`: the whole system on a data set that it renders itself, without data, GPU or download.
 
-Renders playroom and its reversed twin, trains a forward detector F and a reverse detector B side by side through
-`bitad train`, tests both, fuses them late, and shows beside them what must fail: an untrained network, F on windows
-that stand still, and F on reversed playback. Every step that is done is kept, so an interrupted demo goes on.
+Renders playroom and its reversed twin, trains a forward detector F and a reverse detector B, then pairs of them that
+learn together, through `bitad train`; fuses late, and shows beside all that what must fail: an untrained network, F on
+windows that stand still, and F on reversed playback. With every experiment (`--full`) it also compares them over seeds.
+Every run that is finished is kept, and one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bitad.config import Config, load_config
+from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, reverse_annotation_file
 from bitad.data.dataset import Source, build_source
 from bitad.data.detections import Basis, Detections, read_detections, write_detections
@@ -26,71 +25,193 @@ from bitad.data.files import read_json, write_json
 from bitad.data.playroom import REVERSED, write_data_set
 from bitad.data.reverse import reverse_folder
 from bitad.data.windows import Timebase
-from bitad.evaluation.direction_sensitivity import called_classes, renamed
+from bitad.evaluation.direction_sensitivity import called_classes, renamed, sensitivity
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.experiments import EXPERIMENTS
 from bitad.inference.detect import detect
 from bitad.inference.merge import merge
 from bitad.models.build import build_network, load_pretrained
-from bitad.progress import Meter, following
-from bitad.reports.demo import DemoResults, write_demo_report
+from bitad.progress import following
+from bitad.reports.comparison import compare, write_comparison
+from bitad.reports.demo import DemoResults, write_demo_report, write_full_results
+from bitad.reports.tables import Cell, Table
 from bitad.timeline import Grid
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes
+from bitad.training.side_by_side import Job, cores, train_side_by_side
 
-DIRECTIONS = ("forward", "reverse")
-SECONDS_BETWEEN_LOOKS = 1.0
+DIRECTIONS: tuple[Basis, ...] = ("forward", "reverse")
+ABLATIONS = (
+    ("pair.align=naive", "pair.fusion_init=random"),  # the research group's own
+    ("pair.align=naive",),
+    ("pair.fusion_init=random",),
+)
+BASES = {
+    "forward basis": "detections.forward.json",
+    "reverse basis": "detections.reverse.json",
+    "merged": "detections.json",
+}
+ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+# A step of one network on playroom, on one core of the machine that this was written on.
+SECONDS_PER_NETWORK_STEP = 0.55
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a demo is: numbers of videos, and changes to the preset `playroom`."""
+    """How large a demo is.
+
+    Args:
+        name: of the option that asks for it.
+        training, validation: numbers of videos.
+        seeds: how many of each default variant.
+        experiments: of two networks, beside the baselines.
+        ablations: whether the experiments are also run without what makes them work, and as controls.
+        overrides, pair_overrides: changes to the presets of one network and of two.
+    """
 
     name: str
-    training: int
-    validation: int
+    training: int = 60
+    validation: int = 24
+    seeds: int = 1
+    experiments: tuple[str, ...] = ("3-1", "3-3")
+    ablations: bool = False
     overrides: tuple[str, ...] = ()
+    pair_overrides: tuple[str, ...] = ()
 
 
-FULL = Scale("full", training=60, validation=24)
-SMOKE = Scale("smoke", training=4, validation=2, overrides=("training.epochs=2", "training.evaluate_every=2"))
+DEFAULT = Scale("default")
+FULL = Scale("full", seeds=3, experiments=tuple(name for name in EXPERIMENTS if name != "baseline"), ablations=True)
+_SHORT = ("training.epochs=2", "training.evaluate_every=2")
+SMOKE = Scale("smoke", training=4, validation=2, overrides=_SHORT, pair_overrides=_SHORT)
 
 
-def run_demo(out: Path, *, scale: Scale, seed: int) -> DemoResults:
+@dataclass(frozen=True)
+class Plan:
+    """The trainings of a demo.
+
+    Args:
+        out: the demo's folder.
+        scale: of the demo.
+        seed: the first one; that of the data, too.
+    """
+
+    out: Path
+    scale: Scale
+    seed: int
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.scale.seeds)
+
+    def baseline(self, direction: Basis, seed: int) -> Job:
+        """F or B."""
+        twins = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
+        own = (f"direction={direction}", f"seed={seed}", twins)
+        return Job("playroom", (*own, *self._everywhere(), *self.scale.overrides))
+
+    def pair(self, experiment: str, seed: int, *changes: str) -> Job:
+        """An experiment of two networks; with ``pair.second=forward`` the control, two F of neighbouring seeds."""
+        own = (f"experiment={experiment}", f"seed={seed}", *changes, *self._everywhere())
+        if EXPERIMENTS[experiment].starts_from == "backbone":
+            # By the baselines' recipe, from which it is to differ in nothing else.
+            return Job("playroom", (*own, "data.reversed_videos=null", *self.scale.overrides))
+        second: tuple[Basis, int] = ("reverse", seed)
+        if "pair.second=forward" in changes:
+            second = ("forward", self.seed + (seed - self.seed + 1) % self.scale.seeds)
+        initial = (
+            f"init.forward={self.baseline('forward', seed).directory}",
+            f"init.backward={self.baseline(*second).directory}",
+        )
+        return Job("playroom-pair", (*own, *initial, *self.scale.pair_overrides))
+
+    def jobs(self) -> list[Job]:
+        """All trainings, those first that others start from, then those that matter most."""
+        jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in DIRECTIONS]
+        jobs += [self.pair(experiment, seed) for seed in self.seeds for experiment in self.scale.experiments]
+        if self.scale.ablations:
+            fusing = [name for name in self.scale.experiments if EXPERIMENTS[name].fusion]
+            jobs += [self.pair(name, seed, "pair.second=forward") for seed in self.seeds for name in fusing]
+            jobs += [self.pair(name, self.seed, *changes) for name in fusing for changes in ABLATIONS]
+        return jobs
+
+    def _everywhere(self) -> tuple[str, ...]:
+        forward = self.out / "data" / "forward"
+        return (
+            f"output={self.out / 'runs'}",
+            f"data.annotations={forward / 'annotations' / 'playroom.json'}",
+            f"data.classes={forward / 'annotations' / 'category_idx.txt'}",
+            f"data.videos={forward / 'raw_data'}",
+        )
+
+
+def announce(jobs: Sequence[Job]) -> str:
+    """What is going to be trained: a line a run with its budget, and how long it may take in all."""
+    rows: list[tuple[Cell, ...]] = []
+    for job in jobs:
+        left = 0 if job.is_done() else job.network_steps() - job.network_steps_done()
+        minutes = job.network_steps() * SECONDS_PER_NETWORK_STEP / 60
+        rows.append((job.directory.name, job.config.training.epochs, job.network_steps(), minutes, left))
+    total = sum(int(row[-1] or 0) for row in rows) * SECONDS_PER_NETWORK_STEP / 60 / cores()
+    note = f"Steps are counted for each network. About {total:.0f} minutes on {cores()} cores, and the tests."
+    return Table("Trainings", ("run", "epochs", "steps", "budget (minutes)", "steps left"), tuple(rows), (note,)).text()
+
+
+def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
     """Runs the demo in the folder ``out``.
 
+    Args:
+        results_file: where a full demo writes its results as Markdown; by default ``out``/results-playroom.md.
+
     Raises:
-        ValueError: ``out`` holds a demo of another size or seed, or a training failed.
+        ValueError: ``out`` holds a demo of other data, or a training failed.
     """
     began = time.monotonic()
+    plan = Plan(out, scale, seed)
     _claim(out, scale, seed)
     _make_data(out / "data", scale, seed)
-    configs = {direction: load_config("playroom", _overrides(out, scale, seed, direction)) for direction in DIRECTIONS}
-    _train_side_by_side(out, configs, scale, seed)
-    truth = read_annotations(configs["forward"].data.annotations, classes=configs["forward"].data.classes)
-    truth = truth.subset(configs["forward"].data.test_subset)
-    detections = _detect_everything(configs, truth)
+    jobs = plan.jobs()
+    print(announce(jobs), file=sys.stderr)
+    train_side_by_side(jobs, what="training")
+    forward, reverse = plan.baseline("forward", seed).config, plan.baseline("reverse", seed).config
+    truth = read_annotations(forward.data.annotations, classes=forward.data.classes).subset(forward.data.test_subset)
+    pairs = {name: plan.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
+    detections = _detect_everything(forward, reverse, pairs, truth)
+    on_reversed = [detections["F on reversed playback"]]
+    on_reversed += [_on_reversed_playback(plan.baseline("forward", other).config, truth) for other in plan.seeds[1:]]
     for name, found in detections.items():
         write_detections(found, out / "detections" / f"{name}.json")
-    tiou = configs["forward"].test.tiou
+    tiou = forward.test.tiou
     results = DemoResults(
         truth=truth,
         detections=detections,
         evaluations={name: evaluate(truth, found, tiou=tiou) for name, found in detections.items()},
         evaluation_by_partner=evaluate(renamed(truth, REVERSED), detections["F on reversed playback"], tiou=tiou),
         calls={name: called_classes(truth, detections[name]) for name in ("F", "F on reversed playback")},
-        runs={direction: config.run_directory for direction, config in configs.items()},
+        sensitivity=sensitivity(
+            truth,
+            forward=[_found(plan.baseline("forward", other)) for other in plan.seeds],
+            backward=[_found(plan.baseline("reverse", other)) for other in plan.seeds],
+            reversed_playback=on_reversed,
+            tiou=tiou,
+        ),
+        runs={"F": forward.run_directory, "B": reverse.run_directory, **pairs},
         seconds=time.monotonic() - began,
         smoke=scale is SMOKE,
     )
     page = write_demo_report(out, results)
     print(results.table().text())
     print(f"\n{results.seconds / 60:.1f} minutes; open {page}")
+    if scale.ablations:
+        comparison = compare([job.directory for job in jobs])
+        write_comparison(out / "comparison", comparison)
+        file = write_full_results(results_file or out / "results-playroom.md", results, comparison)
+        print(f"\n{comparison.table().text()}\n\nsee {file}")
     return results
 
 
 def _claim(out: Path, scale: Scale, seed: int) -> None:
-    """Marks the folder as this demo's; a folder of another one is refused."""
-    wanted = {"scale": scale.name, "seed": seed}
+    """Marks the folder as one with this data; a folder with other data is refused."""
+    wanted = {"training": scale.training, "validation": scale.validation, "seed": seed}
     marker = out / "demo.json"
     if marker.exists():
         found = read_json(marker)
@@ -110,85 +231,18 @@ def _make_data(data: Path, scale: Scale, seed: int) -> None:
                 training=scale.training,
                 validation=scale.validation,
                 seed=seed,
-                workers=_cores(),
+                workers=cores(),
                 on_progress=on_progress,
             )
     with following("reversing videos") as on_progress:
-        report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=_cores(), on_progress=on_progress)
+        report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=cores(), on_progress=on_progress)
     if report.failed:
         raise ValueError(f"videos that could not be reversed: {report.failed}")
     reverse_annotation_file(forward / annotations, reverse / annotations)
 
 
-def _cores() -> int:
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _overrides(out: Path, scale: Scale, seed: int, direction: str) -> list[str]:
-    forward = out / "data" / "forward"
-    return [
-        f"direction={direction}",
-        f"seed={seed}",
-        f"output={out / 'runs'}",
-        f"data.annotations={forward / 'annotations' / 'playroom.json'}",
-        f"data.classes={forward / 'annotations' / 'category_idx.txt'}",
-        f"data.videos={forward / 'raw_data'}",
-        f"data.reversed_videos={out / 'data' / 'reverse' / 'raw_data'}",
-        *scale.overrides,
-    ]
-
-
-def _train_side_by_side(out: Path, configs: dict[str, Config], scale: Scale, seed: int) -> None:
-    """`bitad train` for both directions at once: two single-threaded processes beat one after the other by 1.4."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    for direction, config in configs.items():
-        last = config.run_directory / "last.pt"
-        if last.exists() and load_checkpoint(last).epoch == config.training.epochs:
-            continue
-        command = [sys.executable, "-m", "bitad", "train", "playroom", *_overrides(out, scale, seed, direction)]
-        command += ["--device", "cpu", *(["--resume"] if last.exists() else [])]
-        config.run_directory.mkdir(parents=True, exist_ok=True)
-        with (config.run_directory / "output.txt").open("wb") as output:
-            running[direction] = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
-    try:
-        _wait(running, configs, scale)
-    finally:
-        for process in running.values():
-            process.kill()
-
-
-def _wait(running: dict[str, subprocess.Popen[bytes]], configs: dict[str, Config], scale: Scale) -> None:
-    """Shows how far the trainings are until they have ended well.
-
-    Raises:
-        ValueError: one did not; the message ends with what it said last.
-    """
-    if not running:
-        return
-    training = configs["forward"].training
-    steps = training.epochs * (scale.training * training.windows_per_video // training.batch)
-    waiting = dict(running)
-    with Meter("training F and B", steps * len(running)) as meter:
-        while waiting:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            done = sum(_steps_done(configs[direction].run_directory / "metrics.jsonl") for direction in running)
-            meter.advance(max(0, done - meter.done))
-            for direction, process in list(waiting.items()):
-                if process.poll() is None:
-                    continue
-                if process.returncode != 0:
-                    said = (configs[direction].run_directory / "output.txt").read_text(errors="replace").split("\n")
-                    raise ValueError(f"training {direction} failed: {next((s for s in reversed(said) if s), 'killed')}")
-                del waiting[direction]
-
-
-def _steps_done(metrics: Path) -> int:
-    if not metrics.exists():
-        return 0
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+def _found(job: Job) -> Detections:
+    return read_detections(job.directory / "detections.json").forward()
 
 
 class StandingStill:
@@ -209,26 +263,34 @@ class StandingStill:
         return frames[len(frames) // 2].expand_as(frames)
 
 
-def _detect_everything(configs: dict[str, Config], truth: Annotations) -> dict[str, Detections]:
-    """Detections by name: of F, B, their late fusion, and of what must fail."""
-    team = Processes(rank=0, world=1, device=torch.device("cpu"))
-    forward, reverse = configs["forward"], configs["reverse"]
+def _detect_everything(
+    forward: Config, reverse: Config, pairs: Mapping[str, Path], truth: Annotations
+) -> dict[str, Detections]:
+    """Detections by name: of F, B and their late fusion, of pairs (by experiment), and of what must fail."""
     found = {
         name: read_detections(config.run_directory / "detections.json")
         for name, config in (("F", forward), ("B", reverse))
     }
     found["late fusion"] = merge(found["F"], found["B"], method="soft-nms")
-    detector = load_checkpoint(forward.run_directory / "best.pt").network()
-    source = build_source(forward)
-    # Reversed playback of the same files: the windows flipped, the results mapped to forward time.
-    flipped = forward.model_copy(update={"direction": "reverse"})
+    for name, directory in pairs.items():
+        for basis, file in BASES.items():
+            found[f"{name}, {basis}"] = read_detections(directory / file).forward()
+    found["F on reversed playback"] = _on_reversed_playback(forward, truth)
     torch.manual_seed(forward.seed)
-    untrained = build_network(forward, len(truth.classes))
+    untrained = build_network(forward, len(truth.classes)).eval()
     load_pretrained(untrained, forward)
-    for name, network, frames, config in (
-        ("F on reversed playback", detector, source, flipped),
-        ("F on still windows", detector, StandingStill(source), forward),
-        ("untrained", untrained.eval(), source, forward),
+    detector, source = load_checkpoint(forward.run_directory / "best.pt").network(), build_source(forward)
+    for name, network, frames in (
+        ("F on still windows", detector, StandingStill(source)),
+        ("untrained", untrained, source),
     ):
-        found[name] = detect(network, truth, frames, config, team, what=f"testing {name}").merged
+        found[name] = detect(network, truth, frames, forward, ALONE, what=f"testing {name}").merged
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
+
+
+def _on_reversed_playback(forward: Config, truth: Annotations) -> Detections:
+    """What a forward detector finds in the same files played backwards: windows flipped, results in forward time."""
+    network = load_checkpoint(forward.run_directory / "best.pt").network()
+    flipped = forward.model_copy(update={"direction": "reverse"})
+    what = f"testing F (seed {forward.seed}) on reversed playback"
+    return detect(network, truth, build_source(forward), flipped, ALONE, what=what).merged
