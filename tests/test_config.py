@@ -231,6 +231,75 @@ def test_what_could_not_run_is_refused_before_anything_is_loaded(
     assert said in refusal(features, *overrides)
 
 
+INIT = ("init.forward=f", "init.backward=b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        *[
+            ((f"experiment={experiment}", *init), f"experiment {experiment} starts from two finished baselines: give")
+            for experiment in ("1-1", "1x", "3-1", "3-2", "3-3")
+            for init in ((), INIT[:1], INIT[1:])
+        ],
+        (INIT, "experiment baseline starts from the pre-trained backbone: leave out init.forward and init.backward"),
+        (("experiment=1", INIT[0]), "experiment 1 starts from the pre-trained backbone: leave out init.forward"),
+        *[
+            (
+                (f"experiment={experiment}", "direction=reverse", *INIT),
+                f"experiment {experiment} has a network for each",
+            )
+            for experiment in ("1-1", "3-1")
+        ],
+        (("experiment=1", "direction=reverse"), "experiment 1 has a network for each direction: leave out direction"),
+        *[
+            ((f"experiment={experiment}", *INIT), f"experiment {experiment} adds modules to the backbone's blocks, but")
+            for experiment in ("2", "2x")
+        ],
+        (("pair.second=forward",), "pair.second is of no use to experiment baseline, of one network"),
+        (("pair.align=naive",), "pair.align=naive is of no use to experiment baseline"),
+        (("experiment=1-1", "pair.align=naive", *INIT), "pair.align=naive is of no use to experiment 1-1"),
+        (
+            ("experiment=3-1", "pair.align=naive", "pair.second=forward", *INIT),
+            "pair.align=naive is of no use to experiment 3-1 of two forward networks, which share a clock",
+        ),
+        (
+            ("experiment=1x", "pair.fusion_init=random", *INIT),
+            "pair.fusion_init=random is of no use to experiment 1x, which fuses nothing",
+        ),
+        (("experiment=3-2", "pair.detector_too=true", *INIT), "pair.detector_too is of no use to experiment 3-2"),
+        (("experiment=3-1", "pair.align=best", *INIT), "pair.align"),
+        (("experiment=3-1", "pair.second=both", *INIT), "pair.second"),
+        (("experiment=1x", "pair.agreement=0", *INIT), "pair.agreement"),
+    ],
+)
+def test_what_is_of_no_use_to_an_experiment_or_missing_is_refused(
+    features: Path, overrides: tuple[str, ...], said: str
+) -> None:
+    assert said in refusal(features, *overrides)
+
+
+def test_each_option_of_a_pair_is_accepted_where_it_counts(features: Path, videos: Path) -> None:
+    for overrides in (
+        ("experiment=1x", "pair.align=naive"),
+        ("experiment=3-2", "pair.align=naive", "pair.fusion_init=random"),
+        ("experiment=3-3", "pair.second=forward", "pair.fusion_init=random"),
+        ("experiment=1-1", "pair.second=forward"),
+    ):
+        assert load_config(features, [*overrides, *INIT]).plan.networks == 2
+    for experiment in ("2", "2x"):
+        config = load_config(videos, [f"experiment={experiment}", "pair.detector_too=true", *INIT])
+        assert config.trains_detectors
+        assert not load_config(videos, [f"experiment={experiment}", *INIT]).trains_detectors
+
+
+def test_a_pair_watches_forwards_and_in_reverse_and_the_control_forwards_twice(features: Path) -> None:
+    assert load_config(features).views == ("forward",)
+    assert load_config(features, ["direction=reverse"]).views == ("reverse",)
+    assert load_config(features, ["experiment=3-1", *INIT]).views == ("forward", "reverse")
+    assert load_config(features, ["experiment=3-1", "pair.second=forward", *INIT]).views == ("forward", "forward")
+
+
 def test_pixels_must_be_whole_patches(videos: Path) -> None:
     assert "40 pixels are not a multiple of the patch size 16" in refusal(videos, "model.backbone.pixels=40")
 

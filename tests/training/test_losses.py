@@ -165,6 +165,64 @@ def test_windows_without_ground_truth_give_finite_gradients_and_no_regression() 
     assert prediction.distances.grad.abs().sum() == 0
 
 
+def twins(seed: int = 0) -> tuple[Prediction, Prediction, Targets]:
+    """Two predictions of one batch, and its targets."""
+    (first, targets), (second, _) = batch(seed), batch(seed + 1)
+    return first, second, targets
+
+
+def test_agreement_is_its_sum_over_points_divided_by_the_normaliser() -> None:
+    first, second, targets = twins()
+    expected = 0.0
+    for window, point in first.mask.nonzero().tolist():
+        for a, b in zip(first.logits[window, point].tolist(), second.logits[window, point].tolist(), strict=True):
+            expected += (1 / (1 + math.exp(-a)) - 1 / (1 + math.exp(-b))) ** 2
+        if targets.positive[window, point]:
+            (a, b), (c, d) = first.distances[window, point].tolist(), second.distances[window, point].tolist()
+            expected += 1 - diou_of_segments((-a, b), (-c, d))
+    assert DetectionLoss(initial_normaliser=7).agreement(first, second, targets).item() == pytest.approx(expected / 7)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=30)
+def test_agreement_is_zero_with_oneself_symmetric_and_blind_to_padding(seed: int) -> None:
+    first, second, targets = twins(seed)
+    loss = DetectionLoss()
+    assert loss.agreement(first, first, targets).item() == pytest.approx(0, abs=1e-12)
+    apart = loss.agreement(first, second, targets)
+    assert apart.item() > 0
+    assert loss.agreement(second, first, targets).item() == pytest.approx(apart.item())
+    padded = ~first.mask
+    elsewhere = second._replace(
+        logits=second.logits.masked_fill(padded[..., None], 9.0),
+        distances=second.distances.masked_fill(padded[..., None], 9.0),
+    )
+    everywhere = targets._replace(positive=targets.positive | padded)
+    assert torch.equal(loss.agreement(first, elsewhere, everywhere), apart)
+
+
+def test_agreement_draws_both_predictions_towards_one_another_and_leaves_the_normaliser() -> None:
+    first, second, targets = twins()
+    loss = DetectionLoss()
+    before = loss.agreement(first, second, targets)
+    before.backward()
+    assert loss.normaliser.item() == 100
+    for prediction in (first, second):
+        for tensor in (prediction.logits, prediction.distances):
+            assert tensor.grad is not None
+            assert tensor.grad.isfinite().all()
+            assert tensor.grad[prediction.mask].any()
+            assert not tensor.grad[~prediction.mask].any()
+    difference = (first.logits - second.logits)[first.mask]
+    assert first.logits.grad is not None
+    assert torch.equal(first.logits.grad[first.mask].sign(), difference.sign())
+    with torch.no_grad():
+        nearer = first._replace(
+            logits=first.logits - 5 * first.logits.grad, distances=first.distances - first.distances.grad
+        )
+    assert loss.agreement(nearer, second, targets) < before
+
+
 def test_the_padding_does_not_count() -> None:
     prediction, targets = batch()
     padded = ~prediction.mask

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from builders import config_of, video_data
+from builders import config_of, feature_data, video_data
 from torch import nn
 
 from bitad.models.build import build_network
 from bitad.models.detector import Detector
+from bitad.models.pair import Pair
 from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
 
 RATES = LearningRates(lr=1e-3, adapter_lr=2e-3, fusion_lr=1e-3, reference_batch=2, effective_batch=8)
@@ -22,7 +24,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return build_network(config_of(path, "model.layer_scale=0.1"), 3)
 
 
-def groups_by_parameter(detector: Detector) -> dict[str, list[dict[str, object]]]:
+def groups_by_parameter(detector: nn.Module) -> dict[str, list[dict[str, object]]]:
     """The groups that each parameter is in, by the parameter's name."""
     optimizer = build_optimizer(detector, RATES, weight_decay=0.05)
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
@@ -63,6 +65,35 @@ def test_adapters_have_a_rate_of_their_own_and_both_are_scaled(detector: Detecto
 def test_a_network_without_adapters_has_two_groups() -> None:
     optimizer = build_optimizer(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), RATES, weight_decay=0.1)
     assert [group["name"] for group in optimizer.param_groups] == ["detector", "detector, not decayed"]
+
+
+@pytest.mark.parametrize(("experiment", "fan_in"), [("3-1", {112}), ("3-2", {112, 18}), ("3-3", {112})])
+def test_fusions_are_not_decayed_and_have_their_rate_over_what_an_output_sums(
+    experiment: str, fan_in: set[int], tmp_path: Path
+) -> None:
+    """2N inputs of a layer along N points, here 32 + 16 + 8; the 2 x 3 x 3 taps of the convolution."""
+    path = feature_data(tmp_path / "data", training=1, test=0)
+    pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.backward=b"), 3)
+    assert isinstance(pair, Pair)
+    found = {name: groups for name, groups in groups_by_parameter(pair.first).items() if name.startswith("fusion.")}
+    assert {id(groups[0]) for groups in found.values()} == {id(group) for (group,) in found.values()}
+    assert {len(groups) for groups in found.values()} == {1}
+    groups = [group for (group,) in found.values()]
+    assert all(group["weight_decay"] == 0 and str(group["name"]).startswith("fusion") for group in groups)
+    assert sorted(group["lr"] for group in groups) == pytest.approx(sorted(4 * 1e-3 / inputs for inputs in fan_in))
+    rest = [groups for name, groups in groups_by_parameter(pair.first).items() if name not in found]
+    assert not any(str(group["name"]).startswith("fusion") for (group,) in rest)
+
+
+def test_second_and_cross_adapters_have_the_adapters_rate(tmp_path: Path) -> None:
+    path = video_data(tmp_path / "data", training=1, test=0)
+    for experiment, added in (("2", "bi_adapter"), ("2x", "cross_adapters")):
+        pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.backward=b"), 3)
+        assert isinstance(pair, Pair)
+        found = {name: groups for name, groups in groups_by_parameter(pair.second).items() if groups}
+        assert all(added in name.split(".") for name in found)
+        assert {groups[0]["lr"] for groups in found.values()} == {4 * 2e-3}
+        assert {str(groups[0]["name"]) for groups in found.values()} == {"adapters", "adapters, not decayed"}
 
 
 def test_the_weight_decay_shrinks_decayed_weights_only() -> None:
