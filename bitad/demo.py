@@ -125,14 +125,17 @@ class Plan:
         return Job("playroom-pair", (*own, *initial, *self.scale.pair_overrides))
 
     def jobs(self) -> list[Job]:
-        """All trainings, those first that others start from, then those that matter most."""
+        """All trainings: those first that others start from, those last that are as long as theirs."""
         jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in DIRECTIONS]
-        jobs += [self.pair(experiment, seed) for seed in self.seeds for experiment in self.scale.experiments]
+        short = [name for name in self.scale.experiments if EXPERIMENTS[name].starts_from == "baselines"]
+        jobs += [self.pair(name, seed) for seed in self.seeds for name in short]
         if self.scale.ablations:
             fusing = [name for name in self.scale.experiments if EXPERIMENTS[name].fusion]
             jobs += [self.pair(name, seed, "pair.second=forward") for seed in self.seeds for name in fusing]
             jobs += [self.pair(name, self.seed, *changes) for name in fusing for changes in ABLATIONS]
-        return jobs
+        return jobs + [
+            self.pair(name, seed) for seed in self.seeds for name in self.scale.experiments if name not in short
+        ]
 
     def _everywhere(self) -> tuple[str, ...]:
         forward = self.out / "data" / "forward"
