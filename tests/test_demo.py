@@ -7,9 +7,27 @@ from chromium import chromium
 
 from bitad.cli import main
 from bitad.data.playroom import CLASSES, REVERSED, kind_of
-from bitad.demo import Scale, run_demo
+from bitad.demo import Plan, Scale, run_demo
 
-MIDDLING = Scale("middling", training=24, validation=10, overrides=("training.epochs=8", "training.evaluate_every=8"))
+MIDDLING = Scale(
+    "middling",
+    training=24,
+    validation=10,
+    overrides=("training.epochs=8", "training.evaluate_every=8"),
+    pair_overrides=("training.epochs=2", "training.evaluate_every=2"),
+)
+# Everything that the full demo does, on next to nothing.
+SHORT = ("training.epochs=1", "training.evaluate_every=1", "training.warmup_epochs=0")
+COMPLETE = Scale(
+    "complete",
+    training=2,
+    validation=2,
+    seeds=2,
+    experiments=("1", "3-1"),
+    ablations=True,
+    overrides=SHORT,
+    pair_overrides=SHORT,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -48,10 +66,42 @@ def test_the_page_shows_timelines_of_all_sources_and_says_nothing_on_the_console
     out, results = demo
     with chromium() as page:
         page.open(out / "index.html")
-        assert page.evaluate("document.querySelectorAll('[data-track]').length") == 4
+        assert page.evaluate("document.querySelectorAll('[data-track]').length") == 6
         assert page.evaluate("document.querySelectorAll('[data-segment]').length") > len(results.truth.classes)
         assert page.evaluate("document.querySelectorAll('table').length") == 3
         assert page.console == []
+
+
+def test_pairs_that_learn_together_stand_on_what_their_networks_know(demo):
+    _, results = demo
+    average = {name: evaluation.average_map for name, evaluation in results.evaluations.items()}
+    for experiment in ("3-1", "3-3"):
+        for basis in ("forward basis", "reverse basis", "merged"):
+            assert average[f"{experiment}, {basis}"] > max(average["F"], average["B"]) - 0.05
+
+
+def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsys):
+    plan = Plan(tmp_path, COMPLETE, 5)
+    run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")
+    written = (tmp_path / "docs" / "results.md").read_text()
+    for said in (
+        "3-1, two forward networks",
+        "3-1, naive, random",
+        "late fusion F + B",
+        "Direction sensitivity",
+        "holds",
+    ):
+        assert said in written
+    made = {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in plan.jobs()}
+    with chromium() as page:
+        page.open(tmp_path / "comparison" / "index.html")
+        assert page.evaluate("document.querySelectorAll('table').length") == 2
+        assert page.console == []
+    capsys.readouterr()
+    run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")
+    assert {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in plan.jobs()} == made
+    assert (tmp_path / "docs" / "results.md").read_text() == written
+    assert "About 0 minutes" in capsys.readouterr().err
 
 
 def test_a_demo_of_another_kind_is_not_mixed_in(demo, capsys):

@@ -1,0 +1,62 @@
+"""Many trainings, each after those it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builders import feature_data
+
+from bitad.training.checkpoint import load_checkpoint
+from bitad.training.side_by_side import Job, train_side_by_side
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
+    """A pair before the two baselines that it starts from."""
+    path = str(feature_data(tmp_path_factory.mktemp("features") / "data"))
+    output = tmp_path_factory.mktemp("runs")
+    common = (f"output={output}", "training.epochs=1")
+    baselines = [Job(path, (*common, f"direction={direction}")) for direction in ("forward", "reverse")]
+    forward, backward = (job.directory for job in baselines)
+    pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.backward={backward}"))
+    made = [pair, *baselines]
+    train_side_by_side(made, what="training", processes=2)
+    return made
+
+
+def began(job: Job) -> float:
+    return (job.directory / "config.yaml").stat().st_mtime
+
+
+def test_all_jobs_end_and_a_job_waits_for_those_it_needs(jobs: list[Job]) -> None:
+    pair, *baselines = jobs
+    assert all(job.is_done() for job in jobs)
+    assert began(pair) > max((job.directory / "last.pt").stat().st_mtime for job in baselines)
+
+
+def test_cost_is_counted_in_steps_of_each_network(jobs: list[Job]) -> None:
+    for job in jobs:
+        steps = load_checkpoint(job.directory / "last.pt").training["step"]
+        assert job.network_steps() == steps * len(job.config.views)
+        last = json.loads((job.directory / "metrics.jsonl").read_text().splitlines()[-1])
+        assert job.network_steps_done() == last["step"] * len(job.config.views)
+
+
+def test_what_is_done_is_not_done_again(jobs: list[Job]) -> None:
+    before = [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs]
+    train_side_by_side(jobs, what="training")
+    assert [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs] == before
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[Job]) -> None:
+    other = Job(jobs[1].preset, (*jobs[1].overrides, "training.lr=0.5"))
+    with pytest.raises(ValueError, match=r"a run of other settings \(training.lr was 0.002, is 0.5\); delete or move"):
+        train_side_by_side([other], what="training")
+
+
+def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], tmp_path: Path) -> None:
+    wrong = Job(jobs[1].preset, (f"output={tmp_path}", "training.batch=5"))
+    with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: .*training windows"):
+        train_side_by_side([wrong], what="training")
