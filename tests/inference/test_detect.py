@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,14 +21,19 @@ from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, detect_videos, nms_settings
+from bitad.inference.merge import merge
 from bitad.inference.testing import run_test
 from bitad.models.build import build_network
+from bitad.models.detector import Detector
+from bitad.models.fusion import ColumnFusion
 from bitad.models.head import Points, Prediction
+from bitad.models.pair import Pair, Side
 from bitad.timeline import Grid
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+INIT = ("init.forward=f", "init.backward=b")  # asked for; nothing here reads them
 EXACT = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.method=vanilla", "test.nms.iou_threshold=0.9")
 
 
@@ -183,6 +188,72 @@ def test_the_suppression_is_what_the_configuration_says(features: Path) -> None:
     assert len(heard(config_of(features, "test.nms.max_segments=2"))) == 2 * 3
 
 
+# Two networks.
+
+
+def pair_of_oracles(config: Config) -> Pair:
+    """One for each view, with the fusion that the configuration names."""
+    oracles = (Oracle(reverse=view == "reverse") for view in config.views)
+    points = config.window.steps
+    sides = [
+        Side(cast(Detector, oracle), fusion=None if config.plan.fusion is None else ColumnFusion(points))
+        for oracle in oracles
+    ]
+    mirrored = config.views[1] == "reverse"
+    return Pair(*sides, mirrored=mirrored, align="exact" if config.plan.fusion else None)
+
+
+@pytest.mark.parametrize("second", ["reverse", "forward"])
+@pytest.mark.parametrize("experiment", ["1-1", "3-1"])
+def test_a_pair_is_heard_at_the_right_seconds_in_both_bases_and_merged(
+    features: Path, experiment: str, second: str
+) -> None:
+    config = config_of(features, f"experiment={experiment}", *INIT, f"pair.second={second}", *EXACT)
+    truth = truth_of(config)
+    results = detect(pair_of_oracles(config), truth, TruthOnTheGrid(build_source(config)), config, ALONE)
+    assert list(results.bases) == ["forward", "reverse"]
+    assert results.views == ("forward", second)
+    assert list(results.named()) == ["forward basis", "reverse basis", "merged"]
+    for found in results.named().values():
+        assert found.basis == "forward"
+        for name, video in truth.videos.items():
+            segments = found.of_video(name).segments
+            for segment in video.segments:
+                assert np.abs(segments - segment).max(axis=1).min() < 1e-4
+        assert evaluate(truth, found, tiou=[0.95]).average_map == 1
+    assert results.bases["forward"].details == {"view": "forward"}
+    assert results.bases["reverse"].details == {"view": second}
+
+
+@pytest.mark.parametrize("method", ["soft-nms", "mean", "wsf"])
+def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
+    features: Path, tmp_path: Path, method: str
+) -> None:
+    config = config_of(features, "experiment=1", f"test.merge={method}", "test.nms.max_segments=9")
+    torch.manual_seed(0)
+    pair = build_network(config, len(CLASSES)).eval()
+    results = detect(pair, truth_of(config), build_source(config), config, ALONE)
+    expected = merge(*results.bases.values(), method=method, settings=nms_settings(config.test.nms))
+    np.testing.assert_array_equal(results.merged.segments, expected.segments)
+    np.testing.assert_array_equal(results.merged.scores, expected.scores)
+    assert 0 < len(results.merged) <= 9 * 3
+    results.write(tmp_path)
+    reverse = read_detections(tmp_path / "detections.reverse.json")
+    assert reverse.basis == "reverse"
+    np.testing.assert_allclose(reverse.forward().segments, results.bases["reverse"].segments, atol=1e-6)
+
+
+def test_of_one_network_there_is_one_result(features: Path, tmp_path: Path) -> None:
+    config = config_of(features, "direction=reverse")
+    oracle, source = Oracle(reverse=True), TruthOnTheGrid(build_source(config))
+    results = detect(oracle, truth_of(config), source, config, ALONE)
+    assert results.named() == {"reverse": results.merged}
+    assert results.bases == {"reverse": results.merged}
+    results.write(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["detections.json"]
+    assert read_detections(tmp_path / "detections.json").basis == "forward"
+
+
 # Testing a checkpoint.
 
 
@@ -235,6 +306,16 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     np.testing.assert_array_equal(found.segments, tested.segments)
     np.testing.assert_array_equal(found.scores, tested.scores)
     assert found.durations_s == pytest.approx(tested.durations_s)
+
+
+def test_a_pair_detects_in_videos_what_it_finds_in_testing_merged(videos: Path) -> None:
+    config = config_of(videos, "experiment=2x", *INIT)
+    checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
+    found = detect_videos(checkpoint, [videos.parent / "videos" / "test_0.mp4"], ALONE)
+    tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.segments, tested.segments)
+    np.testing.assert_array_equal(found.scores, tested.scores)
 
 
 def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path, tmp_path: Path) -> None:

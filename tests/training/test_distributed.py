@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data
+from runs import ALONE, both_baselines
 from torch import nn
 
 from bitad.config import Config
@@ -27,19 +29,35 @@ from bitad.training.distributed import Processes, processes
 from bitad.training.environment import set_threads
 from bitad.training.trainer import Trainer
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+PROGRAM = """
+import json, os, sys
+from bitad.cli import main
+for port, arguments in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
+    if status := main(arguments):
+        sys.exit(status)
+"""
 
 
-def run_together(world: int, *arguments: str) -> list[str]:
-    """Runs `bitad` in processes that know each other as torchrun's do; what each said on standard output."""
-    with socket.socket() as free:
+def run_together(world: int, *commands: Sequence[str]) -> list[str]:
+    """Runs commands of `bitad`, one after the other, in processes that know each other as torchrun's do.
+
+    Returns:
+        what each process said on standard output.
+    """
+    sockets = [socket.socket() for _ in commands]
+    for free in sockets:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    work = [
+        (free.getsockname()[1], [*command, "--device", "cpu"]) for free, command in zip(sockets, commands, strict=True)
+    ]
+    for free in sockets:
+        free.close()
     team = []
     for rank in range(world):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, "-m", "bitad", *arguments, "--device", "cpu"]
+        command = [sys.executable, "-c", PROGRAM, json.dumps(work)]
         team.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
         said = [process.communicate(timeout=200) for process in team]
@@ -50,12 +68,24 @@ def run_together(world: int, *arguments: str) -> list[str]:
     return [out for out, _ in said]
 
 
+EXPERIMENTS = ("baseline", "1-1", "3-1")
+
+
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[str]]:
-    """A run of two processes with batches of 2, and what they said."""
-    path = feature_data(tmp_path_factory.mktemp("features") / "data", training=5, test=3)
-    overrides = ("model.drop_path=0", "training.epochs=2", "training.evaluate_every=2", "training.windows_per_video=5")
-    return config_of(path, *overrides), run_together(2, "train", str(path), *overrides)
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config], list[str]]:
+    """Runs of two processes with batches of 2, by experiment, and what the processes said."""
+    set_threads(1)
+    folder = tmp_path_factory.mktemp("features")
+    path = feature_data(folder / "data", training=5, test=3)
+    init = both_baselines(path, f"output={folder / 'baselines'}")
+    several = ("model.drop_path=0", "training.windows_per_video=5", "test.candidates=200")
+    overrides = {
+        experiment: (*several, *baselines, f"experiment={experiment}", f"training.epochs={epochs}", every)
+        for experiment, baselines, epochs in (("baseline", (), 2), ("1-1", init, 1), ("3-1", init, 1))
+        for every in (f"training.evaluate_every={epochs}",)
+    }
+    said = run_together(2, *(["train", str(path), *those] for those in overrides.values()))
+    return {experiment: config_of(path, *those) for experiment, those in overrides.items()}, said
 
 
 def recorded(config: Config) -> list[dict[str, Any]]:
@@ -64,10 +94,11 @@ def recorded(config: Config) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == "training"]
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_processes_train_the_network_of_one_with_the_double_batch(
-    together: tuple[Config, list[str]], tmp_path: Path
+    together: tuple[dict[str, Config], list[str]], experiment: str, tmp_path: Path
 ) -> None:
-    config, _ = together
+    config = together[0][experiment]
     set_threads(1)
     alone = config.model_copy(update={"output": tmp_path, "training": config.training.model_copy(update={"batch": 4})})
     trainer = Trainer(alone, ALONE)
@@ -76,45 +107,60 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (alone, config))
     assert one.training is not None
     assert two.training is not None
-    assert one.training["step"] == two.training["step"] == 12
-    (mine,), (theirs,) = (found.training["learners"].values() for found in (one, two))
-    torch.testing.assert_close(mine["loss"], theirs["loss"])
-    # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of 1e-2.
-    for name, weight in mine["raw"].items():
-        torch.testing.assert_close(theirs["raw"][name], weight, rtol=0, atol=2e-4)
-        torch.testing.assert_close(two.model[name], one.model[name], rtol=0, atol=2e-4)
+    assert one.training["step"] == two.training["step"] == 6 * config.training.epochs
+    assert one.training["learners"].keys() == two.training["learners"].keys()
+    walked = 0.0
+    for learner in trainer.learners:
+        mine, theirs = (found.training["learners"][learner.name] for found in (one, two))
+        torch.testing.assert_close(mine["loss"], theirs["loss"])
+        # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of
+        # 1e-2.
+        for name, weight in mine["raw"].items():
+            whole = learner.prefix + name
+            torch.testing.assert_close(theirs["raw"][name], weight, rtol=0, atol=2e-4)
+            torch.testing.assert_close(two.model[whole], one.model[whole], rtol=0, atol=2e-4)
+            walked = max(walked, (weight - untrained[whole]).abs().max().item())
+    assert walked > 5e-3
     # Adam does not mind by what a loss is multiplied; the records show it.
     for first, second in zip(recorded(alone), recorded(config), strict=True):
+        assert first.keys() == second.keys()
         for figure in ("step", "loss", "classification", "regression", "gradient_norm", "lr"):
             assert second[figure] == pytest.approx(first[figure], rel=1e-3)
-    walked = max((weight - untrained[name]).abs().max() for name, weight in mine["raw"].items())
-    assert walked > 5e-3
+        for figure in ("losses", "gradient_norms"):
+            assert second.get(figure, {}) == pytest.approx(first.get(figure, {}), rel=1e-3)
 
 
 def columns(detections: Detections) -> list[np.ndarray]:
     return [detections.video, detections.segments, detections.scores, detections.labels]
 
 
-def test_two_processes_find_what_one_finds(together: tuple[Config, list[str]]) -> None:
-    config, _ = together
+@pytest.mark.parametrize("experiment", ["baseline", "3-1"])
+def test_two_processes_find_what_one_finds(together: tuple[dict[str, Config], list[str]], experiment: str) -> None:
+    config = together[0][experiment]
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
-    detector = load_checkpoint(config.run_directory / "best.pt").network()
-    alone = detect(detector, truth, build_source(config), config, ALONE).merged
-    shared = read_detections(config.run_directory / "detections.json")
-    assert shared.videos == alone.videos
-    assert len(shared) > 0
-    for one, other in zip(columns(alone), columns(shared), strict=True):
-        np.testing.assert_array_equal(one, other)
+    network = load_checkpoint(config.run_directory / "best.pt").network()
+    alone = detect(network, truth, build_source(config), config, ALONE)
+    for name, found in (("", alone.merged), *((f".{basis}", found) for basis, found in alone.bases.items())):
+        if name and len(alone.bases) == 1:
+            continue
+        shared = read_detections(config.run_directory / f"detections{name}.json")
+        expected = found if shared.basis == "forward" else found.reversed()
+        assert shared.videos == expected.videos
+        assert len(shared) > 0
+        for one, other in zip(columns(expected), columns(shared), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
-def test_the_first_process_alone_writes_and_speaks(together: tuple[Config, list[str]]) -> None:
-    config, said = together
-    assert "best average mAP" in said[0]
+def test_the_first_process_alone_writes_and_speaks(together: tuple[dict[str, Config], list[str]]) -> None:
+    configs, said = together
+    assert said[0].count("best average mAP") == len(configs)
     assert said[1] == ""
-    log = (config.run_directory / "log.txt").read_text()
-    assert len(re.findall("an effective batch of 4", log)) == 1
-    # Steps 1 and 10, and the evaluation.
-    assert len((config.run_directory / "metrics.jsonl").read_text().splitlines()) == 3
+    for config in configs.values():
+        log = (config.run_directory / "log.txt").read_text()
+        assert len(re.findall("an effective batch of 4", log)) == 1
+        # Every tenth step from the first on, and the evaluation.
+        lines = (config.run_directory / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == (3 if config.training.epochs == 2 else 2)
 
 
 @pytest.mark.parametrize(("total", "world"), [(7, 2), (7, 3), (1, 4), (0, 2)])
