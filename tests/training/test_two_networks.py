@@ -225,6 +225,19 @@ def test_with_the_detectors_too_they_change_and_the_transformers_do_not(
     assert changed == {name for name in before if ".vit." not in name or ".adapter." in name or added in name}
 
 
+@pytest.mark.parametrize(("options", "random"), [((), False), (("pair.detector_too=true",), True)])
+def test_frozen_networks_drop_nothing(
+    videos: tuple[Path, tuple[str, str]], options: tuple[str, ...], random: bool, tmp_path: Path
+) -> None:
+    dropping = ("model.drop_path=0.5", "model.dropout=0.5", "model.backbone.drop_path=0.5", f"output={tmp_path}")
+    trainer = trainer_of(videos, "2", *options, *UNTESTED, *dropping)
+    trainer.run(until=1)
+    view = trainer.views(next(iter(trainer.loader)))[0]
+    with torch.no_grad():
+        once, again = (trainer.models[0](view.inputs, view.mask).logits for _ in range(2))
+    assert torch.equal(once, again) != random
+
+
 # 3-x: a sane beginning.
 
 
