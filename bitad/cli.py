@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitad.data.detections import Detections
 
 Run = Callable[[argparse.Namespace], int]
-FUSIONS = ("soft-nms", "mean", "wsf")
+FUSIONS = ("soft-nms", "mean", "product", "wsf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -237,7 +237,7 @@ class TestConfig(Section):
     score_threshold: Share = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
-    merge: Literal["soft-nms", "mean", "wsf"] = Field(
+    merge: Literal["soft-nms", "mean", "product", "wsf"] = Field(
         default="soft-nms", description="how the detections of two networks become one set"
     )
     nms: NmsConfig = NmsConfig()

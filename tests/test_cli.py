@@ -393,7 +393,7 @@ def test_a_run_stopped_by_until_goes_on_with_resume(features: Path, capsys: pyte
     assert "epochs 2 to 2" in log
 
 
-@pytest.mark.parametrize("method", ["soft-nms", "mean", "wsf"])
+@pytest.mark.parametrize("method", ["soft-nms", "mean", "product", "wsf"])
 def test_merge_turns_a_reverse_file_round_by_itself_or_when_told(
     features: Path, found: Path, tmp_path: Path, method: str
 ) -> None:

@@ -16,7 +16,7 @@ from bitad.data.detections import Detections, VideoColumns, named
 from bitad.data.overlap import tiou_pairs
 from bitad.inference.nms import NmsSettings, nms
 
-MergeMethod = Literal["soft-nms", "mean", "wsf"]
+MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 
 # Weight of a detection without score in a weighted mean: two of them need some.
 _LEAST_WEIGHT = 1e-100
@@ -29,6 +29,8 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
     * "mean": pairs of a detection of each set, of one video and class, with a tIoU of at least
       ``settings.iou_threshold``, are made by descending tIoU, each detection being in one pair at most. A pair becomes
       the mean of its segments with the mean of its scores.
+    * "product": the same pairs, with the root of the product of their scores; what found no partner is left out, as its
+      product with nothing is nothing.
     * "wsf": weighted segment fusion, which is weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and Vision
       Computing 2021) in one dimension. By descending score, a detection joins the detection of the other set that it
       overlaps most, among the better ones that are still alone, from the same tIoU on. A pair becomes the
@@ -36,8 +38,8 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
       never join each other: soft-NMS leaves weakened copies beside each detection, which dilute its score (merged
       with themselves, ActionFormer's THUMOS14 detections fall from an average mAP of 66.8 to 58.6).
 
-    In both, what found no partner keeps its segment and half its score, as if the other set gave it 0. They use of
-    the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all three, a and b may change places.
+    In "mean" and "wsf", what found no partner keeps its segment and half its score, as if the other set gave it 0. All
+    but "soft-nms" use of the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all, a and b may change places.
 
     Args:
         settings: ``NmsSettings()`` if not given.
@@ -56,7 +58,7 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
     match method:
         case "soft-nms":
             return _through_nms(union, settings)
-        case "mean" | "wsf":
+        case "mean" | "product" | "wsf":
             return _best(_fused_pairs(union, len(a), settings.iou_threshold, method), settings)
         case _:
             raise ValueError(f"merging method {method!r} is not one of {', '.join(get_args(MergeMethod))}")
@@ -82,9 +84,11 @@ def _best(merged: Detections, settings: NmsSettings) -> Detections:
     return merged.take(order[rank < settings.max_segments])
 
 
-def _fused_pairs(union: Detections, first_of_b: int, threshold: float, method: Literal["mean", "wsf"]) -> Detections:
+def _fused_pairs(
+    union: Detections, first_of_b: int, threshold: float, method: Literal["mean", "product", "wsf"]
+) -> Detections:
     """``union`` with each pair of a row before ``first_of_b`` and one from there on made one row, and the other rows
-    at half their score."""
+    at half their score, or left out."""
     groups = union.video * len(union.classes) + union.labels
     in_a, in_b = np.split(np.arange(len(union)), [first_of_b])
     a, b, tiou = tiou_pairs(groups[in_a], union.segments[in_a], groups[in_b], union.segments[in_b], threshold)
@@ -94,13 +98,16 @@ def _fused_pairs(union: Detections, first_of_b: int, threshold: float, method: L
     better, worse = np.minimum(rank[a], rank[b]), np.maximum(rank[a], rank[b])
     # The order in which pairs are made. Of equal ones those with high scores come first, so that a set merged with
     # itself stays what it is.
-    order = np.lexsort((worse, better, -tiou) if method == "mean" else (better, -tiou, worse))
+    order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
     chosen = order[_one_to_one(a[order], b[order], len(union))]
     a, b = a[chosen], b[chosen]
-    weight = np.ones(len(union)) if method == "mean" else np.maximum(union.scores, _LEAST_WEIGHT)
+    weight = np.maximum(union.scores, _LEAST_WEIGHT) if method == "wsf" else np.ones(len(union))
     share = (weight[a] / (weight[a] + weight[b]))[:, None]
     segments, scores = union.segments.copy(), union.scores / 2
     segments[a] = share * union.segments[a] + (1 - share) * union.segments[b]
+    if method == "product":
+        scores[a] = np.sqrt(union.scores[a] * union.scores[b])
+        return replace(union, segments=segments, scores=scores).take(np.sort(a))
     scores[a] += union.scores[b] / 2
     return replace(union, segments=segments, scores=scores).take(np.delete(np.arange(len(union)), b))
 

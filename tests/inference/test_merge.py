@@ -11,7 +11,8 @@ from bitad.data.detections import Detections
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings, nms
 
-METHODS = ("soft-nms", "mean", "wsf")
+METHODS = ("soft-nms", "mean", "product", "wsf")
+PAIRING = ("mean", "product", "wsf")
 
 
 def random_detections(rng: np.random.Generator, n: int) -> Detections:
@@ -57,7 +58,7 @@ def tiou(a, b) -> float:
 
 
 def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> Detections:
-    """Pairs by descending tIoU ("mean"), or each detection, by descending score, with a better one ("wsf")."""
+    """Pairs by descending tIoU ("mean", "product"), or each detection, by descending score, with a better one ("wsf")."""
     union = Detections.concatenate([a, b])
     side = [0] * len(a) + [1] * len(b)
     group = list(zip(union.video.tolist(), union.labels.tolist(), strict=True))
@@ -69,7 +70,7 @@ def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> 
     }
     overlap = {pair: value for pair, value in overlap.items() if value >= threshold}
     partner: dict[int, int] = {}
-    if method == "mean":
+    if method != "wsf":
         for i, j in sorted(overlap, key=lambda pair: -overlap[pair]):
             if i not in partner and j not in partner:
                 partner |= {i: j, j: i}
@@ -85,16 +86,17 @@ def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> 
     for i in range(len(union)):
         j = partner.get(i)
         if j is None:
-            kept.append(i)
+            kept += [i] if method != "product" else []
         elif i < j:
             kept.append(i)
-            weights = [1.0, 1.0] if method == "mean" else union.scores[[i, j]]
+            weights = union.scores[[i, j]] if method == "wsf" else [1.0, 1.0]
             segments[i] = np.average(union.segments[[i, j]], axis=0, weights=weights)
-            scores[i] = (union.scores[i] + union.scores[j]) / 2
+            both = union.scores[[i, j]]
+            scores[i] = np.sqrt(both.prod()) if method == "product" else both.mean()
     return replace(union, segments=segments, scores=scores).take(np.array(kept, np.int64))
 
 
-@given(pairs, thresholds, st.sampled_from(["mean", "wsf"]))
+@given(pairs, thresholds, st.sampled_from(PAIRING))
 @settings(deadline=None, max_examples=200)
 def test_pairs_are_fused_as_the_rule_says(pair, threshold, method):
     merged = merge(*pair, method=method, settings=NmsSettings(iou_threshold=threshold))
@@ -131,14 +133,14 @@ def test_the_two_sets_may_change_places(pair, threshold, method):
     assert_same(merge(a, b, method=method, settings=how), merge(b, a, method=method, settings=how))
 
 
-@given(pairs, st.sampled_from(["mean", "wsf"]))
+@given(pairs, st.sampled_from(PAIRING))
 @settings(deadline=None, max_examples=60)
 def test_a_set_merged_with_itself_stays_what_it_is(pair, method):
     a, _ = pair
     assert_same(merge(a, a, method=method), a)
 
 
-@given(pairs, st.sampled_from(["mean", "wsf"]))
+@given(pairs, st.sampled_from(PAIRING))
 @settings(deadline=None, max_examples=30)
 def test_merging_in_reverse_time_is_reversing_the_merged(pair, method):
     a, b = pair
@@ -155,6 +157,10 @@ def test_each_video_keeps_its_best_by_descending_score(pair, method):
         scores = few.of_video(name).scores
         assert (np.diff(scores) <= 0).all()
         np.testing.assert_array_equal(scores, many.of_video(name).scores[:4])
+
+
+def test_a_product_with_what_the_other_set_did_not_find_is_nothing():
+    assert len(merge(*random_pair(0, 20, 0), method="product")) == 0
 
 
 def test_what_the_other_set_did_not_find_counts_half():
@@ -210,5 +216,5 @@ def test_sets_that_cannot_be_merged_say_why():
     ]:
         with pytest.raises(ValueError, match=message):
             merge(a, other, method="mean")
-    with pytest.raises(ValueError, match="'median' is not one of soft-nms, mean, wsf"):
+    with pytest.raises(ValueError, match="'median' is not one of soft-nms, mean, product, wsf"):
         merge(a, b, method="median")

@@ -22,7 +22,7 @@ from bitad.reports.runs import label_of
 from tests.builders import config_of, feature_data
 
 STARTS = ("init.forward=f", "init.backward=b")
-METHODS = ("soft-nms", "mean", "wsf")
+METHODS = ("soft-nms", "mean", "product", "wsf")
 
 
 @pytest.fixture(scope="module")
