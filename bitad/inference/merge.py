@@ -39,7 +39,8 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
       with themselves, ActionFormer's THUMOS14 detections fall from an average mAP of 66.8 to 58.6).
 
     In "mean" and "wsf", what found no partner keeps its segment and half its score, as if the other set gave it 0. All
-    but "soft-nms" use of the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all, a and b may change places.
+    but "soft-nms" use of the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all, a and b may change
+    places.
 
     Args:
         settings: ``NmsSettings()`` if not given.

@@ -58,7 +58,7 @@ def tiou(a, b) -> float:
 
 
 def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> Detections:
-    """Pairs by descending tIoU ("mean", "product"), or each detection, by descending score, with a better one ("wsf")."""
+    """Pairs by descending tIoU, or ("wsf") each detection, by descending score, with a better one."""
     union = Detections.concatenate([a, b])
     side = [0] * len(a) + [1] * len(b)
     group = list(zip(union.video.tolist(), union.labels.tolist(), strict=True))
