@@ -6,7 +6,9 @@ Nothing heavy is imported before it is known which verb runs: `bitad evaluate` n
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
     parsed = _parse(arguments)
     run: Run = parsed.run
+    if threading.current_thread() is threading.main_thread():
+        # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(parsed)
     except KeyboardInterrupt:

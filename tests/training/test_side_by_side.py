@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,25 @@ def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], 
     wrong = Job(jobs[1].preset, (f"output={tmp_path}", "training.batch=5"))
     with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: .*training windows"):
         train_side_by_side([wrong], what="training")
+
+
+def test_a_terminated_demo_leaves_no_training_behind(jobs: list[Job], tmp_path: Path) -> None:
+    program = (
+        "import sys; from bitad import cli; from bitad.training.side_by_side import Job, train_side_by_side;"
+        "cli._demo = lambda arguments: train_side_by_side([Job(sys.argv[1], tuple(sys.argv[2:]))], what='training');"
+        "sys.exit(cli.main(['demo']))"
+    )
+    arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=1000", "training.evaluate_every=1000")
+    parent = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
+    metrics = Job(arguments[0], arguments[1:]).directory / "metrics.jsonl"
+    while not metrics.exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.terminate()
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "interrupted" in said
+    time.sleep(0.5)
+    before = metrics.read_text()
+    time.sleep(2)
+    assert metrics.read_text() == before
