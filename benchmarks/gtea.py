@@ -1,50 +1,60 @@
-"""BiTAD's detector on real features: GTEA's per-frame SVM scores, each fold once as the test set, both directions.
+"""BiTAD's experiments on real features: GTEA's per-frame SVM scores, each fold once as the test set.
 
 The data are a JSON of segments in rows of the arrays and an ``.npz`` with an array ``[rows, 11]`` a video: the scores
-that an SVM, trained on the other folds, gives to background (column 0) and ten actions about 2.9 times a second. The
-script writes each fold's annotations in the native form and runs ``bitad train gtea`` on it, forwards and backwards.
+that an SVM, trained on the other folds, gives to background (column 0) and ten actions about 2.9 times a second. For
+each fold, direction and seed the script runs ``bitad train gtea``, and from those baselines every experiment that can
+do without a backbone, by ``bitad train gtea-pair``: with F and B of one seed; as a control, with the F of a seed and
+that of the next; and, of one seed, 3-1 and 3-2 as the research group ran them. What is trained already is kept.
 
 What must be beaten are the runs of the SVM's own argmax: neighbouring rows with the same best class are a segment,
 background left out, scored either by the class's mean score over the run or by the sum of its softmax over the run,
-which also rewards length and is the best scoring of those tried.
+which also rewards length and is the best scoring of those tried. Then, by two networks: the better of F and B, late
+fusion, and the control.
 
-The detections of the test folds, each from its own network, are pooled and evaluated together against all videos; the
-mean of the folds' own average mAPs is given beside that. Late fusion merges F's and B's detections; the control
-merges those of two F of different seeds.
+The detections of the test folds, each from networks that did not see it, are pooled into run directories of their own
+(``OUT/runs/pooled-...``, which ``bitad report`` reads, too) and evaluated together against all videos; each fold's own
+average mAP is given beside that.
 
-    python benchmarks/gtea.py [--data ../shared/data/actionseg] [--out gtea] [--seeds 3]
+    python benchmarks/gtea.py [--data ../shared/data/actionseg] [--out gtea] [--seeds 3] [--experiments 3-1 3-3]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import resource
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.config import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
-from bitad.data.detections import Basis, Detections, read_detections
-from bitad.data.files import read_json, write_json
-from bitad.evaluation.mean_average_precision import Evaluation, evaluate
-from bitad.inference.merge import MergeMethod, merge
+from bitad.data.detections import Basis, Detections, read_detections, write_detections
+from bitad.data.files import read_json, replacing, write_json
+from bitad.evaluation.mean_average_precision import evaluate
+from bitad.experiments import EXPERIMENTS
+from bitad.progress import following
+from bitad.reports.comparison import UNTRAINED, Comparison, Result, compare
+from bitad.reports.runs import Run
+from bitad.reports.standing import standing_table
 from bitad.reports.tables import Cell, Table
+from bitad.training.side_by_side import Job, train_side_by_side
 
 # The files state no rate; mAP does not depend on it, but for the rounding of seconds.
 ROWS_PER_SECOND = 2.9
 DIRECTIONS: tuple[Basis, ...] = get_args(Basis)
-TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
+POOLED = "pooled"
+# Of two networks, those that add nothing to a backbone; the one from scratch, which takes longest, last.
+PAIRS = sorted(
+    (name for name, one in EXPERIMENTS.items() if one.networks == 2 and one.adds is None),
+    key=lambda name: EXPERIMENTS[name].starts_from == "backbone",
+)
+# 3-1 and 3-2 as the research group ran them, which did not train.
+AS_THE_GROUP_RAN_THEM = ("pair.align=naive", "pair.fusion_init=random")
+RUN_BY_THE_GROUP = ("3-1", "3-2")
 
 # Scores [rows, classes] of a run and its class -> the run's score.
 Scoring = Callable[[NDArray[np.float64], int], float]
@@ -73,10 +83,10 @@ def read_gtea(path: Path) -> Annotations:
     return Annotations(videos, tuple(str(column) for column in sorted(columns)))
 
 
-def with_test_fold(annotations: Annotations, fold: str) -> Annotations:
-    """The same videos, those of one fold in the subset "test" and all others in "training"."""
+def with_test_folds(annotations: Annotations, folds: Collection[str]) -> Annotations:
+    """The same videos, those of some folds in the subset "test" and all others in "training"."""
     videos = {
-        name: replace(video, subset="test" if video.subset == fold else "training")
+        name: replace(video, subset="test" if video.subset in folds else "training")
         for name, video in annotations.videos.items()
     }
     return replace(annotations, videos=videos)
@@ -108,158 +118,167 @@ def argmax_runs(annotations: Annotations, features: Mapping[str, NDArray[np.floa
     return Detections.from_videos(found, classes=annotations.classes)
 
 
-def train(arguments: list[str]) -> float:
-    """Runs ``bitad train`` in a process of its own, on one thread; the seconds it took.
-
-    Raises:
-        RuntimeError: it failed; with what it said last.
-    """
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "bitad", "train", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"bitad train {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
-    return time.monotonic() - began
-
-
 @dataclass(frozen=True)
-class Run:
-    """One training: a test fold, a direction and a seed."""
-
-    fold: str
-    direction: Basis
-    seed: int
-
-    def overrides(self, features: Path, out: Path) -> list[str]:
-        """What ``bitad train gtea`` gets on its command line."""
-        return [
-            f"name={self.fold}",
-            f"direction={self.direction}",
-            f"seed={self.seed}",
-            f"data.annotations={out / self.fold}.json",
-            f"data.features={features}",
-            f"output={out / 'runs'}",
-        ]
-
-    def execute(self, features: Path, out: Path) -> tuple[Detections, float]:
-        """Trains; the test fold's detections, and the seconds it took."""
-        overrides = self.overrides(features, out)
-        directory = load_config("gtea", overrides).run_directory
-        seconds = train(["gtea", *overrides])
-        print(f"{directory}: {seconds:.0f} s", file=sys.stderr)
-        return read_detections(directory / "detections.json"), seconds
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One result: pooled over the folds, and the folds' own average mAPs."""
-
-    pooled: Evaluation
-    folds: dict[str, float]
-
-    @classmethod
-    def of(cls, annotations: Annotations, detections: Detections) -> Figures:
-        """Evaluates detections of all videos."""
-        folds = {}
-        for fold in annotations.subsets():
-            truth = annotations.subset(fold)
-            inside = np.array([name in truth.videos for name in detections.videos])[detections.video]
-            folds[fold] = evaluate(truth, detections.take(inside), tiou=TIOU).average_map
-        return cls(evaluate(annotations, detections, tiou=TIOU), folds)
-
-
-def results(
-    annotations: Annotations, features: Mapping[str, NDArray[np.float32]], found: Mapping[tuple[Basis, int], Detections]
-) -> dict[str, list[Figures]]:
-    """The rows of the table: for each result its figures, seed by seed.
+class Plan:
+    """The trainings.
 
     Args:
-        found: detections of all videos by direction and seed.
+        features: the ``.npz``.
+        out: the folder of annotations and runs.
+        folds: each is the test set once.
+        seeds: networks of each fold and direction.
+        experiments: of two networks, beside the baselines.
+        overrides: changes to the presets.
     """
-    seeds = sorted({seed for _, seed in found})
-    rows: dict[str, list[Detections]] = {
-        "argmax runs, mean score": [argmax_runs(annotations, features, mean_score)],
-        "argmax runs, summed softmax": [argmax_runs(annotations, features, summed_softmax)],
-        "F (forward)": [found["forward", seed] for seed in seeds],
-        "B (reverse)": [found["reverse", seed] for seed in seeds],
-    }
-    pairs = list(combinations(seeds, 2))
-    for method in get_args(MergeMethod):
-        rows[f"F + B, {method}"] = [
-            merge(found["forward", seed], found["reverse", seed], method=method) for seed in seeds
-        ]
-        if pairs:
-            rows[f"F + another F, {method}"] = [
-                merge(found["forward", one], found["forward", other], method=method) for one, other in pairs
-            ]
-    return {name: [Figures.of(annotations, detections) for detections in row] for name, row in rows.items()}
+
+    features: Path
+    out: Path
+    folds: tuple[str, ...]
+    seeds: int
+    experiments: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+    def jobs(self, test: str) -> list[Job]:
+        """The trainings with one test set, a fold or all of them (``POOLED``); those first that others start from."""
+        seeds = range(self.seeds)
+        fusing = [name for name in self.experiments if EXPERIMENTS[name].fusion]
+        jobs = [self._baseline(test, direction, seed) for seed in seeds for direction in DIRECTIONS]
+        jobs += [self._pair(test, name, seed) for seed in seeds for name in self.experiments]
+        if self.seeds > 1:
+            jobs += [self._pair(test, name, seed, "pair.second=forward") for seed in seeds for name in fusing]
+        jobs += [self._pair(test, name, 0, *AS_THE_GROUP_RAN_THEM) for name in fusing if name in RUN_BY_THE_GROUP]
+        return jobs
+
+    def _baseline(self, test: str, direction: Basis, seed: int) -> Job:
+        return Job("gtea", (f"direction={direction}", *self._common(test, seed)))
+
+    def _pair(self, test: str, experiment: str, seed: int, *changes: str) -> Job:
+        own = (f"experiment={experiment}", *changes, *self._common(test, seed))
+        if EXPERIMENTS[experiment].starts_from == "backbone":
+            return Job("gtea", own)  # by the baselines' recipe
+        second: tuple[Basis, int] = ("reverse", seed)
+        if "pair.second=forward" in changes:
+            second = ("forward", (seed + 1) % self.seeds)
+        initial = (
+            f"init.forward={self._baseline(test, 'forward', seed).directory}",
+            f"init.backward={self._baseline(test, *second).directory}",
+        )
+        return Job("gtea-pair", (*own, *initial))
+
+    def _common(self, test: str, seed: int) -> tuple[str, ...]:
+        return (
+            f"name={test}",
+            f"seed={seed}",
+            f"data.annotations={self.out / test}.json",
+            f"data.features={self.features}",
+            f"output={self.out / 'runs'}",
+            *self.overrides,
+        )
 
 
-def table(rows: Mapping[str, list[Figures]], notes: tuple[str, ...]) -> Table:
-    """Percent, the mean over seeds; the spread is the standard deviation of the average mAP over seeds."""
-    columns = ("result", *(f"{t:.1f}" for t in TIOU), "average", "spread", "lowest", "mean of folds")
-    lines: list[tuple[Cell, ...]] = []
-    for name, row in rows.items():
-        average = 100 * np.array([figures.pooled.average_map for figures in row])
-        per_tiou = 100 * np.mean([figures.pooled.map_per_tiou for figures in row], axis=0)
-        per_fold = 100 * np.mean([list(figures.folds.values()) for figures in row])
-        spread = float(average.std(ddof=1)) if len(row) > 1 else None
-        lines.append((name, *per_tiou.tolist(), float(average.mean()), spread, float(average.min()), float(per_fold)))
-    return Table("GTEA, mAP (%) of the pooled test folds", columns, tuple(lines), notes)
+def pool(whole: Job, folds: Sequence[Job]) -> None:
+    """Writes what the folds' networks found as the run that ``whole`` would be, for reports to read like any other."""
+    for name in (path.name for path in Run(folds[0].directory, folds[0].config).detection_files().values()):
+        found = [read_detections(job.directory / name) for job in folds]
+        write_detections(Detections.concatenate(found), whole.directory / name)
+    with replacing(whole.directory / "config.yaml") as partial:
+        partial.write_text(whole.config.to_yaml(), encoding="utf-8")
 
 
-def main() -> None:
+def compared(what: str, jobs: Sequence[Job], features: Mapping[str, NDArray[np.float32]]) -> Comparison:
+    """The results of jobs with one test set, beside those of the SVM's argmax."""
+    with following(f"evaluating {what}") as on_progress:
+        comparison = compare([job.directory for job in jobs], on_progress=on_progress)
+    tiou = comparison.runs[0].config.test.tiou
+    argmax = []
+    for label, scoring in (("mean score", mean_score), ("summed softmax", summed_softmax)):
+        found = argmax_runs(comparison.truth, features, scoring)
+        evaluation = evaluate(comparison.truth, found, tiou=tiou)
+        argmax.append(Result(f"argmax runs, {label}", UNTRAINED, {"none": evaluation}))
+    return replace(comparison, results=(*argmax, *comparison.results))
+
+
+def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -> dict[str, Comparison]:
+    """Trains what is not trained yet; the results of each fold, and last those of all folds pooled.
+
+    Raises:
+        ValueError: a training failed, or ``plan.out`` has such runs of other settings.
+    """
+    for fold in plan.folds:
+        write_annotations(with_test_folds(annotations, {fold}), plan.out / f"{fold}.json")
+    write_annotations(with_test_folds(annotations, plan.folds), plan.out / f"{POOLED}.json")
+    jobs = {test: plan.jobs(test) for test in (*plan.folds, POOLED)}
+    of_folds = list(zip(*(jobs[fold] for fold in plan.folds), strict=True))
+    train_side_by_side([job for alike in of_folds for job in alike], what="training", processes=processes)
+    for whole, alike in zip(jobs[POOLED], of_folds, strict=True):
+        pool(whole, alike)
+    with np.load(plan.features) as features:
+        return {test: compared(test, trained, features) for test, trained in jobs.items()}
+
+
+def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
+    """Average mAP of each fold by itself, means over seeds, and the mean of the folds."""
+    folds = [test for test in comparisons if test != POOLED]
+    means = [{result.label: result.mean for result in comparisons[fold].results} for fold in folds]
+    rows: list[tuple[Cell, ...]] = []
+    for label in means[0]:
+        row = [fold[label] for fold in means]
+        rows.append((label, *row, float(np.mean(row))))
+    return Table(
+        "GTEA, average mAP (%) of each test fold by itself",
+        ("result", *folds, "mean"),
+        tuple(rows),
+        notes=("Means over seeds.",),
+    )
+
+
+def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
+    """What the script shows."""
+    pooled = comparisons[POOLED]
+    standing = [standing_table(pooled)] if pooled.best_pair else []
+    losses = [
+        replace(table, title=f"{table.title}, test {fold}")
+        for fold, comparison in comparisons.items()
+        if (table := comparison.loss_table()).rows
+    ]
+    return [
+        replace(pooled.table(), title="GTEA, mAP (%) of the pooled test folds"),
+        *standing,
+        fold_table(comparisons),
+        *losses,
+    ]
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/actionseg"))
-    parser.add_argument("--out", type=Path, default=Path("gtea"), help="a new folder for annotations, runs and results")
-    parser.add_argument("--seeds", type=int, default=1, help="networks of each fold and direction")
-    parser.add_argument("--processes", type=int, default=2, help="trainings side by side, of one thread each")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("gtea"), help="folder of annotations, runs and results")
+    parser.add_argument("--seeds", type=int, default=1, help="networks of each fold and direction; controls need two")
+    parser.add_argument(
+        "--experiments", nargs="+", choices=(*PAIRS, "none"), default=PAIRS, help="of two networks; default: all"
+    )
+    parser.add_argument("--processes", type=int, help="trainings side by side, of one thread each; default: the cores")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
     began = time.monotonic()
     annotations = read_gtea(options.data / "gtea_svm.json")
-    array_file = options.data / "gtea_svm.npz"
-    folds = sorted(annotations.subsets())
-    for fold in folds:
-        write_annotations(with_test_fold(annotations, fold), options.out / f"{fold}.json")
-    seeds = range(options.seeds)
-    runs = [Run(fold, direction, seed) for seed, direction, fold in product(seeds, DIRECTIONS, folds)]
-    with ThreadPoolExecutor(options.processes) as pool:
-        done = dict(zip(runs, pool.map(lambda run: run.execute(array_file, options.out), runs), strict=True))
-    minutes = (time.monotonic() - began) / 60
+    experiments = tuple(name for name in options.experiments if name != "none")
+    folds = tuple(sorted(annotations.subsets()))
+    plan = Plan(options.data / "gtea_svm.npz", options.out, folds, options.seeds, experiments)
+    comparisons = run(plan, annotations, processes=options.processes)
+    made = tables(comparisons)
+    print("\n\n".join(table.text() for table in made))
+    with replacing(options.out / "results.md") as partial:
+        partial.write_text("\n".join(table.markdown() for table in made), encoding="utf-8")
+    write_json({test: comparison.json() for test, comparison in comparisons.items()}, options.out / "results.json")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_minutes = (used.ru_utime + used.ru_stime) / 60
-    found = {
-        (direction, seed): Detections.concatenate([done[Run(fold, direction, seed)][0] for fold in folds])
-        for direction, seed in product(DIRECTIONS, seeds)
-    }
-    with np.load(array_file) as features:
-        rows = results(annotations, features, found)
-    notes = (
-        f"{len(annotations.videos)} videos in {len(folds)} folds, "
-        f"{sum(len(video.labels) for video in annotations.videos.values())} segments of {len(annotations.classes)} "
-        "classes; each fold's detections come from networks that were not trained on it.",
-        f"Seeds {', '.join(map(str, seeds))}; spread is the standard deviation of the average over them.",
-        f"{len(runs)} runs took {minutes:.1f} minutes by the clock and {cpu_minutes:.1f} of CPU, {options.processes} "
-        "side by side on one thread each.",
-    )
-    made = table(rows, notes)
-    print(made.text())
-    write_json(
-        {
-            "table": made.json(),
-            "minutes": minutes,
-            "cpu_minutes": cpu_minutes,
-            "seconds": {f"{run.fold} {run.direction} {run.seed}": seconds for run, (_, seconds) in done.items()},
-            "results": {
-                name: [{"pooled": figures.pooled.to_json(), "folds": figures.folds} for figures in row]
-                for name, row in rows.items()
-            },
-        },
-        options.out / "results.json",
+    minutes = (time.monotonic() - began) / 60
+    print(
+        f"\n{len(plan.folds) * len(plan.jobs(POOLED))} trainings; this call took {minutes:.1f} minutes, and those of "
+        f"them that it ran {(used.ru_utime + used.ru_stime) / 60:.1f} of CPU. See {options.out / 'results.md'}"
     )
 
 
