@@ -225,7 +225,7 @@ def test_a_pair_is_heard_at_the_right_seconds_in_both_bases_and_merged(
     assert results.bases["reverse"].details == {"view": second}
 
 
-@pytest.mark.parametrize("method", ["soft-nms", "mean", "wsf"])
+@pytest.mark.parametrize("method", ["soft-nms", "mean", "product", "wsf"])
 def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
     features: Path, tmp_path: Path, method: str
 ) -> None:
