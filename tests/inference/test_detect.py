@@ -229,14 +229,15 @@ def test_a_pair_is_heard_at_the_right_seconds_in_both_bases_and_merged(
 def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
     features: Path, tmp_path: Path, method: str
 ) -> None:
-    config = config_of(features, "experiment=1", f"test.merge={method}", "test.nms.max_segments=9")
+    few = ("test.nms.max_segments=30", "test.nms.iou_threshold=0.1")
+    config = config_of(features, "experiment=1", f"test.merge={method}", *few)
     torch.manual_seed(0)
     pair = build_network(config, len(CLASSES)).eval()
     results = detect(pair, truth_of(config), build_source(config), config, ALONE)
     expected = merge(*results.bases.values(), method=method, settings=nms_settings(config.test.nms))
     np.testing.assert_array_equal(results.merged.segments, expected.segments)
     np.testing.assert_array_equal(results.merged.scores, expected.scores)
-    assert 0 < len(results.merged) <= 9 * 3
+    assert 0 < len(results.merged) <= 30 * 3
     results.write(tmp_path)
     reverse = read_detections(tmp_path / "detections.reverse.json")
     assert reverse.basis == "reverse"
