@@ -75,6 +75,7 @@ class DemoResults:
         return evaluation_table(
             {**self.evaluations, "F on reversed playback, partner names": self.evaluation_by_partner},
             title="Playroom, validation videos: mAP (%)",
+            counts=False,
         )
 
 

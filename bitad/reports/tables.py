@@ -144,8 +144,13 @@ class Table:
         return ("", *self.notes) if self.notes else ()
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str = "mAP (%)") -> Table:
+def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str = "mAP (%)", counts: bool = True) -> Table:
     """A row per named result: mAP in percent at each tIoU, and the average; the notes say what was evaluated.
+
+    Args:
+        evaluations: the results, by name.
+        title: of the table.
+        counts: as in :func:`what_was_evaluated`.
 
     Raises:
         ValueError: no result, or results at different tIoU thresholds.
@@ -156,7 +161,7 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str = "mAP
         for name, evaluation in evaluations.items()
     ]
     columns = ("result", *(f"{threshold:.4g}" for threshold in tiou), "average")
-    notes = ("The columns are tIoU thresholds.", *what_was_evaluated(evaluations))
+    notes = ("The columns are tIoU thresholds.", *what_was_evaluated(evaluations, counts=counts))
     return Table(title, columns, tuple(rows), notes, best=columns[1:] if len(rows) > 1 else ())
 
 
@@ -289,8 +294,16 @@ def what_was_evaluated(evaluations: Mapping[str, Evaluation], *, counts: bool = 
     for name, evaluation in evaluations.items():
         for fact in _facts(evaluation, counts):
             facts.setdefault(fact, []).append(name)
-    everyone = list(evaluations)
-    return [fact if names == everyone else f"{_listed(names, 12)}: {fact}" for fact, names in facts.items()]
+    return [_of(names, list(evaluations), fact) for fact, names in facts.items()]
+
+
+def _of(names: Sequence[str], everyone: Sequence[str], fact: str) -> str:
+    others = [name for name in everyone if name not in names]
+    if not others:
+        return fact
+    if len(others) <= 2 < len(names):
+        return f"All but {' and '.join(others)}: {fact}"
+    return f"{_listed(names, 12)}: {fact}"
 
 
 def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
