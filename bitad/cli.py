@@ -200,8 +200,13 @@ def _add_result_verbs(verbs: _Verbs) -> None:
         _report,
         "Compare runs: one table (mean and spread over seeds), late fusion and its control, plots and a page.",
         "report runs/*-seed* --out report",
+        "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    p.add_argument(
+        "--sensitivity", action="store_true", help="also test F on reversed playback: what becomes of classes"
+    )
+    p.add_argument("--device", help="of these tests: cpu, cuda, cuda:1 (a GPU if there is one)")
     p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
 
 
@@ -346,12 +351,23 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from bitad.progress import following
-    from bitad.reports.comparison import compare, write_comparison
+    from bitad.reports.comparison import compare
+    from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.tables import sensitivity_table
+    from bitad.training.distributed import processes
 
     with following("evaluating") as on_progress:
         comparison = compare(arguments.runs, on_progress=on_progress)
-    page = write_comparison(arguments.out, comparison)
+    sensitive = None
+    if arguments.sensitivity:
+        with processes(arguments.device) as team:
+            sensitive = sensitivity_of_runs(comparison, team)
+    page = write_comparison(arguments.out, comparison, sensitive)
     print(comparison.table().text())
+    if (losses := comparison.loss_table()).rows:
+        print("\n" + losses.text())
+    if sensitive is not None:
+        print("\n" + sensitivity_table(sensitive).text())
     print(f"\nsee {page}")
     return 0
 

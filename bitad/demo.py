@@ -30,9 +30,11 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.experiments import EXPERIMENTS
 from bitad.inference.detect import detect
 from bitad.inference.merge import merge
+from bitad.inference.testing import detect_on_reversed_playback
 from bitad.models.build import build_network, load_pretrained
 from bitad.progress import following
-from bitad.reports.comparison import compare, write_comparison
+from bitad.reports.comparison import compare
+from bitad.reports.comparison_page import write_comparison
 from bitad.reports.demo import DemoResults, write_demo_report, write_full_results
 from bitad.reports.tables import Cell, Table
 from bitad.timeline import Grid
@@ -180,7 +182,7 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     pairs = {name: plan.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
     detections = _detect_everything(forward, reverse, pairs, truth)
     on_reversed = [detections["F on reversed playback"]]
-    on_reversed += [_on_reversed_playback(plan.baseline("forward", other).config, truth) for other in plan.seeds[1:]]
+    on_reversed += [_on_reversed_playback(plan.baseline("forward", other).directory) for other in plan.seeds[1:]]
     for name, found in detections.items():
         write_detections(found, out / "detections" / f"{name}.json")
     tiou = forward.test.tiou
@@ -278,11 +280,11 @@ def _detect_everything(
     for name, directory in pairs.items():
         for basis, file in BASES.items():
             found[f"{name}, {basis}"] = read_detections(directory / file).forward()
-    found["F on reversed playback"] = _on_reversed_playback(forward, truth)
+    found["F on reversed playback"] = _on_reversed_playback(forward.run_directory)
     torch.manual_seed(forward.seed)
     untrained = build_network(forward, len(truth.classes)).eval()
     load_pretrained(untrained, forward)
-    detector, source = load_checkpoint(forward.run_directory / "best.pt").network(), build_source(forward)
+    detector, source = load_checkpoint(forward.run_directory).network(), build_source(forward)
     for name, network, frames in (
         ("F on still windows", detector, StandingStill(source)),
         ("untrained", untrained, source),
@@ -291,9 +293,5 @@ def _detect_everything(
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
 
 
-def _on_reversed_playback(forward: Config, truth: Annotations) -> Detections:
-    """What a forward detector finds in the same files played backwards: windows flipped, results in forward time."""
-    network = load_checkpoint(forward.run_directory / "best.pt").network()
-    flipped = forward.model_copy(update={"direction": "reverse"})
-    what = f"testing F (seed {forward.seed}) on reversed playback"
-    return detect(network, truth, build_source(forward), flipped, ALONE, what=what).merged
+def _on_reversed_playback(forward: Path) -> Detections:
+    return detect_on_reversed_playback(load_checkpoint(forward), ALONE)

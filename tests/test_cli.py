@@ -26,7 +26,7 @@ from bitad.inference.merge import merge
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.environment import set_up_logging
 
-VERBS = ("demo", "reverse", "annotations", "train", "test", "detect", "merge", "evaluate")
+VERBS = ("demo", "reverse", "annotations", "train", "test", "detect", "merge", "evaluate", "report")
 
 
 @pytest.fixture(autouse=True)

@@ -391,3 +391,26 @@ def test_two_networks_without_a_fusion_may_be_tested_with_other_windows(features
     Trainer(config, ALONE).run(until=1)
     longer = load_checkpoint(config.run_directory).changed(["window.steps=64"])
     assert len(run_test(longer, tmp_path / "test", ALONE)) == 3
+
+
+def test_runs_are_reported_side_by_side_with_what_reversed_playback_makes_of_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = feature_data(tmp_path / "data")
+    common = (f"output={tmp_path / 'runs'}", "training.epochs=1")
+    singles = [config_of(path, *common, f"direction={view}") for view in ("forward", "reverse")]
+    for config in singles:
+        Trainer(config, ALONE).run()
+    start = [f"init.{key}={config.run_directory}" for key, config in zip(("forward", "backward"), singles, strict=True)]
+    pair = config_of(path, *common, "experiment=3-3", *start)
+    Trainer(pair, ALONE).run()
+    runs = [str(config.run_directory) for config in (*singles, pair)]
+    assert main(["report", *runs, "--sensitivity", "--out", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    for words in ("late fusion F + B, product", "3-3, reverse basis", "Training losses of two networks", "F then says"):
+        assert words in said
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.html", "results.json", "sensitivity.png"}
+    assert "against what it must beat" in (tmp_path / "report" / "results.md").read_text()
+    assert main(["report", runs[0], "--sensitivity", "--out", str(tmp_path / "none")]) == 1
+    assert "needs a forward and a reverse baseline" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

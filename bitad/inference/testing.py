@@ -6,12 +6,27 @@ from pathlib import Path
 
 from bitad.data.annotations import read_annotations
 from bitad.data.dataset import build_source
-from bitad.data.detections import write_detections
+from bitad.data.detections import Detections, write_detections
 from bitad.data.files import write_json
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
+
+
+def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Detections:
+    """What a forward network finds in its test videos played backwards, on the forward clock.
+
+    The windows are those of forward playback, flipped. What it says there tells how much classes depend on the
+    direction: :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
+    """
+    config = checkpoint.config
+    annotations = read_annotations(config.data.annotations, classes=config.data.classes)
+    subset = annotations.subset(config.data.test_subset)
+    flipped = config.model_copy(update={"direction": "reverse"})
+    network = checkpoint.network().to(team.device)
+    what = f"testing {config.run_directory.name} on reversed playback"
+    return detect(network, subset, build_source(config), flipped, team, what=what).merged
 
 
 def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,29 +12,16 @@ import numpy as np
 from bitad.config import differences
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections
-from bitad.data.files import replacing, write_json
-from bitad.data.videos import find_video
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import nms_settings
 from bitad.inference.merge import MergeMethod, merge
-from bitad.reports.page import Kind, PageVideo, Track, write_page
-from bitad.reports.plots import plot_comparison, plot_training_curves
 from bitad.reports.runs import Run, common_ground_truth, read_runs
 from bitad.reports.tables import Cell, Table, what_was_evaluated
-
-SHOWN_VIDEOS = 8
 
 BASELINES, UNTRAINED, EXPERIMENTS, DEPARTURES = "baselines", "no training", "experiments", "ablations and controls"
 
 # What runs of one row may differ in without being runs of different recipes.
 _OWN = ("seed", "output", "init.", "threads", "data.", "training.workers")
-
-INTRODUCTION = """\
-F is a detector that watches videos forwards, B one that watches them backwards. Late fusion merges what both found, \
-with no training; the control merges what two F of different seeds found. What two networks reach that learn together \
-is worth something where it beats both.
-
-Of two networks there are three results: what the forward basis says, what the reverse basis says, and both merged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,70 +272,3 @@ def _training_records(run: Run) -> list[dict[str, Any]]:
 def _mean(values: Sequence[float]) -> Cell:
     mean = float(np.mean(values))
     return mean if np.isfinite(mean) else "not finite"
-
-
-def write_comparison(out: Path, comparison: Comparison) -> Path:
-    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
-    tables = [table for table in (comparison.table(), comparison.loss_table()) if table.rows]
-    with replacing(out / "results.md") as partial:
-        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
-    write_json(comparison.json(), out / "results.json")
-    page = out / "index.html"
-    write_page(
-        page,
-        title="BiTAD: runs compared",
-        introduction=INTRODUCTION,
-        tables=tables,
-        pictures=_draw(out, comparison),
-        videos=list(_page_videos(out, comparison)),
-    )
-    return page
-
-
-def _draw(out: Path, comparison: Comparison) -> list[tuple[str, str]]:
-    """The pictures: caption and path relative to ``out``."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    for result in comparison.results:
-        groups.setdefault(result.group, {})[result.label] = result.averages
-    best = comparison.best_baseline
-    plot_comparison(groups, out / "comparison.png", reference=None if best is None else (best.label, best.mean))
-    pictures = [
-        ("Average mAP of every result: a dot a seed, a bar at their mean; dashed, the best baseline.", "comparison.png")
-    ]
-    for group, curves in comparison.curves().items():
-        name = f"training-{group.replace(' ', '-')}.png"
-        plot_training_curves(curves, out / name)
-        of = "" if group == BASELINES else " (the sum of both networks')"
-        pictures.append((f"Training of the {group}, the first seed of each: loss{of} and average mAP.", name))
-    return pictures
-
-
-def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
-    """The first videos, with timelines of ground truth, F, B, and the best result of two networks."""
-    shown: list[tuple[str, Kind, Detections]] = []
-    kinds: Mapping[str, Kind] = {"F": "forward", "B": "reverse"}
-    for run in comparison.runs:
-        if run.label in kinds and run.label not in [title for title, _, _ in shown]:
-            shown.append((run.label, kinds[run.label], read_detections(run.detection_files()[""]).forward()))
-    if best := comparison.best_pair:
-        shown.append((best.label, "merged", read_detections(next(iter(best.files.values()))).forward()))
-    for name in list(comparison.truth.videos)[:SHOWN_VIDEOS]:
-        video = comparison.truth.videos[name]
-        tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
-        for title, kind, detections in shown:
-            if name in detections.videos:
-                found = detections.of_video(name)
-                labels = [found.classes[label] for label in found.labels]
-                tracks.append(Track(title, kind, found.segments, labels, found.scores))
-        yield PageVideo(name, _media(out, comparison, name), video.duration_s, tracks)
-
-
-def _media(out: Path, comparison: Comparison, name: str) -> str | None:
-    """The video's file relative to the page, where it lies in the page's folder."""
-    for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
-        if folder is not None and folder.is_dir():
-            try:
-                return find_video(folder, name).resolve().relative_to(out.resolve()).as_posix()
-            except (FileNotFoundError, ValueError):  # it has no such video; it lies elsewhere
-                continue
-    return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import config_of, feature_data
 
 from bitad.config import Config
 from bitad.data.annotations import Annotations, read_annotations, write_annotations
@@ -17,9 +18,9 @@ from bitad.data.detections import Detections, write_detections
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import nms_settings
 from bitad.inference.merge import merge
-from bitad.reports.comparison import Comparison, Result, compare, write_comparison
+from bitad.reports.comparison import Comparison, Result, compare
+from bitad.reports.comparison_page import write_comparison
 from bitad.reports.runs import label_of
-from tests.builders import config_of, feature_data
 
 STARTS = ("init.forward=f", "init.backward=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")

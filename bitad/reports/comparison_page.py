@@ -1,0 +1,124 @@
+"""A comparison of runs as people see it: tables, plots, and a page with timelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bitad.data.detections import Detections, read_detections
+from bitad.data.files import replacing, write_json
+from bitad.data.videos import find_video
+from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
+from bitad.inference.testing import detect_on_reversed_playback
+from bitad.reports.comparison import BASELINES, Comparison
+from bitad.reports.page import Kind, PageVideo, Track, write_page
+from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
+from bitad.reports.standing import standing_table
+from bitad.reports.tables import sensitivity_table
+from bitad.training.checkpoint import load_checkpoint
+from bitad.training.distributed import Processes
+
+SHOWN_VIDEOS = 8
+
+INTRODUCTION = """\
+F is a detector that watches videos forwards, B one that watches them backwards. Late fusion merges what both found, \
+with no training; the control merges what two F of different seeds found. What two networks reach that learn together \
+is worth something where it beats both.
+
+Of two networks there are three results: what the forward basis says, what the reverse basis says, and both merged."""
+
+
+def sensitivity_of_runs(comparison: Comparison, team: Processes) -> Sensitivity:
+    """How classes take being played backwards, by all baselines that are compared; F is tested on reversed playback.
+
+    Raises:
+        ValueError: there is no F or no B among the runs, or an F without a checkpoint.
+    """
+    single = [run for run in comparison.runs if run.config.plan.networks == 1]
+    forward = [run for run in single if run.config.direction == "forward"]
+    backward = [run for run in single if run.config.direction == "reverse"]
+    if not forward or not backward:
+        raise ValueError("direction sensitivity needs a forward and a reverse baseline; give runs of F and B too")
+    return sensitivity(
+        comparison.truth,
+        forward=[read_detections(run.detection_files()[""]).forward() for run in forward],
+        backward=[read_detections(run.detection_files()[""]).forward() for run in backward],
+        reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), team) for run in forward],
+        tiou=comparison.runs[0].config.test.tiou,
+    )
+
+
+def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity | None = None) -> Path:
+    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
+    tables = [
+        table for table in (comparison.table(), standing_table(comparison), comparison.loss_table()) if table.rows
+    ]
+    if sensitivity is not None:
+        tables.append(sensitivity_table(sensitivity))
+    with replacing(out / "results.md") as partial:
+        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_json(comparison.json(), out / "results.json")
+    page = out / "index.html"
+    write_page(
+        page,
+        title="BiTAD: runs compared",
+        introduction=INTRODUCTION,
+        tables=tables,
+        pictures=_draw(out, comparison, sensitivity),
+        videos=list(_page_videos(out, comparison)),
+    )
+    return page
+
+
+def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) -> list[tuple[str, str]]:
+    """The pictures: caption and path relative to ``out``."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for result in comparison.results:
+        groups.setdefault(result.group, {})[result.label] = result.averages
+    best = comparison.best_baseline
+    plot_comparison(groups, out / "comparison.png", reference=None if best is None else (best.label, best.mean))
+    pictures = [
+        ("Average mAP of every result: a dot a seed, a bar at their mean; dashed, the best baseline.", "comparison.png")
+    ]
+    if sensitivity is not None:
+        plot_sensitivity(sensitivity, out / "sensitivity.png")
+        pictures.append(
+            ("Average precision of each class, by what the networks make of it played backwards.", "sensitivity.png")
+        )
+    for group, curves in comparison.curves().items():
+        name = f"training-{group.replace(' ', '-')}.png"
+        plot_training_curves(curves, out / name)
+        of = "" if group == BASELINES else " (the sum of both networks')"
+        pictures.append((f"Training of the {group}, the first seed of each: loss{of} and average mAP.", name))
+    return pictures
+
+
+def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
+    """The first videos, with timelines of ground truth, F, B, and the best result of two networks."""
+    shown: list[tuple[str, Kind, Detections]] = []
+    kinds: Mapping[str, Kind] = {"F": "forward", "B": "reverse"}
+    for run in comparison.runs:
+        if run.label in kinds and run.label not in [title for title, _, _ in shown]:
+            shown.append((run.label, kinds[run.label], read_detections(run.detection_files()[""]).forward()))
+    if best := comparison.best_pair:
+        shown.append((best.label, "merged", read_detections(next(iter(best.files.values()))).forward()))
+    for name in list(comparison.truth.videos)[:SHOWN_VIDEOS]:
+        video = comparison.truth.videos[name]
+        tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
+        for title, kind, detections in shown:
+            if name in detections.videos:
+                found = detections.of_video(name)
+                labels = [found.classes[label] for label in found.labels]
+                tracks.append(Track(title, kind, found.segments, labels, found.scores))
+        yield PageVideo(name, _media(out, comparison, name), video.duration_s, tracks)
+
+
+def _media(out: Path, comparison: Comparison, name: str) -> str | None:
+    """The video's file relative to the page, where it lies in the page's folder."""
+    for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
+        if folder is not None and folder.is_dir():
+            try:
+                return find_video(folder, name).resolve().relative_to(out.resolve()).as_posix()
+            except (FileNotFoundError, ValueError):  # it has no such video; it lies elsewhere
+                continue
+    return None
