@@ -73,6 +73,12 @@ class Prediction(NamedTuple):
     points: Points
 
 
+# What an untrained head says of every distance, in strides; most true ones are between 0 and 4. ActionFormer starts at
+# 0, where about one network in sixteen begins with a distance that the ReLU cuts off at nearly all points: it has no
+# gradient, may stay so to the end, and the network finds no start (or end) of any action.
+FIRST_DISTANCE = 2.0
+
+
 class Tower(nn.Module):
     """Convolutions and an output layer, the same for every level."""
 
@@ -122,7 +128,7 @@ class DetectionHead(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(strides)))
         for tower, bias in (
             (self.classification, math.log(prior_probability / (1 - prior_probability))),
-            (self.regression, 0.0),
+            (self.regression, FIRST_DISTANCE),
         ):
             assert tower.output.bias is not None
             nn.init.constant_(tower.output.bias, bias)

@@ -34,6 +34,17 @@ def test_exact_distances_decode_to_the_segment_at_every_point() -> None:
     torch.testing.assert_close(segments, torch.tensor([start, end]).expand(3, 14, 2))
 
 
+def test_no_distance_of_a_new_head_is_cut_off_everywhere() -> None:
+    """It would have no gradient and stay so; with a first distance of 0, some of these heads would begin like that."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        head = DetectionHead(16, 5, strides=STRIDES, ranges=RANGES)
+        levels = [Level(torch.randn(4, 16, 64 // s).relu(), torch.ones(4, 64 // s, dtype=torch.bool)) for s in STRIDES]
+        distances = head(levels).distances
+        assert ((distances > 0).float().mean((0, 1)) > 0.5).all()
+        assert 1 < distances.mean() < 3
+
+
 def test_a_new_head_says_the_prior_probability_everywhere() -> None:
     head = DetectionHead(6, 5, strides=STRIDES, ranges=RANGES, prior_probability=0.02)
     torch.nn.init.zeros_(head.classification.output.weight)
