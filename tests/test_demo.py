@@ -95,7 +95,7 @@ def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsy
     made = {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in plan.jobs()}
     with chromium() as page:
         page.open(tmp_path / "comparison" / "index.html")
-        assert page.evaluate("document.querySelectorAll('table').length") == 2
+        assert page.evaluate("document.querySelectorAll('table').length") == 3
         assert page.console == []
     capsys.readouterr()
     run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")
