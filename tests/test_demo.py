@@ -43,7 +43,7 @@ def test_both_directions_learn_what_an_untrained_network_does_not_know(demo):
     average = {name: 100 * evaluation.average_map for name, evaluation in results.evaluations.items()}
     assert average["F"] > 35
     assert average["B"] > 35
-    assert average["untrained"] < 3
+    assert average["untrained"] < 5
 
 
 def test_without_motion_the_detector_is_lost(demo):

@@ -71,7 +71,7 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
     best = trainer.run()
     losses = [record["loss"] for record in records(config.run_directory, kind="training")]
     assert losses[-1] < 0.3 * losses[0]
-    assert untrained < 0.05
+    assert untrained < 0.2
     assert best > 0.8
     assert best == records(config.run_directory, kind="evaluation")[-1]["average_map"]
 
