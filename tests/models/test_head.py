@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitad.models.head import DetectionHead, Points
+from bitad.models.head import DetectionHead, Points, RecoveringReLU
 from bitad.models.pyramid import Level
 
 STRIDES, RANGES = (1, 2, 4), [(0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)]
@@ -34,15 +34,42 @@ def test_exact_distances_decode_to_the_segment_at_every_point() -> None:
     torch.testing.assert_close(segments, torch.tensor([start, end]).expand(3, 14, 2))
 
 
-def test_no_distance_of_a_new_head_is_cut_off_everywhere() -> None:
-    """It would have no gradient and stay so; with a first distance of 0, some of these heads would begin like that."""
-    for seed in range(40):
-        torch.manual_seed(seed)
-        head = DetectionHead(16, 5, strides=STRIDES, ranges=RANGES)
-        levels = [Level(torch.randn(4, 16, 64 // s).relu(), torch.ones(4, 64 // s, dtype=torch.bool)) for s in STRIDES]
-        distances = head(levels).distances
-        assert ((distances > 0).float().mean((0, 1)) > 0.5).all()
-        assert 1 < distances.mean() < 3
+def test_distances_are_cut_off_by_a_plain_relu_while_every_channel_learns() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, 2, requires_grad=True)
+    wanted = torch.rand(2, 30, 2)
+    (((RecoveringReLU.apply(x) - wanted) ** 2) * wanted).sum().backward()
+    gradient, x.grad = x.grad, None
+    (((x.relu() - wanted) ** 2) * wanted).sum().backward()
+    torch.testing.assert_close(gradient, x.grad, rtol=0, atol=0)
+
+
+def test_a_distance_that_is_cut_off_everywhere_learns_all_the_same_and_only_upwards() -> None:
+    x = torch.stack((-torch.rand(2, 30) - 0.1, torch.rand(2, 30)), dim=-1).requires_grad_()
+    out = RecoveringReLU.apply(x)
+    assert torch.equal(out, x.relu())
+    weight = torch.ones(2, 30, 2)
+    weight[0, :10] = 0  # points that are taught nothing
+    weight[1, :10] = -1  # points that want less
+    ((1 - out) * weight).sum().backward()
+    assert (x.grad[0, 10:, 0] == -1).all()
+    assert (x.grad[0, :10] == 0).all()
+    assert (x.grad[1, :10, 0] == 0).all()
+
+
+def test_a_network_whose_every_start_is_cut_off_recovers() -> None:
+    torch.manual_seed(0)
+    head = DetectionHead(6, 5, strides=STRIDES, ranges=RANGES)
+    with torch.no_grad():
+        head.regression.output.bias[0] = -5
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    levels = levels_of()
+    assert (head(levels).distances[..., 0] == 0).all()
+    for _ in range(200):
+        optimizer.zero_grad()
+        (head(levels).distances - 2).square().mean().backward()
+        optimizer.step()
+    assert (head(levels).distances[..., 0] > 1).float().mean() > 0.9
 
 
 def test_a_new_head_says_the_prior_probability_everywhere() -> None:
