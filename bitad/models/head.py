@@ -78,8 +78,7 @@ class RecoveringReLU(torch.autograd.Function):
     Where a channel is negative at all points that have a gradient, it passes at those where a step against it makes
     the channel larger; everywhere else this is the plain ReLU, forwards and backwards. One network in sixteen begins
     with a distance that is cut off at nearly all points (its inputs, all positive, decide the sign together); it could
-    stay so to the end, and the network found no start (or no end) of any action. Beginning above 0 by a bias, or
-    passing the gradient everywhere, cures it too, but took four points and more of mAP from healthy networks on GTEA.
+    stay so to the end, and the network found no start (or no end) of any action.
     """
 
     @staticmethod
