@@ -36,6 +36,7 @@ from bitad.progress import following
 from bitad.reports.comparison import compare
 from bitad.reports.comparison_page import write_comparison
 from bitad.reports.demo import DemoResults, write_demo_report, write_full_results
+from bitad.reports.runs import Run
 from bitad.reports.tables import Cell, Table
 from bitad.timeline import Grid
 from bitad.training.checkpoint import load_checkpoint
@@ -48,11 +49,6 @@ ABLATIONS = (
     ("pair.align=naive",),
     ("pair.fusion_init=random",),
 )
-BASES = {
-    "forward basis": "detections.forward.json",
-    "reverse basis": "detections.reverse.json",
-    "merged": "detections.json",
-}
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 # A step of one network on playroom, on one core of the machine that this was written on.
 SECONDS_PER_NETWORK_STEP = 0.55
@@ -278,8 +274,8 @@ def _detect_everything(
     }
     found["late fusion"] = merge(found["F"], found["B"], method="soft-nms")
     for name, directory in pairs.items():
-        for basis, file in BASES.items():
-            found[f"{name}, {basis}"] = read_detections(directory / file).forward()
+        for basis, file in Run.read(directory).detection_files().items():
+            found[f"{name}, {basis}"] = read_detections(file).forward()
     found["F on reversed playback"] = _on_reversed_playback(forward.run_directory)
     torch.manual_seed(forward.seed)
     untrained = build_network(forward, len(truth.classes)).eval()

@@ -1,4 +1,22 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # Two workers of pytest on two cores: more threads than that only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, whatever runs in this process before and after."""
+    import torch  # many tests do without it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

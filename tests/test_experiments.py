@@ -28,7 +28,7 @@ from bitad.inference.testing import run_test
 from bitad.models.pair import Pair
 from bitad.timeline import Grid
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint
-from bitad.training.environment import set_threads, set_up_logging
+from bitad.training.environment import set_up_logging
 from bitad.training.trainer import Trainer
 
 TWO_FORWARD = "pair.second=forward"
@@ -37,12 +37,7 @@ THREE_STEPS = ("training.epochs=3", "training.evaluate_every=3", "test.candidate
 BASES = ("forward basis", "reverse basis")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

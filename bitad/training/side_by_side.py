@@ -69,7 +69,10 @@ class Job:
         if not last.exists():
             return False
         saved = load_checkpoint(last)
-        if changes := saved.changes(self.config):
+        changes = saved.changes(self.config)
+        if saved.config.init != self.config.init:  # of no effect on a run that goes on, but another run is wanted here
+            changes.append(f"init was {saved.config.init}, is {self.config.init}")
+        if changes:
             raise ValueError(f"{self.directory} is a run of other settings ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
 

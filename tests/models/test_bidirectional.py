@@ -178,7 +178,7 @@ def test_the_host_never_waits_for_the_device(how: Alignment) -> None:
 
 def test_an_unknown_alignment_is_refused() -> None:
     with pytest.raises(ValueError, match="alignment 'nearest' is not one of exact, naive"):
-        aligned(predicted(level_points(4, 1), torch.tensor([4])), how="nearest")  # type: ignore[arg-type]
+        aligned(predicted(level_points(4, 1), torch.tensor([4])), how="nearest")
 
 
 def detector(*, backbone: VideoBackbone | None = None, **keywords: Any) -> Detector:

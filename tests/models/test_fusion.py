@@ -212,6 +212,6 @@ def test_windows_of_another_length_are_refused(fusion: AnyFusion) -> None:
 
 
 def test_unknown_starts_are_refused() -> None:
-    for make in (lambda: PointLayer(4, init="zero"), lambda: ConvolutionFusion(4, init="zero")):  # type: ignore[arg-type]
+    for make in (lambda: PointLayer(4, init="zero"), lambda: ConvolutionFusion(4, init="zero")):
         with pytest.raises(ValueError, match="fusion initialisation 'zero' is not one of mean, random"):
             make()

@@ -59,6 +59,15 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[J
         train_side_by_side([other], what="training")
 
 
+def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list[Job]) -> None:
+    pair, _, backward = jobs
+    moved = f"init.backward={backward.directory / 'last.pt'}"
+    other = Job(pair.preset, (*pair.overrides, moved))
+    assert other.directory == pair.directory
+    with pytest.raises(ValueError, match=r"a run of other settings \(init was .*last\.pt"):
+        train_side_by_side([other], what="training")
+
+
 def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], tmp_path: Path) -> None:
     wrong = Job(jobs[1].preset, (f"output={tmp_path}", "training.batch=5"))
     with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: .*training windows"):

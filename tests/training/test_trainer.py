@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.environment import environment, set_threads, set_up_logging
+from bitad.training.environment import environment, set_up_logging
 from bitad.training.sampler import EpochSampler
 from bitad.training.trainer import Trainer
 
@@ -34,12 +33,7 @@ from bitad.training.trainer import Trainer
 RANDOM = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.epochs=3")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from bitad.config import Config
 from bitad.models.fusion import Fusion
 from bitad.models.pair import Both, Pair
 from bitad.training.checkpoint import load_checkpoint
-from bitad.training.environment import set_threads
 from bitad.training.learner import Learner
 from bitad.training.trainer import Trainer
 
@@ -26,12 +24,7 @@ UNTESTED = ("training.epochs=2", "training.evaluate_from=1")
 NAMES = ("forward", "backward")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +153,7 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
             judged = judge(*arguments)
             return judged._replace(losses=judged.losses._replace(total=factor * judged.losses.total))
 
-        trainer.learners[0].judge = larger  # type: ignore[method-assign]
+        trainer.learners[0].judge = larger
         trainer.network.train()
         step = trainer._train_step(next(iter(trainer.loader)))
         found.append((step.norms, {n: p.detach().clone() for n, p in trainer.learners[1].module.named_parameters()}))
