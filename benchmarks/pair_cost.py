@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitad.config import Config, parse_config
+from bitad.config import Config
+from bitad.config_files import parse_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.data.files import write_json
 from bitad.data.videos import write_video

@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from bitad.config import Config, load_config
+from bitad.config import Config
+from bitad.config_files import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.data.videos import write_video
 

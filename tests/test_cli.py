@@ -151,7 +151,7 @@ def test_wrong_usage_ends_with_status_2(command: str, capsys: pytest.CaptureFixt
 )
 def test_overrides_may_stand_before_between_and_after_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, list[str], bool, str]] = []
-    monkeypatch.setattr(cli, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0)
+    monkeypatch.setattr(cli.networks, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0)
     assert main(shlex.split(command)) == 0
     assert seen == [("c.yaml", ["a=1", "b.c=2"], True, "cpu")]
 
@@ -273,7 +273,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_says_how_to_see_more(
     def broken(arguments: object) -> int:
         raise RuntimeError("first line\n  second line")
 
-    monkeypatch.setattr(cli, "_train", broken)
+    monkeypatch.setattr(cli.networks, "_train", broken)
     assert failing("train", "c.yaml") == "first line second line (RuntimeError; --debug shows the traceback)\n"
     with pytest.raises(RuntimeError, match="first line"):
         main(["train", "c.yaml", "--debug"])
@@ -288,7 +288,7 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupted(arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train", interrupted)
+    monkeypatch.setattr(cli.networks, "_train", interrupted)
     assert main(["train", "c.yaml"]) == 130
     assert capsys.readouterr().err == "bitad train: interrupted\n"
 
@@ -346,7 +346,7 @@ def test_evaluate_prints_and_writes_the_figures(
     ],
 )
 def test_thresholds_are_read_without_rounding_errors(text: str, thresholds: list[float]) -> None:
-    assert cli._thresholds(text) == thresholds
+    assert cli.results._thresholds(text) == thresholds
 
 
 def test_train_leaves_a_run_that_test_and_evaluate_read(

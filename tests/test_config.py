@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bitad.config import ConfigError, load_config, override_config, parse_config, presets
+from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
 from bitad.experiments import EXPERIMENTS
 
 FEATURES = """

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config import differences
+from bitad.config_files import differences
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitad.config import Config, load_config
+from bitad.config import Config
+from bitad.config_files import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.experiments import EXPERIMENTS
 from bitad.reports.plots import read_metrics

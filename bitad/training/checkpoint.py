@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitad.config import Config, differences, override_config, parse_config
+from bitad.config import Config
+from bitad.config_files import differences, override_config, parse_config
 from bitad.data.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.weights import load_weights
@@ -63,7 +64,7 @@ class Checkpoint:
 
         Raises:
             ValueError: a fusion would meet windows of another length than it was trained with, or see
-                :func:`bitad.config.override_config`.
+                :func:`bitad.config_files.override_config`.
         """
         config = override_config(self.config, overrides)
         trained, wanted = self.config.window.steps, config.window.steps

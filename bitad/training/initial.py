@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitad.config import Config, differences
+from bitad.config import Config
+from bitad.config_files import differences
 from bitad.data.detections import Basis
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights

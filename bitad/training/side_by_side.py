@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitad.config import Config, load_config
+from bitad.config import Config
+from bitad.config_files import load_config
 from bitad.data.annotations import read_annotations
 from bitad.progress import Meter
 from bitad.training.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
-from bitad.config import load_config
+from bitad.config_files import load_config
 from bitad.models.build import build_network, load_pretrained, weights_path
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.sizes import SIZES

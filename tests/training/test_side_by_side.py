@@ -77,7 +77,8 @@ def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], 
 def test_a_terminated_demo_leaves_no_training_behind(jobs: list[Job], tmp_path: Path) -> None:
     program = (
         "import sys; from bitad import cli; from bitad.training.side_by_side import Job, train_side_by_side;"
-        "cli._demo = lambda arguments: train_side_by_side([Job(sys.argv[1], tuple(sys.argv[2:]))], what='training');"
+        "job = Job(sys.argv[1], tuple(sys.argv[2:]));"
+        "cli.networks._demo = lambda arguments: train_side_by_side([job], what='training');"
         "sys.exit(cli.main(['demo']))"
     )
     arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=1000", "training.evaluate_every=1000")

@@ -17,7 +17,7 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same, assert_same_run, records
 
 import bitad.training.trainer as trainer_module
-from bitad.config import load_config
+from bitad.config_files import load_config
 from bitad.data.annotations import read_annotations
 from bitad.data.dataset import build_source
 from bitad.data.detections import read_detections

@@ -1,0 +1,63 @@
+"""The command line: one function a verb, each a few lines over the code that does the work.
+
+Nothing heavy is imported before it is known which verb runs: `bitad evaluate` never loads torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+import bitad
+from bitad.cli import data, networks, results
+from bitad.cli.verbs import Run, Verbs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
+    parsed = _parse(arguments)
+    run: Run = parsed.run
+    if threading.current_thread() is threading.main_thread():
+        # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(parsed)
+    except KeyboardInterrupt:
+        print(f"bitad {parsed.verb}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if parsed.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        foreseen = isinstance(error, (ValueError, OSError))
+        hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
+        print(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments; wrong usage ends the program with status 2."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse wants a list of positional arguments in one piece; changes to a configuration may follow options too.
+    late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
+    if len(late) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        parsed.overrides = [*parsed.overrides, *late]
+    return parsed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    parser = argparse.ArgumentParser(
+        prog="bitad", description="Bidirectional temporal action detection: what happens when in a video."
+    )
+    parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
+    verbs = Verbs(parser)
+    for part in (networks, data, results):
+        part.add_verbs(verbs)
+    return parser

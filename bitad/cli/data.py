@@ -1,0 +1,67 @@
+"""The verbs that make and check data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bitad.cli.verbs import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    p = verbs.add(
+        "reverse",
+        _reverse,
+        "Make the reverse-playback twin of a video, of a folder of videos, or of an annotation file.",
+        "reverse data/for_thumos-14/raw_data data/back_thumos-14/raw_data --workers 4",
+        "reverse forward.json reverse.json",
+    )
+    p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
+    p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
+    p.add_argument("--workers", type=int, default=1, help="videos of a folder reversed side by side (1)")
+
+    p = verbs.add(
+        "annotations",
+        _annotations,
+        "Check an annotation file: what it holds and every defect, by video.",
+        "annotations check thumos_14_anno.json --videos raw_data",
+    )
+    p.add_argument("action", choices=["check"])
+    p.add_argument("src", type=Path, help="annotation file, .json or .json.gz")
+    p.add_argument("--videos", type=Path, help="folder that must have a video file for every video")
+    p.add_argument("--classes", type=Path, help="class list, a name a line")
+
+
+def _reverse(arguments: argparse.Namespace) -> int:
+    from bitad.data.annotations import reverse_annotation_file
+    from bitad.data.reverse import reverse_folder, reverse_video
+    from bitad.progress import following
+
+    src, dst = arguments.src, arguments.dst
+    if src.name.endswith((".json", ".json.gz")):
+        reverse_annotation_file(src, dst)
+        return 0
+    if not src.is_dir():
+        with following(f"reversing {src.name}") as on_progress:
+            reverse_video(src, dst, on_progress=on_progress)
+        return 0
+    with following("reversing videos") as on_progress:
+        report = reverse_folder(src, dst, workers=arguments.workers, on_progress=on_progress)
+    print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    for name, reason in report.failed.items():
+        print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _annotations(arguments: argparse.Namespace) -> int:
+    from bitad.data.annotation_check import check_annotations
+
+    report = check_annotations(arguments.src, arguments.videos, classes=arguments.classes)
+    print(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
+    print("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
+    for video, defects in report.by_video().items():
+        for defect in defects:
+            print(f"{video}: {defect.kind}: {defect.detail}")
+    print(f"{len(report.defects)} defects")
+    return 1 if report.defects else 0

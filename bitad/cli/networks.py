@@ -1,0 +1,123 @@
+"""The verbs that train and run networks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bitad.cli.verbs import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    p = verbs.add(
+        "demo",
+        _demo,
+        "Render a data set, train on it forwards and backwards, compare and report: no data, GPU or download needed.",
+        "demo",
+        "demo --smoke --out smoke",
+        "demo --full --results docs/results-playroom.md",
+    )
+    p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder to write to (playroom-demo)")
+    size = p.add_mutually_exclusive_group()
+    size.add_argument("--smoke", action="store_true", help="a quick run of everything; its figures mean nothing")
+    size.add_argument("--full", action="store_true", help="every experiment, ablation and control: hours on two cores")
+    p.add_argument("--results", type=Path, help="where --full writes its tables (OUT/results-playroom.md)")
+    p.add_argument("--seed", type=int, default=0, help="of data and training (0)")
+
+    p = verbs.add(
+        "train",
+        _train,
+        "Train a detector; also under torchrun -m bitad train.",
+        "train playroom direction=reverse training.epochs=20",
+        "train my.yaml --resume",
+    )
+    p.add_argument("config", help="a YAML file, or the name of a preset")
+    p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+    p.add_argument("--resume", action="store_true", help="go on from the run's last.pt")
+    p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch, to be resumed later")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+    p = verbs.add(
+        "test",
+        _test,
+        "Test a trained run: detections in forward and in reverse time, and their mAP.",
+        "test runs/playroom-forward-seed0",
+        "test best.pt data.test_subset=test test.nms.sigma=0.5 --out results",
+    )
+    p.add_argument("run_or_checkpoint", type=Path, help="a run directory or a .pt file")
+    p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+    p.add_argument("--out", type=Path, help="folder to write to (RUN/test)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+    p = verbs.add(
+        "detect",
+        _detect,
+        "Detect actions in videos of any length: JSON, subtitles and a page.",
+        "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
+    )
+    p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a .pt file")
+    p.add_argument("--out", type=Path, default=Path("detections"), help="folder to write to (detections)")
+    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles, and at first on the page (0.3)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
+
+    if arguments.results and not arguments.full:
+        raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
+    scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
+    run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from bitad.config_files import load_config
+    from bitad.training.distributed import processes
+    from bitad.training.environment import set_threads, set_up_logging
+    from bitad.training.trainer import Trainer
+
+    config = load_config(arguments.config, arguments.overrides)
+    set_threads(config.threads)
+    with processes(arguments.device) as team:
+        trainer = Trainer(config, team, resume=arguments.resume)
+        set_up_logging(config.run_directory, show=team.is_main)
+        best = trainer.run(until=arguments.until)
+        if team.is_main:
+            print(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+    return 0
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from bitad.inference.testing import run_test
+    from bitad.reports.tables import evaluation_table
+    from bitad.training.checkpoint import load_checkpoint
+    from bitad.training.distributed import processes
+    from bitad.training.environment import set_threads
+
+    checkpoint = load_checkpoint(arguments.run_or_checkpoint).changed(arguments.overrides)
+    set_threads(checkpoint.config.threads)
+    place = arguments.run_or_checkpoint
+    out = arguments.out or (place if place.is_dir() else place.parent) / "test"
+    with processes(arguments.device) as team:
+        evaluations = run_test(checkpoint, out, team)
+        if team.is_main:
+            print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())
+    return 0
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from bitad.inference.detect import detect_videos
+    from bitad.reports.detections import write_detection_report
+    from bitad.training.checkpoint import load_checkpoint
+    from bitad.training.distributed import processes
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    with processes(arguments.device) as team:
+        detections = detect_videos(checkpoint, arguments.videos, team)
+        if team.is_main:
+            page = write_detection_report(arguments.out, detections, arguments.videos, min_score=arguments.min_score)
+            count = int((detections.scores >= arguments.min_score).sum())
+            print(f"{count} detections with a score of at least {arguments.min_score}; see {page}")
+    return 0

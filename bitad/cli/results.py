@@ -1,0 +1,135 @@
+"""The verbs that merge, measure and compare what was found."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitad.cli.verbs import Verbs
+
+if TYPE_CHECKING:
+    from bitad.data.detections import Detections
+
+FUSIONS = ("soft-nms", "mean", "product", "wsf")
+
+
+def add_verbs(verbs: Verbs) -> None:
+    p = verbs.add(
+        "merge",
+        _merge,
+        "Late fusion of two detection files, of a forward and a reverse detector say.",
+        "merge forward.json reverse.json --out merged.json --method wsf",
+        "merge forward.json reverse_time.json --reverse-b --annotations gt.json --out merged.json",
+    )
+    p.add_argument("a", type=Path, help="detection file")
+    p.add_argument("b", type=Path, help="detection file")
+    p.add_argument("--out", type=Path, required=True, help="detection file to write")
+    p.add_argument("--method", choices=FUSIONS, default="soft-nms", help="(soft-nms)")
+    p.add_argument("--reverse-b", action="store_true", help="B is in reverse time and does not say so")
+    p.add_argument("--annotations", type=Path, help="with the durations by which B is turned round")
+
+    p = verbs.add(
+        "evaluate",
+        _evaluate,
+        "Average mAP of a detection file (ActivityNet's rule).",
+        "evaluate --ground-truth thumos14.json --detections found.json --subset Test",
+    )
+    p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
+    p.add_argument("--detections", type=Path, required=True, help="detection file")
+    p.add_argument("--subset", required=True, help="of the ground truth, as written there")
+    p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
+    p.add_argument("--per-class", action="store_true", help="also the AP of each class")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+    p = verbs.add(
+        "report",
+        _report,
+        "Compare runs: one table (mean and spread over seeds), late fusion and its control, plots and a page.",
+        "report runs/*-seed* --out report",
+        "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
+    )
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    p.add_argument(
+        "--sensitivity", action="store_true", help="also test F on reversed playback: what becomes of classes"
+    )
+    p.add_argument("--device", help="of these tests: cpu, cuda, cuda:1 (a GPU if there is one)")
+    p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from bitad.data.detections import read_detections, write_detections
+    from bitad.inference.merge import merge
+
+    if arguments.annotations and not arguments.reverse_b:
+        raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
+    a, b = read_detections(arguments.a), read_detections(arguments.b)
+    if arguments.reverse_b:
+        b = _said_to_be_reversed(b, arguments.annotations)
+    write_detections(merge(a.forward(), b.forward(), method=arguments.method), arguments.out)
+    return 0
+
+
+def _said_to_be_reversed(detections: Detections, annotations: Path | None) -> Detections:
+    from dataclasses import replace
+
+    from bitad.data.annotations import read_annotations
+
+    durations = detections.durations_s
+    if annotations is not None:
+        durations = {name: video.duration_s for name, video in read_annotations(annotations, ignore=()).videos.items()}
+    if not durations:
+        raise ValueError("--reverse-b needs the videos' durations and B has none; name their --annotations")
+    return replace(detections, basis="reverse", durations_s=durations)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from bitad.data.annotations import read_annotations
+    from bitad.data.detections import read_detections
+    from bitad.data.files import write_json
+    from bitad.evaluation.mean_average_precision import evaluate
+    from bitad.reports.tables import class_table, evaluation_table
+
+    # The evaluator of ActivityNet counts every label of the file as a class, Ambiguous too.
+    ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
+    evaluation = evaluate(ground_truth, read_detections(arguments.detections), tiou=_thresholds(arguments.tiou))
+    print(evaluation_table({arguments.detections.name: evaluation}).text())
+    if arguments.per_class:
+        print("\n" + class_table({arguments.detections.name: evaluation}).text())
+    if arguments.json:
+        write_json(evaluation.to_json(), arguments.json)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bitad.progress import following
+    from bitad.reports.comparison import compare
+    from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.tables import sensitivity_table
+    from bitad.training.distributed import processes
+
+    with following("evaluating") as on_progress:
+        comparison = compare(arguments.runs, on_progress=on_progress)
+    sensitive = None
+    if arguments.sensitivity:
+        with processes(arguments.device) as team:
+            sensitive = sensitivity_of_runs(comparison, team)
+    page = write_comparison(arguments.out, comparison, sensitive)
+    print(comparison.table().text())
+    if (losses := comparison.loss_table()).rows:
+        print("\n" + losses.text())
+    if sensitive is not None:
+        print("\n" + sensitivity_table(sensitive).text())
+    print(f"\nsee {page}")
+    return 0
+
+
+def _thresholds(text: str) -> list[float]:
+    """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds."""
+    try:
+        if ":" not in text:
+            return [float(part) for part in text.split(",")]
+        first, last, step = (float(part) for part in text.split(":"))
+        return [round(first + i * step, 6) for i in range(round((last - first) / step) + 1)]
+    except (ValueError, ArithmeticError):  # also steps of 0, and ends at infinity
+        raise ValueError(f"--tiou {text} is neither first:last:step nor a list a,b,c of numbers") from None

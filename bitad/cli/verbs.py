@@ -1,0 +1,27 @@
+"""How verbs are added to the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Verbs:
+    """Adds verbs to the parser, each with what all verbs have."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(self, name: str, run: Run, says: str, *examples: str) -> argparse.ArgumentParser:
+        parser = self.parsers.add_parser(
+            name,
+            help=says,
+            description=says,
+            epilog="\n".join(["examples:", *(f"  bitad {example}" for example in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser.set_defaults(run=run)
+        return parser
