@@ -16,26 +16,31 @@ def standing_table(comparison: Comparison) -> Table:
     of two F. "Holds" says whether the mean is at least that of the better of F and B less one standard deviation over
     its seeds.
     """
-    means = {result.label: result.mean for result in comparison.results}
+    by_label = {result.label: result for result in comparison.results}
     without_training = [result for result in comparison.results if result.group == UNTRAINED]
     late = _best(result for result in without_training if result.label.startswith("late fusion"))
     two_forward = _best(result for result in without_training if result.label.startswith("control"))
     best = comparison.best_baseline
     rows: list[tuple[Cell, ...]] = []
+    unlike: dict[str, int] = {}  # what results of another number of seeds are compared with
     for result in comparison.results:
         if result.group != EXPERIMENTS:
             continue
-        control = means.get(_control_of(result.label), None if two_forward is None else two_forward.mean)
-        others = (None if best is None else best.mean, None if late is None else late.mean, control)
-        differences = tuple(None if other is None else f"{result.mean - other:+.2f}" for other in others)
+        others = (best, late, by_label.get(_control_of(result.label), two_forward))
+        differences = tuple(None if other is None else f"{result.mean - other.mean:+.2f}" for other in others)
+        seeds = len(result.evaluations)
+        unlike.update({o.label: len(o.evaluations) for o in others if o is not None and len(o.evaluations) != seeds})
         holds = None if best is None else "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
-        rows.append((result.label, result.mean, *differences, holds, len(result.evaluations)))
+        rows.append((result.label, result.mean, *differences, holds, seeds))
     named = [f"{what}: {one.label}, {one.mean:.2f}." for what, one in (("Best baseline", best),) if one is not None]
     named += [f"Late fusion: {late.label}, {late.mean:.2f}."] if late else []
     named += [f"Control of what fuses nothing: {two_forward.label}, {two_forward.mean:.2f}."] if two_forward else []
-    controls = [label for label in map(_control_of, means) if label in means]
+    controls = [label for label in map(_control_of, by_label) if label in by_label]
     if controls:
         named.append(f"Control of a fusion: the same of two forward networks, such as {controls[0]!r}.")
+    if unlike:
+        seeds_of = ", ".join(f"{label} {count}" for label, count in unlike.items())
+        named.append(f"Not over the same seeds as all that is compared with it: {seeds_of}.")
     return Table(
         "Average mAP (%) against what it must beat",
         ("result", "average", "− best baseline", "− late fusion", "− control", "holds", "seeds"),
