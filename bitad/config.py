@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from bitad.data.detections import Basis
 from bitad.experiments import EXPERIMENTS, Experiment
-from bitad.models.sizes import SIZES
+from bitad.models.sizes import SIZES, VitSize
 
 CLIP_FRAMES = 16  # of VideoMAE
 
@@ -87,16 +87,36 @@ class WindowConfig(Section):
     """The stretch of a video that the detector sees."""
 
     steps: Count = Field(default=768, description="T, grid steps of a window")
+    layout: Literal["sliding", "whole", "resized"] = Field(
+        default="sliding",
+        description="how testing cuts a video: `whole`: into one window as long as it is (features only); `resized`: "
+        "into one of T steps, at even distances over the video, in training too",
+    )
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
     overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows in testing")
     completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
     crop: ShareRange = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
 
+    @property
+    def resized_steps(self) -> int | None:
+        """The grid steps that every video is resized to, if any."""
+        return self.steps if self.layout == "resized" else None
+
+
+class SizeConfig(Section):
+    """A transformer of a size that is published nowhere."""
+
+    dim: Count
+    depth: Count
+    heads: Count
+    mlp_dim: Count
+    patch_size: Count = 16
+
 
 class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
-    size: str = "s"
+    size: str | SizeConfig = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
     weights: Path | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
     pixels: Count = Field(default=160, description="height and width of the frames")
     table_pixels: Count = Field(default=224, description="picture size the position table is made for")
@@ -111,12 +131,22 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> BackboneConfig:
-        if self.size not in SIZES:
+        if isinstance(self.size, str) and self.size not in SIZES:
             raise ValueError(f"unknown backbone size '{self.size}'; one of {', '.join(SIZES)}")
-        patch = SIZES[self.size].patch_size
-        if self.pixels % patch:
-            raise ValueError(f"{self.pixels} pixels are not a multiple of the patch size {patch}")
+        vit = self.vit
+        _require(
+            (
+                self.pixels % vit.patch_size == 0,
+                f"{self.pixels} pixels are not a multiple of the patch size {vit.patch_size}",
+            ),
+            (vit.dim % vit.heads == 0, f"a width of {vit.dim} is not a multiple of {vit.heads} attention heads"),
+        )
         return self
+
+    @property
+    def vit(self) -> VitSize:
+        """The transformer's measures."""
+        return SIZES[self.size] if isinstance(self.size, str) else VitSize(**self.size.model_dump())
 
 
 class ModelConfig(Section):
@@ -210,7 +240,7 @@ class TrainingConfig(Section):
 class NmsConfig(Section):
     """Suppression of overlapping detections of a video."""
 
-    method: Literal["gaussian", "linear", "vanilla", "hard"] = "gaussian"
+    method: Literal["gaussian", "linear", "vanilla", "hard", "none"] = "gaussian"
     sigma: Positive = 0.7
     iou_threshold: Share = 0.5
     max_segments: Count = 2000
@@ -291,6 +321,10 @@ class Config(Section):
                 (self.data.videos is None) == (self.model.backbone is None),
                 "data.videos needs model.backbone, and data.features a model without one",
             ),
+            (
+                self.window.layout != "whole" or self.model.backbone is None,
+                "window.layout=whole needs pre-computed features: frames of a whole video are too many at once",
+            ),
             *self._rules_of_pairs(),
         )
         return self
@@ -314,6 +348,14 @@ class Config(Section):
             (
                 what.adds is None or self.model.backbone is not None,
                 f"{says} adds modules to the backbone's blocks, but pre-computed features have no backbone",
+            ),
+            (
+                what.fusion is None or self.window.layout != "whole",
+                f"{says} fuses windows of one length: window.layout=whole makes each as long as its video",
+            ),
+            (
+                what.networks == 1 or self.test.nms.method != "none",
+                f"{says} merges the detections of two networks, which test.nms.method=none would leave unmerged",
             ),
             (what.networks == 2 or pair.second == "reverse", f"pair.second is of no use to {says}, of one network"),
             (

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
 from bitad.experiments import EXPERIMENTS
+from bitad.models.sizes import VitSize
 
 FEATURES = """
 name: small
@@ -223,12 +224,41 @@ def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
         (("model.prior_probability=0",), "model.prior_probability"),
         (("model.drop_path=1",), "model.drop_path"),
         (("seed=-1",), "seed"),
+        (
+            ("window.layout=whole", "experiment=3-1", "init.forward=f", "init.backward=b"),
+            "window.layout=whole makes each",
+        ),
+        (("test.nms.method=none", "experiment=1"), "test.nms.method=none would leave unmerged"),
     ],
 )
 def test_what_could_not_run_is_refused_before_anything_is_loaded(
     features: Path, overrides: tuple[str, ...], said: str
 ) -> None:
     assert said in refusal(features, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("window.layout=whole",), "window.layout=whole needs pre-computed features"),
+        (("model.backbone.size=xl",), "unknown backbone size 'xl'; one of tiny, s, b, l, h, v2-g"),
+        (
+            ("model.backbone.size={dim: 32, depth: 2, heads: 3, mlp_dim: 8}",),
+            "32 is not a multiple of 3 attention heads",
+        ),
+        (("model.backbone.size={dim: 32, depth: 2, heads: 2}",), "mlp_dim"),
+        (("model.backbone.size=v2-g",), "64 pixels are not a multiple of the patch size 14"),
+    ],
+)
+def test_what_could_not_run_on_videos_is_refused(videos: Path, overrides: tuple[str, ...], said: str) -> None:
+    assert said in refusal(videos, *overrides)
+
+
+def test_a_backbone_may_have_a_size_that_is_published_nowhere(videos: Path) -> None:
+    config = load_config(videos, ["model.backbone.size={dim: 32, depth: 2, heads: 2, mlp_dim: 128}"])
+    assert config.model.backbone is not None
+    assert config.model.backbone.vit == VitSize(32, 2, 2, 128, 16)
+    assert parse_config(yaml.safe_load(config.to_yaml()), "again") == config
 
 
 INIT = ("init.forward=f", "init.backward=b")

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -139,8 +140,9 @@ def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
 
 
 def collate(samples: Sequence[Sample], length: int) -> Batch:
-    """Samples -> one batch of windows of ``length`` steps."""
+    """Samples -> one batch of windows of ``length`` steps, or more where one of them is longer."""
     steps = torch.tensor([len(sample.content) for sample in samples])
+    length = max(length, int(steps.max()))
     colours = [sample.colour for sample in samples]
     identity = np.eye(3, 4, dtype=np.float32)
     twins = [sample.twin for sample in samples if sample.twin is not None]  # of all, or of none
@@ -198,6 +200,7 @@ class VideoFiles:
         pixels: short side of the frames the network takes.
         stride_frames: from one grid step to the next.
         rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
+        steps: grid steps of every video, instead: they lie evenly over it.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
     """
@@ -209,10 +212,11 @@ class VideoFiles:
         pixels: int,
         stride_frames: int = 1,
         rate_hz: float | None = None,
+        steps: int | None = None,
         find_reversed: Callable[[str], Path] | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
-        self.stride_frames, self.rate_hz = stride_frames, rate_hz
+        self.stride_frames, self.rate_hz, self.steps = stride_frames, rate_hz, steps
         self._indices: dict[Path, FrameIndex] = {}
 
     @property
@@ -228,6 +232,8 @@ class VideoFiles:
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         index = self.index(self.find(video.name))
         fps = float(index.rate)
+        if self.steps is not None:
+            return Timebase(fps, 1.0, 0.0, index.frames).resized(self.steps)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Timebase(fps, stride, 0.0, -(-index.frames // stride))
 
@@ -256,12 +262,15 @@ class FeatureFiles:
         store: the files.
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
+        steps: grid steps of every video, whose features are resized to them; None: a step a feature.
     """
 
     has_twins = False
 
-    def __init__(self, store: FeatureStore, *, stride_frames: float, offset_frames: float) -> None:
-        self.store, self.stride_frames, self.offset_frames = store, stride_frames, offset_frames
+    def __init__(
+        self, store: FeatureStore, *, stride_frames: float, offset_frames: float, steps: int | None = None
+    ) -> None:
+        self.store, self.stride_frames, self.offset_frames, self.steps = store, stride_frames, offset_frames, steps
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         fps = video.fps
@@ -271,26 +280,37 @@ class FeatureFiles:
                     f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time"
                 )
             fps = video.frames / video.duration_s
-        return Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
+        base = Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
+        return base if self.steps is None else base.resized(self.steps)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
-        start = round((grid.first_frame - self.offset_frames) / self.stride_frames)
-        return torch.from_numpy(self.store.read(video.name)[start : start + grid.steps])
+        features = torch.from_numpy(self.store.read(video.name))  # [T, C]
+        first_frame = self.offset_frames
+        if self.steps is not None:
+            first_frame = self.timebase(video).offset_frames
+            features = F.interpolate(features.T[None], size=self.steps, mode="linear", align_corners=False)[0].T
+        start = round((grid.first_frame - first_frame) / grid.stride_frames)
+        return features[start : start + grid.steps]
 
 
 def build_source(config: Config) -> Source:
     """The source of windows that a configuration names."""
-    data = config.data
+    data, window = config.data, config.window
     if data.features is not None:
-        store = FeatureStore(data.features, channels=data.feature_channels)
-        return FeatureFiles(store, stride_frames=data.feature_stride_frames, offset_frames=data.feature_offset_frames)
+        return FeatureFiles(
+            FeatureStore(data.features, channels=data.feature_channels),
+            stride_frames=data.feature_stride_frames,
+            offset_frames=data.feature_offset_frames,
+            steps=window.resized_steps,
+        )
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
     twins = data.reversed_videos if "reverse" in config.views else None
     return VideoFiles(
         partial(find_video, data.videos),
         pixels=config.model.backbone.pixels,
-        stride_frames=config.window.stride_frames,
+        stride_frames=window.stride_frames,
+        steps=window.resized_steps,
         find_reversed=None if twins is None else partial(find_video, twins),
     )
 
@@ -389,19 +409,21 @@ def _training_colour(rng: np.random.Generator, how: AugmentationConfig) -> NDArr
 
 
 class TestWindows(Dataset[Sample]):
-    """All sliding windows of a subset, video after video. Ground truth is not needed and not given."""
+    """All windows of a subset, video after video. Ground truth is not needed and not given."""
 
     __test__ = False  # not a test, whatever its name makes pytest think
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
         self.source, self.config = source, config
         self.videos = list(annotations.videos.values())
-        self.windows = [
-            (video, timebase.window(start, steps))
-            for video in self.videos
-            for timebase in [source.timebase(video)]
-            for start, steps in sliding_windows(timebase.steps, config.window.steps, config.window.overlap)
-        ]
+        self.windows = [(video, grid) for video in self.videos for grid in self._grids(source.timebase(video))]
+
+    def _grids(self, timebase: Timebase) -> list[Grid]:
+        window = self.config.window
+        if window.layout == "whole":
+            return [timebase.whole()]
+        # A video resized to the length of a window gives one.
+        return [timebase.window(*one) for one in sliding_windows(timebase.steps, window.steps, window.overlap)]
 
     def __len__(self) -> int:
         return len(self.windows)

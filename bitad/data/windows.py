@@ -33,6 +33,16 @@ class Timebase:
         """The grid of ``steps`` steps from step ``start``."""
         return Grid(self.fps, self.stride_frames, self.offset_frames + self.stride_frames * start, steps)
 
+    def resized(self, steps: int) -> Timebase:
+        """The same stretch of the video in another number of steps, each in the middle of its share of it.
+
+        That is where ``interpolate(..., align_corners=False)`` puts them.
+        """
+        share = self.steps / steps
+        return Timebase(
+            self.fps, self.stride_frames * share, self.offset_frames + self.stride_frames * (share - 1) / 2, steps
+        )
+
     def whole(self) -> Grid:
         """The grid of the whole video."""
         return self.window(0, self.steps)

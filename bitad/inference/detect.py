@@ -19,7 +19,7 @@ from bitad.data.detections import Basis, Detections, write_detections
 from bitad.inference.decode import decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
-from bitad.inference.stitch import Stitcher
+from bitad.inference.stitch import Stitcher, suppressed
 from bitad.models.build import Network
 from bitad.models.head import Prediction
 from bitad.models.pair import Both, Pair
@@ -28,8 +28,10 @@ from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 
 
-def nms_settings(config: NmsConfig) -> NmsSettings:
-    """The settings of the suppression that a configuration names."""
+def nms_settings(config: NmsConfig) -> NmsSettings | None:
+    """The settings of the suppression that a configuration names, if any."""
+    if config.method == "none":
+        return None
     hard = config.method == "hard"
     return NmsSettings(
         soft=not hard,
@@ -101,11 +103,13 @@ def detect(
     """
     windows = TestWindows(annotations, source, config)
     mine = Subset(windows, list(team.share(len(windows))))
-    views = config.views
-    stitchers = [Stitcher(nms_settings(config.test.nms), rounding=config.test.rounding) for _ in views]
+    views, settings = config.views, nms_settings(config.test.nms)
+    # Where a video is one window, the reference suppresses in grid steps, before anything is rounded or cut off.
+    one_window = config.window.layout != "sliding"
+    stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in views]
     loader = DataLoader(
         mine,
-        batch_size=config.test.batch,
+        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
         num_workers=workers,
         collate_fn=partial(collate, length=config.window.steps),
         pin_memory=team.device.type == "cuda",
@@ -117,7 +121,8 @@ def detect(
         for prediction, view, stitcher in zip(predictions, views, stitchers, strict=True):
             found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
             for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
-                stitcher.add(name, candidates, grid, durations[name], reverse_view=view == "reverse")
+                kept = suppressed(candidates, settings) if one_window else candidates
+                stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
     for others in team.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
@@ -129,7 +134,7 @@ def detect(
     if len(views) == 1:
         return Results({views[0]: found_by_each[0]}, views, found_by_each[0])
     first, second = found_by_each
-    merged = merge(first, second, method=config.test.merge, settings=nms_settings(config.test.nms))
+    merged = merge(first, second, method=config.test.merge, settings=settings)
     return Results({"forward": first, "reverse": second}, views, merged)
 
 
@@ -157,7 +162,12 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
     paths = {path.stem: path for path in videos}
     if len(paths) < len(videos):
         raise ValueError("two videos have the same name; rename one, or detect in them one after the other")
-    source = VideoFiles(paths.__getitem__, pixels=config.model.backbone.pixels, rate_hz=checkpoint.rate_hz)
+    source = VideoFiles(
+        paths.__getitem__,
+        pixels=config.model.backbone.pixels,
+        rate_hz=checkpoint.rate_hz,
+        steps=config.window.resized_steps,
+    )
     annotations = Annotations(
         {
             name: AnnotatedVideo(

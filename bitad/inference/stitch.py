@@ -47,12 +47,16 @@ def stitch(windows: Sequence[Candidates], settings: NmsSettings | None, *, round
     segments = np.concatenate([np.empty((0, 2)), *(window.segments for window in windows)])
     scores = np.concatenate([np.empty(0), *(window.scores for window in windows)])
     labels = np.concatenate([np.empty(0, np.int64), *(window.labels for window in windows)])
-    if settings is None:
-        order = np.argsort(-scores, kind="stable")
-        merged = Candidates(segments[order], scores[order], labels[order])
-    else:
-        merged = Candidates(*nms(segments, scores, labels, settings))
+    merged = suppressed(Candidates(segments, scores, labels), settings)
     return _rounded(merged) if rounding else merged
+
+
+def suppressed(candidates: Candidates, settings: NmsSettings | None) -> Candidates:
+    """What the suppression leaves of candidates on one clock, in any unit, best first; None keeps everything."""
+    if settings is not None:
+        return Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
+    order = np.argsort(-candidates.scores, kind="stable")
+    return Candidates(candidates.segments[order], candidates.scores[order], candidates.labels[order])
 
 
 class Stitcher:

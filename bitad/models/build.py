@@ -14,7 +14,6 @@ from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFus
 from bitad.models.head import DetectionHead
 from bitad.models.pair import Pair, Side
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.sizes import SIZES
 from bitad.models.videomae import VisionTransformer
 from bitad.models.weights import load_backbone
 
@@ -93,7 +92,7 @@ def _detector(config: Config, num_classes: int) -> Detector:
 
 
 def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
-    size = SIZES[model.size]
+    size = model.vit
 
     def adapters() -> list[TemporalAdapter]:
         return [TemporalAdapter(size.dim, reduction=model.adapter_reduction) for _ in range(size.depth)]

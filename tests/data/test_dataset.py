@@ -525,6 +525,29 @@ def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
         assert rows == set(range(base.steps))
 
 
+@pytest.mark.parametrize("steps", [8, 32, 128])
+def test_resized_features_lie_where_the_grid_says(tmp_path: Path, features: Path, steps: int) -> None:
+    config = config_of(features, f"window.steps={steps}", "window.layout=resized", f"data.features={tmp_path}")
+    for video in annotations_of(config).videos.values():
+        frames = FEATURE_OFFSET + FEATURE_STRIDE * np.arange(41)  # each feature says at which frame it is
+        np.save(tmp_path / f"{video.name}.npy", np.repeat(frames[:, None], CHANNELS, axis=1))
+    for sample in every_item(windows_to_test(config)):
+        assert sample.content.shape == (steps, CHANNELS)
+        expected = sample.grid.first_frame + sample.grid.stride_frames * np.arange(steps)
+        expected = expected.clip(FEATURE_OFFSET, FEATURE_OFFSET + FEATURE_STRIDE * 40)  # held at the ends
+        np.testing.assert_allclose(sample.content[:, 0], expected, rtol=1e-5)
+
+
+def test_a_resized_video_is_one_window_in_training_and_testing(videos: Path) -> None:
+    config = config_of(videos, "window.layout=resized", "window.crop=[1, 1]", "window.steps=16")
+    for windows in (training_windows(config), windows_to_test(config)):
+        for sample in every_item(windows):
+            shown = numbers_shown(sample.content.numpy()) if isinstance(windows, TestWindows) else None
+            expected = np.round((np.arange(16) + 0.5) * FRAMES / 16 - 0.5).astype(int).tolist()
+            assert sample.grid.frames().tolist() == expected
+            assert shown in (None, expected)
+
+
 def test_features_of_another_width_are_refused(features: Path) -> None:
     with pytest.raises(ValueError, match=f"{CHANNELS + 1} channels are expected"):
         training_windows(config_of(features, f"data.feature_channels={CHANNELS + 1}"))[0]

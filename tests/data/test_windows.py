@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.windows import random_window, sliding_windows
+from bitad.data.windows import Timebase, random_window, sliding_windows
 
 
 @given(total=st.integers(1, 3000), length=st.integers(1, 800), overlap=st.floats(0, 0.95))
@@ -22,6 +22,35 @@ def test_sliding_windows_cover_every_step_and_stay_inside_the_video(total, lengt
 
 def test_half_overlapping_windows_advance_by_half_a_window():
     assert sliding_windows(2000, 768, 0.5) == [(0, 768), (384, 768), (768, 768), (1152, 768), (1232, 768)]
+
+
+@given(
+    steps=st.integers(1, 5000),
+    resized=st.integers(1, 5000),
+    stride=st.floats(0.5, 16),
+    offset=st.floats(-8, 8),
+)
+@settings(deadline=None)
+def test_a_resized_video_keeps_its_ends_and_its_even_distances(steps, resized, stride, offset):
+    base = Timebase(25.0, stride, offset, steps)
+    other = base.resized(resized)
+    # A step stands for half a stride on both of its sides.
+    for one, its_steps in ((base, steps), (other, resized)):
+        assert one.whole().to_seconds(-0.5) == pytest.approx((offset - stride / 2) / 25, abs=1e-6)
+        assert one.whole().to_seconds(its_steps - 0.5) == pytest.approx(
+            (offset + stride * (steps - 0.5)) / 25, abs=1e-6
+        )
+    assert base.resized(steps) == base
+
+
+@given(frames=st.integers(1, 3000), steps=st.integers(1, 3000))
+@settings(deadline=None)
+def test_the_frames_of_a_resized_video_exist(frames, steps):
+    found = Timebase(25.0, 1.0, 0.0, frames).resized(steps).whole().frames()
+    assert len(found) == steps
+    assert found.min() >= 0
+    assert found.max() <= frames - 1
+    assert (np.diff(found) >= 0).all()
 
 
 @pytest.mark.parametrize(("total", "overlap"), [(0, 0.5), (10, 1.0), (10, -0.1)])

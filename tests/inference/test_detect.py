@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from builders import CLASSES, FPS, config_of, feature_data, numbered_picture, video_data
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitad.config import Config
+from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.data.dataset import Source, VideoFiles, build_source
 from bitad.data.detections import Basis, Detections, read_detections
@@ -22,6 +24,7 @@ from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, detect_videos, nms_settings
 from bitad.inference.merge import merge
+from bitad.inference.nms import nms
 from bitad.inference.testing import run_test
 from bitad.models.build import build_network
 from bitad.models.detector import Detector
@@ -117,6 +120,54 @@ def test_an_oracle_is_heard_at_the_right_seconds(features: Path, direction: str,
         nearest = [np.abs(video.segments - segment).max(axis=1).min() for segment in mine.segments]
         assert max(nearest) < 1e-4
     assert evaluate(truth, found, tiou=[0.95]).average_map == 1
+
+
+@pytest.mark.parametrize("layout", ["whole", "resized"])
+@pytest.mark.parametrize("steps", [16, 64])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_videos_of_one_window_are_heard_at_the_right_seconds(
+    features: Path, direction: str, steps: int, layout: str
+) -> None:
+    config = config_of(features, f"direction={direction}", f"window.layout={layout}", f"window.steps={steps}", *EXACT)
+    found, truth = heard(config), truth_of(config)
+    for name, video in truth.videos.items():
+        mine = found.of_video(name)
+        nearest = [np.abs(video.segments - segment).max(axis=1).min() for segment in mine.segments]
+        assert max(nearest) < 1e-4
+        if steps == 64:  # of 16, whole actions may lie between two
+            assert all(np.abs(mine.segments - segment).max(axis=1).min() < 1e-4 for segment in video.segments)
+
+
+@pytest.mark.parametrize("layout", ["whole", "resized"])
+def test_a_video_of_one_window_is_suppressed_in_grid_steps_before_anything_is_rounded(
+    features: Path, layout: str
+) -> None:
+    config = config_of(features, f"window.layout={layout}")
+    unsuppressed = heard(override_config(config, ["test.nms.method=none", "test.rounding=false"]))
+    kept = heard(config)
+    for name in kept.videos:
+        everything = unsuppressed.of_video(name)
+        # In seconds or in steps: the overlaps are the same ones.
+        suppressed = nms(everything.segments, everything.scores, everything.labels, nms_settings(config.test.nms))
+        mine = kept.of_video(name)
+        # Scores of 1 tie: in order of time.
+        for one, other in zip(
+            in_order_of_time(mine.segments, mine.scores, mine.labels), in_order_of_time(*suppressed), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=0.0051)
+
+
+def in_order_of_time(segments: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> list[NDArray[Any]]:
+    order = np.lexsort((scores, labels, segments[:, 1].round(2), segments[:, 0].round(2)))
+    return [column[order] for column in (segments, scores, labels)]
+
+
+def test_a_video_of_one_window_is_whole_whatever_the_length_of_a_window(features: Path) -> None:
+    config = config_of(features, "window.layout=whole", "window.steps=16", "test.batch=3", *EXACT)
+    oracle = Oracle(reverse=False)
+    detect(oracle, truth_of(config), TruthOnTheGrid(build_source(config)), config, ALONE)
+    source = build_source(config)
+    assert oracle.lengths == [source.timebase(video).steps for video in truth_of(config).videos.values()]
 
 
 def test_both_directions_hear_the_same(features: Path) -> None:
