@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from bitad.cli.verbs import Verbs
 
 if TYPE_CHECKING:
+    from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
+    from bitad.evaluation.mean_average_precision import Evaluation
 
 FUSIONS = ("soft-nms", "mean", "product", "wsf")
+RULES = ("activitynet", "thumos-kit")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -32,13 +35,23 @@ def add_verbs(verbs: Verbs) -> None:
     p = verbs.add(
         "evaluate",
         _evaluate,
-        "Average mAP of a detection file (ActivityNet's rule).",
+        "Average mAP of a detection file, by ActivityNet's rule or the THUMOS'14 kit's.",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test",
+        "evaluate --ground-truth thumos14.json --detections found.json --subset Test --rule thumos-kit "
+        "--ambiguous Ambiguous_test.txt",
     )
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
     p.add_argument("--detections", type=Path, required=True, help="detection file")
     p.add_argument("--subset", required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
+    p.add_argument("--rule", choices=RULES, default="activitynet", help="(activitynet)")
+    p.add_argument(
+        "--ambiguous",
+        type=Path,
+        metavar="FILE",
+        help="with --rule thumos-kit: Ambiguous_test.txt of the official annotations, or an annotation file with such "
+        "segments, where the ground truth has none",
+    )
     p.add_argument("--per-class", action="store_true", help="also the AP of each class")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
@@ -87,18 +100,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
     from bitad.data.files import write_json
-    from bitad.evaluation.mean_average_precision import evaluate
     from bitad.reports.tables import class_table, evaluation_table
 
-    # The evaluator of ActivityNet counts every label of the file as a class, Ambiguous too.
+    if arguments.ambiguous and arguments.rule != "thumos-kit":
+        raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
+    # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
-    evaluation = evaluate(ground_truth, read_detections(arguments.detections), tiou=_thresholds(arguments.tiou))
+    evaluation = _by_rule(arguments, ground_truth, read_detections(arguments.detections))
     print(evaluation_table({arguments.detections.name: evaluation}).text())
     if arguments.per_class:
         print("\n" + class_table({arguments.detections.name: evaluation}).text())
     if arguments.json:
         write_json(evaluation.to_json(), arguments.json)
     return 0
+
+
+def _by_rule(arguments: argparse.Namespace, ground_truth: Annotations, detections: Detections) -> Evaluation:
+    from bitad.evaluation.mean_average_precision import evaluate
+    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+
+    tiou = _thresholds(arguments.tiou)
+    if arguments.rule == "activitynet":
+        return evaluate(ground_truth, detections, tiou=tiou)
+    ambiguous = read_ambiguous(arguments.ambiguous) if arguments.ambiguous else None
+    return evaluate_by_thumos_kit(ground_truth, detections, tiou=tiou, ambiguous=ambiguous)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -16,39 +16,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import Annotations
-from bitad.data.detections import Detections, named
+from bitad.data.annotations import UNDECIDED, Annotations
+from bitad.data.detections import Detections
 from bitad.data.overlap import tiou_pairs
+from bitad.evaluation.matching import Ranked, Truth, checked_thresholds, take_turns
 
-# Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
-_SAME_SEGMENT_S = 1e-3
+# That of ActivityNet's challenge, in this module, or of the THUMOS'14 kit, :mod:`bitad.evaluation.thumos_kit`.
+Rule = Literal["activitynet", "thumos-kit"]
+
+_AMBIGUOUS_ARE: dict[Rule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good detections are, and on what that was measured.
+    """How good detections are, and by what rule and on what that was measured.
 
     Args:
+        rule: by which detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
         tiou: the tIoU thresholds.
-        ap: float64 ``[K, n_tiou]``, interpolated average precision, 0 to 1.
+        ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
         subsets: the subsets that the ground-truth videos belong to.
         videos: the number of ground-truth videos.
         segments: int64 ``[K]``, ground-truth segments per class that were used.
         segments_dropped: ground-truth segments left out: without length, or annotated twice.
-        predictions: detections that count: those whose class has ground truth.
+        ambiguous: intervals that the ground truth calls Ambiguous. By ActivityNet's rule they are the segments of one
+            more class; by the kit's, detections that touch one and match nothing are left out.
+        predictions: detections of the classes with ground truth.
         videos_without_prediction: ground-truth videos for which there is no detection of any class.
         classes_without_ground_truth: classes left out of the mean, because nothing of theirs is in these videos.
         predictions_by_unknown_video: detections per video that is not among the ground truth's. As in ActivityNet's
-            rule those of a class with ground truth are false positives: they lower the mAP.
+            and the kit's rule those of a class with ground truth are false positives: they lower the mAP.
         predictions_by_unknown_class: detections per class without ground truth here. They are ignored.
     """
 
+    rule: Rule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
     ap: NDArray[np.float64]
@@ -56,11 +63,49 @@ class Evaluation:
     videos: int
     segments: NDArray[np.int64]
     segments_dropped: int
+    ambiguous: int
     predictions: int
     videos_without_prediction: tuple[str, ...]
     classes_without_ground_truth: tuple[str, ...]
     predictions_by_unknown_video: dict[str, int]
     predictions_by_unknown_class: dict[str, int]
+
+    @staticmethod
+    def of(
+        ap: NDArray[np.float64],
+        truth: Truth,
+        ground_truth: Annotations,
+        detections: Detections,
+        *,
+        rule: Rule,
+        thresholds: NDArray[np.float64],
+        ambiguous: int,
+    ) -> Evaluation:
+        """The figures ``ap`` with what is to be known of the ground truth and the detections they come from.
+
+        Args:
+            ap: ``[K, n_tiou]``, of the classes of ``truth`` at ``thresholds``.
+            truth: the columns of ``ground_truth``.
+        """
+        seen = {detections.videos[i] for i in np.unique(detections.video)}
+        classes_with_truth = set(truth.classes)
+        unknown = _counts(detections.classes, detections.labels, classes_with_truth)
+        return Evaluation(
+            rule=rule,
+            classes=truth.classes,
+            tiou=tuple(float(threshold) for threshold in thresholds),
+            ap=ap,
+            subsets=tuple(dict.fromkeys(video.subset for video in ground_truth.videos.values())),
+            videos=len(ground_truth.videos),
+            segments=truth.segments_per_class,
+            segments_dropped=truth.dropped,
+            ambiguous=ambiguous,
+            predictions=len(detections) - sum(unknown.values()),
+            videos_without_prediction=tuple(name for name in ground_truth.videos if name not in seen),
+            classes_without_ground_truth=tuple(n for n in ground_truth.classes if n not in classes_with_truth),
+            predictions_by_unknown_video=_counts(detections.videos, detections.video, set(ground_truth.videos)),
+            predictions_by_unknown_class=unknown,
+        )
 
     @property
     def map_per_tiou(self) -> NDArray[np.float64]:
@@ -75,6 +120,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Everything, in JSON's types; average precisions are fractions."""
         return {
+            "rule": self.rule,
             "average_map": self.average_map,
             "tiou": list(self.tiou),
             "map": self.map_per_tiou.tolist(),
@@ -83,6 +129,7 @@ class Evaluation:
             "videos": self.videos,
             "segments": dict(zip(self.classes, self.segments.tolist(), strict=True)),
             "segments_dropped": self.segments_dropped,
+            "ambiguous": {"intervals": self.ambiguous, "are": _AMBIGUOUS_ARE[self.rule]},
             "predictions": self.predictions,
             "videos_without_prediction": list(self.videos_without_prediction),
             "classes_without_ground_truth": list(self.classes_without_ground_truth),
@@ -118,29 +165,18 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     Raises:
         ValueError: no ground truth, no threshold or one outside (0, 1], or reverse detections without durations.
     """
-    thresholds = _checked(tiou)
-    truth = _Truth.of(ground_truth)
-    ranked = _Ranked.of(truth, detections.forward())
+    thresholds = checked_thresholds(tiou)
+    truth = Truth.of(ground_truth)
+    ranked = Ranked.of(truth, detections.forward())
     correct = _true_positives(truth, ranked, thresholds)
     ap = np.zeros((len(truth.classes), len(thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
         hits = correct[:, ranked.labels == label]
         ap[label] = (_interpolated(_precision(hits)) * hits).sum(axis=1) / segments
-    seen = {detections.videos[i] for i in np.unique(detections.video)}
-    classes_with_truth = set(truth.classes)
-    return Evaluation(
-        classes=truth.classes,
-        tiou=tuple(float(threshold) for threshold in thresholds),
-        ap=ap,
-        subsets=tuple(dict.fromkeys(video.subset for video in ground_truth.videos.values())),
-        videos=len(ground_truth.videos),
-        segments=truth.segments_per_class,
-        segments_dropped=truth.dropped,
-        predictions=len(ranked.labels),
-        videos_without_prediction=tuple(name for name in ground_truth.videos if name not in seen),
-        classes_without_ground_truth=tuple(n for n in ground_truth.classes if n not in classes_with_truth),
-        predictions_by_unknown_video=_counts(detections.videos, detections.video, set(ground_truth.videos)),
-        predictions_by_unknown_class=_counts(detections.classes, detections.labels, classes_with_truth),
+    segments_of = dict(zip(truth.classes, truth.segments_per_class.tolist(), strict=True))
+    ambiguous = sum(segments_of.get(name, 0) for name in UNDECIDED)
+    return Evaluation.of(
+        ap, truth, ground_truth, detections, rule="activitynet", thresholds=thresholds, ambiguous=ambiguous
     )
 
 
@@ -150,9 +186,9 @@ def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou:
     Raises:
         ValueError: as ``evaluate``.
     """
-    truth = _Truth.of(ground_truth)
-    ranked = _Ranked.of(truth, detections.forward())
-    correct = _true_positives(truth, ranked, _checked([tiou]))
+    truth = Truth.of(ground_truth)
+    ranked = Ranked.of(truth, detections.forward())
+    correct = _true_positives(truth, ranked, checked_thresholds([tiou]))
     curves = {}
     for label, (name, segments) in enumerate(zip(truth.classes, truth.segments_per_class, strict=True)):
         rows = ranked.labels == label
@@ -169,97 +205,7 @@ def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou:
     return curves
 
 
-@dataclass(frozen=True, eq=False)
-class _Truth:
-    """Ground truth as columns, one row a segment; ``groups`` numbers the pairs of video and class."""
-
-    videos: dict[str, int]
-    classes: tuple[str, ...]
-    groups: NDArray[np.int64]  # [m]
-    segments: NDArray[np.float64]  # [m, 2]
-    segments_per_class: NDArray[np.int64]  # [K]
-    dropped: int
-
-    @staticmethod
-    def of(annotations: Annotations) -> _Truth:
-        videos = list(annotations.videos.values())
-        labels = [label for video in videos for label in video.labels]
-        if undeclared := sorted(set(labels) - set(annotations.classes)):
-            raise ValueError(f"ground truth of {named(undeclared)}, which is not among the annotations' classes")
-        number = {name: i for i, name in enumerate(annotations.classes)}
-        video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
-        label = np.array([number[name] for name in labels], np.int64)
-        segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])
-        kept = _distinct(video * len(number) + label, segments)
-        if not kept.any():
-            raise ValueError(
-                f"the ground truth ({len(videos)} videos) has no segment to evaluate against; check the subset's name"
-            )
-        video, label, segments = video[kept], label[kept], segments[kept]
-        present, label = np.unique(label, return_inverse=True)
-        return _Truth(
-            videos={video.name: i for i, video in enumerate(videos)},
-            classes=tuple(annotations.classes[i] for i in present),
-            groups=video * len(present) + label,
-            segments=segments,
-            segments_per_class=np.bincount(label),
-            dropped=int((~kept).sum()),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """The detections of the ground truth's classes, best first; groups as the ground truth's, -1 in unknown videos."""
-
-    groups: NDArray[np.int64]  # [n]
-    segments: NDArray[np.float64]  # [n, 2]
-    scores: NDArray[np.float64]  # [n]
-    labels: NDArray[np.int64]  # [n], index into the ground truth's classes
-
-    @staticmethod
-    def of(truth: _Truth, detections: Detections) -> _Ranked:
-        number = {name: i for i, name in enumerate(truth.classes)}
-        video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]
-        label = np.array([number.get(name, -1) for name in detections.classes], np.int64)[detections.labels]
-        rows = np.flatnonzero(label >= 0)
-        rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
-        return _Ranked(
-            groups=np.where(video[rows] >= 0, video[rows] * len(truth.classes) + label[rows], -1),
-            segments=detections.segments[rows],
-            scores=detections.scores[rows],
-            labels=label[rows],
-        )
-
-
-def _checked(tiou: Sequence[float]) -> NDArray[np.float64]:
-    thresholds = np.array(tiou, np.float64)
-    if not (thresholds.size and ((thresholds > 0) & (thresholds <= 1)).all()):
-        raise ValueError(f"tIoU thresholds {list(tiou)}; give at least one, each above 0 and at most 1")
-    return thresholds
-
-
-def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which segments to evaluate against, bool ``[m]``: not without length, nor the copy of an earlier kept one."""
-    kept = segments[:, 1] > segments[:, 0]
-    order = np.lexsort((segments[:, 0], groups))
-    copies: list[tuple[int, int]] = []  # (later, earlier) in file order
-    # Compare each with its successors by start time, until no start is near enough.
-    for offset in range(1, len(order)):
-        a, b = order[:-offset], order[offset:]
-        near = (groups[a] == groups[b]) & (np.abs(segments[a, 0] - segments[b, 0]) <= _SAME_SEGMENT_S)
-        if not near.any():
-            break
-        near &= np.abs(segments[a, 1] - segments[b, 1]) <= _SAME_SEGMENT_S
-        pairs = zip(a[near].tolist(), b[near].tolist(), strict=True)
-        copies += [(max(pair), min(pair)) for pair in pairs]
-    # By ascending later one: whether the earlier one stays is settled by then.
-    for later, earlier in sorted(copies):
-        if kept[earlier]:
-            kept[later] = False
-    return kept
-
-
-def _true_positives(truth: _Truth, ranked: _Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of the ranked detections are true positives at each threshold, bool ``[n_tiou, n]``."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
@@ -269,39 +215,11 @@ def _true_positives(truth: _Truth, ranked: _Ranked, thresholds: NDArray[np.float
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     first = np.searchsorted(detection, np.arange(n))
-    return np.stack(
-        [
-            _greedy(first, np.bincount(detection[tiou >= threshold], minlength=n), segment, len(truth.segments))
-            for threshold in thresholds
-        ]
-    )
-
-
-def _greedy(
-    first: NDArray[np.int64], count: NDArray[np.int64], candidates: NDArray[np.int64], n_segments: int
-) -> NDArray[np.bool_]:
-    """Which detections get a segment when each in turn takes its first candidate that is still free, bool ``[n]``.
-
-    Detection i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Taking turns is the one
-    stable matching in which every segment prefers the earlier detection, so deferred acceptance (Gale and Shapley
-    1962) finds it for all classes and videos at once: all propose to their next candidate, each segment keeps the
-    earliest, the others go on; rounds are about as many as a detection has candidates.
-    """
-    n = len(first)
-    holder = np.full(n_segments, n)  # n: nobody yet
-    following, last = first.copy(), first + count
-    proposing = np.flatnonzero(count)
-    while proposing.size:
-        wanted = candidates[following[proposing]]
-        following[proposing] += 1
-        before = holder[wanted]
-        np.minimum.at(holder, wanted, proposing)
-        after = holder[wanted]
-        refused = np.unique(np.concatenate([proposing[proposing != after], before[(before != after) & (before < n)]]))
-        proposing = refused[following[refused] < last[refused]]
-    taken = np.zeros(n + 1, np.bool_)
-    taken[holder] = True
-    return taken[:n]
+    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last for segments that nobody takes
+    for hits, threshold in zip(correct, thresholds, strict=True):
+        count = np.bincount(detection[tiou >= threshold], minlength=n)
+        hits[take_turns(first, count, segment, len(truth.segments))] = True
+    return correct[:, :n]
 
 
 def _precision(hits: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -14,11 +14,22 @@ import rich.markup
 import rich.table
 
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
-from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.evaluation.mean_average_precision import Evaluation, Rule
 
 Cell = str | int | float | None
 
 NO_GROUND_TRUTH = "no ground truth"
+
+_RULES: dict[Rule, tuple[str, str]] = {
+    "activitynet": (
+        "ActivityNet's rule",
+        "detections, best first, take the free segment that they overlap most; AP is interpolated.",
+    ),
+    "thumos-kit": (
+        "the THUMOS'14 kit's rule",
+        "segments, in their order, take the free detection that they overlap most; AP is not interpolated.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -144,12 +155,12 @@ class Table:
         return ("", *self.notes) if self.notes else ()
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str = "mAP (%)", counts: bool = True) -> Table:
-    """A row per named result: mAP in percent at each tIoU, and the average; the notes say what was evaluated.
+def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None = None, counts: bool = True) -> Table:
+    """A row per named result: mAP in percent at each tIoU, and the average; the notes say what was evaluated, and how.
 
     Args:
         evaluations: the results, by name.
-        title: of the table.
+        title: of the table, in place of one that names the rule.
         counts: as in :func:`what_was_evaluated`.
 
     Raises:
@@ -161,6 +172,9 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str = "mAP
         for name, evaluation in evaluations.items()
     ]
     columns = ("result", *(f"{threshold:.4g}" for threshold in tiou), "average")
+    if title is None:
+        rules = dict.fromkeys(_RULES[evaluation.rule][0] for evaluation in evaluations.values())
+        title = f"mAP (%) by {' and '.join(rules)}"
     notes = ("The columns are tIoU thresholds.", *what_was_evaluated(evaluations, counts=counts))
     return Table(title, columns, tuple(rows), notes, best=columns[1:] if len(rows) > 1 else ())
 
@@ -282,7 +296,7 @@ def _agreement(sensitivity: Sensitivity, known: Mapping[str, str]) -> list[str]:
 
 
 def what_was_evaluated(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
-    """Sentences: subset, videos, segments, predictions, and everything that was left out or met nothing.
+    """Sentences: rule, subset, videos, segments, predictions, and everything that was left out or met nothing.
 
     Results that agree share a sentence; others are told apart by their names.
 
@@ -308,7 +322,9 @@ def _of(names: Sequence[str], everyone: Sequence[str], fact: str) -> str:
 
 def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
     subsets = " and ".join(f"“{subset}”" for subset in evaluation.subsets)
+    rule, says = _RULES[evaluation.rule]
     facts = [
+        f"By {rule}: {says}",
         f"Ground truth: subset {subsets}, {_count(evaluation.videos, 'video')},"
         f" {_count(int(np.sum(evaluation.segments)), 'segment')} of {_count(len(evaluation.classes), 'class')}.",
     ]
@@ -317,6 +333,7 @@ def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
     if evaluation.segments_dropped:
         dropped = _count(evaluation.segments_dropped, "ground-truth segment")
         facts.append(f"{dropped} left out: without length, or annotated twice.")
+    facts += _about_ambiguous(evaluation)
     if missing := evaluation.videos_without_prediction:
         facts.append(f"{_count(len(missing), 'video')} without any prediction: {_listed(missing)}.")
     if absent := evaluation.classes_without_ground_truth:
@@ -332,6 +349,19 @@ def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
             f" truth, ignored: {_listed(strangers)}."
         )
     return facts
+
+
+def _about_ambiguous(evaluation: Evaluation) -> list[str]:
+    """What became of THUMOS14's Ambiguous intervals, where the rule knows them or the ground truth has them."""
+    intervals = _count(evaluation.ambiguous, "Ambiguous interval")
+    match evaluation.rule, evaluation.ambiguous:
+        case "activitynet", 0:
+            return []
+        case "activitynet", _:
+            return [f"{intervals} of the ground truth counted as segments of one more class."]
+        case _, 0:
+            return ["No Ambiguous interval is known: no prediction was left out for touching one."]
+    return [f"{intervals}: predictions that touch one and are taken by no segment were left out."]
 
 
 def _common_tiou(evaluations: Mapping[str, Evaluation]) -> tuple[float, ...]:

@@ -16,6 +16,8 @@ from bitad.reports.tables import Table, class_table, evaluation_table, sensitivi
 
 def evaluation(ap, *, classes=("open", "close"), tiou=(0.3, 0.5), **facts):
     defaults = {
+        "rule": "activitynet",
+        "ambiguous": 0,
         "subsets": ("validation",),
         "videos": 4,
         "segments": np.arange(1, len(classes) + 1),
@@ -142,9 +144,41 @@ def test_facts_that_results_share_are_said_once():
 def test_counts_of_predictions_may_be_left_out():
     facts = {"predictions_by_unknown_class": {"pour": 1}, "predictions_by_unknown_video": {"stranger": 7}}
     notes = what_was_evaluated({"F": evaluation([[0.5, 0.5]] * 2, **facts)}, counts=False)
-    assert len(notes) == 2
-    assert "subset" in notes[0]
-    assert "counted as wrong: stranger" in notes[1]
+    assert len(notes) == 3
+    assert "rule" in notes[0]
+    assert "subset" in notes[1]
+    assert "counted as wrong: stranger" in notes[2]
+
+
+def test_the_rule_stands_in_the_title_and_under_the_table():
+    by_kit = evaluation([[0.5, 0.5]] * 2, rule="thumos-kit")
+    assert evaluation_table({"F": F}).title == "mAP (%) by ActivityNet's rule"
+    assert evaluation_table({"F": by_kit}).title == "mAP (%) by the THUMOS'14 kit's rule"
+    both = evaluation_table({"F": F, "F again": by_kit})
+    assert both.title == "mAP (%) by ActivityNet's rule and the THUMOS'14 kit's rule"
+    assert any(note.startswith("F: By ActivityNet's rule:") for note in both.notes)
+    assert any(note.startswith("F again: By the THUMOS'14 kit's rule:") for note in both.notes)
+    assert evaluation_table({"F": F}, title="playroom").title == "playroom"
+
+
+@pytest.mark.parametrize(
+    ("rule", "ambiguous", "says"),
+    [
+        ("activitynet", 99, "99 Ambiguous intervals of the ground truth counted as segments of one more class."),
+        (
+            "thumos-kit",
+            1,
+            "1 Ambiguous interval: predictions that touch one and are taken by no segment were left out.",
+        ),
+        ("thumos-kit", 0, "No Ambiguous interval is known: no prediction was left out for touching one."),
+    ],
+)
+def test_the_notes_say_what_became_of_ambiguous_intervals(rule, ambiguous, says):
+    assert says in what_was_evaluated({"F": evaluation([[0.5, 0.5]] * 2, rule=rule, ambiguous=ambiguous)})
+
+
+def test_data_sets_without_ambiguous_intervals_hear_nothing_of_them():
+    assert not any("Ambiguous" in note for note in what_was_evaluated({"F": F}))
 
 
 SENSITIVITY = Sensitivity(

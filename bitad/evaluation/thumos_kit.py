@@ -1,0 +1,186 @@
+"""mAP by the rule of the THUMOS'14 challenge's own evaluation kit, and where it differs from ActivityNet's.
+
+The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (the kit of the
+challenge itself, of August 2014, took the mean of the best precision at eleven recalls). Of one video and class:
+
+* The ground-truth segments take turns, in the order of their file: each takes, of the detections that no earlier one
+  took and whose overlap with it is *above* the threshold, the one with the largest overlap; of equals the one with the
+  higher score, then the earlier one. By ActivityNet's rule it is the detections that take turns, best first. So of many
+  detections of one action the kit counts the one that fits best, whatever its score, as true, ActivityNet's rule the
+  best scored of those that fit well enough.
+* Detections that no segment took and that overlap an ``Ambiguous`` interval of their video, however little, are left
+  out. All the others are false positives, also those in videos without a segment of the class and in videos that the
+  ground truth does not have.
+
+Over all videos, by descending score (of equals by the name of the video): AP is the sum of the precision at each true
+positive over the number of ground-truth segments. Every segment of the file counts: a copy of another takes a detection
+of its own, one without length is never found. Overlap is intersection over the span of both. ``Ambiguous`` is no class.
+The kit demands ground truth of every class; here classes without any are left out of the mean and named.
+
+All figures are fractions, 0 to 1. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations, read_annotations
+from bitad.data.detections import Detections, named
+from bitad.data.overlap import tiou_pairs
+from bitad.evaluation.matching import Ranked, Truth, checked_thresholds, take_turns
+from bitad.evaluation.mean_average_precision import Evaluation
+
+# Two ways to compute one overlap differ in the last digits; pairs are sought a little below the threshold.
+_ROUNDING = 1e-6
+
+
+def evaluate_by_thumos_kit(
+    ground_truth: Annotations,
+    detections: Detections,
+    *,
+    tiou: Sequence[float],
+    ambiguous: Mapping[str, NDArray[np.float64]] | None = None,
+) -> Evaluation:
+    """mAP of ``detections`` against all videos of ``ground_truth`` (a subset, say) at the thresholds ``tiou``.
+
+    Detections on the reverse clock are brought to the forward clock first.
+
+    Args:
+        ground_truth: its segments labelled ``Ambiguous`` are the ambiguous intervals.
+        detections: of these and maybe other videos.
+        tiou: the thresholds.
+        ambiguous: more such intervals, ``[n, 2]`` in seconds, by video (:func:`read_ambiguous`).
+
+    Raises:
+        ValueError: no ground truth, no threshold or one outside (0, 1], reverse detections without durations, or
+            ``ambiguous`` names none of the videos.
+    """
+    thresholds = checked_thresholds(tiou)
+    detections = detections.forward()
+    decided, undecided = _apart(ground_truth)
+    if ambiguous:
+        undecided = _together(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
+    truth = Truth.of(decided, every_segment=True)
+    ranked = Ranked.of(truth, detections, equals_by_video=True)
+    correct = _true_positives(truth, ranked, thresholds)
+    counted = correct | ~_touching(undecided, detections)[ranked.rows]
+    ap = np.zeros((len(truth.classes), len(thresholds)))
+    for label, segments in enumerate(truth.segments_per_class):
+        hits = correct[:, ranked.labels == label]
+        among = np.cumsum(counted[:, ranked.labels == label], axis=1)
+        # Where nothing counts yet there is no hit either; the floor only keeps 0 / 0 away.
+        ap[label] = (hits * np.cumsum(hits, axis=1) / np.maximum(among, 1)).sum(axis=1) / segments
+    return Evaluation.of(
+        ap,
+        truth,
+        decided,
+        detections,
+        rule="thumos-kit",
+        thresholds=thresholds,
+        ambiguous=sum(map(len, undecided.values())),
+    )
+
+
+def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """The ambiguous intervals ``[n, 2]`` in seconds, by video: of an official text file or of an annotation file.
+
+    Args:
+        path: ``Ambiguous_test.txt`` (a line an interval: video, start, end), or annotations (``.json``, ``.json.gz``)
+            with segments labelled ``Ambiguous``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or has no ambiguous interval.
+    """
+    path = Path(path)
+    if path.suffix == ".txt":
+        intervals = _read_lines(path)
+    else:
+        _, intervals = _apart(read_annotations(path, ignore=()))
+    if not intervals:
+        raise ValueError(f"{path}: no {UNDECIDED[0]} interval in this file; leave it out, or name another")
+    return intervals
+
+
+def _read_lines(path: Path) -> dict[str, NDArray[np.float64]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    rows: dict[str, list[list[float]]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            video, *times = line.split()
+            start, end = map(float, times)
+        except ValueError:
+            raise ValueError(f"{path}: line {number}: {line!r} is not “video start end”") from None
+        rows.setdefault(video, []).append([start, end])
+    return {video: np.array(intervals, np.float64) for video, intervals in rows.items()}
+
+
+def _apart(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
+    """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
+    undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
+    decided = replace(
+        annotations,
+        videos={name: _take(video, ~undecided[name]) for name, video in annotations.videos.items()},
+        classes=tuple(name for name in annotations.classes if name not in UNDECIDED),
+    )
+    return decided, {name: annotations.videos[name].segments[rows] for name, rows in undecided.items() if rows.any()}
+
+
+def _take(video: AnnotatedVideo, rows: NDArray[np.bool_]) -> AnnotatedVideo:
+    labels = tuple(label for label, taken in zip(video.labels, rows, strict=True) if taken)
+    return replace(video, segments=video.segments[rows], labels=labels)
+
+
+def _together(
+    own: Mapping[str, NDArray[np.float64]], more: Mapping[str, NDArray[np.float64]], videos: set[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Both kinds of ambiguous intervals of these videos; those that both name count once."""
+    if not videos & more.keys():
+        raise ValueError(
+            f"the ambiguous intervals are of {named(list(more))}, but the ground truth has no such video; give those "
+            "of the same subset"
+        )
+    together = dict(own)
+    for name in videos & more.keys():
+        together[name] = np.unique(np.concatenate([own.get(name, np.empty((0, 2))), more[name]]), axis=0)
+    return together
+
+
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the ranked detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
+    segments = np.sort(truth.segments, axis=1)
+    lowest = float(thresholds.min()) * (1 - _ROUNDING)
+    segment, detection, _ = tiou_pairs(truth.groups, segments, ranked.groups, ranked.segments, lowest)
+    starts = np.stack([segments[segment, 0], ranked.segments[detection, 0]])
+    ends = np.stack([segments[segment, 1], ranked.segments[detection, 1]])
+    # As the kit computes it, so that what is just the threshold falls on its side.
+    overlap = (ends.min(axis=0) - starts.max(axis=0)) / (ends.max(axis=0) - starts.min(axis=0))
+    order = np.lexsort((detection, -overlap, segment))
+    segment, detection, overlap = segment[order], detection[order], overlap[order]
+    m, n = len(segments), len(ranked.scores)
+    first = np.searchsorted(segment, np.arange(m))
+    turns = [np.bincount(segment[overlap > threshold], minlength=m) for threshold in thresholds]
+    return np.stack([take_turns(first, count, detection, n) < m for count in turns])
+
+
+def _touching(intervals: Mapping[str, NDArray[np.float64]], detections: Detections) -> NDArray[np.bool_]:
+    """Which detections overlap one of their video's intervals, bool ``[n]``."""
+    number = {name: i for i, name in enumerate(detections.videos)}
+    known = {number[name]: segments for name, segments in intervals.items() if name in number}
+    groups = np.repeat(np.array(list(known), np.int64), [len(segments) for segments in known.values()])
+    segments = np.sort(np.concatenate([np.empty((0, 2)), *known.values()]), axis=1)
+    least = float(np.finfo(np.float64).tiny)
+    rows, _, _ = tiou_pairs(detections.video, detections.segments, groups, segments, least)
+    touching = np.zeros(len(detections), np.bool_)
+    touching[rows] = True
+    return touching
