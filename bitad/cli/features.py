@@ -1,0 +1,84 @@
+"""The verb that computes features."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bitad.cli.verbs import Verbs
+
+if TYPE_CHECKING:
+    from bitad.data.detections import Basis
+
+ABOUT = """
+Of a VideoMAE file: sliding clips of 16 frames, one every 4 frames; a clip's tokens are averaged over space and time.
+Of a run of ours: what its pyramid stands on, by its backbone and adapters in windows of the run's length.
+
+--direction reverse plays the frames backwards to the network. That is not the same as turning the features of forward
+playback round: the network sees other motion. Clips and windows are the same in both directions, and rows are in the
+order of forward time in both, so a configuration reads either folder alike. `both` decodes each video once and writes
+DIR/forward and DIR/reverse.
+
+DIR holds NAME.npy [T, C] of every video and features.json, which says what they are. What is there already and whole is
+kept, so the same command goes on where it was interrupted; also under torchrun -m bitad features.
+"""
+
+
+def add_verbs(verbs: Verbs) -> None:
+    p = verbs.add(
+        "features",
+        _features,
+        "Compute features of videos with a VideoMAE, or with a trained run's backbone, in forward or reverse playback.",
+        "features raw_data --checkpoint vit-huge.pth --out features/h --half",
+        "features one.mp4 two.mp4 --checkpoint package:playroom_backbone.safetensors --pixels 64 --out features/tiny",
+        "features raw_data --checkpoint runs/thumos14-1-1-seed0 --direction both --out features/own",
+    )
+    p.description = f"{p.description}\n{ABOUT.rstrip()}"
+    p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
+    p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run directory or a .pt file")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    p.add_argument(
+        "--direction", choices=["forward", "reverse", "both"], help="of playback (forward, or the run's own)"
+    )
+    p.add_argument("--stride", type=int, metavar="FRAMES", help="from one row to the next (4, or the run's)")
+    p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="of a clip; not of a run (16)")
+    p.add_argument("--pixels", type=int, help="height and width of the pictures (224, or the run's)")
+    p.add_argument("--half", action="store_true", help="write half precision")
+    p.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
+    p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="computed at once; not of a run (8)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from bitad.inference.encoders import load_encoder
+    from bitad.inference.extract import extract_features, feature_folders, find_videos
+    from bitad.training.distributed import processes
+
+    videos = find_videos(arguments.videos)
+    encoder = load_encoder(
+        arguments.checkpoint,
+        stride_frames=arguments.stride,
+        clip_frames=arguments.clip_frames,
+        pixels=arguments.pixels,
+        clips=arguments.batch,
+    )
+    asked: Basis | Literal["both"] | None = arguments.direction
+    directions: tuple[Basis, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    folders = feature_folders(
+        encoder,
+        arguments.out,
+        directions,
+        precision=arguments.precision,
+        stored="float16" if arguments.half else "float32",
+    )
+    with processes(arguments.device) as team:
+        report = extract_features(encoder, videos, folders, team)
+        if team.is_main:
+            print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
+            for folder in folders.values():
+                print(f"data.features={folder.path} {folder.settings.overrides()}")
+            for name, reason in report.failed.items():
+                print(f"bitad features: error: {name}: {reason}", file=sys.stderr)
+    return 1 if report.failed else 0

@@ -1,0 +1,229 @@
+"""Features of many videos, computed once and kept: what a detector without a backbone learns from.
+
+Videos are dealt out to the processes by their length. A video is decoded once, a piece at a time, whatever its clips or
+windows share and whether one direction is wanted or both; its rows go to disk as they come. So memory is bounded by a
+piece, not by the video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from bitad.data.detections import Basis
+from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
+from bitad.data.transforms import apply_crop, centre_crop
+from bitad.data.videos import VIDEO_SUFFIXES, VideoReader, probe
+from bitad.inference.encoders import Encoder, Piece
+from bitad.progress import Meter, track
+from bitad.training.distributed import Processes
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What became of the videos, by name.
+
+    Args:
+        done: their features were computed now.
+        kept: they were there from before, whole.
+        failed: why a video has no features.
+    """
+
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: dict[str, str]
+
+
+def find_videos(places: Sequence[Path]) -> dict[str, Path]:
+    """Video files by their names without suffix: files as they are given, and the videos of folders.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or a folder has no videos.
+        ValueError: two videos have the same name.
+    """
+    videos: dict[str, Path] = {}
+    for place in places:
+        if not place.exists():
+            raise FileNotFoundError(f"{place}: no such video or folder of videos")
+        found = [place]
+        if place.is_dir():
+            found = sorted(path for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"{place}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
+        for path in found:
+            if not videos.setdefault(path.stem, path).samefile(path):
+                raise ValueError(f"{videos[path.stem]} and {path} would have the same features' file; rename one")
+    return videos
+
+
+def feature_folders(
+    encoder: Encoder,
+    out: Path,
+    directions: Sequence[Basis],
+    *,
+    precision: Precision = "float32",
+    stored: Stored = "float32",
+) -> dict[Basis, FeatureFolder]:
+    """The folder of each direction's features: ``out``, or of two ``out/forward`` and ``out/reverse``.
+
+    Raises:
+        ValueError: there are no features of a direction, or see :class:`FeatureFolder`.
+    """
+    lacking = [direction for direction in directions if direction not in encoder.backbones]
+    if lacking:
+        raise ValueError(
+            f"{encoder.file} has no network for {lacking[0]} playback; only {', '.join(encoder.backbones)}"
+        )
+    with encoder.file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    run = f"{encoder.file.parent.name}/" if encoder.window_steps is not None else ""
+    return {
+        direction: FeatureFolder(
+            out if len(directions) == 1 else out / direction,
+            FeatureSettings(
+                feature_stride_frames=encoder.stride_frames,
+                feature_offset_frames=encoder.offset_frames,
+                feature_channels=encoder.vit.dim,
+                direction=direction,
+                model=encoder.model,
+                clip_frames=encoder.vit.clip_frames,
+                window_steps=encoder.window_steps,
+                window_overlap=encoder.window_overlap,
+                pixels=encoder.pixels,
+                precision=precision,
+                stored=stored,
+                checkpoint=f"{run}{encoder.file.name}",
+                checkpoint_sha256=sha256,
+            ),
+        )
+        for direction in directions
+    }
+
+
+def extract_features(
+    encoder: Encoder, videos: Mapping[str, Path], folders: Mapping[Basis, FeatureFolder], team: Processes
+) -> ExtractionReport:
+    """Writes the features of videos to folders, in each direction that has one; the same report on every process.
+
+    What the folders hold already is verified and kept. A video that cannot be read holds up nothing else.
+
+    Args:
+        videos: files by name.
+        folders: as :func:`feature_folders` makes them.
+    """
+    if team.is_main:
+        for folder in folders.values():
+            folder.begin()
+    known, missing, failed = _look_at(encoder, videos, folders, team)
+    hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
+    mine = hands[team.rank]
+    encoder.to(team.device)
+    errors: dict[str, str] = {}
+    with Meter("extracting features", sum(known[name].steps for name in mine), show=team.is_main) as meter:
+        for name in mine:
+            goal = meter.done + known[name].steps
+            wanted = {direction: folders[direction] for direction in missing[name]}
+            try:
+                _extract(encoder, name, videos[name], known[name], wanted, team.device, meter.advance)
+            except (ValueError, OSError) as error:
+                errors[name] = str(error)
+                meter.advance(goal - meter.done)
+    failed |= {name: reason for others in team.gather(errors) for name, reason in others.items()}
+    if team.is_main:
+        for folder in folders.values():
+            folder.finish({name: video for name, video in known.items() if name not in failed})
+    return ExtractionReport(
+        done=tuple(name for name in videos if missing.get(name) and name not in failed),
+        kept=tuple(name for name in videos if missing.get(name) == []),
+        failed={name: failed[name] for name in videos if name in failed},
+    )
+
+
+def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
+    """Pieces of work of known sizes in so many nearly equal hands: the largest first, each to who has least."""
+    dealt: list[list[str]] = [[] for _ in range(hands)]
+    loads = [(0, hand) for hand in range(hands)]
+    for name in sorted(work, key=lambda name: -work[name]):
+        load, hand = loads[0]
+        heapq.heapreplace(loads, (load + work[name], hand))
+        dealt[hand].append(name)
+    return dealt
+
+
+def _look_at(
+    encoder: Encoder, videos: Mapping[str, Path], folders: Mapping[Basis, FeatureFolder], team: Processes
+) -> tuple[dict[str, FeatureVideo], dict[str, list[Basis]], dict[str, str]]:
+    """By name, what the videos are, in which directions their features are missing, and why some cannot be read.
+
+    Each is looked at by one process, before any of them writes, so that all have the same picture of what there is.
+    """
+    names = list(videos)
+    known: dict[str, FeatureVideo] = {}
+    missing: dict[str, list[Basis]] = {}
+    failed: dict[str, str] = {}
+    share = team.share(len(names))
+    for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
+        try:
+            info = probe(videos[name])
+        except (ValueError, OSError) as error:
+            failed[name] = str(error)
+        else:
+            known[name] = FeatureVideo(info.frames, info.fps, encoder.steps(info.frames))
+            missing[name] = [view for view, folder in folders.items() if not folder.holds(name, known[name])]
+    for their_known, their_missing, their_failed in team.gather((known, missing, failed)):
+        known |= their_known
+        missing |= their_missing
+        failed |= their_failed
+    return known, missing, failed
+
+
+@torch.inference_mode()
+def _extract(
+    encoder: Encoder,
+    name: str,
+    path: Path,
+    video: FeatureVideo,
+    folders: Mapping[Basis, FeatureFolder],
+    device: torch.device,
+    on_rows: Callable[[int, str], None],
+) -> None:
+    """One video's features, into the folder of each direction."""
+    pieces = list(encoder.pieces(video.frames))
+    with VideoReader(path) as reader, ExitStack() as stack:
+        writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
+        # Closed before the reader: its thread must have ended by then.
+        ahead = stack.enter_context(closing(_one_ahead(_pictures(reader, pieces, encoder.pixels))))
+        for piece, pictures in zip(pieces, ahead, strict=True):
+            here = pictures.to(device)
+            for direction, write in writers.items():
+                half = folders[direction].settings.precision == "bfloat16"
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    rows = encoder.encode(here, piece, direction)
+                write(rows.cpu().numpy())
+            on_rows(piece.stop - piece.first, name)
+
+
+def _pictures(reader: VideoReader, pieces: Sequence[Piece], pixels: int) -> Iterator[Tensor]:
+    """The middle squares of each piece's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
+    for frames in reader.read_windows((piece.frames for piece in pieces), short_side=pixels):
+        yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)
+
+
+def _one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, the next of which is made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
