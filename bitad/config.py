@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,6 +94,7 @@ class WindowConfig(Section):
         "into one of T steps, at even distances over the video, in training too",
     )
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
+    frames_per_step: Count = Field(default=1, description="frames that the backbone sees of each grid step")
     overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows in testing")
     completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
     crop: ShareRange = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
@@ -118,11 +120,16 @@ class BackboneConfig(Section):
 
     size: str | SizeConfig = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
     weights: Path | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
-    pixels: Count = Field(default=160, description="height and width of the frames")
+    pixels: Count = Field(
+        default=160,
+        description="height and width of the frames; what is left over of whole patches, at the right and at the "
+        "bottom, is not seen",
+    )
     table_pixels: Count = Field(default=224, description="picture size the position table is made for")
     drop_path: DropRate = Field(
         default=0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
     )
+    first_adapter: Annotated[int, Field(ge=0)] = Field(default=0, description="block from which on there are adapters")
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
     checkpointing: bool | None = Field(
         default=None,
@@ -135,9 +142,10 @@ class BackboneConfig(Section):
             raise ValueError(f"unknown backbone size '{self.size}'; one of {', '.join(SIZES)}")
         vit = self.vit
         _require(
+            (self.pixels >= vit.patch_size, f"{self.pixels} pixels are less than a patch of {vit.patch_size}"),
             (
-                self.pixels % vit.patch_size == 0,
-                f"{self.pixels} pixels are not a multiple of the patch size {vit.patch_size}",
+                self.first_adapter < vit.depth,
+                f"first_adapter {self.first_adapter} is behind the last of the {vit.depth} blocks, counted from 0",
             ),
             (vit.dim % vit.heads == 0, f"a width of {vit.dim} is not a multiple of {vit.heads} attention heads"),
         )
@@ -155,9 +163,16 @@ class ModelConfig(Section):
     backbone: BackboneConfig | None = None
     channels: Count = 512
     levels: Count = 6
+    embed_convolutions: Count = 2
     stem_blocks: Annotated[int, Field(ge=0)] = 2
     heads: Count = 4
-    attention_window: Count | None = Field(default=None, description="steps of local attention, odd; none: global")
+    attention_window: Count | tuple[Count | None, ...] | None = Field(
+        default=None, description="positions of local attention, odd, of all levels or of each; none: global"
+    )
+    position_embedding: bool = Field(
+        default=False, description="a sinusoid over the window, scaled by 1/sqrt(channels)"
+    )
+    input_dropout: DropRate = Field(default=0.0, description="of whole channels of the features")
     drop_path: DropRate = 0.1
     layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
     dropout: DropRate = 0.0
@@ -170,12 +185,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
+        one = self.attention_window
+        windows = one if isinstance(one, tuple) else (one,) * self.levels
         _require(
             (self.channels % self.heads == 0, f"{self.channels} channels are not a multiple of {self.heads} heads"),
-            (
-                self.attention_window is None or self.attention_window % 2 == 1,
-                f"attention_window {self.attention_window} must be odd, so that it has a centre",
+            *(
+                (window is None or window % 2 == 1, f"attention_window {window} must be odd, so that it has a centre")
+                for window in windows
             ),
+            (len(windows) == self.levels, f"{len(windows)} attention windows for {self.levels} levels"),
             (len(self.ranges) == self.levels, f"{len(self.ranges)} regression ranges for {self.levels} levels"),
         )
         return self
@@ -222,6 +240,7 @@ class TrainingConfig(Section):
     centre_radius: Positive = 1.5
     label_smoothing: Share = 0.0
     loss_normaliser: Positive = 100.0
+    regression_weight: Positive = Field(default=1.0, description="of the segments' loss beside the classes'")
     evaluate_every: Count = 5
     evaluate_from: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
@@ -308,10 +327,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        steps, coarsest = self.window.steps, 2 ** (self.model.levels - 1)
-        unit, what = coarsest, f"coarsest stride {coarsest}"
-        if self.model.backbone is not None and coarsest < CLIP_FRAMES:  # both are powers of two
-            unit, what = CLIP_FRAMES, f"backbone's clip of {CLIP_FRAMES} frames"
+        window, coarsest = self.window, 2 ** (self.model.levels - 1)
+        steps, unit, what = window.steps, coarsest, f"coarsest stride {coarsest}"
+        clip_steps = CLIP_FRAMES // math.gcd(CLIP_FRAMES, window.frames_per_step)
+        if self.model.backbone is not None and coarsest < clip_steps:  # both are powers of two
+            unit, what = clip_steps, f"backbone's clip of {CLIP_FRAMES} frames"
         _require(
             (
                 steps % unit == 0,
@@ -322,7 +342,16 @@ class Config(Section):
                 "data.videos needs model.backbone, and data.features a model without one",
             ),
             (
-                self.window.layout != "whole" or self.model.backbone is None,
+                window.frames_per_step == 1 or self.model.backbone is not None,
+                f"window.frames_per_step {window.frames_per_step} is of no use to features, of which a step is one",
+            ),
+            (
+                window.layout == "resized" or window.stride_frames % window.frames_per_step == 0,
+                f"window.stride_frames {window.stride_frames} is not a multiple of the {window.frames_per_step} frames "
+                "of a step (window.frames_per_step)",
+            ),
+            (
+                window.layout != "whole" or self.model.backbone is None,
                 "window.layout=whole needs pre-computed features: frames of a whole video are too many at once",
             ),
             *self._rules_of_pairs(),

@@ -78,9 +78,16 @@ class Grid:
         seconds: Times = (steps * self.stride_frames + self.first_frame) / self.fps
         return seconds
 
-    def frames(self) -> NDArray[np.int64]:
-        """The video frames of the real steps, int64 ``[V]``, ascending."""
-        return np.round(self.first_frame + self.stride_frames * np.arange(self.steps)).astype(np.int64)
+    def frames(self, per_step: int = 1, *, centred: bool = False) -> NDArray[np.int64]:
+        """The video frames of the real steps, int64 ``[V * per_step]``, ascending.
+
+        Args:
+            per_step: frames of each step, at even distances.
+            centred: they lie around the step's own frame; else that is the first of them.
+        """
+        distance = self.stride_frames / per_step
+        first = self.first_frame - (self.stride_frames - distance) / 2 if centred else self.first_frame
+        return np.round(first + distance * np.arange(self.steps * per_step)).astype(np.int64)
 
 
 def mirror_positions(positions: Times, steps: int) -> Times:

@@ -224,6 +224,9 @@ def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
         (("model.prior_probability=0",), "model.prior_probability"),
         (("model.drop_path=1",), "model.drop_path"),
         (("seed=-1",), "seed"),
+        (("window.frames_per_step=2",), "window.frames_per_step 2 is of no use to features"),
+        (("model.attention_window=[3, null]",), "2 attention windows for 3 levels"),
+        (("model.attention_window=[3, 4, null]",), "attention_window 4 must be odd"),
         (
             ("window.layout=whole", "experiment=3-1", "init.forward=f", "init.backward=b"),
             "window.layout=whole makes each",
@@ -247,7 +250,8 @@ def test_what_could_not_run_is_refused_before_anything_is_loaded(
             "32 is not a multiple of 3 attention heads",
         ),
         (("model.backbone.size={dim: 32, depth: 2, heads: 2}",), "mlp_dim"),
-        (("model.backbone.size=v2-g",), "64 pixels are not a multiple of the patch size 14"),
+        (("model.backbone.first_adapter=4",), "first_adapter 4 is behind the last of the 4 blocks"),
+        (("window.stride_frames=4", "window.frames_per_step=3"), "4 is not a multiple of the 3 frames of a step"),
     ],
 )
 def test_what_could_not_run_on_videos_is_refused(videos: Path, overrides: tuple[str, ...], said: str) -> None:
@@ -330,8 +334,8 @@ def test_a_pair_watches_forwards_and_in_reverse_and_the_control_forwards_twice(f
     assert load_config(features, ["experiment=3-1", "pair.second=forward", *INIT]).views == ("forward", "forward")
 
 
-def test_pixels_must_be_whole_patches(videos: Path) -> None:
-    assert "40 pixels are not a multiple of the patch size 16" in refusal(videos, "model.backbone.pixels=40")
+def test_a_picture_must_hold_a_patch(videos: Path) -> None:
+    assert "15 pixels are less than a patch of 16" in refusal(videos, "model.backbone.pixels=15")
 
 
 def test_a_file_stands_on_its_base_and_a_base_on_another(tmp_path: Path) -> None:

@@ -40,6 +40,19 @@ def test_a_step_is_at_the_second_of_its_frame(grid: Grid) -> None:
     assert len(grid.frames()) == grid.steps
 
 
+@given(steps=st.integers(1, 50), stride=st.integers(1, 8), per_step=st.integers(1, 8), first=st.integers(0, 100))
+@settings(deadline=None)
+def test_many_frames_a_step_lie_evenly_from_its_own_on_or_around_it(
+    steps: int, stride: int, per_step: int, first: int
+) -> None:
+    grid = Grid(25.0, float(stride * per_step), float(first), steps)
+    frames = grid.frames(per_step)
+    assert frames.tolist() == list(range(first, first + stride * per_step * steps, stride))
+    assert frames[::per_step].tolist() == grid.frames().tolist()
+    middle = Grid(25.0, grid.stride_frames, 1000.0, steps).frames(per_step, centred=True).reshape(steps, per_step)
+    assert np.abs(middle.mean(axis=1) - (1000 + grid.stride_frames * np.arange(steps))).max() <= 0.5
+
+
 @pytest.mark.parametrize("times", [5.2, np.array([5.2]), torch.tensor([5.2], dtype=torch.float64)])
 def test_numbers_arrays_and_tensors_are_converted_alike(times: Any) -> None:
     grid = Grid(fps=30.0, stride_frames=4, first_frame=120, steps=10)

@@ -41,7 +41,8 @@ class Sample:
 
     Args:
         video: its name.
-        content: frames uint8 ``[V, H, W, 3]`` or features float ``[V, C]`` of the real steps, in the order of the view.
+        content: frames uint8 ``[V * k, H, W, 3]``, k of each step, or features float ``[V, C]`` of the real steps, in
+            the order of the view.
         grid: where the window lies (always on the forward clock).
         segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
         view: the playing direction of ``content`` and ``segments``.
@@ -81,7 +82,8 @@ class Batch:
     """Windows of one length T, padded behind their real steps.
 
     Args:
-        inputs: frames uint8 ``[B, T, H, W, 3]`` (the last real frame repeated) or features float ``[B, C, T]`` (zeros).
+        inputs: frames uint8 ``[B, T * k, H, W, 3]`` (the last real frame repeated) or features float ``[B, C, T]``
+            (zeros).
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
@@ -130,10 +132,13 @@ class Batch:
 
 def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
     """Inputs of a batch, the real steps of each window in the opposite order."""
-    count, length = mask.shape
-    index, _ = mirror_points(torch.arange(length, device=mask.device), 1, mask.sum(1, keepdim=True))  # [B, T]
-    # Behind the real steps it is 0, the step that is the last real one now: what frames are padded by.
-    if inputs.ndim == 3:  # features
+    frames = inputs.ndim == 5
+    count, length = len(inputs), inputs.shape[1 if frames else 2]
+    per_step = length // mask.shape[1]
+    real = per_step * mask.sum(1, keepdim=True)
+    index, _ = mirror_points(torch.arange(length, device=mask.device), 1, real)  # [B, T * k]
+    # Behind the real steps it is 0, the frame that is the last real one now: what frames are padded by.
+    if not frames:
         return inputs.gather(2, index[:, None].expand_as(inputs)).masked_fill(~mask[:, None], 0)
     rows = index + length * torch.arange(count, device=mask.device)[:, None]
     return inputs.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (count, length))
@@ -141,13 +146,14 @@ def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
 
 def collate(samples: Sequence[Sample], length: int) -> Batch:
     """Samples -> one batch of windows of ``length`` steps, or more where one of them is longer."""
-    steps = torch.tensor([len(sample.content) for sample in samples])
+    steps = torch.tensor([sample.grid.steps for sample in samples])
     length = max(length, int(steps.max()))
+    rows = length * (len(samples[0].content) // samples[0].grid.steps)
     colours = [sample.colour for sample in samples]
     identity = np.eye(3, 4, dtype=np.float32)
     twins = [sample.twin for sample in samples if sample.twin is not None]  # of all, or of none
     return Batch(
-        inputs=_padded([sample.content for sample in samples], length),
+        inputs=_padded([sample.content for sample in samples], rows),
         mask=torch.arange(length) < steps[:, None],
         # In double precision, so that turned round they are exactly those of the reversed samples.
         segments=[torch.from_numpy(np.ascontiguousarray(s.segments)) for s in samples],
@@ -157,7 +163,7 @@ def collate(samples: Sequence[Sample], length: int) -> Batch:
         colour=torch.from_numpy(np.stack([identity if c is None else c for c in colours]))
         if any(c is not None for c in colours)
         else None,
-        twin=_padded(twins, length) if twins else None,
+        twin=_padded(twins, rows) if twins else None,
     )
 
 
@@ -201,6 +207,7 @@ class VideoFiles:
         stride_frames: from one grid step to the next.
         rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
         steps: grid steps of every video, instead: they lie evenly over it.
+        frames_per_step: frames read of each grid step.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
     """
@@ -213,10 +220,12 @@ class VideoFiles:
         stride_frames: int = 1,
         rate_hz: float | None = None,
         steps: int | None = None,
+        frames_per_step: int = 1,
         find_reversed: Callable[[str], Path] | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
         self.stride_frames, self.rate_hz, self.steps = stride_frames, rate_hz, steps
+        self.frames_per_step = frames_per_step
         self._indices: dict[Path, FrameIndex] = {}
 
     @property
@@ -239,7 +248,9 @@ class VideoFiles:
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
-        frames = grid.frames()
+        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
+        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        frames = frames.clip(max=self.index(path).frames - 1)  # of the last step there may be less
         if self.find_reversed is None or view == "forward":
             return torch.from_numpy(self._decode(path, frames, margin))
         twin = self.find_reversed(video.name)
@@ -311,6 +322,7 @@ def build_source(config: Config) -> Source:
         pixels=config.model.backbone.pixels,
         stride_frames=window.stride_frames,
         steps=window.resized_steps,
+        frames_per_step=window.frames_per_step,
         find_reversed=None if twins is None else partial(find_video, twins),
     )
 

@@ -71,10 +71,13 @@ def _detector(config: Config, num_classes: int) -> Detector:
         in_channels,
         model.channels,
         levels=model.levels,
+        embed_convs=model.embed_convolutions,
         max_length=config.window.steps,
         stem_blocks=model.stem_blocks,
         heads=model.heads,
         window=model.attention_window,
+        position_embedding=model.position_embedding,
+        input_dropout=model.input_dropout,
         dropout=model.dropout,
         drop_path=model.drop_path,
         layer_scale=model.layer_scale,
@@ -94,8 +97,11 @@ def _detector(config: Config, num_classes: int) -> Detector:
 def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
     size = model.vit
 
-    def adapters() -> list[TemporalAdapter]:
-        return [TemporalAdapter(size.dim, reduction=model.adapter_reduction) for _ in range(size.depth)]
+    def adapters() -> list[TemporalAdapter | None]:
+        return [
+            TemporalAdapter(size.dim, reduction=model.adapter_reduction) if block >= model.first_adapter else None
+            for block in range(size.depth)
+        ]
 
     vit = VisionTransformer(
         dim=size.dim,
@@ -109,7 +115,7 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
         bi_adapters=adapters() if config.plan.adds == "adapter" else None,
         checkpointing=config.plan.joint if model.checkpointing is None else model.checkpointing,
     )
-    return VideoBackbone(vit)
+    return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:

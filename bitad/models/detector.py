@@ -20,13 +20,14 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class VideoBackbone(nn.Module):
-    """Frames of windows -> one feature for each frame.
+    """Frames of windows -> one feature for each grid step.
 
     Normalises the pixels, cuts the window into the transformer's clips, averages its tokens over space and
-    interpolates them linearly from one a tubelet to one a frame, as AdaTAD does.
+    interpolates them linearly from one a tubelet to one a grid step, as AdaTAD does.
 
     Args:
         vit: the transformer.
+        frames_per_step: frames of a grid step.
         mean, std: of the pixels, RGB, on 0..255.
     """
 
@@ -34,11 +35,12 @@ class VideoBackbone(nn.Module):
         self,
         vit: VisionTransformer,
         *,
+        frames_per_step: int = 1,
         mean: Sequence[float] = PIXEL_MEAN,
         std: Sequence[float] = PIXEL_STD,
     ) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.frames_per_step = vit, frames_per_step
         # Constants, not weights: they do not belong into a checkpoint.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
@@ -47,7 +49,8 @@ class VideoBackbone(nn.Module):
         """Encodes frames.
 
         Args:
-            frames: ``[B, T, H, W, 3]``, RGB, uint8 or float on 0..255; T a multiple of the transformer's clip.
+            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step; T * k a multiple of the
+                transformer's clip.
 
         Returns:
             features ``[B, C, T]``, at least single precision.
@@ -77,9 +80,9 @@ class VideoBackbone(nn.Module):
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
         """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
-        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, T / 2]
+        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, n * t]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        length = per_window * self.vit.clip_frames
+        length = per_window * self.vit.clip_frames // self.frames_per_step
         return F.interpolate(features, size=length, mode="linear", align_corners=False)
 
 
@@ -105,7 +108,8 @@ class Detector(nn.Module):
         """Looks at a batch of windows.
 
         Args:
-            inputs: frames ``[B, T, H, W, 3]`` with a backbone, features ``[B, C, T]`` without.
+            inputs: frames ``[B, T * k, H, W, 3]`` with a backbone that sees k of each grid step, features ``[B, C, T]``
+                without.
             mask: bool ``[B, T]``, true at the real steps.
 
         Raises:

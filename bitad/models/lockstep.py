@@ -64,8 +64,8 @@ def encode_together(
     Args:
         first, second: the backbones. If one recomputes its blocks in the backward pass, so do both here, with their
             cross adapters.
-        frames: of the first's view and of the second's, each ``[B, T, H, W, 3]``.
-        mask: bool ``[B, T]``, true at the V real frames, the first ones in both views.
+        frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
+        mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
         cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
         mirrored: the second view shows the real frames in the opposite order; else both views show the same.
 
@@ -75,6 +75,7 @@ def encode_together(
     Raises:
         ValueError: if the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
     """
+    mask = mask.repeat_interleave(first.frames_per_step, dim=1)  # of frames
     if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
         raise ValueError(
             f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "

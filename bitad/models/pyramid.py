@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitad.models.videomae import DropPath
+from bitad.models.videomae import DropPath, sinusoid_table
 
 Padding = Literal["reference", "strict"]
 
@@ -66,8 +66,8 @@ class AffineDropPath(nn.Module):
 
 
 class ConvProjection(nn.Module):
-    """Queries, keys or values: a depthwise convolution, which also down-samples and tells neighbours apart (there are
-    no position embeddings), a layer norm, a linear map."""
+    """Queries, keys or values: a depthwise convolution, which also down-samples and tells neighbours apart (position
+    embeddings are rarely used), a layer norm, a linear map."""
 
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -212,6 +212,9 @@ class FeaturePyramid(nn.Module):
         stem_blocks: transformer blocks at full resolution.
         heads: attention heads.
         window: attention window in positions of its level: one for all levels, or one a level; None sees everything.
+        position_embedding: add a sinusoid over the T positions, scaled by 1/sqrt(C), to what the stem sees; longer
+            inputs get it stretched.
+        input_dropout: rate at which whole channels of the features are dropped.
         dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
         padding: see the module.
 
@@ -231,6 +234,8 @@ class FeaturePyramid(nn.Module):
         stem_blocks: int = 2,
         heads: int = 4,
         window: int | Sequence[int | None] | None = None,
+        position_embedding: bool = False,
+        input_dropout: float = 0.0,
         dropout: float = 0.0,
         drop_path: float = 0.1,
         layer_scale: float | None = 1e-4,
@@ -247,6 +252,9 @@ class FeaturePyramid(nn.Module):
         self.length_multiple = max(
             stride * (1 if w is None else 2 * (w // 2)) for stride, w in zip(self.strides, windows, strict=True)
         )
+        self.input_dropout = nn.Dropout1d(input_dropout)
+        table = sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
+        self.register_buffer("positions", table, persistent=False)  # [1, C, T], a constant
         self.embed = nn.ModuleList(
             MaskedConv(channels if i else in_channels, channels, kernel_size=kernel_size) for i in range(embed_convs)
         )
@@ -299,14 +307,24 @@ class FeaturePyramid(nn.Module):
         x, mask = F.pad(features, (0, pad)), F.pad(mask, (0, pad))
         if self.strict:
             x = x.masked_fill(~mask[:, None], 0)
+        x = self.input_dropout(x)
         for conv in self.embed:
             x = conv(x, mask)
+        if self.positions is not None:
+            x = x + self._positions(x.shape[2]) * mask[:, None]
         for block in self.stem:
             x, mask = block(x, mask)
         levels = [Level(x, mask)]
         for block in self.branch:
             levels.append(block(*levels[-1]))
         return levels
+
+    def _positions(self, length: int) -> Tensor:
+        """The position embedding ``[1, C, length]``."""
+        table = self.get_buffer("positions")
+        if length <= table.shape[2]:
+            return table[:, :, :length]
+        return F.interpolate(table, size=length, mode="linear", align_corners=False)
 
     def forward(self, features: Tensor, mask: Tensor) -> list[Level]:
         """Builds the pyramid.

@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
         clip_frames: frames of one clip; a multiple of ``tubelet``.
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
-        adapters: one module for each block, or None. Called as ``adapter(tokens, grid)``.
+        adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
         bi_adapters: the same, each right behind the block's adapter.
         checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
     """
@@ -147,8 +147,8 @@ class VisionTransformer(nn.Module):
         clip_frames: int = 16,
         tubelet: int = 2,
         drop_path: float = 0.0,
-        adapters: Sequence[nn.Module] | None = None,
-        bi_adapters: Sequence[nn.Module] | None = None,
+        adapters: Sequence[nn.Module | None] | None = None,
+        bi_adapters: Sequence[nn.Module | None] | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -189,9 +189,13 @@ class VisionTransformer(nn.Module):
         return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d."""
-        b, c, frames, height, width = clips.shape
+        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d.
+
+        What is left over of the picture at the right and at the bottom is not seen, as with a strided convolution.
+        """
         dt, p = self.tubelet, self.patch_size
+        clips = clips[..., : clips.shape[3] // p * p, : clips.shape[4] // p * p]
+        b, c, frames, height, width = clips.shape
         patches = clips.reshape(b, c, frames // dt, dt, height // p, p, width // p, p)
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # [B, t, h, w, 3 * dt * p * p]
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
@@ -207,12 +211,12 @@ class VisionTransformer(nn.Module):
             tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie; a block takes both and returns tokens.
 
         Raises:
-            ValueError: if the clips are of another length, or do not divide into patches.
+            ValueError: if the clips are of another length, or smaller than a patch.
         """
-        if clips.shape[2] != self.clip_frames or clips.shape[3] % self.patch_size or clips.shape[4] % self.patch_size:
+        if clips.shape[2] != self.clip_frames or min(clips.shape[3:]) < self.patch_size:
             raise ValueError(
                 f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
-                f"{self.clip_frames} frames and sides that are multiples of {self.patch_size}"
+                f"{self.clip_frames} frames and sides of at least {self.patch_size} pixels"
             )
         tokens = self.embed(clips)
         _, time, height, width, _ = tokens.shape
@@ -223,8 +227,8 @@ class VisionTransformer(nn.Module):
         """Encodes clips.
 
         Args:
-            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised; T = ``clip_frames``; H and W multiples of
-                the patch size. The clips of a window stand together, in the order of time.
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised; T = ``clip_frames``; H and W best multiples
+                of the patch size, see :meth:`embed`. The clips of a window stand together, in the order of time.
             clips_per_window: how many consecutive clips the adapters see as one window.
 
         Returns:

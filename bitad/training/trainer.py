@@ -131,6 +131,7 @@ class Trainer:
                 module,
                 DetectionLoss(
                     label_smoothing=training.label_smoothing,
+                    regression_weight=training.regression_weight,
                     initial_normaliser=training.loss_normaliser,
                     processes=team.world,
                     total=team.total,

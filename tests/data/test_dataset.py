@@ -525,6 +525,39 @@ def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
         assert rows == set(range(base.steps))
 
 
+PER_STEP = ("window.stride_frames=6", "window.frames_per_step=3")
+
+
+def test_many_frames_a_step_are_those_of_the_finer_grid(videos: Path) -> None:
+    (sample,) = every_item(windows_to_test(config_of(videos, *PER_STEP)))
+    assert sample.grid.steps == 13
+    assert numbers_shown(sample.content.numpy()) == [*range(0, FRAMES, 2), FRAMES - 1]  # of the last step there is less
+
+
+def test_many_frames_a_step_are_padded_and_turned_round_with_it(videos: Path) -> None:
+    samples = every_item(windows_to_test(config_of(videos, *PER_STEP)))
+    batch = collate(samples, 32)
+    assert batch.mask.sum(1).tolist() == [13]
+    assert batch.inputs.shape[:2] == (1, 96)
+    assert set(numbers_shown(batch.inputs[0, 39:].numpy())) == {FRAMES - 1}
+    assert_same_batch(batch.reversed(), collate([sample.reversed() for sample in samples], 32))
+
+
+def test_many_frames_a_step_of_reversed_files_are_the_forward_ones_flipped(videos: Path) -> None:
+    flipped = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse")))
+    twins = f"data.reversed_videos={videos.parent / 'twins'}"
+    from_files = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse", twins)))
+    for one, other in zip(flipped, from_files, strict=True):
+        assert numbers_shown(one.content.numpy()) == numbers_shown(other.content.numpy())
+
+
+def test_many_frames_a_step_of_a_resized_video_lie_evenly_over_it(videos: Path) -> None:
+    config = config_of(videos, "window.layout=resized", "window.frames_per_step=4", "window.steps=16")
+    (sample,) = every_item(windows_to_test(config))
+    expected = np.round((np.arange(64) + 0.5) * FRAMES / 64 - 0.5).astype(int).tolist()
+    assert numbers_shown(sample.content.numpy()) == expected
+
+
 @pytest.mark.parametrize("steps", [8, 32, 128])
 def test_resized_features_lie_where_the_grid_says(tmp_path: Path, features: Path, steps: int) -> None:
     config = config_of(features, f"window.steps={steps}", "window.layout=resized", f"data.features={tmp_path}")

@@ -56,6 +56,20 @@ def test_backbone_features_are_the_clips_averages_interpolated() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("per_step", [2, 4, 8])
+def test_of_many_frames_a_step_the_backbone_gives_one_feature_a_step(per_step: int) -> None:
+    backbone, video = VideoBackbone(vision_transformer(), frames_per_step=per_step), frames()
+    tokens = backbone.vit(*backbone.clips(video))  # [B * clips, 8, h, w, C]
+    tubelets = tokens.mean((2, 3)).reshape(2, STEPS // 2, 8).transpose(1, 2)
+    found = backbone(video)
+    assert found.shape == (2, 8, STEPS // per_step)
+    # A step is k frames, so k / 2 tubelets; linear interpolation reads the middle of them.
+    groups = tubelets.unflatten(2, (-1, per_step // 2))
+    middle = groups[..., (per_step // 2 - 1) // 2 : per_step // 4 + 1].mean(-1)
+    torch.testing.assert_close(found, middle)
+
+
+@torch.no_grad()
 def test_frames_may_be_bytes_or_floats() -> None:
     backbone, video = VideoBackbone(vision_transformer()), frames()
     assert torch.equal(backbone(video), backbone(video.float()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -165,3 +166,41 @@ def test_sizes_that_do_not_fit_are_refused(keywords: dict[str, Any], message: st
 def test_features_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match="features have 7 channels, the pyramid takes 5"):
         small()(torch.randn(1, 7, 32), torch.ones(1, 32, dtype=torch.bool))
+
+
+def slow_sinusoid(position: int, channels: int) -> list[float]:
+    angles = [position / 10000 ** (2 * (channel // 2) / channels) for channel in range(channels)]
+    return [math.cos(angle) if channel % 2 else math.sin(angle) for channel, angle in enumerate(angles)]
+
+
+@torch.no_grad()
+def test_positions_are_added_to_what_the_stem_sees_and_nowhere_else() -> None:
+    plain, told = small(), small(position_embedding=True)
+    assert plain.state_dict().keys() == told.state_dict().keys()  # a constant
+    mask = torch.arange(32) < torch.tensor([32, 20])[:, None]
+    seen: list[Tensor] = []
+    for pyramid in (plain, told):
+        pyramid.stem[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        pyramid(torch.ones(2, 5, 32), mask)
+    table = torch.tensor([slow_sinusoid(position, 8) for position in range(32)]).T / math.sqrt(8)
+    torch.testing.assert_close(seen[1] - seen[0], table * mask[:, None])
+
+
+def test_positions_of_longer_inputs_are_those_of_the_window_stretched() -> None:
+    pyramid = small(position_embedding=True)
+    stretched = pyramid._positions(64)
+    torch.testing.assert_close(
+        stretched[:, :, 1:-1].unfold(2, 2, 2).mean(-1), pyramid._positions(32).unfold(2, 2, 1).mean(-1)
+    )
+    assert torch.equal(pyramid._positions(16), pyramid._positions(32)[:, :, :16])
+
+
+def test_input_dropout_drops_whole_channels_and_only_in_training() -> None:
+    torch.manual_seed(0)
+    pyramid = small(input_dropout=0.5)
+    features = torch.ones(64, 5, 32)
+    dropped = pyramid.train().input_dropout(features)
+    assert ((dropped == 0) | (dropped == 2)).all()
+    assert torch.equal(dropped, dropped[:, :, :1].expand_as(dropped))
+    assert dropped.mean().item() == pytest.approx(1, abs=0.2)
+    assert torch.equal(pyramid.eval().input_dropout(features), features)

@@ -252,11 +252,27 @@ def test_drop_path_rises_from_the_first_block_to_the_last() -> None:
     assert [block.drop_path.probability for block in vit.blocks] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
+def test_what_is_left_over_of_a_picture_is_not_seen() -> None:
+    vit, pictures = transformer(), clips(height=SIZE + PATCH - 1, width=SIZE + 1)
+    embedded = vit.embed(pictures)
+    assert torch.equal(embedded, vit.embed(pictures[..., :SIZE, :SIZE]))
+    strided = F.conv3d(pictures, vit.patch_embed.weight, vit.patch_embed.bias, stride=(2, PATCH, PATCH))
+    torch.testing.assert_close(embedded, strided.permute(0, 2, 3, 4, 1))
+
+
+def test_a_block_without_an_adapter_is_a_plain_one() -> None:
+    plain, adapted = transformer(), transformer(adapters=[None, adapters()[1]])
+    assert [block.adapter is None for block in adapted.blocks] == [True, False]
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    adapted.blocks[1].adapter = adapters()[1].double()  # a new one changes nothing
+    assert torch.equal(adapted(clips(), 2), plain(clips(), 2))
+
+
 @pytest.mark.parametrize(
-    ("frames", "height", "width"), [(15, SIZE, SIZE), (32, SIZE, SIZE), (16, SIZE + 1, SIZE), (16, SIZE, 6)]
+    ("frames", "height", "width"), [(15, SIZE, SIZE), (32, SIZE, SIZE), (16, PATCH - 1, SIZE), (16, SIZE, 0)]
 )
 def test_clips_of_another_size_are_refused(frames: int, height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=rf"{frames} frames of {height}x{width}.*16 frames.*multiples of {PATCH}"):
+    with pytest.raises(ValueError, match=rf"{frames} frames of {height}x{width}.*16 frames.*at least {PATCH} pixels"):
         transformer()(torch.zeros(1, 3, frames, height, width, dtype=torch.float64), 1)
 
 
