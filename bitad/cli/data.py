@@ -1,4 +1,4 @@
-"""The verbs that make and check data."""
+"""The verbs that make data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
     p.add_argument("--workers", type=int, default=1, help="videos of a folder reversed side by side (1)")
 
-    p = verbs.add(
-        "annotations",
-        _annotations,
-        "Check an annotation file: what it holds and every defect, by video.",
-        "annotations check thumos_14_anno.json --videos raw_data",
-    )
-    p.add_argument("action", choices=["check"])
-    p.add_argument("src", type=Path, help="annotation file, .json or .json.gz")
-    p.add_argument("--videos", type=Path, help="folder that must have a video file for every video")
-    p.add_argument("--classes", type=Path, help="class list, a name a line")
-
 
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import reverse_annotation_file
@@ -52,16 +41,3 @@ def _reverse(arguments: argparse.Namespace) -> int:
     for name, reason in report.failed.items():
         print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     return 1 if report.failed else 0
-
-
-def _annotations(arguments: argparse.Namespace) -> int:
-    from bitad.data.annotation_check import check_annotations
-
-    report = check_annotations(arguments.src, arguments.videos, classes=arguments.classes)
-    print(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
-    print("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
-    for video, defects in report.by_video().items():
-        for defect in defects:
-            print(f"{video}: {defect.kind}: {defect.detail}")
-    print(f"{len(report.defects)} defects")
-    return 1 if report.defects else 0

@@ -5,18 +5,21 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Defect, VideoEntry, class_names, read_entries
+from bitad.data.annotation_convert import Clocks
+from bitad.data.annotation_documents import read_database
+from bitad.data.annotation_forms import FORMS, read_form, recognise
+from bitad.data.annotation_policy import segment_defects
+from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
 from bitad.data.files import read_json
+from bitad.data.twins import twin_defect
 from bitad.data.videos import find_video
-
-# A segment may end this much after its video: what a sum of floating-point seconds is off.
-_ROUNDING_S = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class AnnotationReport:
         classes: number of segments of each class, in the order of the classes.
         ignored: number of segments of each ignored label.
         defects: everything found, video after video.
+        unmeasured: number of videos of unknown duration, whose segments may be outside unnoticed.
     """
 
     path: str
@@ -36,6 +40,7 @@ class AnnotationReport:
     classes: dict[str, int]
     ignored: dict[str, int]
     defects: tuple[Defect, ...]
+    unmeasured: int
 
     @property
     def videos(self) -> int:
@@ -59,26 +64,44 @@ def check_annotations(
     path: str | Path,
     videos_dir: str | Path | None = None,
     *,
+    reversed_dir: str | Path | None = None,
+    form: str | None = None,
+    video_info: str | Path | None = None,
     classes: Sequence[str] | PathLike[str] | None = None,
     ignore: Sequence[str] = UNDECIDED,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnotationReport:
     """Count what an annotation file holds and name every defect, by video.
 
     Args:
-        path: the JSON file.
+        path: the file, or a folder of files, in any of ``FORMS``.
         videos_dir: where given, a folder that must hold a video file for every video.
+        reversed_dir: where given, with ``videos_dir``, a folder that must hold every video's reverse playback.
+        form: the file's form; recognised where not given.
+        video_info: a list of videos (``read_clocks``) with the durations that the file does not state. Without it they
+            are those of ``videos_dir``, where that is given.
         classes: as for ``read_annotations``.
         ignore: as for ``read_annotations``.
+        on_progress: called after each video compared with its reverse, with the number of videos done and in all.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file is no JSON, or has no ``database``.
+        ValueError: the file is of no known form, or is not JSON; or a line of a table is malformed.
     """
-    entries = read_entries(read_json(path), path)
+    if reversed_dir is not None and videos_dir is None:
+        raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
+    entries, classes = _read(Path(path), form, classes, videos_dir, video_info)
     names, defects = class_names(entries, classes, ignore)
-    defects += [defect for entry in entries for defect in (*entry.defects, *_segment_defects(entry.video))]
+    for entry in entries:
+        defects += entry.defects
+        defects += (defect for _, defect in segment_defects(entry.video))
+        if entry.video.labels and not set(entry.video.labels).difference(set(ignore).difference(names)):
+            labels = ", ".join(sorted(set(entry.video.labels)))
+            defects.append(Defect(entry.video.name, "only ignored labels", f"all its segments are {labels}"))
     if videos_dir is not None:
         defects += _missing_files(entries, Path(videos_dir))
+        if reversed_dir is not None:
+            defects += _twin_defects(entries, Path(videos_dir), Path(reversed_dir), on_progress)
     place = {entry.video.name: index for index, entry in enumerate(entries)}
     counts = Counter(label for entry in entries for label in entry.video.labels)
     return AnnotationReport(
@@ -87,28 +110,61 @@ def check_annotations(
         classes={name: counts[name] for name in names},
         ignored={label: counts[label] for label in ignore if label in counts and label not in names},
         defects=tuple(sorted(defects, key=lambda defect: place[defect.video])),
+        unmeasured=sum(math.isinf(entry.video.duration_s) for entry in entries),
     )
 
 
-def _segment_defects(video: AnnotatedVideo) -> Iterable[Defect]:
-    """Segments that no video could have."""
-    seen = set()
-    for (start, end), label in zip(video.segments.tolist(), video.labels, strict=True):
-        where = f"{label} [{start:g}, {end:g}] s"
-        if end > video.duration_s + _ROUNDING_S or start < 0:
-            yield Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s")
-        if start >= end:
-            yield Defect(video.name, "start not before end", where)
-        if (start, end, label) in seen:
-            yield Defect(video.name, "duplicate", where)
-        seen.add((start, end, label))
+def _read(
+    path: Path,
+    form: str | None,
+    classes: Sequence[str] | PathLike[str] | None,
+    videos_dir: str | Path | None,
+    video_info: str | Path | None,
+) -> tuple[list[VideoEntry], Sequence[str] | PathLike[str] | None]:
+    """The videos, with what could not be read of each in a JSON with a database, and the classes where they are known.
+
+    A JSON with a database is judged as ``read_annotations`` would read it. Other forms are read whole or not at all.
+    """
+    form = recognise(path) if form is None else form
+    if form in FORMS and FORMS[form].read is read_database:
+        return read_entries(read_json(path), path), classes
+    _, read = read_form(path, form)
+    clocks = Clocks.of(read.annotations, videos_dir, video_info)
+    videos = [clocks.complete(video) for video in read.annotations.videos.values()]
+    entries = [VideoEntry(video, [None] * len(video.labels), []) for video in videos]
+    return entries, read.annotations.classes if classes is None else classes
 
 
 def _missing_files(entries: list[VideoEntry], folder: Path) -> Iterable[Defect]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
     for entry in entries:
-        try:
-            find_video(folder, entry.video.name)
-        except FileNotFoundError:
+        if _found(folder, entry) is None:
             yield Defect(entry.video.name, "no video file", f"none in {folder}")
+
+
+def _twin_defects(
+    entries: list[VideoEntry], folder: Path, reversed_folder: Path, on_progress: Callable[[int, int], None] | None
+) -> Iterable[Defect]:
+    """Videos whose reverse playback is missing, unreadable or something else."""
+    if not reversed_folder.is_dir():
+        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
+    for done, entry in enumerate(entries, start=1):
+        name, video, twin = entry.video.name, _found(folder, entry), _found(reversed_folder, entry)
+        if twin is None:
+            yield Defect(name, "no reversed video file", f"none in {reversed_folder}; bitad reverse makes it")
+        elif video is not None:
+            try:
+                if detail := twin_defect(video, twin):
+                    yield Defect(name, "not the reverse of its video", f"{twin} {detail}")
+            except ValueError as error:
+                yield Defect(name, "not the reverse of its video", str(error))
+        if on_progress is not None:
+            on_progress(done, len(entries))
+
+
+def _found(folder: Path, entry: VideoEntry) -> Path | None:
+    try:
+        return find_video(folder, entry.video.name)
+    except FileNotFoundError:
+        return None

@@ -78,6 +78,11 @@ class Annotations:
             raise ValueError(f"no video is in subset {name!r}; the subsets are {found or 'none: no videos'}")
         return replace(self, videos=videos)
 
+    def only_classes(self) -> Annotations:
+        """Without the segments whose label is none of the classes (THUMOS14's ``Ambiguous``)."""
+        known = set(self.classes)
+        return replace(self, videos={name: _keep(video, known) for name, video in self.videos.items()})
+
     def reversed(self) -> Annotations:
         """The ground truth of the same videos played backwards."""
         return replace(self, videos={name: video.reversed() for name, video in self.videos.items()})
@@ -89,7 +94,10 @@ Kind = Literal[
     "start not before end",
     "duplicate",
     "label outside the classes",
+    "only ignored labels",
     "no video file",
+    "no reversed video file",
+    "not the reverse of its video",
 ]
 
 
@@ -124,30 +132,59 @@ def read_annotations(
         FileNotFoundError: there is no such file.
         ValueError: not JSON, something is missing or no number, or a label is not one of the classes.
     """
-    entries = read_entries(read_json(path), path)
+    return annotations_of(read_json(path), path, classes=classes, ignore=ignore).only_classes()
+
+
+def annotations_of(
+    content: Any,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | PathLike[str] | None = None,
+    ignore: Sequence[str] = UNDECIDED,
+) -> Annotations:
+    """What the JSON of an annotation file says: ``read_annotations``, but segments of ignored labels are kept.
+
+    Raises:
+        ValueError: something is missing or no number, or a label is not one of the classes.
+    """
+    entries = read_entries(content, path)
     names, clashes = class_names(entries, classes, ignore)
     _refuse(path, [*(defect for entry in entries for defect in entry.defects), *clashes])
-    known = set(names)
-    return Annotations({entry.video.name: _keep(entry.video, known) for entry in entries}, names)
+    return Annotations({entry.video.name: entry.video for entry in entries}, names)
 
 
-def write_annotations(annotations: Annotations, path: str | Path) -> None:
-    """Write the native form (``label_id`` keeps the order of the classes), whole or not at all; ``.gz`` compresses.
+# The forms written: OpenTAD's, and ActionFormer's, which also counts segments in frames.
+WrittenForm = Literal["native", "actionformer"]
 
+
+def write_annotations(annotations: Annotations, path: str | Path, *, form: WrittenForm = "native") -> None:
+    """Write the native form or ActionFormer's, whole or not at all; ``.gz`` compresses.
+
+    ``label_id`` keeps the order of the classes; labels that are none of them (``Ambiguous``) are numbered after them.
     ``read_annotations`` gives the same back; a class without a segment only where it is given the classes.
+    ActionFormer's form adds ``segment(frames)``, seconds times ``fps``, as in its ``thumos14.json``.
+
+    Raises:
+        ValueError: ActionFormer's form needs a video's frame rate, and neither it nor a frame count is known.
     """
-    number = {label: index for index, label in enumerate(annotations.classes)}
+    outside = {label for video in annotations.videos.values() for label in video.labels} - set(annotations.classes)
+    number = {label: index for index, label in enumerate([*annotations.classes, *sorted(outside)])}
     database = {}
     for video in annotations.videos.values():
-        known = {"frame": video.frames, "fps": video.fps}
+        fps = _frame_rate(video, path) if form == "actionformer" else video.fps
+        known = {"frame": video.frames, "fps": fps}
+        rows: list[dict[str, Any]] = [
+            {"segment": segment, "label": label, "label_id": number[label]}
+            for segment, label in zip(video.segments.tolist(), video.labels, strict=True)
+        ]
+        if form == "actionformer":
+            for row, frames in zip(rows, (video.segments * fps).tolist(), strict=True):
+                row[_FRAME_SEGMENT] = frames
         database[video.name] = {
             "subset": video.subset,
             "duration": video.duration_s,
             **{key: value for key, value in known.items() if value is not None},
-            "annotations": [
-                {"segment": segment, "label": label, "label_id": number[label]}
-                for segment, label in zip(video.segments.tolist(), video.labels, strict=True)
-            ],
+            "annotations": rows,
         }
     write_json({"database": database}, path)
 
@@ -315,6 +352,16 @@ def class_names(
         if numbers_of[label] > 1 or (labels_of and labels_of.get(label_id) != 1)
     ]
     return tuple(sorted(numbers, key=lambda label: (numbers[label], label))), clashes
+
+
+def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
+    if video.fps is not None:
+        return video.fps
+    if video.frames is None:
+        raise ValueError(
+            f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos"
+        )
+    return video.frames / video.duration_s
 
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:

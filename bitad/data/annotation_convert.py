@@ -1,0 +1,234 @@
+"""Ground truth from one form into another: read, timed, renamed, treated by policy and written.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from bitad.data.annotation_forms import read_form
+from bitad.data.annotation_policy import Policy, summary
+from bitad.data.annotations import (
+    UNDECIDED,
+    AnnotatedVideo,
+    Annotations,
+    read_classes,
+    reverse_annotation_file,
+    write_annotations,
+)
+from bitad.data.files import replacing
+from bitad.data.video_clocks import Clock, probe_clocks, read_clocks
+
+CLASS_LIST = "category_idx.txt"
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The durations and frame counts at hand.
+
+    Args:
+        known: by video's name.
+        missing: by video's name, why there is none.
+        source: where they are from, for people; empty where nothing was asked for.
+    """
+
+    known: Mapping[str, Clock] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        annotations: Annotations,
+        videos: str | Path | None,
+        video_info: str | Path | None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Clocks:
+        """Read from a list of videos where that is given, else counted in the folder of videos where that is."""
+        if video_info is not None:
+            return cls(read_clocks(video_info), {}, str(video_info))
+        if videos is None:
+            return cls()
+        known, missing = probe_clocks(videos, annotations.videos, on_progress=on_progress)
+        return cls(known, missing, str(videos))
+
+    def complete(self, video: AnnotatedVideo) -> AnnotatedVideo:
+        """The video with what its file does not state; what it states stays."""
+        clock = self.known.get(video.name)
+        if clock is None:
+            return video
+        return replace(
+            video,
+            duration_s=video.duration_s if math.isfinite(video.duration_s) else clock.duration_s,
+            frames=clock.frames if video.frames is None else video.frames,
+            fps=clock.fps if video.fps is None else video.fps,
+        )
+
+    def why_unknown(self, name: str) -> str:
+        """Why a video has no duration, and the remedy."""
+        if name in self.missing:
+            return self.missing[name]
+        if self.source:
+            return f"{self.source} does not list it"
+        return "its file states none; give --videos DIR or --video-info JSON"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Ground truth read from another form.
+
+    Args:
+        form: the form it was in.
+        annotations: the ground truth, every video with a duration.
+        report: what was left out, filled in or found wrong, a line each.
+    """
+
+    form: str
+    annotations: Annotations
+    report: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What was read, and the report, for people."""
+        classes = set(self.annotations.classes)
+        labels = Counter(label for video in self.annotations.videos.values() for label in video.labels)
+        of_classes = sum(count for label, count in labels.items() if label in classes)
+        beside = [f", and {count} {label}" for label, count in sorted(labels.items()) if label not in classes]
+        subsets = ", ".join(f"{name} {count}" for name, count in self.annotations.subsets().items())
+        return [
+            f"{self.form}: {len(self.annotations.videos)} videos, {of_classes} segments of {len(classes)} classes"
+            + "".join(beside),
+            f"subsets: {subsets}",
+            *self.report,
+        ]
+
+
+def convert_annotations(
+    src: str | Path,
+    *,
+    form: str | None = None,
+    classes: Sequence[str] | PathLike[str] | None = None,
+    videos: str | Path | None = None,
+    video_info: str | Path | None = None,
+    subsets: Mapping[str, str] | None = None,
+    policy: Policy | None = None,
+    missing: Literal["error", "drop"] = "error",
+    undecided: Literal["keep", "drop"] = "keep",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Read ground truth in any of ``FORMS`` and make it whole.
+
+    Args:
+        src: a file, or a folder of files of one data set.
+        form: its form; recognised where not given.
+        classes: the class names in order, or a file of them; else those of the files, in the files' own order.
+        videos: a folder of videos, to count what the files do not state.
+        video_info: a list of videos (``read_clocks``) that states it instead.
+        subsets: new names of subsets, by old name.
+        policy: what to do with defective segments.
+        missing: whether a video with segments whose duration nobody states is an error, or left out and reported. One
+            without segments of a class is left out and reported in either case.
+        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) stay, beside the classes.
+        on_progress: called after each video counted, with the number of videos done and in all.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist, or
+            what the policy calls an error.
+    """
+    form, read = read_form(src, form)
+    annotations = _with_classes(read.annotations, classes, src)
+    report = list(read.notes)
+    clocks = Clocks.of(annotations, videos, video_info, on_progress)
+    annotations, timed = _timed(annotations, clocks, missing, src)
+    report += timed
+    annotations, treated = (policy or Policy()).apply(annotations)
+    report += summary(treated)
+    if undecided == "drop":
+        count = sum(len(video.labels) for video in annotations.videos.values())
+        annotations = annotations.only_classes()
+        count -= sum(len(video.labels) for video in annotations.videos.values())
+        report += [f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"] if count else []
+    return Conversion(form, _renamed(annotations, subsets or {}, src), tuple(report))
+
+
+def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
+    """Write the ground truth of forward and of reverse playback in the research group's layout; the files.
+
+    ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
+    ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos.
+    """
+    forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
+    file = f"{name.replace('-', '_')}_anno.json"
+    write_annotations(annotations, forward / file)
+    reverse_annotation_file(forward / file, back / file)
+    for directory in (forward, back):
+        write_classes(annotations.classes, directory / CLASS_LIST)
+    return forward / file, forward / CLASS_LIST, back / file, back / CLASS_LIST
+
+
+def write_classes(classes: Sequence[str], path: str | Path) -> None:
+    """Write class names, a name a line, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+
+
+def _with_classes(
+    annotations: Annotations, classes: Sequence[str] | PathLike[str] | None, src: str | Path
+) -> Annotations:
+    """The ground truth with the classes asked for."""
+    if classes is None:
+        return annotations
+    names = read_classes(classes) if isinstance(classes, (str, PathLike)) else tuple(classes)
+    known = {*names, *UNDECIDED}
+    for video in annotations.videos.values():
+        for label in video.labels:
+            if label not in known:
+                raise ValueError(f"{src}: video {video.name}: label {label!r} is not one of the {len(names)} classes")
+    return replace(annotations, classes=names)
+
+
+def _timed(
+    annotations: Annotations, clocks: Clocks, missing: Literal["error", "drop"], src: str | Path
+) -> tuple[Annotations, list[str]]:
+    """The ground truth with durations and frames filled in, without the videos that nobody states a duration of."""
+    videos: dict[str, AnnotatedVideo] = {}
+    unknown: list[AnnotatedVideo] = []
+    for name, video in annotations.videos.items():
+        completed = clocks.complete(video)
+        if math.isfinite(completed.duration_s):
+            videos[name] = completed
+        else:
+            unknown.append(video)
+    needed = [video.name for video in unknown if set(video.labels) & set(annotations.classes)]
+    if needed and missing == "error":
+        more = f" (and of {len(needed) - 1} more)" if len(needed) > 1 else ""
+        raise ValueError(f"{src}: video {needed[0]}: its duration{more} is not known: {clocks.why_unknown(needed[0])}")
+    report = []
+    for video in unknown:
+        counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(video.labels).items()))
+        why = clocks.why_unknown(video.name)
+        report.append(f"{video.name}: left out ({counts or 'no segments'}): its duration is not known: {why}")
+    if filled := sum(name in clocks.known for name in videos):
+        report.append(f"what the files do not state of {filled} videos' durations and frames is from {clocks.source}")
+    return replace(annotations, videos=videos), report
+
+
+def _renamed(annotations: Annotations, subsets: Mapping[str, str], src: str | Path) -> Annotations:
+    found = annotations.subsets()
+    for name in subsets:
+        if name not in found:
+            raise ValueError(f"{src}: no subset {name!r} to rename; the subsets are {', '.join(found)}")
+    return replace(
+        annotations,
+        videos={
+            name: replace(video, subset=subsets.get(video.subset, video.subset))
+            for name, video in annotations.videos.items()
+        },
+    )
