@@ -49,8 +49,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--ambiguous",
         type=Path,
         metavar="FILE",
-        help="with --rule thumos-kit: Ambiguous_test.txt of the official annotations, or an annotation file with such "
-        "segments, where the ground truth has none",
+        help="with --rule thumos-kit: the official Ambiguous_test.txt, or an annotation file that has such segments, "
+        "where the ground truth has none",
     )
     p.add_argument("--per-class", action="store_true", help="also the AP of each class")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.data.annotation_rows import seconds_of
 from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations, read_annotations
 from bitad.data.detections import Detections, named
 from bitad.data.overlap import tiou_pairs
@@ -87,11 +88,11 @@ def evaluate_by_thumos_kit(
 
 
 def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
-    """The ambiguous intervals ``[n, 2]`` in seconds, by video: of an official text file or of an annotation file.
+    """The ambiguous intervals ``[n, 2]`` in seconds, by video.
 
     Args:
-        path: ``Ambiguous_test.txt`` (a line an interval: video, start, end), or annotations (``.json``, ``.json.gz``)
-            with segments labelled ``Ambiguous``.
+        path: the official ``Ambiguous_test.txt`` (all lines of a ``.txt`` are taken to be such intervals: video, start,
+            end), or annotations with segments labelled ``Ambiguous``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -112,16 +113,15 @@ def _read_lines(path: Path) -> dict[str, NDArray[np.float64]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    rows: dict[str, list[list[float]]] = {}
+    rows: dict[str, list[tuple[float, float]]] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not (fields := line.split()):
             continue
-        try:
-            video, *times = line.split()
-            start, end = map(float, times)
-        except ValueError:
-            raise ValueError(f"{path}: line {number}: {line!r} is not “video start end”") from None
-        rows.setdefault(video, []).append([start, end])
+        where = f"{path}:{number}"
+        if len(fields) != 3:
+            raise ValueError(f"{where}: {line!r} is not 'video start end'")
+        video, start, end = fields
+        rows.setdefault(video, []).append((seconds_of(start, where), seconds_of(end, where)))
     return {video: np.array(intervals, np.float64) for video, intervals in rows.items()}
 
 
