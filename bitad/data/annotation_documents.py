@@ -39,11 +39,11 @@ def read_database(files: Sequence[Path]) -> Source:
     OpenTAD's ``opentad/datasets``; ActionFormer's ``libs/datasets/thumos14.py``.
     """
     (path,) = files
-    content, notes = _native(read_json(path))
+    content, notes = _native(read_json(path), path)
     return Source(annotations_of(content, path), notes)
 
 
-def _native(content: Any) -> tuple[Any, tuple[str, ...]]:
+def _native(content: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
     """The content of a JSON with a ``database``, in the native form, and what that changed or leaves out."""
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
@@ -57,7 +57,7 @@ def _native(content: Any) -> tuple[Any, tuple[str, ...]]:
             continue
         video = dict(stated)
         if isinstance(video.get("duration"), str):
-            video["duration"] = seconds_of(video["duration"], f"video {name}: duration")
+            video["duration"] = seconds_of(video["duration"], f"{path}: video {name}: duration")
         if "annotations" not in video and "subset" in video:
             video["annotations"] = []
             unannotated += 1
@@ -119,7 +119,8 @@ def read_ego4d_mq(files: Sequence[Path]) -> Source:
                 where = f"{path}: clip {name}"
                 if name in videos:
                     raise ValueError(f"{where} occurs twice")
-                labels = [label for by in clip.get("annotations") or [] for label in _list(by, "labels", where)]
+                annotators = _list(clip, "annotations", where) if clip.get("annotations") is not None else []
+                labels = [label for by in annotators for label in _list(by, "labels", where)]
                 primary = [label for label in labels if label.get("primary")]
                 secondary += len(labels) - len(primary)
                 videos[name] = _ego4d_clip(name, str(stated.get("split")), clip, primary, where)

@@ -41,7 +41,7 @@ class Form:
 
 
 def _is_row(head: Any) -> bool:
-    return isinstance(head, list) and len(head) == 3 and head[0].startswith("video_")
+    return isinstance(head, tuple) and len(head) == 3 and head[0].startswith("video_")
 
 
 def _of_thumos14(path: Path, head: Any) -> bool:
@@ -188,11 +188,11 @@ def read_form(src: str | Path, form: str | None = None) -> tuple[str, Source]:
 
 
 def _head(path: Path) -> Any:
-    """What tells a file's form: the content of JSON, a table's columns as a set, a text's first line in fields."""
+    """What tells a file's form: the content of JSON, a table's columns as a set, a text's first fields as a tuple."""
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if path.is_dir() or path.suffix.lower() not in (".csv", ".txt"):
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         line = next((line for line in file if line.strip()), "")
-    return set(line.strip().split(",")) if path.suffix.lower() == ".csv" else line.split()
+    return set(line.strip().split(",")) if path.suffix.lower() == ".csv" else tuple(line.split())

@@ -127,7 +127,7 @@ def _number(video: Mapping[str, Any], names: Iterable[str], where: str) -> float
             continue
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{where}: {name} {value!r} is not a positive number")
