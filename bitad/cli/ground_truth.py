@@ -32,7 +32,7 @@ _CONVERT_EXAMPLES = (
     "annotations convert TH14_annotations data --both-directions --videos data/for_thumos-14/raw_data",
     "annotations convert TH14_annotations thumos14.json --video-info video_info.json --outside clip",
     "annotations convert thumos_14_anno.json thumos14.json --to actionformer"
-    " --subsets training=Validation,validation=Test",
+    " --ambiguous drop --subsets training=Validation,validation=Test",
     "annotations convert epic-kitchens-100-annotations verbs.json --from epic-kitchens-verb --class-list verbs.txt",
 )
 
