@@ -29,6 +29,9 @@ from bitad.training.distributed import Processes
 
 Item = TypeVar("Item")
 
+# What is wrong with one video. Anything else (a full disk) is wrong with all of them and ends the work.
+UNREADABLE = (ValueError, FileNotFoundError)
+
 
 @dataclass(frozen=True)
 class ExtractionReport:
@@ -136,7 +139,7 @@ def extract_features(
             wanted = {direction: folders[direction] for direction in missing[name]}
             try:
                 _extract(encoder, name, videos[name], known[name], wanted, team.device, meter.advance)
-            except (ValueError, OSError) as error:
+            except UNREADABLE as error:
                 errors[name] = str(error)
                 meter.advance(goal - meter.done)
     failed |= {name: reason for others in team.gather(errors) for name, reason in others.items()}
@@ -176,7 +179,7 @@ def _look_at(
     for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
         try:
             info = probe(videos[name])
-        except (ValueError, OSError) as error:
+        except UNREADABLE as error:
             failed[name] = str(error)
         else:
             known[name] = FeatureVideo(info.frames, info.fps, encoder.steps(info.frames))
