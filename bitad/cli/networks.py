@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
+
+if TYPE_CHECKING:
+    from bitad.training.checkpoint import Checkpoint
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -43,8 +48,10 @@ def add_verbs(verbs: Verbs) -> None:
         "Test a trained run: detections in forward and in reverse time, and their mAP.",
         "test runs/playroom-forward-seed0",
         "test best.pt data.test_subset=test test.nms.sigma=0.5 --out results",
+        "test epoch_59.pth --config thumos14/videomae-s --out results",
     )
-    p.add_argument("run_or_checkpoint", type=Path, help="a run directory or a .pt file")
+    p.add_argument("run_or_checkpoint", type=Path, help="a run directory or a file of weights of any known project")
+    _add_config(p)
     p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
     p.add_argument("--out", type=Path, help="folder to write to (RUN/test)")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
@@ -56,10 +63,27 @@ def add_verbs(verbs: Verbs) -> None:
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
     )
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
-    p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a .pt file")
+    p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
+    _add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="folder to write to (detections)")
     p.add_argument("--min-score", type=float, default=0.3, help="of subtitles, and at first on the page (0.3)")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="of another project's detector, which brings none: a YAML file or a preset"
+    )
+
+
+def _checkpoint(place: Path, config: str | None, overrides: Sequence[str] = ()) -> Checkpoint:
+    """A checkpoint with its own configuration, changed, or with the one that is named."""
+    from bitad.config_files import load_config
+    from bitad.training.checkpoint import load_checkpoint
+
+    if config is None:
+        return load_checkpoint(place).changed(overrides)
+    return load_checkpoint(place, load_config(config, overrides))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -92,11 +116,10 @@ def _train(arguments: argparse.Namespace) -> int:
 def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.testing import run_test
     from bitad.reports.tables import evaluation_table
-    from bitad.training.checkpoint import load_checkpoint
     from bitad.training.distributed import processes
     from bitad.training.environment import set_threads
 
-    checkpoint = load_checkpoint(arguments.run_or_checkpoint).changed(arguments.overrides)
+    checkpoint = _checkpoint(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
     set_threads(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
@@ -110,10 +133,9 @@ def _test(arguments: argparse.Namespace) -> int:
 def _detect(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
     from bitad.reports.detections import write_detection_report
-    from bitad.training.checkpoint import load_checkpoint
     from bitad.training.distributed import processes
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
     with processes(arguments.device) as team:
         detections = detect_videos(checkpoint, arguments.videos, team)
         if team.is_main:

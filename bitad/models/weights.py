@@ -1,149 +1,119 @@
-"""Other projects' checkpoints -> our parameter names, and loading that says in one line what does not fit.
+"""Any known project's weights -> our parameter names, and loading that says in one line what does not fit.
 
-A format is recognised by its parameter names and translated by a table of renamings; whatever reads weights goes
-through :func:`read_weights` and :func:`load_weights`.
+Whose a file is, is seen from its parameter names (:mod:`bitad.models.formats`); whatever reads weights goes through
+:func:`~bitad.models.weight_files.read_weights`, :class:`Weights` and :func:`load_weights`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-Format = Literal["bitad", "opentad", "videomae"]
+from bitad.models.formats import Format, recognise
+from bitad.models.network_size import size_difference
+from bitad.models.weight_files import read_weights
 
-# (pattern, replacement), applied in order to names without the prefixes of wrappers.
-_VIT_NAMES = (
-    (r"patch_embed\.projection\.", "patch_embed."),
-    (r"\.mlp\.layers\.0\.0\.", ".mlp.0."),
-    (r"\.mlp\.layers\.1\.", ".mlp.2."),
-    (r"\.adapter\.dwconv\.", ".adapter.depthwise."),
-    (r"\.adapter\.conv\.", ".adapter.pointwise."),
-    (r"\.adapter\.down_proj\.", ".adapter.down."),
-    (r"\.adapter\.up_proj\.", ".adapter.up."),
-)
-_PYRAMID_NAMES = (
-    (r"^projection\.", "pyramid."),
-    (r"^neck\.fpn_norms\.", "pyramid.norms."),
-    (r"\.ln([12])\.", r".norm\1."),
-    (r"\.attn\.(query|key|value)_conv\.conv\.", r".attn.\1.depthwise."),
-    (r"\.attn\.(query|key|value)_norm\.", r".attn.\1.norm."),
-    (r"\.attn\.(query|key|value)\.(weight|bias)$", r".attn.\1.pointwise.\2"),
-)
-_HEAD_NAMES = (
-    (r"^rpn_head\.cls_convs\.", "head.classification.convs."),
-    (r"^rpn_head\.reg_convs\.", "head.regression.convs."),
-    (r"^rpn_head\.cls_head\.", "head.classification.output."),
-    (r"^rpn_head\.reg_head\.", "head.regression.output."),
-)
-_OPENTAD_BACKBONE = "backbone.model.backbone."
-# Belong to a classifier or to the training, or are never used in a forward pass.
-_VIT_UNUSED = re.compile(r"^(fc_norm|norm|cls_head)\.")
-_OPENTAD_UNUSED = re.compile(r"^rpn_head\.loss_normalizer$")
+__all__ = ["Weights", "convert", "load_backbone", "load_weights", "read_weights"]
+
+log = logging.getLogger("bitad")
+
+# Under which keys of a file named weights are found, the best first: what is tested is the average (EMA).
+_KEYS = ("state_dict_ema", "state_dict", "model", "module", "net")
+# What DistributedDataParallel, torch.compile and the like put in front of every name.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|net)\.)+")
+_BACKBONE = "backbone.vit."
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """Reads a ``.safetensors`` file, or a PyTorch file, as it stands, onto the CPU.
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a known project.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights. PyTorch files are read with ``weights_only=True``: nothing in them is run.
+    Args:
+        format: whose names they had.
+        tensors: by our names, floating-point ones in single precision.
+        left_out: names in the file that have no place in our networks: of a classifier, a decoder, the training.
+        dtypes: the number formats in the file.
+        key: where in the file they were; None: at the top.
+        epoch: of their training, where the file says so.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a readable file of weights ({reason})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named weights")
-    return content
 
+    format: Format
+    tensors: dict[str, Tensor]
+    left_out: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    key: str | None
+    epoch: int | None
 
-def from_opentad(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """An OpenTAD checkpoint of AdaTAD or ActionFormer -> the weights of a :class:`~bitad.models.detector.Detector`.
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Weights:
+        """The weights in a file's content, of several sets the averaged ones (EMA).
 
-    Takes ``state_dict_ema`` where there is one, else ``state_dict``, else ``checkpoint`` as the names themselves.
-
-    Raises:
-        ValueError: if the names are not OpenTAD's.
-    """
-    names = _unwrap(checkpoint, "state_dict_ema", "state_dict")
-    if recognise(names) != "opentad":
-        raise ValueError(
-            f"not a checkpoint of OpenTAD's ActionFormer: its first weight is {next(iter(names), 'none')!r}"
+        Raises:
+            ValueError: for weights of no known project.
+        """
+        key = next((key for key in _KEYS if isinstance(content.get(key), Mapping)), None)
+        inner = content if key is None else content[key]
+        named = {_WRAPPERS.sub("", name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
+        known = recognise(named)
+        tensors, left_out = known.translate(named)
+        dtypes = sorted({tensor.dtype for tensor in tensors.values()}, key=str)
+        epoch = content.get("epoch")
+        return cls(
+            format=known,
+            tensors={name: _single(tensor) for name, tensor in tensors.items()},
+            left_out=left_out,
+            dtypes=tuple(dtypes),
+            key=key,
+            epoch=epoch if isinstance(epoch, int) else None,
         )
-    vit = {name.removeprefix(_OPENTAD_BACKBONE): w for name, w in names.items() if name.startswith(_OPENTAD_BACKBONE)}
-    ours = {f"backbone.vit.{name}": weight for name, weight in _vit(vit).items()}
-    scales: dict[int, Tensor] = {}
-    for name, weight in names.items():
-        if name.startswith(_OPENTAD_BACKBONE) or _OPENTAD_UNUSED.match(name):
-            continue
-        if level := re.fullmatch(r"rpn_head\.scale\.(\d+)\.scale", name):
-            scales[int(level[1])] = weight
-        else:
-            # LayerScale: [1, C, 1] there, [C] here.
-            ours[_rename(name, _PYRAMID_NAMES + _HEAD_NAMES)] = weight.flatten() if name.endswith(".scale") else weight
-    if scales:
-        ours["head.scales"] = torch.stack([scales[level] for level in sorted(scales)])
-    return ours
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the file says that these are averaged weights."""
+        return self.key == "state_dict_ema"
+
+    @property
+    def halved(self) -> bool:
+        """Whether some came in less than single precision."""
+        return any(dtype.is_floating_point and dtype.itemsize < 4 for dtype in self.dtypes)
+
+    @property
+    def dtype_names(self) -> list[str]:
+        """``float32``, ``float16``, ..."""
+        return [str(dtype).removeprefix("torch.") for dtype in self.dtypes]
+
+    def backbone(self, source: str) -> dict[str, Tensor]:
+        """The weights of the transformer alone, a detector's adapters included.
+
+        Raises:
+            ValueError: there is none, or more than one; ``source`` says where in the message.
+        """
+        if self.format.kind == "pair":
+            raise ValueError(f"{source} holds two networks; give a run of one, or a backbone's file")
+        if self.format.kind == "backbone":
+            return self.tensors
+        inner = {
+            name.removeprefix(_BACKBONE): weight for name, weight in self.tensors.items() if name.startswith(_BACKBONE)
+        }
+        if not inner:
+            raise ValueError(f"{source} is a detector on features, without a backbone ({self.format.title})")
+        return inner
 
 
-def from_videomae(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A VideoMAE file as mmaction2 writes it -> the weights of a :class:`~bitad.models.videomae.VisionTransformer`.
-
-    The classifier and its norm are left out; adapters are kept where the file has them.
-
-    Raises:
-        ValueError: if the names are not VideoMAE's.
-    """
-    names = {name.removeprefix("backbone."): weight for name, weight in _unwrap(checkpoint, "state_dict").items()}
-    if recognise(names) != "videomae":
-        raise ValueError(f"not a VideoMAE file in mmaction2's form: its first weight is {next(iter(names), 'none')!r}")
-    return _vit(names)
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def recognise(names: Iterable[str]) -> Format:
-    """The project whose parameter names these are, wrappers' prefixes removed.
-
-    Raises:
-        ValueError: for names of no known project.
-    """
-    names = list(names)
-    if any(name.startswith(("rpn_head.", "projection.")) for name in names):
-        return "opentad"
-    if any(name.endswith("patch_embed.projection.weight") for name in names):
-        return "videomae"
-    if any(name.startswith(("pyramid.", "patch_embed.", "blocks.", "backbone.vit.")) for name in names):
-        return "bitad"
-    raise ValueError(
-        f"weights of no known project: the first is {next(iter(names), 'none')!r}; known are BiTAD's own, "
-        "OpenTAD's ActionFormer and AdaTAD, and mmaction2's VideoMAE"
-    )
-
-
-def convert(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of any known project under our names: a detector's or a backbone's.
-
-    Raises:
-        ValueError: for weights of no known project.
-    """
-    names = _unwrap(checkpoint, "state_dict_ema", "state_dict")
-    match recognise(names):
-        case "opentad":
-            return from_opentad(checkpoint)
-        case "videomae":
-            return from_videomae(checkpoint)
-        case "bitad":
-            return names
+def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of any known project under our names: a detector's or a backbone's. Raises as :meth:`Weights.of`."""
+    return Weights.of(content).tensors
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, may_lack: str = r"(?!)") -> None:
@@ -156,9 +126,19 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
         may_lack: a pattern of names that ``weights`` need not have, such as ``r"\\.adapter\\."``; none by default.
 
     Raises:
-        ValueError: one line with the names that are missing, left over, or of another shape.
+        ValueError: one line with the size that they are of, or the names that are missing, left over, or of another
+            shape.
     """
     wanted = module.state_dict()
+    if difference := size_difference(weights, wanted):
+        raise ValueError(f"weights of {source} do not fit the network: {difference}")
+    if defects := defects_of(weights, wanted, may_lack=may_lack):
+        raise ValueError(f"weights of {source} do not fit the network; {'; '.join(defects)}")
+    module.load_state_dict(dict(weights), strict=False)  # strictness is what was checked above
+
+
+def defects_of(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, may_lack: str = r"(?!)") -> list[str]:
+    """What is missing, left over or of another shape; a few words and the first names for each."""
     missing = [name for name in wanted if name not in weights and not re.search(may_lack, name)]
     unexpected = [name for name in weights if name not in wanted]
     reshaped = [
@@ -166,47 +146,37 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    defects = [
+    return [
         f"{len(found)} {kind}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
         for kind, found in (("missing", missing), ("not in the network", unexpected), ("of another shape", reshaped))
         if found
     ]
-    if defects:
-        raise ValueError(f"weights of {source} do not fit the network; {'; '.join(defects)}")
-    module.load_state_dict(dict(weights), strict=False)  # strictness is what was checked above
 
 
 def load_backbone(vit: nn.Module, path: Path) -> None:
-    """Loads a pre-trained VideoMAE file into a transformer; its adapters stay as they are unless the file has them.
+    """Loads a VideoMAE file, or the backbone of a detector's, into a transformer.
+
+    Adapters stay as they are unless the file has them, and so does the position table, which most files leave out
+    because it is a fixed sinusoid.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_weights`, :func:`convert` and :func:`load_weights`.
+        FileNotFoundError, ValueError: as :func:`read_weights`, :meth:`Weights.of` and :func:`load_weights`.
     """
-    load_weights(vit, convert(read_weights(path)), source=str(path), may_lack=r"\.adapter\.")
+    try:
+        weights = weights_of(read_weights(path), path)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    load_weights(vit, weights.backbone(str(path)), source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
 
 
-def _unwrap(checkpoint: Mapping[str, Any], *keys: str) -> dict[str, Tensor]:
-    """The named tensors inside a checkpoint: the first of ``keys`` that it has, without DDP's ``module.``."""
-    inner = next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
-    return {name.removeprefix("module."): w for name, w in inner.items() if isinstance(w, Tensor)}
+def weights_of(content: Mapping[str, Any], path: Path) -> Weights:
+    """The weights in the content of a file; says so where they are made more precise. Raises as :meth:`Weights.of`."""
+    weights = Weights.of(content)
+    if weights.halved:
+        log.info("%s holds %s; taken as float32", path, " and ".join(weights.dtype_names))
+    return weights
 
 
-def _vit(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """mmaction2's names of the transformer and AdaTAD's of its adapters -> ours."""
-    ours = {}
-    for name, weight in names.items():
-        if _VIT_UNUSED.match(name):
-            continue
-        # Convolutions over time there; over time and place, and a linear map, here.
-        if name.endswith(".adapter.dwconv.weight"):
-            weight = weight.unsqueeze(-1)
-        elif name.endswith(".adapter.conv.weight"):
-            weight = weight.squeeze(-1)
-        ours[_rename(name, _VIT_NAMES)] = weight
-    return ours
-
-
-def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in table:
-        name = re.sub(pattern, replacement, name)
-    return name
+def without_adapters(weights: Mapping[str, Tensor]) -> str:
+    """What ``weights`` may lack if they have no adapter at all: all of them, because new ones change nothing."""
+    return r"(?!)" if any(".adapter." in name for name in weights) else r"\.adapter\."

@@ -1,23 +1,34 @@
-"""Checkpoints: everything a run needs to go on, or a user to detect with; read with ``weights_only=True``, always."""
+"""Checkpoints: everything a run needs to go on, or a user to detect with; read with ``weights_only=True``, always.
+
+A detector of another project has weights only; with a configuration it becomes a checkpoint like ours.
+"""
 
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitad.config import Config
 from bitad.config_files import differences, override_config, parse_config
+from bitad.data.annotations import ANY_CLASS, read_annotations, read_classes
 from bitad.data.files import replacing
 from bitad.models.build import Network, build_network
-from bitad.models.weights import load_weights
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.weight_files import OURS, read_weights, write_safetensors
+from bitad.models.weights import Weights, load_backbone, load_weights, weights_of, without_adapters
 
-FORMAT = "bitad checkpoint 2"
+FORMAT = f"{OURS} 2"
+# Of the videos that a detector without a run was trained on, where they are not there to be asked: what most of
+# THUMOS14 and ActivityNet have.
+FRAME_RATE_HZ = 30.0
 # A resumed run may change these: what it goes on to do does not depend on them.
 WITHOUT_EFFECT = ("threads", "output", "training.workers", "init.forward", "init.backward")
 
@@ -32,6 +43,7 @@ class Checkpoint:
         model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
         epoch: epochs finished.
         rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
+        source: where the weights come from, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
     """
@@ -41,13 +53,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     epoch: int
     rate_hz: float
+    source: str = "the checkpoint"
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
 
     def network(self) -> Network:
         """The trained network or pair, in evaluation mode."""
         network = build_network(self.config, len(self.classes))
-        load_weights(network, self.model, source="the checkpoint")
+        load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
         return network.eval()
 
     def changes(self, config: Config) -> list[str]:
@@ -77,53 +90,159 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all."""
-    content = {
-        "format": FORMAT,
+    """Writes a checkpoint, whole or not at all; to a path that ends in ``.safetensors`` without what only resuming
+    needs."""
+    said = {
         "config": checkpoint.config.model_dump(mode="json"),
         "classes": list(checkpoint.classes),
-        "model": checkpoint.model,
         "epoch": checkpoint.epoch,
         "rate_hz": checkpoint.rate_hz,
         "evaluation": checkpoint.evaluation,
-        "training": checkpoint.training,
     }
+    if path.suffix == ".safetensors":
+        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+        write_safetensors(checkpoint.model, path, said={"format": FORMAT, **texts})
+        return
+    content = {"format": FORMAT, **said, "model": checkpoint.model, "training": checkpoint.training}
     with replacing(path) as partial:
         torch.save(content, partial)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint of ours; a run directory stands for its `best.pt`, else its `last.pt`.
+def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
+    """Reads a checkpoint of ours, or with a configuration any known project's detector.
+
+    Args:
+        path: a file; a run directory stands for its `best.pt`, else its `last.pt`.
+        config: of a detector that brings none; ours have theirs inside. Its data set names the classes.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, or a damaged one.
+        ValueError: no checkpoint or detector, a damaged one, or one with a configuration too many or too few.
     """
+    found = open_checkpoint(path)
+    if isinstance(found, Checkpoint):
+        if config is not None:
+            raise ValueError(f"{path} has its configuration inside; leave out --config, and change keys by key=value")
+        return found
+    if found.format.kind != "detector":
+        raise ValueError(
+            f"{path} is not a checkpoint of BiTAD but a backbone: {found.format.title}; name it in "
+            "model.backbone.weights and train a detector on it"
+        )
+    if config is None:
+        raise ValueError(
+            f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which has no configuration "
+            "inside; name one with --config, such as that of the preset it was trained like"
+        )
+    if config.plan.networks != 1:
+        raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
+    return Checkpoint(
+        config=config,
+        classes=class_names(config),
+        model=found.tensors,
+        epoch=found.epoch or 0,
+        rate_hz=_rate_hz(config),
+        source=str(path),
+    )
+
+
+def open_checkpoint(path: Path) -> Checkpoint | Weights:
+    """A checkpoint of ours, or the weights of any known project. Raises as :func:`load_checkpoint`."""
     if path.is_dir():
-        found = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
-        if not found:
+        runs = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
+        if not runs:
             raise FileNotFoundError(f"run {path} has no checkpoint (best.pt or last.pt) yet; train it first")
-        path = found[0]
+        path = runs[0]
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
+    content = read_weights(path)
+    if content.get("format") == FORMAT:
+        return _ours(content if path.suffix == ".safetensors" else _undamaged(path), path)
+    if "format" in content:
+        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}') but {content['format']!r}; train anew")
     try:
-        # torch.load does not look at the checksums: weights that were damaged on the way would go unnoticed.
-        with zipfile.ZipFile(path) as archive:
+        return weights_of(content, path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
+
+
+def _undamaged(path: Path) -> dict[str, Any]:
+    """The content of a file of ours. In memory: a run that goes on replaces the file that it goes on from."""
+    # torch.load does not look at the checksums: weights that were damaged on the way would go unnoticed.
+    with zipfile.ZipFile(path) as archive:
+        try:
             damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} in it is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged bytes lead to
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'); train one, or convert it")
+        except Exception as error:  # whatever damaged bytes lead to
+            damaged = str(error)
+    if damaged is not None:
+        raise ValueError(f"{path} is not a readable checkpoint ({damaged} in it is damaged)")
+    return read_weights(path, mapped=False)
+
+
+def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(
         config=parse_config(content["config"], f"in {path}"),
         classes=tuple(content["classes"]),
         model=content["model"],
         epoch=content["epoch"],
         rate_hz=content["rate_hz"],
+        source=str(path),
         evaluation=content["evaluation"],
-        training=content["training"],
+        training=content.get("training"),
     )
+
+
+def convert_weights(path: Path, out: Path, config: Config | None = None) -> None:
+    """Writes weights of any known project as safetensors with our names: a detector as a checkpoint, a backbone alone.
+
+    Args:
+        path: as :func:`load_checkpoint`, or a backbone's.
+        out: a file that ends in ``.safetensors``; whole or not at all.
+        config: of a detector that brings none, and then it goes into the file; of a backbone, what it is to fit.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_checkpoint`; the weights do not fit the configuration.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
+    found = open_checkpoint(path)
+    if isinstance(found, Checkpoint) or found.format.kind != "backbone":
+        checkpoint = load_checkpoint(path, config)
+        checkpoint.network()  # fits, or says why not
+        save_checkpoint(checkpoint, out)
+        return
+    if config is not None:
+        if config.model.backbone is None:
+            raise ValueError(f"{path} is a backbone ({found.format.title}), but the configuration takes features")
+        network = build_network(config, 1)
+        assert isinstance(network, Detector)
+        assert isinstance(network.backbone, VideoBackbone)
+        load_backbone(network.backbone.vit, path)
+    write_safetensors(found.tensors, out, said={"project": found.format.title, "source": path.name})
+
+
+def class_names(config: Config) -> tuple[str, ...]:
+    """The classes of a configuration's data set, in the order of the logits.
+
+    Raises:
+        FileNotFoundError: neither its list nor its annotations are there.
+    """
+    data = config.data
+    if data.class_agnostic:
+        return (ANY_CLASS,)
+    if data.classes is not None:
+        return read_classes(data.classes)
+    if not data.annotations.is_file():
+        raise FileNotFoundError(f"{data.annotations}: no such file; name the classes, a name a line, in data.classes")
+    return read_annotations(data.annotations).classes
+
+
+def _rate_hz(config: Config) -> float:
+    """Grid steps a second of a configuration's data set, the median of its videos."""
+    data = config.data
+    rates = []
+    if data.annotations.is_file():
+        videos = read_annotations(data.annotations).videos.values()
+        rates = [video.fps for video in videos if video.fps is not None]
+    stride = config.window.stride_frames if data.features is None else data.feature_stride_frames
+    return float(np.median(rates or [FRAME_RATE_HZ])) / stride

@@ -1,4 +1,4 @@
-"""The first weights of two networks: those of two finished baselines."""
+"""The first weights of two networks: those of two finished baselines, ours or another project's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bitad.config import Config
 from bitad.config_files import differences
 from bitad.data.detections import Basis
 from bitad.models.pair import Pair
-from bitad.models.weights import load_weights
-from bitad.training.checkpoint import Checkpoint, load_checkpoint
+from bitad.models.weights import Weights, load_weights, without_adapters
+from bitad.training.checkpoint import Checkpoint, open_checkpoint
 
 # Parts of `model` that change how a network is trained and not what it is.
 _OF_THE_TRAINING = ("drop_path", "dropout", "backbone.weights", "backbone.drop_path", "backbone.checkpointing")
@@ -22,21 +22,29 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
-        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run.
+        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run. A
+            detector of another project says neither its direction nor its windows: these are taken on trust.
     """
     paths = (("forward", config.init.forward), ("backward", config.init.backward))
     for side, view, (name, path) in zip(pair.sides, config.views, paths, strict=True):
         assert path is not None  # the configuration has seen to it
-        checkpoint = _load(name, path)
-        if faults := list(_faults(checkpoint, config, classes, view)):
-            raise ValueError(f"init.{name}={path} does not fit this run: {'; '.join(faults)}")
+        found = _open(name, path)
+        if isinstance(found, Checkpoint):
+            if faults := list(_faults(found, config, classes, view)):
+                raise ValueError(f"init.{name}={path} does not fit this run: {'; '.join(faults)}")
+            weights = found.model
+        elif found.format.kind == "detector":
+            weights = found.tensors
+        else:
+            raise ValueError(f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline")
         # The second adapters are new; there are none in a baseline.
-        load_weights(side.network, checkpoint.model, source=str(path), may_lack=r"\.bi_adapter\.")
+        lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
+        load_weights(side.network, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-def _load(name: str, path: Path) -> Checkpoint:
+def _open(name: str, path: Path) -> Checkpoint | Weights:
     try:
-        return load_checkpoint(path)
+        return open_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"init.{name}: {error}") from None
 

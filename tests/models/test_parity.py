@@ -27,7 +27,7 @@ from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.head import DetectionHead, Prediction
 from bitad.models.pyramid import FeaturePyramid, Level
 from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import from_opentad, load_weights, read_weights
+from bitad.models.weights import convert, load_weights, read_weights
 from bitad.timeline import Grid
 from bitad.training.losses import DetectionLoss
 from bitad.training.targets import Targets, assign
@@ -87,7 +87,7 @@ class Recording:
 
     def detector(self, **keywords: Any) -> Detector:
         detector = self.build(**keywords)
-        weights = from_opentad(read_weights(self.folder / "checkpoint.pth"))
+        weights = convert(read_weights(self.folder / "checkpoint.pth"))
         load_weights(detector, weights, source=self.name)
         return detector.eval()
 
@@ -243,7 +243,7 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
     targets = assign(prediction.points, recording.segments, recording.labels, 20)
     DetectionLoss()(prediction, targets).total.backward()
 
-    recorded = from_opentad(recording.arrays("grads_train"))
+    recorded = convert(recording.arrays("grads_train"))
     found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     assert found.keys() == recorded.keys()
     total = recording.info["grad_total_norm"]

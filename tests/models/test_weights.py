@@ -1,166 +1,34 @@
 from __future__ import annotations
 
-import gzip
+import argparse
 import json
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
 
+import layouts
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.head import DetectionHead
-from bitad.models.pyramid import FeaturePyramid
-from bitad.models.sizes import SIZES
 from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import (
-    convert,
-    from_opentad,
-    from_videomae,
-    load_backbone,
-    load_weights,
-    read_weights,
-    recognise,
-)
-
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
-
-needs_fixtures = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the key lists of published files, ../shared/fixtures, are not beside this checkout"
-)
+from bitad.models.weight_files import _numpy_number, _NumpyType, write_safetensors
+from bitad.models.weights import Weights, convert, load_backbone, load_weights, read_weights
 
 
-def tiny_vit(adapters: bool = False) -> VisionTransformer:
-    modules = [TemporalAdapter(8)] if adapters else None
-    return VisionTransformer(dim=8, depth=1, heads=2, mlp_dim=16, image_size=32, adapters=modules)
-
-
-def as_mmaction(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights of a transformer without adapters under mmaction2's names, with a classifier."""
-    theirs = {
-        name.replace("patch_embed.", "patch_embed.projection.")
-        .replace(".mlp.0.", ".mlp.layers.0.0.")
-        .replace(".mlp.2.", ".mlp.layers.1."): weight
-        for name, weight in weights.items()
-    }
-    return {f"backbone.{name}": weight for name, weight in theirs.items()} | {
-        "backbone.fc_norm.weight": torch.ones(8),
-        "cls_head.fc_cls.weight": torch.ones(4, 8),
-    }
+def tiny_vit(adapters: bool = False, **sizes: int) -> VisionTransformer:
+    sizes = {"dim": 8, "depth": 1, "heads": 2, "mlp_dim": 16, "image_size": 32} | sizes
+    modules = [TemporalAdapter(sizes["dim"]) for _ in range(sizes["depth"])] if adapters else None
+    return VisionTransformer(**sizes, adapters=modules)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-# Names and shapes of the published files.
-
-
-def published(size: str) -> dict[str, Any]:
-    return json.loads(gzip.decompress((FIXTURES / f"keys_videomae_{size}.json.gz").read_bytes()))
-
-
-def on_meta(listing: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.empty(shape, device="meta") for name, (shape, _) in listing.items()}
-
-
-def shapes(weights: dict[str, Tensor], depth: int = 1) -> dict[str, list[int]]:
-    """Shapes by name, the transformer's first block repeated ``depth`` times."""
-    return {
-        name.replace("blocks.0.", f"blocks.{block}."): list(tensor.shape)
-        for name, tensor in weights.items()
-        for block in range(depth)
-    }
-
-
-@needs_fixtures
-@pytest.mark.parametrize("size", ["s", "b", "l", "h"])
-def test_published_files_fill_their_networks(size: str) -> None:
-    listing, sizes = published(size), SIZES[size]
-    # One block has the names and shapes of all of them, and is quickly built.
-    dimensions = {"dim": sizes.dim, "depth": 1, "heads": sizes.heads, "mlp_dim": sizes.mlp_dim}
-    with torch.device("meta"):
-        pyramid = FeaturePyramid(sizes.dim, 512, levels=6, max_length=768)
-        head = DetectionHead(512, 20, strides=pyramid.strides, ranges=[(0.0, 1.0)] * 6)
-    vit = VisionTransformer(**dimensions, adapters=[TemporalAdapter(sizes.dim)])
-    detector = Detector(backbone=VideoBackbone(vit), pyramid=pyramid, head=head)
-    checkpoint = convert({"state_dict_ema": on_meta(listing["detector"])})
-    assert shapes(checkpoint) == shapes(detector.state_dict(), sizes.depth)
-    pretrained = convert({"state_dict": on_meta(listing["pretrained"])})
-    without_adapters = {name: w for name, w in vit.state_dict().items() if ".adapter." not in name}
-    assert shapes(pretrained) == shapes(without_adapters, sizes.depth)
-
-
-# Reading.
-
-
-def test_the_ema_is_preferred_and_wrappers_prefixes_fall() -> None:
-    def checkpoint(value: float) -> dict[str, Tensor]:
-        return {"module.projection.stem.0.ln1.weight": torch.full((2,), value)}
-
-    both = {"epoch": 3, "state_dict": checkpoint(1.0), "state_dict_ema": checkpoint(2.0)}
-    assert from_opentad(both)["pyramid.stem.0.norm1.weight"].tolist() == [2.0, 2.0]
-    del both["state_dict_ema"]
-    assert from_opentad(both)["pyramid.stem.0.norm1.weight"].tolist() == [1.0, 1.0]
-    assert from_opentad(checkpoint(3.0))["pyramid.stem.0.norm1.weight"].tolist() == [3.0, 3.0]
-
-
-def test_the_levels_scales_become_one_vector_in_their_order() -> None:
-    scales = {f"rpn_head.scale.{level}.scale": torch.tensor(float(level)) for level in (10, 2, 0)}
-    assert from_opentad(scales)["head.scales"].tolist() == [0.0, 2.0, 10.0]
-
-
-def test_the_loss_normaliser_is_left_to_the_training() -> None:
-    assert from_opentad({"rpn_head.loss_normalizer": torch.tensor(100)}) == {}
-
-
-@pytest.mark.parametrize("adapters", [False, True])
-def test_a_pretrained_backbone_is_loaded_and_adapters_stay(tmp_path: Path, adapters: bool) -> None:
-    source, vit = tiny_vit(), tiny_vit(adapters)
-    torch.save({"state_dict": as_mmaction(source.state_dict())}, tmp_path / "vit.pth")
-    up = vit.state_dict().get("blocks.0.adapter.down.weight")
-    before = None if up is None else up.clone()
-    load_backbone(vit, tmp_path / "vit.pth")
-    loaded = vit.state_dict()
-    assert all(torch.equal(loaded[name], weight) for name, weight in source.state_dict().items())
-    assert before is None or torch.equal(loaded["blocks.0.adapter.down.weight"], before)
-
-
-def test_our_own_safetensors_are_loaded_as_they_are(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source, vit = tiny_vit(), tiny_vit(adapters=True)
-    save_file(source.state_dict(), tmp_path / "vit.safetensors")
-    load_backbone(vit, tmp_path / "vit.safetensors")
-    assert torch.equal(vit.state_dict()["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"])
-
-
-@pytest.mark.parametrize(
-    ("names", "known"),
-    [
-        (["rpn_head.scale.0.scale"], "opentad"),
-        (["projection.embed.0.conv.weight"], "opentad"),
-        (["backbone.patch_embed.projection.weight", "backbone.pos_embed"], "videomae"),
-        (["patch_embed.weight", "pos_embed"], "bitad"),
-        (["head.scales", "pyramid.norms.0.bias"], "bitad"),
-    ],
-)
-def test_formats_are_recognised_by_their_names(names: list[str], known: str) -> None:
-    assert recognise(names) == known
-
-
-def test_unknown_names_are_refused_with_the_first_of_them() -> None:
-    with pytest.raises(ValueError, match=r"no known project: the first is 'conv1\.weight'"):
-        convert({"conv1.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="the first is 'none'"):
-        convert({})
-    with pytest.raises(ValueError, match=r"not a checkpoint of OpenTAD.*'patch_embed.weight'"):
-        from_opentad({"patch_embed.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"not a VideoMAE file.*'rpn_head.cls_head.bias'"):
-        from_videomae({"rpn_head.cls_head.bias": torch.ones(1)})
 
 
 def assert_one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
@@ -168,6 +36,176 @@ def assert_one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> 
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+# What is taken.
+
+
+def test_the_averaged_weights_are_preferred() -> None:
+    def checkpoint(value: float) -> dict[str, Tensor]:
+        return {"module.projection.stem.0.ln1.weight": torch.full((2,), value)}
+
+    both = {"epoch": 3, "state_dict": checkpoint(1.0), "state_dict_ema": checkpoint(2.0)}
+    assert convert(both)["pyramid.stem.0.norm1.weight"].tolist() == [2.0, 2.0]
+    del both["state_dict_ema"]
+    assert convert(both)["pyramid.stem.0.norm1.weight"].tolist() == [1.0, 1.0]
+    assert convert(checkpoint(3.0))["pyramid.stem.0.norm1.weight"].tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_pretrained_backbone_is_loaded_and_adapters_stay(tmp_path: Path, adapters: bool) -> None:
+    source, vit = tiny_vit(), tiny_vit(adapters)
+    torch.save(layouts.mmaction2(source.state_dict()), tmp_path / "vit.pth")
+    down = vit.state_dict().get("blocks.0.adapter.down.weight")
+    before = None if down is None else down.clone()
+    load_backbone(vit, tmp_path / "vit.pth")
+    loaded = vit.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in source.state_dict().items())
+    assert before is None or torch.equal(loaded["blocks.0.adapter.down.weight"], before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_taken_as_single_and_said(
+    dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, vit = tiny_vit(), tiny_vit()
+    halved = {name: weight.to(dtype) for name, weight in source.state_dict().items()}
+    save_file(halved, tmp_path / "half.safetensors")
+    with caplog.at_level(logging.INFO, logger="bitad"):
+        load_backbone(vit, tmp_path / "half.safetensors")
+    assert f"holds {str(dtype).removeprefix('torch.')}; taken as float32" in caplog.text
+    assert {weight.dtype for weight in vit.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(weight, halved[name].float()) for name, weight in vit.state_dict().items())
+    assert Weights.of(halved).halved
+
+
+def test_a_file_in_the_old_form_of_pytorch_is_read_too(tmp_path: Path) -> None:
+    source, vit = tiny_vit(), tiny_vit()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(source.state_dict(), path, _use_new_zipfile_serialization=False)
+    load_backbone(vit, path)
+    assert same(vit, source)
+
+
+def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    source, vit = tiny_vit(), tiny_vit()
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    load_backbone(vit, tmp_path / "vit.pth")
+    (tmp_path / "vit.pth").write_bytes(b"something else")
+    assert same(vit, source)
+
+
+# What else a file may hold.
+
+
+def test_the_arguments_of_a_training_and_its_figures_do_no_harm(tmp_path: Path) -> None:
+    source, vit = tiny_vit(), tiny_vit()
+    content = layouts.videomae_finetuned(source.state_dict())
+    content |= {"args": argparse.Namespace(lr=1e-3, device=torch.device("cpu")), "max_accuracy": np.float64(81.5)}
+    content |= {"steps": np.int64(7), "done": np.bool_(True)}
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path)
+    load_backbone(vit, path)
+    assert same(vit, source)
+    read = read_weights(path)
+    assert (read["max_accuracy"], read["steps"], read["done"]) == (81.5, 7, True)
+    assert read["args"].lr == 1e-3
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("code in a weights file was run",))
+
+
+def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("bomb.pth", "pickle.pth"):
+        with pytest.raises(ValueError) as error:
+            read_weights(tmp_path / name)
+        assert_one_line(error, name)
+
+
+def test_what_a_file_needs_beside_weights_is_named_with_a_remedy(tmp_path: Path) -> None:
+    content = layouts.mmaction2(tiny_vit().state_dict())
+    torch.save({**content, "meta": {"path": Path("x"), "history": np.arange(3)}}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError) as error:
+        read_weights(tmp_path / "vit.pth")
+    assert_one_line(error, "vit.pth needs numpy._core.multiarray._reconstruct", "pathlib.", "save its weights alone")
+    assert "argparse" not in str(error.value)
+
+
+@pytest.mark.parametrize("code", ["O", "V8", "U4", "i8,O"])
+def test_only_numbers_of_numpy_are_read(code: str, tmp_path: Path) -> None:
+    class Crafted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np._core.multiarray.scalar, (np.dtype("f8"), b"\0" * 8)
+
+    torch.save({"number": Crafted()}, tmp_path / "number.pth")
+    assert read_weights(tmp_path / "number.pth")["number"] == 0
+    with pytest.raises(ValueError, match="only numbers are read"):
+        _numpy_number(_NumpyType(code), b"\0" * 16)
+
+
+# What is refused.
+
+
+def test_unknown_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no known project: the first is 'conv1\.weight'"):
+        convert({"conv1.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="the first is 'none'"):
+        convert({})
+    torch.save({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match=r"resnet\.pth: weights of no known project"):
+        load_backbone(tiny_vit(), tmp_path / "resnet.pth")
+
+
+def test_another_size_is_named_beside_the_wanted_one(tmp_path: Path) -> None:
+    torch.save(layouts.videomae_finetuned(tiny_vit(dim=12, depth=2).state_dict()), tmp_path / "vit.pth")
+    vit = tiny_vit()
+    before = tiny_vit()
+    before.load_state_dict(vit.state_dict())
+    with pytest.raises(ValueError) as error:
+        load_backbone(vit, tmp_path / "vit.pth")
+    assert_one_line(
+        error,
+        "vit.pth do not fit the network: it is a transformer (12 wide, 2 blocks, MLP 16, patch 16)",
+        "the configuration wants a transformer (8 wide, 1 blocks, MLP 16, patch 16)",
+    )
+    assert same(vit, before)
+
+
+def test_published_sizes_are_called_by_their_names(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        base, huge = (
+            VisionTransformer(**sizes)
+            for sizes in (
+                {"dim": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+                {"dim": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
+            )
+        )
+    with pytest.raises(ValueError) as error:
+        load_weights(huge, base.state_dict(), source="vit.pth")
+    assert_one_line(
+        error,
+        "it is VideoMAE-B (768 wide, 12 blocks",
+        "wants VideoMAE-H (1280 wide, 32 blocks",
+        "model.backbone.size=b",
+    )
+
+
+def test_other_adapters_are_named_with_the_key_that_fits_them() -> None:
+    some = tiny_vit(adapters=True, depth=3).state_dict()
+    later = {name: weight for name, weight in some.items() if not name.startswith("blocks.0.adapter.")}
+    with pytest.raises(ValueError, match=r"from block 1 to 2, .* from 0 to 2 \(model\.backbone\.first_adapter=1\)"):
+        load_weights(tiny_vit(adapters=True, depth=3), later, source="vit.pth")
+    wide = VisionTransformer(
+        dim=8, depth=1, heads=2, mlp_dim=16, image_size=32, adapters=[TemporalAdapter(8, reduction=2)]
+    )
+    with pytest.raises(ValueError, match=r"4 wide, the configuration's 2 \(model\.backbone\.adapter_reduction=2\)"):
+        load_weights(tiny_vit(adapters=True), wide.state_dict(), source="vit.pth")
 
 
 def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded() -> None:
@@ -189,6 +227,14 @@ def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded() -> None:
     assert same(vit, other)
 
 
+def test_a_network_that_ours_is_not_is_refused_by_its_names() -> None:
+    """VideoMAEv2's code can build attention by cosine, and BEiT's scaled branches: weights that have no place here."""
+    names = layouts.videomae_finetuned(tiny_vit().state_dict())["module"]
+    names |= {"blocks.0.attn.scale": torch.ones(2, 1, 1), "blocks.0.gamma_1": torch.ones(8)}
+    with pytest.raises(ValueError, match=r"2 not in the network: blocks\.0\.attn\.scale, blocks\.0\.gamma_1"):
+        load_weights(tiny_vit(), convert(names), source="vit.pth", may_lack="^pos_embed$")
+
+
 def test_only_the_first_names_of_many_are_listed() -> None:
     with pytest.raises(ValueError) as error:
         load_weights(tiny_vit(), {}, source="nothing")
@@ -200,31 +246,50 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_weights(tmp_path / "vit.pth")
 
 
-class Bomb:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (pytest.fail, ("code in a weights file was run",))
-
-
-def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Bomb()))
-    for name in ("bomb.pth", "pickle.pth"):
-        with pytest.raises(ValueError, match="not a readable file of weights") as error:
-            read_weights(tmp_path / name)
-        assert_one_line(error)
-
-
 @pytest.mark.parametrize("name", ["torn.pth", "torn.safetensors"])
 def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match="not a readable file of weights") as error:
+    with pytest.raises(ValueError, match="not a readable checkpoint or file of weights") as error:
         read_weights(tmp_path / name)
     assert_one_line(error, name)
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_an_error_of_one_line(form: str, share: float, tmp_path: Path) -> None:
+    weights = tiny_vit().state_dict()
+    whole, cut = (tmp_path / f"{word}.{'safetensors' if form == 'safetensors' else 'pth'}" for word in ("whole", "cut"))
+    if form == "safetensors":
+        save_file(weights, whole)
+    else:
+        torch.save(weights, whole, _use_new_zipfile_serialization=form == "zip")
+    cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(ValueError, match="not a readable checkpoint or file of weights") as error:
+        read_weights(cut)
+    assert_one_line(error, "cut.")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(torch.ones(3), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="holds a Tensor, not named weights"):
         read_weights(tmp_path / "tensor.pth")
+    torch.save({"state_dict": [1, 2]}, tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth: weights of no known project"):
+        load_backbone(tiny_vit(), tmp_path / "list.pth")
+
+
+# What is written.
+
+
+def test_safetensors_are_written_whole_with_what_is_said_of_them(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(())}
+    path = tmp_path / "new" / "weights.safetensors"
+    write_safetensors(weights, path, said={"source": "here", "numbers": json.dumps([1, 2])})
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"source": "here", "numbers": "[1, 2]"}
+    assert all(torch.equal(read_weights(path)[name], weight) for name, weight in weights.items())
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_safetensors(weights, path, said={"number": 1})  # only texts can be said
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
