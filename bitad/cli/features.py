@@ -37,7 +37,8 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.description = f"{p.description}\n{ABOUT.rstrip()}"
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
-    p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run directory or a .pt file")
+    p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run, or a detector's file")
+    p.add_argument("--config", help="of another project's detector: a YAML file, or the name of a preset")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     p.add_argument(
         "--direction", choices=["forward", "reverse", "both"], help="of playback (forward, or the run's own)"
@@ -52,6 +53,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> int:
+    from bitad.config_files import load_config
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.training.distributed import processes
@@ -59,6 +61,7 @@ def _features(arguments: argparse.Namespace) -> int:
     videos = find_videos(arguments.videos)
     encoder = load_encoder(
         arguments.checkpoint,
+        config=None if arguments.config is None else load_config(arguments.config),
         stride_frames=arguments.stride,
         clip_frames=arguments.clip_frames,
         pixels=arguments.pixels,

@@ -7,8 +7,6 @@ one that closes. Row i is about the same frames in either direction.
 
 from __future__ import annotations
 
-import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitad.config import CLIP_FRAMES
+from bitad.config import CLIP_FRAMES, Config
 from bitad.data.detections import Basis
 from bitad.data.windows import sliding_windows
-from bitad.models.adapters import is_adapter
 from bitad.models.build import weights_path
 from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.network_size import TransformerSize
 from bitad.models.sizes import SIZES, VitSize
 from bitad.models.videomae import Block, VisionTransformer, sinusoid_table
-from bitad.models.weights import convert, load_weights, read_weights
-from bitad.training.checkpoint import Checkpoint, load_checkpoint
+from bitad.models.weights import Weights, load_weights
+from bitad.timeline import Grid
+from bitad.training.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 
 # Of a backbone file's clips and pictures, if nothing else is asked for.
 CLIP_STRIDE, PIXELS = 4, 224
@@ -149,7 +148,7 @@ class ClipEncoder(Encoder):
 
 
 class WindowEncoder(Encoder):
-    """What a run's pyramid stands on, ``[T, C]``: row i is of frame ``stride * i``, in a window of the run's length.
+    """What a run's pyramid stands on, ``[T, C]``: row i is of the grid step at frame ``stride * i``, in a window.
 
     Adapters look along a whole window, so a row depends on where its window lies. Windows lie as in testing: they
     overlap, and the last one ends where the video ends. Each row is taken from the window in whose middle it lies
@@ -176,6 +175,10 @@ class WindowEncoder(Encoder):
         super().__init__(backbones, stride_frames=stride_frames, pixels=pixels, file=file)
         self.window_steps: int = steps
         self.window_overlap: float = overlap
+        self.frames_per_step = next(iter(self.backbones.values())).frames_per_step
+        if stride_frames % self.frames_per_step:
+            step = f"the run's {self.frames_per_step} frames a step"
+            raise ValueError(f"a stride of {stride_frames} frames is not a multiple of {step}")
 
     def steps(self, frames: int) -> int:
         return -(-frames // self.stride_frames)
@@ -187,12 +190,13 @@ class WindowEncoder(Encoder):
         # A window's middle is at start + (T - 1) / 2; half-way between two middles the earlier window ends.
         ends = [(a + b + self.window_steps + 1) // 2 for a, b in pairwise(starts)]
         for (start, steps), first, stop in zip(windows, [0, *ends], [*ends, total], strict=True):
-            yield Piece(self.stride_frames * np.arange(start, start + steps), first, stop)
+            seen = Grid(1.0, self.stride_frames, self.stride_frames * start, steps).frames(self.frames_per_step)
+            yield Piece(seen.clip(max=frames - 1), first, stop)  # of the last step there may be less
 
     def encode(self, pictures: Tensor, piece: Piece, direction: Basis) -> Tensor:
-        real = len(pictures)
-        frames = pictures[_played(real, self.window_steps, direction)]  # [T, H, W, 3]
-        features: Tensor = self.backbones[direction](frames[None])[0, :, :real]  # [C, V]
+        real, length = len(pictures), self.window_steps * self.frames_per_step
+        inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
+        features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
         if direction == "reverse":
             features = features.flip(1)
         start = int(piece.frames[0]) // self.stride_frames
@@ -208,6 +212,7 @@ def _played(real: int, length: int, direction: Basis) -> NDArray[np.int64]:
 def load_encoder(
     path: Path,
     *,
+    config: Config | None = None,
     stride_frames: int | None = None,
     clip_frames: int | None = None,
     pixels: int | None = None,
@@ -217,7 +222,8 @@ def load_encoder(
 
     Args:
         path: a VideoMAE file of any known project (``package:NAME``: one of ours), for sliding clips; or a run or
-            checkpoint of ours, for windows of its own length.
+            checkpoint of ours, or with a configuration another project's detector, for windows of its own length.
+        config: of a detector that brings none.
         stride_frames: from one row to the next; None: 4, or the run's.
         clip_frames: of a backbone file's clips; None: 16.
         pixels: of the pictures; None: 224, or the run's.
@@ -227,51 +233,48 @@ def load_encoder(
         FileNotFoundError: no such file, or a run without checkpoints.
         ValueError: not weights with a backbone, or settings that do not fit it.
     """
-    if path.is_dir():
-        file = next((path / name for name in ("best.pt", "last.pt") if (path / name).is_file()), path)
-        return _of_run(load_checkpoint(path), file, stride_frames, clip_frames, pixels)
     file = weights_path(path)
-    content = read_weights(file)
-    if "format" in content:  # a checkpoint of ours says what it is
-        return _of_run(load_checkpoint(file), file, stride_frames, clip_frames, pixels)
-    return ClipEncoder(
-        _backbone(convert(content), file, CLIP_FRAMES if clip_frames is None else clip_frames),
-        stride_frames=CLIP_STRIDE if stride_frames is None else stride_frames,
-        pixels=PIXELS if pixels is None else pixels,
-        file=file,
-        clips=clips,
-    )
-
-
-def _of_run(
-    checkpoint: Checkpoint, file: Path, stride_frames: int | None, clip_frames: int | None, pixels: int | None
-) -> WindowEncoder:
-    config = checkpoint.config
-    model, window = config.model.backbone, config.window
-    if model is None:
-        raise ValueError(f"{file} takes pre-computed features and has no backbone; give a run on videos, or a VideoMAE")
+    found = open_checkpoint(file)
+    if isinstance(found, Weights) and found.format.kind == "backbone":
+        if config is not None:
+            raise ValueError(f"{path} is a backbone's file, which needs no configuration; leave out --config")
+        return ClipEncoder(
+            _backbone(found.tensors, file, CLIP_FRAMES if clip_frames is None else clip_frames),
+            stride_frames=CLIP_STRIDE if stride_frames is None else stride_frames,
+            pixels=PIXELS if pixels is None else pixels,
+            file=file,
+            clips=clips,
+        )
+    run = found if isinstance(found, Checkpoint) and config is None else load_checkpoint(file, config)
     if clip_frames not in (None, CLIP_FRAMES):
-        raise ValueError(f"{file} sees windows of {window.steps} steps, not clips of {clip_frames} frames")
+        raise ValueError(f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames")
+    return _of_run(run, stride_frames, pixels)
+
+
+def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> WindowEncoder:
+    model, window = run.config.model.backbone, run.config.window
+    if model is None:
+        raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
     if window.layout != "sliding":
-        raise ValueError(f"{file} resizes each video to {window.steps} steps; features of a folder have one stride")
+        raise ValueError(f"{run.source} resizes videos to {window.steps} steps; a folder of features has one stride")
     return WindowEncoder(
-        _backbones(checkpoint, file),
+        _backbones(run),
         steps=window.steps,
         overlap=window.overlap,
         stride_frames=window.stride_frames if stride_frames is None else stride_frames,
         pixels=model.pixels if pixels is None else pixels,
-        file=file,
+        file=Path(run.source),
     )
 
 
-def _backbones(checkpoint: Checkpoint, file: Path) -> dict[Basis, VideoBackbone]:
+def _backbones(run: Checkpoint) -> dict[Basis, VideoBackbone]:
     """The backbone for each playing direction: that of a single network for both, its own direction first."""
-    network, views = checkpoint.network(), checkpoint.config.views
+    network, views = run.network(), run.config.views
     networks: dict[Basis, Detector] = {}
     if isinstance(network, Detector):
         networks = dict.fromkeys((*views, "forward", "reverse"), network)
     elif network.first.cross_adapters is not None:
-        raise ValueError(f"{file}: in experiment {checkpoint.config.experiment} neither backbone works alone")
+        raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
     else:
         for view, side in zip(views, network.sides, strict=True):
             networks.setdefault(view, side.network)  # of two forward ones the first
@@ -280,40 +283,28 @@ def _backbones(checkpoint: Checkpoint, file: Path) -> dict[Basis, VideoBackbone]
 
 def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> VideoBackbone:
     """A transformer without adapters; its size is seen from the weights."""
-    if any(is_adapter(name) or name.startswith(("backbone.", "pyramid.")) for name in weights):
-        raise ValueError(
-            f"{file} is a detector, or has its adapters, but not the windows they look at; give its backbone's own "
-            "file, or a run of BiTAD"
-        )
-    patch, mlp = weights.get("patch_embed.weight"), weights.get("blocks.0.mlp.0.weight")
-    if patch is None or mlp is None:
-        raise ValueError(f"{file}: no transformer of VideoMAE in it")
-    depth = 1 + max(int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name)))
-    measures = (patch.shape[0], depth, mlp.shape[0], patch.shape[-1])
-    size = next((s for s in SIZES.values() if (s.dim, s.depth, s.mlp_dim, s.patch_size) == measures), None)
+    size = TransformerSize.of(weights)
     if size is None:
-        raise ValueError(
-            f"{file}: a transformer {measures[0]} wide, of {depth} blocks, MLP {measures[2]}, patch {measures[3]}; "
-            f"known are {', '.join(SIZES)}"
-        )
-    tubelet, table = patch.shape[2], weights.get("pos_embed")
+        raise ValueError(f"{file}: no transformer of VideoMAE in it")
+    if size.adapters:
+        raise ValueError(f"{file} has adapters, but not the windows they look along; give the whole detector or run")
+    if size.heads is None:
+        raise ValueError(f"{file} holds {size}, of unknown attention heads; known are {', '.join(SIZES)}")
+    tubelet, table = weights["patch_embed.weight"].shape[2], weights.get("pos_embed")
     if clip_frames < 1 or clip_frames % tubelet:
         raise ValueError(f"clips of {clip_frames} frames; the backbone takes a multiple of {tubelet}")
-    image_size = 224
-    if table is not None:
-        image_size = size.patch_size * math.isqrt(table.shape[1] // (CLIP_FRAMES // tubelet))
-        if clip_frames != CLIP_FRAMES:
-            # VideoMAE's own table is a sinusoid along all tokens, frame after frame: it goes on, or stops earlier.
-            if not torch.allclose(table.float(), sinusoid_table(table.shape[1], size.dim), atol=1e-3):
-                raise ValueError(f"{file}: its position table is learnt, for clips of {CLIP_FRAMES} frames only")
-            weights = {name: weight for name, weight in weights.items() if name != "pos_embed"}
+    if table is not None and clip_frames != CLIP_FRAMES:
+        # VideoMAE's own table is a sinusoid along all tokens, frame after frame: it goes on, or ends earlier.
+        if not torch.allclose(table, sinusoid_table(table.shape[1], size.dim), atol=1e-3):
+            raise ValueError(f"{file}: its position table is learnt, for clips of {CLIP_FRAMES} frames only")
+        weights = {name: weight for name, weight in weights.items() if name != "pos_embed"}
     vit = VisionTransformer(
         dim=size.dim,
         depth=size.depth,
         heads=size.heads,
         mlp_dim=size.mlp_dim,
         patch_size=size.patch_size,
-        image_size=image_size,
+        image_size=PIXELS if size.table_pixels is None else size.table_pixels,
         clip_frames=clip_frames,
         tubelet=tubelet,
     )
