@@ -65,6 +65,10 @@ class DataConfig(Section):
     feature_channels: Count | None = None
     feature_stride_frames: Positive = Field(default=1.0, description="video frames from one feature to the next")
     feature_offset_frames: float = Field(default=0.0, description="frame at the centre of the first feature's snippet")
+    feature_fps: Positive | None = Field(
+        default=None, description="frames a second that the strides count; none: the annotations' rate of each video"
+    )
+    class_agnostic: bool = Field(default=False, description="learn one class of all: when, and not what")
     training_subset: Name = "training"
     test_subset: Name = "validation"
 
@@ -279,6 +283,10 @@ class TestConfig(Section):
         default="soft-nms", description="how the detections of two networks become one set"
     )
     nms: NmsConfig = NmsConfig()
+    video_scores: Path | None = Field(
+        default=None, description="JSON with the classes' scores in each whole video, which name what is found"
+    )
+    video_classes: Count = Field(default=2, description="of these classes, how many a video")
     tiou: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.4, 0.5, 0.6, 0.7), min_length=1)
 
 
@@ -353,6 +361,11 @@ class Config(Section):
             (
                 window.layout != "whole" or self.model.backbone is None,
                 "window.layout=whole needs pre-computed features: frames of a whole video are too many at once",
+            ),
+            (
+                self.test.video_scores is None or self.data.class_agnostic or not self.test.nms.multiclass,
+                "test.video_scores names every segment itself: give data.class_agnostic=true, or test.nms.multiclass="
+                "false, lest one found in two classes count twice",
             ),
             *self._rules_of_pairs(),
         )

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from bitad.config import Config
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, reverse_annotation_file
+from bitad.data.annotations import AnnotatedVideo, Annotations, reverse_annotation_file
 from bitad.data.dataset import Source, build_source
 from bitad.data.detections import Basis, Detections, read_detections, write_detections
 from bitad.data.files import read_json, write_json
+from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.playroom import REVERSED, write_data_set
 from bitad.data.reverse import reverse_folder
 from bitad.data.windows import Timebase
@@ -174,7 +175,7 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     print(announce(jobs), file=sys.stderr)
     train_side_by_side(jobs, what="training")
     forward, reverse = plan.baseline("forward", seed).config, plan.baseline("reverse", seed).config
-    truth = read_annotations(forward.data.annotations, classes=forward.data.classes).subset(forward.data.test_subset)
+    truth = read_test_ground_truth(forward)
     pairs = {name: plan.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
     detections = _detect_everything(forward, reverse, pairs, truth)
     on_reversed = [detections["F on reversed playback"]]

@@ -24,6 +24,9 @@ from bitad.timeline import reverse_seconds
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.
 UNDECIDED = ("Ambiguous",)
 
+# What a class-agnostic detector calls whatever it finds.
+ANY_CLASS = "action"
+
 _FRAME_SEGMENT = "segment(frames)"
 
 
@@ -83,6 +86,11 @@ class Annotations:
         """Without the segments whose label is none of the classes (THUMOS14's ``Ambiguous``)."""
         known = set(self.classes)
         return replace(self, videos={name: _keep(video, known) for name, video in self.videos.items()})
+
+    def class_agnostic(self) -> Annotations:
+        """The same segments, all of a single class."""
+        videos = {name: replace(video, labels=(ANY_CLASS,) * len(video.labels)) for name, video in self.videos.items()}
+        return replace(self, videos=videos, classes=(ANY_CLASS,))
 
     def reversed(self) -> Annotations:
         """The ground truth of the same videos played backwards."""
@@ -172,13 +180,13 @@ def write_annotations(annotations: Annotations, path: str | Path, *, form: Writt
     number = {label: index for index, label in enumerate([*annotations.classes, *sorted(outside)])}
     database = {}
     for video in annotations.videos.values():
-        fps = _frame_rate(video, path) if form == "actionformer" else video.fps
-        known = {"frame": video.frames, "fps": fps}
+        known = {"frame": video.frames, "fps": video.fps}
         rows: list[dict[str, Any]] = [
             {"segment": segment, "label": label, "label_id": number[label]}
             for segment, label in zip(video.segments.tolist(), video.labels, strict=True)
         ]
         if form == "actionformer":
+            known["fps"] = fps = _frame_rate(video, path)
             for row, frames in zip(rows, (video.segments * fps).tolist(), strict=True):
                 row[_FRAME_SEGMENT] = frames
         database[video.name] = {

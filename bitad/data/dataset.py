@@ -273,22 +273,31 @@ class FeatureFiles:
         store: the files.
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
+        fps: frames a second that these count; None: each video's own.
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
     """
 
     has_twins = False
 
     def __init__(
-        self, store: FeatureStore, *, stride_frames: float, offset_frames: float, steps: int | None = None
+        self,
+        store: FeatureStore,
+        *,
+        stride_frames: float,
+        offset_frames: float,
+        fps: float | None = None,
+        steps: int | None = None,
     ) -> None:
-        self.store, self.stride_frames, self.offset_frames, self.steps = store, stride_frames, offset_frames, steps
+        self.store, self.stride_frames, self.offset_frames = store, stride_frames, offset_frames
+        self.fps, self.steps = fps, steps
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
-        fps = video.fps
+        fps = self.fps or video.fps
         if fps is None:
             if video.frames is None:
                 raise ValueError(
-                    f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time"
+                    f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in "
+                    "time, or data.feature_fps"
                 )
             fps = video.frames / video.duration_s
         base = Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
@@ -312,6 +321,7 @@ def build_source(config: Config) -> Source:
             FeatureStore(data.features, channels=data.feature_channels),
             stride_frames=data.feature_stride_frames,
             offset_frames=data.feature_offset_frames,
+            fps=data.feature_fps,
             steps=window.resized_steps,
         )
     assert data.videos is not None  # the configuration has seen to both

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,15 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from bitad.config import Config, NmsConfig
+from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Source, TestWindows, VideoFiles, collate
 from bitad.data.detections import Basis, Detections, write_detections
-from bitad.inference.decode import decode
+from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
 from bitad.inference.stitch import Stitcher, suppressed
+from bitad.inference.video_scores import read_video_scores
 from bitad.models.build import Network
 from bitad.models.head import Prediction
 from bitad.models.pair import Both, Pair
@@ -89,7 +91,7 @@ def detect(
     workers: int = 0,
     what: str = "testing",
 ) -> Results:
-    """Detects in all videos of ``annotations`` (their ground truth is not looked at).
+    """Detects in all videos of ``annotations`` (their ground truth is not looked at; their classes name the labels).
 
     Windows are spread over the processes, each seen once and decoded once for both views of a pair; every process gets
     all detections, on the forward clock, also those of a network that watches in reverse.
@@ -127,8 +129,11 @@ def detect(
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
     names = [video.name for video in windows.videos]
+    relabel = _relabelling(config, annotations.classes)
     found_by_each = [
-        stitcher.detections(annotations.classes, videos=names, details={**(details or {}), "view": view})
+        stitcher.detections(
+            annotations.classes, videos=names, relabel=relabel, details={**(details or {}), "view": view}
+        )
         for stitcher, view in zip(stitchers, views, strict=True)
     ]
     if len(views) == 1:
@@ -136,6 +141,14 @@ def detect(
     first, second = found_by_each
     merged = merge(first, second, method=config.test.merge, settings=settings)
     return Results({"forward": first, "reverse": second}, views, merged)
+
+
+def _relabelling(config: Config, classes: tuple[str, ...]) -> Callable[[str, Candidates], Candidates]:
+    """How what is found gets its classes: as the network has them, or by scores of whole videos."""
+    if config.test.video_scores is None:
+        return lambda video, found: found
+    scores = read_video_scores(config.test.video_scores).with_classes(classes)
+    return lambda video, found: scores.label(found, video, top_k=config.test.video_classes)
 
 
 def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[Prediction]:
@@ -179,4 +192,6 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
         checkpoint.classes,
     )
     network = checkpoint.network().to(team.device)
+    # Nobody has scored these videos as a whole: the classes are the network's own.
+    config = override_config(config, ["test.video_scores=null"])
     return detect(network, annotations, source, config, team, what="detecting").merged

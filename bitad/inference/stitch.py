@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,7 @@ class Stitcher:
         classes: Sequence[str],
         *,
         videos: Sequence[str] | None = None,
+        relabel: Callable[[str, Candidates], Candidates] = lambda video, found: found,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
         """All videos' detections on the forward clock.
@@ -106,10 +107,11 @@ class Stitcher:
         Args:
             classes: names of the labels.
             videos: which ones, in this order; None: all taken in, by name.
+            relabel: a video's name and what was found there -> the same with labels that ``classes`` names.
             details: see :class:`~bitad.data.detections.Detections`.
         """
         names = sorted(self.windows) if videos is None else videos
-        found = {name: self.video(name) for name in names}
+        found = {name: relabel(name, self.video(name)) for name in names}
         return Detections.from_videos(
             {name: (merged.segments, merged.scores, merged.labels) for name, merged in found.items()},
             classes=classes,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitad.data.annotations import read_annotations
 from bitad.data.dataset import build_source
 from bitad.data.detections import Detections, write_detections
 from bitad.data.files import write_json
+from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint
@@ -21,8 +21,7 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Dete
     direction: :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
     """
     config = checkpoint.config
-    annotations = read_annotations(config.data.annotations, classes=config.data.classes)
-    subset = annotations.subset(config.data.test_subset)
+    subset = read_test_ground_truth(config)
     flipped = config.model_copy(update={"direction": "reverse"})
     network = checkpoint.network().to(team.device)
     what = f"testing {config.run_directory.name} on reversed playback"
@@ -40,13 +39,13 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
         ValueError: if the data set has other classes than the network.
     """
     config = checkpoint.config
-    annotations = read_annotations(config.data.annotations, classes=config.data.classes)
+    annotations = read_ground_truth(config.data)
     if annotations.classes != checkpoint.classes:
         raise ValueError(
             f"{config.data.annotations} has the classes {', '.join(annotations.classes)}, but the detector was trained "
             f"on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in data.classes"
         )
-    subset = annotations.subset(config.data.test_subset)
+    subset = read_test_ground_truth(config)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     network = checkpoint.network().to(team.device)
     results = detect(network, subset, build_source(config), config, team, details=details)

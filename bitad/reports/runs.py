@@ -9,7 +9,8 @@ from typing import Any
 
 from bitad.config import Config
 from bitad.config_files import load_config
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.ground_truth import read_test_ground_truth
 from bitad.experiments import EXPERIMENTS
 from bitad.reports.plots import read_metrics
 
@@ -113,7 +114,7 @@ class Run:
                     f"the ground truth of run {self.directory}, {path}, is not there; run this in the folder that it "
                     "was trained in, or correct its config.yaml"
                 )
-        return read_annotations(data.annotations, classes=data.classes).subset(data.test_subset)
+        return read_test_ground_truth(self.config)
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:

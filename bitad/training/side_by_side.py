@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bitad.config import Config
 from bitad.config_files import load_config
-from bitad.data.annotations import read_annotations
+from bitad.data.ground_truth import read_ground_truth
 from bitad.progress import Meter
 from bitad.training.checkpoint import load_checkpoint
 
@@ -49,8 +49,7 @@ class Job:
     def network_steps(self) -> int:
         """The steps of the whole training, counted once for each network: a measure of its cost."""
         config = self.config
-        annotations = read_annotations(config.data.annotations, classes=config.data.classes)
-        videos = annotations.subset(config.data.training_subset).videos.values()
+        videos = read_ground_truth(config.data).subset(config.data.training_subset).videos.values()
         windows = sum(bool(video.labels) for video in videos) * config.training.windows_per_video
         return config.training.epochs * (windows // config.training.batch) * len(config.views)
 

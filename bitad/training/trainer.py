@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bitad.config import Config
-from bitad.data.annotations import read_annotations
 from bitad.data.dataset import Batch, TrainingWindows, build_source, collate
 from bitad.data.files import replacing, write_json
+from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.transforms import recolour
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
@@ -72,8 +72,8 @@ class Trainer:
             raise ValueError(
                 f"run {self.directory} exists; go on with --resume, or choose another name, seed or output"
             )
-        self.annotations = read_annotations(config.data.annotations, classes=config.data.classes)
-        self.test_annotations = self.annotations.subset(config.data.test_subset)
+        self.annotations = read_ground_truth(config.data)
+        self.test_annotations = read_test_ground_truth(config)
         self.source = build_source(config)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
         self.sampler = EpochSampler(len(self.windows), config.training.batch, team, config.seed)

@@ -515,6 +515,12 @@ def test_the_rate_of_features_comes_from_fps_or_from_the_frame_count(features: P
         source.timebase(replace(video, fps=None))
 
 
+def test_the_rate_of_features_may_be_stated(features: Path) -> None:
+    config = config_of(features, "data.feature_fps=30")
+    (video, *_) = annotations_of(config).videos.values()
+    assert build_source(config).timebase(video).fps == 30
+
+
 def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
     config = config_of(features)
     windows = windows_to_test(config)

@@ -14,11 +14,14 @@ from builders import CLASSES, FPS, config_of, feature_data, numbered_picture, vi
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitad.cli import main
 from bitad.config import Config
 from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.data.dataset import Source, VideoFiles, build_source
 from bitad.data.detections import Basis, Detections, read_detections
+from bitad.data.files import write_json
+from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
@@ -397,3 +400,46 @@ def test_a_missing_video_and_one_that_is_none_are_refused(videos: Path, tmp_path
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text\.mp4"):
         detect_videos(checkpoint, [tmp_path / "text.mp4"], ALONE)
+
+
+def scores_of_videos(path: Path, truth: Annotations) -> Path:
+    """A classifier that knows: 0.8 for the class that a video shows most, 0.1 for the others."""
+    results = {
+        name: [0.8 if label == max(CLASSES, key=video.labels.count) else 0.1 for label in CLASSES]
+        for name, video in truth.videos.items()
+    }
+    write_json({"results": results, "class": list(CLASSES)}, path)
+    return path
+
+
+def test_a_class_agnostic_detector_is_named_by_the_scores_of_whole_videos(features: Path, tmp_path: Path) -> None:
+    agnostic = config_of(features, "data.class_agnostic=true", "test.rounding=false")
+    assert read_ground_truth(agnostic.data).classes == ("action",)
+    truth = truth_of(agnostic)
+    scores = scores_of_videos(tmp_path / "scores.json", truth)
+    named = override_config(agnostic, [f"test.video_scores={scores}", "test.video_classes=1"])
+    assert read_test_ground_truth(named).classes == CLASSES
+    plain, found = heard(agnostic), heard(named)
+    assert len(plain) == len(found) > 0
+    for name, video in truth.videos.items():
+        mine, unnamed = found.of_video(name), plain.of_video(name)
+        assert set(mine.labels.tolist()) == {CLASSES.index(max(CLASSES, key=video.labels.count))}
+        np.testing.assert_allclose(np.sort(mine.scores), np.sort(np.sqrt(0.8 * unnamed.scores)))
+
+
+def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_scores(
+    features: Path, tmp_path: Path
+) -> None:
+    scores = scores_of_videos(tmp_path / "scores.json", truth_of(config_of(features)))
+    overrides = ["data.class_agnostic=true", f"output={tmp_path}", "training.epochs=1"]
+    assert main(["train", str(features), *overrides]) == 0
+    run = tmp_path / "tiny-forward-seed0"
+    assert read_detections(run / "detections.json").classes == ("action",)
+    assert main(["test", str(run), f"test.video_scores={scores}"]) == 0
+    assert set(read_detections(run / "test/detections.json").classes) == set(CLASSES)
+    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+
+
+def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
+    with pytest.raises(ValueError, match=r"test.video_scores names every segment itself: give data.class_agnostic"):
+        config_of(features, "test.video_scores=scores.json")

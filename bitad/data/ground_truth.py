@@ -1,0 +1,28 @@
+"""The ground truth that a configuration names: as networks learn it, and as results are measured by it."""
+
+from __future__ import annotations
+
+from bitad.config import Config, DataConfig
+from bitad.data.annotations import Annotations, read_annotations
+
+
+def read_ground_truth(data: DataConfig) -> Annotations:
+    """All videos, with the classes that networks learn: the data set's own, or a single one of all.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`~bitad.data.annotations.read_annotations`.
+    """
+    annotations = read_annotations(data.annotations, classes=data.classes)
+    return annotations.class_agnostic() if data.class_agnostic else annotations
+
+
+def read_test_ground_truth(config: Config) -> Annotations:
+    """The test subset, with the classes that detections have: those learnt, or those of the videos' scores.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
+    """
+    data = config.data
+    if config.test.video_scores is not None:
+        data = data.model_copy(update={"class_agnostic": False})
+    return read_ground_truth(data).subset(data.test_subset)
