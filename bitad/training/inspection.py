@@ -32,6 +32,7 @@ class Inspection:
     Args:
         path: the file.
         weights: under our names.
+        averaged: whether the file says that they are an average (EMA).
         optimiser: whether it has what a training needs to go on.
         also: other sets of weights in it.
         transformer, head: the measures that can be seen from the weights; None: there is none, or too little of it.
