@@ -94,8 +94,8 @@ class WindowConfig(Section):
     steps: Count = Field(default=768, description="T, grid steps of a window")
     layout: Literal["sliding", "whole", "resized"] = Field(
         default="sliding",
-        description="how testing cuts a video: `whole`: into one window as long as it is (features only); `resized`: "
-        "into one of T steps, at even distances over the video, in training too",
+        description="how testing cuts a video: `whole`: into one window as long as it is, all of it in memory; "
+        "`resized`: into one of T steps, at even distances over the video, in training too",
     )
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
     frames_per_step: Count = Field(default=1, description="frames that the backbone sees of each grid step")
@@ -337,9 +337,8 @@ class Config(Section):
     def _fits(self) -> Config:
         window, coarsest = self.window, 2 ** (self.model.levels - 1)
         steps, unit, what = window.steps, coarsest, f"coarsest stride {coarsest}"
-        clip_steps = CLIP_FRAMES // math.gcd(CLIP_FRAMES, window.frames_per_step)
-        if self.model.backbone is not None and coarsest < clip_steps:  # both are powers of two
-            unit, what = clip_steps, f"backbone's clip of {CLIP_FRAMES} frames"
+        if coarsest < self.clip_steps:  # both are powers of two
+            unit, what = self.clip_steps, f"backbone's clip of {CLIP_FRAMES} frames"
         _require(
             (
                 steps % unit == 0,
@@ -357,10 +356,6 @@ class Config(Section):
                 window.layout == "resized" or window.stride_frames % window.frames_per_step == 0,
                 f"window.stride_frames {window.stride_frames} is not a multiple of the {window.frames_per_step} frames "
                 "of a step (window.frames_per_step)",
-            ),
-            (
-                window.layout != "whole" or self.model.backbone is None,
-                "window.layout=whole needs pre-computed features: frames of a whole video are too many at once",
             ),
             (
                 self.test.video_scores is None or self.data.class_agnostic or not self.test.nms.multiclass,
@@ -416,6 +411,13 @@ class Config(Section):
     def plan(self) -> Experiment:
         """The row of :data:`bitad.experiments.EXPERIMENTS` that this run is one of."""
         return EXPERIMENTS[self.experiment]
+
+    @property
+    def clip_steps(self) -> int:
+        """Whole clips of the backbone are multiples of so many grid steps; 1 of features."""
+        if self.model.backbone is None:
+            return 1
+        return CLIP_FRAMES // math.gcd(CLIP_FRAMES, self.window.frames_per_step)
 
     @property
     def trains_detectors(self) -> bool:

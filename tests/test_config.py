@@ -243,7 +243,6 @@ def test_what_could_not_run_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("window.layout=whole",), "window.layout=whole needs pre-computed features"),
         (("model.backbone.size=xl",), "unknown backbone size 'xl'; one of tiny, s, b, l, h, v2-g"),
         (
             ("model.backbone.size={dim: 32, depth: 2, heads: 3, mlp_dim: 8}",),

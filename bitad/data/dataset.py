@@ -144,10 +144,10 @@ def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
     return inputs.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (count, length))
 
 
-def collate(samples: Sequence[Sample], length: int) -> Batch:
-    """Samples -> one batch of windows of ``length`` steps, or more where one of them is longer."""
+def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Batch:
+    """Samples -> one batch of windows of ``length`` steps, or of the next ``multiple`` where one of them is longer."""
     steps = torch.tensor([sample.grid.steps for sample in samples])
-    length = max(length, int(steps.max()))
+    length = max(length, -(-int(steps.max()) // multiple) * multiple)
     rows = length * (len(samples[0].content) // samples[0].grid.steps)
     colours = [sample.colour for sample in samples]
     identity = np.eye(3, 4, dtype=np.float32)

@@ -113,7 +113,7 @@ def detect(
         mine,
         batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
         num_workers=workers,
-        collate_fn=partial(collate, length=config.window.steps),
+        collate_fn=partial(collate, length=config.window.steps, multiple=config.clip_steps),
         pin_memory=team.device.type == "cuda",
         generator=torch.Generator(),  # so that testing draws none of the training's random numbers
     )
