@@ -62,6 +62,11 @@ class DataConfig(Section):
         default=None, description="folder of their reverse-playback twins; none: windows are flipped"
     )
     features: Path | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
+    reversed_features: Path | None = Field(
+        default=None,
+        description="features of reversed playback, in forward time as `bitad features` writes them; none: windows are "
+        "flipped",
+    )
     feature_channels: Count | None = None
     feature_stride_frames: Positive = Field(default=1.0, description="video frames from one feature to the next")
     feature_offset_frames: float = Field(default=0.0, description="frame at the centre of the first feature's snippet")
@@ -79,6 +84,10 @@ class DataConfig(Section):
             (
                 self.features is None or self.feature_channels is not None,
                 "data.features needs data.feature_channels, the width of a feature",
+            ),
+            (
+                self.reversed_features is None or self.features is not None,
+                "data.reversed_features needs data.features: windows are laid on the forward clock",
             ),
             (
                 self.reversed_videos is None or self.videos is not None,

@@ -26,7 +26,19 @@ from bitad.inference.merge import merge
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.environment import set_up_logging
 
-VERBS = ("demo", "reverse", "annotations", "train", "test", "detect", "merge", "evaluate", "report")
+VERBS = (
+    "demo",
+    "train",
+    "test",
+    "detect",
+    "features",
+    "weights",
+    "reverse",
+    "annotations",
+    "merge",
+    "evaluate",
+    "report",
+)
 
 
 @pytest.fixture(autouse=True)

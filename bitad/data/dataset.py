@@ -275,9 +275,8 @@ class FeatureFiles:
         offset_frames: frame at the centre of the first feature's snippet.
         fps: frames a second that these count; None: each video's own.
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
+        reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
     """
-
-    has_twins = False
 
     def __init__(
         self,
@@ -287,9 +286,15 @@ class FeatureFiles:
         offset_frames: float,
         fps: float | None = None,
         steps: int | None = None,
+        reversed_store: FeatureStore | None = None,
     ) -> None:
-        self.store, self.stride_frames, self.offset_frames = store, stride_frames, offset_frames
+        self.store, self.reversed_store = store, reversed_store
+        self.stride_frames, self.offset_frames = stride_frames, offset_frames
         self.fps, self.steps = fps, steps
+
+    @property
+    def has_twins(self) -> bool:
+        return self.reversed_store is not None
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         fps = self.fps or video.fps
@@ -304,7 +309,13 @@ class FeatureFiles:
         return base if self.steps is None else base.resized(self.steps)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
-        features = torch.from_numpy(self.store.read(video.name))  # [T, C]
+        store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
+        features = torch.from_numpy(store.read(video.name))  # [T, C]
+        if len(features) != self.store.length(video.name):
+            raise ValueError(
+                f"{store.path} has {len(features)} rows of {video.name}, {self.store.path} has "
+                f"{self.store.length(video.name)}: make both by one call of `bitad features --direction both`"
+            )
         first_frame = self.offset_frames
         if self.steps is not None:
             first_frame = self.timebase(video).offset_frames
@@ -316,17 +327,18 @@ class FeatureFiles:
 def build_source(config: Config) -> Source:
     """The source of windows that a configuration names."""
     data, window = config.data, config.window
+    twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
         return FeatureFiles(
             FeatureStore(data.features, channels=data.feature_channels),
             stride_frames=data.feature_stride_frames,
             offset_frames=data.feature_offset_frames,
             fps=data.feature_fps,
+            reversed_store=None if twins is None else FeatureStore(twins, channels=data.feature_channels),
             steps=window.resized_steps,
         )
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
-    twins = data.reversed_videos if "reverse" in config.views else None
     return VideoFiles(
         partial(find_video, data.videos),
         pixels=config.model.backbone.pixels,
@@ -347,8 +359,8 @@ def _read(
     twin = source.read(video, grid, view=views[1], margin=margin)
     if twin.shape != content.shape:
         raise ValueError(
-            f"pictures of {video.name} are {content.shape[2]}x{content.shape[1]} and in its reverse-playback file "
-            f"{twin.shape[2]}x{twin.shape[1]} (scaled): remake it with `bitad reverse`"
+            f"a window of {video.name} is {list(content.shape)} and of its reversed playback {list(twin.shape)}: remake "
+            "that with `bitad reverse` or `bitad features`"
         )
     return content, twin
 

@@ -287,7 +287,7 @@ def test_a_reversed_file_of_another_shape_is_refused(tmp_path: Path, videos: Pat
     source = VideoFiles(
         lambda name: folder / f"{name}.mp4", pixels=PIXELS, find_reversed=lambda name: tmp_path / "wide.mp4"
     )
-    with pytest.raises(ValueError, match=r"pictures of test_0 are 32x32 .* 64x32 .*bitad reverse"):
+    with pytest.raises(ValueError, match=r"test_0 is \[32, 32, 32, 3\].* \[32, 32, 64, 3\].*bitad reverse"):
         windows_to_test(config, source)[0]
 
 
@@ -513,6 +513,27 @@ def test_the_rate_of_features_comes_from_fps_or_from_the_frame_count(features: P
     assert source.timebase(video).offset_frames == FEATURE_OFFSET
     with pytest.raises(ValueError, match=f"{video.name} has neither `fps` nor `frame`"):
         source.timebase(replace(video, fps=None))
+
+
+def test_features_of_reversed_playback_are_what_the_reverse_view_shows(tmp_path: Path, features: Path) -> None:
+    store = features.parent / "features"
+    for path in store.iterdir():
+        np.save(tmp_path / path.name, np.load(path) + 100)  # row by row of the same frames
+    config = config_of(features, *PAIR, f"data.reversed_features={tmp_path}")
+    for sample in every_item(windows_to_test(config)):
+        torch.testing.assert_close(sample.reversed().content, sample.content.flip(0) + 100)
+        assert same(sample.reversed().reversed(), sample)
+    alone = config_of(features, "direction=reverse", f"data.reversed_features={tmp_path}")
+    for one, other in zip(every_item(windows_to_test(alone)), every_item(windows_to_test(config)), strict=True):
+        assert torch.equal(one.content, other.reversed().content)
+
+
+def test_features_of_reversed_playback_of_another_length_are_refused(tmp_path: Path, features: Path) -> None:
+    for path in (features.parent / "features").iterdir():
+        np.save(tmp_path / path.name, np.load(path)[:-1])
+    config = config_of(features, "direction=reverse", f"data.reversed_features={tmp_path}")
+    with pytest.raises(ValueError, match=r"rows of test_0, .*bitad features --direction both"):
+        windows_to_test(config)[0]
 
 
 def test_the_rate_of_features_may_be_stated(features: Path) -> None:
