@@ -359,8 +359,8 @@ def _read(
     twin = source.read(video, grid, view=views[1], margin=margin)
     if twin.shape != content.shape:
         raise ValueError(
-            f"a window of {video.name} is {list(content.shape)} and of its reversed playback {list(twin.shape)}: remake "
-            "that with `bitad reverse` or `bitad features`"
+            f"a window of {video.name} is {list(content.shape)} and of its reversed playback {list(twin.shape)}: "
+            "remake that with `bitad reverse` or `bitad features`"
         )
     return content, twin
 
