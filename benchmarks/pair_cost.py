@@ -1,7 +1,8 @@
 """What two networks cost beside one: peak memory and time of a training step, VideoMAE-S on 768 frames of 160x160.
 
-Each row is a process of its own that makes the trainer of that experiment (random weights; a window is decoded from a
-rendered video) and takes steps; the first one is not counted. Experiment 1 takes the very steps of 1-1, which only
+Each row is a process of its own that makes the trainer of that experiment (random weights, of the backbone one set for
+all networks, as of a pre-trained file; a window is decoded from a rendered video) and takes steps; the first one is not
+counted. Experiment 1 takes the very steps of 1-1, which only
 starts from other weights; 3-1 and its like are measured from two saved sets of random weights. "1, one graph" is what
 experiment 1 would cost if both losses were added before one backward pass, as the research group's code does.
 
@@ -27,6 +28,10 @@ from bitad.config_files import parse_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.data.files import write_json
 from bitad.data.videos import write_video
+from bitad.models.adapters import is_adapter
+from bitad.models.build import build_network
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.weight_files import write_safetensors
 from bitad.reports.tables import Cell, Table
 from bitad.training.checkpoint import Checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
@@ -35,6 +40,7 @@ from bitad.training.trainer import Trainer
 
 FPS, STRIDE = 30.0, 4
 ONE_GRAPH = "1, one graph"
+BACKBONE = "backbone.safetensors"
 ROWS = ("baseline", "1", ONE_GRAPH, "1x", "2x", "3-1")
 
 
@@ -59,7 +65,14 @@ def configuration(folder: Path, experiment: str, options: argparse.Namespace) ->
         "output": str(folder / "runs"),
         "data": {"annotations": str(folder / "annotations.json"), "videos": str(folder / "videos")},
         "window": {"steps": options.frames, "stride_frames": STRIDE, "crop": [1.0, 1.0]},
-        "model": {"backbone": {"size": options.size, "pixels": options.pixels, "checkpointing": True}},
+        "model": {
+            "backbone": {
+                "size": options.size,
+                "pixels": options.pixels,
+                "weights": str(folder / BACKBONE),
+                "checkpointing": True,
+            }
+        },
         "training": {"batch": 1, "workers": 0},
     }
     starts = {key: str(folder / f"{key}.pt") for key in ("forward", "backward")}
@@ -69,7 +82,12 @@ def configuration(folder: Path, experiment: str, options: argparse.Namespace) ->
 
 
 def save_first_weights(folder: Path, options: argparse.Namespace) -> None:
-    """Two baselines that have learnt nothing."""
+    """A backbone, and two baselines on it that have learnt nothing."""
+    network = build_network(configuration(folder, "baseline", options), 1)
+    assert isinstance(network, Detector)
+    assert isinstance(network.backbone, VideoBackbone)
+    frozen = {name: tensor for name, tensor in network.backbone.vit.state_dict().items() if not is_adapter(name)}
+    write_safetensors(frozen, folder / BACKBONE, said={})
     for key, direction in (("forward", "forward"), ("backward", "reverse")):
         config = configuration(folder, "baseline", options).model_copy(update={"direction": direction})
         trainer = Trainer(config, Processes(0, 1, torch.device("cpu")))

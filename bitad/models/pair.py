@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from bitad.models.bidirectional import Alignment, aligned
@@ -65,6 +66,17 @@ class Pair(nn.Module):
     @property
     def sides(self) -> tuple[Side, Side]:
         return self.first, self.second
+
+    def share_frozen(self) -> None:
+        """Keeps one copy of what is frozen and the same in both networks: the pre-trained transformer.
+
+        To be called when the weights are loaded and on their device.
+        """
+        theirs = dict(self.first.named_parameters())
+        for name, parameter in self.second.named_parameters():
+            other = theirs[name]
+            if not (parameter.requires_grad or other.requires_grad) and torch.equal(parameter, other):
+                parameter.data = other.data
 
     def forward(self, inputs: tuple[Tensor, Tensor], mask: Tensor) -> Both:
         """Looks at a batch of windows.

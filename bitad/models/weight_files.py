@@ -109,5 +109,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mapping[str, str]) -> None:
     """Writes tensors and what is said of them, whole or not at all."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        # Two networks may share what is frozen; the form cannot say so.
+        apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
     with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=dict(said))
+        save_file(apart, partial, metadata=dict(said))

@@ -104,6 +104,8 @@ class Trainer:
         )
         if saved is not None:
             self._restore(saved)
+        if isinstance(self.network, Pair):
+            self.network.share_frozen()
         # What is wrapped is what one backward pass goes through: a pair, or a network.
         if config.plan.joint or not isinstance(self.network, Pair):
             self.models = [team.wrap(self.network)]

@@ -18,6 +18,7 @@ from bitad.models.fusion import ColumnFusion, ConvolutionFusion, MeanFusion
 from bitad.models.head import Prediction
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
+from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 INIT = ("init.forward=f.pt", "init.backward=b.pt")  # asked for, and not read by what is tested here
 TWO_FORWARD = "pair.second=forward"
@@ -128,6 +129,33 @@ def test_the_two_networks_share_nothing(videos: Path, experiment: str) -> None:
     first, second = ({tensor.data_ptr() for tensor in side.state_dict().values()} for side in pair.sides)
     assert first.isdisjoint(second)
     assert len(first) == len(pair.first.state_dict())
+
+
+def test_what_is_frozen_and_the_same_is_kept_once_and_says_the_same(videos: Path) -> None:
+    pair = pair_of(configured(videos, "1")).eval()
+    one, two = (dict(side.named_parameters()) for side in pair.sides)
+    pair.second.load_state_dict(pair.first.state_dict())
+    other = next(name for name, parameter in two.items() if not parameter.requires_grad)
+    with torch.no_grad():
+        two[other].add_(1)
+    inputs, mask = windows(32, 20, frames=True)
+    before = pair((inputs, inputs), mask)
+    pair.share_frozen()
+    shared = {name for name in one if one[name].data_ptr() == two[name].data_ptr()}
+    assert shared == {name for name in one if not one[name].requires_grad} - {other}
+    for basis, same in zip(pair((inputs, inputs), mask)[:2], before[:2], strict=True):
+        assert_equal(basis, same)
+
+
+def test_what_is_kept_once_is_written_and_read_as_ever(videos: Path, tmp_path: Path) -> None:
+    config = configured(videos, "1")
+    pair = pair_of(config)
+    pair.second.load_state_dict(pair.first.state_dict())
+    pair.share_frozen()
+    for name in ("pair.pt", "pair.safetensors"):
+        save_checkpoint(Checkpoint(config, CLASSES, pair.state_dict(), 0, 4.0), tmp_path / name)
+        again = load_checkpoint(tmp_path / name).network().state_dict()
+        assert all(torch.equal(again[key], tensor) for key, tensor in pair.state_dict().items())
 
 
 @pytest.mark.parametrize(("steps", "points"), [(32, 32 + 16 + 8), (64, 64 + 32 + 16)])
