@@ -35,7 +35,7 @@ from bitad.models.weight_files import write_safetensors
 from bitad.reports.tables import Cell, Table
 from bitad.training.checkpoint import Checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.environment import set_threads
+from bitad.training.environment import set_up_process
 from bitad.training.trainer import Trainer
 
 FPS, STRIDE = 30.0, 4
@@ -96,7 +96,7 @@ def save_first_weights(folder: Path, options: argparse.Namespace) -> None:
 
 def measure(folder: Path, row: str, options: argparse.Namespace) -> dict[str, float]:
     """CPU seconds and seconds of a step, and the peak resident memory of this process in MiB."""
-    set_threads(options.threads)
+    set_up_process(options.threads)
     config = configuration(folder, "1" if row == ONE_GRAPH else row, options)
     trainer = Trainer(config, Processes(0, 1, torch.device("cpu")))
     trainer.network.train()

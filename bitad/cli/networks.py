@@ -99,11 +99,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config_files import load_config
     from bitad.training.distributed import processes
-    from bitad.training.environment import set_threads, set_up_logging
+    from bitad.training.environment import set_up_logging, set_up_process
     from bitad.training.trainer import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
-    set_threads(config.threads)
+    set_up_process(config.threads)
     with processes(arguments.device) as team:
         trainer = Trainer(config, team, resume=arguments.resume)
         set_up_logging(config.run_directory, show=team.is_main)
@@ -117,10 +117,10 @@ def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.testing import run_test
     from bitad.reports.tables import evaluation_table
     from bitad.training.distributed import processes
-    from bitad.training.environment import set_threads
+    from bitad.training.environment import set_up_process
 
     checkpoint = _checkpoint(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
-    set_threads(checkpoint.config.threads)
+    set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
     with processes(arguments.device) as team:

@@ -1,7 +1,8 @@
-"""What a run is made in: versions, log and threads."""
+"""What a run is made in: versions, log, threads and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import platform
 import sys
@@ -16,6 +17,11 @@ import bitad
 from bitad.training.distributed import Processes
 
 log = logging.getLogger("bitad")
+
+# Larger pieces of memory go back to the system when they are freed; smaller ones are soon used again. The numbers of
+# the options are those of glibc's malloc.h.
+_KEPT_BYTES = 4 * 2**20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def environment(team: Processes) -> dict[str, Any]:
@@ -48,7 +54,14 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
     log.propagate = False
 
 
-def set_threads(threads: int | None) -> None:
-    """CPU threads of this process, where the configuration says so; torchrun's and the environment's otherwise."""
+def set_up_process(threads: int | None) -> None:
+    """CPU threads of this process, where the configuration says so (torchrun's and the environment's otherwise), and
+    what becomes of memory that it frees."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        # Left alone, glibc learns from the size of tensors to keep what is freed, in pieces: a training's peak is up to
+        # a third above what it holds.
+        libc = ctypes.CDLL(None)
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            libc.mallopt(option, _KEPT_BYTES)

@@ -203,8 +203,9 @@ class Trainer:
         losses: dict[str, Losses] = {}
         norms: dict[str, float] = {}
         for number, learner in enumerate(self.learners):
-            losses[learner.name] = self.losses_alone(number, views[number])
-            norms |= self._descend(losses[learner.name].total, [learner], batch)
+            found = self.losses_alone(number, views[number])
+            norms |= self._descend(found.total, [learner], batch)
+            losses[learner.name] = Losses(*(part.detach() for part in found))  # without the graph behind them
         return Step(losses, None, norms)
 
     def views(self, batch: Batch) -> list[Batch]:

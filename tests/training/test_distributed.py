@@ -26,7 +26,7 @@ from bitad.data.detections import Detections, read_detections
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes, processes
-from bitad.training.environment import set_threads
+from bitad.training.environment import set_up_process
 from bitad.training.trainer import Trainer
 
 PROGRAM = """
@@ -74,7 +74,7 @@ EXPERIMENTS = ("baseline", "1-1", "3-1")
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config], list[str]]:
     """Runs of two processes with batches of 2, by experiment, and what the processes said."""
-    set_threads(1)
+    set_up_process(1)
     folder = tmp_path_factory.mktemp("features")
     path = feature_data(folder / "data", training=5, test=3)
     init = both_baselines(path, f"output={folder / 'baselines'}")
@@ -99,7 +99,7 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     together: tuple[dict[str, Config], list[str]], experiment: str, tmp_path: Path
 ) -> None:
     config = together[0][experiment]
-    set_threads(1)
+    set_up_process(1)
     alone = config.model_copy(update={"output": tmp_path, "training": config.training.model_copy(update={"batch": 4})})
     trainer = Trainer(alone, ALONE)
     untrained = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
