@@ -107,6 +107,11 @@ class WindowConfig(Section):
         "`resized`: into one of T steps, at even distances over the video, in training too",
     )
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
+    resized_clock: Literal["centre", "edge"] = Field(
+        default="centre",
+        description="where in its share of a resized video a step stands; `edge`: at its beginning, as in OpenTAD's "
+        "released weights",
+    )
     frames_per_step: Count = Field(default=1, description="frames that the backbone sees of each grid step")
     overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows in testing")
     completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
@@ -360,6 +365,10 @@ class Config(Section):
             (
                 window.frames_per_step == 1 or self.model.backbone is not None,
                 f"window.frames_per_step {window.frames_per_step} is of no use to features, of which a step is one",
+            ),
+            (
+                window.layout == "resized" or window.resized_clock == "centre",
+                f"window.resized_clock={window.resized_clock} is of no use to window.layout={window.layout}",
             ),
             (
                 window.layout == "resized" or window.stride_frames % window.frames_per_step == 0,

@@ -225,6 +225,7 @@ def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
         (("model.drop_path=1",), "model.drop_path"),
         (("seed=-1",), "seed"),
         (("data.features=null", "data.reversed_features=r"), "data.reversed_features needs data.features"),
+        (("window.resized_clock=edge",), "window.resized_clock=edge is of no use to window.layout=sliding"),
         (("window.frames_per_step=2",), "window.frames_per_step 2 is of no use to features"),
         (("model.attention_window=[3, null]",), "2 attention windows for 3 levels"),
         (("model.attention_window=[3, 4, null]",), "attention_window 4 must be odd"),

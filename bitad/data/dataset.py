@@ -28,7 +28,7 @@ from bitad.data.feature_files import FeatureStore
 from bitad.data.frame_index import FrameIndex
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.videos import VideoReader, find_video
-from bitad.data.windows import Timebase, random_window, sliding_windows
+from bitad.data.windows import ResizedClock, Timebase, random_window, sliding_windows
 from bitad.timeline import Grid, mirror_frames, mirror_points, mirror_positions, mirror_segments
 
 # Training frames are decoded with room for a crop: AdaTAD's 182 pixels for a picture of 160.
@@ -207,6 +207,7 @@ class VideoFiles:
         stride_frames: from one grid step to the next.
         rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
         steps: grid steps of every video, instead: they lie evenly over it.
+        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
         frames_per_step: frames read of each grid step.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
@@ -220,11 +221,12 @@ class VideoFiles:
         stride_frames: int = 1,
         rate_hz: float | None = None,
         steps: int | None = None,
+        clock: ResizedClock = "centre",
         frames_per_step: int = 1,
         find_reversed: Callable[[str], Path] | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
-        self.stride_frames, self.rate_hz, self.steps = stride_frames, rate_hz, steps
+        self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
         self.frames_per_step = frames_per_step
         self._indices: dict[Path, FrameIndex] = {}
 
@@ -242,12 +244,14 @@ class VideoFiles:
         index = self.index(self.find(video.name))
         fps = float(index.rate)
         if self.steps is not None:
-            return Timebase(fps, 1.0, 0.0, index.frames).resized(self.steps)
+            return Timebase(fps, 1.0, 0.0, index.frames).resized(self.steps, self.clock)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Timebase(fps, stride, 0.0, -(-index.frames // stride))
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
+        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
+            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
         # A resized video's steps stand in the middle of their share of it, others where theirs begins.
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         frames = frames.clip(max=self.index(path).frames - 1)  # of the last step there may be less
@@ -275,6 +279,7 @@ class FeatureFiles:
         offset_frames: frame at the centre of the first feature's snippet.
         fps: frames a second that these count; None: each video's own.
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
+        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
         reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
     """
 
@@ -286,11 +291,12 @@ class FeatureFiles:
         offset_frames: float,
         fps: float | None = None,
         steps: int | None = None,
+        clock: ResizedClock = "centre",
         reversed_store: FeatureStore | None = None,
     ) -> None:
         self.store, self.reversed_store = store, reversed_store
         self.stride_frames, self.offset_frames = stride_frames, offset_frames
-        self.fps, self.steps = fps, steps
+        self.fps, self.steps, self.clock = fps, steps, clock
 
     @property
     def has_twins(self) -> bool:
@@ -306,7 +312,7 @@ class FeatureFiles:
                 )
             fps = video.frames / video.duration_s
         base = Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
-        return base if self.steps is None else base.resized(self.steps)
+        return base if self.steps is None else base.resized(self.steps, self.clock)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
@@ -336,6 +342,7 @@ def build_source(config: Config) -> Source:
             fps=data.feature_fps,
             reversed_store=None if twins is None else FeatureStore(twins, channels=data.feature_channels),
             steps=window.resized_steps,
+            clock=window.resized_clock,
         )
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
@@ -344,6 +351,7 @@ def build_source(config: Config) -> Source:
         pixels=config.model.backbone.pixels,
         stride_frames=window.stride_frames,
         steps=window.resized_steps,
+        clock=window.resized_clock,
         frames_per_step=window.frames_per_step,
         find_reversed=None if twins is None else partial(find_video, twins),
     )

@@ -6,11 +6,14 @@ Windows are counted in grid steps on the forward clock, whatever direction the v
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitad.timeline import Grid
+
+ResizedClock = Literal["centre", "edge"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,17 @@ class Timebase:
         """The grid of ``steps`` steps from step ``start``."""
         return Grid(self.fps, self.stride_frames, self.offset_frames + self.stride_frames * start, steps)
 
-    def resized(self, steps: int) -> Timebase:
-        """The same stretch of the video in another number of steps, each in the middle of its share of it.
+    def resized(self, steps: int, clock: ResizedClock = "centre") -> Timebase:
+        """The same stretch of the video in another number of steps, each with an even share of it.
 
-        That is where ``interpolate(..., align_corners=False)`` puts them.
+        Args:
+            steps: how many.
+            clock: where in its share a step stands: in the middle, where ``interpolate(..., align_corners=False)``
+                puts it, or at the beginning.
         """
         share = self.steps / steps
-        return Timebase(
-            self.fps, self.stride_frames * share, self.offset_frames + self.stride_frames * (share - 1) / 2, steps
-        )
+        offset_frames = self.offset_frames + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
+        return Timebase(self.fps, self.stride_frames * share, offset_frames, steps)
 
     def whole(self) -> Grid:
         """The grid of the whole video."""

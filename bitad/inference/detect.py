@@ -180,6 +180,7 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
         pixels=config.model.backbone.pixels,
         rate_hz=checkpoint.rate_hz,
         steps=config.window.resized_steps,
+        clock=config.window.resized_clock,
         frames_per_step=config.window.frames_per_step,
     )
     annotations = Annotations(

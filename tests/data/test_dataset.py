@@ -598,6 +598,22 @@ def test_resized_features_lie_where_the_grid_says(tmp_path: Path, features: Path
         np.testing.assert_allclose(sample.content[:, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("data", ["features", "videos"])
+def test_the_clock_of_resized_videos_moves_their_times_and_not_their_content(
+    data: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(data)
+    resized = ("window.layout=resized", "window.steps=16")
+    centre, edge = (
+        every_item(windows_to_test(config_of(path, *resized, f"window.resized_clock={clock}")))
+        for clock in ("centre", "edge")
+    )
+    for one, other in zip(centre, edge, strict=True):
+        assert torch.equal(one.content, other.content)
+        half_a_step = one.grid.stride_frames / 2
+        assert one.grid.first_frame - other.grid.first_frame == pytest.approx(half_a_step)
+
+
 def test_a_resized_video_is_one_window_in_training_and_testing(videos: Path) -> None:
     config = config_of(videos, "window.layout=resized", "window.crop=[1, 1]", "window.steps=16")
     for windows in (training_windows(config), windows_to_test(config)):

@@ -41,6 +41,9 @@ def test_a_resized_video_keeps_its_ends_and_its_even_distances(steps, resized, s
             (offset + stride * (steps - 0.5)) / 25, abs=1e-6
         )
     assert base.resized(steps) == base
+    edge = base.resized(resized, "edge").whole()
+    assert edge.to_seconds(0) == pytest.approx((offset - stride / 2) / 25, abs=1e-6)
+    assert edge.to_seconds(resized) == pytest.approx((offset + stride * (steps - 0.5)) / 25, abs=1e-6)
 
 
 @given(frames=st.integers(1, 3000), steps=st.integers(1, 3000))
