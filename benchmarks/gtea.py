@@ -4,7 +4,8 @@ The data are a JSON of segments in rows of the arrays and an ``.npz`` with an ar
 that an SVM, trained on the other folds, gives to background (column 0) and ten actions about 2.9 times a second. For
 each fold, direction and seed the script runs ``bitad train gtea``, and from those baselines every experiment that can
 do without a backbone, by ``bitad train gtea-pair``: with F and B of one seed; as a control, with the F of a seed and
-that of the next; and, of one seed, 3-1 and 3-2 as the research group ran them. What is trained already is kept.
+that of the next (of the last: the first's, so with more seeds its runs must be deleted); and, of one seed, 3-1 and 3-2
+as the research group ran them. What is trained already is kept.
 
 What must be beaten are the runs of the SVM's own argmax: neighbouring rows with the same best class are a segment,
 background left out, scored either by the class's mean score over the run or by the sum of its softmax over the run,
