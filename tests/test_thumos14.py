@@ -18,6 +18,8 @@ from bitad.data.annotations import read_annotations, read_classes
 from bitad.data.videos import write_video
 from bitad.experiments import EXPERIMENTS
 
+pytestmark = pytest.mark.timeout(900)
+
 DOCS = Path(__file__).parents[1] / "docs/thumos14.md"
 FRAMES = 128
 CLASSES = ("BaseballPitch", "CliffDiving", "Diving")
