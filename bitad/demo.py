@@ -19,12 +19,12 @@ from torch import Tensor
 
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, reverse_annotation_file
-from bitad.data.dataset import Source, build_source
 from bitad.data.detections import Basis, Detections, read_detections, write_detections
 from bitad.data.files import read_json, write_json
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.playroom import REVERSED, write_data_set
 from bitad.data.reverse import reverse_folder
+from bitad.data.sources import Source, build_source
 from bitad.data.windows import Timebase
 from bitad.evaluation.direction_sensitivity import called_classes, renamed, sensitivity
 from bitad.evaluation.mean_average_precision import evaluate

@@ -16,9 +16,9 @@ from runs import ALONE, assert_same_run, baseline, both_baselines, records
 
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo, read_annotations
-from bitad.data.dataset import Source
 from bitad.data.detections import Detections, read_detections
 from bitad.data.reverse import reverse_folder
+from bitad.data.sources import Source
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.experiments import EXPERIMENTS

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Subset
 from bitad.config import Config, NmsConfig
 from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, Source, TestWindows, VideoFiles, collate
+from bitad.data.dataset import Batch, TestWindows, collate
 from bitad.data.detections import Basis, Detections, write_detections
+from bitad.data.sources import Source, VideoFiles
 from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitad.data.dataset import build_source
 from bitad.data.detections import Detections, write_detections
 from bitad.data.files import write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
+from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bitad.config import Config
-from bitad.data.dataset import Batch, TrainingWindows, build_source, collate
+from bitad.data.dataset import Batch, TrainingWindows, collate
 from bitad.data.files import replacing, write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
+from bitad.data.sources import build_source
 from bitad.data.transforms import recolour
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect

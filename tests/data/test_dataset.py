@@ -28,20 +28,11 @@ from torch.utils.data import DataLoader
 
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
-from bitad.data.dataset import (
-    Batch,
-    Sample,
-    Source,
-    TestWindows,
-    TrainingWindows,
-    VideoFiles,
-    build_source,
-    collate,
-    grid_truth,
-)
+from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
 from bitad.data.detections import Basis
 from bitad.data.playroom import render, sample_scene
 from bitad.data.reverse import reverse_folder, reverse_video
+from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.timeline import Grid

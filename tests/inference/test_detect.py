@@ -18,10 +18,10 @@ from bitad.cli import main
 from bitad.config import Config
 from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
-from bitad.data.dataset import Source, VideoFiles, build_source
 from bitad.data.detections import Basis, Detections, read_detections
 from bitad.data.files import write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
+from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate

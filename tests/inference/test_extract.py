@@ -22,11 +22,12 @@ from runs import ALONE
 from safetensors.torch import load_file, save_file
 
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
-from bitad.data.dataset import TestWindows, build_source, collate
+from bitad.data.dataset import TestWindows, collate
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import Precision, Stored, read_sidecar
 from bitad.data.reverse import reverse_video
+from bitad.data.sources import build_source
 from bitad.data.videos import VideoReader, write_video
 from bitad.inference.encoders import ClipEncoder, Encoder, Piece, WindowEncoder, load_encoder
 from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos

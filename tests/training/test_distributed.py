@@ -21,8 +21,8 @@ from torch import nn
 
 from bitad.config import Config
 from bitad.data.annotations import read_annotations
-from bitad.data.dataset import build_source
 from bitad.data.detections import Detections, read_detections
+from bitad.data.sources import build_source
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes, processes

@@ -19,8 +19,8 @@ from runs import ALONE, assert_same, assert_same_run, records
 import bitad.training.trainer as trainer_module
 from bitad.config_files import load_config
 from bitad.data.annotations import read_annotations
-from bitad.data.dataset import build_source
 from bitad.data.detections import read_detections
+from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint

@@ -1,0 +1,202 @@
+"""Where the content of windows comes from: video files or pre-computed features, and their reverse-playback twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitad.config import Config
+from bitad.data.annotations import AnnotatedVideo
+from bitad.data.detections import Basis
+from bitad.data.feature_files import FeatureStore
+from bitad.data.frame_index import FrameIndex
+from bitad.data.videos import VideoReader, find_video
+from bitad.data.windows import ResizedClock, Timebase
+from bitad.timeline import Grid, mirror_frames
+
+
+class Source(Protocol):
+    """Where the content of windows comes from."""
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether the reverse view is read from content of its own."""
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        """How the grid lies in the video; reads no content."""
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+        """The real steps of a window, in forward order whatever the view.
+
+        Args:
+            view: the playing direction that will be shown; without twins, both hold the same.
+            margin: pictures are this many times as large as the network's.
+        """
+
+
+class VideoFiles:
+    """Windows from video files.
+
+    Args:
+        find: name of a video -> its file.
+        pixels: short side of the frames the network takes.
+        stride_frames: from one grid step to the next.
+        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
+        steps: grid steps of every video, instead: they lie evenly over it.
+        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
+        frames_per_step: frames read of each grid step.
+        find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
+            the same to the frame.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Path],
+        *,
+        pixels: int,
+        stride_frames: int = 1,
+        rate_hz: float | None = None,
+        steps: int | None = None,
+        clock: ResizedClock = "centre",
+        frames_per_step: int = 1,
+        find_reversed: Callable[[str], Path] | None = None,
+    ) -> None:
+        self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
+        self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
+        self.frames_per_step = frames_per_step
+        self._indices: dict[Path, FrameIndex] = {}
+
+    @property
+    def has_twins(self) -> bool:
+        return self.find_reversed is not None
+
+    def index(self, path: Path) -> FrameIndex:
+        """Where the frames of a file are; read once."""
+        if path not in self._indices:
+            self._indices[path] = FrameIndex.of(path)
+        return self._indices[path]
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        index = self.index(self.find(video.name))
+        fps = float(index.rate)
+        if self.steps is not None:
+            return Timebase(fps, 1.0, 0.0, index.frames).resized(self.steps, self.clock)
+        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        return Timebase(fps, stride, 0.0, -(-index.frames // stride))
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+        path = self.find(video.name)
+        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
+            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
+        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
+        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        frames = frames.clip(max=self.index(path).frames - 1)  # of the last step there may be less
+        if self.find_reversed is None or view == "forward":
+            return torch.from_numpy(self._decode(path, frames, margin))
+        twin = self.find_reversed(video.name)
+        count, twin_count = self.index(path).frames, self.index(twin).frames
+        if count != twin_count:
+            raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
+        # The twin is read in its own order and turned round: the decoder only ever goes forwards.
+        newest_first = self._decode(twin, mirror_frames(frames, count)[::-1], margin)
+        return torch.from_numpy(newest_first).flip(0)
+
+    def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
+        with VideoReader(path, index=self.index(path)) as reader:
+            return reader.read(frames, short_side=round(self.pixels * margin))
+
+
+class FeatureFiles:
+    """Windows from pre-computed features.
+
+    Args:
+        store: the files.
+        stride_frames: video frames from one feature to the next.
+        offset_frames: frame at the centre of the first feature's snippet.
+        fps: frames a second that these count; None: each video's own.
+        steps: grid steps of every video, whose features are resized to them; None: a step a feature.
+        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
+        reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        stride_frames: float,
+        offset_frames: float,
+        fps: float | None = None,
+        steps: int | None = None,
+        clock: ResizedClock = "centre",
+        reversed_store: FeatureStore | None = None,
+    ) -> None:
+        self.store, self.reversed_store = store, reversed_store
+        self.stride_frames, self.offset_frames = stride_frames, offset_frames
+        self.fps, self.steps, self.clock = fps, steps, clock
+
+    @property
+    def has_twins(self) -> bool:
+        return self.reversed_store is not None
+
+    def timebase(self, video: AnnotatedVideo) -> Timebase:
+        fps = self.fps or video.fps
+        if fps is None:
+            if video.frames is None:
+                raise ValueError(
+                    f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in "
+                    "time, or data.feature_fps"
+                )
+            fps = video.frames / video.duration_s
+        base = Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
+        return base if self.steps is None else base.resized(self.steps, self.clock)
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+        store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
+        features = torch.from_numpy(store.read(video.name))  # [T, C]
+        if len(features) != self.store.length(video.name):
+            raise ValueError(
+                f"{store.path} has {len(features)} rows of {video.name}, {self.store.path} has "
+                f"{self.store.length(video.name)}: make both by one call of `bitad features --direction both`"
+            )
+        first_frame = self.offset_frames
+        if self.steps is not None:
+            first_frame = self.timebase(video).offset_frames
+            features = F.interpolate(features.T[None], size=self.steps, mode="linear", align_corners=False)[0].T
+        start = round((grid.first_frame - first_frame) / grid.stride_frames)
+        return features[start : start + grid.steps]
+
+
+def build_source(config: Config) -> Source:
+    """The source of windows that a configuration names."""
+    data, window = config.data, config.window
+    twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
+    if data.features is not None:
+        return FeatureFiles(
+            FeatureStore(data.features, channels=data.feature_channels),
+            stride_frames=data.feature_stride_frames,
+            offset_frames=data.feature_offset_frames,
+            fps=data.feature_fps,
+            reversed_store=None if twins is None else FeatureStore(twins, channels=data.feature_channels),
+            steps=window.resized_steps,
+            clock=window.resized_clock,
+        )
+    assert data.videos is not None  # the configuration has seen to both
+    assert config.model.backbone is not None
+    return VideoFiles(
+        partial(find_video, data.videos),
+        pixels=config.model.backbone.pixels,
+        stride_frames=window.stride_frames,
+        steps=window.resized_steps,
+        clock=window.resized_clock,
+        frames_per_step=window.frames_per_step,
+        find_reversed=None if twins is None else partial(find_video, twins),
+    )
