@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitad.cli.ground_truth import FORMS as FORMS_IN_HELP
+from bitad.cli.annotation_files import FORMS as FORMS_IN_HELP
 from bitad.data.annotation_forms import FORMS, read_form, recognise
 from bitad.data.annotation_rows import Source
 from bitad.data.annotations import AnnotatedVideo
