@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 
 import bitad
-from bitad.cli import annotation_files, data, features, networks, results, weights
+from bitad.cli import annotation_files, features, networks, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
 
 
@@ -58,6 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     verbs = Verbs(parser)
-    for part in (networks, data, annotation_files, features, results, weights):
+    for part in (networks, reverse, annotation_files, features, results, weights):
         part.add_verbs(verbs)
     return parser

@@ -256,7 +256,10 @@ def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> W
     if model is None:
         raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
     if window.layout != "sliding":
-        raise ValueError(f"{run.source} resizes videos to {window.steps} steps; a folder of features has one stride")
+        raise ValueError(
+            f"{run.source} looks at videos by window.layout={window.layout}; features are computed in sliding windows of "
+            "one stride: give a run that was trained so"
+        )
     return WindowEncoder(
         _backbones(run),
         steps=window.steps,

@@ -622,9 +622,10 @@ def test_runs_that_make_no_features_of_videos_say_why(data: Path, tmp_path: Path
         load_encoder(run, stride_frames=3)
     with pytest.raises(ValueError, match="sees windows of 32 steps, not clips of 8 frames"):
         load_encoder(run, clip_frames=8)
-    resized, _ = untrained(data, tmp_path / "resized.pt", "window.layout=resized")
-    with pytest.raises(ValueError, match="resizes videos to 32 steps"):
-        load_encoder(resized)
+    for layout in ("resized", "whole"):
+        run, _ = untrained(data, tmp_path / f"{layout}.pt", f"window.layout={layout}")
+        with pytest.raises(ValueError, match=rf"looks at videos by window\.layout={layout}; .* in sliding windows"):
+            load_encoder(run)
 
 
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="the key lists of published files are not beside this checkout")

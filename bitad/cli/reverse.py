@@ -1,4 +1,4 @@
-"""The verbs that make data."""
+"""The verb that plays data backwards."""
 
 from __future__ import annotations
 
