@@ -257,8 +257,8 @@ def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> W
         raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
     if window.layout != "sliding":
         raise ValueError(
-            f"{run.source} looks at videos by window.layout={window.layout}; features are computed in sliding windows of "
-            "one stride: give a run that was trained so"
+            f"{run.source} looks at videos by window.layout={window.layout}; features are computed in sliding "
+            "windows of one stride: give a run that was trained so"
         )
     return WindowEncoder(
         _backbones(run),
