@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from bitad.data.detections import Basis
 from bitad.experiments import EXPERIMENTS, Experiment
@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+# What PyTorch takes for a seed, of any process of a run.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # `experiment=1` is YAML's number 1, but experiments are named by strings.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 
@@ -28,6 +30,12 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
         raise ValueError(f"{list(limits)} must be [smallest, largest]")
     return limits
+
+
+def _of_a_folder(name: str) -> str:
+    if not name.strip() or any(letter in "/\\" or not letter.isprintable() for letter in name):
+        raise ValueError(f"{name!r} cannot begin a folder's name; give one without / and \\ and line ends")
+    return name
 
 
 def _known_experiment(name: str) -> str:
@@ -42,13 +50,20 @@ ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 class Section(BaseModel):
     """A frozen part of the configuration that knows exactly its own keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A file of YAML cannot say that a number is infinite and have it read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _require(*rules: tuple[bool, str]) -> None:
-    """One error with the messages of all rules that do not hold."""
+def _require(info: ValidationInfo, section: str, *rules: tuple[bool, str]) -> None:
+    """One error with the messages of all rules that do not hold.
+
+    Where the reader gives a list to collect them in (its context), they go there, with the section's path: then the
+    rules of the whole configuration are looked at too.
+    """
     faults = [message for holds, message in rules if not holds]
-    if faults:
+    if faults and isinstance(info.context, list):
+        info.context.append(f"{section}: {'; '.join(faults)}")
+    elif faults:
         raise ValueError("; ".join(faults))
 
 
@@ -78,8 +93,10 @@ class DataConfig(Section):
     test_subset: Name = "validation"
 
     @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
+    def _one_source(self, info: ValidationInfo) -> DataConfig:
         _require(
+            info,
+            "data",
             ((self.videos is None) != (self.features is None), "give exactly one of data.videos and data.features"),
             (
                 self.features is None or self.feature_channels is not None,
@@ -155,11 +172,13 @@ class BackboneConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _known(self) -> BackboneConfig:
+    def _known(self, info: ValidationInfo) -> BackboneConfig:
         if isinstance(self.size, str) and self.size not in SIZES:
             raise ValueError(f"unknown backbone size '{self.size}'; one of {', '.join(SIZES)}")
         vit = self.vit
         _require(
+            info,
+            "model.backbone",
             (self.pixels >= vit.patch_size, f"{self.pixels} pixels are less than a patch of {vit.patch_size}"),
             (
                 self.first_adapter < vit.depth,
@@ -202,10 +221,12 @@ class ModelConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelConfig:
+    def _consistent(self, info: ValidationInfo) -> ModelConfig:
         one = self.attention_window
         windows = one if isinstance(one, tuple) else (one,) * self.levels
         _require(
+            info,
+            "model",
             (self.channels % self.heads == 0, f"{self.channels} channels are not a multiple of {self.heads} heads"),
             *(
                 (window is None or window % 2 == 1, f"attention_window {window} must be odd, so that it has a centre")
@@ -265,12 +286,16 @@ class TrainingConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
-    def _warms_up_in_time(self) -> TrainingConfig:
+    def _warms_up_in_time(self, info: ValidationInfo) -> TrainingConfig:
         schedule = self.schedule_epochs or self.epochs
-        if self.warmup_epochs >= schedule:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} must be less than the {schedule} epochs of the schedule"
-            )
+        _require(
+            info,
+            "training",
+            (
+                self.warmup_epochs < schedule,
+                f"warmup_epochs {self.warmup_epochs:g} must be less than the {schedule} epochs of the schedule",
+            ),
+        )
         return self
 
 
@@ -333,8 +358,8 @@ class PairConfig(Section):
 class Config(Section):
     """One run."""
 
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Annotated[Name, AfterValidator(_of_a_folder)]
+    seed: Seed = 0
     direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
     experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
     output: Path = Field(default=Path("runs"), description="folder of the run directories")
@@ -348,12 +373,14 @@ class Config(Section):
     test: TestConfig = TestConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> Config:
+    def _fits(self, info: ValidationInfo) -> Config:
         window, coarsest = self.window, 2 ** (self.model.levels - 1)
         steps, unit, what = window.steps, coarsest, f"coarsest stride {coarsest}"
         if coarsest < self.clip_steps:  # both are powers of two
             unit, what = self.clip_steps, f"backbone's clip of {CLIP_FRAMES} frames"
         _require(
+            info,
+            "as a whole",
             (
                 steps % unit == 0,
                 f"window.steps {steps} is not a multiple of the {what}; use {-(-steps // unit) * unit}",

@@ -7,6 +7,7 @@ keys, wrong types and impossible combinations are all reported at once, by path,
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from bitad.config import Config
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class ConfigError(ValueError):
@@ -56,11 +61,36 @@ def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:
     """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
+    config, faults = _validated(document)
+    unknown = [fault["loc"] for fault in faults if isinstance(fault, dict) and fault["type"] == "extra_forbidden"]
+    if unknown:  # a second look without them finds what they hid: combinations are judged where all keys are known
+        _, others = _validated(_without(document, unknown))
+        faults = [fault for fault in faults if isinstance(fault, dict) and fault["loc"] in unknown] + others
+    if config is None or faults:
+        told = dict.fromkeys(fault if isinstance(fault, str) else _describe(fault) for fault in faults)
+        raise ConfigError(f"configuration {origin}: " + "; ".join(told))
+    return config
+
+
+def _validated(document: dict[str, Any]) -> tuple[Config | None, list[dict[str, Any] | str]]:
+    """The configuration, if any, and all that is wrong: keys and values as pydantic tells it, combinations in words."""
+    combinations: list[str] = []
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(document, context=combinations)
     except ValidationError as error:
-        faults = [_describe(dict(fault)) for fault in error.errors()]
-        raise ConfigError(f"configuration {origin}: " + "; ".join(faults)) from None
+        return None, [*(dict(fault) for fault in error.errors()), *combinations]
+    return config, list(combinations)
+
+
+def _without(document: dict[str, Any], paths: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """The document without the keys at these paths; a path that is none of keys alone stays."""
+    heads = {path[0] for path in paths if len(path) == 1}
+    kept = {}
+    for key, value in document.items():
+        below = [path[1:] for path in paths if len(path) > 1 and path[0] == key]
+        if key not in heads:
+            kept[key] = _without(value, below) if below and isinstance(value, dict) else value
+    return kept
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -82,7 +112,7 @@ def _describe(fault: dict[str, Any]) -> str:
         return f"{path}: missing"
     if fault["type"] == "value_error":
         return f"{path}: {message}"
-    return f"{path}: {message} (is {fault['input']!r})"
+    return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
 
 
 def _find(source: str | Path) -> Path:
@@ -104,8 +134,10 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} stands on itself: follow the `base:` of {', '.join(str(p) for p in above)}")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a value that its own tag contradicts raises whatever YAML's constructors lead to
+        raise ConfigError(f"{path} is not YAML: {_in_a_line(error)}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds {type(document).__name__}, not a mapping of keys to values")
     base = document.pop("base", None)
@@ -122,14 +154,18 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"override '{override}' is not of the form key.sub=value")
     try:
         nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not YAML") from None
+    except Exception as error:  # as of files
+        raise ConfigError(f"override '{override}': the value is not YAML: {_in_a_line(error)}") from None
     if isinstance(nested, str):
         nested = _number(nested)
     for part in reversed(key.split(".")):
         nested = {part: nested}
     result: dict[str, Any] = nested
     return result
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _number(text: str) -> float | str:
