@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from bitad.config import Config
 
-
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -65,7 +64,7 @@ def parse_config(document: dict[str, Any], origin: str) -> Config:
     unknown = [fault["loc"] for fault in faults if isinstance(fault, dict) and fault["type"] == "extra_forbidden"]
     if unknown:  # a second look without them finds what they hid: combinations are judged where all keys are known
         _, others = _validated(_without(document, unknown))
-        faults = [fault for fault in faults if isinstance(fault, dict) and fault["loc"] in unknown] + others
+        faults = [*(fault for fault in faults if isinstance(fault, dict) and fault["loc"] in unknown), *others]
     if config is None or faults:
         told = dict.fromkeys(fault if isinstance(fault, str) else _describe(fault) for fault in faults)
         raise ConfigError(f"configuration {origin}: " + "; ".join(told))

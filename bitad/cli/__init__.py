@@ -6,6 +6,8 @@ Nothing heavy is imported before it is known which verb runs: `bitad evaluate` n
 from __future__ import annotations
 
 import argparse
+import errno
+import re
 import signal
 import sys
 import threading
@@ -31,11 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(_said(error).split()) or type(error).__name__
         foreseen = isinstance(error, (ValueError, OSError))
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
         print(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
         return 1
+
+
+def _said(error: Exception) -> str:
+    """An error's own words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; make room and run the command again (bitad train goes on with --resume)"
+    # PyTorch passes on what a process that reads windows has raised with the whole traceback in front.
+    in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
+    return in_worker[2] if in_worker else str(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

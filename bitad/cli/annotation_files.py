@@ -138,10 +138,13 @@ def _check(arguments: argparse.Namespace) -> int:
     for video, defects in report.by_video().items():
         for defect in defects:
             print(f"{video}: {defect.kind}: {defect.detail}")
+    for subset, count in report.without_truth.items():
+        print(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
         print(f"{report.unmeasured} videos are of unknown duration; --videos or --video-info tells segments beyond it")
-    print(f"{len(report.defects)} defects")
-    return 1 if report.defects else 0
+    count = len(report.defects) + len(report.without_truth)
+    print(f"{count} defects")
+    return 1 if count else 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:

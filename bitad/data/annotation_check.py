@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bitad.data.annotation_policy import segment_defects
 from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
 from bitad.data.files import read_json
 from bitad.data.twins import twin_defect
+from bitad.data.video_clocks import read_clocks
 from bitad.data.videos import find_video
 
 
@@ -32,6 +33,7 @@ class AnnotationReport:
         classes: number of segments of each class, in the order of the classes.
         ignored: number of segments of each ignored label.
         defects: everything found, video after video.
+        without_truth: number of videos in each subset none of whose videos has a segment of a class.
         unmeasured: number of videos of unknown duration, whose segments may be outside unnoticed.
     """
 
@@ -40,6 +42,7 @@ class AnnotationReport:
     classes: dict[str, int]
     ignored: dict[str, int]
     defects: tuple[Defect, ...]
+    without_truth: dict[str, int]
     unmeasured: int
 
     @property
@@ -86,11 +89,13 @@ def check_annotations(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file is of no known form, or is not JSON; or a line of a table is malformed.
+        ValueError: the file is of no known form, or is not JSON; a line of a table is malformed; or no video is in it.
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
     entries, classes = _read(Path(path), form, classes, videos_dir, video_info)
+    if not entries:
+        raise ValueError(f"{path}: no videos in it; there is nothing to check")
     names, defects = class_names(entries, classes, ignore)
     for entry in entries:
         defects += entry.defects
@@ -102,14 +107,17 @@ def check_annotations(
         defects += _missing_files(entries, Path(videos_dir))
         if reversed_dir is not None:
             defects += _twin_defects(entries, Path(videos_dir), Path(reversed_dir), on_progress)
+    subsets = Counter(entry.video.subset for entry in entries)
+    with_truth = {entry.video.subset for entry in entries if not set(names).isdisjoint(entry.video.labels)}
     place = {entry.video.name: index for index, entry in enumerate(entries)}
     counts = Counter(label for entry in entries for label in entry.video.labels)
     return AnnotationReport(
         path=str(path),
-        subsets=dict(Counter(entry.video.subset for entry in entries)),
+        subsets=dict(subsets),
         classes={name: counts[name] for name in names},
         ignored={label: counts[label] for label in ignore if label in counts and label not in names},
         defects=tuple(sorted(defects, key=lambda defect: place[defect.video])),
+        without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
         unmeasured=sum(math.isinf(entry.video.duration_s) for entry in entries),
     )
 
@@ -127,7 +135,11 @@ def _read(
     """
     form = recognise(path) if form is None else form
     if form in FORMS and FORMS[form].read is read_database:
-        return read_entries(read_json(path), path), classes
+        entries = read_entries(read_json(path), path)
+        if video_info is not None:  # counting the frames of videos for what is stated would take long
+            clocks = Clocks(read_clocks(video_info))
+            entries = [replace(entry, video=clocks.complete(entry.video)) for entry in entries]
+        return entries, classes
     _, read = read_form(path, form)
     clocks = Clocks.of(read.annotations, videos_dir, video_info)
     videos = [clocks.complete(video) for video in read.annotations.videos.values()]

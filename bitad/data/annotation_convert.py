@@ -174,7 +174,14 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
 
 
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
-    """Write class names, a name a line, whole or not at all."""
+    """Write class names, a name a line, whole or not at all.
+
+    Raises:
+        ValueError: a name that would not be read back: with a line end in it, or with a space at an end.
+    """
+    for name in classes:
+        if name != name.strip() or "\n" in name or "\r" in name or not name:
+            raise ValueError(f"{path}: class {name!r} cannot stand in a list of a name a line; rename it")
     with replacing(path) as partial:
         partial.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 

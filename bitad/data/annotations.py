@@ -228,9 +228,12 @@ def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
         ValueError: it names no class, or one twice.
     """
     try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+        # Not splitlines(): a name may hold what Unicode calls a line end.
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; it should hold the class names, a name a line") from None
+    except (OSError, UnicodeDecodeError) as error:  # a folder, say; no text
+        raise ValueError(f"{path}: cannot be read as class names, a name a line: {error}") from None
     return _distinct([name for name in names if name], path)
 
 
@@ -260,7 +263,9 @@ def read_entries(content: Any, path: str | Path) -> list[VideoEntry]:
 
 def _refuse(path: str | Path, defects: Iterable[Defect]) -> None:
     for defect in defects:
-        raise ValueError(f"{path}: video {defect.video}: {defect.detail}")
+        raise ValueError(
+            f"{path}: video {defect.video}: {defect.detail}; correct it (`bitad annotations check` names every defect)"
+        )
 
 
 def _read_entry(name: str, stated: Any) -> VideoEntry:
@@ -376,10 +381,10 @@ def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:
     if not names:
-        raise ValueError(f"{source}: no class names")
+        raise ValueError(f"{source}: no class names; there should be a name a line")
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{source}: class {name!r} occurs {count} times")
+            raise ValueError(f"{source}: class {name!r} occurs {count} times; name each class once")
     return tuple(names)
 
 

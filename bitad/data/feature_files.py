@@ -48,7 +48,9 @@ class FeatureStore:
     ) -> None:
         self.path, self.channels_first, self.channels, self.key = Path(path), channels_first, channels, key
         if not self.path.exists():
-            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features")
+            raise FileNotFoundError(
+                f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
+            )
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
             raise ValueError(f"{self.path}: features are a folder of .npy or .npz files, or one .npz file")
         if self.path.is_file() and key is not None:
@@ -86,7 +88,8 @@ class FeatureStore:
         if len(unsound):
             row, column = unsound[0]
             raise ValueError(
-                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(unsound)} such values)"
+                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(unsound)} such values); "
+                "make finite ones"
             )
         return features
 
@@ -109,7 +112,10 @@ class FeatureStore:
         for suffix in _SUFFIXES:
             if (file := self.path / f"{name}{suffix}").is_file():
                 return file
-        raise FileNotFoundError(f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)})")
+        raise FileNotFoundError(
+            f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
+            "of the annotations"
+        )
 
     def _only_key(self, file: Path) -> str:
         """The name of the array to read from one video's ``.npz``."""
@@ -127,7 +133,10 @@ class FeatureStore:
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers {form}")
         rows, channels = shape[::-1] if self.channels_first else shape
         if self.channels is not None and channels != self.channels:
-            raise ValueError(f"{where}: shape {list(shape)} read as {form}; {self.channels} channels are expected")
+            raise ValueError(
+                f"{where}: shape {list(shape)} read as {form}; {self.channels} channels are expected "
+                "(data.feature_channels)"
+            )
         return rows, channels
 
 

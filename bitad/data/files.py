@@ -8,11 +8,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Half of a character of two halves, escaped or not, which may lack the other half: no text, and not to be printed.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 @contextmanager
@@ -28,6 +32,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk, say: what could not be written there
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -42,13 +50,17 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     try:
         data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        content = json.loads(data)
+        if _HALF.search(data):
+            json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise FileNotFoundError(f"{path}: no such file; check its name") from None
     except (OSError, EOFError, zlib.error) as error:  # a folder; not gzip, cut short or damaged
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from None
+    return content
 
 
 def write_json(content: Any, path: str | Path) -> None:

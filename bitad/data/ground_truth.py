@@ -12,6 +12,9 @@ def read_ground_truth(data: DataConfig) -> Annotations:
     Raises:
         FileNotFoundError, ValueError: as :func:`~bitad.data.annotations.read_annotations`.
     """
+    for key, path in (("annotations", data.annotations), ("classes", data.classes)):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; name the right one in data.{key}")
     annotations = read_annotations(data.annotations, classes=data.classes)
     return annotations.class_agnostic() if data.class_agnostic else annotations
 

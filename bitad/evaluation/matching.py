@@ -60,8 +60,10 @@ class Truth:
         segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])
         kept = np.ones(len(label), np.bool_) if every_segment else _distinct(video * len(number) + label, segments)
         if not kept.any():
+            subsets = " and ".join(repr(subset) for subset in dict.fromkeys(video.subset for video in videos))
             raise ValueError(
-                f"the ground truth ({len(videos)} videos) has no segment to evaluate against; check the subset's name"
+                f"the ground truth of subset {subsets} ({len(videos)} videos) has no segment to evaluate against; name "
+                "a subset that has some"
             )
         video, label, segments = video[kept], label[kept], segments[kept]
         present, label = np.unique(label, return_inverse=True)

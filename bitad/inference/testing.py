@@ -6,11 +6,11 @@ from pathlib import Path
 
 from bitad.data.detections import Detections, write_detections
 from bitad.data.files import write_json
-from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
+from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
-from bitad.training.checkpoint import Checkpoint
+from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
 
 
@@ -35,24 +35,34 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     ``out``/metrics.json. Of one network the two files of detections hold the same ones; of a pair the first holds the
     merged ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis.
 
+    What was found is written before it is evaluated, and stays where that fails.
+
     Raises:
-        ValueError: if the data set has other classes than the network.
+        ValueError: if the data set has other classes than the network; if the subset has no ground truth, and then the
+            message says where the detections are.
     """
     config = checkpoint.config
-    annotations = read_ground_truth(config.data)
-    if annotations.classes != checkpoint.classes:
+    classes = class_names(config)
+    if classes != checkpoint.classes:
         raise ValueError(
-            f"{config.data.annotations} has the classes {', '.join(annotations.classes)}, but the detector was trained "
-            f"on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in data.classes"
+            f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}, but the detector "
+            f"was trained on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in "
+            "data.classes"
         )
     subset = read_test_ground_truth(config)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     network = checkpoint.network().to(team.device)
     results = detect(network, subset, build_source(config), config, team, details=details)
-    evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in results.named().items()}
+    named, metrics = results.named(), out / "metrics.json"
     if team.is_main:
+        metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
         results.write(out)
-        if len(evaluations) == 1:
+        if len(named) == 1:
             write_detections(results.merged.reversed(), out / "detections.reverse.json")
-        write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, out / "metrics.json")
+    try:
+        evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in named.items()}
+    except ValueError as error:
+        raise ValueError(f"{error}; the detections are in {out / 'detections.json'}") from None
+    if team.is_main:
+        write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,4 +116,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mappin
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     with replacing(path) as partial:
-        save_file(apart, partial, metadata=dict(said))
+        try:
+            save_file(apart, partial, metadata=dict(said))
+        except SafetensorError as error:  # not an OSError, but what the disk said
+            raise OSError(f"{path} cannot be written: {error}") from None

@@ -6,6 +6,7 @@ A detector of another project has weights only; with a configuration it becomes 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 from bitad.config import Config
 from bitad.config_files import differences, override_config, parse_config
 from bitad.data.annotations import ANY_CLASS, read_annotations, read_classes
+from bitad.data.detections import named
 from bitad.data.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
@@ -61,6 +63,8 @@ class Checkpoint:
         """The trained network or pair, in evaluation mode."""
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
+        if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
+            raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
         return network.eval()
 
     def changes(self, config: Config) -> list[str]:
@@ -104,8 +108,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         write_safetensors(checkpoint.model, path, said={"format": FORMAT, **texts})
         return
     content = {"format": FORMAT, **said, "model": checkpoint.model, "training": checkpoint.training}
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    with replacing(path) as partial, partial.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # what PyTorch's own message hides: a full disk, say
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
@@ -180,6 +189,18 @@ def _undamaged(path: Path) -> dict[str, Any]:
 
 
 def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    sound = {
+        "config": lambda value: isinstance(value, dict),
+        "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "model": lambda value: isinstance(value, dict) and all(isinstance(part, Tensor) for part in value.values()),
+        "epoch": lambda value: isinstance(value, int),
+        "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
+        "evaluation": lambda value: isinstance(value, dict | None),
+        "training": lambda value: isinstance(value, dict | None),
+    }
+    faults = [key for key, is_sound in sound.items() if not is_sound(content.get(key))]
+    if faults:
+        raise ValueError(f"{path} is a damaged checkpoint, without a sound {', '.join(faults)}; take another one")
     return Checkpoint(
         config=parse_config(content["config"], f"in {path}"),
         classes=tuple(content["classes"]),
@@ -233,7 +254,10 @@ def class_names(config: Config) -> tuple[str, ...]:
     if data.classes is not None:
         return read_classes(data.classes)
     if not data.annotations.is_file():
-        raise FileNotFoundError(f"{data.annotations}: no such file; name the classes, a name a line, in data.classes")
+        raise FileNotFoundError(
+            f"{data.annotations}: no such file; name the right one in data.annotations, or a list of the classes, "
+            "a name a line, in data.classes"
+        )
     return read_annotations(data.annotations).classes
 
 

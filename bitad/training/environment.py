@@ -39,12 +39,19 @@ def environment(team: Processes) -> dict[str, Any]:
     }
 
 
+class _LogFile(logging.FileHandler):
+    """A file of log lines; that one cannot be written (the disk is full) ends the work like any other failed write."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
     """The project's log: lines on standard error, and in `log.txt` of a run directory if one is given."""
     handlers: Sequence[logging.Handler] = [logging.StreamHandler()] if show else []
     if directory is not None and show:
         directory.mkdir(parents=True, exist_ok=True)
-        handlers = [*handlers, logging.FileHandler(directory / "log.txt", encoding="utf-8")]
+        handlers = [*handlers, _LogFile(directory / "log.txt", encoding="utf-8")]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for handler in log.handlers:
@@ -52,6 +59,12 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
     log.handlers = list(handlers)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def say_repeated(count: int, what: str, team: Processes) -> None:
+    """Log how many damaged frames all processes have read with another one in their place."""
+    if (total := sum(team.gather(count))) and team.is_main:
+        log.warning("%s: %d damaged frames, the last good one in the place of each", what, total)
 
 
 def set_up_process(threads: int | None) -> None:

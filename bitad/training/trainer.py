@@ -21,14 +21,16 @@ from bitad.data.files import replacing, write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.data.transforms import recolour
+from bitad.evaluation.matching import Truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.models.build import build_network, load_pretrained
 from bitad.models.pair import Pair
-from bitad.progress import Meter
+from bitad.models.weights import load_weights
+from bitad.progress import Meter, track
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.environment import environment, log
+from bitad.training.environment import environment, log, say_repeated
 from bitad.training.initial import load_initial
 from bitad.training.learner import Learner
 from bitad.training.losses import DetectionLoss, Losses
@@ -77,6 +79,7 @@ class Trainer:
         self.test_annotations = read_test_ground_truth(config)
         self.source = build_source(config)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
+        self._look_at_data()
         self.sampler = EpochSampler(len(self.windows), config.training.batch, team, config.seed)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         self.network = build_network(config, len(self.annotations.classes))
@@ -112,6 +115,21 @@ class Trainer:
             self.models = [team.wrap(self.network)]
         else:
             self.models = [team.wrap(side.network) for side in self.network.sides]
+
+    def _look_at_data(self) -> None:
+        """What training and testing will need, asked for now rather than hours later. Content is not read."""
+        Truth.of(self.test_annotations)
+        videos = [*self.windows.videos, *self.test_annotations.videos.values()]
+        faults: list[ValueError | FileNotFoundError] = []
+        for video in track(videos, "looking at the data", len(videos), show=self.team.is_main):
+            try:
+                self.source.timebase(video)
+            except (ValueError, FileNotFoundError) as error:
+                faults.append(error)
+        if len(faults) > 1:
+            raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
+        if faults:
+            raise faults[0]
 
     def _load_first_weights(self) -> None:
         if self.config.plan.starts_from == "backbone":
@@ -182,15 +200,18 @@ class Trainer:
         for learner in self.learners:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
+        repeated = 0
         with Meter(what, len(self.loader), show=self.team.is_main) as meter:
             for batch in self.loader:
                 step = self._train_step(batch)
                 self.step += 1
+                repeated += batch.repeated
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self._record_step(step)
                 for learner in self.learners:
                     learner.schedule.step()
+        say_repeated(repeated, what, self.team)
 
     def _train_step(self, batch: Batch) -> Step:
         """One step of gradient descent for every network."""
@@ -240,9 +261,10 @@ class Trainer:
         try:
             norms = {learner.name: learner.clip() for learner in learners}
         except FloatingPointError as error:
+            saved = f"{self.last} is as it was before" if self.last.exists() else "nothing is saved yet"
             raise ValueError(
                 f"{error} at step {self.step}, with a loss of {total.item()} (videos {', '.join(batch.videos)}); "
-                f"resume from {self.last} with a lower training.lr"
+                f"{saved}; look at these videos and go on with --resume, or start another run with a lower training.lr"
             ) from None
         for learner in learners:
             learner.step()
@@ -382,13 +404,22 @@ class Trainer:
 
     def _restore(self, saved: Checkpoint) -> None:
         if saved.classes != self.annotations.classes:
-            raise ValueError(f"{self.last} was trained on the classes {saved.classes}, not {self.annotations.classes}")
+            raise ValueError(
+                f"{self.last} was trained on the classes {saved.classes}, not {self.annotations.classes}; resume with "
+                "the class list that it was trained with, or start another run"
+            )
         training = saved.training
         assert training is not None
-        self.network.load_state_dict(saved.model)
-        for learner in self.learners:
-            learner.load_state_dict(training["learners"][learner.name])
-        self.epoch, self.step, self.best = saved.epoch, training["step"], training["best"]
+        load_weights(self.network, saved.model, source=str(self.last))
+        try:
+            for learner in self.learners:
+                learner.load_state_dict(training["learners"][learner.name])
+            self.epoch, self.step, self.best = saved.epoch, training["step"], training["best"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.last} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run anew "
+                "under another name"
+            ) from None
         if training["world"] == self.team.world:
             rng = training["rng"][self.team.rank]
             torch.set_rng_state(rng["cpu"])
