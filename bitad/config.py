@@ -76,6 +76,11 @@ class DataConfig(Section):
     reversed_videos: Path | None = Field(
         default=None, description="folder of their reverse-playback twins; none: windows are flipped"
     )
+    damaged_frames: Literal["error", "repeat"] = Field(
+        default="error",
+        description="of video files: those that cannot be decoded, or that a cut-off file has lost; `repeat` shows the "
+        "last good one in their place, and the log says how often",
+    )
     features: Path | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
     reversed_features: Path | None = Field(
         default=None,

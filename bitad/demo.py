@@ -260,6 +260,10 @@ class StandingStill:
     def has_twins(self) -> bool:
         return self.source.has_twins
 
+    @property
+    def repeated(self) -> int:
+        return self.source.repeated
+
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         frames = self.source.read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)

@@ -174,7 +174,7 @@ class Counting:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.has_twins = source.has_twins
+        self.has_twins, self.repeated = source.has_twins, 0
         self.windows: list[tuple[str, float, int, str]] = []
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:

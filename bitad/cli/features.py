@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bitad.cli.verbs import Verbs
+from bitad.cli.verbs import Verbs, add_damaged_frames
 
 if TYPE_CHECKING:
     from bitad.data.detections import Basis
@@ -49,6 +49,7 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("--half", action="store_true", help="write half precision")
     p.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
     p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="computed at once; not of a run (8)")
+    add_damaged_frames(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
 
@@ -77,7 +78,7 @@ def _features(arguments: argparse.Namespace) -> int:
         stored="float16" if arguments.half else "float32",
     )
     with processes(arguments.device) as team:
-        report = extract_features(encoder, videos, folders, team)
+        report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames)
         if team.is_main:
             print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.verbs import Verbs
+from bitad.cli.verbs import Verbs, add_damaged_frames
 
 if TYPE_CHECKING:
     from bitad.training.checkpoint import Checkpoint
@@ -67,6 +67,7 @@ def add_verbs(verbs: Verbs) -> None:
     _add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="folder to write to (detections)")
     p.add_argument("--min-score", type=float, default=0.3, help="of subtitles, and at first on the page (0.3)")
+    add_damaged_frames(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
 
@@ -137,7 +138,7 @@ def _detect(arguments: argparse.Namespace) -> int:
 
     checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
     with processes(arguments.device) as team:
-        detections = detect_videos(checkpoint, arguments.videos, team)
+        detections = detect_videos(checkpoint, arguments.videos, team, damaged=arguments.damaged_frames)
         if team.is_main:
             page = write_detection_report(arguments.out, detections, arguments.videos, min_score=arguments.min_score)
             count = int((detections.scores >= arguments.min_score).sum())

@@ -25,3 +25,13 @@ class Verbs:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.set_defaults(run=run)
         return parser
+
+
+def add_damaged_frames(parser: argparse.ArgumentParser) -> None:
+    """The option that says what becomes of frames that cannot be decoded."""
+    parser.add_argument(
+        "--damaged-frames",
+        choices=["error", "repeat"],
+        default="error",
+        help="of damaged or cut-off videos: show the last good one in their place, and say how often (error)",
+    )

@@ -44,6 +44,7 @@ class Sample:
         colour: float ``[3, 4]``, the window's change of colour.
         twin: what the file of the other playing direction holds of the window, laid out and in order as ``content``;
             None: the other view shows ``content``.
+        repeated: number of damaged frames in whose place another one stands.
     """
 
     video: str
@@ -54,6 +55,7 @@ class Sample:
     view: Basis = "forward"
     colour: NDArray[np.float32] | None = None
     twin: Tensor | None = None
+    repeated: int = 0
 
     def cropped(self, crop: Crop, pixels: int) -> Sample:
         """One rectangle of every picture, as ``pixels`` x ``pixels``."""
@@ -85,6 +87,7 @@ class Batch:
         colour: float ``[B, 3, 4]`` for :func:`bitad.data.transforms.recolour`; None where nothing changes.
         twin: what the files of the other playing direction hold, laid out and in order as ``inputs``; None: the other
             view shows ``inputs``.
+        repeated: number of damaged frames in whose place another one stands.
     """
 
     inputs: Tensor
@@ -95,6 +98,7 @@ class Batch:
     videos: list[str]
     colour: Tensor | None = None
     twin: Tensor | None = None
+    repeated: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, where it can be turned round (:meth:`reversed`) without another copy from here."""
@@ -159,6 +163,7 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         if any(c is not None for c in colours)
         else None,
         twin=_padded(twins, rows) if twins else None,
+        repeated=sum(s.repeated for s in samples),
     )
 
 
@@ -175,19 +180,27 @@ def _padded(contents: Sequence[Tensor], length: int) -> Tensor:
 
 
 def _read(
-    source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[Basis], *, margin: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
-    """The content of a window in the first view, and in the other one where it is wanted and is another."""
+    source: Source,
+    video: AnnotatedVideo,
+    grid: Grid,
+    views: Sequence[Basis],
+    segments: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    *,
+    margin: float = 1.0,
+) -> Sample:
+    """A window in the first view, with the content of the other one where that is wanted and is another."""
+    repeated = source.repeated
     content = source.read(video, grid, view=views[0], margin=margin)
-    if not source.has_twins or len(set(views)) == 1:
-        return content, None
-    twin = source.read(video, grid, view=views[1], margin=margin)
-    if twin.shape != content.shape:
+    twin = None
+    if source.has_twins and len(set(views)) > 1:
+        twin = source.read(video, grid, view=views[1], margin=margin)
+    if twin is not None and twin.shape != content.shape:
         raise ValueError(
             f"a window of {video.name} is {list(content.shape)} and of its reversed playback {list(twin.shape)}: "
             "remake that with `bitad reverse` or `bitad features`"
         )
-    return content, twin
+    return Sample(video.name, content, grid, segments, labels, twin=twin, repeated=source.repeated - repeated)
 
 
 def grid_truth(
@@ -247,10 +260,9 @@ class TrainingWindows(Dataset[Sample]):
         grid = timebase.window(chosen.start, chosen.steps)
         backbone, views = self.config.model.backbone, self.config.views
         margin = 1.0 if backbone is None else DECODE_MARGIN
-        content, twin = _read(self.source, video, grid, views, margin=margin)
-        sample = Sample(video.name, content, grid, chosen.segments, chosen.labels, twin=twin)
+        sample = _read(self.source, video, grid, views, chosen.segments, chosen.labels, margin=margin)
         if backbone is not None:
-            crop = _training_crop(rng, content, self.config.training.augmentation)
+            crop = _training_crop(rng, sample.content, self.config.training.augmentation)
             colour = _training_colour(rng, self.config.training.augmentation)
             sample = replace(sample.cropped(crop, backbone.pixels), colour=colour)
         return sample.reversed() if views[0] == "reverse" else sample
@@ -290,8 +302,7 @@ class TestWindows(Dataset[Sample]):
     def __getitem__(self, item: int) -> Sample:
         video, grid = self.windows[item]
         backbone, views = self.config.model.backbone, self.config.views
-        content, twin = _read(self.source, video, grid, views)
-        sample = Sample(video.name, content, grid, np.zeros((0, 2)), np.zeros(0, np.int64), twin=twin)
+        sample = _read(self.source, video, grid, views, np.zeros((0, 2)), np.zeros(0, np.int64))
         if backbone is not None:
-            sample = sample.cropped(centre_crop(*content.shape[1:3]), backbone.pixels)
+            sample = sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
         return sample.reversed() if views[0] == "reverse" else sample

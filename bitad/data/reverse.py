@@ -15,24 +15,31 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import accumulate
+from fractions import Fraction
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO
 
 import av
+import numpy as np
 from av.container import OutputContainer
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from bitad.data.files import replacing
+from bitad.data.indexing import index_video
+from bitad.data.twins import twin_defect
 from bitad.data.videos import (
     H264_CONTAINERS,
     VIDEO_SUFFIXES,
+    Damaged,
     VideoReader,
     add_h264_stream,
+    counted,
     open_h264,
     probe,
+    require_whole,
 )
 
 # Called with how much is done and how much there is.
@@ -52,37 +59,59 @@ class ReverseReport:
         done: reversed now.
         skipped: reversed earlier, with all their frames.
         failed: why a video has no reversed file.
+        repeated: of those reversed now, how many frames stand in the place of damaged ones, where any do.
     """
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: dict[str, str]
+    repeated: dict[str, int]
 
 
-def reverse_video(src: str | Path, dst: str | Path, *, crf: float = 18, on_progress: Progress | None = None) -> int:
+@dataclass(frozen=True)
+class Reversed:
+    """What became of one video.
+
+    Args:
+        frames: number of frames written.
+        repeated: how many of them stand in the place of damaged ones.
+    """
+
+    frames: int
+    repeated: int
+
+
+def reverse_video(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    crf: float = 18,
+    damaged: Damaged = "error",
+    on_progress: Progress | None = None,
+) -> Reversed:
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
-    Frame i of the source is frame n - 1 - i of the target. Size, frame rate and number of frames stay; the target is
-    written whole or not at all.
+    Frame i of the source is frame n - 1 - i of the target, and shown as long before its end as in the source behind its
+    beginning. Size and number of frames stay, pictures are upright; the target is written whole or not at all.
 
     Args:
         src: any video that FFmpeg reads.
         dst: the reversed file; its suffix, one of ``H264_CONTAINERS``, names the container.
         crf: x264's constant rate factor; 18 is hardly visible, less is better and larger.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
         on_progress: called now and then with the number of frames done and in all.
-
-    Returns:
-        The number of frames.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the source cannot be decoded to its end, ``dst`` is ``src``, or there is no container for ``dst``.
+        ValueError: not every frame can be decoded and these are an error, the picture's size changes, ``dst`` is
+            ``src``, or there is no container for ``dst``.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
         raise ValueError(f"{dst}: the reversed video would replace its source; name another file")
     try:
-        with VideoReader(src) as reader, replacing(dst) as partial:
+        with VideoReader(src, damaged=damaged) as reader, replacing(dst) as partial:
+            require_whole(src, reader.index, damaged)
             with (
                 tempfile.TemporaryFile(dir=dst.parent) as store,
                 open_h264(partial, suffix=dst.suffix) as container,
@@ -91,9 +120,9 @@ def reverse_video(src: str | Path, dst: str | Path, *, crf: float = 18, on_progr
             written = probe(partial).frames
             if written != reader.info.frames:
                 raise ValueError(f"{src}: {reader.info.frames} frames, but {written} were written in reverse")
+            return Reversed(written, reader.repeated)
     except av.FFmpegError as error:
         raise ValueError(f"{src}: cannot be reversed: {error.strerror}") from None
-    return written
 
 
 def reverse_folder(
@@ -102,6 +131,7 @@ def reverse_folder(
     *,
     workers: int = 1,
     crf: float = 18,
+    damaged: Damaged = "error",
     on_progress: Progress | None = None,
 ) -> ReverseReport:
     """Reverse every video of a folder into another, under the same names, several at once.
@@ -115,6 +145,7 @@ def reverse_folder(
         dst: the folder of reversed videos.
         workers: processes side by side, one video and one thread each.
         crf: as for ``reverse_video``.
+        damaged: likewise.
         on_progress: called after each video with the number of videos done and in all.
 
     Raises:
@@ -125,22 +156,29 @@ def reverse_folder(
     targets = _targets(src, dst)
     done: list[str] = []
     skipped: list[str] = []
+    repeated: dict[str, int] = {}
     failed: dict[str, str] = {}
     # A fresh interpreter for each worker: forked copies of a process with threads may hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = {pool.submit(_reverse_unless_done, *pair, crf): pair[0].name for pair in targets.items()}
+        futures = {pool.submit(_reverse_unless_done, *pair, crf, damaged): pair[0].name for pair in targets.items()}
         for finished, future in enumerate(as_completed(futures), start=1):
             name, error = futures[future], future.exception()
             if error is not None:
                 failed[name] = str(error) or type(error).__name__
+            elif (result := future.result()) is None:
+                skipped.append(name)
             else:
-                (done if future.result() else skipped).append(name)
+                done.append(name)
+                if result.repeated:
+                    repeated[name] = result.repeated
             if on_progress is not None:
                 on_progress(finished, len(futures))
     finally:
         pool.shutdown(cancel_futures=True)
-    return ReverseReport(tuple(sorted(done)), tuple(sorted(skipped)), dict(sorted(failed.items())))
+    return ReverseReport(
+        tuple(sorted(done)), tuple(sorted(skipped)), dict(sorted(failed.items())), dict(sorted(repeated.items()))
+    )
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:
@@ -162,20 +200,26 @@ def _targets(src: Path, dst: Path) -> dict[Path, Path]:
     return {path: target for target, path in sources.items()}
 
 
-def _reverse_unless_done(src: Path, dst: Path, crf: float) -> bool:
-    """Reverse one video of a folder; False if that was done before."""
-    if dst.exists() and _frames(dst) == probe(src).frames:
-        return False
-    reverse_video(src, dst, crf=crf)
-    return True
-
-
-def _frames(path: Path) -> int | None:
-    """The frames of an earlier target; None where it is broken and so to be made again."""
-    try:
-        return probe(path).frames
-    except ValueError:
+def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> Reversed | None:
+    """Reverse one video of a folder; None if that was done before."""
+    if dst.exists() and _is_done(src, dst, damaged):
         return None
+    return reverse_video(src, dst, crf=crf, damaged=damaged)
+
+
+def _is_done(src: Path, dst: Path, damaged: Damaged) -> bool:
+    """Whether an earlier target is whole and of its source; else it is to be made again."""
+    index = index_video(src)
+    require_whole(src, index, damaged)
+    try:
+        target = index_video(dst)
+    except ValueError:
+        return False
+    return (
+        not target.lost
+        and target.frames == counted(index, damaged)
+        and (damaged == "repeat" or twin_defect(src, dst, samples=2) is None)
+    )
 
 
 def _write_reversed(
@@ -187,6 +231,7 @@ def _write_reversed(
 ) -> None:
     """Write a video's frames in the opposite order; encoded groups wait in ``store`` for their turn."""
     frames, rate = reader.info.frames, reader.index.rate
+    times, tick = _mirrored_times(reader)
     frame_bytes = reader.info.height * reader.info.width * 3 // 2
     group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
     # Each group is whole by itself only without B-frames; then every picture is one packet, in the same order.
@@ -199,9 +244,9 @@ def _write_reversed(
         store.seek(starts[first])
         for place, size in enumerate(sizes[first : first + group]):
             packet = av.Packet(store.read(size))
-            packet.stream, packet.time_base = stream, 1 / rate
-            packet.pts = packet.dts = written
-            packet.duration, packet.is_keyframe = 1, place == 0
+            packet.stream, packet.time_base = stream, tick
+            packet.pts = packet.dts = times[written]
+            packet.is_keyframe = place == 0
             container.mux(packet)
             written += 1
 
@@ -212,8 +257,9 @@ def _encode_groups(
     """Encode each group of frames turned round, the groups in the source's order; the sizes of the packets stored."""
     frames, rate = reader.info.frames, reader.index.rate
     sizes: list[int] = []
+    decoded = _pictures(reader, range(frames))
     for first in range(0, frames, group):
-        pictures = list(_pictures(reader, range(first, min(first + group, frames))))
+        pictures = list(islice(decoded, group))
         for place, picture in enumerate(reversed(pictures)):
             # A group's first picture needs no other; the rest must lose the type that their decoder left in them.
             picture.pict_type = PictureType.NONE if place else PictureType.I
@@ -221,8 +267,18 @@ def _encode_groups(
             sizes += [store.write(bytes(packet)) for packet in stream.encode(picture)]
         if on_progress is not None:
             on_progress(first + len(pictures), frames)
+    next(decoded, None)  # only behind its last picture does the reader say which ones were damaged
     sizes += [store.write(bytes(packet)) for packet in stream.encode(None)]
     return sizes
+
+
+def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
+    """When each frame of the target is shown, and in which ticks, in seconds."""
+    index, frames = reader.index, reader.info.frames
+    even = np.arange(frames)
+    if index.times is None or frames > index.frames or (index.nearest(even) == even).all():
+        return even.tolist(), 1 / index.rate
+    return (index.times[-1] - index.times[::-1]).tolist(), index.time_base
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:

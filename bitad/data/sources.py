@@ -19,7 +19,8 @@ from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.frame_index import FrameIndex
-from bitad.data.videos import VideoReader, find_video
+from bitad.data.indexing import index_video
+from bitad.data.videos import Damaged, VideoReader, counted, find_video, require_whole
 from bitad.data.windows import ResizedClock, Timebase
 from bitad.timeline import Grid, mirror_frames
 
@@ -30,6 +31,10 @@ class Source(Protocol):
     @property
     def has_twins(self) -> bool:
         """Whether the reverse view is read from content of its own."""
+
+    @property
+    def repeated(self) -> int:
+        """The number of damaged frames read so far, in this process, in whose place another one stands."""
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         """How the grid lies in the video; reads no content."""
@@ -56,6 +61,7 @@ class VideoFiles:
         frames_per_step: frames read of each grid step.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
     """
 
     def __init__(
@@ -69,10 +75,12 @@ class VideoFiles:
         clock: ResizedClock = "centre",
         frames_per_step: int = 1,
         find_reversed: Callable[[str], Path] | None = None,
+        damaged: Damaged = "error",
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
         self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
-        self.frames_per_step = frames_per_step
+        self.frames_per_step, self.damaged = frames_per_step, damaged
+        self.repeated = 0
         self._indices: dict[Path, FrameIndex] = {}
 
     @property
@@ -80,18 +88,29 @@ class VideoFiles:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """Where the frames of a file are; read once."""
+        """Where the frames of a file are; read once.
+
+        Raises:
+            ValueError: the file cannot be read; or it is cut off, and damaged frames are an error.
+        """
         if path not in self._indices:
-            self._indices[path] = FrameIndex.of(path)
+            index = index_video(path)
+            require_whole(path, index, self.damaged)
+            self._indices[path] = index
         return self._indices[path]
+
+    def frames(self, path: Path) -> int:
+        """The number of frames of a file."""
+        return counted(self.index(path), self.damaged)
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         index = self.index(self.find(video.name))
         fps = float(index.rate)
+        frames = counted(index, self.damaged)
         if self.steps is not None:
-            return Timebase(fps, 1.0, 0.0, index.frames).resized(self.steps, self.clock)
+            return Timebase(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
-        return Timebase(fps, stride, 0.0, -(-index.frames // stride))
+        return Timebase(fps, stride, 0.0, -(-frames // stride))
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
@@ -99,20 +118,22 @@ class VideoFiles:
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
         # A resized video's steps stand in the middle of their share of it, others where theirs begins.
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
-        frames = frames.clip(max=self.index(path).frames - 1)  # of the last step there may be less
+        count = self.frames(path)
+        frames = self.index(path).nearest(frames.clip(0, count - 1))  # of the last step there may be less
         if self.find_reversed is None or view == "forward":
             return torch.from_numpy(self._decode(path, frames, margin))
         twin = self.find_reversed(video.name)
-        count, twin_count = self.index(path).frames, self.index(twin).frames
-        if count != twin_count:
+        if count != (twin_count := self.frames(twin)):
             raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
         # The twin is read in its own order and turned round: the decoder only ever goes forwards.
         newest_first = self._decode(twin, mirror_frames(frames, count)[::-1], margin)
         return torch.from_numpy(newest_first).flip(0)
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
-        with VideoReader(path, index=self.index(path)) as reader:
-            return reader.read(frames, short_side=round(self.pixels * margin))
+        with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
+            pixels = reader.read(frames, short_side=round(self.pixels * margin))
+            self.repeated += reader.repeated
+            return pixels
 
 
 class FeatureFiles:
@@ -142,6 +163,7 @@ class FeatureFiles:
         self.store, self.reversed_store = store, reversed_store
         self.stride_frames, self.offset_frames = stride_frames, offset_frames
         self.fps, self.steps, self.clock = fps, steps, clock
+        self.repeated = 0
 
     @property
     def has_twins(self) -> bool:
@@ -199,4 +221,5 @@ def build_source(config: Config) -> Source:
         clock=window.resized_clock,
         frames_per_step=window.frames_per_step,
         find_reversed=None if twins is None else partial(find_video, twins),
+        damaged=data.damaged_frames,
     )

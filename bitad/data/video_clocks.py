@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitad.data.files import read_json
-from bitad.data.frame_index import FrameIndex
+from bitad.data.indexing import index_video
 from bitad.data.videos import find_video
 
 # The names under which lists state a video's frames, frames a second (mmaction2's "rfps" is the counted one), and
@@ -63,7 +63,7 @@ def probe_clocks(
     reasons: dict[str, str] = {}
     for done, name in enumerate(names, start=1):
         try:
-            index = FrameIndex.of(find_video(folder, name))
+            index = index_video(find_video(folder, name))
             clocks[name] = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
         except (ValueError, FileNotFoundError) as error:
             reasons[name] = str(error)

@@ -1,7 +1,7 @@
 """Videos: what a file holds, any of its frames exactly, and writing H.264.
 
-A seek lands on some keyframe near the time asked for. So a frame is found by seeking to the keyframe before it and
-decoding until the picture with exactly its time, known from the file's ``FrameIndex``, appears.
+A frame is found by decoding from the keyframe before it, known from the file's ``FrameIndex``, until the picture with
+exactly its time appears. A frame that cannot be had is said to be so; never is another one given for it unasked.
 
 This module does not import torch.
 """
@@ -14,26 +14,60 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar, Literal
 
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.filter import Graph
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 
 from bitad.data.files import replacing
-from bitad.data.frame_index import FrameIndex, open_video
+from bitad.data.frame_index import FrameIndex
+from bitad.data.indexing import index_video
+from bitad.data.pictures import PictureStream
 
 # In the order of preference where a folder holds several files of one name.
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".mov",
+    ".m4v",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".m2ts",
+    ".flv",
+    ".wmv",
+    ".3gp",
+    ".h264",
+    ".264",
+    ".hevc",
+    ".265",
+)
 
 # The containers written, by suffix: FFmpeg's names.
 H264_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
+_REMEDY = (
+    "fetch it again, leave it out, or have the last good frame repeated (data.damaged_frames=repeat or "
+    "--damaged-frames repeat)"
+)
+
+# An error names this many stretches of frames.
+_SPANS_SHOWN = 4
+
 # A seek empties the decoder; decoding up to this many unwanted frames is quicker.
 _FRAMES_WORTH_A_SEEK = 12
+
+
+# What to do about frames that cannot be decoded.
+Damaged = Literal["error", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +78,8 @@ class VideoInfo:
         frames: number of frames, counted.
         fps: frames a second, on average.
         duration_s: frames / fps, in seconds.
-        width: pixels.
-        height: pixels.
+        width: pixels, as players show it.
+        height: pixels, likewise.
         codec: FFmpeg's name of the decoder ("h264").
         pixel_format: FFmpeg's name of how pixels are stored ("yuv420p").
         container: FFmpeg's names of the file's form ("mov,mp4,m4a,3gp,3g2,mj2").
@@ -60,6 +94,23 @@ class VideoInfo:
     pixel_format: str
     container: str
 
+    @classmethod
+    def of(cls, index: FrameIndex, pictures: PictureStream, *, frames: int) -> VideoInfo:
+        """What an open file holds."""
+        context, fps = pictures.stream.codec_context, float(index.rate)
+        sides = (index.width, index.height)
+        width, height = sides[::-1] if index.rotation % 180 else sides
+        return cls(
+            frames=frames,
+            fps=fps,
+            duration_s=frames / fps,
+            width=width,
+            height=height,
+            codec=context.name,
+            pixel_format=context.pix_fmt or "",
+            container=pictures.container.format.name,
+        )
+
 
 def probe(path: str | Path) -> VideoInfo:
     """What a video file holds: counted, not taken from its header.
@@ -70,6 +121,40 @@ def probe(path: str | Path) -> VideoInfo:
     """
     with VideoReader(path) as reader:
         return reader.info
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Frame numbers in words: "frame 7", "frames 7, 9 to 12"."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    shown = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:_SPANS_SHOWN]]
+    more = f" and {len(runs) - _SPANS_SHOWN} more stretches" if len(runs) > _SPANS_SHOWN else ""
+    single = len(runs) == 1 and runs[0][0] == runs[0][1]
+    return f"frame{'' if single else 's'} {', '.join(shown)}{more}"
+
+
+def lost_frames(index: FrameIndex) -> str:
+    """What a cut-off file has lost, in words."""
+    return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
+
+
+def counted(index: FrameIndex, damaged: Damaged) -> int:
+    """How many frames can be asked for: those that are there and, where damaged ones are repeated, those lost."""
+    return index.frames + (index.lost if damaged == "repeat" else 0)
+
+
+def require_whole(path: Path, index: FrameIndex, damaged: Damaged) -> None:
+    """Refuse a file that is cut off, unless what it has lost is to be repeated.
+
+    Raises:
+        ValueError: it is.
+    """
+    if index.lost and damaged == "error":
+        raise ValueError(f"{path}: cut off, {lost_frames(index)}: {_REMEDY}")
 
 
 def find_video(folder: str | Path, name: str) -> Path:
@@ -87,37 +172,32 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 class VideoReader:
-    """Any frames of one video, exactly; opened once, to be used in a ``with`` block and in one thread.
+    """Any frames of one video, exactly and upright; opened once, to be used in a ``with`` block and in one thread.
 
     Args:
         path: the video file.
         index: its ``FrameIndex``, where known from an earlier reading.
         threads: decoder threads. Several readers side by side do best with one each.
+        damaged: what to do about frames that cannot be decoded, or that a cut-off file has lost: an ``"error"``, after
+            all that were asked for have been tried, or ``"repeat"`` the last good frame in their place.
+
+    Attributes:
+        repeated: number of frames that another one has stood in for.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: FFmpeg cannot read it, or it has no video stream, no frames or no frame rate.
     """
 
-    def __init__(self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1) -> None:
+    def __init__(
+        self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1, damaged: Damaged = "error"
+    ) -> None:
         self.path = Path(path)
-        self.index = FrameIndex.of(self.path) if index is None else index
-        self._threads = threads
+        self.index = index_video(self.path) if index is None else index
+        self.damaged, self.repeated = damaged, 0
         self._reformatter = VideoReformatter()
-        self._container, self._stream = open_video(self.path, threads)
-        self._decoded = self._numbered()
-        self._position = 0  # the frame that the decoder gives next
-        context, fps = self._stream.codec_context, float(self.index.rate)
-        self.info = VideoInfo(
-            frames=self.index.frames,
-            fps=fps,
-            duration_s=self.index.frames / fps,
-            width=context.width,
-            height=context.height,
-            codec=context.name,
-            pixel_format=context.pix_fmt or "",
-            container=self._container.format.name,
-        )
+        self._stream = PictureStream(self.path, self.index, threads)
+        self.info = VideoInfo.of(self.index, self._stream, frames=counted(self.index, damaged))
 
     def __enter__(self) -> VideoReader:
         return self
@@ -129,9 +209,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file."""
-        # The generator holds this reader, which holds it: without this, both would wait for the garbage collector.
-        self._decoded = iter(())
-        self._container.close()
+        self._stream.close()
 
     def read(
         self, frames: ArrayLike, *, size: tuple[int, int] | None = None, short_side: int | None = None
@@ -144,13 +222,14 @@ class VideoReader:
             short_side: the shorter side to scale to, keeping the proportions.
 
         Raises:
-            ValueError: a number is not a frame of the video, both sizes are given, or a frame cannot be decoded.
+            ValueError: a number is not a frame of the video, both sizes are given, frames cannot be decoded, or a
+                picture is of another size than the video.
         """
         numbers = self._checked(frames)
         height, width = self._scaled(size, short_side)
         pixels = np.empty((len(numbers), height, width, 3), np.uint8)  # [T, H, W, 3]
         wanted, place = np.unique(numbers, return_inverse=True)
-        for i, picture in enumerate(self.pictures(wanted.tolist())):
+        for i, picture in enumerate(self._mended(wanted.tolist())):
             pixels[place == i] = self._rgb(picture, height, width)
         return pixels
 
@@ -179,67 +258,72 @@ class VideoReader:
             yield pixels
 
     def pictures(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-        """The decoded pictures of frames as FFmpeg holds them, one at a time; quickest in ascending order.
+        """The decoded pictures of frames as FFmpeg holds them, upright, one at a time; quickest in ascending order.
 
         Raises:
-            ValueError: a frame cannot be decoded.
+            ValueError: frames cannot be decoded (told behind the last picture, whatever was asked for), or a picture is
+                of another size than the video.
         """
-        for number in frames:
-            try:
-                yield self._picture(number)
-            except av.FFmpegError as error:
-                raise ValueError(
-                    f"{self.path}: frame {number} of {self.index.frames} cannot be decoded: {error.strerror}"
-                ) from None
+        turn = _Turn(self.index.rotation)
+        return map(turn, self._mended(frames))
 
-    def _picture(self, number: int) -> av.VideoFrame:
-        """Decode on to one frame where it is near, else from its keyframe, or from further back if that is past it."""
-        keyframes = self.index.keyframes
-        start = int(np.searchsorted(keyframes, number, "right")) - 1
-        keyframe = keyframes[start] if start >= 0 else 0
-        if number < self._position or keyframe > self._position + _FRAMES_WORTH_A_SEEK:
-            self._begin(start)
-        back = 1
-        while (picture := self._decode_to(number)) is None:
-            if start < 0:
-                raise ValueError(f"{self.path}: frame {number} of {self.index.frames} cannot be decoded")
-            start, back = start - back, 2 * back
-            self._begin(start)
+    def _mended(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
+        """The pictures of frames as stored, with the last good one in the place of those that are damaged."""
+        bad: list[int] = []
+        asked, good = 0, None
+        for number in frames:
+            asked += 1
+            picture = self._picture(number) if number < self.index.frames else None
+            if picture is None:
+                bad.append(number)
+                picture = good or self._stand_in(number)
+            elif (picture.width, picture.height) != (self.index.width, self.index.height):
+                raise ValueError(
+                    f"{self.path}: frame {number} is {picture.width}x{picture.height} pixels and the first ones "
+                    f"{self.index.width}x{self.index.height}; encode the video anew in one size"
+                )
+            good = picture
+            yield picture
+        if bad and self.damaged == "error":
+            raise ValueError(
+                f"{self.path}: {spans(bad)} cannot be decoded ({len(bad)} of {asked} asked for): {_REMEDY}"
+            )
+        self.repeated += len(bad)
+
+    def _picture(self, number: int) -> av.VideoFrame | None:
+        """One frame as stored: by decoding on where it is near, else from the keyframe before it."""
+        stream, index = self._stream, self.index
+        keyframe = index.keyframe(number)
+        if number < stream.position or keyframe > stream.position + _FRAMES_WORTH_A_SEEK:
+            stream.begin(keyframe)
+        picture = self._decode_to(number)
+        if picture is None and 0 < keyframe == stream.begun:
+            # Some encoders' keyframes need a little of what stands before them.
+            stream.begin(index.keyframe(max(0, index.keyframe(keyframe - 1) - 1)))
+            picture = self._decode_to(number)
         return picture
 
-    def _begin(self, start: int) -> None:
-        """Let decoding begin at the keyframe of this number, or at the start of the file where it is negative."""
-        if start < 0 or self.index.times is None:
-            self._container.close()
-            self._container, self._stream = open_video(self.path, self._threads)
-            self._position = 0
-        else:
-            keyframe = int(self.index.keyframes[start])
-            self._container.seek(int(self.index.times[keyframe]), stream=self._stream)
-            self._position = keyframe
-        self._decoded = self._numbered()
-
     def _decode_to(self, number: int) -> av.VideoFrame | None:
-        """Decode up to one frame; None if the decoder is past it."""
-        for found, picture in self._decoded:
-            self._position = found + 1
-            if found == number:
-                return picture
-            if found > number:
-                break
-        return None
+        while self._stream.position < number:
+            self._stream.next()
+        return self._stream.next()
 
-    def _numbered(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """The pictures from where the container stands, with their frame numbers."""
-        pictures, times = self._container.decode(self._stream), self.index.times
-        if times is None:
-            yield from enumerate(pictures)
-            return
-        for picture in pictures:
-            if picture.pts is not None and picture.pts <= times[-1]:
-                number = int(times.searchsorted(picture.pts))
-                if times[number] == picture.pts:
-                    yield number, picture
+    def _stand_in(self, number: int) -> av.VideoFrame:
+        """The last good frame before a damaged one, or else the first good one."""
+        last, stream = min(number, self.index.frames), self._stream
+        before = last
+        while before > 0:
+            before = self.index.keyframe(before - 1)
+            stream.begin(before)
+            good = None
+            while stream.position < last:
+                good = stream.next() or good
+            if good is not None:
+                return good
+        while stream.position < self.index.frames:
+            if (good := stream.next()) is not None:
+                return good
+        raise ValueError(f"{self.path}: no frame in it can be decoded")
 
     def _checked(self, frames: ArrayLike) -> NDArray[np.int64]:
         numbers = np.asarray(frames)
@@ -247,10 +331,12 @@ class VideoReader:
             raise ValueError(
                 f"frames of shape {numbers.shape} and type {numbers.dtype}; a row of whole numbers is needed"
             )
-        outside = numbers[(numbers < 0) | (numbers >= self.index.frames)]
+        outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
         if len(outside):
+            cut_off = f"; the file is cut off, {lost_frames(self.index)}" if self.index.lost else ""
             raise ValueError(
-                f"{self.path}: frame {outside[0]} is outside the video, whose frames are 0 to {self.index.frames - 1}"
+                f"{self.path}: frame {outside[0]} is outside the video, whose frames are 0 to "
+                f"{self.info.frames - 1}{cut_off}"
             )
         return numbers.astype(np.int64)
 
@@ -265,7 +351,10 @@ class VideoReader:
         return size or (height, width)
 
     def _rgb(self, picture: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
-        """One picture, scaled: uint8 ``[H, W, 3]``, valid until the next one."""
+        """One picture, scaled and upright: uint8 ``[H, W, 3]``, valid until the next one."""
+        quarters = self.index.rotation // 90
+        if quarters % 2:  # it is turned after it has been scaled: there is less of it then
+            height, width = width, height
         shrinks = height < picture.height or width < picture.width
         rgb = self._reformatter.reformat(
             picture,
@@ -277,7 +366,35 @@ class VideoReader:
         )
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        return rows[:, : 3 * width].reshape(height, width, 3)
+        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
+
+
+class _Turn:
+    """Turns pictures by quarters anticlockwise, in FFmpeg's own pixel formats."""
+
+    _FILTERS: ClassVar[dict[int, tuple[str, ...]]] = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
+
+    def __init__(self, rotation: int) -> None:
+        self._steps = self._FILTERS.get(rotation, ())
+        self._graph: Graph | None = None
+
+    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
+        if not self._steps:
+            return picture
+        if self._graph is None:
+            self._graph = Graph()
+            source = self._graph.add_buffer(
+                width=picture.width,
+                height=picture.height,
+                format=picture.format,
+                time_base=picture.time_base or Fraction(1, 1000),
+            )
+            turns = [self._graph.add("transpose", f"dir={direction}") for direction in self._steps]
+            self._graph.link_nodes(source, *turns, self._graph.add("buffersink")).configure()
+        self._graph.push(picture)
+        turned = self._graph.pull()
+        assert isinstance(turned, av.VideoFrame)
+        return turned
 
 
 def write_video(

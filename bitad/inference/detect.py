@@ -18,6 +18,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, TestWindows, collate
 from bitad.data.detections import Basis, Detections, write_detections
 from bitad.data.sources import Source, VideoFiles
+from bitad.data.videos import Damaged
 from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
@@ -29,6 +30,7 @@ from bitad.models.pair import Both, Pair
 from bitad.progress import track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
+from bitad.training.environment import say_repeated
 
 
 def nms_settings(config: NmsConfig) -> NmsSettings | None:
@@ -119,13 +121,16 @@ def detect(
         generator=torch.Generator(),  # so that testing draws none of the training's random numbers
     )
     durations = {video.name: video.duration_s for video in windows.videos}
+    repeated = 0
     for batch in track(loader, what, len(loader), show=team.is_main):
+        repeated += batch.repeated
         predictions = _predict(network, batch.to(team.device), views)
         for prediction, view, stitcher in zip(predictions, views, stitchers, strict=True):
             found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
             for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
                 kept = suppressed(candidates, settings) if one_window else candidates
                 stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
+    say_repeated(repeated, what, team)
     for others in team.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
@@ -161,10 +166,15 @@ def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[P
     return [both.first, both.second]
 
 
-def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processes) -> Detections:
+def detect_videos(
+    checkpoint: Checkpoint, videos: Sequence[Path], team: Processes, *, damaged: Damaged = "error"
+) -> Detections:
     """Detects in video files, in memory bounded by a window, sampled at the rate of the training.
 
     What the two networks of a pair find is merged.
+
+    Args:
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
 
     Raises:
         FileNotFoundError, ValueError: for a file that is missing or no video, two files of one name, or a detector
@@ -183,11 +193,12 @@ def detect_videos(checkpoint: Checkpoint, videos: Sequence[Path], team: Processe
         steps=config.window.resized_steps,
         clock=config.window.resized_clock,
         frames_per_step=config.window.frames_per_step,
+        damaged=damaged,
     )
     annotations = Annotations(
         {
             name: AnnotatedVideo(
-                name, "detect", float(source.index(path).frames / source.index(path).rate), np.zeros((0, 2)), ()
+                name, "detect", float(source.frames(path) / source.index(path).rate), np.zeros((0, 2)), ()
             )
             for name, path in paths.items()
         },

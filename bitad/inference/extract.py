@@ -21,11 +21,13 @@ from torch import Tensor
 
 from bitad.data.detections import Basis
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
+from bitad.data.indexing import index_video
 from bitad.data.transforms import apply_crop, centre_crop
-from bitad.data.videos import VIDEO_SUFFIXES, VideoReader, probe
+from bitad.data.videos import VIDEO_SUFFIXES, Damaged, VideoReader, counted, require_whole
 from bitad.inference.encoders import Encoder, Piece
 from bitad.progress import Meter, track
 from bitad.training.distributed import Processes
+from bitad.training.environment import say_repeated
 
 Item = TypeVar("Item")
 
@@ -115,7 +117,12 @@ def feature_folders(
 
 
 def extract_features(
-    encoder: Encoder, videos: Mapping[str, Path], folders: Mapping[Basis, FeatureFolder], team: Processes
+    encoder: Encoder,
+    videos: Mapping[str, Path],
+    folders: Mapping[Basis, FeatureFolder],
+    team: Processes,
+    *,
+    damaged: Damaged = "error",
 ) -> ExtractionReport:
     """Writes the features of videos to folders, in each direction that has one; the same report on every process.
 
@@ -124,24 +131,29 @@ def extract_features(
     Args:
         videos: files by name.
         folders: as :func:`feature_folders` makes them.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
     """
     if team.is_main:
         for folder in folders.values():
             folder.begin()
-    known, missing, failed = _look_at(encoder, videos, folders, team)
+    known, missing, failed = _look_at(encoder, videos, folders, team, damaged)
     hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
     mine = hands[team.rank]
     encoder.to(team.device)
     errors: dict[str, str] = {}
-    with Meter("extracting features", sum(known[name].steps for name in mine), show=team.is_main) as meter:
+    repeated, what = 0, "extracting features"
+    with Meter(what, sum(known[name].steps for name in mine), show=team.is_main) as meter:
         for name in mine:
             goal = meter.done + known[name].steps
             wanted = {direction: folders[direction] for direction in missing[name]}
             try:
-                _extract(encoder, name, videos[name], known[name], wanted, team.device, meter.advance)
+                with VideoReader(videos[name], damaged=damaged) as reader:
+                    _extract(encoder, name, reader, known[name], wanted, team.device, meter.advance)
+                    repeated += reader.repeated
             except UNREADABLE as error:
                 errors[name] = str(error)
                 meter.advance(goal - meter.done)
+    say_repeated(repeated, what, team)
     failed |= {name: reason for others in team.gather(errors) for name, reason in others.items()}
     if team.is_main:
         for folder in folders.values():
@@ -165,7 +177,11 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
 
 
 def _look_at(
-    encoder: Encoder, videos: Mapping[str, Path], folders: Mapping[Basis, FeatureFolder], team: Processes
+    encoder: Encoder,
+    videos: Mapping[str, Path],
+    folders: Mapping[Basis, FeatureFolder],
+    team: Processes,
+    damaged: Damaged,
 ) -> tuple[dict[str, FeatureVideo], dict[str, list[Basis]], dict[str, str]]:
     """By name, what the videos are, in which directions their features are missing, and why some cannot be read.
 
@@ -178,11 +194,13 @@ def _look_at(
     share = team.share(len(names))
     for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
         try:
-            info = probe(videos[name])
+            index = index_video(videos[name])
+            require_whole(videos[name], index, damaged)
         except UNREADABLE as error:
             failed[name] = str(error)
         else:
-            known[name] = FeatureVideo(info.frames, info.fps, encoder.steps(info.frames))
+            frames = counted(index, damaged)
+            known[name] = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
             missing[name] = [view for view, folder in folders.items() if not folder.holds(name, known[name])]
     for their_known, their_missing, their_failed in team.gather((known, missing, failed)):
         known |= their_known
@@ -195,7 +213,7 @@ def _look_at(
 def _extract(
     encoder: Encoder,
     name: str,
-    path: Path,
+    reader: VideoReader,
     video: FeatureVideo,
     folders: Mapping[Basis, FeatureFolder],
     device: torch.device,
@@ -203,7 +221,7 @@ def _extract(
 ) -> None:
     """One video's features, into the folder of each direction."""
     pieces = list(encoder.pieces(video.frames))
-    with VideoReader(path) as reader, ExitStack() as stack:
+    with ExitStack() as stack:
         writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
         # Closed before the reader: its thread must have ended by then.
         ahead = stack.enter_context(closing(_one_ahead(_pictures(reader, pieces, encoder.pixels))))
@@ -219,7 +237,8 @@ def _extract(
 
 def _pictures(reader: VideoReader, pieces: Sequence[Piece], pixels: int) -> Iterator[Tensor]:
     """The middle squares of each piece's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
-    for frames in reader.read_windows((piece.frames for piece in pieces), short_side=pixels):
+    wanted = (reader.index.nearest(piece.frames) for piece in pieces)
+    for frames in reader.read_windows(wanted, short_side=pixels):
         yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)
 
 

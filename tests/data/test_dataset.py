@@ -76,6 +76,10 @@ class CountingSource:
     def has_twins(self) -> bool:
         return self.source.has_twins
 
+    @property
+    def repeated(self) -> int:
+        return self.source.repeated
+
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         return self.source.timebase(video)
 

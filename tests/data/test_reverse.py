@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.data.frame_index import FrameIndex
-from bitad.data.reverse import reverse_folder, reverse_video
+from bitad.data.indexing import index_video
+from bitad.data.reverse import Reversed, reverse_folder, reverse_video
 from bitad.data.videos import VideoReader, probe, write_video
 from bitad.timeline import mirror_frames
 
@@ -53,8 +53,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_reversed_file_holds_the_frames_in_the_opposite_order(source: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    count = reverse_video(source, tmp_path / "back.mp4", on_progress=lambda *step: steps.append(step))
-    assert count == FRAMES
+    done = reverse_video(source, tmp_path / "back.mp4", on_progress=lambda *step: steps.append(step))
+    assert done == Reversed(FRAMES, repeated=0)
     assert steps[-1] == (FRAMES, FRAMES)
     there, back = read_all(source), read_all(tmp_path / "back.mp4")
     assert psnr(there, back[::-1]).min() >= 38
@@ -80,7 +80,7 @@ def test_reversing_twice_changes_nothing(source: Path, tmp_path: Path) -> None:
 def test_reversed_files_seek_quickly(source: Path, tmp_path: Path) -> None:
     """No B-frames, and a keyframe at least every 30 frames where decoding may really begin."""
     reverse_video(source, tmp_path / "back.mp4")
-    index = FrameIndex.of(tmp_path / "back.mp4")
+    index = index_video(tmp_path / "back.mp4")
     with av.open(str(tmp_path / "back.mp4")) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets)

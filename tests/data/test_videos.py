@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bitad.data.frame_index import FrameIndex
+from bitad.data import videos
+from bitad.data.indexing import index_video
+from bitad.data.pictures import PictureStream
 from bitad.data.videos import VideoReader, find_video, probe, write_video
 
 FRAMES, HEIGHT, WIDTH, BITS = 100, 48, 64, 8
@@ -94,11 +96,11 @@ def test_the_files_have_b_frames_and_other_structures(folder: Path) -> None:
     with av.open(str(folder / "b_frames.mp4")) as container:
         stored = [packet.pts for packet in container.demux(video=0) if packet.size]
     assert stored != sorted(stored)
-    assert FrameIndex.of(folder / "no_times.h264").times is None
-    assert FrameIndex.of(folder / "wrong_times.mp4").times is None
-    assert len(FrameIndex.of(folder / "short_groups.mp4").keyframes) >= 33
+    assert index_video(folder / "no_times.h264").times is None
+    assert index_video(folder / "wrong_times.mp4").times is None
+    assert len(index_video(folder / "short_groups.mp4").keyframes) >= 33
     for name in ("b_frames.mp4", "b_frames.mkv", "one_group.mkv"):
-        assert FrameIndex.of(folder / name).times is not None
+        assert index_video(folder / name).times is not None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,21 +184,20 @@ def test_shrinking_averages_areas(tmp_path: Path) -> None:
 def test_each_frame_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading forwards, window after window, decodes the file once and never seeks."""
     decoded = 0
-    original = VideoReader._numbered
+    original = PictureStream.next
 
-    def counting(self: VideoReader) -> Iterator[tuple[int, av.VideoFrame]]:
+    def counting(self: PictureStream) -> av.VideoFrame | None:
         nonlocal decoded
-        for pair in original(self):
-            decoded += 1
-            yield pair
+        decoded += 1
+        return original(self)
 
-    monkeypatch.setattr(VideoReader, "_numbered", counting)
+    monkeypatch.setattr(PictureStream, "next", counting)
     with VideoReader(folder / "one_group.mkv") as reader:
-        monkeypatch.setattr(reader, "_begin", lambda start: pytest.fail("it sought"))
+        monkeypatch.setattr(PictureStream, "begin", lambda self, keyframe: pytest.fail("it sought"))
         windows = [np.arange(first, first + 40) for first in range(0, 61, 20)]
         for window, pixels in zip(windows, reader.read_windows(windows), strict=True):
             assert numbers_shown(pixels) == window.tolist()
-        assert decoded <= FRAMES + 8
+        assert decoded == FRAMES
 
 
 def test_windows_are_what_reading_each_gives(folder: Path) -> None:
@@ -207,8 +208,8 @@ def test_windows_are_what_reading_each_gives(folder: Path) -> None:
 
 
 def test_a_known_index_is_not_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = FrameIndex.of(folder / "b_frames.mp4")
-    monkeypatch.setattr(FrameIndex, "of", lambda path: pytest.fail("the index was made again"))
+    index = index_video(folder / "b_frames.mp4")
+    monkeypatch.setattr(videos, "index_video", lambda path: pytest.fail("the index was made again"))
     with VideoReader(folder / "b_frames.mp4", index=index, threads=2) as reader:
         assert numbers_shown(reader.read([98, 1])) == [98, 1]
 

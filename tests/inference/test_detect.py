@@ -50,6 +50,7 @@ class TruthOnTheGrid:
     """
 
     has_twins = False
+    repeated = 0
 
     def __init__(self, source: Source) -> None:
         self.source = source

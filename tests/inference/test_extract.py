@@ -7,7 +7,7 @@ import gzip
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -26,6 +26,7 @@ from bitad.data.dataset import TestWindows, collate
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import Precision, Stored, read_sidecar
+from bitad.data.pictures import PictureStream
 from bitad.data.reverse import reverse_video
 from bitad.data.sources import build_source
 from bitad.data.videos import VideoReader, write_video
@@ -371,14 +372,13 @@ def test_each_frame_is_decoded_once_for_all_clips_and_both_directions(
         file, _ = untrained(data, tmp_path / "best.pt", "window.overlap=0.75", "window.stride_frames=1")
         encoder, wanted = load_encoder(file), range(76)
     decoded: Counter[int] = Counter()
-    pictures = VideoReader.pictures
+    following = PictureStream.next
 
-    def counted(self: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-        numbers = list(frames)
-        decoded.update(numbers)
-        return pictures(self, numbers)
+    def counted(self: PictureStream) -> av.VideoFrame | None:
+        decoded[self.position] += 1
+        return following(self)
 
-    monkeypatch.setattr(VideoReader, "pictures", counted)
+    monkeypatch.setattr(PictureStream, "next", counted)
     extract(encoder, [videos / "v76.mp4"], tmp_path / "out", DIRECTIONS)
     assert decoded == Counter(wanted)
 

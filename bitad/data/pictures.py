@@ -1,0 +1,188 @@
+"""A video's pictures in order, from any keyframe on, each with its frame number and none that is damaged.
+
+A seek lands on some packet near the time asked for, so packets are left out until the keyframe meant has come. A
+decoder fed with a damaged packet goes on with guesses, in pictures that look like any other; so all that may be made
+from such a packet is taken for damaged, up to the next keyframe.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from bitad.data.frame_index import FrameIndex
+from bitad.data.video_streams import decode, open_video, packets, pictures_until_damage
+
+
+class _OutOfStepError(Exception):
+    """Behind a seek come other packets than those that the index has there."""
+
+
+class PictureStream:
+    """The pictures of a video file in order.
+
+    Args:
+        path: the video file.
+        index: where its frames are.
+        threads: decoder threads.
+
+    Attributes:
+        begun: the frame at which decoding began.
+        position: the frame that comes next.
+    """
+
+    def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
+        self._path, self._index, self._threads = path, index, threads
+        self._container, self._stream = open_video(path, threads)
+        self._seeks = True
+        self.begun = self.position = 0
+        self._pictures = self._from_the_start()
+
+    @property
+    def stream(self) -> VideoStream:
+        """The file's stream of pictures."""
+        return self._stream
+
+    @property
+    def container(self) -> InputContainer:
+        """The open file."""
+        return self._container
+
+    def close(self) -> None:
+        """Close the file."""
+        # The generator holds this object, which holds it: without this, both would wait for the garbage collector.
+        self._pictures = iter(())
+        self._container.close()
+
+    def begin(self, keyframe: int) -> None:
+        """Go on from a keyframe of the index, or from frame 0."""
+        self.begun = self.position = keyframe
+        if keyframe == 0 or self._index.times is None:
+            self.begun = self.position = 0
+            self._pictures = self._from_the_start()
+        else:
+            self._pictures = self._timed(self._from_keyframe(keyframe), keyframe)
+
+    def next(self) -> VideoFrame | None:
+        """The picture of the frame at ``position``, or None where it cannot be decoded."""
+        try:
+            picture = next(self._pictures)
+        except _OutOfStepError:
+            self._seeks, position = False, self.position
+            self.begin(self.begun)
+            while self.position < position:
+                self.next()
+            return self.next()
+        self.position += 1
+        return picture
+
+    def _from_the_start(self) -> Iterator[VideoFrame | None]:
+        self._reopen()
+        if self._index.times is None:
+            return self._counted()
+        return self._timed(packets(self._container, self._stream), 0)
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._container, self._stream = open_video(self._path, self._threads)
+
+    def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
+        """The packets from a keyframe's own on. Some containers' seeks land behind it; then from further back."""
+        index = self._index
+        assert index.times is not None
+        place = int(index.keyframes.searchsorted(keyframe))
+        for back in (0, 1, 4, 16) if self._seeks else ():
+            if back > place:
+                break
+            try:
+                self._container.seek(int(index.times[index.keyframes[place - back]]), stream=self._stream)
+            except av.FFmpegError:
+                break
+            remaining = packets(self._container, self._stream)
+            if (first := _found(remaining, int(index.times[keyframe]))) is not None:
+                yield first
+                yield from self._in_step(remaining, keyframe)
+                return
+        self._reopen()
+        remaining = packets(self._container, self._stream)
+        if (first := _found(remaining, int(index.times[keyframe]), among_later=True)) is not None:
+            yield first
+        yield from remaining
+
+    def _in_step(self, remaining: Iterator[Packet[VideoStream]], keyframe: int) -> Iterator[Packet[VideoStream]]:
+        """The packets behind a keyframe's, as long as they are those that the index has there.
+
+        Some containers state a time for some packets only, and behind a seek the others' are guesses.
+        """
+        index = self._index
+        assert index.times is not None
+        ahead = iter(index.times[index.stored[index.ranks[keyframe] + 1 :]].tolist())
+        for packet in remaining:
+            if packet.size and not packet.is_discard and packet.pts != next(ahead, packet.pts):
+                raise _OutOfStepError
+            yield packet
+
+    def _timed(self, stored: Iterator[Packet[VideoStream]], first: int) -> Iterator[VideoFrame | None]:
+        """Every frame from ``first`` on, the decoder's pictures told by their times.
+
+        A picture is held back until all from which it may be made have come too, for one of them may be damaged.
+        """
+        index = self._index
+        spoilt = np.zeros(index.frames, np.bool_)
+        held: deque[tuple[int, VideoFrame]] = deque()
+        latest, due = -1, first
+        for packet in stored:
+            pictures, whole = decode(packet)
+            if not whole and (number := self._damaged(packet)) is not None:
+                spoilt |= index.spoilt(number)
+            for picture in pictures:
+                number = index.number(picture.pts)
+                if number is None or number < due:
+                    continue  # it is shown before the keyframe from which decoding began
+                if picture.is_corrupt:
+                    spoilt |= index.spoilt(number)
+                held.append((number, picture))
+                latest = max(latest, number)
+            while held and (not packet.size or latest >= index.reach[held[0][0]]):
+                number, picture = held.popleft()
+                if number < due:
+                    continue
+                yield from [None] * (number - due)
+                yield None if spoilt[number] else picture
+                due = number + 1
+        yield from [None] * (index.frames - due)
+
+    def _damaged(self, packet: Packet[VideoStream]) -> int | None:
+        """The frame of a packet that could not be decoded; of the earliest that it may be, with several threads."""
+        number = self._index.number(packet.pts)
+        if number is None or self._threads == 1:
+            return number
+        return int(self._index.stored[max(0, self._index.ranks[number] - self._threads)])
+
+    def _counted(self) -> Iterator[VideoFrame | None]:
+        """Every frame of a file without times."""
+        pictures = pictures_until_damage(self._container, self._stream)
+        for _ in range(self._index.frames):
+            yield next(pictures, None)
+
+
+def _found(
+    remaining: Iterator[Packet[VideoStream]], time: int, *, among_later: bool = False
+) -> Packet[VideoStream] | None:
+    """The packet of a time in ticks; None where a later keyframe comes before it, unless told to look on."""
+    for packet in remaining:
+        if packet.size and packet.pts == time:
+            return packet
+        if not among_later and packet.size and packet.is_keyframe and packet.pts is not None and packet.pts > time:
+            return None
+    return None
