@@ -40,6 +40,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes have left in a folder of files that they were writing (see ``replacing``).
+
+    To be called before this process writes there: a process of its number may have run before, as in a container that
+    was started again.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        number = path.with_suffix("").suffix[1:]
+        if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number is running."""
+    if os.name == "nt":  # there the question would be a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):  # no such process; no number of one
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; a name that ends in ``.gz`` is decompressed.
 

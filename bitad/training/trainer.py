@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from bitad.config import Config
 from bitad.data.dataset import Batch, TrainingWindows, collate
-from bitad.data.files import replacing, write_json
+from bitad.data.files import remove_leftovers, replacing, write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.data.transforms import recolour
@@ -307,6 +307,7 @@ class Trainer:
         if not self.team.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.directory)
         self._forget_after(self.step)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
