@@ -148,7 +148,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from bitad.data.annotation_convert import convert_annotations, write_both_directions, write_classes
+    from bitad.data.annotation_convert import class_list, convert_annotations, write_both_directions, write_classes
     from bitad.data.annotation_policy import Policy
     from bitad.data.annotations import write_annotations
     from bitad.progress import following
@@ -168,6 +168,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             undecided=arguments.ambiguous,
             on_progress=on_progress,
         )
+    if arguments.class_list is not None:
+        class_list(converted.annotations.classes)  # or nothing is written
     if arguments.both_directions:
         written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
     else:

@@ -164,6 +164,7 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
     ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
     ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos.
     """
+    class_list(annotations.classes)  # or nothing is written
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
     file = f"{name.replace('-', '_')}_anno.json"
     write_annotations(annotations, forward / file)
@@ -174,16 +175,22 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
 
 
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
-    """Write class names, a name a line, whole or not at all.
+    """Write class names, a name a line, whole or not at all. Raises as :func:`class_list`."""
+    text = class_list(classes)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def class_list(classes: Sequence[str]) -> str:
+    """The text of a class list, a name a line.
 
     Raises:
         ValueError: a name that would not be read back: with a line end in it, or with a space at an end.
     """
     for name in classes:
         if name != name.strip() or "\n" in name or "\r" in name or not name:
-            raise ValueError(f"{path}: class {name!r} cannot stand in a list of a name a line; rename it")
-    with replacing(path) as partial:
-        partial.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+            raise ValueError(f"class {name!r} cannot stand in a list of a name a line; rename it")
+    return "".join(f"{name}\n" for name in classes)
 
 
 def _with_classes(

@@ -53,6 +53,7 @@ _STYLE: Any = {
     "savefig.dpi": 170,
     "svg.hashsalt": "bitad",  # the same figures give the same file
     "text.color": _TEXT,
+    "text.parse_math": False,  # a dollar sign in a class's name is one
     "xtick.color": _QUIET,
     "xtick.labelsize": 9,
     "xtick.major.size": 3,
@@ -70,7 +71,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         ValueError: a line is no JSON object.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # What is no text is no JSON either, and told by its line.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
