@@ -223,11 +223,10 @@ def _frames_before_hole(stored: _Stored, order: NDArray[np.int64]) -> int:
     if not reordered or (stored.breaks_off is False and not cut_off):
         return frames
     intervals = np.diff(stored.times[order])
-    stated = 1 / float(stored.rate * stored.time_base) if stored.rate else np.inf
-    wide = intervals > 1.5 * min(np.median(intervals), stated)
-    end = max(0, len(intervals) - _MOST_REORDERED)
-    if stored.states_times and end and not wide[:end].any():
-        holes = end + np.flatnonzero(wide[end:])
+    usual, end = np.median(intervals), max(0, len(intervals) - _MOST_REORDERED)
+    regular = np.abs(intervals - usual) < max(2, usual / 4)
+    if stored.states_times and regular[:end].all() and regular.mean() > 0.7:  # a constant rate
+        holes = end + np.flatnonzero(intervals[end:] > 1.5 * usual)
         return 1 + int(holes[0]) if len(holes) else frames
     # At a variable rate, or where times are reckoned, nothing tells: any from the last one stored on may be behind it.
     return int(order.argmax()) if cut_off else frames

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from bar_codes import FRAMES, HEIGHT, NTSC, WIDTH, bar_code, numbers_shown, write_bar_codes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,29 +17,6 @@ from bitad.data import videos
 from bitad.data.indexing import index_video
 from bitad.data.pictures import PictureStream
 from bitad.data.videos import VideoReader, find_video, probe, write_video
-
-FRAMES, HEIGHT, WIDTH, BITS = 100, 48, 64, 8
-NTSC = Fraction(30000, 1001)
-
-
-def bar_code(number: int) -> NDArray[np.uint8]:
-    """A grey picture with the number's bits as black and white bars across its upper half."""
-    picture = np.full((HEIGHT, WIDTH, 3), 60 + 3 * number % 100, np.uint8)
-    bits = (number >> np.arange(BITS)) & 1
-    picture[: HEIGHT // 2] = np.repeat(255 * bits, WIDTH // BITS)[None, :, None]
-    return picture
-
-
-def numbers_shown(pixels: NDArray[np.uint8]) -> list[int]:
-    """The numbers in the bar codes of uint8 ``[T, H, W, 3]``, of any size."""
-    upper = pixels[:, : pixels.shape[1] // 2].mean(axis=(1, 3))  # [T, W]
-    bars = upper.reshape(len(pixels), BITS, upper.shape[1] // BITS).mean(axis=2) > 128
-    return (bars << np.arange(BITS)).sum(axis=1).tolist()
-
-
-def write_bar_codes(path: Path, *, gop: int = 12, b_frames: int = 3, frames: int = FRAMES) -> Path:
-    write_video(path, map(bar_code, range(frames)), fps=NTSC, gop=gop, b_frames=b_frames)
-    return path
 
 
 def without_times(video: Path, path: Path) -> Path:
