@@ -1,8 +1,8 @@
 """Bad input through the command line: one line with the value and the remedy, status 1, and nothing half-written.
 
-What is not here: the content of video files (tests/data/test_videos.py, tests/data/test_reverse.py), runs that were killed
-(tests/training/test_killed.py), thresholds, devices, runs that exist and detections that cannot be merged
-(tests/test_cli.py), and what the annotation verbs' own options refuse (tests/data/test_annotation_convert.py).
+What is not here: the content of video files (tests/data/test_videos.py, tests/data/test_reverse.py); runs that were
+killed (tests/training/test_killed.py); thresholds, devices, runs that exist and detections that cannot be merged
+(tests/test_cli.py); what the annotation verbs' own options refuse (tests/data/test_annotation_convert.py).
 """
 
 from __future__ import annotations
