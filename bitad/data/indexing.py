@@ -160,10 +160,13 @@ def _by_times(path: Path, stored: _Stored) -> FrameIndex | None:
 def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
     """The frames by decoding them all."""
     container, stream = open_video(path)
-    first, frames = None, 0
+    first, frames, damaged = None, 0, False
     with container:
         for picture in pictures_until_damage(container, stream):
-            first, frames = first or picture, frames + 1
+            if picture is None:
+                damaged = True
+            else:
+                first, frames = first or picture, frames + 1
         if stored.cut or stored.breaks_off:  # what is shown last may stand behind frames that are lost
             frames -= min(frames, stream.codec_context.reorder_depth)
     if first is None or not frames:
@@ -175,7 +178,8 @@ def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
         width=first.width,
         height=first.height,
         rotation=_quarter_turns(first),
-        lost=stored.lost(frames, stored.cut, stored.rate),
+        # What stands behind a damaged frame cannot be told apart, so it is lost as well.
+        lost=stored.lost(frames, max(stored.cut, len(stored.times) - frames if damaged else 0), stored.rate),
         time_base=stored.time_base,
         times=None,
         keyframes=none,
@@ -225,7 +229,8 @@ def _frames_before_hole(stored: _Stored, order: NDArray[np.int64]) -> int:
     intervals = np.diff(stored.times[order])
     usual, end = np.median(intervals), max(0, len(intervals) - _MOST_REORDERED)
     regular = np.abs(intervals - usual) < max(2, usual / 4)
-    if stored.states_times and regular[:end].all() and regular.mean() > 0.7:  # a constant rate
+    constant = regular[:end].all() and (end >= _MOST_REORDERED or (not cut_off and regular.mean() > 0.7))
+    if stored.states_times and constant:
         holes = end + np.flatnonzero(intervals[end:] > 1.5 * usual)
         return 1 + int(holes[0]) if len(holes) else frames
     # At a variable rate, or where times are reckoned, nothing tells: any from the last one stored on may be behind it.

@@ -28,7 +28,7 @@ _STATING_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
 
 # A whole picture of these codecs says where it ends, so what stands behind it changes nothing of it.
 _ENDING_THEMSELVES = {"h264", "hevc"}
-_BEHIND = b"\x55" * 24
+_BEHIND = (b"\x55" * 24, b"\xaa" * 24, b"\xff" * 24)
 
 
 def open_video(path: Path, threads: int = 1) -> tuple[InputContainer, VideoStream]:
@@ -84,8 +84,8 @@ def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
         return [], False
 
 
-def pictures_until_damage(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The pictures from a file's beginning, up to the first that is damaged or may be made from a damaged one.
+def pictures_until_damage(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
+    """The pictures from a file's beginning, up to the first that is damaged or may be made from a damaged one: a None.
 
     For files without times, whose frames behind a damaged one cannot be counted.
     """
@@ -94,7 +94,8 @@ def pictures_until_damage(container: InputContainer, stream: VideoStream) -> Ite
         pictures, whole = decode(packet)
         held.extend(pictures)
         if not whole or any(picture.is_corrupt for picture in pictures):
-            return  # those held may be made from it
+            yield None  # those held may be made from it
+            return
         # A picture may be made from ones that are shown up to this many later.
         while len(held) > max(stream.codec_context.reorder_depth, 0):
             yield held.popleft()
@@ -140,7 +141,7 @@ def ends_in_whole_picture(path: Path, container: InputContainer, keyframe: int |
         return False
     if container.streams.video[0].codec_context.name not in _ENDING_THEMSELVES:
         return True  # decoded with every error told
-    return plain == _last_picture(path, keyframe, _BEHIND)
+    return all(plain == _last_picture(path, keyframe, behind) for behind in _BEHIND)
 
 
 def _last_picture(path: Path, keyframe: int | None, behind: bytes) -> list[bytes] | None:
@@ -154,12 +155,12 @@ def _last_picture(path: Path, keyframe: int | None, behind: bytes) -> list[bytes
             container.seek(keyframe, stream=stream)
         last: Packet[VideoStream] | None = None
         for packet in packets(container, stream):
-            if packet.size:
+            if packet.size and (last is not None or keyframe in (None, packet.pts)):
                 if last is not None:
                     decode(last)
                 last = packet
-        if last is None:
-            return None
+        if last is None:  # the seek led behind the keyframe
+            return None if keyframe is None else _last_picture(path, None, behind)
         extended = _packet(bytes(last) + behind, stream)
         extended.pts, extended.dts, extended.time_base = last.pts, last.dts, last.time_base
         pictures, whole = decode(extended)
