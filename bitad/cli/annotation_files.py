@@ -123,7 +123,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from bitad.data.annotation_check import check_annotations
     from bitad.progress import following
 
-    with following("comparing videos with their reverse") as on_progress:
+    with following("looking at video files") as on_progress:
         report = check_annotations(
             arguments.src,
             arguments.videos,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -18,9 +18,8 @@ from bitad.data.annotation_forms import FORMS, read_form, recognise
 from bitad.data.annotation_policy import segment_defects
 from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
 from bitad.data.files import read_json
-from bitad.data.twins import twin_defect
+from bitad.data.video_check import video_defects
 from bitad.data.video_clocks import read_clocks
-from bitad.data.videos import find_video
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ def check_annotations(
 
     Args:
         path: the file, or a folder of files, in any of ``FORMS``.
-        videos_dir: where given, a folder that must hold a video file for every video.
+        videos_dir: where given, a folder that must hold a whole video file for every video, as long as is stated.
         reversed_dir: where given, with ``videos_dir``, a folder that must hold every video's reverse playback.
         form: the file's form; recognised where not given.
         video_info: a list of videos (``read_clocks``) with the durations that the file does not state. Without it they
             are those of ``videos_dir``, where that is given.
         classes: as for ``read_annotations``.
         ignore: as for ``read_annotations``.
-        on_progress: called after each video compared with its reverse, with the number of videos done and in all.
+        on_progress: called after each video file looked at, with the number of videos done and in all.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -104,9 +103,8 @@ def check_annotations(
             labels = ", ".join(sorted(set(entry.video.labels)))
             defects.append(Defect(entry.video.name, "only ignored labels", f"all its segments are {labels}"))
     if videos_dir is not None:
-        defects += _missing_files(entries, Path(videos_dir))
-        if reversed_dir is not None:
-            defects += _twin_defects(entries, Path(videos_dir), Path(reversed_dir), on_progress)
+        videos = [entry.video for entry in entries]
+        defects += video_defects(videos, videos_dir, reversed_dir, on_progress=on_progress)
     subsets = Counter(entry.video.subset for entry in entries)
     with_truth = {entry.video.subset for entry in entries if not set(names).isdisjoint(entry.video.labels)}
     place = {entry.video.name: index for index, entry in enumerate(entries)}
@@ -145,38 +143,3 @@ def _read(
     videos = [clocks.complete(video) for video in read.annotations.videos.values()]
     entries = [VideoEntry(video, [None] * len(video.labels), []) for video in videos]
     return entries, read.annotations.classes if classes is None else classes
-
-
-def _missing_files(entries: list[VideoEntry], folder: Path) -> Iterable[Defect]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos")
-    for entry in entries:
-        if _found(folder, entry) is None:
-            yield Defect(entry.video.name, "no video file", f"none in {folder}")
-
-
-def _twin_defects(
-    entries: list[VideoEntry], folder: Path, reversed_folder: Path, on_progress: Callable[[int, int], None] | None
-) -> Iterable[Defect]:
-    """Videos whose reverse playback is missing, unreadable or something else."""
-    if not reversed_folder.is_dir():
-        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
-    for done, entry in enumerate(entries, start=1):
-        name, video, twin = entry.video.name, _found(folder, entry), _found(reversed_folder, entry)
-        if twin is None:
-            yield Defect(name, "no reversed video file", f"none in {reversed_folder}; bitad reverse makes it")
-        elif video is not None:
-            try:
-                if detail := twin_defect(video, twin):
-                    yield Defect(name, "not the reverse of its video", f"{twin} {detail}")
-            except ValueError as error:
-                yield Defect(name, "not the reverse of its video", str(error))
-        if on_progress is not None:
-            on_progress(done, len(entries))
-
-
-def _found(folder: Path, entry: VideoEntry) -> Path | None:
-    try:
-        return find_video(folder, entry.video.name)
-    except FileNotFoundError:
-        return None

@@ -105,6 +105,9 @@ Kind = Literal[
     "label outside the classes",
     "only ignored labels",
     "no video file",
+    "unreadable video file",
+    "cut-off video file",
+    "another duration",
     "no reversed video file",
     "not the reverse of its video",
 ]

@@ -125,7 +125,7 @@ class _Stored:
             return 0
         stated = self.stated or (round(self.seconds * rate) if self.breaks_off else 0)
         # A file that states its frames and has them all has lost something else.
-        return max(cut, stated - frames, 0 if self.stated else 1)
+        return max(cut, stated - frames, 0 if stated else 1)
 
 
 def _by_times(path: Path, stored: _Stored) -> FrameIndex | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.data.frame_index import FrameIndex
 from bitad.data.videos import VideoReader
 
 # Frames are compared small and grey: what a codec loses is noise that the shrinking averages out.
@@ -24,7 +25,9 @@ _NEAR = 2
 _CODEC_LOSS = 6.0
 
 
-def twin_defect(video: str | Path, twin: str | Path, *, samples: int = 8) -> str | None:
+def twin_defect(
+    video: str | Path, twin: str | Path, *, samples: int = 8, index: FrameIndex | None = None
+) -> str | None:
     """What shows that ``twin`` is not ``video`` played backwards; None where nothing does.
 
     Counts and frame rates are compared, then at ``samples`` places frame n - 1 - i of the twin with frame i of the
@@ -34,7 +37,7 @@ def twin_defect(video: str | Path, twin: str | Path, *, samples: int = 8) -> str
         FileNotFoundError: there is no such file.
         ValueError: one of them cannot be decoded.
     """
-    with VideoReader(video) as forward, VideoReader(twin) as backward:
+    with VideoReader(video, index=index) as forward, VideoReader(twin) as backward:
         n, m = forward.info.frames, backward.info.frames
         if n != m:
             return f"{m} frames, where the video has {n}"

@@ -23,6 +23,8 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
+from bitad.data.indexing import index_video
+from bitad.data.videos import write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 THUMOS = SHARED / "data/thumos14/thumos14.json.gz"
@@ -278,29 +280,46 @@ def test_check_finds_every_defect_by_video(tmp_path: Path) -> None:
         "empty": entry((2, 2, "x"), (4, 3, "y")),
         "twice": entry((0, 1, "x"), (0, 1, "x"), (0, 1, "y")),
         "odd": entry((0, 1, "wat"), (math.nan, 1, "x")),
+        "short": entry((0, 1, "x")),
     }
     folder = tmp_path / "videos"
     folder.mkdir()
-    for name in ("good.mp4", "late.MKV", "empty.avi", "twice.webm", "odd.txt"):
+    black = [np.zeros((16, 16, 3), np.uint8)]
+    for name, frames in (("good.mp4", 40), ("late.mkv", 37), ("twice.MOV", 40), ("short.mkv", 30)):
+        write_video(folder / name, frames * black, fps=4)
+    (folder / "short.mkv").write_bytes((folder / "short.mkv").read_bytes()[:-300])
+    there = index_video(folder / "short.mkv").frames
+    assert 0 < there < 29
+    for name in ("empty.avi", "odd.txt"):
         (folder / name).touch()
     report = check_annotations(save(tmp_path, videos), folder, classes=["x", "y"])
+    no_video = "empty.avi: not a video that FFmpeg can read: Invalid data found when processing input"
     assert {
-        video: [(defect.kind, defect.detail) for defect in defects] for video, defects in report.by_video().items()
+        video: [(defect.kind, defect.detail.removeprefix(f"{folder}/")) for defect in defects]
+        for video, defects in report.by_video().items()
     } == {
         "late": [
             ("segment outside the video", "x [9, 11] s of a video of 10 s"),
             ("segment outside the video", "y [-1, 2] s of a video of 10 s"),
         ],
-        "empty": [("start not before end", "x [2, 2] s"), ("start not before end", "y [4, 3] s")],
+        "empty": [
+            ("start not before end", "x [2, 2] s"),
+            ("start not before end", "y [4, 3] s"),
+            ("unreadable video file", no_video),
+        ],
         "twice": [("duplicate", "x [0, 1] s")],
         "odd": [
             ("label outside the classes", "label 'wat' is not one of the 2 classes"),
             ("unreadable", "segment [nan, 1] is not [start, end]"),
             ("no video file", f"none in {folder}"),
         ],
+        "short": [
+            ("cut-off video file", f"short.mkv: about {30 - there} frames after frame {there - 1} lost"),
+            ("another duration", f"short.mkv lasts {there / 4:.2f} s, the annotations state 10.00 s"),
+        ],
     }
-    assert (report.videos, report.segments) == (5, 9)
-    assert report.classes == {"x": 5, "y": 4}
+    assert (report.videos, report.segments) == (6, 10)
+    assert report.classes == {"x": 6, "y": 4}
     assert report.ignored == {"Ambiguous": 1}
     with pytest.raises(FileNotFoundError, match="no such folder"):
         check_annotations(tmp_path / "anno.json", tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import struct
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -205,3 +206,52 @@ def test_memory_is_flat_over_300_files(videos: dict[str, Path]) -> None:
         if number in (50, 299):
             sizes.append(resident_mib())
     assert sizes[1] - sizes[0] < 15
+
+
+# Turned pictures, and streams that begin in the middle.
+
+MATRICES = {  # of an MP4's track header: where x and y go; degrees clockwise
+    90: (0, 1, 0, -1, 0, 0),
+    180: (-1, 0, 0, 0, -1, 0),
+    270: (0, -1, 0, 1, 0, 0),
+}
+
+
+def turned(video: Path, path: Path, clockwise: int) -> Path:
+    """The same file with a track header that tells players to turn the pictures, as phones write it."""
+    content = bytearray(video.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 24] = struct.pack(">6i", *(65536 * entry for entry in MATRICES[clockwise]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("clockwise", MATRICES)
+def test_pictures_are_upright_as_players_show_them(videos: dict[str, Path], tmp_path: Path, clockwise: int) -> None:
+    phone = turned(videos["h264 mp4"], tmp_path / "phone.mp4", clockwise)
+    with VideoReader(videos["h264 mp4"]) as stored, VideoReader(phone) as reader:
+        expected = np.rot90(stored.read([7, 30]), -clockwise // 90, axes=(1, 2))
+        assert (reader.info.height, reader.info.width) == expected.shape[1:3]
+        np.testing.assert_array_equal(reader.read([7, 30]), expected)
+        assert reader.read([7], short_side=24).shape[1:3] == ((24, 32) if clockwise == 180 else (32, 24))
+        (picture,) = reader.pictures([30])
+        np.testing.assert_array_equal(picture.to_rgb().to_ndarray().shape, expected[1].shape)
+    reverse_video(phone, tmp_path / "back.mp4", crf=4)
+    with VideoReader(tmp_path / "back.mp4") as reader:
+        assert reader.index.rotation == 0
+        error = np.abs(reader.read([FRAMES - 31]).astype(int) - expected[1]).mean()
+        assert error < 6, "noise is hard to encode, but a wrong turn is worse"
+
+
+@pytest.mark.parametrize("kind", ["h264 ts", "open groups ts", "hevc ts", "mpeg2 ts"])
+def test_a_recording_that_begins_within_a_group_begins_with_its_first_frame_that_can_be_decoded(
+    videos: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    content = videos[kind].read_bytes()
+    late = tmp_path / "late.ts"
+    # The tables that say what the packets hold, then the recording from somewhere in its first third on.
+    late.write_bytes(content[: 188 * 3] + content[len(content) // 3 // 188 * 188 :])
+    with VideoReader(late) as reader:
+        shown = numbers_shown(reader.read(np.arange(reader.info.frames)))
+    assert shown == list(range(shown[0], FRAMES))
+    assert 0 < shown[0] <= 30

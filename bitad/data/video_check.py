@@ -1,0 +1,90 @@
+"""What is wrong with the video files of annotations, and with their reverse playback.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bitad.data.annotations import AnnotatedVideo, Defect
+from bitad.data.frame_index import FrameIndex
+from bitad.data.indexing import index_video
+from bitad.data.twins import twin_defect
+from bitad.data.videos import find_video, lost_frames
+
+# A container's duration, as annotations have it, counts sound that goes on behind the last picture.
+_LONGER_S, _LONGER = 1.0, 0.01
+
+
+def video_defects(
+    videos: Sequence[AnnotatedVideo],
+    folder: str | Path,
+    reversed_folder: str | Path | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Defect]:
+    """Videos whose file is missing, cannot be read, is cut off, or lasts less or longer than the annotations state.
+
+    Args:
+        videos: as annotated.
+        folder: of their files, which are read through but not decoded.
+        reversed_folder: where given, of their reverse playback, of which samples are compared (:func:`twin_defect`).
+        on_progress: called after each video with the number of videos done and in all.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of videos")
+    if reversed_folder is not None and not Path(reversed_folder).is_dir():
+        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
+    for done, video in enumerate(videos, start=1):
+        index = None
+        if (path := _found(folder, video)) is None:
+            yield Defect(video.name, "no video file", f"none in {folder}")
+        else:
+            try:
+                index = index_video(path)
+            except ValueError as error:
+                yield Defect(video.name, "unreadable video file", str(error))
+            else:
+                yield from _differences(video, path, index)
+        if reversed_folder is not None:
+            yield from _twin_defects(video, path, index, Path(reversed_folder))
+        if on_progress is not None:
+            on_progress(done, len(videos))
+
+
+def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
+    """Where the file is not what the annotations say."""
+    if index.lost:
+        yield Defect(video.name, "cut-off video file", f"{path}: {lost_frames(index)}")
+    seconds = float(index.frames / index.rate)
+    if not math.isfinite(video.duration_s):
+        return
+    if abs(seconds - video.duration_s) > max(_LONGER_S, _LONGER * video.duration_s):
+        stated = f"the annotations state {video.duration_s:.2f} s"
+        yield Defect(video.name, "another duration", f"{path} lasts {seconds:.2f} s, {stated}")
+
+
+def _twin_defects(video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, folder: Path) -> Iterator[Defect]:
+    """Why there is no true reverse playback of a video."""
+    if (twin := _found(folder, video)) is None:
+        yield Defect(video.name, "no reversed video file", f"none in {folder}; bitad reverse makes it")
+    elif path is not None and index is not None:
+        try:
+            if detail := twin_defect(path, twin, index=index):
+                yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
+        except ValueError as error:
+            yield Defect(video.name, "not the reverse of its video", str(error))
+
+
+def _found(folder: Path, video: AnnotatedVideo) -> Path | None:
+    try:
+        return find_video(folder, video.name)
+    except FileNotFoundError:
+        return None
