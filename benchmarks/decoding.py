@@ -6,7 +6,7 @@ and for comparison by PyAV alone: every frame from the keyframe before the windo
 ("decoded only", the floor), and besides those of the window are converted to RGB at the file's own size. One thread,
 CPU seconds, the best of several repetitions; nothing is kept from one to the next but the index of the file.
 
-    python benchmarks/decoding.py [--repetitions 5] [--frames 768] [--pixels 160] [--json FILE]
+    python benchmarks/decoding.py [--repetitions 9] [--frames 768] [--pixels 160] [--json FILE]
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def frames_of_video(options: argparse.Namespace) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--frames", type=int, default=768, help="of a window")
     parser.add_argument("--pixels", type=int, default=160, help="of the network's pictures")
     parser.add_argument("--json", type=Path, metavar="FILE")
