@@ -36,7 +36,7 @@ def busy_bar_code(number: int) -> NDArray[np.uint8]:
 def numbers_shown(pixels: NDArray[np.uint8]) -> list[int]:
     """The numbers in the bar codes of uint8 ``[T, H, W, 3]``, of any size."""
     upper = pixels[:, : pixels.shape[1] // 2].mean(axis=(1, 3))  # [T, W]
-    bars = upper.reshape(len(pixels), BITS, -1).mean(axis=2) > 128
+    bars = upper.reshape(len(pixels), BITS, upper.shape[1] // BITS).mean(axis=2) > 128
     return (bars << np.arange(BITS)).sum(axis=1).tolist()
 
 

@@ -2,7 +2,8 @@
 
 A seek lands on some packet near the time asked for, so packets are left out until the keyframe meant has come. A
 decoder fed with a damaged packet goes on with guesses, in pictures that look like any other; so all that may be made
-from such a packet is taken for damaged, up to the next keyframe.
+from such a packet is taken for damaged, up to the next keyframe. Pictures that nobody wants, and from which no other is
+made, are not decoded.
 
 This module does not import torch.
 """
@@ -10,7 +11,7 @@ This module does not import torch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import av
@@ -45,6 +46,7 @@ class PictureStream:
         self._path, self._index, self._threads = path, index, threads
         self._container, self._stream = open_video(path, threads)
         self._seeks = True
+        self._unwanted: frozenset[int] = frozenset()
         self.begun = self.position = 0
         self._pictures = self._from_the_start()
 
@@ -63,6 +65,16 @@ class PictureStream:
         # The generator holds this object, which holds it: without this, both would wait for the garbage collector.
         self._pictures = iter(())
         self._container.close()
+
+    def want(self, frames: Collection[int]) -> None:
+        """Say which frames will be asked for next: of those between them, some need not be decoded.
+
+        They come as None like damaged ones. Behind the last one wanted every frame is decoded.
+        """
+        if self._unwanted and self.position <= max(self._unwanted):
+            self.begin(self._index.keyframe(self.position))  # one passed over may be wanted now
+        between = range(min(frames), max(frames)) if frames else ()
+        self._unwanted = frozenset(between).difference(frames)
 
     def begin(self, keyframe: int) -> None:
         """Go on from a keyframe of the index, or from frame 0."""
@@ -141,7 +153,10 @@ class PictureStream:
         spoilt = np.zeros(index.frames, np.bool_)
         held: deque[tuple[int, VideoFrame]] = deque()
         latest, due = -1, first
+        context, skips = self._stream.codec_context, False
         for packet in stored:
+            if skips != (skips := self._may_skip(packet)):
+                context.skip_frame = "NONREF" if skips else "DEFAULT"
             pictures, whole = decode(packet)
             if not whole and (number := self._damaged(packet)) is not None:
                 spoilt |= index.spoilt(number)
@@ -161,6 +176,10 @@ class PictureStream:
                 yield None if spoilt[number] else picture
                 due = number + 1
         yield from [None] * (index.frames - due)
+
+    def _may_skip(self, packet: Packet[VideoStream]) -> bool:
+        """Whether a packet's picture need not be decoded, if no other is made from it."""
+        return packet.size > 0 and self._threads == 1 and self._index.number(packet.pts) in self._unwanted
 
     def _damaged(self, packet: Packet[VideoStream]) -> int | None:
         """The frame of a packet that could not be decoded; of the earliest that it may be, with several threads."""

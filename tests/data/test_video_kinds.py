@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from bar_codes import HEIGHT, KINDS, WIDTH, numbers_shown
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bitad.data import pictures
 from bitad.data.indexing import index_video
 from bitad.data.pictures import PictureStream
 from bitad.data.reverse import Reversed, reverse_video
@@ -255,3 +259,43 @@ def test_a_recording_that_begins_within_a_group_begins_with_its_first_frame_that
         shown = numbers_shown(reader.read(np.arange(reader.info.frames)))
     assert shown == list(range(shown[0], FRAMES))
     assert 0 < shown[0] <= 30
+
+
+# What nobody wants.
+
+
+def test_pictures_between_those_wanted_are_not_all_decoded(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those are passed over from which no other is made."""
+    given = 0
+    following = pictures.decode
+
+    def counting(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
+        nonlocal given
+        found = following(packet)
+        given += len(found[0])
+        return found
+
+    monkeypatch.setattr(pictures, "decode", counting)
+    for kind in ("h264 mp4", "h264 ts", "hevc mkv", "open groups mp4", "mpeg4 mkv", "mpeg2 ts"):
+        given = 0
+        with VideoReader(videos[kind]) as reader:
+            assert numbers_shown(reader.read(np.arange(0, FRAMES, 4))) == list(range(0, FRAMES, 4))
+        assert given < 0.8 * FRAMES
+
+
+@CASES
+@QUICK(max_examples=3)
+@given(
+    windows=st.lists(
+        st.tuples(st.integers(0, FRAMES - 1), st.integers(1, 7), st.integers(1, 12)), min_size=1, max_size=5
+    )
+)
+def test_windows_at_any_stride_in_any_order_are_exact(
+    videos: dict[str, Path], kind: str, windows: list[tuple[int, int, int]]
+) -> None:
+    with VideoReader(videos[kind]) as reader:
+        for start, stride, count in windows:
+            frames = np.arange(start, min(FRAMES, start + stride * count), stride)
+            assert numbers_shown(reader.read(frames, size=SIZE)) == frames.tolist()
