@@ -31,10 +31,11 @@ from bitad.config import Config
 from bitad.config_files import parse_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.data.dataset import DECODE_MARGIN, TestWindows, TrainingWindows
-from bitad.data.files import write_json
 from bitad.data.sources import build_source
-from bitad.data.videos import VideoReader, write_video
+from bitad.files import write_json
 from bitad.reports.tables import Cell, Table
+from bitad.video.reader import VideoReader
+from bitad.video.writer import write_video
 
 FPS, STRIDE = 30, 4
 HEIGHT, WIDTH = 180, 320

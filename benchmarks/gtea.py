@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.data.detections import Basis, Detections, read_detections, write_detections
-from bitad.data.files import read_json, replacing, write_json
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.experiments import EXPERIMENTS
+from bitad.files import read_json, replacing, write_json
 from bitad.progress import following
 from bitad.reports.comparison import UNTRAINED, Comparison, Result, compare
 from bitad.reports.runs import Run

@@ -26,8 +26,7 @@ import torch
 from bitad.config import Config
 from bitad.config_files import parse_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
-from bitad.data.files import write_json
-from bitad.data.videos import write_video
+from bitad.files import write_json
 from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
 from bitad.models.detector import Detector, VideoBackbone
@@ -37,6 +36,7 @@ from bitad.training.checkpoint import Checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
 from bitad.training.environment import set_up_process
 from bitad.training.trainer import Trainer
+from bitad.video.writer import write_video
 
 FPS, STRIDE = 30.0, 4
 ONE_GRAPH = "1, one graph"

@@ -20,15 +20,14 @@ from torch import Tensor
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations, reverse_annotation_file
 from bitad.data.detections import Basis, Detections, read_detections, write_detections
-from bitad.data.files import read_json, write_json
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.playroom import REVERSED, write_data_set
-from bitad.data.reverse import reverse_folder
 from bitad.data.sources import Source, build_source
 from bitad.data.windows import Timebase
 from bitad.evaluation.direction_sensitivity import called_classes, renamed, sensitivity
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.experiments import EXPERIMENTS
+from bitad.files import read_json, write_json
 from bitad.inference.detect import detect
 from bitad.inference.merge import merge
 from bitad.inference.testing import detect_on_reversed_playback
@@ -43,6 +42,7 @@ from bitad.timeline import Grid
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes
 from bitad.training.side_by_side import Job, cores, train_side_by_side
+from bitad.video.reverse import reverse_folder
 
 DIRECTIONS: tuple[Basis, ...] = ("forward", "reverse")
 ABLATIONS = (

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.videos import write_video
+from bitad.video.writer import write_video
 
 FRAMES, HEIGHT, WIDTH, BITS = 100, 48, 64, 8
 NTSC = Fraction(30000, 1001)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bitad.config import Config
 from bitad.config_files import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
-from bitad.data.videos import write_video
+from bitad.video.writer import write_video
 
 CLASSES = ("alpha", "beta", "gamma")
 FPS = 16.0

@@ -1,6 +1,6 @@
 """Bad input through the command line: one line with the value and the remedy, status 1, and nothing half-written.
 
-What is not here: the content of video files (tests/data/test_videos.py, tests/data/test_reverse.py); runs that were
+What is not here: the content of video files (tests/video, tests/test_bad_videos.py); runs that were
 killed (tests/training/test_killed.py); thresholds, devices, runs that exist and detections that cannot be merged
 (tests/test_cli.py); what the annotation verbs' own options refuse (tests/data/test_annotation_convert.py).
 """
@@ -28,7 +28,7 @@ from bitad.cli import main
 from bitad.config_files import load_config
 from bitad.data.annotation_forms import FORMS
 from bitad.data.detections import read_detections
-from bitad.data.files import read_json
+from bitad.files import read_json
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.environment import set_up_logging
 

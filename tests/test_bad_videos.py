@@ -16,8 +16,8 @@ from builders import video_data
 from test_bad_input import contents
 
 from bitad.cli import main
-from bitad.data.videos import VideoReader, probe
 from bitad.training.environment import set_up_logging
+from bitad.video.reader import VideoReader, probe
 
 FRAMES = 60
 

@@ -17,7 +17,6 @@ from runs import ALONE, assert_same_run, baseline, both_baselines, records
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo, read_annotations
 from bitad.data.detections import Detections, read_detections
-from bitad.data.reverse import reverse_folder
 from bitad.data.sources import Source
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
@@ -30,6 +29,7 @@ from bitad.timeline import Grid
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint
 from bitad.training.environment import set_up_logging
 from bitad.training.trainer import Trainer
+from bitad.video.reverse import reverse_folder
 
 TWO_FORWARD = "pair.second=forward"
 # An epoch is one step of all training videos.

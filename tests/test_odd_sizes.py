@@ -16,8 +16,8 @@ from builders import CHANNELS, FEATURE_OFFSET, FEATURE_STRIDE, FPS, feature_data
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, read_classes, write_annotations
 from bitad.data.detections import read_detections
-from bitad.data.videos import write_video
 from bitad.training.environment import set_up_logging
+from bitad.video.writer import write_video
 
 HARMFUL = "<script>alert(1)</script>"
 NAMES = (

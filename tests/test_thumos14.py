@@ -15,8 +15,8 @@ from builders import FPS, numbered_picture
 from bitad.cli import main
 from bitad.config_files import load_config, presets
 from bitad.data.annotations import read_annotations, read_classes
-from bitad.data.videos import write_video
 from bitad.experiments import EXPERIMENTS
+from bitad.video.writer import write_video
 
 pytestmark = pytest.mark.timeout(900)
 

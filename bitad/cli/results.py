@@ -99,7 +99,7 @@ def _said_to_be_reversed(detections: Detections, annotations: Path | None) -> De
 def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
-    from bitad.data.files import write_json
+    from bitad.files import write_json
     from bitad.reports.tables import class_table, evaluation_table
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":

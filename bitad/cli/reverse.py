@@ -25,8 +25,8 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import reverse_annotation_file
-    from bitad.data.reverse import reverse_folder, reverse_video
     from bitad.progress import following
+    from bitad.video.reverse import reverse_folder, reverse_video
 
     src, dst = arguments.src, arguments.dst
     if src.name.endswith((".json", ".json.gz")):

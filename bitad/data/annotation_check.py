@@ -17,9 +17,9 @@ from bitad.data.annotation_documents import read_database
 from bitad.data.annotation_forms import FORMS, read_form, recognise
 from bitad.data.annotation_policy import segment_defects
 from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
-from bitad.data.files import read_json
 from bitad.data.video_check import video_defects
 from bitad.data.video_clocks import read_clocks
+from bitad.files import read_json
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
-from bitad.data.files import replacing
 from bitad.data.video_clocks import Clock, probe_clocks, read_clocks
+from bitad.files import replacing
 
 CLASS_LIST = "category_idx.txt"
 

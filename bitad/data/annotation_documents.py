@@ -20,7 +20,7 @@ from bitad.data.annotation_rows import (
     video_of_rows,
 )
 from bitad.data.annotations import AnnotatedVideo, annotations_of
-from bitad.data.files import read_json
+from bitad.files import read_json
 
 # What is carried over from a video of a database, and from one of its annotations.
 _VIDEO_KEYS = {"subset", "duration", "frame", "fps", "annotations"}

@@ -14,7 +14,7 @@ from typing import Any
 from bitad.data.annotation_documents import read_database, read_ego4d_mq, read_mmaction2
 from bitad.data.annotation_rows import Source
 from bitad.data.annotation_tables import read_charades, read_epic_kitchens, read_multithumos, read_thumos14
-from bitad.data.files import read_json
+from bitad.files import read_json
 
 
 @dataclass(frozen=True)

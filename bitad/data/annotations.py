@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.files import read_json, write_json
+from bitad.files import read_json, write_json
 from bitad.timeline import reverse_seconds
 
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.files import read_json, write_json
+from bitad.files import read_json, write_json
 from bitad.timeline import reverse_seconds
 
 Basis = Literal["forward", "reverse"]

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bitad.data.detections import Basis
-from bitad.data.files import read_json, replacing, write_json
+from bitad.files import read_json, replacing, write_json
 
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"

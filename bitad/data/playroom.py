@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
-from bitad.data.videos import write_video
+from bitad.video.writer import write_video
 
 Kind = Literal["symmetric", "swapping", "irreversible"]
 Floats = NDArray[np.float32]

@@ -18,11 +18,13 @@ from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
-from bitad.data.frame_index import FrameIndex
-from bitad.data.indexing import index_video
-from bitad.data.videos import Damaged, VideoReader, counted, find_video, require_whole
 from bitad.data.windows import ResizedClock, Timebase
 from bitad.timeline import Grid, mirror_frames
+from bitad.video.damage import Damaged, counted, require_whole
+from bitad.video.files import find_video
+from bitad.video.frame_index import FrameIndex
+from bitad.video.indexing import index_video
+from bitad.video.reader import VideoReader
 
 
 class Source(Protocol):
@@ -61,7 +63,7 @@ class VideoFiles:
         frames_per_step: frames read of each grid step.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
     """
 
     def __init__(

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bitad.data.annotations import AnnotatedVideo, Defect
-from bitad.data.frame_index import FrameIndex
-from bitad.data.indexing import index_video
-from bitad.data.twins import twin_defect
-from bitad.data.videos import find_video, lost_frames
+from bitad.video.damage import lost_frames
+from bitad.video.files import find_video
+from bitad.video.frame_index import FrameIndex
+from bitad.video.indexing import index_video
+from bitad.video.twins import twin_defect
 
 # A container's duration, as annotations have it, counts sound that goes on behind the last picture.
 _LONGER_S, _LONGER = 1.0, 0.01

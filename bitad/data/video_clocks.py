@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitad.data.files import read_json
-from bitad.data.indexing import index_video
-from bitad.data.videos import find_video
+from bitad.files import read_json
+from bitad.video.files import find_video
+from bitad.video.indexing import index_video
 
 # The names under which lists state a video's frames, frames a second (mmaction2's "rfps" is the counted one), and
 # seconds.

@@ -18,7 +18,6 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, TestWindows, collate
 from bitad.data.detections import Basis, Detections, write_detections
 from bitad.data.sources import Source, VideoFiles
-from bitad.data.videos import Damaged
 from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
@@ -31,6 +30,7 @@ from bitad.progress import track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 from bitad.training.environment import say_repeated
+from bitad.video.damage import Damaged
 
 
 def nms_settings(config: NmsConfig) -> NmsSettings | None:
@@ -174,7 +174,7 @@ def detect_videos(
     What the two networks of a pair find is merged.
 
     Args:
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
 
     Raises:
         FileNotFoundError, ValueError: for a file that is missing or no video, two files of one name, or a detector

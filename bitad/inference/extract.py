@@ -21,13 +21,15 @@ from torch import Tensor
 
 from bitad.data.detections import Basis
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
-from bitad.data.indexing import index_video
 from bitad.data.transforms import apply_crop, centre_crop
-from bitad.data.videos import VIDEO_SUFFIXES, Damaged, VideoReader, counted, require_whole
 from bitad.inference.encoders import Encoder, Piece
 from bitad.progress import Meter, track
 from bitad.training.distributed import Processes
 from bitad.training.environment import say_repeated
+from bitad.video.damage import Damaged, counted, require_whole
+from bitad.video.files import VIDEO_SUFFIXES
+from bitad.video.indexing import index_video
+from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
 
@@ -131,7 +133,7 @@ def extract_features(
     Args:
         videos: files by name.
         folders: as :func:`feature_folders` makes them.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
     """
     if team.is_main:
         for folder in folders.values():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitad.data.detections import Detections, write_detections
-from bitad.data.files import write_json
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.files import write_json
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes

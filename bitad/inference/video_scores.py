@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.detections import named
-from bitad.data.files import read_json
+from bitad.files import read_json
 from bitad.inference.decode import Candidates
 
 # ActivityNet's video files are called v_ and the identifier; its annotations and results leave the v_ out.

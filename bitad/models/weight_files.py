@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitad.data.files import replacing
+from bitad.files import replacing
 
 # What a safetensors file says in its `format` where it is one of our checkpoints; else it is tensors alone.
 OURS = "bitad checkpoint"

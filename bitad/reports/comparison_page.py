@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bitad.data.detections import Detections, read_detections
-from bitad.data.files import replacing, write_json
-from bitad.data.videos import find_video
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
+from bitad.files import replacing, write_json
 from bitad.inference.testing import detect_on_reversed_playback
 from bitad.reports.comparison import BASELINES, Comparison
 from bitad.reports.page import Kind, PageVideo, Track, write_page
@@ -17,6 +16,7 @@ from bitad.reports.standing import standing_table
 from bitad.reports.tables import sensitivity_table
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes
+from bitad.video.files import find_video
 
 SHOWN_VIDEOS = 8
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
-from bitad.data.files import replacing, write_json
 from bitad.data.playroom import CLASSES, REVERSED, kind_of
 from bitad.evaluation.direction_sensitivity import NOTHING, Calls, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
+from bitad.files import replacing, write_json
 from bitad.reports.comparison import Comparison
 from bitad.reports.page import Kind, PageVideo, Track, write_page
 from bitad.reports.plots import (

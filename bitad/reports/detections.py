@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from bitad.data.detections import Detections, write_detections
-from bitad.data.preview import write_preview
 from bitad.reports.page import PageVideo, Track, write_page
 from bitad.reports.subtitles import write_srt
+from bitad.video.preview import write_preview
 
 
 def write_detection_report(out: Path, detections: Detections, videos: Sequence[Path], *, min_score: float) -> Path:

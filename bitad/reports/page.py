@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bitad
-from bitad.data.files import replacing
+from bitad.files import replacing
 from bitad.reports.tables import Table
 
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]

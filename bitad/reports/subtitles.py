@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.files import replacing
+from bitad.files import replacing
 
 MOST_LINES = 3
 

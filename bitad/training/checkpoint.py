@@ -21,7 +21,7 @@ from bitad.config import Config
 from bitad.config_files import differences, override_config, parse_config
 from bitad.data.annotations import ANY_CLASS, read_annotations, read_classes
 from bitad.data.detections import named
-from bitad.data.files import replacing
+from bitad.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.weight_files import OURS, read_weights, write_safetensors

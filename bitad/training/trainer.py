@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from bitad.config import Config
 from bitad.data.dataset import Batch, TrainingWindows, collate
-from bitad.data.files import remove_leftovers, replacing, write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.data.transforms import recolour
 from bitad.evaluation.matching import Truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
 from bitad.models.build import build_network, load_pretrained
 from bitad.models.pair import Pair

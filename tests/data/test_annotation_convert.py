@@ -20,9 +20,9 @@ from bitad.data.annotation_check import check_annotations
 from bitad.data.annotation_convert import convert_annotations, write_both_directions, write_classes
 from bitad.data.annotation_policy import Policy
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
-from bitad.data.reverse import reverse_folder
 from bitad.data.video_clocks import Clock, read_clocks
-from bitad.data.videos import write_video
+from bitad.video.reverse import reverse_folder
+from bitad.video.writer import write_video
 
 THUMOS = Path(__file__).resolve().parents[2] / "../shared/data/thumos14"
 needs_thumos = pytest.mark.skipif(not THUMOS.is_dir(), reason="the reference data beside the checkout is missing")

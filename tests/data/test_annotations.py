@@ -23,8 +23,8 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
-from bitad.data.indexing import index_video
-from bitad.data.videos import write_video
+from bitad.video.indexing import index_video
+from bitad.video.writer import write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 THUMOS = SHARED / "data/thumos14/thumos14.json.gz"

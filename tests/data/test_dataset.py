@@ -31,11 +31,11 @@ from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
 from bitad.data.detections import Basis
 from bitad.data.playroom import render, sample_scene
-from bitad.data.reverse import reverse_folder, reverse_video
 from bitad.data.sources import Source, VideoFiles, build_source
-from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.timeline import Grid
+from bitad.video.reverse import reverse_folder, reverse_video
+from bitad.video.writer import write_video
 
 PAIR = ("experiment=1",)  # two networks on the same windows, the second in reverse
 FRAMES = 75  # of a video: 38 grid steps, so a window of 32 does not hold it

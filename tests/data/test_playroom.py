@@ -27,7 +27,7 @@ from bitad.data.playroom import (
     write_data_set,
     write_video_of,
 )
-from bitad.data.videos import VideoReader, probe
+from bitad.video.reader import VideoReader, probe
 
 DURATION_S = 6.0
 START_S, END_S = 1.5, 4.0

@@ -19,12 +19,11 @@ from bitad.config import Config
 from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
 from bitad.data.detections import Basis, Detections, read_detections
-from bitad.data.files import write_json
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import Source, VideoFiles, build_source
-from bitad.data.videos import write_video
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.files import write_json
 from bitad.inference.detect import detect, detect_videos, nms_settings
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
@@ -37,6 +36,7 @@ from bitad.models.pair import Pair, Side
 from bitad.timeline import Grid
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
+from bitad.video.writer import write_video
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 INIT = ("init.forward=f", "init.backward=b")  # asked for; nothing here reads them

@@ -26,10 +26,7 @@ from bitad.data.dataset import TestWindows, collate
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import Precision, Stored, read_sidecar
-from bitad.data.pictures import PictureStream
-from bitad.data.reverse import reverse_video
 from bitad.data.sources import build_source
-from bitad.data.videos import VideoReader, write_video
 from bitad.inference.encoders import ClipEncoder, Encoder, Piece, WindowEncoder, load_encoder
 from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos
 from bitad.models.build import build_network
@@ -38,6 +35,10 @@ from bitad.models.pair import Pair
 from bitad.models.sizes import SIZES
 from bitad.models.videomae import VisionTransformer, sinusoid_table
 from bitad.training.checkpoint import Checkpoint, save_checkpoint
+from bitad.video.pictures import PictureStream
+from bitad.video.reader import VideoReader
+from bitad.video.reverse import reverse_video
+from bitad.video.writer import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

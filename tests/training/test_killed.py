@@ -20,7 +20,7 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, both_baselines, records
 
 from bitad.config import Config
-from bitad.data.files import remove_leftovers
+from bitad.files import remove_leftovers
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.trainer import Trainer
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.data.indexing import index_video
-from bitad.data.reverse import Reversed, reverse_folder, reverse_video
-from bitad.data.videos import VideoReader, probe, write_video
 from bitad.timeline import mirror_frames
+from bitad.video.indexing import index_video
+from bitad.video.reader import VideoReader, probe
+from bitad.video.reverse import Reversed, reverse_folder, reverse_video
+from bitad.video.writer import write_video
 
 FRAMES, HEIGHT, WIDTH = 95, 72, 96
 
@@ -191,7 +192,7 @@ def test_folders_that_cannot_be_reversed_are_refused(tmp_path: Path) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from bitad.data.reverse import reverse_video
+from bitad.video.reverse import reverse_video
 reverse_video(sys.argv[1], sys.argv[2])
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.frame_index import FrameIndex
-from bitad.data.videos import VideoReader
+from bitad.video.frame_index import FrameIndex
+from bitad.video.reader import VideoReader
 
 # Frames are compared small and grey: what a codec loses is noise that the shrinking averages out.
 _SIZE = (48, 64)

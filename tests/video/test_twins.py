@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.data.reverse import reverse_video
-from bitad.data.twins import twin_defect
-from bitad.data.videos import write_video
+from bitad.video.reverse import reverse_video
+from bitad.video.twins import twin_defect
+from bitad.video.writer import write_video
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 50
 

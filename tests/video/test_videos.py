@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bitad.data import videos
-from bitad.data.indexing import index_video
-from bitad.data.pictures import PictureStream
-from bitad.data.videos import VideoReader, find_video, probe, write_video
+from bitad.video import reader as videos
+from bitad.video.files import find_video
+from bitad.video.indexing import index_video
+from bitad.video.pictures import PictureStream
+from bitad.video.reader import VideoReader, probe
+from bitad.video.writer import write_video
 
 
 def without_times(video: Path, path: Path) -> Path:

@@ -14,8 +14,9 @@ from pathlib import Path
 import av
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from bitad.data.files import replacing
-from bitad.data.videos import VideoInfo, VideoReader, probe, write_pictures
+from bitad.files import replacing
+from bitad.video.reader import VideoInfo, VideoReader, probe
+from bitad.video.writer import write_pictures
 
 
 def write_preview(

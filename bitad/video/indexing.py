@@ -18,8 +18,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from bitad.data.frame_index import FrameIndex
-from bitad.data.video_streams import (
+from bitad.video.frame_index import FrameIndex
+from bitad.video.streams import (
     breaks_off,
     decode,
     ends_in_whole_picture,

@@ -1,4 +1,4 @@
-"""Videos: what a file holds, any of its frames exactly, and writing H.264.
+"""Reading videos: what a file holds, and any of its frames exactly.
 
 A frame is found by decoding from the keyframe before it, known from the file's ``FrameIndex``, until the picture with
 exactly its time appears. A frame that cannot be had is said to be so; never is another one given for it unasked.
@@ -11,63 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import av
 import numpy as np
-from av.container import OutputContainer
 from av.filter import Graph
-from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from av.video.stream import VideoStream
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.data.files import replacing
-from bitad.data.frame_index import FrameIndex
-from bitad.data.indexing import index_video
-from bitad.data.pictures import PictureStream
-
-# In the order of preference where a folder holds several files of one name.
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".m4v",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".m2ts",
-    ".flv",
-    ".wmv",
-    ".3gp",
-    ".h264",
-    ".264",
-    ".hevc",
-    ".265",
-)
-
-# The containers written, by suffix: FFmpeg's names.
-H264_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-_REMEDY = (
-    "fetch it again, leave it out, or have the last good frame repeated (data.damaged_frames=repeat or "
-    "--damaged-frames repeat)"
-)
-
-# An error names this many stretches of frames.
-_SPANS_SHOWN = 4
+from bitad.video.damage import REMEDY, Damaged, counted, lost_frames, spans
+from bitad.video.frame_index import FrameIndex
+from bitad.video.indexing import index_video
+from bitad.video.pictures import PictureStream
 
 # A seek empties the decoder; decoding up to this many unwanted frames is quicker.
 _FRAMES_WORTH_A_SEEK = 12
-
-
-# What to do about frames that cannot be decoded.
-Damaged = Literal["error", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -121,54 +81,6 @@ def probe(path: str | Path) -> VideoInfo:
     """
     with VideoReader(path) as reader:
         return reader.info
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Frame numbers in words: "frame 7", "frames 7, 9 to 12"."""
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    shown = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:_SPANS_SHOWN]]
-    more = f" and {len(runs) - _SPANS_SHOWN} more stretches" if len(runs) > _SPANS_SHOWN else ""
-    single = len(runs) == 1 and runs[0][0] == runs[0][1]
-    return f"frame{'' if single else 's'} {', '.join(shown)}{more}"
-
-
-def lost_frames(index: FrameIndex) -> str:
-    """What a cut-off file has lost, in words."""
-    return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
-
-
-def counted(index: FrameIndex, damaged: Damaged) -> int:
-    """How many frames can be asked for: those that are there and, where damaged ones are repeated, those lost."""
-    return index.frames + (index.lost if damaged == "repeat" else 0)
-
-
-def require_whole(path: Path, index: FrameIndex, damaged: Damaged) -> None:
-    """Refuse a file that is cut off, unless what it has lost is to be repeated.
-
-    Raises:
-        ValueError: it is.
-    """
-    if index.lost and damaged == "error":
-        raise ValueError(f"{path}: cut off, {lost_frames(index)}: {_REMEDY}")
-
-
-def find_video(folder: str | Path, name: str) -> Path:
-    """The video file of an annotation's video: ``name`` with any of ``VIDEO_SUFFIXES``, or ``name`` itself.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-    """
-    folder = Path(folder)
-    itself = [""] if Path(name).suffix.lower() in VIDEO_SUFFIXES else []
-    for ending in (*itself, *chain(*((suffix, suffix.upper()) for suffix in VIDEO_SUFFIXES))):
-        if (path := folder / f"{name}{ending}").is_file():
-            return path
-    raise FileNotFoundError(f"{folder}: no video {name!r} there ({', '.join(VIDEO_SUFFIXES)})")
 
 
 class VideoReader:
@@ -286,9 +198,7 @@ class VideoReader:
             good = picture
             yield picture
         if bad and self.damaged == "error":
-            raise ValueError(
-                f"{self.path}: {spans(bad)} cannot be decoded ({len(bad)} of {asked} asked for): {_REMEDY}"
-            )
+            raise ValueError(f"{self.path}: {spans(bad)} cannot be decoded ({len(bad)} of {asked} asked for): {REMEDY}")
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:
@@ -398,134 +308,3 @@ class _Turn:
         turned = self._graph.pull()
         assert isinstance(turned, av.VideoFrame)
         return turned
-
-
-def write_video(
-    path: str | Path,
-    frames: Iterable[NDArray[np.uint8]],
-    *,
-    fps: Fraction | float,
-    crf: float = 18,
-    preset: str = "veryfast",
-    gop: int = 30,
-    b_frames: int = 0,
-    threads: int = 1,
-) -> int:
-    """Write H.264 (yuv420p, by libx264), whole or not at all; the number of frames written.
-
-    Args:
-        path: the file; its suffix, one of ``H264_CONTAINERS``, names the container.
-        frames: uint8 ``[H, W, 3]`` each, red, green, blue; one at a time.
-        fps: frames a second; a float is taken as the fraction near it whose denominator is at most 1001.
-        crf: x264's constant rate factor: 0 is lossless, 18 hardly visible, 28 small.
-        preset: x264's "ultrafast" to "veryslow".
-        gop: at most this many frames from one keyframe to the next.
-        b_frames: at most this many B-frames in a row.
-        threads: encoder threads; one gives the same file on every machine.
-
-    Raises:
-        ValueError: no frames, frames of another form or size, an odd height or width, or a suffix for which there is no
-            container.
-    """
-    reformatter = VideoReformatter()
-    first_shape: tuple[int, ...] | None = None
-
-    def pictures() -> Iterator[av.VideoFrame]:
-        nonlocal first_shape
-        for number, frame in enumerate(frames):
-            first_shape = first_shape or frame.shape
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first_shape:
-                raise ValueError(
-                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; uint8 [H, W, 3] of one size is needed"
-                )
-            # BT.601, limited range: what players assume of small videos, and tagged so that none has to.
-            yield reformatter.reformat(
-                av.VideoFrame.from_ndarray(frame, format="rgb24"),
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=ColorRange.MPEG,
-                threads=1,
-            )
-
-    return write_pictures(
-        path,
-        pictures(),
-        rate=Fraction(fps).limit_denominator(1001),
-        crf=crf,
-        preset=preset,
-        gop=gop,
-        b_frames=b_frames,
-        threads=threads,
-    )
-
-
-def write_pictures(
-    path: str | Path,
-    pictures: Iterable[av.VideoFrame],
-    *,
-    rate: Fraction,
-    crf: float,
-    preset: str,
-    gop: int,
-    b_frames: int,
-    threads: int = 1,
-    faststart: bool = False,
-) -> int:
-    """Write pictures as FFmpeg holds them, all of one size and pixel format, as H.264; otherwise ``write_video``.
-
-    With ``faststart`` an mp4's table of contents stands at its front, where browsers look for it.
-    """
-    path, remaining = Path(path), iter(pictures)
-    first = next(remaining, None)
-    if first is None:
-        raise ValueError(f"{path}: no frames to write")
-    count = 0
-    try:
-        with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
-            stream = add_h264_stream(
-                container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-            )
-            for picture in chain([first], remaining):
-                # The type a decoder left in the picture would force the encoder's hand.
-                picture.pict_type = PictureType.NONE
-                picture.pts, picture.time_base = count, 1 / rate
-                container.mux(stream.encode(picture))
-                count += 1
-            container.mux(stream.encode(None))
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: cannot be written (preset {preset!r}, crf {crf}): {error.strerror}") from None
-    return count
-
-
-def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputContainer:
-    """Open a file to write H.264 to, in the container that ``suffix`` names."""
-    if suffix.lower() not in H264_CONTAINERS:
-        raise ValueError(f"{suffix or 'no suffix'}: H.264 is written to {', '.join(H264_CONTAINERS)}")
-    options = {"movflags": "+faststart"} if faststart else {}
-    return av.open(str(path), "w", format=H264_CONTAINERS[suffix.lower()], options=options)
-
-
-def add_h264_stream(
-    container: OutputContainer,
-    like: av.VideoFrame,
-    *,
-    rate: Fraction,
-    crf: float,
-    preset: str,
-    gop: int,
-    b_frames: int,
-    threads: int = 1,
-) -> VideoStream:
-    """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
-    if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
-        raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
-    # forced-idr: a picture marked I begins a group of pictures that stands alone.
-    options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
-    stream = container.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
-    stream.codec_context.time_base = 1 / rate
-    stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
-    stream.codec_context.thread_count = threads
-    stream.codec_context.color_range, stream.codec_context.colorspace = like.color_range, like.colorspace
-    stream.codec_context.color_primaries, stream.codec_context.color_trc = like.color_primaries, like.color_trc
-    return stream

@@ -27,20 +27,13 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from bitad.data.files import replacing
-from bitad.data.indexing import index_video
-from bitad.data.twins import twin_defect
-from bitad.data.videos import (
-    H264_CONTAINERS,
-    VIDEO_SUFFIXES,
-    Damaged,
-    VideoReader,
-    add_h264_stream,
-    counted,
-    open_h264,
-    probe,
-    require_whole,
-)
+from bitad.files import replacing
+from bitad.video.damage import Damaged, counted, require_whole
+from bitad.video.files import VIDEO_SUFFIXES
+from bitad.video.indexing import index_video
+from bitad.video.reader import VideoReader, probe
+from bitad.video.twins import twin_defect
+from bitad.video.writer import H264_CONTAINERS, add_h264_stream, open_h264
 
 # Called with how much is done and how much there is.
 Progress = Callable[[int, int], None]
@@ -98,7 +91,7 @@ def reverse_video(
         src: any video that FFmpeg reads.
         dst: the reversed file; its suffix, one of ``H264_CONTAINERS``, names the container.
         crf: x264's constant rate factor; 18 is hardly visible, less is better and larger.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.data.videos.VideoReader`.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
         on_progress: called now and then with the number of frames done and in all.
 
     Raises:

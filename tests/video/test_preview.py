@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.data.preview import write_preview
-from bitad.data.videos import VideoReader, probe, write_video
+from bitad.video.preview import write_preview
+from bitad.video.reader import VideoReader, probe
+from bitad.video.writer import write_video
 
 
 def brightening(frames: int, height: int, width: int) -> list[NDArray[np.uint8]]:

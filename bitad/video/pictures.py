@@ -21,8 +21,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from bitad.data.frame_index import FrameIndex
-from bitad.data.video_streams import decode, open_video, packets, pictures_until_damage
+from bitad.video.frame_index import FrameIndex
+from bitad.video.streams import decode, open_video, packets, pictures_until_damage
 
 
 class _OutOfStepError(Exception):

@@ -1,0 +1,155 @@
+"""Writing videos: H.264, whole or not at all.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from bitad.files import replacing
+
+# The containers written, by suffix: FFmpeg's names.
+H264_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[NDArray[np.uint8]],
+    *,
+    fps: Fraction | float,
+    crf: float = 18,
+    preset: str = "veryfast",
+    gop: int = 30,
+    b_frames: int = 0,
+    threads: int = 1,
+) -> int:
+    """Write H.264 (yuv420p, by libx264), whole or not at all; the number of frames written.
+
+    Args:
+        path: the file; its suffix, one of ``H264_CONTAINERS``, names the container.
+        frames: uint8 ``[H, W, 3]`` each, red, green, blue; one at a time.
+        fps: frames a second; a float is taken as the fraction near it whose denominator is at most 1001.
+        crf: x264's constant rate factor: 0 is lossless, 18 hardly visible, 28 small.
+        preset: x264's "ultrafast" to "veryslow".
+        gop: at most this many frames from one keyframe to the next.
+        b_frames: at most this many B-frames in a row.
+        threads: encoder threads; one gives the same file on every machine.
+
+    Raises:
+        ValueError: no frames, frames of another form or size, an odd height or width, or a suffix for which there is no
+            container.
+    """
+    reformatter = VideoReformatter()
+    first_shape: tuple[int, ...] | None = None
+
+    def pictures() -> Iterator[av.VideoFrame]:
+        nonlocal first_shape
+        for number, frame in enumerate(frames):
+            first_shape = first_shape or frame.shape
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first_shape:
+                raise ValueError(
+                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; uint8 [H, W, 3] of one size is needed"
+                )
+            # BT.601, limited range: what players assume of small videos, and tagged so that none has to.
+            yield reformatter.reformat(
+                av.VideoFrame.from_ndarray(frame, format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
+            )
+
+    return write_pictures(
+        path,
+        pictures(),
+        rate=Fraction(fps).limit_denominator(1001),
+        crf=crf,
+        preset=preset,
+        gop=gop,
+        b_frames=b_frames,
+        threads=threads,
+    )
+
+
+def write_pictures(
+    path: str | Path,
+    pictures: Iterable[av.VideoFrame],
+    *,
+    rate: Fraction,
+    crf: float,
+    preset: str,
+    gop: int,
+    b_frames: int,
+    threads: int = 1,
+    faststart: bool = False,
+) -> int:
+    """Write pictures as FFmpeg holds them, all of one size and pixel format, as H.264; otherwise ``write_video``.
+
+    With ``faststart`` an mp4's table of contents stands at its front, where browsers look for it.
+    """
+    path, remaining = Path(path), iter(pictures)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError(f"{path}: no frames to write")
+    count = 0
+    try:
+        with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
+            stream = add_h264_stream(
+                container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
+            )
+            for picture in chain([first], remaining):
+                # The type a decoder left in the picture would force the encoder's hand.
+                picture.pict_type = PictureType.NONE
+                picture.pts, picture.time_base = count, 1 / rate
+                container.mux(stream.encode(picture))
+                count += 1
+            container.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: cannot be written (preset {preset!r}, crf {crf}): {error.strerror}") from None
+    return count
+
+
+def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputContainer:
+    """Open a file to write H.264 to, in the container that ``suffix`` names."""
+    if suffix.lower() not in H264_CONTAINERS:
+        raise ValueError(f"{suffix or 'no suffix'}: H.264 is written to {', '.join(H264_CONTAINERS)}")
+    options = {"movflags": "+faststart"} if faststart else {}
+    return av.open(str(path), "w", format=H264_CONTAINERS[suffix.lower()], options=options)
+
+
+def add_h264_stream(
+    container: OutputContainer,
+    like: av.VideoFrame,
+    *,
+    rate: Fraction,
+    crf: float,
+    preset: str,
+    gop: int,
+    b_frames: int,
+    threads: int = 1,
+) -> VideoStream:
+    """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
+    if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
+        raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
+    # forced-idr: a picture marked I begins a group of pictures that stands alone.
+    options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
+    stream.codec_context.time_base = 1 / rate
+    stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
+    stream.codec_context.thread_count = threads
+    stream.codec_context.color_range, stream.codec_context.colorspace = like.color_range, like.colorspace
+    stream.codec_context.color_primaries, stream.codec_context.color_trc = like.color_primaries, like.color_trc
+    return stream
