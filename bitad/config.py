@@ -317,8 +317,13 @@ class NmsConfig(Section):
 
 
 class TestConfig(Section):
-    """From the detector's outputs to detections and figures."""
+    """From videos to detections and figures."""
 
+    backbone: Literal["window", "video"] = Field(
+        default="window",
+        description="`video`: once over each whole video, so that adapters see across the borders of windows, and only "
+        "pyramid and head in windows; nearly twice as fast where these overlap by half",
+    )
     batch: Count = 2
     score_threshold: Share = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
@@ -407,6 +412,7 @@ class Config(Section):
                 f"window.stride_frames {window.stride_frames} is not a multiple of the {window.frames_per_step} frames "
                 "of a step (window.frames_per_step)",
             ),
+            *self._rules_of_whole_videos(),
             (
                 self.test.video_scores is None or self.data.class_agnostic or not self.test.nms.multiclass,
                 "test.video_scores names every segment itself: give data.class_agnostic=true, or test.nms.multiclass="
@@ -415,6 +421,22 @@ class Config(Section):
             *self._rules_of_pairs(),
         )
         return self
+
+    def _rules_of_whole_videos(self) -> list[tuple[bool, str]]:
+        if self.test.backbone == "window":
+            return []
+        return [
+            (self.model.backbone is not None, "test.backbone=video is of no use to features, which need no backbone"),
+            (
+                self.window.layout != "resized",
+                "test.backbone=video is of no use to window.layout=resized, where a video is one window",
+            ),
+            (
+                self.plan.adds != "cross-adapter",
+                f"experiment {self.experiment} has both backbones tell each other what they see of a window, block by "
+                "block: leave out test.backbone=video",
+            ),
+        ]
 
     def _rules_of_pairs(self) -> list[tuple[bool, str]]:
         what, pair, given = self.plan, self.pair, {self.init.forward, self.init.backward} - {None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
 from bitad.inference.stitch import Stitcher, suppressed
+from bitad.inference.video_backbone import Seen, see_videos
 from bitad.inference.video_scores import read_video_scores
 from bitad.models.build import Network
 from bitad.models.head import Prediction
@@ -96,45 +97,36 @@ def detect(
 ) -> Results:
     """Detects in all videos of ``annotations`` (their ground truth is not looked at; their classes name the labels).
 
-    Windows are spread over the processes, each seen once and decoded once for both views of a pair; every process gets
-    all detections, on the forward clock, also those of a network that watches in reverse.
+    Windows are spread over the processes, each seen once and decoded once for both views of a pair; with
+    ``test.backbone=video`` videos are, see :mod:`bitad.inference.video_backbone`. Every process gets all detections, on
+    the forward clock, also those of a network that watches in reverse.
 
     Args:
         network: in evaluation mode, on the device of ``team``.
         source: of the windows.
         details: for :class:`~bitad.data.detections.Detections`.
-        workers: processes that read windows.
+        workers: processes that read windows or videos.
         what: for the progress display.
     """
-    windows = TestWindows(annotations, source, config)
-    mine = Subset(windows, list(team.share(len(windows))))
     views, settings = config.views, nms_settings(config.test.nms)
     # Where a video is one window, the reference suppresses in grid steps, before anything is rounded or cut off.
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in views]
-    loader = DataLoader(
-        mine,
-        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
-        num_workers=workers,
-        collate_fn=partial(collate, length=config.window.steps, multiple=config.clip_steps),
-        pin_memory=team.device.type == "cuda",
-        generator=torch.Generator(),  # so that testing draws none of the training's random numbers
-    )
-    durations = {video.name: video.duration_s for video in windows.videos}
+    durations = {video.name: video.duration_s for video in annotations.videos.values()}
     repeated = 0
-    for batch in track(loader, what, len(loader), show=team.is_main):
-        repeated += batch.repeated
-        predictions = _predict(network, batch.to(team.device), views)
-        for prediction, view, stitcher in zip(predictions, views, stitchers, strict=True):
+    see = see_videos if config.test.backbone == "video" else _see_windows
+    for seen in see(network, annotations, source, config, team, workers=workers, what=what):
+        repeated += seen.repeated
+        for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):
             found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
-            for name, grid, candidates in zip(batch.videos, batch.grids, found, strict=True):
+            for name, grid, candidates in zip(seen.videos, seen.grids, found, strict=True):
                 kept = suppressed(candidates, settings) if one_window else candidates
                 stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
     say_repeated(repeated, what, team)
     for others in team.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
-    names = [video.name for video in windows.videos]
+    names = list(durations)
     relabel = _relabelling(config, annotations.classes)
     found_by_each = [
         stitcher.detections(
@@ -155,6 +147,31 @@ def _relabelling(config: Config, classes: tuple[str, ...]) -> Callable[[str, Can
         return lambda video, found: found
     scores = read_video_scores(config.test.video_scores).with_classes(classes)
     return lambda video, found: scores.label(found, video, top_k=config.test.video_classes)
+
+
+def _see_windows(
+    network: Network,
+    annotations: Annotations,
+    source: Source,
+    config: Config,
+    team: Processes,
+    *,
+    workers: int,
+    what: str,
+) -> Iterator[Seen]:
+    """What a network or a pair says about this process' share of all windows, each by itself."""
+    windows = TestWindows(annotations, source, config)
+    loader = DataLoader(
+        Subset(windows, list(team.share(len(windows)))),
+        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
+        num_workers=workers,
+        collate_fn=partial(collate, length=config.window.steps, multiple=config.clip_steps),
+        pin_memory=team.device.type == "cuda",
+        generator=torch.Generator(),  # so that testing draws none of the training's random numbers
+    )
+    for batch in track(loader, what, len(loader), show=team.is_main):
+        predictions = _predict(network, batch.to(team.device), config.views)
+        yield Seen(batch.videos, batch.grids, predictions, batch.repeated)
 
 
 def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[Prediction]:
