@@ -288,6 +288,13 @@ class TrainingConfig(Section):
     evaluate_every: Count = 5
     evaluate_from: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
+    checkpoint_steps: Count | None = Field(
+        default=None, description="a checkpoint every so many steps; none: at epochs' ends, and when asked to stop"
+    )
+    keep: Count = Field(default=2, description="checkpoints to go on from: the last one and those before it")
+    bad_steps: Count = Field(
+        default=1, description="stop at so many steps in a row whose loss or gradient is not finite; fewer are left out"
+    )
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")

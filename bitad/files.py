@@ -20,10 +20,11 @@ _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     """A name beside ``path`` to write to; it becomes ``path`` when the block ends, and is removed if the block fails.
 
-    A reader therefore sees the old file or the new one, never a part of one. Missing folders are made.
+    A reader therefore sees the old file or the new one, never a part of one. Missing folders are made. With ``synced``
+    that holds even where the machine goes down: what is written is on the disk before it is renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,13 +32,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
+        if synced:
+            _sync(partial)
         os.replace(partial, path)
+        if synced and os.name != "nt":  # there folders cannot be opened
+            _sync(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # a full disk, say: what could not be written there
             error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or what a folder says of its files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: str | Path) -> None:

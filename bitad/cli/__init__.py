@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import bitad
 from bitad.cli import annotation_files, features, networks, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
+from bitad.training.stopping import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(parsed)
+    except Stopped as stopped:
+        print(f"bitad {parsed.verb}: stopped {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"bitad {parsed.verb}: interrupted", file=sys.stderr)
         return 130

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,16 @@ FORMAT = f"{OURS} 2"
 # THUMOS14 and ActivityNet have.
 FRAME_RATE_HZ = 30.0
 # A resumed run may change these: what it goes on to do does not depend on them.
-WITHOUT_EFFECT = ("threads", "output", "training.workers", "init.forward", "init.backward")
+WITHOUT_EFFECT = (
+    "threads",
+    "output",
+    "training.workers",
+    "training.checkpoint_steps",
+    "training.keep",
+    "training.bad_steps",
+    "init.forward",
+    "init.backward",
+)
 
 
 @dataclass
@@ -93,9 +102,9 @@ class Checkpoint:
         return replace(self, config=config)
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
     """Writes a checkpoint, whole or not at all; to a path that ends in ``.safetensors`` without what only resuming
-    needs."""
+    needs. ``before`` is called once it is written, before it takes the place of one that is there."""
     said = {
         "config": checkpoint.config.model_dump(mode="json"),
         "classes": list(checkpoint.classes),
@@ -108,13 +117,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         write_safetensors(checkpoint.model, path, said={"format": FORMAT, **texts})
         return
     content = {"format": FORMAT, **said, "model": checkpoint.model, "training": checkpoint.training}
-    with replacing(path) as partial, partial.open("wb") as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # what PyTorch's own message hides: a full disk, say
-                raise error.__context__ from None
-            raise
+    with replacing(path, synced=True) as partial:
+        with partial.open("wb") as stream:
+            try:
+                torch.save(content, stream)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # what PyTorch's own message hides: a full disk, say
+                    raise error.__context__ from None
+                raise
+        if before is not None:
+            before()
 
 
 def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,3 +114,19 @@ class Learner:
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def go_on_at(self, step: int, rates: Sequence[float]) -> None:
+        """Goes on from a step of another schedule: other learning rates, and another number of steps.
+
+        Args:
+            step: of this schedule.
+            rates: of each group of parameters, before the schedule; as they were when this was made.
+        """
+        self.schedule.base_lrs = [*rates]
+        self.schedule.last_epoch = step
+        for group, rate, factor in zip(self.optimizer.param_groups, rates, self.schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * factor(step)
+
+    def forget(self) -> None:
+        """Leaves out a step: its gradients are freed, and nothing else happens."""
+        self.optimizer.zero_grad(set_to_none=True)

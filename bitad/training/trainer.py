@@ -28,14 +28,16 @@ from bitad.models.build import build_network, load_pretrained
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
 from bitad.progress import Meter, track
-from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 from bitad.training.environment import environment, log, say_repeated
 from bitad.training.initial import load_initial
+from bitad.training.keeping import Keeper
 from bitad.training.learner import Learner
 from bitad.training.losses import DetectionLoss, Losses
 from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
+from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
 
 STEPS_BETWEEN_RECORDS = 10
 
@@ -69,9 +71,9 @@ class Trainer:
     def __init__(self, config: Config, team: Processes, *, resume: bool = False) -> None:
         self.config, self.team = config, team
         self.directory = config.run_directory
-        self.last = self.directory / "last.pt"
+        self.keeper = Keeper(self.directory, config.training.keep)
         saved = self._saved_run() if resume else None
-        if not resume and self.last.exists():
+        if not resume and self.keeper.exists:
             raise ValueError(
                 f"run {self.directory} exists; go on with --resume, or choose another name, seed or output"
             )
@@ -95,13 +97,17 @@ class Trainer:
             config.training.batch * team.world,
         )
         self.learners = self._learners()
-        self.epoch, self.step, self.best = 0, 0, -math.inf
+        # Finished epochs, steps of the present one, steps of all; whether the last finished epoch is yet to be tested.
+        self.epoch, self.done, self.step, self.best, self.untested = 0, 0, 0, -math.inf, False
+        self.bad_steps, self.records = 0, 0
+        self.stop = Stop()
         self.loader = DataLoader(
             self.windows,
             batch_sampler=self.sampler,
             num_workers=config.training.workers,
             collate_fn=partial(collate, length=config.window.steps),
             persistent_workers=config.training.workers > 0,
+            worker_init_fn=ignore_signals,
             pin_memory=team.device.type == "cuda",
             # A loader draws a seed for its workers each time it begins; a resumed run's begins more often.
             generator=torch.Generator(),
@@ -170,21 +176,35 @@ class Trainer:
 
         Returns:
             the best average mAP of the evaluations so far, from 0 to 1.
+
+        Raises:
+            Stopped: by SIGTERM or SIGINT, behind the step at which it came, with a checkpoint to go on from.
         """
         self._begin()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        while self.epoch < end:
-            self._train_epoch()
-            self.epoch += 1
-            checkpoint = self._checkpoint()
-            if self._evaluation_is_due():
-                evaluation = self._evaluate()
-                checkpoint.evaluation = evaluation.to_json()
-                if evaluation.average_map > self.best:
-                    self.best = evaluation.average_map
-                    self._save(checkpoint, self.directory / "best.pt", for_resume=False)
-            self._save(checkpoint, self.last, for_resume=True)
+        with listening() as self.stop:
+            if self.untested:
+                self._test_epoch(self._checkpoint())
+            while self.epoch < end:
+                self._train_epoch()
+                self.epoch, self.done = self.epoch + 1, 0
+                self.untested = self._evaluation_is_due()
+                checkpoint = self._checkpoint()
+                self._save(checkpoint)  # before testing, which may take as long
+                if self.untested:
+                    self._test_epoch(checkpoint)
         return self.best
+
+    def _test_epoch(self, checkpoint: Checkpoint) -> None:
+        """Tests the epoch that has ended, whose checkpoint is written again with what was found."""
+        evaluation = self._evaluate()
+        checkpoint.evaluation = evaluation.to_json()
+        if evaluation.average_map > self.best:
+            self.best = evaluation.average_map
+            if self.team.is_main:
+                self.keeper.save_best(checkpoint)
+        self.untested = False
+        self._save(checkpoint, again=True)
 
     def _evaluation_is_due(self) -> bool:
         training = self.config.training
@@ -194,24 +214,42 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.windows.set_epoch(self.epoch)
-        self.sampler.epoch = self.epoch
+        self.sampler.epoch, self.sampler.done = self.epoch, self.done
         # Frozen networks are trained around as they are tested: nothing in them is dropped.
         self.network.train(self.config.trains_detectors)
         for learner in self.learners:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         repeated = 0
-        with Meter(what, len(self.loader), show=self.team.is_main) as meter:
+        with (
+            self.stop.at_a_step(),
+            Meter(what, len(self.loader) - self.done, show=self.team.is_main) as meter,
+        ):
             for batch in self.loader:
                 step = self._train_step(batch)
-                self.step += 1
+                self.step, self.done = self.step + 1, self.done + 1
                 repeated += batch.repeated
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self._record_step(step)
                 for learner in self.learners:
                     learner.schedule.step()
+                self._keep_step()
         say_repeated(repeated, what, self.team)
+
+    def _keep_step(self) -> None:
+        """A checkpoint within the epoch, where one is due; and the end of the run, where any process is to stop.
+
+        Raises:
+            Stopped: it is.
+        """
+        asked = max(self.team.gather(0 if self.stop.asked is None else int(self.stop.asked)))
+        every = self.config.training.checkpoint_steps
+        if asked or (every is not None and self.step % every == 0):
+            self._save(self._checkpoint())
+        if asked:
+            where = f"behind step {self.done} of {len(self.sampler)} of epoch {self.epoch + 1}"
+            raise Stopped(asked, f"{where}; go on from {self.keeper.last} with --resume")
 
     def _train_step(self, batch: Batch) -> Step:
         """One step of gradient descent for every network."""
@@ -261,14 +299,31 @@ class Trainer:
         try:
             norms = {learner.name: learner.clip() for learner in learners}
         except FloatingPointError as error:
-            saved = f"{self.last} is as it was before" if self.last.exists() else "nothing is saved yet"
-            raise ValueError(
-                f"{error} at step {self.step}, with a loss of {total.item()} (videos {', '.join(batch.videos)}); "
-                f"{saved}; look at these videos and go on with --resume, or start another run with a lower training.lr"
-            ) from None
+            self._leave_out(f"{error} at step {self.step}, with a loss of {total.item()}", batch)
+            for learner in learners:
+                learner.forget()
+            return {learner.name: math.nan for learner in learners}
         for learner in learners:
             learner.step()
+        self.bad_steps = 0
         return norms
+
+    def _leave_out(self, fault: str, batch: Batch) -> None:
+        """Counts a step that cannot be taken.
+
+        Raises:
+            ValueError: there were too many in a row.
+        """
+        said = f"{fault} (videos {', '.join(batch.videos)})"
+        self.bad_steps += 1
+        if self.bad_steps < self.config.training.bad_steps:
+            log.warning("%s; left out", said)
+            return
+        saved = f"{self.keeper.last} is as it was before" if self.keeper.exists else "nothing is saved yet"
+        raise ValueError(
+            f"{said}; {saved}; look at these videos and go on with --resume, or start another run with a lower "
+            "training.lr"
+        )
 
     def _evaluate(self) -> Evaluation:
         """Tests the averaged weights on the test subset."""
@@ -302,13 +357,18 @@ class Trainer:
             log.info("epoch %d: average mAP %s", self.epoch, said)
         return evaluation
 
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.keeper.last
+
     def _begin(self) -> None:
         """The run directory and the first lines of its log."""
         if not self.team.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.directory)
-        self._forget_after(self.step)
+        self._forget_what_comes_again()
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.team), self.directory / "environment.json")
@@ -369,6 +429,8 @@ class Trainer:
             rate_hz=self.windows.median_rate_hz(),
             training={
                 "step": self.step,
+                "done": self.done,
+                "untested": self.untested,
                 "best": self.best,
                 "world": self.team.world,
                 "learners": {learner.name: learner.state_dict() for learner in self.learners},
@@ -376,12 +438,12 @@ class Trainer:
             },
         )
 
-    def _save(self, checkpoint: Checkpoint, path: Path, *, for_resume: bool) -> None:
-        if checkpoint.training is not None:
-            checkpoint.training["best"] = self.best
+    def _save(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
+        """Writes the newest checkpoint to go on from; ``again``, what has been found of it since."""
+        assert checkpoint.training is not None
+        checkpoint.training |= {"best": self.best, "untested": self.untested}
         if self.team.is_main:
-            kept = checkpoint if for_resume else Checkpoint(**{**vars(checkpoint), "training": None})
-            save_checkpoint(kept, path)
+            self.keeper.save_last(checkpoint, again=again)
 
     def _rng(self) -> dict[str, torch.Tensor]:
         state = {"cpu": torch.get_rng_state()}
@@ -390,11 +452,7 @@ class Trainer:
         return state
 
     def _saved_run(self) -> Checkpoint:
-        if not self.last.exists():
-            raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
-        saved = load_checkpoint(self.last)
-        if saved.training is None:
-            raise ValueError(f"{self.last} holds weights only and cannot be resumed")
+        saved, _ = self.keeper.newest()
         changed = saved.changes(self.config)
         if changed:
             raise ValueError(
@@ -406,20 +464,22 @@ class Trainer:
     def _restore(self, saved: Checkpoint) -> None:
         if saved.classes != self.annotations.classes:
             raise ValueError(
-                f"{self.last} was trained on the classes {saved.classes}, not {self.annotations.classes}; resume with "
-                "the class list that it was trained with, or start another run"
+                f"{saved.source} was trained on the classes {saved.classes}, not {self.annotations.classes}; resume "
+                "with the class list that it was trained with, or start another run"
             )
         training = saved.training
         assert training is not None
-        load_weights(self.network, saved.model, source=str(self.last))
+        load_weights(self.network, saved.model, source=saved.source)
+        fresh = [[group["initial_lr"] for group in learner.optimizer.param_groups] for learner in self.learners]
         try:
             for learner in self.learners:
                 learner.load_state_dict(training["learners"][learner.name])
-            self.epoch, self.step, self.best = saved.epoch, training["step"], training["best"]
+            self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
+            self.best, self.untested, self.records = training["best"], training["untested"], training["step"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{self.last} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run anew "
-                "under another name"
+                f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
+                "anew under another name"
             ) from None
         if training["world"] == self.team.world:
             rng = training["rng"][self.team.rank]
@@ -427,20 +487,41 @@ class Trainer:
             if "cuda" in rng and self.team.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.team.device)
         else:
-            log.info(
-                "the run had %d processes and now has %d: its random numbers go on anew",
-                training["world"],
-                self.team.world,
-            )
+            self._go_on_with_others(training["world"], fresh)
 
-    def _forget_after(self, step: int) -> None:
-        """Drops the records of later steps, of a run that died (half a line at the end, too): they are made again."""
+    def _go_on_with_others(self, world: int, rates: list[list[float]]) -> None:
+        """Goes on with another number of processes: other batches, so other steps and learning rates.
+
+        Args:
+            world: the number of processes before.
+            rates: each learner's, of each group, as they are now before the schedule.
+        """
+        # The windows of a step that would have begun in the middle of one are seen twice.
+        self.done = self.done * world // self.team.world
+        self.step = self.epoch * len(self.sampler) + self.done
+        for learner, own in zip(self.learners, rates, strict=True):
+            learner.go_on_at(self.step, own)
+        log.info(
+            "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and its "
+            "random numbers go on anew",
+            world,
+            self.team.world,
+            self.team.world,
+        )
+
+    def _forget_what_comes_again(self) -> None:
+        """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too)."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
             whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-            lines = [line for line in whole if json.loads(line)["step"] <= step]
+            lines = [line for line in whole if not self._comes_again(json.loads(line))]
             with replacing(path) as partial_file:
                 partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def _comes_again(self, record: dict[str, Any]) -> bool:
+        if record["step"] == self.records:
+            return self.untested and record["kind"] == "evaluation"
+        return bool(record["step"] > self.records)
 
 
 def _pictures(view: Batch) -> Tensor:

@@ -72,7 +72,7 @@ def dying_save(content, stream):
 
 def dying_replace(source, target):
     global writes_left
-    written = str(target).endswith(".pt")
+    written = str(source).endswith(".tmp") and str(target).endswith(".pt")
     writes_left -= written
     if place == "before" and written and not writes_left:
         die()
@@ -118,7 +118,7 @@ class KilledRun:
             paths = (str(self.folder), environment.get("PYTHONPATH"))
             environment |= {"DIES": dies, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [sys.executable, "-m", "bitad", "train", *self.arguments, "--device", "cpu"]
-        if self.last.exists():
+        if self.newest() is not None:
             command.append("--resume")
         with (self.folder / "output.txt").open("wb") as output:
             return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -160,7 +160,16 @@ class KilledRun:
         return self.log.read_text(encoding="utf-8").count("training videos") if self.log.exists() else 0
 
     def epochs(self) -> int:
-        return load_checkpoint(self.last).epoch if self.last.exists() else 0
+        while True:
+            newest = self.newest()
+            try:
+                return 0 if newest is None else load_checkpoint(newest).epoch
+            except FileNotFoundError:  # renamed in between
+                continue
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint. One that dies before the new one has its name has renamed the one before it."""
+        return next((path for path in (self.last, self.directory / "last-1.pt") if path.exists()), None)
 
 
 def uninterrupted(config: Config) -> tuple[Path, float]:

@@ -1,0 +1,73 @@
+"""The checkpoints of a run on disk: the last ones, to go on from, and the best one, to detect with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bitad.training.environment import log
+
+
+class Keeper:
+    """Keeps the checkpoints of a run directory: `best.pt`, `last.pt` and before it `last-1.pt`, `last-2.pt`, ...
+
+    Args:
+        directory: of the run.
+        keep: how many checkpoints there are to go on from.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.best = directory / "best.pt"
+        self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
+
+    @property
+    def last(self) -> Path:
+        """Where the newest checkpoint is."""
+        return self._last[0]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run to go on with."""
+        return any(path.exists() for path in self._last)
+
+    def newest(self) -> tuple[Checkpoint, Path]:
+        """The newest checkpoint that can be read, and its file; what is wrong with newer ones is logged.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: none can be read, or it holds weights alone.
+        """
+        there = [path for path in self._last if path.exists()]
+        if not there:
+            raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
+        for path, older in zip(there, [*there[1:], None], strict=True):
+            try:
+                saved = load_checkpoint(path)
+            except ValueError as error:
+                if older is None:
+                    raise
+                log.warning("%s; going on from %s, made before it", error, older)
+                continue
+            if saved.training is None:
+                raise ValueError(f"{path} holds weights only and cannot be resumed")
+            return saved, path
+        raise AssertionError("the last one was returned or raised")
+
+    def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
+        """Write the newest checkpoint; the ones before it grow older by one, and the oldest goes.
+
+        Args:
+            again: of the same moment as the newest one, which it replaces.
+        """
+        save_checkpoint(checkpoint, self.last, before=None if again else self._grow_older)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write the best network, without what only a resumed run needs."""
+        save_checkpoint(Checkpoint(**{**vars(checkpoint), "training": None}), self.best)
+
+    def _grow_older(self) -> None:
+        """Make room for a new one, written already; whoever dies here leaves a run to go on with."""
+        for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
+            if newer.exists():
+                os.replace(newer, older)
