@@ -25,31 +25,38 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether this process has been asked to stop.
+    """Whether this process has been asked to stop: a first signal is noted, a second one interrupts.
 
     Attributes:
-        asked: the signal; None while there was none.
+        asked: the signal; 0 while there was none.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self._patient = False
+        self.asked = 0
+        self._at_once: str | None = None
 
     @contextmanager
-    def at_a_step(self) -> Iterator[None]:
-        """Within, a first signal is only noted: who steps looks at ``asked``. A second one interrupts."""
-        self._patient = True
+    def at_once(self, where: str) -> Iterator[None]:
+        """Within, where nothing is lost by it, the first signal interrupts too.
+
+        Raises:
+            Stopped: with these words.
+        """
+        if self.asked:
+            raise Stopped(self.asked, where)
+        self._at_once = where
         try:
             yield
         finally:
-            self._patient = False
+            self._at_once = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        impatient = self.asked is not None or not self._patient
-        self.asked = signal.Signals(number)
-        if impatient:
+        if self._at_once is not None:
+            raise Stopped(number, self._at_once)
+        if self.asked:
             raise KeyboardInterrupt
+        self.asked = number
 
 
 @contextmanager

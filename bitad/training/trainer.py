@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -197,7 +198,8 @@ class Trainer:
 
     def _test_epoch(self, checkpoint: Checkpoint) -> None:
         """Tests the epoch that has ended, whose checkpoint is written again with what was found."""
-        evaluation = self._evaluate()
+        with self.stop.at_once(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
+            evaluation = self._evaluate()
         checkpoint.evaluation = evaluation.to_json()
         if evaluation.average_map > self.best:
             self.best = evaluation.average_map
@@ -221,10 +223,7 @@ class Trainer:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         repeated = 0
-        with (
-            self.stop.at_a_step(),
-            Meter(what, len(self.loader) - self.done, show=self.team.is_main) as meter,
-        ):
+        with Meter(what, len(self.loader) - self.done, show=self.team.is_main) as meter:
             for batch in self.loader:
                 step = self._train_step(batch)
                 self.step, self.done = self.step + 1, self.done + 1
@@ -243,7 +242,10 @@ class Trainer:
         Raises:
             Stopped: it is.
         """
-        asked = max(self.team.gather(0 if self.stop.asked is None else int(self.stop.asked)))
+        # Whichever process was asked: all stop behind the same step.
+        asked = int(self.team.total(torch.tensor(self.stop.asked, device=self.team.device))) and (
+            self.stop.asked or int(signal.SIGTERM)
+        )
         every = self.config.training.checkpoint_steps
         if asked or (every is not None and self.step % every == 0):
             self._save(self._checkpoint())

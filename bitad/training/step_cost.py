@@ -1,0 +1,182 @@
+"""The cost of a training step, by taking one on tensors without content (:mod:`bitad.models.cost`).
+
+Every tensor that is made, kept for the backward pass, made again there, and freed is followed. What the optimiser does
+is not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bitad.config import Config
+from bitad.data.dataset import Batch
+from bitad.data.transforms import recolour
+from bitad.models.build import Network, build_network
+from bitad.models.cost import Hollow, Tally, storage_bytes
+from bitad.models.detector import Detector
+from bitad.models.head import Prediction
+from bitad.models.pair import Pair
+from bitad.training.losses import DetectionLoss
+from bitad.training.targets import Targets
+
+# Values of `model.backbone.checkpointing`, by what they recompute in the backward pass; the most frugal one is last.
+POLICIES = {"none": False, "blocks": True}
+# What autocast computes in; weights, gradients and averages have single precision all the same.
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step of one process costs.
+
+    Args:
+        checkpointing: of :data:`POLICIES`.
+        precision: of :data:`PRECISIONS`.
+        batch: windows.
+        forward_flops: of the forward passes of all networks.
+        flops: of the step, with what the backward pass recomputes.
+        activation_bytes: kept at the end of a forward pass for the backward pass; of networks that take turns, of the
+            one with the most.
+        peak_bytes: the most that there is of inputs, activations, gradients and passing tensors at a time.
+    """
+
+    checkpointing: str
+    precision: str
+    batch: int
+    forward_flops: int
+    flops: int
+    activation_bytes: int
+    peak_bytes: int
+
+
+def step_cost(config: Config, classes: int, *, checkpointing: str, precision: str) -> StepCost:
+    """What a training step costs under a policy and in a precision, by taking it on tensors without content."""
+    config = _under(config, POLICIES[checkpointing])
+    hollow = Hollow()
+    network = network_on_meta(config, classes)
+    with torch.device("meta"):
+        loss = DetectionLoss()
+    for module in (network, loss):
+        hollow.module(module)
+    network.train(config.trains_detectors)
+    step = _Step(config, network, loss, hollow, PRECISIONS[precision])
+    batch = step.windows()
+    given = [tensor for tensor in (batch.inputs, batch.mask, batch.colour) if tensor is not None]
+    forward_flops = activation_bytes = 0
+    with Tally(network, loss, *given) as tally:
+        views = [batch, *(batch if view == config.views[0] else batch.reversed() for view in config.views[1:])]
+        there, before = tally.bytes, tally.flops
+        for forward in step.passes(views):
+            total = forward()
+            forward_flops += tally.flops - before
+            activation_bytes = max(activation_bytes, tally.bytes - there)
+            total.backward()
+            network.zero_grad(set_to_none=True)
+            del total
+            before = tally.flops
+    return StepCost(
+        checkpointing=checkpointing,
+        precision=precision,
+        batch=config.training.batch,
+        forward_flops=forward_flops,
+        flops=tally.flops,
+        activation_bytes=activation_bytes,
+        peak_bytes=tally.peak_bytes + storage_bytes(given),
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A training step on tensors without content: what :class:`bitad.training.trainer.Trainer` does, in short."""
+
+    config: Config
+    network: Network
+    loss: DetectionLoss
+    hollow: Hollow
+    precision: torch.dtype | None
+
+    def windows(self) -> Batch:
+        """A batch of windows, as it comes from the data set."""
+        window, count, backbone = self.config.window, self.config.training.batch, self.config.model.backbone
+        colour = None
+        if backbone is None:
+            assert self.config.data.feature_channels is not None  # the configuration has seen to it
+            inputs = self.hollow.tensor(count, self.config.data.feature_channels, window.steps)
+        else:
+            shape = (count, window.steps * window.frames_per_step, backbone.pixels, backbone.pixels, 3)
+            inputs = self.hollow.tensor(*shape, dtype=torch.uint8)
+            if self.config.training.augmentation.colour:
+                colour = self.hollow.tensor(count, 3, 4)
+        mask = self.hollow.tensor(count, window.steps, dtype=torch.bool)
+        return Batch(inputs, mask, segments=[], labels=[], grids=[], videos=[], colour=colour)
+
+    def passes(self, views: list[Batch]) -> Iterator[Callable[[], Tensor]]:
+        """The forward passes to a loss each, behind which there is a backward pass."""
+        network = self.network
+        if not isinstance(network, Pair):
+            yield partial(self._alone, network, views[0])
+        elif self.config.plan.joint:
+            yield partial(self._together, network, views)
+        else:
+            for side, view in zip(network.sides, views, strict=True):
+                yield partial(self._alone, side.network, view)
+
+    def _alone(self, network: Detector, view: Batch) -> Tensor:
+        with self._autocast():
+            prediction = network(_pictures(view), view.mask)
+        return self.loss(prediction, self._targets(prediction)).total
+
+    def _together(self, pair: Pair, views: list[Batch]) -> Tensor:
+        with self._autocast():
+            both = pair((_pictures(views[0]), _pictures(views[1])), views[0].mask)
+        totals = [self.loss(one, self._targets(one)).total for one in (both.first, both.second)]
+        if self.config.plan.agreement:
+            totals += [
+                self.loss.agreement(own, other, self._targets(own))
+                for own, other in zip(both.own, both.aligned, strict=True)
+            ]
+        return torch.stack(totals).sum()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+    def _targets(self, prediction: Prediction) -> Targets:
+        shape = prediction.logits.shape
+        return Targets(
+            self.hollow.tensor(*shape),
+            self.hollow.tensor(*shape[:2], 2),
+            self.hollow.tensor(*shape[:2], dtype=torch.bool),
+        )
+
+
+def _pictures(view: Batch) -> Tensor:
+    """What a network is given of its view, as in training."""
+    return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
+
+
+def network_on_meta(config: Config, classes: int) -> Network:
+    """The network of a configuration, of K classes, without weights."""
+    with torch.device("meta"):
+        return build_network(config, classes)
+
+
+def policies(config: Config) -> list[str]:
+    """The policies that there are for a configuration, its own first; only a backbone has blocks to recompute."""
+    backbone = config.model.backbone
+    if backbone is None:
+        return ["none"]
+    own = config.plan.joint if backbone.checkpointing is None else backbone.checkpointing
+    return sorted(POLICIES, key=lambda policy: POLICIES[policy] != own)
+
+
+def _under(config: Config, checkpointing: bool) -> Config:
+    """The configuration with another policy."""
+    if config.model.backbone is None:
+        return config
+    backbone = config.model.backbone.model_copy(update={"checkpointing": checkpointing})
+    return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})

@@ -1,0 +1,238 @@
+"""What a run survives: being asked to stop, damaged checkpoints, bad steps, another number of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import config_of, feature_data
+from runs import ALONE, assert_same_run, records
+
+from bitad.cli import main
+from bitad.training.checkpoint import load_checkpoint
+from bitad.training.distributed import Processes
+from bitad.training.environment import set_up_logging
+from bitad.training.stopping import Stopped
+from bitad.training.trainer import Trainer
+
+# Depends on PyTorch's random numbers; 3 epochs of 4 steps.
+RANDOM = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.epochs=3")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return feature_data(tmp_path_factory.mktemp("features") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    config = config_of(features, *RANDOM, f"output={tmp_path_factory.mktemp('whole')}")
+    Trainer(config, ALONE).run()
+    return config.run_directory
+
+
+def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
+    """Something happens within a step."""
+    train_step = trainer._train_step
+
+    def with_it(*arguments: Any) -> Any:
+        if trainer.step == step:
+            happens()
+        return train_step(*arguments)
+
+    monkeypatch.setattr(trainer, "_train_step", with_it)
+
+
+# Being asked to stop.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [0, 5, 7, 11])
+def test_a_run_that_is_asked_to_stop_does_so_behind_its_step_and_goes_on_from_there(
+    features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: int
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}")
+    trainer = Trainer(config, ALONE)
+    during(trainer, monkeypatch, step, lambda: os.kill(os.getpid(), number))
+    where = rf"behind step {step % 4 + 1} of 4 of epoch {step // 4 + 1}; .*--resume"
+    with pytest.raises(Stopped, match=where) as stopped:
+        trainer.run()
+    assert stopped.value.status == 128 + number
+    saved = load_checkpoint(config.run_directory / "last.pt").training
+    assert saved is not None
+    assert (saved["step"], saved["done"]) == (step + 1, step % 4 + 1)
+    torch.manual_seed(99)  # a new process knows nothing of the old one's random numbers
+    Trainer(config, ALONE, resume=True).run()
+    assert_same_run(whole, config.run_directory)
+
+
+def test_a_run_that_is_asked_to_stop_while_it_is_tested_tests_again(
+    features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}")
+    trainer = Trainer(config, ALONE)
+    monkeypatch.setattr(trainer, "_evaluate", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="while testing epoch 1; go on from"):
+        trainer.run()
+    assert load_checkpoint(config.run_directory / "last.pt").evaluation is None
+    Trainer(config, ALONE, resume=True).run()
+    assert_same_run(whole, config.run_directory)
+
+
+def test_afterwards_signals_mean_what_they_meant(features: Path, tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    Trainer(config_of(features, f"output={tmp_path}", "training.epochs=1"), ALONE).run()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_command_says_where_it_stopped_and_with_what_status(features: Path, tmp_path: Path) -> None:
+    """A process of its own, with workers that get the signal too, as of a terminal or a scheduler."""
+    options = ("training.epochs=4000", "training.workers=1", "training.evaluate_every=4000", f"output={tmp_path}")
+    command = [sys.executable, "-m", "bitad", "train", str(features), *options, "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = tmp_path / "tiny-forward-seed0"
+    while not (run / "last-1.pt").exists():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1].startswith("bitad train: stopped behind step ")
+    assert "Traceback" not in said
+    assert load_checkpoint(run / "last.pt").training is not None
+
+
+# Checkpoints.
+
+
+def test_a_run_that_dies_goes_on_from_its_last_checkpoint_within_the_epoch(
+    features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}", "training.checkpoint_steps=3")
+    trainer = Trainer(config, ALONE)
+
+    def die() -> None:
+        raise RuntimeError("out of memory")
+
+    during(trainer, monkeypatch, 7, die)
+    with pytest.raises(RuntimeError):
+        trainer.run()
+    saved = load_checkpoint(config.run_directory / "last.pt")
+    assert saved.training is not None
+    assert (saved.epoch, saved.training["done"]) == (1, 2)
+    resumed = Trainer(config_of(features, *RANDOM, f"output={tmp_path}"), ALONE, resume=True)  # the option may change
+    resumed.run()
+    assert_same_run(whole, config.run_directory)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_are_kept_each_of_its_epoch(features: Path, tmp_path: Path, keep: int) -> None:
+    config = config_of(features, f"output={tmp_path}", "training.epochs=4", f"training.keep={keep}")
+    Trainer(config, ALONE).run()
+    kept = {path.name: load_checkpoint(path).epoch for path in config.run_directory.glob("last*.pt")}
+    assert kept == dict(list({"last.pt": 4, "last-1.pt": 3, "last-2.pt": 2}.items())[:keep])
+    assert load_checkpoint(config.run_directory / "last.pt").evaluation is not None
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
+    features: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(features), *RANDOM, f"output={tmp_path}", "--device", "cpu"]
+    assert main([*arguments, "--until", "2"]) == 0
+    run = tmp_path / "tiny-forward-seed0"
+    content = bytearray((run / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (run / "last.pt").write_bytes(content)
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 0
+    set_up_logging(None, show=False)
+    assert_same_run(whole, run)
+    (run / "last.pt").write_bytes(b"")
+    (run / "last-1.pt").write_bytes(b"")
+    assert main([*arguments, "--resume"]) == 1
+    assert "last-1.pt" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_damaged_checkpoint_is_logged(
+    features: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}")
+    Trainer(config, ALONE).run(until=2)
+    (config.run_directory / "last.pt").write_bytes(b"PK")
+    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    resumed = Trainer(config, ALONE, resume=True)
+    assert resumed.epoch == 1
+    assert f"going on from {config.run_directory / 'last-1.pt'}, made before it" in caplog.text
+
+
+# Steps that cannot be taken.
+
+
+def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = feature_data(tmp_path / "data", training=4)
+    broken = tmp_path / "data" / "features" / "train_1.npy"
+    np.save(broken, np.load(broken) + np.float32(1e38))
+    quick = ("training.batch=1", "training.epochs=2", "training.evaluate_from=2")
+    config = config_of(path, *quick, "training.bad_steps=2", f"output={tmp_path / 'two'}")
+    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    trainer = Trainer(config, ALONE)
+    trainer.run()
+    left_out = {record.getMessage() for record in caplog.records if "left out" in record.getMessage()}
+    assert len(left_out) == 2  # once an epoch
+    assert all("(videos train_1)" in message for message in left_out)
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
+    assert trainer.step == 8
+    with pytest.raises(ValueError, match=r"not finite at step .*\(videos train_1\)"):
+        Trainer(config_of(path, *quick, f"output={tmp_path / 'one'}"), ALONE).run()
+
+
+# Another number of processes.
+
+
+def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says_so(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(features, *RANDOM, f"output={tmp_path}", "training.batch=1")
+    one = Trainer(config, ALONE)  # 8 steps an epoch
+    during(one, monkeypatch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="behind step 5 of 8 of epoch 2"):
+        one.run()
+
+    class Two(Processes):
+        """The first of two processes; the other does nothing here."""
+
+        def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+            return model
+
+        def gather(self, piece: Any) -> list[Any]:
+            return [piece]
+
+        def total(self, number: torch.Tensor) -> torch.Tensor:
+            return number
+
+    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    two = Trainer(config, Two(0, 2, torch.device("cpu")), resume=True)  # 4 steps an epoch
+    assert "the run had 1 processes and now has 2" in caplog.text
+    assert (two.epoch, two.done, two.step) == (1, 2, 6)
+    fresh = Trainer(config.model_copy(update={"output": tmp_path / "new"}), Two(0, 2, torch.device("cpu")))
+    for mine, theirs in zip(two.learners, fresh.learners, strict=True):
+        for _ in range(6):
+            theirs.optimizer.step()
+            theirs.schedule.step()
+        assert mine.schedule.get_last_lr() != [0.0]
+        assert [group["lr"] for group in mine.optimizer.param_groups] == pytest.approx(theirs.schedule.get_last_lr())
+    before = records(config.run_directory)
+    two.run(until=2)
+    assert (two.epoch, two.step) == (2, 8)
+    assert records(config.run_directory)[: len(before)] == before
