@@ -1,0 +1,326 @@
+"""What a training will cost, told beforehand: no weights are made, no video is read, nothing is computed.
+
+* Counted, of the very network that would train: parameters, floating-point operations, steps, learning rates.
+* Simulated: the memory of a training step, by taking one on tensors without content (:mod:`bitad.models.cost`). Every
+  tensor that is made, kept for the backward pass, made again there, and freed is followed. A GPU is taken to keep what
+  a CPU keeps: its attention is as frugal; its autocast leaves norms in single precision, a CPU's does not.
+* Estimated: what the optimiser's step needs beside weights, gradients and moments.
+* Left out: what a process has without any network (PyTorch, a GPU's context, the data being read), what kernels need
+  within themselves, and what an allocator keeps in reserve.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitad.config import Config
+from bitad.data.annotations import read_classes
+from bitad.data.ground_truth import read_ground_truth
+from bitad.models.adapters import is_adapter
+from bitad.models.build import Network
+from bitad.models.pair import Pair
+from bitad.reports.tables import Cell, Table
+from bitad.training.distributed import Processes
+from bitad.training.optimizer import LearningRates
+from bitad.training.sampler import EpochSampler
+from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
+
+PARTS = ("backbone", "adapters", "pyramid", "head", "fusion")
+_ASSUMED_CLASSES = 20
+# Of a device's memory: its context, and what the allocator cannot use.
+_RESERVE = 0.1
+_MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of parameters."""
+
+    all: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost.
+
+    Args:
+        config: the run.
+        processes: how many train together.
+        classes: K.
+        sizes: parameters, by the network's name and the part's.
+        weight_bytes: of all parameters and buffers; what two networks share counts once.
+        costs: of a step, for every checkpointing policy and precision; those of the configuration first.
+        rates: learning rates.
+        videos, windows, steps: training videos with ground truth, windows and steps an epoch; None where unknown.
+        left_out: what is not told, and why.
+    """
+
+    config: Config
+    processes: int
+    classes: int
+    sizes: dict[str, dict[str, Size]]
+    weight_bytes: int
+    costs: tuple[StepCost, ...]
+    rates: LearningRates
+    videos: int | None
+    windows: int | None
+    steps: int | None
+    left_out: tuple[str, ...]
+
+    @property
+    def trainable(self) -> int:
+        """The number of parameters that train."""
+        return sum(size.trainable for parts in self.sizes.values() for size in parts.values())
+
+    @property
+    def fixed_bytes(self) -> dict[str, int]:
+        """What is there all the time, by what it is."""
+        each = 4 * self.trainable
+        fixed = {"weights": self.weight_bytes, "their moving average": each, "Adam's moments": 2 * each}
+        return fixed | ({"gradients being sent": each} if self.processes > 1 else {})
+
+    def peak_bytes(self, cost: StepCost) -> int:
+        """The most memory at a time in training, where a step costs this."""
+        # While the optimiser steps, there are the gradients and as much again in passing.
+        return sum(self.fixed_bytes.values()) + max(cost.peak_bytes, 2 * 4 * self.trainable)
+
+    def fit(self, device_bytes: int) -> str:
+        """Whether it fits into a device's memory; if not, with what it does."""
+        has = f"{_gib(device_bytes)}, a tenth of it left to the device's context and its allocator"
+        own, *others = self.costs
+        if self._fits(own, device_bytes):
+            return f"It fits into {has}."
+        least = own
+        for cost in itertools.chain(others, self._smaller_batches()):
+            if self._fits(cost, device_bytes):
+                changes, peak = _changes(own, cost), _gib(self.peak_bytes(cost))
+                return f"It does not fit into {has}; with {changes} it does: {peak}."
+            least = min(least, cost, key=self.peak_bytes)
+        even = f", not even with {_changes(own, least)}" if least is not own else ""
+        return (
+            f"It does not fit into {has}{even}: {_gib(self.peak_bytes(least))}; take a smaller network, smaller "
+            "pictures or shorter windows (model, window)."
+        )
+
+    def _fits(self, cost: StepCost, device_bytes: int) -> bool:
+        return self.peak_bytes(cost) <= (1 - _RESERVE) * device_bytes
+
+    def _smaller_batches(self) -> Iterator[StepCost]:
+        """Costs of steps of fewer windows, recomputing what can be."""
+        policy = max(policies(self.config), key=list(POLICIES).index)
+        batch = self.config.training.batch
+        while batch := batch // 2:
+            training = self.config.training.model_copy(update={"batch": batch})
+            config = self.config.model_copy(update={"training": training})
+            for precision in PRECISIONS:
+                yield step_cost(config, self.classes, checkpointing=policy, precision=precision)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Parameters, floating-point operations and memory."""
+        return self._parameters(), self._operations(), self._memory()
+
+    def _parameters(self) -> Table:
+        parts = [part for part in PARTS if any(part in sizes for sizes in self.sizes.values())]
+        numbers = [list(self._of_part(part)) for part in parts]
+        numbers.append([sum(column) for column in zip(*numbers, strict=True)])
+        rows: list[tuple[Cell, ...]] = [(part, *row) for part, row in zip((*parts, "all"), numbers, strict=True)]
+        columns = [f"{name}{what}" for name in self.sizes for what in ("", ", trained")]
+        notes = [f"{self.classes} classes."]
+        if len(self.sizes) > 1 and _shares_frozen(self.config):
+            notes.append("The frozen backbone is the same in both networks and is kept once.")
+        return Table("Parameters", ("part", *columns), tuple(rows), tuple(notes))
+
+    def _of_part(self, part: str) -> Iterator[int]:
+        for sizes in self.sizes.values():
+            size = sizes.get(part, Size(0, 0))
+            yield from (size.all, size.trainable)
+
+    def _operations(self) -> Table:
+        by_policy = {cost.checkpointing: cost for cost in self.costs}
+        rows: list[tuple[Cell, ...]] = [("forward", self.costs[0].forward_flops / self.costs[0].batch / 1e9)]
+        rows += [
+            (f"training step, checkpointing {policy}", cost.flops / cost.batch / 1e9)
+            for policy, cost in sorted(by_policy.items(), key=lambda item: item[1].flops)
+        ]
+        note = "Two for a multiplication and its addition; of matrix products, convolutions and attention"
+        note += "." if len(self.sizes) == 1 else ", in both networks."
+        return Table("Floating-point operations a window", ("of", "GFLOP"), tuple(rows), (note,))
+
+    def _memory(self) -> Table:
+        rows = [
+            (
+                f"{cost.checkpointing}, {cost.precision}",
+                round(cost.activation_bytes / _MIB),
+                round(cost.peak_bytes / _MIB),
+                round(self.peak_bytes(cost) / _MIB),
+            )
+            for cost in self.costs
+        ]
+        fixed = ", ".join(f"{what} {count / _MIB:,.0f} MiB" for what, count in self.fixed_bytes.items())
+        notes = (
+            f"In all: with {fixed}. The configuration's is the first row.",
+            "Activations: what a forward pass leaves for the backward pass. Step: the most at a time, with inputs, "
+            "gradients and what is only passing.",
+            "Simulated; without PyTorch itself, a GPU's context and what its allocator keeps in reserve.",
+        )
+        batch = self.config.training.batch
+        title = f"Memory of a process in training, batches of {batch} {'window' if batch == 1 else 'windows'} (MiB)"
+        return Table(title, ("checkpointing, precision", "activations", "step", "in all"), tuple(rows), notes)
+
+    def lines(self) -> list[str]:
+        """Steps and learning rates in words, and what is left out."""
+        said = [f"{self.rates}."]
+        if self.steps is not None:
+            epochs = self.config.training.epochs
+            said.append(
+                f"{self.videos} training videos, {self.windows} windows and {self.steps} steps an epoch; "
+                f"{self.steps * epochs} steps in {epochs} epochs."
+            )
+        return [line[0].upper() + line[1:] for line in said] + [f"Left out: {what}." for what in self.left_out]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, in bytes, parameters and floating-point operations (of the whole batch)."""
+        return {
+            "run": str(self.config.run_directory),
+            "experiment": self.config.experiment,
+            "processes": self.processes,
+            "classes": self.classes,
+            "parameters": {
+                name: {part: asdict(size) for part, size in parts.items()} for name, parts in self.sizes.items()
+            },
+            "fixed_bytes": self.fixed_bytes,
+            "steps": [{**asdict(cost), "peak_bytes_in_all": self.peak_bytes(cost)} for cost in self.costs],
+            "learning_rates": {**asdict(self.rates), "factor": self.rates.factor},
+            "videos": self.videos,
+            "windows_per_epoch": self.windows,
+            "steps_per_epoch": self.steps,
+            "epochs": self.config.training.epochs,
+            "left_out": list(self.left_out),
+        }
+
+
+def plan_of(
+    config: Config, *, processes: int = 1, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Plan:
+    """What a run will cost. Only the annotations are read, and what is told without them where there are none.
+
+    Args:
+        config: the run; neither its videos or features nor its weights need exist.
+        processes: how many train together.
+        on_progress: called with (steps simulated, steps to simulate).
+
+    Raises:
+        ValueError: for annotations that cannot be read, and fewer windows than a batch.
+    """
+    if processes < 1:
+        raise ValueError(f"{processes} processes cannot train; give 1 or more")
+    training = config.training
+    classes, videos, left_out = _data(config)
+    windows = None if videos is None else videos * training.windows_per_video
+    team = Processes(0, processes, torch.device("cpu"))
+    steps = None if windows is None else len(EpochSampler(windows, training.batch, team, config.seed))
+    network = network_on_meta(config, classes)
+    choices = list(itertools.product(PRECISIONS, policies(config)))
+    costs = []
+    for number, (precision, policy) in enumerate(choices, start=1):
+        costs.append(step_cost(config, classes, checkpointing=policy, precision=precision))
+        on_progress(number, len(choices))
+    return Plan(
+        config=config,
+        processes=processes,
+        classes=classes,
+        sizes=_sizes(network, config),
+        weight_bytes=_weight_bytes(network, config),
+        costs=tuple(costs),
+        rates=LearningRates(
+            training.lr,
+            training.adapter_lr,
+            training.fusion_lr,
+            training.reference_batch,
+            training.batch * processes,
+        ),
+        videos=videos,
+        windows=windows,
+        steps=steps,
+        left_out=left_out,
+    )
+
+
+def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
+    """Number of classes, training videos with ground truth if known, and what cannot be told."""
+    data = config.data
+    named: list[tuple[str, Path | None]] = [("data.annotations", data.annotations), ("data.classes", data.classes)]
+    missing = [f"{key} ({path} does not exist)" for key, path in named if path is not None and not path.is_file()]
+    if not missing:
+        annotations = read_ground_truth(data)
+        training = annotations.subset(data.training_subset).videos.values()
+        return len(annotations.classes), sum(bool(video.labels) for video in training), ()
+    needs = f"need {' and '.join(missing)}"
+    if data.class_agnostic:
+        return 1, None, (f"steps an epoch, which {needs}",)
+    if data.classes is not None and data.classes.is_file():
+        return len(read_classes(data.classes)), None, (f"steps an epoch, which {needs}",)
+    return _ASSUMED_CLASSES, None, (f"steps an epoch and the number of classes, taken to be 20, which {needs}",)
+
+
+def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
+    """Parameters by network and part."""
+    modules = (
+        {"forward": network.first, "backward": network.second}
+        if isinstance(network, Pair)
+        else {config.direction: network}
+    )
+    sizes: dict[str, dict[str, Size]] = {name: {} for name in modules}
+    for name, module in modules.items():
+        for path, parameter in module.named_parameters():
+            part = _part(path)
+            before, count = sizes[name].get(part, Size(0, 0)), parameter.numel()
+            sizes[name][part] = Size(before.all + count, before.trainable + count * parameter.requires_grad)
+    return sizes
+
+
+def _part(path: str) -> str:
+    """The part of a network that a parameter belongs to."""
+    if is_adapter(path):
+        return "adapters"
+    return next(part for part in PARTS if part in path.split("."))
+
+
+def _shares_frozen(config: Config) -> bool:
+    """Whether two networks have the same frozen backbone: where it is pre-trained, or that of two baselines."""
+    backbone = config.model.backbone
+    return backbone is not None and (backbone.weights is not None or config.plan.starts_from == "baselines")
+
+
+def _weight_bytes(network: Network, config: Config) -> int:
+    """Bytes of parameters and buffers, what two networks share (:meth:`Pair.share_frozen`) once."""
+    count = sum(4 * parameter.numel() for parameter in network.parameters())
+    count += sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
+    if isinstance(network, Pair) and _shares_frozen(config):
+        count -= sum(
+            4 * parameter.numel()
+            for path, parameter in network.second.named_parameters()
+            if _part(path) == "backbone" and not parameter.requires_grad
+        )
+    return count
+
+
+def _changes(own: StepCost, other: StepCost) -> str:
+    """What to change for another cost."""
+    changes = [
+        (own.checkpointing != other.checkpointing, f"model.backbone.checkpointing={POLICIES[other.checkpointing]}"),
+        (own.precision != other.precision, f"{other.precision} autocast"),
+        (own.batch != other.batch, f"training.batch={other.batch}"),
+    ]
+    return " and ".join(words for differs, words in changes if differs)
+
+
+def _gib(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB"
