@@ -33,6 +33,7 @@ VERBS = (
     "test",
     "detect",
     "features",
+    "plan",
     "weights",
     "reverse",
     "annotations",

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 
 import bitad
-from bitad.cli import annotation_files, features, networks, results, reverse, weights
+from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
 from bitad.training.stopping import Stopped
 
@@ -73,6 +73,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     verbs = Verbs(parser)
-    for part in (networks, reverse, annotation_files, features, results, weights):
+    for part in (networks, plan, reverse, annotation_files, features, results, weights):
         part.add_verbs(verbs)
     return parser
