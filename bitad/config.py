@@ -292,6 +292,14 @@ class TrainingConfig(Section):
         default=None, description="a checkpoint every so many steps; none: at epochs' ends, and when asked to stop"
     )
     keep: Count = Field(default=2, description="checkpoints to go on from: the last one and those before it")
+    bad_videos: Literal["error", "skip"] = Field(
+        default="error",
+        description="of windows that cannot be read, or not in time: `skip` takes another video's in their place, and "
+        "the log says of which how many",
+    )
+    reading_s: Positive | None = Field(
+        default=300.0, description="seconds that reading a window may take; none: any time"
+    )
     bad_steps: Count = Field(
         default=1, description="stop at so many steps in a row whose loss or gradient is not finite; fewer are left out"
     )

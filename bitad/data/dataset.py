@@ -8,7 +8,7 @@ epoch, item) and nothing else: a resumed run, or one with other workers, sees wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from bitad.config import AugmentationConfig, Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Basis
+from bitad.data.patience import within
 from bitad.data.sources import Source
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.windows import Timebase, random_window, sliding_windows
@@ -45,6 +46,7 @@ class Sample:
         twin: what the file of the other playing direction holds of the window, laid out and in order as ``content``;
             None: the other view shows ``content``.
         repeated: number of damaged frames in whose place another one stands.
+        skipped: the windows that should have been in its place, and why they could not be read.
     """
 
     video: str
@@ -56,6 +58,7 @@ class Sample:
     colour: NDArray[np.float32] | None = None
     twin: Tensor | None = None
     repeated: int = 0
+    skipped: tuple[str, ...] = ()
 
     def cropped(self, crop: Crop, pixels: int) -> Sample:
         """One rectangle of every picture, as ``pixels`` x ``pixels``."""
@@ -88,6 +91,7 @@ class Batch:
         twin: what the files of the other playing direction hold, laid out and in order as ``inputs``; None: the other
             view shows ``inputs``.
         repeated: number of damaged frames in whose place another one stands.
+        skipped: the windows that should have been in it, and why they could not be read.
     """
 
     inputs: Tensor
@@ -99,6 +103,7 @@ class Batch:
     colour: Tensor | None = None
     twin: Tensor | None = None
     repeated: int = 0
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, where it can be turned round (:meth:`reversed`) without another copy from here."""
@@ -164,6 +169,7 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         else None,
         twin=_padded(twins, rows) if twins else None,
         repeated=sum(s.repeated for s in samples),
+        skipped=tuple(one for s in samples for one in s.skipped),
     )
 
 
@@ -234,6 +240,16 @@ class TrainingWindows(Dataset[Sample]):
         """From now on, items are those of this epoch."""
         self._epoch.fill_(epoch)
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """From now on, there are no windows of these videos.
+
+        Raises:
+            ValueError: there are no others.
+        """
+        self.videos = [video for video in self.videos if video.name not in names]
+        if not self.videos:
+            raise ValueError(f"none of the {len(names)} training videos can be read; bitad annotations check says why")
+
     def median_rate_hz(self) -> float:
         """Grid steps a second, the median over the videos."""
         bases = [self.source.timebase(video) for video in self.videos]
@@ -243,8 +259,23 @@ class TrainingWindows(Dataset[Sample]):
         return len(self.videos) * self.config.training.windows_per_video
 
     def __getitem__(self, item: int) -> Sample:
+        training = self.config.training
+        skipped: list[str] = []
+        # In the place of a window that cannot be read comes that of the next video.
+        for place in range(item, item + len(self.videos)):
+            video = self.videos[place % len(self.videos)]
+            try:
+                with within(training.reading_s, f"reading a window of video {video.name}"):
+                    sample = self._window(place % len(self), video)
+                return replace(sample, skipped=tuple(skipped))
+            except (OSError, ValueError) as error:
+                if training.bad_videos == "error" or place == item + len(self.videos) - 1:
+                    raise
+                skipped.append(f"{video.name}: {error}")
+        raise AssertionError("there is a video")
+
+    def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
-        video = self.videos[item % len(self.videos)]
         timebase = self.source.timebase(video)
         segments, labels = grid_truth(video, timebase, self.classes)
         window = self.config.window

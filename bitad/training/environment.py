@@ -6,6 +6,7 @@ import ctypes
 import logging
 import platform
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def say_repeated(count: int, what: str, team: Processes) -> None:
     """Log how many damaged frames all processes have read with another one in their place."""
     if (total := sum(team.gather(count))) and team.is_main:
         log.warning("%s: %d damaged frames, the last good one in the place of each", what, total)
+
+
+def say_skipped(reasons: Counter[str], what: str, team: Processes) -> None:
+    """Log of which videos all processes could not read windows, and how many."""
+    total = sum(team.gather(reasons), Counter[str]())
+    if total and team.is_main:
+        log.warning("%s: %d windows could not be read, others in their place", what, total.total())
+        for reason, count in total.most_common():
+            log.warning("%d of %s", count, reason)
 
 
 def set_up_process(threads: int | None) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,7 +32,7 @@ from bitad.models.weights import load_weights
 from bitad.progress import Meter, track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
-from bitad.training.environment import environment, log, say_repeated
+from bitad.training.environment import environment, log, say_repeated, say_skipped
 from bitad.training.initial import load_initial
 from bitad.training.keeping import Keeper
 from bitad.training.learner import Learner
@@ -128,15 +129,21 @@ class Trainer:
         Truth.of(self.test_annotations)
         videos = [*self.windows.videos, *self.test_annotations.videos.values()]
         faults: list[ValueError | FileNotFoundError] = []
+        unreadable: list[str] = []
         for video in track(videos, "looking at the data", len(videos), show=self.team.is_main):
             try:
                 self.source.timebase(video)
             except (ValueError, FileNotFoundError) as error:
-                faults.append(error)
+                if self.config.training.bad_videos == "skip" and any(video is one for one in self.windows.videos):
+                    log.warning("training video %s is left out: %s", video.name, error)
+                    unreadable.append(video.name)
+                else:
+                    faults.append(error)
         if len(faults) > 1:
             raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
         if faults:
             raise faults[0]
+        self.windows.leave_out(unreadable)
 
     def _load_first_weights(self) -> None:
         if self.config.plan.starts_from == "backbone":
@@ -222,12 +229,13 @@ class Trainer:
         for learner in self.learners:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
-        repeated = 0
+        repeated, skipped = 0, Counter[str]()
         with Meter(what, len(self.loader) - self.done, show=self.team.is_main) as meter:
             for batch in self.loader:
                 step = self._train_step(batch)
                 self.step, self.done = self.step + 1, self.done + 1
                 repeated += batch.repeated
+                skipped.update(batch.skipped)
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self._record_step(step)
@@ -235,6 +243,7 @@ class Trainer:
                     learner.schedule.step()
                 self._keep_step()
         say_repeated(repeated, what, self.team)
+        say_skipped(skipped, what, self.team)
 
     def _keep_step(self) -> None:
         """A checkpoint within the epoch, where one is due; and the end of the run, where any process is to stop.

@@ -1,0 +1,134 @@
+"""Videos that cannot be read, or not in time: named, bounded in time, and left out where that is asked for."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import config_of, video_data
+from runs import ALONE
+from torch import Tensor
+
+from bitad.config import Config
+from bitad.data.annotations import AnnotatedVideo
+from bitad.data.patience import within
+from bitad.data.sources import VideoFiles
+from bitad.training.environment import log
+from bitad.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return video_data(tmp_path / "data", training=3)
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+
+
+def hanging(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Reading this video never ends."""
+    read = VideoFiles.read
+
+    def slow(self: VideoFiles, video: AnnotatedVideo, *arguments: Any, **keywords: Any) -> Tensor:
+        while video.name == name:
+            time.sleep(0.05)
+        return read(self, video, *arguments, **keywords)
+
+    monkeypatch.setattr(VideoFiles, "read", slow)
+
+
+def damage(path: Path, name: str) -> None:
+    """Zeros instead of some of a video's pictures: found only when these are decoded."""
+    video = path.parent / "videos" / f"{name}.mp4"
+    content = bytearray(video.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    middle = (start + end) // 2
+    content[middle:end] = bytes(end - middle)
+    video.write_bytes(content)
+
+
+def of(path: Path, *overrides: str) -> Config:
+    return config_of(path, "training.epochs=2", "training.evaluate_from=2", "training.batch=1", *overrides)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_hanging_and_a_corrupt_video_are_named_and_the_run_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    damage(path, "train_0")
+    hanging(monkeypatch, "train_1")
+    options = ("training.bad_videos=skip", "training.reading_s=0.5", f"training.workers={workers}")
+    trainer = Trainer(of(path, *options), ALONE)
+    trainer.run()
+    assert (trainer.epoch, trainer.step) == (2, 6)
+    assert "epoch 1 of 2: 3 windows could not be read, others in their place" in caplog.text
+    assert "2 of train_1: reading a window of video train_1 took longer than 0.5 s" in caplog.text
+    assert "1 of train_0: " in caplog.text
+    assert "cannot be decoded (" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_being_asked_to_leave_them_out_the_run_ends_in_time_and_names_the_video(
+    path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    hanging(monkeypatch, "train_2")
+    trainer = Trainer(of(path, "training.reading_s=0.5", f"training.workers={workers}"), ALONE)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"reading a window of video train_2 took longer than 0\.5 s"):
+        trainer.run()
+    assert time.monotonic() - began < 60
+
+
+def test_videos_that_cannot_even_be_opened_are_left_out_before_training(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path.parent / "videos" / "train_1.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"train_1\.mp4: not a video"):
+        Trainer(of(path), ALONE)
+    trainer = Trainer(of(path, "training.bad_videos=skip"), ALONE)
+    assert [video.name for video in trainer.windows.videos] == ["train_0", "train_2"]
+    assert "training video train_1 is left out: " in caplog.text
+    shutil.rmtree(path.parent / "videos")
+    with pytest.raises(FileNotFoundError):  # nor is there anything to test on
+        Trainer(of(path, "training.bad_videos=skip"), ALONE)
+
+
+def test_where_no_window_can_be_read_the_run_ends_whatever_was_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*arguments: Any, **keywords: Any) -> Tensor:
+        raise ValueError("not today")
+
+    monkeypatch.setattr(VideoFiles, "read", unreadable)
+    with pytest.raises(ValueError, match="not today"):
+        Trainer(of(path, "training.bad_videos=skip", "training.workers=0"), ALONE).run()
+
+
+def test_a_window_in_anothers_place_is_that_videos_own(path: Path) -> None:
+    damage(path, "train_0")
+    windows = Trainer(of(path, "training.bad_videos=skip"), ALONE).windows
+    instead, own = windows[0], windows[1]
+    assert instead.video == own.video == "train_1"
+    assert instead.skipped[0].startswith("train_0: ")
+    assert own.skipped == ()
+    assert torch.equal(instead.content, own.content)
+    np.testing.assert_array_equal(instead.segments, own.segments)
+
+
+def test_who_is_in_time_is_not_interrupted_later() -> None:
+    with within(0.05, "this"):
+        pass
+    time.sleep(0.1)
+    with within(None, "this"):
+        time.sleep(0.01)
+    with pytest.raises(TimeoutError, match=r"this took longer than 0\.05 s"), within(0.05, "this"):
+        time.sleep(5)
