@@ -39,8 +39,8 @@ from bitad.progress import track
 from bitad.timeline import Grid
 from bitad.training.distributed import Processes
 
-# A piece is as long as the windows of a batch, so memory is as in windows, but not shorter than AdaTAD's window: with
-# every piece a block sees two clips again, and these are to be few beside its own (48).
+# A piece is as long as the windows of a batch, so memory is as in windows, but not shorter than AdaTAD's window: at the
+# borders of pieces some work is done twice.
 PIECE_FRAMES = 768
 
 
@@ -125,17 +125,20 @@ class FeatureStream:
 class _Stage:
     """One block over clips that come some at a time: it hands on those whose surroundings have come on both sides.
 
+    Attention and MLP keep to a clip, so they see each one once; the adapters, a twentieth of the block's cost, see the
+    clips at the borders of pieces again.
+
     Args:
-        block: of the transformer, called on stretches of the video as on windows.
+        block: of the transformer.
         backwards: the clips come in the opposite order of that in which they are played.
     """
 
     def __init__(self, block: nn.Module, *, backwards: bool) -> None:
         assert isinstance(block, Block)
         self.block, self.backwards = block, backwards
-        adapters = [adapter for adapter in (block.adapter, block.bi_adapter) if adapter is not None]
-        self.reach = sum(_reach(adapter) for adapter in adapters)  # in tubelets
-        self.kept: Tensor | None = None  # clips that the next ones need beside them
+        self.adapters = [adapter for adapter in (block.adapter, block.bi_adapter) if adapter is not None]
+        self.reach = sum(_reach(adapter) for adapter in self.adapters)  # in tubelets
+        self.kept: Tensor | None = None  # clips before their adapters, which the next ones need beside them
         self.done = 0  # of these, how many have been handed on
 
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:
@@ -144,6 +147,10 @@ class _Stage:
         Args:
             grid: how the tokens of a clip lie.
         """
+        if len(clips):
+            clips = _within_clips(self.block, clips)
+        if not self.adapters:
+            return clips
         reach = -(-self.reach // grid.time)  # in clips
         if self.kept is not None:
             clips = torch.cat((self.kept, clips))
@@ -152,8 +159,16 @@ class _Stage:
         self.kept, self.done = clips[before:].clone(), stop - before
         if first == stop:
             return clips[:0]
-        played: Tensor = self.block(clips.flip(0) if self.backwards else clips, grid._replace(clips=len(clips)))
+        played, grid = clips.flip(0) if self.backwards else clips, grid._replace(clips=len(clips))
+        for adapter in self.adapters:
+            played = adapter(played, grid)
         return (played.flip(0) if self.backwards else played)[first:stop]
+
+
+def _within_clips(block: Block, x: Tensor) -> Tensor:
+    """What a block in evaluation mode does before its adapters, ``[n, t*h*w, C]``."""
+    x = x + block.attn(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
 
 
 def _reach(adapter: nn.Module) -> int:
