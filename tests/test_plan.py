@@ -62,8 +62,15 @@ def small(*overrides: str, experiment: str = "baseline") -> Config:
 
 
 @cache
-def small_plan(experiment: str = "baseline") -> Plan:
-    return plan_of(small(experiment=experiment))
+def small_plan() -> Plan:
+    return plan_of(small())
+
+
+@pytest.fixture
+def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are simulated in one way only, which is quicker."""
+    monkeypatch.delitem(POLICIES, "none")
+    monkeypatch.delitem(PRECISIONS, "bf16")
 
 
 class RealStep:
@@ -156,9 +163,10 @@ def test_a_step_without_content_takes_what_a_real_one_takes(policy: str, precisi
     assert tally.flops == cost.flops
 
 
+@pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(experiment: str) -> None:
-    plan = small_plan(experiment)
+    plan = plan_of(small(experiment=experiment))
     network = build_network(plan.config, plan.classes)
     real = list(network.parameters())
     assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(p.numel() for p in real)
@@ -175,7 +183,10 @@ def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(ex
 
 
 def test_one_graph_of_two_networks_keeps_the_activations_of_both() -> None:
-    one, apart, together = (small_plan(name).costs[0] for name in ("baseline", "1-1", "3-1"))
+    one, apart, together = (
+        step_cost(small(experiment=name), K, checkpointing="none", precision="fp32")
+        for name in ("baseline", "1-1", "3-1")
+    )
     assert apart.activation_bytes == pytest.approx(one.activation_bytes, rel=0.01)
     assert together.activation_bytes == pytest.approx(2 * one.activation_bytes, rel=0.15)
     assert apart.flops == 2 * one.flops
@@ -187,8 +198,8 @@ def test_recomputing_takes_less_memory_and_more_operations() -> None:
     costs = {(cost.checkpointing, cost.precision): cost for cost in small_plan().costs}
     for precision in PRECISIONS:
         kept, recomputed = costs["none", precision], costs["blocks", precision]
-        assert recomputed.activation_bytes < kept.activation_bytes / 2
-        assert recomputed.peak_bytes < kept.peak_bytes
+        assert recomputed.activation_bytes < 0.7 * kept.activation_bytes
+        assert recomputed.peak_bytes <= kept.peak_bytes  # which is that of its first layer
         assert kept.forward_flops == recomputed.forward_flops < kept.flops < recomputed.flops
     assert costs["none", "bf16"].activation_bytes < costs["none", "fp32"].activation_bytes
 
@@ -212,16 +223,21 @@ def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
 
 def test_fitting_says_with_what() -> None:
     plan = small_plan()
-    peaks = {(cost.checkpointing, cost.precision): plan.peak_bytes(cost) for cost in plan.costs}
-    kept = replace(plan, costs=tuple(cost for cost in plan.costs if cost.checkpointing == "none"))
-    assert plan.fit(2 * peaks["blocks", "fp32"]).startswith("It fits into")
-    said = replace(plan, costs=(*kept.costs[:1], *plan.costs[:1])).fit(int(peaks["blocks", "fp32"] / 0.9) + 1)
-    assert "with model.backbone.checkpointing=True it does" in said
-    assert "bf16 autocast it does" in kept.fit(int(peaks["none", "bf16"] / 0.9) + 1)
-    assert "training.batch=1" in plan.fit(int(0.8 * peaks["blocks", "bf16"] / 0.9))
-    assert "take a smaller network" in plan.fit(1000)
+    gib = {("none", "fp32"): 40, ("blocks", "fp32"): 20, ("none", "bf16"): 30, ("blocks", "bf16"): 15}
+    costs = [replace(c, peak_bytes=gib[c.checkpointing, c.precision] * 2**30) for c in plan.costs]
+    plan = replace(plan, costs=tuple(sorted(costs, key=lambda cost: cost.checkpointing != "none")))
+    assert [(cost.checkpointing, cost.precision) for cost in plan.costs[:2]] == [("none", "fp32"), ("none", "bf16")]
+    assert plan.fit(45 * 2**30).startswith("It fits into 45.0 GiB")
+    assert "with bf16 autocast it does: 30.0 GiB" in plan.fit(34 * 2**30)
+    assert "with model.backbone.checkpointing=true it does: 20.0 GiB" in plan.fit(23 * 2**30)
+    assert "with model.backbone.checkpointing=true and bf16 autocast it does" in plan.fit(17 * 2**30)
+    assert "with model.backbone.checkpointing=true and training.batch=1 it does" in plan.fit(2**30)
+    said = plan.fit(1000)
+    assert "not even with" in said
+    assert "take a smaller network" in said
 
 
+@pytest.mark.usefixtures("one_way")
 def test_without_data_the_rest_is_told_and_what_is_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["plan", "thumos14/videomae-s", "experiment=3-1", *SMALL, "--processes", "2", "--device-memory", "1"]
     assert main([*command, "--json", str(tmp_path / "plan.json")]) == 0

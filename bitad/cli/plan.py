@@ -57,11 +57,10 @@ def _config(source: str, overrides: Sequence[str]) -> Config:
     """The configuration, which need not name baselines to start from."""
     from bitad.config_files import ConfigError, load_config
 
-    try:
-        return load_config(source, overrides)
-    except ConfigError:
+    faults = []
+    for baselines in ((), _ANY_BASELINES):
         try:
-            return load_config(source, [*_ANY_BASELINES, *overrides])
-        except ConfigError:
-            pass
-        raise
+            return load_config(source, [*baselines, *overrides])
+        except ConfigError as fault:
+            faults.append(fault)
+    raise min(faults, key=lambda fault: len(str(fault)))  # the longer one also tells of baselines
