@@ -274,7 +274,8 @@ def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
         return 1, None, (f"steps an epoch, which {needs}",)
     if data.classes is not None and data.classes.is_file():
         return len(read_classes(data.classes)), None, (f"steps an epoch, which {needs}",)
-    return _ASSUMED_CLASSES, None, (f"steps an epoch and the number of classes, taken to be 20, which {needs}",)
+    taken = f"the number of classes, taken to be {_ASSUMED_CLASSES}"
+    return _ASSUMED_CLASSES, None, (f"steps an epoch and {taken}, which {needs}",)
 
 
 def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:

@@ -69,7 +69,7 @@ def small_plan() -> Plan:
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are simulated in one way only, which is quicker."""
-    monkeypatch.delitem(POLICIES, "none")
+    monkeypatch.delitem(POLICIES, "blocks")
     monkeypatch.delitem(PRECISIONS, "bf16")
 
 
