@@ -278,7 +278,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_can_be_planned(preset: str) -> None:
     plan = plan_of(load_config(preset, ["data.annotations=none.json", "data.classes=null"]))
