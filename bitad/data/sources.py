@@ -23,6 +23,7 @@ from bitad.timeline import Grid, mirror_frames
 from bitad.video.damage import Damaged, counted, require_whole
 from bitad.video.files import find_video
 from bitad.video.frame_index import FrameIndex
+from bitad.video.index_cache import IndexCache
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader
 
@@ -64,6 +65,7 @@ class VideoFiles:
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        cache: of the files' indices; None reads every file through.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class VideoFiles:
         frames_per_step: int = 1,
         find_reversed: Callable[[str], Path] | None = None,
         damaged: Damaged = "error",
+        cache: IndexCache | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
         self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
         self.frames_per_step, self.damaged = frames_per_step, damaged
         self.repeated = 0
+        self._index: Callable[[Path], FrameIndex] = index_video if cache is None else cache.index
         self._indices: dict[Path, FrameIndex] = {}
 
     @property
@@ -96,7 +100,7 @@ class VideoFiles:
             ValueError: the file cannot be read; or it is cut off, and damaged frames are an error.
         """
         if path not in self._indices:
-            index = index_video(path)
+            index = self._index(path)
             require_whole(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
@@ -107,6 +111,7 @@ class VideoFiles:
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         index = self.index(self.find(video.name))
+        self._twin(video)  # what is wrong with it is said here too, before anything is read
         fps = float(index.rate)
         frames = counted(index, self.damaged)
         if self.steps is not None:
@@ -122,14 +127,21 @@ class VideoFiles:
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         count = self.frames(path)
         frames = self.index(path).nearest(frames.clip(0, count - 1))  # of the last step there may be less
-        if self.find_reversed is None or view == "forward":
+        twin = None if view == "forward" else self._twin(video)
+        if twin is None:
             return torch.from_numpy(self._decode(path, frames, margin))
-        twin = self.find_reversed(video.name)
-        if count != (twin_count := self.frames(twin)):
-            raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
         # The twin is read in its own order and turned round: the decoder only ever goes forwards.
         newest_first = self._decode(twin, mirror_frames(frames, count)[::-1], margin)
         return torch.from_numpy(newest_first).flip(0)
+
+    def _twin(self, video: AnnotatedVideo) -> Path | None:
+        """The reverse-playback twin of a video, if it has one, of as many frames."""
+        if self.find_reversed is None:
+            return None
+        path, twin = self.find(video.name), self.find_reversed(video.name)
+        if (count := self.frames(path)) != (twin_count := self.frames(twin)):
+            raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
+        return twin
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
@@ -199,8 +211,12 @@ class FeatureFiles:
         return features[start : start + grid.steps]
 
 
-def build_source(config: Config) -> Source:
-    """The source of windows that a configuration names."""
+def build_source(config: Config, cache: IndexCache | None = None) -> Source:
+    """The source of windows that a configuration names.
+
+    Args:
+        cache: of the indices of video files.
+    """
     data, window = config.data, config.window
     twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
@@ -224,4 +240,5 @@ def build_source(config: Config) -> Source:
         frames_per_step=window.frames_per_step,
         find_reversed=None if twins is None else partial(find_video, twins),
         damaged=data.damaged_frames,
+        cache=cache,
     )
