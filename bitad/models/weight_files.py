@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
 _KNOWN = {"argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+
+
+def weights_path(weights: Path) -> Path:
+    """Where a file of weights lies; ``package:NAME`` is one that comes with the package."""
+    name = str(weights)
+    if name.startswith("package:"):
+        return Path(str(resources.files("bitad") / "presets" / name.removeprefix("package:")))
+    return weights
 
 
 def read_weights(path: Path, *, mapped: bool = True) -> dict[str, Any]:

@@ -6,21 +6,25 @@ Whose a file is, is seen from its parameter names (:mod:`bitad.models.formats`);
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitad.models.adapters import is_adapter
 from bitad.models.formats import Format, recognise
 from bitad.models.network_size import size_difference
-from bitad.models.weight_files import read_weights
+from bitad.models.videomae import sinusoid_table
+from bitad.models.weight_files import OURS, read_weights, weights_path
 
-__all__ = ["Weights", "convert", "load_backbone", "load_weights", "read_weights"]
+__all__ = ["Pretrained", "Weights", "convert", "load_backbone", "load_weights", "read_weights"]
 
 log = logging.getLogger("bitad")
 
@@ -29,6 +33,7 @@ _KEYS = ("state_dict_ema", "state_dict", "model", "module", "net")
 # What DistributedDataParallel, torch.compile and the like put in front of every name.
 _WRAPPERS = re.compile(r"^((module|_orig_mod|model|net)\.)+")
 _BACKBONE = "backbone.vit."
+_TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,141 @@ class Weights:
         return inner
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """The pre-trained transformer that never trains: a run's checkpoints name its file instead of holding it.
+
+    Whatever else is frozen they hold. In experiments 2 and 2x these are the rest of two finished baselines, and a
+    baseline's run may be deleted or trained anew, where the published file of a transformer stays what it is.
+
+    Args:
+        file: as the run's configuration names it.
+        sha256: of the transformer in it, see :func:`content_hash`.
+        positions: of the position table; where the file has none, it is the sinusoid.
+        networks: what stands before the transformer's names in the network's, once for each that has it: two of a pair.
+    """
+
+    file: str
+    sha256: str
+    positions: int
+    networks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], file: Path) -> Pretrained | None:
+        """What of a network's state is, to the bit, the transformer in a file; None: nothing is.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, or no transformer in it.
+        """
+        networks: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            before, vit, inner = name.partition(_BACKBONE)
+            if vit and not is_adapter(name):
+                networks.setdefault(before + vit, {})[inner] = tensor
+        tables = [len(vit[_TABLE][0]) for vit in networks.values()]
+        if not tables:
+            return None
+        wanted = _with_table(_transformer(weights_path(file)), tables[0])
+        same = tuple(before for before, vit in networks.items() if _equal(vit, wanted))
+        return cls(str(file), content_hash(weights_path(file)), tables[0], same) if same else None
+
+    @classmethod
+    def said_in(cls, content: Mapping[str, Any]) -> Pretrained | None:
+        """What a checkpoint says that it leaves out; None: nothing, or it is none of ours.
+
+        Raises:
+            ValueError: it says so in a way that we do not.
+        """
+        said = content.get("pretrained") if str(content.get("format", "")).startswith(OURS) else None
+        match said:
+            case None:
+                return None
+            case {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(networks)}:
+                return cls(file, sha256, positions, tuple(map(str, networks)))
+            case _:
+                raise ValueError("it does not say soundly which pre-trained transformer it leaves out")
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`said_in` reads."""
+        return {**vars(self), "networks": list(self.networks)}
+
+    def without(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A network's state less the transformer."""
+        return {
+            name: tensor for name, tensor in state.items() if not name.startswith(self.networks) or is_adapter(name)
+        }
+
+    def filled(self, state: Mapping[str, Tensor], source: str, *also: Path) -> dict[str, Tensor]:
+        """A network's whole state: what a checkpoint holds, and what it leaves out, which stays in its file if it can.
+
+        Args:
+            state: what it holds.
+            source: the checkpoint's path; the file is looked for where it was, and beside the checkpoint.
+            also: where to look first.
+
+        Raises:
+            FileNotFoundError: it is in none of these places.
+            ValueError: what is there is another transformer.
+        """
+        where = weights_path(Path(self.file))
+        beside = Path(source).with_name(where.name)
+        others = []
+        for place in dict.fromkeys((*also, where, beside)):
+            if place == Path(source) or not place.is_file():
+                continue
+            if self.is_in(place):
+                vit = _with_table(_transformer(place), self.positions)
+                return {**state, **{before + name: tensor for before in self.networks for name, tensor in vit.items()}}
+            others.append(f"{place} ({content_hash(place)[:12]})")
+        said = f"the pre-trained transformer of {source}, {where} of content {self.sha256[:12]}"
+        remedy = f"copy it to {beside}, or name it by model.backbone.weights=PATH where keys can be changed"
+        if not others:
+            raise FileNotFoundError(f"{said}, is not there; {remedy}")
+        raise ValueError(f"{said}, is not what is there now: {', '.join(others)}; {remedy}")
+
+    def is_in(self, path: Path) -> bool:
+        """Whether a file holds this transformer. Raises as :func:`content_hash`."""
+        return content_hash(path) == self.sha256
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the names, types, shapes and numbers of the transformer in a file, under our names: whatever form
+    the file has, and whatever else is in it. Once for each file: a large one takes seconds.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or no transformer in it.
+    """
+    state = path.stat() if path.is_file() else None
+    return _content_hash(path, None if state is None else (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=16)
+def _content_hash(path: Path, _version: tuple[int, int] | None) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_transformer(path).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _transformer(path: Path) -> dict[str, Tensor]:
+    """What is frozen of the transformer in a file."""
+    weights = _read(path).backbone(str(path))
+    if _TABLE not in weights and _PATCHES not in weights:
+        raise ValueError(f"{path} holds no whole transformer: there is no {_PATCHES}")
+    return {name: tensor for name, tensor in weights.items() if not is_adapter(name)}
+
+
+def _with_table(vit: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+    return vit if _TABLE in vit else {**vit, _TABLE: sinusoid_table(positions, len(vit[_PATCHES]))}
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor.cpu(), other[name]) for name, tensor in one.items()
+    )
+
+
 def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -162,19 +302,39 @@ def load_backbone(vit: nn.Module, path: Path) -> None:
     Raises:
         FileNotFoundError, ValueError: as :func:`read_weights`, :meth:`Weights.of` and :func:`load_weights`.
     """
-    try:
-        weights = weights_of(read_weights(path), path)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    weights = _read(path)
+    _say_halved(weights, path)
     load_weights(vit, weights.backbone(str(path)), source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
 
 
 def weights_of(content: Mapping[str, Any], path: Path) -> Weights:
-    """The weights in the content of a file; says so where they are made more precise. Raises as :meth:`Weights.of`."""
-    weights = Weights.of(content)
+    """The weights in the content of a file; says so where they are made more precise.
+
+    Raises:
+        FileNotFoundError, ValueError: as :meth:`Weights.of` and :meth:`Pretrained.filled`.
+    """
+    weights = _whole(content, path)
+    _say_halved(weights, path)
+    return weights
+
+
+def _whole(content: Mapping[str, Any], path: Path) -> Weights:
+    weights, pretrained = Weights.of(content), Pretrained.said_in(content)
+    return weights if pretrained is None else replace(weights, tensors=pretrained.filled(weights.tensors, str(path)))
+
+
+def _read(path: Path) -> Weights:
+    """The weights in a file; errors name it."""
+    content = read_weights(path)
+    try:
+        return _whole(content, path)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _say_halved(weights: Weights, path: Path) -> None:
     if weights.halved:
         log.info("%s holds %s; taken as float32", path, " and ".join(weights.dtype_names))
-    return weights
 
 
 def without_adapters(weights: Mapping[str, Tensor]) -> str:

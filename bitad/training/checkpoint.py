@@ -24,10 +24,12 @@ from bitad.data.detections import named
 from bitad.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.weight_files import OURS, read_weights, write_safetensors
-from bitad.models.weights import Weights, load_backbone, load_weights, weights_of, without_adapters
+from bitad.models.weight_files import OURS, read_weights, weights_path, write_safetensors
+from bitad.models.weights import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
-FORMAT = f"{OURS} 2"
+FORMAT = f"{OURS} 3"
+# Those of a checkpoint that leaves nothing out.
+_READ = (FORMAT, f"{OURS} 2")
 # Of the videos that a detector without a run was trained on, where they are not there to be asked: what most of
 # THUMOS14 and ActivityNet have.
 FRAME_RATE_HZ = 30.0
@@ -42,6 +44,7 @@ WITHOUT_EFFECT = (
     "init.forward",
     "init.backward",
 )
+_PRETRAINED = "model.backbone.weights"
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Checkpoint:
         config: the resolved configuration of the run.
         classes: class names, in the order of the logits.
         model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
+            Without the frozen pre-trained transformer where ``pretrained`` says in which file that is.
         epoch: epochs finished.
         rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
         source: where the weights come from, for messages.
@@ -67,32 +71,77 @@ class Checkpoint:
     source: str = "the checkpoint"
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
+    pretrained: Pretrained | None = None
 
     def network(self) -> Network:
-        """The trained network or pair, in evaluation mode."""
-        network = build_network(self.config, len(self.classes))
-        load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
-        if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
+        """The trained network or pair, in evaluation mode.
+
+        Raises:
+            FileNotFoundError, ValueError: as :meth:`whole`; weights do not fit the configuration, or are not finite.
+        """
+        network, model = build_network(self.config, len(self.classes)), self.whole().model
+        load_weights(network, model, source=self.source, may_lack=without_adapters(model))
+        if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
             raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
         return network.eval()
 
+    def whole(self, config: Config | None = None) -> Checkpoint:
+        """With all of the network or pair in its ``model``; what was left out is read from its file, mapped.
+
+        Args:
+            config: that may know where the file is now; it is also looked for where it was, and beside the checkpoint.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not there, or another transformer is.
+        """
+        if self.pretrained is None:
+            return self
+        named_now = [_pretrained_file(one) for one in (config, self.config) if one is not None]
+        also = [weights_path(file) for file in named_now if file is not None]
+        return replace(self, model=self.pretrained.filled(self.model, self.source, *also), pretrained=None)
+
+    def to_leave_out(self) -> Pretrained | None:
+        """What of its ``model`` need not be saved, being in the file that the configuration names; None: nothing.
+
+        Raises:
+            FileNotFoundError, ValueError: that file is not there any more, or cannot be read.
+        """
+        file = _pretrained_file(self.config)
+        return None if file is None else Pretrained.of(self.model, file)
+
     def changes(self, config: Config) -> list[str]:
-        """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``."""
+        """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``.
+
+        Raises:
+            FileNotFoundError, ValueError: it names another file of the pre-trained transformer, which cannot be read.
+        """
         before, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
         return [
             f"{key} was {old}, is {new}"
             for key, old, new in sorted(differences(before, now), key=lambda difference: difference[0])
-            if key not in WITHOUT_EFFECT
+            if key not in WITHOUT_EFFECT and not (key == _PRETRAINED and self._knows(config))
         ]
+
+    def _knows(self, config: Config) -> bool:
+        """Whether what was left out is in the file that a configuration names."""
+        file = _pretrained_file(config)
+        return self.pretrained is not None and file is not None and self.pretrained.is_in(weights_path(file))
 
     def changed(self, overrides: Sequence[str]) -> Checkpoint:
         """With another configuration to test under, changed as on the command line.
 
         Raises:
+            FileNotFoundError, ValueError: another file is named for the pre-trained transformer, and it is not in it.
             ValueError: a fusion would meet windows of another length than it was trained with, or see
                 :func:`bitad.config_files.override_config`.
         """
         config = override_config(self.config, overrides)
+        file = _pretrained_file(config)
+        if self.pretrained is not None and file != _pretrained_file(self.config) and not self._knows(config):
+            raise ValueError(
+                f"{_PRETRAINED}={file} is not the pre-trained transformer of {self.source}, which is that of "
+                f"{self.pretrained.file}, of content {self.pretrained.sha256[:12]}"
+            )
         trained, wanted = self.config.window.steps, config.window.steps
         if config.plan.fusion and trained != wanted:
             raise ValueError(
@@ -104,7 +153,8 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
     """Writes a checkpoint, whole or not at all; to a path that ends in ``.safetensors`` without what only resuming
-    needs. ``before`` is called once it is written, before it takes the place of one that is there."""
+    needs, but with all of the network. ``before`` is called once it is written, before it takes the place of one that
+    is there."""
     said = {
         "config": checkpoint.config.model_dump(mode="json"),
         "classes": list(checkpoint.classes),
@@ -114,9 +164,15 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
     }
     if path.suffix == ".safetensors":
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
-        write_safetensors(checkpoint.model, path, said={"format": FORMAT, **texts})
+        write_safetensors(checkpoint.whole().model, path, said={"format": FORMAT, **texts})
         return
-    content = {"format": FORMAT, **said, "model": checkpoint.model, "training": checkpoint.training}
+    content = {
+        "format": FORMAT,
+        **said,
+        "pretrained": None if checkpoint.pretrained is None else checkpoint.pretrained.to_json(),
+        "model": checkpoint.model,
+        "training": checkpoint.training,
+    }
     with replacing(path, synced=True) as partial:
         with partial.open("wb") as stream:
             try:
@@ -177,7 +233,7 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
     content = read_weights(path)
-    if content.get("format") == FORMAT:
+    if is_ours(content):
         return _ours(content if path.suffix == ".safetensors" else _undamaged(path), path)
     if "format" in content:
         raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}') but {content['format']!r}; train anew")
@@ -185,6 +241,11 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
         return weights_of(content, path)
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
+
+
+def is_ours(content: Mapping[str, Any]) -> bool:
+    """Whether this is the content of a checkpoint of ours."""
+    return content.get("format") in _READ
 
 
 def _undamaged(path: Path) -> dict[str, Any]:
@@ -213,6 +274,10 @@ def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
     faults = [key for key, is_sound in sound.items() if not is_sound(content.get(key))]
     if faults:
         raise ValueError(f"{path} is a damaged checkpoint, without a sound {', '.join(faults)}; take another one")
+    try:
+        pretrained = Pretrained.said_in(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged checkpoint: {error}; take another one") from None
     return Checkpoint(
         config=parse_config(content["config"], f"in {path}"),
         classes=tuple(content["classes"]),
@@ -222,6 +287,7 @@ def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         source=str(path),
         evaluation=content["evaluation"],
         training=content.get("training"),
+        pretrained=pretrained,
     )
 
 
@@ -252,6 +318,10 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
         assert isinstance(network.backbone, VideoBackbone)
         load_backbone(network.backbone.vit, path)
     write_safetensors(found.tensors, out, said={"project": found.format.title, "source": path.name})
+
+
+def _pretrained_file(config: Config) -> Path | None:
+    return None if config.model.backbone is None else config.model.backbone.weights
 
 
 def class_names(config: Config) -> tuple[str, ...]:

@@ -21,14 +21,14 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
     """Gives both networks the averaged weights (EMA) of the baselines that ``config.init`` names.
 
     Raises:
-        FileNotFoundError: there is no such run or checkpoint.
+        FileNotFoundError: there is no such run or checkpoint, or not the pre-trained transformer that it leaves out.
         ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run. A
             detector of another project says neither its direction nor its windows: these are taken on trust.
     """
     paths = (("forward", config.init.forward), ("backward", config.init.backward))
     for side, view, (name, path) in zip(pair.sides, config.views, paths, strict=True):
         assert path is not None  # the configuration has seen to it
-        found = _open(name, path)
+        found = _open(name, path, config)
         if isinstance(found, Checkpoint):
             if faults := list(_faults(found, config, classes, view)):
                 raise ValueError(f"init.{name}={path} does not fit this run: {'; '.join(faults)}")
@@ -42,9 +42,10 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
         load_weights(side.network, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-def _open(name: str, path: Path) -> Checkpoint | Weights:
+def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:
     try:
-        return open_checkpoint(path)
+        found = open_checkpoint(path)
+        return found.whole(config) if isinstance(found, Checkpoint) else found
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"init.{name}: {error}") from None
 

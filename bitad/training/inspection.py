@@ -17,8 +17,8 @@ from bitad.models.build import build_network
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.network_size import HeadSize, TransformerSize, size_difference
 from bitad.models.weight_files import read_weights
-from bitad.models.weights import Weights, defects_of, weights_of, without_adapters
-from bitad.training.checkpoint import FORMAT, class_names
+from bitad.models.weights import Pretrained, Weights, defects_of, weights_of, without_adapters
+from bitad.training.checkpoint import class_names, is_ours
 
 _OPTIMISERS = ("optimizer", "training")
 _RAW = "state_dict"
@@ -35,6 +35,7 @@ class Inspection:
         averaged: whether the file says that they are an average (EMA).
         optimiser: whether it has what a training needs to go on.
         also: other sets of weights in it.
+        pretrained: the transformer that it names instead of holding it; it counts like the rest.
         transformer, head: the measures that can be seen from the weights; None: there is none, or too little of it.
         compared: what the weights were compared with.
         defects: what is of another size there, missing, or unexpected.
@@ -45,6 +46,7 @@ class Inspection:
     averaged: bool
     optimiser: bool
     also: tuple[str, ...]
+    pretrained: Pretrained | None
     transformer: TransformerSize | None
     head: HeadSize | None
     compared: str
@@ -83,6 +85,7 @@ class Inspection:
             },
             "detector": None if self.head is None else asdict(self.head),
             "left_out": list(self.weights.left_out),
+            "pretrained": None if self.pretrained is None else self.pretrained.to_json(),
             "compared": self.compared,
             "defects": list(self.defects),
         }
@@ -105,6 +108,9 @@ class Inspection:
         ]
         if self.also:
             rows.append(("also there", ", ".join(self.also)))
+        if self.pretrained is not None:
+            rows.append(("elsewhere", f"the pre-trained transformer, of content {self.pretrained.sha256[:12]}"))
+            rows.append(("", f"in {self.pretrained.file}"))
         if weights.left_out:
             names = ", ".join(weights.left_out[:3]) + (", ..." if len(weights.left_out) > 3 else "")
             rows.append(("not used", f"{len(weights.left_out)}: {names}"))
@@ -142,15 +148,15 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
             of the size that they show.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or not the pre-trained transformer that a checkpoint of ours leaves out.
         ValueError: no weights of a known project.
     """
     content = read_weights(path)
     try:
         weights = weights_of(content, path)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    ours = content.get("format") == FORMAT
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    ours = is_ours(content)
     transformer, head = TransformerSize.of(weights.tensors), HeadSize.of(weights.tensors)
     compared = "the given configuration"
     if config is None and ours:
@@ -163,6 +169,7 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
         averaged=ours or weights.is_averaged,
         optimiser=any(content.get(key) is not None for key in _OPTIMISERS),
         also=(_RAW,) if weights.is_averaged and _RAW in content else (),
+        pretrained=Pretrained.said_in(content),
         transformer=transformer,
         head=head,
         compared=compared if config is not None else "nothing",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from bitad.config import Config
+from bitad.models.weights import Pretrained
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.environment import log
 
@@ -19,6 +22,8 @@ class Keeper:
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
+        self._looked = False
+        self._pretrained: Pretrained | None = None
         self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
 
     @property
@@ -31,12 +36,15 @@ class Keeper:
         """Whether there is a run to go on with."""
         return any(path.exists() for path in self._last)
 
-    def newest(self) -> tuple[Checkpoint, Path]:
-        """The newest checkpoint that can be read, and its file; what is wrong with newer ones is logged.
+    def newest(self, config: Config | None = None) -> tuple[Checkpoint, Path]:
+        """The newest checkpoint that can be read, whole, and its file; what is wrong with newer ones is logged.
+
+        Args:
+            config: that may know where the pre-trained transformer is now, see :meth:`Checkpoint.whole`.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: none can be read, or it holds weights alone.
+            FileNotFoundError: there is none, or no pre-trained transformer.
+            ValueError: none can be read, or it holds weights alone, or the pre-trained transformer is another one.
         """
         there = [path for path in self._last if path.exists()]
         if not there:
@@ -51,7 +59,7 @@ class Keeper:
                 continue
             if saved.training is None:
                 raise ValueError(f"{path} holds weights only and cannot be resumed")
-            return saved, path
+            return saved.whole(config), path
         raise AssertionError("the last one was returned or raised")
 
     def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
@@ -60,14 +68,34 @@ class Keeper:
         Args:
             again: of the same moment as the newest one, which it replaces.
         """
-        save_checkpoint(checkpoint, self.last, before=None if again else self._grow_older)
+        save_checkpoint(self._lean(checkpoint), self.last, before=None if again else self._grow_older)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write the best network, without what only a resumed run needs."""
-        save_checkpoint(Checkpoint(**{**vars(checkpoint), "training": None}), self.best)
+        save_checkpoint(replace(self._lean(checkpoint), training=None), self.best)
+
+    def _lean(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Without the pre-trained transformer, where the file that the configuration names has it.
+
+        It does not train, so that one look at it is enough for a run: a large one takes seconds.
+        """
+        if not self._looked:
+            self._looked, self._pretrained = True, _in_its_file(checkpoint)
+        if self._pretrained is None:
+            return checkpoint
+        return replace(checkpoint, model=self._pretrained.without(checkpoint.model), pretrained=self._pretrained)
 
     def _grow_older(self) -> None:
         """Make room for a new one, written already; whoever dies here leaves a run to go on with."""
         for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
             if newer.exists():
                 os.replace(newer, older)
+
+
+def _in_its_file(checkpoint: Checkpoint) -> Pretrained | None:
+    """What checkpoints need not hold; that the file has gone meanwhile is no reason to lose the run."""
+    try:
+        return checkpoint.to_leave_out()
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("%s; the checkpoints hold the pre-trained transformer instead", error)
+        return None
