@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+# fp32: single; bf16, fp16: autocast, the latter with scaled losses.
+Precision = Literal["fp32", "bf16", "fp16"]
 # What PyTorch takes for a seed, of any process of a run.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # `experiment=1` is YAML's number 1, but experiments are named by strings.
@@ -271,8 +273,15 @@ class TrainingConfig(Section):
     schedule_epochs: Count | None = Field(default=None, description="epochs until the cosine reaches 0; none: `epochs`")
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
     windows_per_video: Count = Field(default=1, description="random windows an epoch draws from each video")
-    batch: Count = 2
+    batch: Count = Field(default=2, description="windows a process that are in memory at a time")
+    accumulate: Count = Field(
+        default=1, description="such batches to a step, whose gradients are those of one batch of all their windows"
+    )
     reference_batch: Count = 2
+    precision: Precision = Field(
+        default="fp32",
+        description="of the networks' computation; weights, losses and averages are in single precision all the same",
+    )
     lr: Positive = 1e-4
     adapter_lr: Positive = 2e-4
     fusion_lr: Positive = Field(
@@ -340,6 +349,17 @@ class TestConfig(Section):
         "pyramid and head in windows; nearly twice as fast where these overlap by half",
     )
     batch: Count = 2
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="processes that read videos; none: training.workers"
+    )
+    bad_videos: Literal["error", "skip"] = Field(
+        default="error",
+        description="that cannot be read, or not in time: `skip` finds nothing in them, which counts against the mAP, "
+        "and the log names them",
+    )
+    reading_s: Positive | None = Field(
+        default=300.0, description="seconds that reading a window may take; none: any time"
+    )
     score_threshold: Share = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")

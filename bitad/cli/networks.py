@@ -100,13 +100,16 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config_files import load_config
     from bitad.training.distributed import processes
-    from bitad.training.environment import set_up_logging, set_up_process
+    from bitad.training.environment import is_restarted, set_up_logging, set_up_process
+    from bitad.training.keeping import Keeper
     from bitad.training.trainer import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
     set_up_process(config.threads)
     with processes(arguments.device) as team:
-        trainer = Trainer(config, team, resume=arguments.resume)
+        # A run that torchrun begins again after a failure goes on; the first process knows, and where it stands.
+        again = is_restarted(config.run_directory) and Keeper(config.run_directory, config.training.keep).exists
+        trainer = Trainer(config, team, resume=arguments.resume or team.gather(again)[0])
         set_up_logging(config.run_directory, show=team.is_main)
         best = trainer.run(until=arguments.until)
         if team.is_main:

@@ -8,9 +8,10 @@ epoch, item) and nothing else: a resumed run, or one with other workers, sees wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from torch.utils.data import Dataset
 from bitad.config import AugmentationConfig, Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Basis
-from bitad.data.patience import within
+from bitad.data.readers import Readers
 from bitad.data.sources import Source
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
 from bitad.data.windows import Timebase, random_window, sliding_windows
 from bitad.timeline import Grid, mirror_points, mirror_positions, mirror_segments
+
+Content = TypeVar("Content")
 
 # Training frames are decoded with room for a crop: AdaTAD's 182 pixels for a picture of 160.
 DECODE_MARGIN = 182 / 160
@@ -107,15 +110,21 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, where it can be turned round (:meth:`reversed`) without another copy from here."""
-        move = partial(torch.Tensor.to, device=device, non_blocking=True)
+        return self._with_tensors(partial(torch.Tensor.to, device=device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from where it is copied to a GPU while that computes (a loader calls it)."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            inputs=move(self.inputs),
-            mask=move(self.mask),
-            segments=[move(segments) for segments in self.segments],
-            labels=[move(labels) for labels in self.labels],
-            colour=None if self.colour is None else move(self.colour),
-            twin=None if self.twin is None else move(self.twin),
+            inputs=change(self.inputs),
+            mask=change(self.mask),
+            segments=[change(segments) for segments in self.segments],
+            labels=[change(labels) for labels in self.labels],
+            colour=None if self.colour is None else change(self.colour),
+            twin=None if self.twin is None else change(self.twin),
         )
 
     def reversed(self) -> Batch:
@@ -126,12 +135,16 @@ class Batch:
         return replace(
             self,
             inputs=_turned(self.inputs if self.twin is None else self.twin, self.mask),
-            segments=[
-                mirror_positions(segments, grid.steps).flip(-1)
-                for segments, grid in zip(self.segments, self.grids, strict=True)
-            ],
+            segments=self.reversed_segments(),
             twin=None if self.twin is None else _turned(self.inputs, self.mask),
         )
+
+    def reversed_segments(self) -> list[Tensor]:
+        """The ground truth of the windows played the other way round, per window ``[n, 2]`` in grid steps."""
+        return [
+            mirror_positions(segments, grid.steps).flip(-1)
+            for segments, grid in zip(self.segments, self.grids, strict=True)
+        ]
 
 
 def _turned(inputs: Tensor, mask: Tensor) -> Tensor:
@@ -233,6 +246,8 @@ class TrainingWindows(Dataset[Sample]):
         self.skipped = [video.name for video in annotations.videos.values() if not video.labels]
         if not self.videos:
             raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth to learn from")
+        training = config.training
+        self.readers = Readers([video.name for video in self.videos], training.workers, training.reading_s)
         # A tensor in shared memory, so that workers that live on see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -265,7 +280,7 @@ class TrainingWindows(Dataset[Sample]):
         for place in range(item, item + len(self.videos)):
             video = self.videos[place % len(self.videos)]
             try:
-                with within(training.reading_s, f"reading a window of video {video.name}"):
+                with self.readers.reading(video.name):
                     sample = self._window(place % len(self), video)
                 return replace(sample, skipped=tuple(skipped))
             except (OSError, ValueError) as error:
@@ -310,15 +325,51 @@ def _training_colour(rng: np.random.Generator, how: AugmentationConfig) -> NDArr
     return random_colour(rng, brightness=how.brightness, contrast=how.contrast, saturation=how.saturation, hue=how.hue)
 
 
-class TestWindows(Dataset[Sample]):
-    """All windows of a subset, video after video. Ground truth is not needed and not given."""
+@dataclass(frozen=True)
+class Unread:
+    """What there is instead of a window of a video that cannot be read.
+
+    Args:
+        video: its name.
+        reason: why.
+    """
+
+    video: str
+    reason: str
+
+
+class TestWindows(Dataset[Sample | Unread]):
+    """All windows of a subset, video after video. Ground truth is not needed and not given.
+
+    Attributes:
+        videos: of the subset, by name.
+        bases: how the grid lies in each video, by name.
+        windows: which they are.
+        readers: the processes that read them.
+        unread: by name, why videos cannot be read, as far as this process knows; they are not tried again.
+
+    Raises:
+        ValueError, OSError: for a video that cannot be read, where that is an error (``test.bad_videos``).
+    """
 
     __test__ = False  # not a test, whatever its name makes pytest think
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
-        self.source, self.config = source, config
-        self.videos = list(annotations.videos.values())
-        self.windows = [(video, grid) for video in self.videos for grid in self._grids(source.timebase(video))]
+        self.source, self.config, self.videos = source, config, annotations.videos
+        test, self.unread = config.test, dict[str, str]()
+        workers = config.training.workers if test.workers is None else test.workers
+        self.readers = Readers(list(annotations.videos), workers, test.reading_s)
+        self.bases = {
+            name: base
+            for name, video in self.videos.items()
+            if (base := self._unless_bad(video, partial(source.timebase, video))) is not None
+        }
+        self.windows = [(self.videos[name], grid) for name, base in self.bases.items() for grid in self._grids(base)]
+
+    @property
+    def workers(self) -> int:
+        """How many processes read; 0: this one."""
+        return self.readers.processes
 
     def _grids(self, timebase: Timebase) -> list[Grid]:
         window = self.config.window
@@ -330,10 +381,30 @@ class TestWindows(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, item: int) -> Sample:
-        video, grid = self.windows[item]
+    def __getitem__(self, item: int) -> Sample | Unread:
+        return self.read(*self.windows[item])
+
+    def read(self, video: AnnotatedVideo, grid: Grid) -> Sample | Unread:
+        """A stretch of a video as one window."""
+        sample = self._unless_bad(video, partial(self._read, video, grid))
+        return Unread(video.name, self.unread[video.name]) if sample is None else sample
+
+    def _read(self, video: AnnotatedVideo, grid: Grid) -> Sample:
         backbone, views = self.config.model.backbone, self.config.views
         sample = _read(self.source, video, grid, views, np.zeros((0, 2)), np.zeros(0, np.int64))
         if backbone is not None:
             sample = sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
         return sample.reversed() if views[0] == "reverse" else sample
+
+    def _unless_bad(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | None:
+        """What reading something of a video gives; None where it cannot be read, which may be."""
+        if video.name in self.unread:
+            return None
+        try:
+            with self.readers.reading(video.name):
+                return read()
+        except (OSError, ValueError) as error:
+            if self.config.test.bad_videos == "error":
+                raise
+            self.unread[video.name] = str(error)
+            return None

@@ -125,6 +125,12 @@ class Detector(nn.Module):
             )
         return inputs if self.backbone is None else self.backbone(inputs)
 
+    def points(self, steps: int, device: torch.device | None = None) -> Points:
+        """Where the points of windows of so many grid steps lie, known before any window is looked at."""
+        length = self.pyramid.padded_length(steps)
+        sizes = [length // stride for stride in self.head.strides]
+        return Points.of_levels(sizes, self.head.strides, self.head.ranges, device)
+
     def predict(self, features: Tensor, mask: Tensor) -> Prediction:
         """Looks at features ``[B, C, T]``, whoever made them; mask and errors as :meth:`forward`."""
         if mask.shape != (features.shape[0], features.shape[2]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from bitad.training.stopping import Stopped
+from bitad.training.watch import REMEDY, Watch
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Processes:
         if self.world == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def share(self, total: int) -> range:
         """This rank's part of ``total`` pieces of work, each in exactly one rank's."""
@@ -82,10 +86,38 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         if not torch.cuda.is_available():
             raise ValueError(f"device {device} was asked for, but PyTorch sees no GPU; use --device cpu")
         torch.cuda.set_device(chosen)
-    if world > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if world == 1:
+        yield Processes(rank, world, chosen)
+        return
+    store, rank, world = next(iter(dist.rendezvous("env://")))
+    watch = Watch(store, rank, world)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    watch.start()
     try:
         yield Processes(rank, world, chosen)
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
+        dist.barrier()  # who ends first does not take the others' meeting point away
+    except BaseException as error:
+        watch.stop(failed=not isinstance(error, Stopped))
+        if _is_lost_connection(error):
+            raise ValueError(f"another process of this run has ended; {REMEDY}") from error
+        raise
+    watch.stop(failed=False)
+    dist.destroy_process_group()
+
+
+def reducing(model: nn.Module, whole: bool) -> AbstractContextManager[None]:
+    """Within, a backward pass of a model that processes train together (:meth:`Processes.wrap`).
+
+    Args:
+        whole: it is the last one of its step, whose gradients are averaged; others wait and are added up.
+    """
+    if isinstance(model, DistributedDataParallel) and not whole:
+        held: AbstractContextManager[None] = model.no_sync()
+        return held
+    return nullcontext()
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether an error is what PyTorch raises where another process has gone: not always one of its own classes."""
+    lost = re.search(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", str(error))
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and lost is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 import sys
 from collections import Counter
@@ -15,9 +16,12 @@ import numpy as np
 import torch
 
 import bitad
+from bitad.files import read_json
 from bitad.training.distributed import Processes
 
 log = logging.getLogger("bitad")
+
+ENVIRONMENT = "environment.json"  # of a run directory
 
 # Larger pieces of memory go back to the system when they are freed; smaller ones are soon used again. The numbers of
 # the options are those of glibc's malloc.h.
@@ -36,8 +40,23 @@ def environment(team: Processes) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "processes": team.world,
+        "launcher": launcher(),
         "command": sys.argv[1:],
     }
+
+
+def launcher() -> str | None:
+    """The torchrun that has started this process, by its run id or else by its place; None without one."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if run == "none" else run
+
+
+def is_restarted(directory: Path) -> bool:
+    """Whether the run in a directory is to go on, because the torchrun that began it has now begun it again."""
+    place = directory / ENVIRONMENT
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not place.exists():
+        return False
+    return bool(read_json(place).get("launcher") == launcher())
 
 
 class _LogFile(logging.FileHandler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from bitad.config import TrainingConfig
 from bitad.data.dataset import Batch
-from bitad.models.head import Prediction
+from bitad.models.head import Points, Prediction
 from bitad.training.ema import Ema
 from bitad.training.losses import DetectionLoss, Losses
 from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
@@ -63,24 +62,22 @@ class Learner:
         )
         self.ema = Ema(module, decay=config.ema_decay)
 
-    def judge(self, prediction: Prediction, batch: Batch) -> Judged:
-        """The losses of a prediction of the batch; both in this network's view."""
-        targets = assign(
-            prediction.points, batch.segments, batch.labels, self.num_classes, radius=self.config.centre_radius
-        )
-        return Judged(self.loss(prediction, targets), targets)
+    def judge(self, prediction: Prediction, batch: Batch, *, normaliser: Tensor | None = None) -> Judged:
+        """The losses of a prediction of the batch, both in this network's view; see :class:`DetectionLoss`."""
+        targets = self._targets(prediction.points, batch.segments, batch.labels)
+        return Judged(self.loss(prediction, targets, normaliser=normaliser), targets)
+
+    def normaliser(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """By what the losses of a step are divided, of all its windows' ground truth in this network's view."""
+        return self.loss.normaliser_of(self._targets(points, segments, labels).positive.sum())
+
+    def _targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+        return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
 
     def clip(self) -> float:
-        """Shortens the gradients that a backward pass has left; their norm before.
-
-        Raises:
-            FloatingPointError: they are not finite.
-        """
+        """Shortens the gradients that a backward pass has left; their norm before, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        norm = float(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of the {self.name} network is not finite")
-        return norm
+        return float(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm))
 
     def step(self) -> None:
         """One step down the gradients, which are freed: they need not lie beside another network's activations."""

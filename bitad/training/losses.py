@@ -60,7 +60,8 @@ class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
     Both parts are sums over the batch's real points, divided by the number of positive ones: its moving average in
-    training (a buffer, so that a resumed run goes on with it), its own in evaluation. Where several processes train
+    training (a buffer, so that a resumed run goes on with it), its own in evaluation. A step may come in several
+    batches. Where several processes train
     together, their batches count as one: the mean of their losses is the loss of one process with all their windows.
 
     Args:
@@ -89,11 +90,17 @@ class DetectionLoss(nn.Module):
         self.processes, self.total = processes, total
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
-    def forward(self, prediction: Prediction, targets: Targets) -> Losses:
-        """Compares; in training mode also updates the moving average."""
+    def forward(self, prediction: Prediction, targets: Targets, *, normaliser: Tensor | None = None) -> Losses:
+        """Compares.
+
+        Args:
+            normaliser: of the whole step of which this batch is a part (:meth:`normaliser_of`); the losses of its
+                parts then add up to the step's. None: the batch is all of it.
+        """
         logits, distances, mask, _ = prediction
         positive = targets.positive & mask
-        normaliser = self._normaliser(positive.sum())
+        if normaliser is None:
+            normaliser = self.normaliser_of(positive.sum())
         wanted = targets.class_targets.to(logits.dtype)
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
@@ -116,7 +123,12 @@ class DetectionLoss(nn.Module):
         total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
         return total
 
-    def _normaliser(self, positives: Tensor) -> Tensor:
+    def normaliser_of(self, positives: Tensor) -> Tensor:
+        """By what a step with this number of positive points is divided; in training mode updates the moving average.
+
+        Args:
+            positives: scalar, of this process; in training mode those of the others are added.
+        """
         dtype = self.get_buffer("normaliser").dtype
         if not self.training:
             return positives.clamp(min=1).to(dtype)

@@ -73,6 +73,7 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
         else:
             group = ("detector", rates.lr, name in decayed)
         groups.setdefault(group, []).append(parameter)
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     return AdamW(
         [
             {
@@ -82,7 +83,10 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
                 "name": f"{what}{'' if decay else ', not decayed'}",
             }
             for (what, lr, decay), parameters in groups.items()
-        ]
+        ],
+        # All parameters at once; on a CPU to the bit as one after the other, which `fused` is not.
+        fused=on_gpu,
+        foreach=not on_gpu,
     )
 
 

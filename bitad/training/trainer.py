@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import signal
 import time
@@ -11,17 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bitad.config import Config
 from bitad.data.dataset import Batch, TrainingWindows, collate
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
-from bitad.data.transforms import recolour
 from bitad.evaluation.matching import Truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
@@ -31,31 +28,19 @@ from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
 from bitad.progress import Meter, track
 from bitad.training.checkpoint import Checkpoint
+from bitad.training.descent import Descent, Step
 from bitad.training.distributed import Processes
-from bitad.training.environment import environment, log, say_repeated, say_skipped
+from bitad.training.environment import ENVIRONMENT, environment, log, say_repeated, say_skipped
 from bitad.training.initial import load_initial
 from bitad.training.keeping import Keeper
 from bitad.training.learner import Learner
-from bitad.training.losses import DetectionLoss, Losses
+from bitad.training.losses import DetectionLoss
 from bitad.training.optimizer import LearningRates
+from bitad.training.records import Records
 from bitad.training.sampler import EpochSampler
 from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
 
 STEPS_BETWEEN_RECORDS = 10
-
-
-class Step(NamedTuple):
-    """One step of training, network by network.
-
-    Args:
-        losses: of each network's basis, by the learner's name.
-        agreement: what experiment 1x adds to them, weighted.
-        norms: of each network's gradient before clipping.
-    """
-
-    losses: dict[str, Losses]
-    agreement: Tensor | None
-    norms: dict[str, float]
 
 
 class Trainer:
@@ -74,6 +59,7 @@ class Trainer:
         self.config, self.team = config, team
         self.directory = config.run_directory
         self.keeper = Keeper(self.directory, config.training.keep)
+        self.records = Records(self.directory, team)
         saved = self._saved_run() if resume else None
         if not resume and self.keeper.exists:
             raise ValueError(
@@ -84,7 +70,9 @@ class Trainer:
         self.source = build_source(config)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
         self._look_at_data()
-        self.sampler = EpochSampler(len(self.windows), config.training.batch, team, config.seed)
+        self.sampler = EpochSampler(
+            len(self.windows), config.training.batch, team, config.seed, accumulate=config.training.accumulate
+        )
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         self.network = build_network(config, len(self.annotations.classes))
         if saved is None:
@@ -96,12 +84,14 @@ class Trainer:
             config.training.adapter_lr,
             config.training.fusion_lr,
             config.training.reference_batch,
-            config.training.batch * team.world,
+            config.training.batch * config.training.accumulate * team.world,
         )
         self.learners = self._learners()
+        # Of losses in half precision, whose small gradients would vanish; of others it does nothing.
+        self.scaler = torch.amp.GradScaler(team.device.type, enabled=config.training.precision == "fp16")
         # Finished epochs, steps of the present one, steps of all; whether the last finished epoch is yet to be tested.
         self.epoch, self.done, self.step, self.best, self.untested = 0, 0, 0, -math.inf, False
-        self.bad_steps, self.records = 0, 0
+        self.bad_steps = 0
         self.stop = Stop()
         self.loader = DataLoader(
             self.windows,
@@ -118,11 +108,7 @@ class Trainer:
             self._restore(saved)
         if isinstance(self.network, Pair):
             self.network.share_frozen()
-        # What is wrapped is what one backward pass goes through: a pair, or a network.
-        if config.plan.joint or not isinstance(self.network, Pair):
-            self.models = [team.wrap(self.network)]
-        else:
-            self.models = [team.wrap(side.network) for side in self.network.sides]
+        self.descent = Descent(config, team, self.network, self.learners, self.scaler)
 
     def _look_at_data(self) -> None:
         """What training and testing will need, asked for now rather than hours later. Content is not read."""
@@ -173,7 +159,7 @@ class Trainer:
                 ).to(team.device),
                 training,
                 rates=self.rates,
-                steps_per_epoch=len(self.sampler),
+                steps_per_epoch=self.sampler.steps,
                 num_classes=len(self.annotations.classes),
             )
             for name, prefix, module in modules
@@ -230,15 +216,17 @@ class Trainer:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         repeated, skipped = 0, Counter[str]()
-        with Meter(what, len(self.loader) - self.done, show=self.team.is_main) as meter:
-            for batch in self.loader:
-                step = self._train_step(batch)
+        batches = iter(self.loader)
+        with Meter(what, self.sampler.steps - self.done, show=self.team.is_main) as meter:
+            while parts := list(itertools.islice(batches, self.config.training.accumulate)):
+                step = self._train_step(parts)
                 self.step, self.done = self.step + 1, self.done + 1
-                repeated += batch.repeated
-                skipped.update(batch.skipped)
+                repeated += sum(batch.repeated for batch in parts)
+                skipped.update(one for batch in parts for one in batch.skipped)
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
-                    self._record_step(step)
+                    lr = self.learners[0].optimizer.param_groups[0]["lr"]
+                    self.records.add_step(step, epoch=self.epoch, number=self.step, lr=lr)
                 for learner in self.learners:
                     learner.schedule.step()
                 self._keep_step()
@@ -259,77 +247,26 @@ class Trainer:
         if asked or (every is not None and self.step % every == 0):
             self._save(self._checkpoint())
         if asked:
-            where = f"behind step {self.done} of {len(self.sampler)} of epoch {self.epoch + 1}"
+            where = f"behind step {self.done} of {self.sampler.steps} of epoch {self.epoch + 1}"
             raise Stopped(asked, f"{where}; go on from {self.keeper.last} with --resume")
 
-    def _train_step(self, batch: Batch) -> Step:
-        """One step of gradient descent for every network."""
-        views = self.views(batch)
-        if self.config.plan.joint:
-            both, agreement = self.losses_together(views)
-            parts = [one.total for one in both.values()] + ([] if agreement is None else [agreement])
-            return Step(both, agreement, self._descend(torch.stack(parts).sum(), self.learners, batch))
-        # Two networks that share nothing: one's activations are gone before the other's are made, and each gradient
-        # is that of the sum of both losses all the same.
-        losses: dict[str, Losses] = {}
-        norms: dict[str, float] = {}
-        for number, learner in enumerate(self.learners):
-            found = self.losses_alone(number, views[number])
-            norms |= self._descend(found.total, [learner], batch)
-            losses[learner.name] = Losses(*(part.detach() for part in found))  # without the graph behind them
-        return Step(losses, None, norms)
-
-    def views(self, batch: Batch) -> list[Batch]:
-        """Each network's view of a batch, on the device; decoded and copied there once."""
-        first, *others = self.config.views
-        batch = batch.to(self.team.device)
-        return [batch, *(batch if view == first else batch.reversed() for view in others)]
-
-    def losses_alone(self, number: int, view: Batch) -> Losses:
-        """The losses of one network, which depends on no other, on its view of a batch."""
-        prediction = self.models[number](_pictures(view), view.mask)
-        return self.learners[number].judge(prediction, view).losses
-
-    def losses_together(self, views: Sequence[Batch]) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of both bases of a pair, and the weighted agreement where the experiment asks for it."""
-        both = self.models[0](tuple(_pictures(view) for view in views), views[0].mask)
-        results = zip(self.learners, (both.first, both.second), views, strict=True)
-        judged = [learner.judge(prediction, view) for learner, prediction, view in results]
-        losses = {learner.name: one.losses for learner, one in zip(self.learners, judged, strict=True)}
-        if not self.config.plan.agreement:
-            return losses, None
-        apart = [
-            learner.loss.agreement(own, other, one.targets)
-            for learner, own, other, one in zip(self.learners, both.own, both.aligned, judged, strict=True)
-        ]
-        return losses, self.config.pair.agreement * torch.stack(apart).mean()
-
-    def _descend(self, total: Tensor, learners: Sequence[Learner], batch: Batch) -> dict[str, float]:
-        """A backward pass and a step of the learners it reaches; the norms of their gradients."""
-        total.backward()
-        try:
-            norms = {learner.name: learner.clip() for learner in learners}
-        except FloatingPointError as error:
-            self._leave_out(f"{error} at step {self.step}, with a loss of {total.item()}", batch)
-            for learner in learners:
-                learner.forget()
-            return {learner.name: math.nan for learner in learners}
-        for learner in learners:
-            learner.step()
-        self.bad_steps = 0
-        return norms
-
-    def _leave_out(self, fault: str, batch: Batch) -> None:
-        """Counts a step that cannot be taken.
+    def _train_step(self, batches: Sequence[Batch]) -> Step:
+        """One step of gradient descent; one that cannot be taken is left out.
 
         Raises:
-            ValueError: there were too many in a row.
+            ValueError: there were too many of these in a row.
         """
-        said = f"{fault} (videos {', '.join(batch.videos)})"
+        step = self.descent.step(batches)
+        if step.fault is None:
+            self.bad_steps = 0
+            return step
         self.bad_steps += 1
+        videos = ", ".join(video for batch in batches for video in batch.videos)
+        loss = sum(one.total.item() for one in step.losses.values())
+        said = f"{step.fault} at step {self.step}, with a loss of {loss} (videos {videos})"
         if self.bad_steps < self.config.training.bad_steps:
             log.warning("%s; left out", said)
-            return
+            return step
         saved = f"{self.keeper.last} is as it was before" if self.keeper.exists else "nothing is saved yet"
         raise ValueError(
             f"{said}; {saved}; look at these videos and go on with --resume, or start another run with a lower "
@@ -353,7 +290,7 @@ class Trainer:
         if self.team.is_main:
             if evaluation.average_map > self.best:
                 results.write(self.directory)
-            self._record(
+            self.records.add(
                 {
                     "kind": "evaluation",
                     "epoch": self.epoch,
@@ -379,10 +316,10 @@ class Trainer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.directory)
-        self._forget_what_comes_again()
+        self.records.forget_what_comes_again(self.step, untested=self.untested)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
-        write_json(environment(self.team), self.directory / "environment.json")
+        write_json(environment(self.team), self.directory / ENVIRONMENT)
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
         log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
@@ -393,39 +330,11 @@ class Trainer:
             "%d training videos, %d windows and %d steps an epoch; %d test videos",
             len(self.windows.videos),
             len(self.windows),
-            len(self.sampler),
+            self.sampler.steps,
             len(self.test_annotations.videos),
         )
         if self.windows.skipped:
             log.info("training videos without ground truth, left out: %s", ", ".join(self.windows.skipped))
-
-    def _record_step(self, step: Step) -> None:
-        figures = [torch.stack([loss.detach() for loss in losses]) for losses in step.losses.values()]
-        agreement = torch.zeros(()) if step.agreement is None else step.agreement.detach()
-        mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
-        mean = torch.stack(self.team.gather(mine)).mean(0)
-        if not self.team.is_main:
-            return
-        classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
-        record = {
-            "kind": "training",
-            "epoch": self.epoch,
-            "step": self.step,
-            "loss": total.sum().item() + mean[-1].item(),
-            "classification": classification.sum().item(),
-            "regression": regression.sum().item(),
-            "gradient_norm": math.hypot(*step.norms.values()),
-            "lr": self.learners[0].optimizer.param_groups[0]["lr"],
-        }
-        if len(self.learners) > 1:
-            record |= {"losses": dict(zip(step.losses, total.tolist(), strict=True)), "gradient_norms": step.norms}
-        if step.agreement is not None:
-            record |= {"agreement": mean[-1].item()}
-        self._record(record)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
 
     def _checkpoint(self) -> Checkpoint:
         """Of the present moment: averaged weights to test with; raw ones and the rest to go on with."""
@@ -445,6 +354,7 @@ class Trainer:
                 "best": self.best,
                 "world": self.team.world,
                 "learners": {learner.name: learner.state_dict() for learner in self.learners},
+                "scaler": self.scaler.state_dict(),
                 "rng": self.team.gather(self._rng()),
             },
         )
@@ -485,8 +395,9 @@ class Trainer:
         try:
             for learner in self.learners:
                 learner.load_state_dict(training["learners"][learner.name])
+            self.scaler.load_state_dict(training["scaler"])
             self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
-            self.best, self.untested, self.records = training["best"], training["untested"], training["step"]
+            self.best, self.untested = training["best"], training["untested"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
@@ -509,7 +420,7 @@ class Trainer:
         """
         # The windows of a step that would have begun in the middle of one are seen twice.
         self.done = self.done * world // self.team.world
-        self.step = self.epoch * len(self.sampler) + self.done
+        self.step = self.epoch * self.sampler.steps + self.done
         for learner, own in zip(self.learners, rates, strict=True):
             learner.go_on_at(self.step, own)
         log.info(
@@ -519,22 +430,3 @@ class Trainer:
             self.team.world,
             self.team.world,
         )
-
-    def _forget_what_comes_again(self) -> None:
-        """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too)."""
-        path = self.directory / "metrics.jsonl"
-        if path.exists():
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-            lines = [line for line in whole if not self._comes_again(json.loads(line))]
-            with replacing(path) as partial_file:
-                partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-    def _comes_again(self, record: dict[str, Any]) -> bool:
-        if record["step"] == self.records:
-            return self.untested and record["kind"] == "evaluation"
-        return bool(record["step"] > self.records)
-
-
-def _pictures(view: Batch) -> Tensor:
-    """What a network is given of its view: frames under the window's change of colour, or features."""
-    return view.inputs if view.colour is None else recolour(view.inputs, view.colour)

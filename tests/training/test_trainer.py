@@ -108,8 +108,8 @@ def test_random_numbers_matter_to_these_runs(features: Path) -> None:
     trainer = Trainer(config_of(features, *RANDOM), ALONE)
     trainer.network.train()
     batch = next(iter(trainer.loader))
-    (view,) = trainer.views(batch)
-    first, second = (trainer.losses_alone(0, view).total for _ in range(2))
+    (view,) = trainer.descent.views(batch)
+    first, second = (trainer.descent.losses_alone(0, view).total for _ in range(2))
     assert first != second
 
 

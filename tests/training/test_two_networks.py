@@ -85,7 +85,7 @@ def gradients_of_a_step(trainer: Trainer, batch: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Learner, "clip", looking)
     trainer.network.train()
-    trainer._train_step(batch)
+    trainer.descent.step([batch])
     monkeypatch.undo()
     return seen
 
@@ -102,13 +102,13 @@ def test_each_networks_gradient_is_that_of_its_own_training_and_of_the_sum_of_bo
     own = []
     for number in range(2):
         trainer = alone(pair, number)
-        (view,) = trainer.views(batch if number == 0 else batch.reversed())
+        (view,) = trainer.descent.views(batch if number == 0 else batch.reversed())
         trainer.network.train()
-        trainer.losses_alone(0, view).total.backward()
+        trainer.descent.losses_alone(0, view).total.backward()
         own.append(gradients(trainer.network))
     together = trainer_of(request.getfixturevalue(data), experiment, NOTHING_DROPPED)
     together.network.train()
-    losses = [together.losses_alone(i, view).total for i, view in enumerate(together.views(batch))]
+    losses = [together.descent.losses_alone(i, view).total for i, view in enumerate(together.descent.views(batch))]
     torch.stack(losses).sum().backward()
     assert isinstance(together.network, Pair)
     step = gradients_of_a_step(pair, batch, monkeypatch)
@@ -149,13 +149,13 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
         trainer = trainer_of(features, "1-1", NOTHING_DROPPED)
         judge = trainer.learners[0].judge
 
-        def larger(*arguments: Any, judge: Any = judge, factor: float = factor) -> Any:
-            judged = judge(*arguments)
+        def larger(*arguments: Any, judge: Any = judge, factor: float = factor, **keywords: Any) -> Any:
+            judged = judge(*arguments, **keywords)
             return judged._replace(losses=judged.losses._replace(total=factor * judged.losses.total))
 
         trainer.learners[0].judge = larger
         trainer.network.train()
-        step = trainer._train_step(next(iter(trainer.loader)))
+        step = trainer.descent.step([next(iter(trainer.loader))])
         found.append((step.norms, {n: p.detach().clone() for n, p in trainer.learners[1].module.named_parameters()}))
     (norms, steps), (huge_norms, same_steps) = found
     assert huge_norms["forward"] == pytest.approx(1e4 * norms["forward"], rel=1e-3)
@@ -225,9 +225,9 @@ def test_frozen_networks_drop_nothing(
     dropping = ("model.drop_path=0.5", "model.dropout=0.5", "model.backbone.drop_path=0.5", f"output={tmp_path}")
     trainer = trainer_of(videos, "2", *options, *UNTESTED, *dropping)
     trainer.run(until=1)
-    view = trainer.views(next(iter(trainer.loader)))[0]
+    view = trainer.descent.views(next(iter(trainer.loader)))[0]
     with torch.no_grad():
-        once, again = (trainer.models[0](view.inputs, view.mask).logits for _ in range(2))
+        once, again = (trainer.descent.models[0](view.inputs, view.mask).logits for _ in range(2))
     assert torch.equal(once, again) != random
 
 
@@ -245,10 +245,10 @@ def first_losses(trainer: Trainer) -> tuple[list[float], float]:
     bases, own = [], []
     with torch.no_grad():
         for batch in trainer.loader:
-            views = trainer.views(batch)
+            views = trainer.descent.views(batch)
             both = trainer.network(tuple(view.inputs for view in views), batch.mask)
             assert isinstance(both, Both)
-            losses, _ = trainer.losses_together(views)
+            losses, _ = trainer.descent.losses_together(views)
             bases.append([losses[name].total.item() for name in NAMES])
             judged = zip(trainer.learners, both.own, views, strict=True)
             own.append([learner.judge(prediction, view).losses.total.item() for learner, prediction, view in judged])
@@ -279,10 +279,10 @@ def test_agreement_is_added_to_the_losses_of_1_1_and_draws_both_networks(
         trainer = trainer_of(features, "1x", NOTHING_DROPPED, f"pair.agreement={weight}")
         separate = trainer_of(features, "1-1", NOTHING_DROPPED)
         batch = next(iter(trainer.loader))
-        losses, agreement = trainer.losses_together(trainer.views(batch))
+        losses, agreement = trainer.descent.losses_together(trainer.descent.views(batch))
         assert agreement is not None
-        for number, (name, view) in enumerate(zip(NAMES, separate.views(batch), strict=True)):
-            assert_same([*separate.losses_alone(number, view)], [*losses[name]])
+        for number, (name, view) in enumerate(zip(NAMES, separate.descent.views(batch), strict=True)):
+            assert_same([*separate.descent.losses_alone(number, view)], [*losses[name]])
         agreement.backward()
         found[weight] = agreement.item(), gradients(trainer.network)
     assert found[3.0][0] == pytest.approx(3 * found[1.0][0])
@@ -300,7 +300,7 @@ def test_two_networks_that_say_the_same_agree(features: tuple[Path, tuple[str, s
         "pair.second=forward",
         NOTHING_DROPPED,
     )
-    _, agreement = trainer.losses_together(trainer.views(next(iter(trainer.loader))))
+    _, agreement = trainer.descent.losses_together(trainer.descent.views(next(iter(trainer.loader))))
     assert agreement is not None
     assert agreement.item() == pytest.approx(0, abs=1e-6)
 

@@ -1,0 +1,90 @@
+"""What a run has to say in numbers: `metrics.jsonl`, a JSON record a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitad.files import replacing
+from bitad.training.descent import Step
+from bitad.training.distributed import Processes
+from bitad.training.losses import Losses
+
+
+class Records:
+    """The records of a run.
+
+    Args:
+        directory: of the run.
+        team: the processes of the run, whose figures are put together; rank 0 writes.
+    """
+
+    def __init__(self, directory: Path, team: Processes) -> None:
+        self.path, self.team = directory / "metrics.jsonl", team
+
+    def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
+        """Records a step of training: the mean of all processes' losses."""
+        figures = [torch.stack(losses) for losses in step.losses.values()]
+        agreement = torch.zeros(()) if step.agreement is None else step.agreement
+        mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
+        mean = torch.stack(self.team.gather(mine)).mean(0)
+        classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
+        record = {
+            "kind": "training",
+            "epoch": epoch,
+            "step": number,
+            "loss": total.sum().item() + mean[-1].item(),
+            "classification": classification.sum().item(),
+            "regression": regression.sum().item(),
+            "gradient_norm": math.hypot(*step.norms.values()),
+            "lr": lr,
+        }
+        if len(step.losses) > 1:
+            record |= {"losses": dict(zip(step.losses, total.tolist(), strict=True)), "gradient_norms": step.norms}
+        if step.agreement is not None:
+            record |= {"agreement": mean[-1].item()}
+        self.add(record)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Writes a record behind the others."""
+        if self.team.is_main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_writable(record), allow_nan=False) + "\n")
+
+    def forget_what_comes_again(self, step: int, *, untested: bool) -> None:
+        """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).
+
+        Args:
+            step: of that checkpoint.
+            untested: whether its evaluation is still to come.
+
+        Raises:
+            ValueError: a line is no record.
+        """
+        if not self.path.exists():
+            return
+        kept = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                behind, same = record["step"] > step, record["step"] == step
+                comes_again = behind or (same and untested and record["kind"] == "evaluation")
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{self.path}, line {number} is not a record of a run; mend or delete the line, or the file"
+                ) from None
+            if not comes_again:
+                kept.append(line + "\n")
+        with replacing(self.path) as partial_file:
+            partial_file.write_text("".join(kept), encoding="utf-8")
+
+
+def _writable(value: Any) -> Any:
+    """What JSON can say: null for a number that is none."""
+    if isinstance(value, dict):
+        return {key: _writable(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
