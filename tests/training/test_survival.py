@@ -222,6 +222,7 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
             return number
 
     monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    caplog.set_level(logging.INFO, "bitad")
     two = Trainer(config, Two(0, 2, torch.device("cpu")), resume=True)  # 4 steps an epoch
     assert "the run had 1 processes and now has 2" in caplog.text
     assert (two.epoch, two.done, two.step) == (1, 2, 6)
