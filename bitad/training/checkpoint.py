@@ -55,12 +55,13 @@ class Checkpoint:
         config: the resolved configuration of the run.
         classes: class names, in the order of the logits.
         model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
-            Without the frozen pre-trained transformer where ``pretrained`` says in which file that is.
+            The file leaves out the transformer that ``pretrained`` names; :meth:`whole` puts it in.
         epoch: epochs finished.
         rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
         source: where the weights come from, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
+        pretrained: the frozen transformer that is in a file of its own; None: there is none, or ``model`` has it.
     """
 
     config: Config
@@ -86,7 +87,7 @@ class Checkpoint:
         return network.eval()
 
     def whole(self, config: Config | None = None) -> Checkpoint:
-        """With all of the network or pair in its ``model``; what was left out is read from its file, mapped.
+        """With all of the network or pair in its ``model``; what it leaves out stays mapped in its file.
 
         Args:
             config: that may know where the file is now; it is also looked for where it was, and beside the checkpoint.
@@ -98,7 +99,7 @@ class Checkpoint:
             return self
         named_now = [_pretrained_file(one) for one in (config, self.config) if one is not None]
         also = [weights_path(file) for file in named_now if file is not None]
-        return replace(self, model=self.pretrained.filled(self.model, self.source, *also), pretrained=None)
+        return replace(self, model=self.pretrained.filled(self.model, self.source, *also))
 
     def to_leave_out(self) -> Pretrained | None:
         """What of its ``model`` need not be saved, being in the file that the configuration names; None: nothing.
