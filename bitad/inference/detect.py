@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from bitad.config import Config, NmsConfig
 from bitad.config_files import override_config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, TestWindows, collate
+from bitad.data.dataset import Batch, Sample, TestWindows, Unread, collate
 from bitad.data.detections import Basis, Detections, write_detections
 from bitad.data.sources import Source, VideoFiles
 from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
+from bitad.inference.reading import read_ahead, say_unread
 from bitad.inference.stitch import Stitcher, suppressed
 from bitad.inference.video_backbone import Seen, see_videos
 from bitad.inference.video_scores import read_video_scores
@@ -92,7 +93,6 @@ def detect(
     team: Processes,
     *,
     details: Mapping[str, Any] | None = None,
-    workers: int = 0,
     what: str = "testing",
 ) -> Results:
     """Detects in all videos of ``annotations`` (their ground truth is not looked at; their classes name the labels).
@@ -104,9 +104,13 @@ def detect(
     Args:
         network: in evaluation mode, on the device of ``team``.
         source: of the windows.
-        details: for :class:`~bitad.data.detections.Detections`.
-        workers: processes that read windows or videos.
+        details: for :class:`~bitad.data.detections.Detections`, which also say which videos could not be read, and why,
+            where that is allowed (``test.bad_videos``).
         what: for the progress display.
+
+    Raises:
+        ValueError, OSError: a video cannot be read, where that is an error; or none can.
+        ChildProcessError: a process that reads has died or hangs.
     """
     views, settings = config.views, nms_settings(config.test.nms)
     # Where a video is one window, the reference suppresses in grid steps, before anything is rounded or cut off.
@@ -114,24 +118,29 @@ def detect(
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in views]
     durations = {video.name: video.duration_s for video in annotations.videos.values()}
     repeated = 0
+    windows = TestWindows(annotations, source, config)
     see = see_videos if config.test.backbone == "video" else _see_windows
-    for seen in see(network, annotations, source, config, team, workers=workers, what=what):
-        repeated += seen.repeated
-        for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):
-            found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
-            for name, grid, candidates in zip(seen.videos, seen.grids, found, strict=True):
-                kept = suppressed(candidates, settings) if one_window else candidates
-                stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
+    with windows.readers.watched():
+        for seen in see(network, windows, team, what=what):
+            repeated += seen.repeated
+            for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):
+                found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
+                for name, grid, candidates in zip(seen.videos, seen.grids, found, strict=True):
+                    kept = suppressed(candidates, settings) if one_window else candidates
+                    stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
     say_repeated(repeated, what, team)
+    unread = {name: reason for others in team.gather(windows.unread) for name, reason in others.items()}
+    say_unread(unread, len(durations), what, team)
     for others in team.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
+    said = {**(details or {}), **({"unread": unread} if unread else {})}
+    for stitcher in stitchers:
+        stitcher.leave_out(unread)  # whoever could read some of their windows
     names = list(durations)
     relabel = _relabelling(config, annotations.classes)
     found_by_each = [
-        stitcher.detections(
-            annotations.classes, videos=names, relabel=relabel, details={**(details or {}), "view": view}
-        )
+        stitcher.detections(annotations.classes, videos=names, relabel=relabel, details={**said, "view": view})
         for stitcher, view in zip(stitchers, views, strict=True)
     ]
     if len(views) == 1:
@@ -149,29 +158,36 @@ def _relabelling(config: Config, classes: tuple[str, ...]) -> Callable[[str, Can
     return lambda video, found: scores.label(found, video, top_k=config.test.video_classes)
 
 
-def _see_windows(
-    network: Network,
-    annotations: Annotations,
-    source: Source,
-    config: Config,
-    team: Processes,
-    *,
-    workers: int,
-    what: str,
-) -> Iterator[Seen]:
-    """What a network or a pair says about this process' share of all windows, each by itself."""
-    windows = TestWindows(annotations, source, config)
-    loader = DataLoader(
-        Subset(windows, list(team.share(len(windows)))),
-        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
-        num_workers=workers,
-        collate_fn=partial(collate, length=config.window.steps, multiple=config.clip_steps),
-        pin_memory=team.device.type == "cuda",
-        generator=torch.Generator(),  # so that testing draws none of the training's random numbers
+class _Shown(NamedTuple):
+    """A batch of the windows that could be read, if any, and why others could not, by the video's name."""
+
+    batch: Batch | None
+    unread: dict[str, str]
+
+
+def _collate(samples: Sequence[Sample | Unread], *, length: int, multiple: int) -> _Shown:
+    read = [sample for sample in samples if isinstance(sample, Sample)]
+    return _Shown(
+        collate(read, length, multiple=multiple) if read else None,
+        {sample.video: sample.reason for sample in samples if isinstance(sample, Unread)},
     )
-    for batch in track(loader, what, len(loader), show=team.is_main):
-        predictions = _predict(network, batch.to(team.device), config.views)
-        yield Seen(batch.videos, batch.grids, predictions, batch.repeated)
+
+
+def _see_windows(network: Network, windows: TestWindows, team: Processes, *, what: str) -> Iterator[Seen]:
+    """What a network or a pair says about this process' share of all windows, each by itself."""
+    config = windows.config
+    loader = read_ahead(
+        Subset(windows, list(team.share(len(windows)))),
+        windows.workers,
+        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
+        collate_fn=partial(_collate, length=config.window.steps, multiple=config.clip_steps),
+        pin_memory=team.device.type == "cuda",
+    )
+    for batch, unread in track(loader, what, len(loader), show=team.is_main):
+        windows.unread.update(unread)
+        if batch is not None:
+            predictions = _predict(network, batch.to(team.device), config.views)
+            yield Seen(batch.videos, batch.grids, predictions, batch.repeated)
 
 
 def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[Prediction]:
@@ -222,6 +238,6 @@ def detect_videos(
         checkpoint.classes,
     )
     network = checkpoint.network().to(team.device)
-    # Nobody has scored these videos as a whole: the classes are the network's own.
-    config = override_config(config, ["test.video_scores=null"])
+    # Nobody has scored these videos as a whole: the classes are the network's own. And all of them are asked for.
+    config = override_config(config, ["test.video_scores=null", "test.bad_videos=error"])
     return detect(network, annotations, source, config, team, what="detecting").merged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,11 @@ class Stitcher:
         for video, windows in other.windows.items():
             self.windows.setdefault(video, {}).update(windows)
         self.durations_s.update(other.durations_s)
+
+    def leave_out(self, videos: Iterable[str]) -> None:
+        """Forgets the windows of these videos."""
+        for video in videos:
+            self.windows.pop(video, None)
 
     def video(self, name: str) -> Candidates:
         """One video's detections, best first; none if no window of it was taken in."""

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from bitad.data.detections import Detections, write_detections
 from bitad.data.ground_truth import read_test_ground_truth
-from bitad.data.sources import build_source
+from bitad.data.sources import Source, build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import write_json
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
+from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
 
 def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Detections:
@@ -25,7 +26,7 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Dete
     flipped = config.model_copy(update={"direction": "reverse"})
     network = checkpoint.network().to(team.device)
     what = f"testing {config.run_directory.name} on reversed playback"
-    return detect(network, subset, build_source(config), flipped, team, what=what).merged
+    return detect(network, subset, _source(checkpoint), flipped, team, what=what).merged
 
 
 def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:
@@ -52,7 +53,7 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     subset = read_test_ground_truth(config)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     network = checkpoint.network().to(team.device)
-    results = detect(network, subset, build_source(config), config, team, details=details)
+    results = detect(network, subset, _source(checkpoint), config, team, details=details)
     named, metrics = results.named(), out / "metrics.json"
     if team.is_main:
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
@@ -66,3 +67,8 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     if team.is_main:
         write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    """Of the windows to test on; what the run knows of its videos' frames need not be found out again."""
+    return build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))

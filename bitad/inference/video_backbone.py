@@ -14,21 +14,19 @@ between pieces is a few clips a block, and the finished features: memory is boun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from bitad.config import CLIP_FRAMES, Config
-from bitad.data.annotations import Annotations
-from bitad.data.dataset import Sample, TestWindows
-from bitad.data.sources import Source
+from bitad.data.dataset import Sample, TestWindows, Unread
 from bitad.data.windows import Timebase
 from bitad.inference.extract import deal
+from bitad.inference.reading import read_ahead
 from bitad.models.adapters import Bottleneck
 from bitad.models.build import Network
 from bitad.models.detector import Detector, VideoBackbone
@@ -177,53 +175,59 @@ def _reach(adapter: nn.Module) -> int:
     return adapter.depthwise.kernel_size[0] // 2
 
 
-class VideoPieces(TestWindows):
-    """The videos of a subset in pieces that lie end to end, one sample each."""
+class VideoPieces(Dataset[Sample | Unread]):
+    """Videos in pieces that lie end to end, one sample each.
 
-    def _grids(self, timebase: Timebase) -> list[Grid]:
-        window = self.config.window
-        frames = max(PIECE_FRAMES, self.config.test.batch * window.steps * window.frames_per_step)
-        steps = frames // CLIP_FRAMES * self.config.clip_steps
-        starts = range(0, timebase.steps, steps)
-        return [timebase.window(start, min(steps, timebase.steps - start)) for start in starts]
+    Args:
+        windows: of the videos, and perhaps of others.
+        names: which videos.
+    """
+
+    def __init__(self, windows: TestWindows, names: Collection[str]) -> None:
+        self.windows = windows
+        self.pieces = [
+            (windows.videos[name], grid)
+            for name, base in windows.bases.items()
+            if name in names
+            for grid in _pieces(base, windows.config)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, item: int) -> Sample | Unread:
+        return self.windows.read(*self.pieces[item])
 
 
-def see_videos(
-    network: Network,
-    annotations: Annotations,
-    source: Source,
-    config: Config,
-    team: Processes,
-    *,
-    workers: int = 0,
-    what: str = "testing",
-) -> Iterator[Seen]:
+def _pieces(timebase: Timebase, config: Config) -> list[Grid]:
+    frames = max(PIECE_FRAMES, config.test.batch * config.window.steps * config.window.frames_per_step)
+    steps = frames // CLIP_FRAMES * config.clip_steps
+    starts = range(0, timebase.steps, steps)
+    return [timebase.window(start, min(steps, timebase.steps - start)) for start in starts]
+
+
+def see_videos(network: Network, windows: TestWindows, team: Processes, *, what: str = "testing") -> Iterator[Seen]:
     """What a network or a pair says about all windows of this process' videos, which are dealt out by their length.
 
     Args:
         network: in evaluation mode, on the device of ``team``; with backbones that work alone (not experiment 2x).
-        annotations: all videos.
-        source: of their frames.
-        workers: processes that read videos.
+        windows: of all videos; those of a video that cannot be read are left out, and it is added to its ``unread``.
         what: for the progress display.
     """
-    bases = {name: source.timebase(video) for name, video in annotations.videos.items()}
+    config, bases = windows.config, windows.bases
     mine = set(deal({name: base.steps for name, base in bases.items()}, team.world)[team.rank])
-    annotations = replace(annotations, videos={name: v for name, v in annotations.videos.items() if name in mine})
-    windows = TestWindows(annotations, source, config).windows
-    pieces = VideoPieces(annotations, source, config)
-    loader = DataLoader(
-        pieces,
-        batch_size=None,
-        num_workers=workers,
-        generator=torch.Generator(),  # so that testing draws none of the training's random numbers
-    )
+    pieces = VideoPieces(windows, mine)
     detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
     on_features = _without_backbones(network).eval()
+    loader = read_ahead(pieces, windows.workers, batch_size=None)
     samples = track(loader, what, len(pieces), show=team.is_main)
     for name, of_video in groupby(samples, lambda sample: sample.video):
-        features, repeated = _features(detectors, of_video, bases[name], config, team.device)
-        grids = [grid for video, grid in windows if video.name == name]
+        found = _features(detectors, of_video, bases[name], config, team.device)
+        if isinstance(found, Unread):
+            windows.unread[name] = found.reason
+            continue
+        features, repeated = found
+        grids = [grid for video, grid in windows.windows if video.name == name]
         for i in range(0, len(grids), config.test.batch):
             batch = grids[i : i + config.test.batch]
             predictions = _predict(on_features, features, batch, bases[name], config)
@@ -243,8 +247,12 @@ def _on_features(detector: Detector) -> Detector:
 
 
 def _features(
-    detectors: Sequence[Detector], samples: Iterable[Sample], base: Timebase, config: Config, device: torch.device
-) -> tuple[list[Tensor], int]:
+    detectors: Sequence[Detector],
+    samples: Iterable[Sample | Unread],
+    base: Timebase,
+    config: Config,
+    device: torch.device,
+) -> tuple[list[Tensor], int] | Unread:
     """Each network's features ``[C, T]`` of a video that comes in pieces, in the order of its view; damaged frames."""
     per_step = config.window.frames_per_step
     streams = []
@@ -254,6 +262,8 @@ def _features(
         streams.append(FeatureStream(detector.backbone, frames=frames, length=length, backwards=view == "reverse"))
     repeated = 0
     for sample in samples:
+        if isinstance(sample, Unread):
+            return sample
         # A single network's reversed view is turned round again: pieces are wanted in forward order.
         forward = sample if sample.view == "forward" else sample.reversed()
         shown = forward.content.to(device)

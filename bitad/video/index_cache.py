@@ -22,6 +22,9 @@ from bitad.files import replacing
 from bitad.video.frame_index import FrameIndex
 from bitad.video.indexing import index_video
 
+# Where a run, or a folder of features, has its cache.
+INDEX_FOLDER = "index"
+
 # To be raised where bitad.video.indexing comes to find other things in the same file.
 _VERSION = 1
 

@@ -143,9 +143,9 @@ def network_of(config: Config) -> Network:
     return network
 
 
-def results(config: Config, *, team: Processes = ALONE, workers: int = 0, source: Any = None) -> Results:
+def results(config: Config, *, team: Processes = ALONE, source: Any = None) -> Results:
     source = build_source(config) if source is None else source
-    return detect(network_of(config), truth_of(config), source, config, team, workers=workers)
+    return detect(network_of(config), truth_of(config), source, config, team)
 
 
 def assert_found_alike(one: Results, other: Results, *, atol: float = 2e-4) -> None:
@@ -269,7 +269,7 @@ def test_every_frame_is_decoded_once(long: Path, monkeypatch: pytest.MonkeyPatch
 def test_neither_workers_nor_batches_nor_processes_matter(long: Path) -> None:
     overrides = ("test.backbone=video", "window.steps=16", *UNROUNDED)
     alone = results(config_of(long, *overrides))
-    assert_found_alike(alone, results(config_of(long, *overrides, "test.batch=1"), workers=1))
+    assert_found_alike(alone, results(config_of(long, *overrides, "test.batch=1", "test.workers=1")))
     shares = [results(config_of(long, *overrides), team=OneOfTwo(rank=rank)) for rank in range(2)]
     videos = [set(share.merged.of_video(name).scores.tolist()) for share in shares for name in share.merged.videos]
     assert sum(len(share.merged) for share in shares) == len(alone.merged)
