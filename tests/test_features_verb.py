@@ -17,6 +17,7 @@ from builders import feature_data, video_data
 from bitad.cli import main
 from bitad.data.feature_folder import read_sidecar
 from bitad.training.environment import set_up_logging
+from bitad.video import index_cache
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
 
@@ -149,3 +150,14 @@ def test_two_processes_write_what_one_writes(data: Path, written: Path, tmp_path
         for path in (written / direction).glob("*.npy"):
             np.testing.assert_array_equal(np.load(out / direction / path.name), np.load(path))
     assert torch.get_num_threads() == 1
+
+
+def test_who_goes_on_does_not_read_the_videos_through_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["features", str(data.parent / "videos"), *TINY, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    (tmp_path / "out" / "test_0.npy").unlink()
+    monkeypatch.setattr(index_cache, "index_video", lambda path: pytest.fail(f"{path} was read through again"))
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "1 done, 2 kept from before, 0 failed"

@@ -21,8 +21,9 @@ playback round: the network sees other motion. Clips and windows are the same in
 order of forward time in both, so a configuration reads either folder alike. `both` decodes each video once and writes
 DIR/forward and DIR/reverse.
 
-DIR holds NAME.npy [T, C] of every video and features.json, which says what they are. What is there already and whole is
-kept, so the same command goes on where it was interrupted; also under torchrun -m bitad features.
+DIR holds NAME.npy [T, C] of every video, features.json, which says what they are, and index/, where the videos' frames
+are. What is there already and whole is kept, so the same command goes on where it was interrupted; also under
+torchrun -m bitad features.
 """
 
 
@@ -58,6 +59,7 @@ def _features(arguments: argparse.Namespace) -> int:
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.training.distributed import processes
+    from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
     videos = find_videos(arguments.videos)
     encoder = load_encoder(
@@ -78,7 +80,8 @@ def _features(arguments: argparse.Namespace) -> int:
         stored="float16" if arguments.half else "float32",
     )
     with processes(arguments.device) as team:
-        report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames)
+        cache = IndexCache(arguments.out / INDEX_FOLDER)
+        report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames, cache=cache)
         if team.is_main:
             print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():

@@ -28,6 +28,8 @@ from bitad.training.distributed import Processes
 from bitad.training.environment import say_repeated
 from bitad.video.damage import Damaged, counted, require_whole
 from bitad.video.files import VIDEO_SUFFIXES
+from bitad.video.frame_index import FrameIndex
+from bitad.video.index_cache import IndexCache
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader
 
@@ -125,6 +127,7 @@ def extract_features(
     team: Processes,
     *,
     damaged: Damaged = "error",
+    cache: IndexCache | None = None,
 ) -> ExtractionReport:
     """Writes the features of videos to folders, in each direction that has one; the same report on every process.
 
@@ -134,11 +137,15 @@ def extract_features(
         videos: files by name.
         folders: as :func:`feature_folders` makes them.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        cache: of the files' indices, so that whoever goes on need not read them all through again; None does.
     """
     if team.is_main:
         for folder in folders.values():
             folder.begin()
-    known, missing, failed = _look_at(encoder, videos, folders, team, damaged)
+    if cache is not None:
+        cache.begin()
+    index_of = index_video if cache is None else cache.index
+    known, missing, failed = _look_at(encoder, videos, folders, team, index_of, damaged)
     hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
     mine = hands[team.rank]
     encoder.to(team.device)
@@ -149,7 +156,7 @@ def extract_features(
             goal = meter.done + known[name].steps
             wanted = {direction: folders[direction] for direction in missing[name]}
             try:
-                with VideoReader(videos[name], damaged=damaged) as reader:
+                with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
                     _extract(encoder, name, reader, known[name], wanted, team.device, meter.advance)
                     repeated += reader.repeated
             except UNREADABLE as error:
@@ -183,6 +190,7 @@ def _look_at(
     videos: Mapping[str, Path],
     folders: Mapping[Basis, FeatureFolder],
     team: Processes,
+    index_of: Callable[[Path], FrameIndex],
     damaged: Damaged,
 ) -> tuple[dict[str, FeatureVideo], dict[str, list[Basis]], dict[str, str]]:
     """By name, what the videos are, in which directions their features are missing, and why some cannot be read.
@@ -196,7 +204,7 @@ def _look_at(
     share = team.share(len(names))
     for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
         try:
-            index = index_video(videos[name])
+            index = index_of(videos[name])
             require_whole(videos[name], index, damaged)
         except UNREADABLE as error:
             failed[name] = str(error)
