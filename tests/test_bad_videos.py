@@ -14,6 +14,7 @@ import torch
 from bar_codes import KINDS, Kind, numbers_shown
 from builders import video_data
 from test_bad_input import contents
+from test_features_verb import of_two_processes
 
 from bitad.cli import main
 from bitad.training.environment import set_up_logging
@@ -177,6 +178,33 @@ def test_a_finished_file_that_is_not_the_reverse_is_made_again(
     assert "1 reversed" in capsys.readouterr().out
     with VideoReader(target / "a.mp4") as reader:
         assert numbers_shown(reader.read([0])) == [FRAMES - 1]
+
+
+def test_two_processes_share_a_folder_and_one_of_them_says_what_became_of_it(good: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        shutil.copy(good, source / name)
+    command = ("reverse", source, target)
+    for status, said in (
+        (0, "3 reversed, 0 kept from before, 0 failed\n"),
+        (1, "1 reversed, 3 kept from before, 1 failed\n"),
+    ):
+        first, second = of_two_processes(*command)
+        assert (first[0], second[0]) == (status, status), (first, second)
+        assert first[1] == said
+        assert second[1] == ""
+        assert first[2].count("bitad reverse: error: broken.mp4: ") == status
+        assert second[2].count("error") == 0
+        (source / "broken.mp4").write_text("no video")
+        shutil.copy(good, source / "d.mp4")
+    assert sorted(path.name for path in target.iterdir()) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+
+
+def test_of_two_processes_one_reverses_a_single_video(good: Path, tmp_path: Path) -> None:
+    first, second = of_two_processes("reverse", good, tmp_path / "back.mp4")
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert probe(tmp_path / "back.mp4").frames == FRAMES
 
 
 @pytest.fixture(scope="module")

@@ -123,28 +123,40 @@ def test_what_cannot_be_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_write_what_one_writes(data: Path, written: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"no video")
-    out, videos = tmp_path / "out", [str(data.parent / "videos"), str(broken)]
+def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
+    """Runs a command of `bitad` in two processes that know each other as torchrun's do.
+
+    Returns:
+        each one's status, and what it said on standard output and standard error.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     team = []
     for rank in range(2):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "bitad", "features", *videos, *TINY, "--out", str(out), "--direction", "both"]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
-        team.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        line = [sys.executable, "-m", "bitad", *map(str, command)]
+        team.append(subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
         said = [process.communicate(timeout=200) for process in team]
     finally:
         for process in team:
             process.kill()
-    assert [process.returncode for process in team] == [1, 1], said
-    assert said[0][0].startswith("3 done, 0 kept from before, 1 failed\n")
-    assert "broken: " in said[0][1]
-    assert said[1][0] == ""
+    return [(process.returncode, *texts) for process, texts in zip(team, said, strict=True)]
+
+
+def test_two_processes_write_what_one_writes(data: Path, written: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    out = tmp_path / "out"
+    first, second = of_two_processes(
+        "features", data.parent / "videos", broken, *TINY, "--out", out, "--direction", "both"
+    )
+    assert (first[0], second[0]) == (1, 1), (first, second)
+    assert first[1].startswith("3 done, 0 kept from before, 1 failed\n")
+    assert "broken: " in first[2]
+    assert second[1] == ""
     for direction in ("forward", "reverse"):
         assert read_sidecar(out / direction) == read_sidecar(written / direction)
         for path in (written / direction).glob("*.npy"):

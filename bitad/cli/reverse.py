@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from bitad.cli.verbs import Verbs, add_damaged_frames
@@ -19,33 +21,59 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
     p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
-    p.add_argument("--workers", type=int, default=1, help="videos of a folder reversed side by side (1)")
+    p.description = f"{p.description} Under torchrun -m bitad reverse, the processes share a folder's videos."
+    p.add_argument("--workers", type=int, default=1, help="videos of a folder a process reverses side by side (1)")
     add_damaged_frames(p)
 
 
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import reverse_annotation_file
     from bitad.progress import following
-    from bitad.video.reverse import reverse_folder, reverse_video
+    from bitad.video.reverse import reverse_video
 
     src, dst = arguments.src, arguments.dst
+    if src.is_dir():
+        return _reverse_folder(arguments)
+    if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
+        return 0
     if src.name.endswith((".json", ".json.gz")):
         reverse_annotation_file(src, dst)
         return 0
-    if not src.is_dir():
-        with following(f"reversing {src.name}") as on_progress:
-            done = reverse_video(src, dst, damaged=arguments.damaged_frames, on_progress=on_progress)
-        _say_repeated(src.name, done.repeated)
-        return 0
-    with following("reversing videos") as on_progress:
+    with following(f"reversing {src.name}") as on_progress:
+        done = reverse_video(src, dst, damaged=arguments.damaged_frames, on_progress=on_progress)
+    _say_repeated(src.name, done.repeated)
+    return 0
+
+
+def _reverse_folder(arguments: argparse.Namespace) -> int:
+    from bitad.progress import following
+    from bitad.video.reverse import ReverseReport, reverse_folder
+
+    with ExitStack() as stack:
+        rank, world, others = 0, 1, None
+        if "RANK" in os.environ:  # only then is PyTorch needed
+            from bitad.training.distributed import processes
+
+            others = stack.enter_context(processes("cpu"))
+            rank, world = others.rank, others.world
+        on_progress = stack.enter_context(following("reversing videos")) if rank == 0 else None
         report = reverse_folder(
-            src, dst, workers=arguments.workers, damaged=arguments.damaged_frames, on_progress=on_progress
+            arguments.src,
+            arguments.dst,
+            workers=arguments.workers,
+            rank=rank,
+            world=world,
+            damaged=arguments.damaged_frames,
+            on_progress=on_progress,
         )
-    print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
-    for name, reason in report.failed.items():
-        print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
-    for name, count in report.repeated.items():
-        _say_repeated(name, count)
+        if others is not None:
+            report = ReverseReport.together(others.gather(report))
+    if rank == 0:
+        print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+        for name, reason in report.failed.items():
+            print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+        for name, count in report.repeated.items():
+            _say_repeated(name, count)
     return 1 if report.failed else 0
 
 

@@ -60,6 +60,17 @@ class ReverseReport:
     failed: dict[str, str]
     repeated: dict[str, int]
 
+    @classmethod
+    def together(cls, parts: Iterable[ReverseReport]) -> ReverseReport:
+        """What became of a folder's videos in the hands of several."""
+        parts = list(parts)
+        return cls(
+            tuple(sorted(name for part in parts for name in part.done)),
+            tuple(sorted(name for part in parts for name in part.skipped)),
+            dict(sorted(pair for part in parts for pair in part.failed.items())),
+            dict(sorted(pair for part in parts for pair in part.repeated.items())),
+        )
+
 
 @dataclass(frozen=True)
 class Reversed:
@@ -123,6 +134,8 @@ def reverse_folder(
     dst: str | Path,
     *,
     workers: int = 1,
+    rank: int = 0,
+    world: int = 1,
     crf: float = 18,
     damaged: Damaged = "error",
     on_progress: Progress | None = None,
@@ -137,6 +150,8 @@ def reverse_folder(
         src: the folder of videos (``VIDEO_SUFFIXES``).
         dst: the folder of reversed videos.
         workers: processes side by side, one video and one thread each.
+        rank, world: who we are among so many callers, each of whom has a share of the folder: every ``world``-th video,
+            the largest first.
         crf: as for ``reverse_video``.
         damaged: likewise.
         on_progress: called after each video with the number of videos done and in all.
@@ -147,6 +162,7 @@ def reverse_folder(
     """
     src, dst = Path(src), Path(dst)
     targets = _targets(src, dst)
+    mine = sorted(targets, key=lambda path: (-path.stat().st_size, path))[rank::world]
     done: list[str] = []
     skipped: list[str] = []
     repeated: dict[str, int] = {}
@@ -154,7 +170,7 @@ def reverse_folder(
     # A fresh interpreter for each worker: forked copies of a process with threads may hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = {pool.submit(_reverse_unless_done, *pair, crf, damaged): pair[0].name for pair in targets.items()}
+        futures = {pool.submit(_reverse_unless_done, path, targets[path], crf, damaged): path.name for path in mine}
         for finished, future in enumerate(as_completed(futures), start=1):
             name, error = futures[future], future.exception()
             if error is not None:
@@ -169,9 +185,7 @@ def reverse_folder(
                 on_progress(finished, len(futures))
     finally:
         pool.shutdown(cancel_futures=True)
-    return ReverseReport(
-        tuple(sorted(done)), tuple(sorted(skipped)), dict(sorted(failed.items())), dict(sorted(repeated.items()))
-    )
+    return ReverseReport.together([ReverseReport(tuple(done), tuple(skipped), failed, repeated)])
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bitad.timeline import mirror_frames
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader, probe
-from bitad.video.reverse import Reversed, reverse_folder, reverse_video
+from bitad.video.reverse import Reversed, ReverseReport, reverse_folder, reverse_video
 from bitad.video.writer import write_video
 
 FRAMES, HEIGHT, WIDTH = 95, 72, 96
@@ -173,6 +173,24 @@ def test_a_folder_is_reversed_and_resumed(source: Path, tmp_path: Path) -> None:
     assert probe(dst / "c.mp4").frames == 20
     assert (dst / "a.mp4").stat().st_mtime_ns == kept
     assert reverse_folder(src, dst).skipped == ("a.mp4", "b.mkv", "c.mp4", "d.avi")
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_share_a_folder_and_reverse_each_video_once(tmp_path: Path, world: int) -> None:
+    src, dst = tmp_path / "forward", tmp_path / "reverse"
+    src.mkdir()
+    for name, frames in (("a.mp4", 4), ("b.mp4", 12), ("c.mp4", 8)):
+        write_video(src / name, map(scene, range(frames)), fps=25)
+    (src / "broken.mp4").write_text("no video")
+    parts = [reverse_folder(src, dst, rank=rank, world=world) for rank in range(world)]
+    assert [len(part.done) + len(part.failed) for part in parts] == ([2, 2] if world == 2 else [1, 1, 1, 1])
+    assert "b.mp4" in parts[0].done  # the largest first
+    together = ReverseReport.together(parts)
+    assert together.done == ("a.mp4", "b.mp4", "c.mp4")
+    assert list(together.failed) == ["broken.mp4"]
+    assert together.skipped == ()
+    again = ReverseReport.together([reverse_folder(src, dst, rank=rank, world=world) for rank in range(world)])
+    assert again.skipped == together.done
 
 
 def test_folders_that_cannot_be_reversed_are_refused(tmp_path: Path) -> None:
