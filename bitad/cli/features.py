@@ -88,4 +88,5 @@ def _features(arguments: argparse.Namespace) -> int:
                 print(f"data.features={folder.path} {folder.settings.overrides()}")
             for name, reason in report.failed.items():
                 print(f"bitad features: error: {name}: {reason}", file=sys.stderr)
+            sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0

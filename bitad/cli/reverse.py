@@ -7,8 +7,12 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs, add_damaged_frames
+
+if TYPE_CHECKING:
+    from bitad.video.reverse import ReverseReport
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -68,13 +72,18 @@ def _reverse_folder(arguments: argparse.Namespace) -> int:
         )
         if others is not None:
             report = ReverseReport.together(others.gather(report))
-    if rank == 0:
-        print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
-        for name, reason in report.failed.items():
-            print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
-        for name, count in report.repeated.items():
-            _say_repeated(name, count)
+        if rank == 0:
+            _say(report)
     return 1 if report.failed else 0
+
+
+def _say(report: ReverseReport) -> None:
+    print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    for name, reason in report.failed.items():
+        print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+    for name, count in report.repeated.items():
+        _say_repeated(name, count)
+    sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
 
 
 def _say_repeated(name: str, count: int) -> None:
