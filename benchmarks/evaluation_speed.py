@@ -10,19 +10,16 @@ OpenTAD's evaluator takes 14.6 s of CPU and 8.2 s by the clock on two cores, for
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import Alone, Measured, alone, timed
 
 from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.files import read_json
 
 TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 SUBSET = "test"
@@ -46,26 +43,39 @@ def made_up(videos: int, segments: int, detections: int, classes: int = 20) -> t
     return Annotations(annotated, names), Detections.from_videos(found, classes=names)
 
 
-def timed(ground_truth: Path, detections: Path, subset: str) -> dict[str, float]:
-    """The evaluation in a process of its own; what it used and found."""
-    start = time.perf_counter()
-    command = [sys.executable, __file__, "--alone", str(ground_truth), str(detections), subset]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result | {"wall_s": time.perf_counter() - start}
+def write_made_up(folder: str | Path, *, videos: int, detections: int, classes: int = 20) -> dict[str, str]:
+    """Writes a test set with so many detections a video; the arguments of :func:`evaluation` and :func:`parsing`."""
+    annotations, found = made_up(videos, 16, detections, classes)
+    name = f"{videos}-{detections}-{classes}.json"
+    paths = {key: Path(folder, f"{key}-{name}") for key in ("truth", "found")}
+    write_annotations(annotations, paths["truth"])
+    write_detections(found, paths["found"])
+    return {**{key: str(path) for key, path in paths.items()}, "subset": SUBSET}
 
 
-def alone(ground_truth: str, detections: str, subset: str) -> None:
-    found = read_detections(detections)
-    result = evaluate(read_annotations(ground_truth).subset(subset), found, tiou=TIOU)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    facts = {
-        "detections": len(found),
-        "cpu_s": used.ru_utime + used.ru_stime,
-        "peak_mib": used.ru_maxrss / 1024,
-        "average_map": result.average_map,
-    }
-    print(json.dumps(facts))
+def evaluation(truth: str, found: str, subset: str) -> Measured:
+    """Reads a test set and evaluates its detections."""
+    facts: dict[str, float] = {}
+
+    def work() -> None:
+        detections = read_detections(found)
+        result = evaluate(read_annotations(truth).subset(subset), detections, tiou=TIOU)
+        facts.update(detections=len(detections), average_map=result.average_map)
+
+    took = timed(work)
+    return Measured(took, facts["detections"], "detections", facts=facts)
+
+
+def parsing(truth: str, found: str, subset: str) -> Measured:
+    """The floor beneath: both files parsed as JSON, and as many numbers sorted as there are detections."""
+    counts = []
+
+    def work() -> None:
+        contents = read_json(truth), read_json(found)
+        counts.append(sum(map(len, contents[1]["results"].values())))
+        np.sort(np.random.default_rng(0).random(counts[0]))
+
+    return Measured(timed(work), counts[0], "detections")
 
 
 def main() -> None:
@@ -73,28 +83,23 @@ def main() -> None:
     parser.add_argument("--ground-truth", type=Path)
     parser.add_argument("--detections", type=Path)
     parser.add_argument("--subset", default="Test")
-    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        alone(*options.alone)
-        return
     if bool(options.ground_truth) != bool(options.detections):
         parser.error("--ground-truth and --detections go together")
-    rows = {}
+    rows: dict[str, Alone] = {}
     if options.ground_truth:
-        rows[options.detections.name] = timed(options.ground_truth, options.detections, options.subset)
+        given = {"truth": str(options.ground_truth), "found": str(options.detections), "subset": options.subset}
+        rows[options.detections.name] = alone(evaluation, given, threads=1)
     with tempfile.TemporaryDirectory() as folder:
         for each in (200, 2000):
-            annotations, detections = made_up(videos=210, segments=16, detections=each)
-            write_annotations(annotations, Path(folder, "truth.json"))
-            write_detections(detections, Path(folder, "found.json"))
-            name = f"made up, {len(detections):,}"
-            rows[name] = timed(Path(folder, "truth.json"), Path(folder, "found.json"), SUBSET)
+            given = write_made_up(folder, videos=210, detections=each)
+            rows[f"made up, {210 * each:,}"] = alone(evaluation, given, threads=1)
     print(f"{'file':36} {'detections':>10} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9} {'average mAP':>12}")
     for name, row in rows.items():
+        facts = row.measured.facts
         print(
-            f"{name:36} {row['detections']:10,} {row['cpu_s']:7.2f} {row['wall_s']:7.2f} {row['peak_mib']:9.0f}"
-            f" {100 * row['average_map']:12.2f}"
+            f"{name:36} {facts['detections']:10,} {row.process.cpu_s:7.2f} {row.process.wall_s:7.2f}"
+            f" {row.peak_mib:9.0f} {100 * facts['average_map']:12.2f}"
         )
 
 

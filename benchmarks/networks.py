@@ -1,0 +1,198 @@
+"""What networks take: looking at a window, a step of training, the test of a video; their weights are random."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import Measured, Took, best_of, now, timed
+from reading import FPS, STRIDE, decode, render
+
+from bitad.cli import main as bitad
+from bitad.config import Config
+from bitad.config_files import parse_config
+from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
+from bitad.data.dataset import Batch, TestWindows
+from bitad.data.sources import build_source
+from bitad.models.adapters import is_adapter
+from bitad.models.build import build_network, load_pretrained
+from bitad.models.cost import Hollow, Tally
+from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.weight_files import write_safetensors
+from bitad.training.checkpoint import Checkpoint, save_checkpoint
+from bitad.training.distributed import processes
+from bitad.training.environment import set_up_process
+from bitad.training.step_cost import network_on_meta, step_cost
+from bitad.training.trainer import Trainer
+from bitad.video.writer import write_video
+
+CLASSES = tuple(f"class_{i:02d}" for i in range(20))
+ONE_GRAPH = "1, one graph"
+_BACKBONE = "backbone.safetensors"
+_LONG = "long"
+
+
+def configuration(
+    folder: str | Path, *, size: str, frames: int, pixels: int, experiment: str = "baseline", batch: int = 1
+) -> Config:
+    """A run of an experiment by the published recipe, activations recomputed in the backward pass.
+
+    Args:
+        folder: of the data.
+        size: of the backbone.
+        frames: of a window, every 4th of the video.
+        pixels: of a picture.
+    """
+    folder = Path(folder)
+    document: dict[str, Any] = {
+        "name": "cost",
+        "experiment": experiment,
+        "output": str(folder / "runs"),
+        "data": {
+            "annotations": str(folder / "annotations.json"),
+            "classes": str(folder / "classes.txt"),
+            "videos": str(folder / "videos"),
+        },
+        "window": {"steps": frames, "stride_frames": STRIDE, "crop": [1.0, 1.0]},
+        "model": {
+            "padding": "reference",
+            "backbone": {"size": size, "pixels": pixels, "weights": str(folder / _BACKBONE), "checkpointing": True},
+        },
+        "training": {"batch": batch, "workers": 0, "windows_per_video": 8},
+        "test": {"nms": {"sigma": 0.7}},
+    }
+    if experiment not in ("baseline", "1"):
+        document["init"] = {key: str(folder / f"{key}.pt") for key in ("forward", "backward")}
+    return parse_config(document, "of this benchmark")
+
+
+def make_data(folder: Path, *, frames: int, pixels: int) -> None:
+    """A video just long enough for a window, with one action, to train on; another name of it to test on."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (pixels, pixels, 3), dtype=np.uint8)
+    count = frames * STRIDE
+    write_video(folder / "videos" / "one.mp4", (np.roll(picture, i, axis=1) for i in range(count)), fps=FPS)
+    (folder / "videos" / "two.mp4").symlink_to("one.mp4")  # a training looks at its test videos before it begins
+    _annotate(folder, {"one": ("training", count), "two": ("validation", count)})
+
+
+def make_weights(folder: Path, **sizes: Any) -> None:
+    """A backbone, and two baselines on it that have learnt nothing. ``sizes``: of :func:`configuration`."""
+    config = configuration(folder, **sizes)
+    network = build_network(config, len(CLASSES))
+    assert isinstance(network, Detector)
+    assert isinstance(network.backbone, VideoBackbone)
+    frozen = {name: tensor for name, tensor in network.backbone.vit.state_dict().items() if not is_adapter(name)}
+    write_safetensors(frozen, folder / _BACKBONE, said={})
+    for key, direction in (("forward", "forward"), ("backward", "reverse")):
+        config = config.model_copy(update={"direction": direction})
+        network = build_network(config, len(CLASSES))
+        load_pretrained(network, config)
+        save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), folder / f"{key}.pt")
+
+
+def make_long_video(folder: Path, *, count: int) -> None:
+    """A video of so many frames to test on."""
+    render(folder / "videos" / f"{_LONG}.mp4", count, preset="veryfast")
+
+
+def _annotate(folder: Path, videos: dict[str, tuple[str, int]]) -> None:
+    """An action in the middle of each video; its subset and its number of frames are given by name."""
+    annotated = {
+        name: AnnotatedVideo(name, subset, n / FPS, np.array([[0.4, 0.6]]) * n / FPS, CLASSES[:1], n, FPS)
+        for name, (subset, n) in videos.items()
+    }
+    write_annotations(Annotations(annotated, CLASSES), folder / "annotations.json")
+    (folder / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+
+
+def forward(folder: str, threads: int, *, precision: str, repetitions: int, **sizes: Any) -> Measured:
+    """One window through the network."""
+    set_up_process(threads)
+    config = configuration(folder, **sizes)
+    network = build_network(config, len(CLASSES)).eval()
+    shape = (1, config.window.steps, sizes["pixels"], sizes["pixels"], 3)
+    frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        took = best_of(repetitions, {"forward": lambda: network(frames, mask)})["forward"]
+    flops = forward_flops(config)
+    return Measured(took, flops / 1e9, "GFLOP", flops=flops, precision=precision)
+
+
+def forward_flops(config: Config) -> int:
+    """Floating-point operations of a window's way through the network."""
+    assert config.model.backbone is not None
+    hollow, network = Hollow(), network_on_meta(config, len(CLASSES)).eval()
+    hollow.module(network)
+    steps, pixels = config.window.steps, config.model.backbone.pixels
+    frames = hollow.tensor(1, steps, pixels, pixels, 3, dtype=torch.uint8)
+    mask = hollow.tensor(1, steps, dtype=torch.bool)
+    with Tally(network, frames, mask) as tally, torch.no_grad():
+        network(frames, mask)
+    return tally.flops
+
+
+def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int = 1, **sizes: Any) -> Measured:
+    """Steps of a training, the mean of all but the first; processes divide the ``batch``."""
+    set_up_process(threads)
+    name = "1" if experiment == ONE_GRAPH else experiment
+    with processes("cpu") as team:
+        config = configuration(folder, experiment=name, batch=batch // team.world, **sizes)
+        trainer = Trainer(config, team)
+        trainer.network.train(config.trains_detectors)
+        take = partial(_take_steps, trainer, next(iter(trainer.loader)), one_graph=experiment == ONE_GRAPH)
+        take(1)
+        team.barrier()
+        took = timed(partial(take, steps))
+    took = Took(took.cpu_s / steps, took.wall_s / steps)
+    flops = team.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32").flops
+    return Measured(took, flops / 1e9, "GFLOP", flops=flops)
+
+
+def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool) -> None:
+    """Steps of gradient descent on one batch: all that this folder knows of the inside of a training.
+
+    Args:
+        one_graph: both networks' losses are added before one backward pass, as the research group's code does.
+    """
+    descent = trainer.descent
+    for _ in range(count):
+        if one_graph:
+            losses = [descent.losses_alone(i, view) for i, view in enumerate(descent.views(windows))]
+            torch.stack([one.total for one in losses]).sum().backward()
+            for learner in trainer.learners:
+                learner.clip()
+                learner.step()
+        else:
+            descent.step([windows])
+
+
+def test(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes: Any) -> Measured:
+    """The test of one long video, from the file to its mAP, as by ``bitad test``; the baseline of :func:`make_weights`.
+
+    Args:
+        video_frames: of the video made by :func:`make_long_video`.
+        backbone: "window": over every window; "video": over the video, once.
+    """
+    set_up_process(threads)
+    place = Path(folder)
+    video = place / "videos" / f"{_LONG}.mp4"
+    _annotate(place, {_LONG: ("validation", video_frames)})
+    config = configuration(folder, **sizes)
+    out = place / f"test-{backbone}"
+    command = ["test", str(place / "forward.pt"), "--out", str(out), "--device", "cpu", f"test.backbone={backbone}"]
+    began = now()
+    status = bitad(command)
+    took = now() - began
+    assert status == 0, f"bitad {' '.join(command)} ended with status {status}"
+    annotations = Annotations(
+        {_LONG: AnnotatedVideo(_LONG, "validation", video_frames / FPS, np.zeros((0, 2)), ())}, CLASSES
+    )
+    windows = len(TestWindows(annotations, build_source(config), config))
+    seen = windows if backbone == "window" else video_frames / STRIDE / config.window.steps
+    floor_s = timed(partial(decode, video, np.arange(video_frames))).cpu_s
+    facts = {"windows": windows}
+    return Measured(took, video_frames, "frames", flops=seen * forward_flops(config), floor_s=floor_s, facts=facts)
