@@ -20,8 +20,9 @@ from bitad.data.patience import within
 _GRACE_S = 30.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 
-# As PyTorch tells of a process that is gone.
-_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.*)|exited)", re.DOTALL)
+# As PyTorch tells of a process that is gone, and why.
+_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_SIGNAL = re.compile(r"is killed by signal: (.*)", re.DOTALL)
 _NOTHING = -1
 
 
@@ -77,8 +78,7 @@ class Readers:
         try:
             yield
         except BaseException as error:
-            died = _GONE.match(str(error)) if isinstance(error, RuntimeError) else None
-            told = None if died is None else self._told(died, hung)
+            told = self._told(error, hung) if isinstance(error, RuntimeError) else None
             self._end_all()
             if told is not None:
                 raise ChildProcessError(told) from None
@@ -100,21 +100,26 @@ class Readers:
                     with suppress(ProcessLookupError):
                         os.kill(int(process), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
-    def _told(self, died: re.Match[str], hung: dict[int, str]) -> str:
-        """What PyTorch says of processes that are gone, in words that say what they were reading."""
+    def _told(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
+        """What PyTorch says of processes that are gone, if it is that, in words that say what they were reading."""
+        died = _GONE.match(str(error))
+        if died is None:
+            return None
         gone = [int(number) for number in died[1].split(",")]
         for process in gone:
             if process in hung:
                 return (
-                    f"reading video {hung[process]} took longer than {self.seconds:g} s and could not be "
-                    "interrupted, so the process that did it was ended; look at this file and where it lies"
+                    f"reading video {hung[process]} took longer than {self.seconds:g} s and could not be interrupted: "
+                    "its process was ended; look at this file and where it lies"
                 )
         names = [self.names[int(place)] for process, place, _ in self._rows.tolist() if process in gone and place >= 0]
-        what = f"was reading video {', '.join(names)}" if names else "reads windows"
-        how = " ".join((died[2] or "").split())
-        if how.startswith("Killed"):
+        what = f"was reading video {', '.join(names)}" if names else "reads videos"
+        # One that waits for it finds it gone, another one is told of the signal.
+        by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
+        how = "" if by_signal is None else f": {' '.join(by_signal[1].split())}"
+        if how.startswith(": Killed"):
             how += " The system does so where memory runs out: lower workers or batch."
-        return f"a process that {what} ended unexpectedly{': ' if how else ''}{how}"
+        return f"a process that {what} ended unexpectedly{how}"
 
     def _end_all(self) -> None:
         """Ends all processes; what they read is not wanted any more, and one that hangs would hold up the parent."""

@@ -1,0 +1,228 @@
+"""Testing where videos cannot be read, or not in time, or the process that reads them dies."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import CLASSES, config_of, video_data
+from torch import Tensor
+
+from bitad.cli import main
+from bitad.config import Config
+from bitad.data import readers
+from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.detections import Detections, read_detections
+from bitad.data.sources import VideoFiles, build_source
+from bitad.evaluation.mean_average_precision import evaluate
+from bitad.inference.detect import Results, detect
+from bitad.models.build import build_network
+from bitad.training.checkpoint import Checkpoint, save_checkpoint
+from bitad.training.distributed import Processes
+from bitad.training.environment import log
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+BACKBONES = ("window", "video")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four test videos of four windows each; of the second, the pictures of the end are damaged."""
+    path = video_data(tmp_path_factory.mktemp("videos") / "data", training=1, test=4, frames=150)
+    video = path.parent / "videos" / "test_1.mp4"
+    content = bytearray(video.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[(start + 3 * end) // 4 : end] = bytes(end - (start + 3 * end) // 4)
+    video.write_bytes(content)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_GRACE_S", 0.3)
+    monkeypatch.setattr(readers, "_SECONDS_BETWEEN_LOOKS", 0.1)
+
+
+def reading(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[], object]) -> None:
+    """Whoever reads this video does something else first."""
+    read = VideoFiles.read
+
+    def otherwise(self: VideoFiles, video: AnnotatedVideo, *arguments: Any, **keywords: Any) -> Tensor:
+        if video.name == name:
+            does()
+        return read(self, video, *arguments, **keywords)
+
+    monkeypatch.setattr(VideoFiles, "read", otherwise)
+
+
+def hang() -> None:
+    while True:
+        time.sleep(0.05)
+
+
+def hang_whatever_comes() -> None:
+    """As a call of the system that no signal reaches."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    hang()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def of(path: Path, *overrides: str) -> Config:
+    return config_of(path, "test.batch=3", "test.nms.voting_threshold=0", *overrides)
+
+
+def truth_of(config: Config, *without: str) -> Annotations:
+    truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
+    return replace(truth, videos={name: video for name, video in truth.videos.items() if name not in without})
+
+
+def results(config: Config, *without: str) -> Results:
+    torch.manual_seed(0)
+    network = build_network(config, len(CLASSES)).eval()
+    return detect(network, truth_of(config, *without), build_source(config), config, ALONE)
+
+
+def rows(found: Detections, name: str) -> list[Any]:
+    of_video = found.of_video(name)
+    return [of_video.segments.tolist(), of_video.scores.tolist(), of_video.labels.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_cannot_be_read_is_named_and_the_rest_is_found(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backbone: str, workers: int
+) -> None:
+    how = (f"test.backbone={backbone}", f"test.workers={workers}")
+    expected = results(of(path, *how), "test_0", "test_1").merged
+    reading(monkeypatch, "test_0", hang)
+    began = time.monotonic()
+    found = results(of(path, *how, "test.bad_videos=skip", "test.reading_s=1")).merged
+    assert time.monotonic() - began < 30
+    assert found.videos == ("test_0", "test_1", "test_2", "test_3")
+    assert set(np.unique(found.video)) == {2, 3}  # nor is anything found in the windows that can be read
+    for name in ("test_2", "test_3"):
+        assert len(expected.of_video(name)) > 0
+        assert rows(found, name) == rows(expected, name)
+    assert found.details["unread"]["test_0"] == "reading video test_0 took longer than 1 s"
+    assert "test_1.mp4: frame" in found.details["unread"]["test_1"]
+    assert "testing: 2 of 4 videos could not be read; what happens in them counts as not found" in caplog.text
+    assert "test_0: reading video test_0 took longer than 1 s" in caplog.text
+    assert "test_1.mp4: frame" in caplog.text
+
+
+def test_it_counts_against_the_map(path: Path) -> None:
+    config = of(path)
+    truth = truth_of(config)
+    perfect = Detections.from_videos(
+        {
+            name: (video.segments, np.ones(len(video.labels)), np.array([CLASSES.index(one) for one in video.labels]))
+            for name, video in truth.videos.items()
+            if name != "test_1"
+        },
+        classes=CLASSES,
+    )
+    found = results(of(path, "test.bad_videos=skip")).merged
+    assert len(found.of_video("test_1")) == 0
+    assert evaluate(truth_of(config, "test_1"), perfect, tiou=[0.5]).average_map == 1
+    assert evaluate(truth, perfect, tiou=[0.5]).average_map < 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_without_being_asked_to_leave_it_out_it_is_an_error_that_names_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, workers: int
+) -> None:
+    config = of(path, f"test.backbone={backbone}", f"test.workers={workers}", "test.reading_s=1")
+    with pytest.raises(ValueError, match=r"test_1\.mp4: frame"):
+        results(config)
+    reading(monkeypatch, "test_2", hang)
+    with pytest.raises(TimeoutError, match="reading video test_2 took longer than 1 s"):
+        results(config, "test_1")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_file_that_is_no_video_is_one_that_cannot_be_read(
+    path: Path, tmp_path: Path, backbone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "test_3.mp4").write_text("404 Not Found")
+    for name in ("test_0", "test_2"):
+        (tmp_path / f"{name}.mp4").symlink_to(path.parent / "videos" / f"{name}.mp4")
+    how = (f"test.backbone={backbone}", f"data.videos={tmp_path}")
+    with pytest.raises(FileNotFoundError, match="no video 'test_1' there"):
+        results(of(path, *how))
+    found = results(of(path, *how, "test.bad_videos=skip")).merged
+    assert set(np.unique(found.video)) == {0, 2}
+    assert set(found.details["unread"]) == {"test_1", "test_3"}
+    with pytest.raises(ValueError, match=r"testing: none of the 2 videos can be read; test_1: .*no video 'test_1'"):
+        results(of(path, *how, "test.bad_videos=skip"), "test_0", "test_2")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_process_that_is_killed_is_an_error_that_says_what_it_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    reading(monkeypatch, "test_2", die)
+    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.bad_videos=skip")
+    with pytest.raises(
+        ChildProcessError, match=r"was reading video test_2 ended unexpectedly: Killed.*memory runs out"
+    ):
+        results(config, "test_1")
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_process_that_nothing_interrupts_is_ended_and_is_an_error_that_says_what_it_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    reading(monkeypatch, "test_2", hang_whatever_comes)
+    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.reading_s=1")
+    began = time.monotonic()
+    with pytest.raises(ChildProcessError, match="reading video test_2 took longer than 1 s and could not be interr"):
+        results(config, "test_1")
+    assert time.monotonic() - began < 20
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_command_ends_with_one_line(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = of(path, "test.workers=1", "test.reading_s=1", "test.bad_videos=skip")
+    checkpoint = Checkpoint(config, CLASSES, build_network(config, len(CLASSES)).state_dict(), 1, rate_hz=8.0)
+    save_checkpoint(checkpoint, tmp_path / "best.pt")
+    assert main(["test", str(tmp_path / "best.pt"), "--device", "cpu"]) == 0
+    written = read_detections(tmp_path / "test" / "detections.json")
+    assert list(written.details["unread"]) == ["test_1"]
+    assert json.loads((tmp_path / "test" / "metrics.json").read_text())
+    for does, said in (
+        (hang_whatever_comes, "test_0 took longer than 1 s and could not"),
+        (die, "reading video test_0 e"),
+    ):
+        with monkeypatch.context() as patched:
+            reading(patched, "test_0", does)
+            capsys.readouterr()
+            assert main(["test", str(tmp_path / "best.pt"), "--device", "cpu"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("bitad test: error: ")
+        assert said in line
