@@ -89,7 +89,7 @@ class RecoveringReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        reached = (positive & (gradient != 0)).flatten(0, -2).any(0)  # [C]
+        reached = (positive & (gradient != 0)).any(-2, keepdim=True)  # [..., 1, C]
         return gradient * (positive | (~reached & (gradient < 0)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,13 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.module)
+
+    def advance(self) -> None:
+        """The learning rate of the next step."""
+        with warnings.catch_warnings():
+            # Of the first step, where that was left out: the schedule counts it all the same.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, by their names in the whole."""

@@ -21,10 +21,13 @@ class Records:
     Args:
         directory: of the run.
         team: the processes of the run, whose figures are put together; rank 0 writes.
+
+    Attributes:
+        step: of the checkpoint from which the run goes on, as it was counted then.
     """
 
     def __init__(self, directory: Path, team: Processes) -> None:
-        self.path, self.team = directory / "metrics.jsonl", team
+        self.path, self.team, self.step = directory / "metrics.jsonl", team, 0
 
     def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
         """Records a step of training: the mean of all processes' losses."""
@@ -55,12 +58,11 @@ class Records:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_writable(record), allow_nan=False) + "\n")
 
-    def forget_what_comes_again(self, step: int, *, untested: bool) -> None:
+    def forget_what_comes_again(self, *, untested: bool) -> None:
         """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).
 
         Args:
-            step: of that checkpoint.
-            untested: whether its evaluation is still to come.
+            untested: whether the evaluation of that checkpoint is still to come.
 
         Raises:
             ValueError: a line is no record.
@@ -71,7 +73,7 @@ class Records:
         for number, line in enumerate(self.path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines(), start=1):
             try:
                 record = json.loads(line)
-                behind, same = record["step"] > step, record["step"] == step
+                behind, same = record["step"] > self.step, record["step"] == self.step
                 comes_again = behind or (same and untested and record["kind"] == "evaluation")
             except (ValueError, KeyError, TypeError):
                 raise ValueError(

@@ -228,7 +228,7 @@ class Trainer:
                     lr = self.learners[0].optimizer.param_groups[0]["lr"]
                     self.records.add_step(step, epoch=self.epoch, number=self.step, lr=lr)
                 for learner in self.learners:
-                    learner.schedule.step()
+                    learner.advance()
                 self._keep_step()
         say_repeated(repeated, what, self.team)
         say_skipped(skipped, what, self.team)
@@ -316,7 +316,7 @@ class Trainer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.directory)
-        self.records.forget_what_comes_again(self.step, untested=self.untested)
+        self.records.forget_what_comes_again(untested=self.untested)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.team), self.directory / ENVIRONMENT)
@@ -397,7 +397,7 @@ class Trainer:
                 learner.load_state_dict(training["learners"][learner.name])
             self.scaler.load_state_dict(training["scaler"])
             self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
-            self.best, self.untested = training["best"], training["untested"]
+            self.best, self.untested, self.records.step = training["best"], training["untested"], training["step"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
