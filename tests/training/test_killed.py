@@ -219,7 +219,8 @@ def test_a_run_killed_ten_times_ends_as_if_it_were_not(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_a_run_on_videos_killed_ten_times_ends_as_if_it_were_not(tmp_path: Path) -> None:
     path, kills = video_data(tmp_path / "data"), drawn_kills(2, training=6, writing=4)
-    overrides = ("training.epochs=40", "training.workers=1", "model.backbone.drop_path=0.3")
+    pretrained = ("model.backbone.weights=package:playroom_backbone.safetensors", "model.backbone.table_pixels=64")
+    overrides = ("training.epochs=40", "training.workers=1", "model.backbone.drop_path=0.3", *pretrained)
     killed_and_whole_are_the_same(path, tmp_path, kills, *overrides)
 
 

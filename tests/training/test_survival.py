@@ -1,12 +1,14 @@
-"""What a run survives: being asked to stop, damaged checkpoints, bad steps, another number of processes."""
+"""What a run survives: a wish to stop, damaged checkpoints, a full disk, bad steps, another number of processes."""
 
 from __future__ import annotations
 
-import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,122 @@ def test_what_is_wrong_with_a_damaged_checkpoint_is_logged(
     assert f"going on from {config.run_directory / 'last-1.pt'}, made before it" in caplog.text
 
 
+# A full disk.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here (it takes Linux and its root)")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What comes nearest to a full disk where none can be mounted: no file grows beyond this."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def nearly_full(disk: Path, left: int) -> Iterator[None]:
+    """Within, so many bytes can be written there."""
+    state = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - left)))
+    try:
+        yield
+    finally:
+        (disk / "filler").unlink()
+
+
+def trains(features: Path, output: Path) -> Callable[..., int]:
+    """The command that trains, or goes on with ``--resume``."""
+    return lambda *more: main(["train", str(features), *RANDOM, f"output={output}", "--device", "cpu", *more])
+
+
+def says_what_it_could_not_write(run: Path, why: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The name of the file; what was there before is still of use, and nothing half written is."""
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bitad train: error: {why}: '{run}{os.sep}")
+    assert line.endswith("; make room and run the command again (bitad train goes on with --resume)")
+    assert list(run.glob(".*")) == []
+    for name in ("last.pt", "best.pt"):
+        load_checkpoint(run / name).network()
+    return Path(line.split("'")[1]).name
+
+
+def goes_on(train: Callable[..., int], run: Path, whole: Path) -> None:
+    assert train("--resume") == 0
+    set_up_logging(None, show=False)
+    assert_same_run(whole, run)
+
+
+# In sizes of a checkpoint: less than one; one, but not what testing finds.
+@pytest.mark.parametrize(("left", "unwritten"), [(0.15, "last.pt"), (0.75, "last.pt"), (1.1, "detections.json")])
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_as_if_it_had_not_been(
+    features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str], left: float, unwritten: str
+) -> None:
+    train, run = trains(features, disk), disk / whole.name
+    assert train("--until", "1") == 0
+    before = (run / "last.pt").read_bytes()
+    with nearly_full(disk, int(left * len(before))):
+        assert train("--resume") == 1
+    assert says_what_it_could_not_write(run, "[Errno 28] No space left on device", capsys) == unwritten
+    assert ((run / "last.pt").read_bytes() == before) == (unwritten == "last.pt")
+    goes_on(train, run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0.0, 0.02, 0.4, 0.98, 1.0, 1.02, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8])
+def test_however_full_the_disk_is_a_run_goes_on_as_if_it_had_not_been(
+    features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str], left: float
+) -> None:
+    train, run = trains(features, disk), disk / whole.name
+    assert train("--until", "1") == 0
+    with nearly_full(disk, int(left * (run / "last.pt").stat().st_size)):
+        status = train("--resume")
+    if status:
+        says_what_it_could_not_write(run, "[Errno 28] No space left on device", capsys)
+    else:
+        assert left > 1.5
+    goes_on(train, run, whole)
+
+
+def test_a_run_whose_files_can_grow_no_more_goes_on_as_if_they_could(
+    features: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, run = trains(features, tmp_path), tmp_path / whole.name
+    assert train("--until", "1") == 0
+    before = (run / "last.pt").read_bytes()
+    with files_of_at_most(len(before) // 2):
+        assert train("--resume") == 1
+    assert says_what_it_could_not_write(run, "[Errno 27] File too large", capsys) == "last.pt"
+    assert (run / "last.pt").read_bytes() == before
+    goes_on(train, run, whole)
+
+
+def test_a_run_whose_disk_is_full_before_its_first_checkpoint_is_begun_again(
+    features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, run = trains(features, disk), disk / whole.name
+    with nearly_full(disk, 100_000):
+        assert train() == 1
+    assert f"No space left on device: '{run / 'last.pt'}'; make room" in capsys.readouterr().err
+    assert train() == 0
+    set_up_logging(None, show=False)
+    assert_same_run(whole, run)
+
+
 # Steps that cannot be taken.
 
 
@@ -223,7 +341,6 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
             return number
 
     monkeypatch.setattr("bitad.training.environment.log.propagate", True)
-    caplog.set_level(logging.INFO, "bitad")
     two = Trainer(config, Two(0, 2, torch.device("cpu")), resume=True)  # 4 steps an epoch
     assert "the run had 1 processes and now has 2" in caplog.text
     assert (two.epoch, two.done, two.step) == (1, 2, 6)
