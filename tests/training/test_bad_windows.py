@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,17 @@ import torch
 from builders import config_of, video_data
 from runs import ALONE
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bitad.config import Config
+from bitad.data import readers
 from bitad.data.annotations import AnnotatedVideo
+from bitad.data.dataset import collate
+from bitad.data.detections import read_detections
 from bitad.data.patience import within
 from bitad.data.sources import VideoFiles
 from bitad.training.environment import log
+from bitad.training.stopping import ignore_signals
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,16 +44,31 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "propagate", True)
 
 
-def hanging(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Reading this video never ends."""
+def reading(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[], object]) -> None:
+    """Whoever reads this video does something else first."""
     read = VideoFiles.read
 
-    def slow(self: VideoFiles, video: AnnotatedVideo, *arguments: Any, **keywords: Any) -> Tensor:
-        while video.name == name:
-            time.sleep(0.05)
+    def otherwise(self: VideoFiles, video: AnnotatedVideo, *arguments: Any, **keywords: Any) -> Tensor:
+        if video.name == name:
+            does()
         return read(self, video, *arguments, **keywords)
 
-    monkeypatch.setattr(VideoFiles, "read", slow)
+    monkeypatch.setattr(VideoFiles, "read", otherwise)
+
+
+def hang() -> None:
+    while True:
+        time.sleep(0.05)
+
+
+def hang_whatever_comes() -> None:
+    """As a call of the system that no signal reaches."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    hang()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def damage(path: Path, name: str) -> None:
@@ -65,10 +90,12 @@ def test_a_hanging_and_a_corrupt_video_are_named_and_the_run_goes_on(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     damage(path, "train_0")
-    hanging(monkeypatch, "train_1")
+    reading(monkeypatch, "train_1", hang)
     options = ("training.bad_videos=skip", "training.reading_s=0.5", f"training.workers={workers}")
     trainer = Trainer(of(path, *options), ALONE)
+    began = time.monotonic()
     trainer.run()
+    assert time.monotonic() - began < 60
     assert (trainer.epoch, trainer.step) == (2, 6)
     assert "epoch 1 of 2: 3 windows could not be read, others in their place" in caplog.text
     assert "2 of train_1: reading video train_1 took longer than 0.5 s" in caplog.text
@@ -77,10 +104,58 @@ def test_a_hanging_and_a_corrupt_video_are_named_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    path = video_data(tmp_path / "more", training=1, test=3)
+    damage(path, "test_0")
+    reading(monkeypatch, "test_2", hang)
+    quick = ("training.epochs=1", "training.warmup_epochs=0", f"training.workers={workers}", "test.reading_s=0.5")
+    config = of(path, *quick, "test.bad_videos=skip")
+    began = time.monotonic()
+    Trainer(config, ALONE).run()
+    assert time.monotonic() - began < 60
+    assert "testing: 2 of 3 videos could not be read; what happens in them counts as not found" in caplog.text
+    assert "test_2: reading video test_2 took longer than 0.5 s" in caplog.text
+    assert "test_0: " in caplog.text
+    found = read_detections(config.run_directory / "detections.json")
+    assert set(found.details["unread"]) == {"test_0", "test_2"}
+    assert set(found.video.tolist()) == {found.videos.index("test_1")}
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (die, "a process that was reading video train_1 ended unexpectedly: Killed"),
+        (hang_whatever_comes, "reading video train_1 took longer than 1 s and could not be interrupted"),
+    ],
+)
+def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_what_it_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, does: Callable[[], object], said: str
+) -> None:
+    monkeypatch.setattr(readers, "_GRACE_S", 0.3)
+    monkeypatch.setattr(readers, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    reading(monkeypatch, "train_1", does)
+    windows = Trainer(of(path, "training.workers=2", "training.reading_s=1", "training.bad_videos=skip"), ALONE).windows
+    loader = DataLoader(
+        windows,
+        num_workers=2,
+        collate_fn=partial(collate, length=32),
+        persistent_workers=True,
+        worker_init_fn=ignore_signals,
+    )
+    began = time.monotonic()
+    with pytest.raises(ChildProcessError, match=said), windows.readers.watched():
+        list(loader)
+    assert time.monotonic() - began < 20
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_without_being_asked_to_leave_them_out_the_run_ends_in_time_and_names_the_video(
     path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    hanging(monkeypatch, "train_2")
+    reading(monkeypatch, "train_2", hang)
     trainer = Trainer(of(path, "training.reading_s=0.5", f"training.workers={workers}"), ALONE)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"reading video train_2 took longer than 0\.5 s"):
