@@ -123,7 +123,7 @@ class Pretrained:
         file: as the run's configuration names it.
         sha256: of the transformer in it, see :func:`content_hash`.
         positions: of the position table; where the file has none, it is the sinusoid.
-        networks: what stands before the transformer's names in the network's, once for each that has it: two of a pair.
+        networks: what stands before its names in the state of a network, or of a pair: then once for each of the two.
     """
 
     file: str

@@ -28,8 +28,7 @@ from bitad.models.weight_files import OURS, read_weights, weights_path, write_sa
 from bitad.models.weights import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
 FORMAT = f"{OURS} 3"
-# Those of a checkpoint that leaves nothing out.
-_READ = (FORMAT, f"{OURS} 2")
+_READ = (FORMAT, f"{OURS} 2")  # the latter leaves nothing out
 # Of the videos that a detector without a run was trained on, where they are not there to be asked: what most of
 # THUMOS14 and ActivityNet have.
 FRAME_RATE_HZ = 30.0
