@@ -170,7 +170,7 @@ def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool
             descent.step([windows])
 
 
-def test(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes: Any) -> Measured:
+def tested_video(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes: Any) -> Measured:
     """The test of one long video, from the file to its mAP, as by ``bitad test``; the baseline of :func:`make_weights`.
 
     Args:
@@ -183,11 +183,7 @@ def test(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes
     _annotate(place, {_LONG: ("validation", video_frames)})
     config = configuration(folder, **sizes)
     out = place / f"test-{backbone}"
-    command = ["test", str(place / "forward.pt"), "--out", str(out), "--device", "cpu", f"test.backbone={backbone}"]
-    began = now()
-    status = bitad(command)
-    took = now() - began
-    assert status == 0, f"bitad {' '.join(command)} ended with status {status}"
+    took = _bitad("test", str(place / "forward.pt"), "--out", str(out), f"test.backbone={backbone}")
     annotations = Annotations(
         {_LONG: AnnotatedVideo(_LONG, "validation", video_frames / FPS, np.zeros((0, 2)), ())}, CLASSES
     )
@@ -196,3 +192,37 @@ def test(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes
     floor_s = timed(partial(decode, video, np.arange(video_frames))).cpu_s
     facts = {"windows": windows}
     return Measured(took, video_frames, "frames", flops=seen * forward_flops(config), floor_s=floor_s, facts=facts)
+
+
+def tested_features(folder: str, threads: int, *, videos: int, channels: int, steps: int) -> Measured:
+    """The test of videos given as features, of so many grid steps each, with a small pyramid."""
+    set_up_process(threads)
+    place, rng = Path(folder), np.random.default_rng(0)
+    (place / "features").mkdir(parents=True)
+    names = [f"video_{i:03d}" for i in range(videos)]
+    for name in names:
+        np.save(place / "features" / f"{name}.npy", rng.standard_normal((steps, channels), dtype=np.float32))
+    _annotate(place, dict.fromkeys(names, ("validation", steps * STRIDE)))
+    document = {
+        "name": "features",
+        "data": {
+            "annotations": str(place / "annotations.json"),
+            "classes": str(place / "classes.txt"),
+            "features": str(place / "features"),
+            "feature_channels": channels,
+            "feature_stride_frames": STRIDE,
+        },
+        "model": {"channels": channels},
+    }
+    config = parse_config(document, "of this benchmark")
+    network = build_network(config, len(CLASSES))
+    save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), place / "forward.pt")
+    return Measured(_bitad("test", str(place / "forward.pt"), "--out", str(place / "test")), videos, "videos")
+
+
+def _bitad(*command: str) -> Took:
+    """What a command takes."""
+    began = now()
+    if status := bitad([*command, "--device", "cpu"]):
+        raise RuntimeError(f"bitad {' '.join(command)} ended with status {status}")
+    return now() - began

@@ -141,11 +141,11 @@ def frames_of_video(steps: int) -> int:
     return steps * STRIDE * 5 // 4
 
 
-def window(video: str, steps: int, pixels: int, *, training: bool, repetitions: int) -> Measured:
-    """Reads one window of a video made by :func:`render`: a training window cropped, flipped and recoloured."""
+def window(video: str, count: int, steps: int, pixels: int, training: bool, repetitions: int) -> Measured:
+    """Reads one window of a video of so many frames; a training window is cropped, flipped and recoloured."""
     torch.set_num_threads(1)
     path = Path(video)
-    windows = Windows(path, frames_of_video(steps), steps=steps, pixels=pixels)
+    windows = Windows(path, count, steps=steps, pixels=pixels)
     item = windows.training_window if training else windows.test_window
 
     def read() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import post_processing
 import reading
 from evaluation_speed import evaluation, parsing, write_made_up
 from measuring import Alone, FailedError, Measured, Took, alone, machine, machine_rates, seconds
-from networks import forward, make_data, make_long_video, make_weights, step, test
+from networks import forward, make_data, make_long_video, make_weights, step, tested_video
 
 from bitad.files import write_json
 from bitad.progress import Meter
@@ -95,7 +95,7 @@ class Sizes:
 
 
 FULL = Sizes({"size": "s", "frames": 768, "pixels": 160}, 600, 60, 2000, (200, 2000), (20, 2))
-QUICK = Sizes({"size": "tiny", "frames": 192, "pixels": 64}, 30, 4, 200, (20, 100), (2, 1))
+QUICK = Sizes({"size": "tiny", "frames": 96, "pixels": 64}, 20, 4, 200, (20, 100), (2, 1))
 
 
 @dataclass(frozen=True)
@@ -155,15 +155,10 @@ class Inputs:
 
     def window(self, training: bool) -> dict[str, Any]:
         steps, path = self.sizes.network["frames"], self.folder / "window.mp4"
-        reading.render(path, reading.frames_of_video(steps))
-        pixels = self.sizes.network["pixels"]
-        return {
-            "video": str(path),
-            "steps": steps,
-            "pixels": pixels,
-            "training": training,
-            "repetitions": min(5, self.short),
-        }
+        count = reading.frames_of_video(steps)
+        reading.render(path, count)
+        given = {"video": str(path), "count": count, "steps": steps, "pixels": self.sizes.network["pixels"]}
+        return {**given, "training": training, "repetitions": min(5, self.short)}
 
     def reversed(self) -> dict[str, Any]:
         path, count = self.folder / "reversed.mp4", self.sizes.reversed_s * reading.FPS
@@ -236,7 +231,7 @@ def rows_of(inputs: Inputs) -> dict[str, Row]:
         rows[name] = Row(title, evaluation, given, 15, reference, floor=parsing)
     for backbone, share in (("window", 330), ("video", 180)):
         title = f"test, {sizes.video_s} s of video, backbone={backbone}"
-        rows[f"test-{backbone}"] = Row(title, test, partial(inputs.long_video, backbone), share)
+        rows[f"test-{backbone}"] = Row(title, tested_video, partial(inputs.long_video, backbone), share)
     return rows
 
 
@@ -280,7 +275,7 @@ def compared(reference: Reference, result: Result) -> tuple[str, float, float | 
     return reference.said or f"{seconds(reference.seconds)} {reference.kind}".rstrip(), ours / reference.seconds, peak
 
 
-def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(rows_of(Inputs(Path(), FULL, 1)))
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
@@ -290,8 +285,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
-    options = options_of()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = options_of(arguments)
     sizes = QUICK if options.quick else FULL
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
@@ -303,7 +298,8 @@ def main() -> int:
             if name in options.rows
         }
         with Meter("measuring (seconds of work)", sum(row.share for row in rows.values())) as meter:
-            given = {"threads": options.threads, "precisions": PRECISIONS, "quick": options.quick}
+            precisions = [one for one in PRECISIONS if one in {"fp32", *(row.precision for row in rows.values())}]
+            given = {"threads": options.threads, "precisions": precisions, "quick": options.quick}
             rates = alone(machine_rates, given, threads=options.threads).measured.facts
             for name, row in rows.items():
                 if rates[row.precision] < rates["fp32"]:
@@ -316,7 +312,7 @@ def main() -> int:
                 meter.advance(row.share, note=name)
     lines = tuple(cells(row, results.get(name), options.quick) for name, row in rows.items())
     size, frames, pixels = sizes.network.values()
-    rated = ", ".join(f"{rates[precision] / 1e9:,.3g} GFLOP in {precision}" for precision in PRECISIONS)
+    rated = ", ".join(f"{rates[precision] / 1e9:,.3g} GFLOP in {precision}" for precision in precisions)
     notes = (
         *((QUICKLY,) if options.quick else ()),
         *(f"{rows[name].title}: {why}." for name, why in (left_out | failed).items()),

@@ -1,0 +1,67 @@
+"""The benchmarks run, measure what they say, and fail in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They find one another as scripts of one folder do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_a_quick_row_is_measured_beside_its_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import speed
+
+    assert speed.main(["--quick", "--rows", "nms", "--threads", "1", "--json", str(tmp_path / "speed.json")]) == 0
+    said, content = capsys.readouterr().out, json.loads((tmp_path / "speed.json").read_text())
+    assert "soft-NMS" in said
+    assert "no figure here means anything beside OpenTAD's" in said
+    one = content["measured"]["nms"]
+    assert 0 < one["floor_cpu_s"] < one["took"]["cpu_s"]
+    assert one["amount"] == speed.QUICK.candidates
+    assert content["table"]["rows"][0][speed.COLUMNS.index("OpenTAD")] is None
+    assert min(content["rates"].values()) > 0
+
+
+def test_work_is_done_in_a_process_of_its_own_which_measures_itself(tmp_path: Path) -> None:
+    import evaluation_speed
+    import measuring
+
+    held = np.ones(2**28, np.uint8)  # here, and so not there
+    given = evaluation_speed.write_made_up(tmp_path, videos=20, detections=100)
+    done = measuring.alone(evaluation_speed.evaluation, given, threads=1)
+    assert done.measured.amount == 2000
+    assert 0 < done.measured.took.cpu_s < done.process.cpu_s
+    assert 10 < done.peak_mib < held.nbytes / 2**20 < measuring.peak_mib()
+
+
+def test_work_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
+    import evaluation_speed
+    import measuring
+
+    given = {"truth": str(tmp_path / "none.json"), "found": str(tmp_path / "none.json"), "subset": "test"}
+    with pytest.raises(measuring.FailedError, match=r"^evaluation ended with status 1: .*none\.json: no such file"):
+        measuring.alone(evaluation_speed.evaluation, given, threads=1)
+
+
+def test_the_exponent_of_a_power_is_found() -> None:
+    import growth
+
+    sizes = [192, 384, 768, 1536]
+    for power in (-1.0, 0.0, 1.0, 2.0):
+        assert growth.exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_seconds_are_said_with_three_digits() -> None:
+    import measuring
+
+    said = [measuring.seconds(value) for value in (0.0047512, 0.142, 21.04, 71.8, 840.0, 12345.6)]
+    assert said == ["4.75 ms", "142 ms", "21.0 s", "71.8 s", "840 s", "12,346 s"]
