@@ -69,6 +69,20 @@ class Sample:
         twin = None if self.twin is None else cut(self.twin.numpy())
         return replace(self, content=cut(self.content.numpy()), twin=twin)
 
+    def behind(self, before: Sample, shared: int) -> Sample:
+        """This stretch of a video with the last ``shared`` steps of the one before it, both in forward order."""
+        rows = shared * (len(self.content) // self.grid.steps)
+        twin = None
+        if self.twin is not None and before.twin is not None:
+            twin = torch.cat((before.twin[-rows:], self.twin))
+        first = self.grid.first_frame - shared * self.grid.stride_frames
+        return replace(
+            self,
+            content=torch.cat((before.content[-rows:], self.content)),
+            twin=twin,
+            grid=replace(self.grid, first_frame=first, steps=shared + self.grid.steps),
+        )
+
     def reversed(self) -> Sample:
         """The same window played the other way round; twice gives the first again."""
         return replace(
@@ -341,6 +355,8 @@ class Unread:
 class TestWindows(Dataset[Sample | Unread]):
     """All windows of a subset, video after video. Ground truth is not needed and not given.
 
+    Whoever asks for them in their order reads what neighbours share once.
+
     Attributes:
         videos: of the subset, by name.
         bases: how the grid lies in each video, by name.
@@ -365,6 +381,7 @@ class TestWindows(Dataset[Sample | Unread]):
             if (base := self._unless_bad(video, partial(source.timebase, video))) is not None
         }
         self.windows = [(self.videos[name], grid) for name, base in self.bases.items() for grid in self._grids(base)]
+        self._before: Sample | None = None  # the window asked for last, in forward order
 
     @property
     def workers(self) -> int:
@@ -382,19 +399,40 @@ class TestWindows(Dataset[Sample | Unread]):
         return len(self.windows)
 
     def __getitem__(self, item: int) -> Sample | Unread:
-        return self.read(*self.windows[item])
+        video, grid = self.windows[item]
+        sample = self._unless_bad(video, partial(self._read_on, video, grid))
+        followed = item + 1 < len(self) and self.windows[item + 1][0] is video
+        self._before = sample if followed else None
+        return self._shown(video, sample)
 
     def read(self, video: AnnotatedVideo, grid: Grid) -> Sample | Unread:
         """A stretch of a video as one window."""
-        sample = self._unless_bad(video, partial(self._read, video, grid))
-        return Unread(video.name, self.unread[video.name]) if sample is None else sample
+        return self._shown(video, self._unless_bad(video, partial(self._read, video, grid)))
+
+    def _shown(self, video: AnnotatedVideo, sample: Sample | None) -> Sample | Unread:
+        if sample is None:
+            return Unread(video.name, self.unread[video.name])
+        return sample.reversed() if self.config.views[0] == "reverse" else sample
+
+    def _read_on(self, video: AnnotatedVideo, grid: Grid) -> Sample:
+        """A window, of which only that is read which the window before does not have."""
+        before = self._before
+        if before is not None and before.video == video.name and not before.repeated:
+            shared = before.grid.steps - round((grid.first_frame - before.grid.first_frame) / grid.stride_frames)
+            if 0 < shared < min(grid.steps, before.grid.steps):
+                first = grid.first_frame + shared * grid.stride_frames
+                rest = self._read(video, replace(grid, first_frame=first, steps=grid.steps - shared))
+                if not rest.repeated:  # else what stands in the place of damaged frames is a matter of the whole window
+                    return rest.behind(before, shared)
+        return self._read(video, grid)
 
     def _read(self, video: AnnotatedVideo, grid: Grid) -> Sample:
+        """In forward order."""
         backbone, views = self.config.model.backbone, self.config.views
         sample = _read(self.source, video, grid, views, np.zeros((0, 2)), np.zeros(0, np.int64))
         if backbone is not None:
             sample = sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
-        return sample.reversed() if views[0] == "reverse" else sample
+        return sample
 
     def _unless_bad(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | None:
         """What reading something of a video gives; None where it cannot be read, which may be."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
 
 from bitad.config import Config, NmsConfig
 from bitad.config_files import override_config
@@ -173,13 +172,28 @@ def _collate(samples: Sequence[Sample | Unread], *, length: int, multiple: int) 
     )
 
 
+def _in_stretches(first: int, stop: int, *, batch: int, readers: int) -> list[list[int]]:
+    """Windows in batches of neighbours, so that each of the processes that read them in turn gets a stretch of these.
+
+    Neighbours overlap, and what they share is read once.
+    """
+    batches = [list(range(start, min(start + batch, stop))) for start in range(first, stop, batch)]
+    stretches = np.array_split(np.arange(len(batches)), readers)  # the longer ones first
+    return [batches[own[turn]] for turn in range(len(stretches[0])) for own in stretches if turn < len(own)]
+
+
 def _see_windows(network: Network, windows: TestWindows, team: Processes, *, what: str) -> Iterator[Seen]:
     """What a network or a pair says about this process' share of all windows, each by itself."""
     config = windows.config
     loader = read_ahead(
-        Subset(windows, list(team.share(len(windows)))),
+        windows,
         windows.workers,
-        batch_size=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
+        batch_sampler=_in_stretches(
+            len(windows) * team.rank // team.world,
+            len(windows) * (team.rank + 1) // team.world,
+            batch=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
+            readers=max(1, windows.workers),
+        ),
         collate_fn=partial(_collate, length=config.window.steps, multiple=config.clip_steps),
         pin_memory=team.device.type == "cuda",
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +37,8 @@ from bitad.data.playroom import render, sample_scene
 from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.windows import Timebase
 from bitad.timeline import Grid
+from bitad.video.index_cache import IndexCache
+from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder, reverse_video
 from bitad.video.writer import write_video
 
@@ -622,3 +627,100 @@ def test_a_resized_video_is_one_window_in_training_and_testing(videos: Path) -> 
 def test_features_of_another_width_are_refused(features: Path) -> None:
     with pytest.raises(ValueError, match=f"{CHANNELS + 1} channels are expected"):
         training_windows(config_of(features, f"data.feature_channels={CHANNELS + 1}"))[0]
+
+
+# Reading: what neighbours share once, in processes of its own.
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long") / "data"
+    path = video_data(folder, training=2, test=2, frames=150)
+    assert not reverse_folder(folder / "videos", folder / "twins").failed
+    return path
+
+
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("kind", ["features", "frames", "reverse", "pair", "pair of files"])
+def test_windows_in_their_order_are_those_read_each_alone(
+    features: Path, long: Path, kind: str, overlap: float
+) -> None:
+    twins = f"data.reversed_videos={long.parent / 'twins'}"
+    path, *overrides = {
+        "features": (features,),
+        "frames": (long, "window.frames_per_step=2"),
+        "reverse": (long, "direction=reverse", twins),
+        "pair": (long, *PAIR),
+        "pair of files": (long, *PAIR, twins),
+    }[kind]
+    config = config_of(path, f"window.overlap={overlap}", "window.steps=16", *overrides)
+    windows = windows_to_test(config)
+    assert len(windows) > 4
+    in_order = every_item(windows)
+    alone = [windows[i] for i in reversed(range(len(windows)))][::-1]
+    assert all(map(same, in_order, alone))
+    assert all(map(same, in_order, [windows_to_test(config).read(*window) for window in windows.windows]))
+
+
+def test_windows_in_their_order_decode_each_frame_once(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, decoded = VideoReader.read, Counter[tuple[str, int]]()
+
+    def counting(self: VideoReader, frames: NDArray[np.int64], **how: Any) -> NDArray[np.uint8]:
+        decoded.update((self.path.name, int(frame)) for frame in frames)
+        return read(self, frames, **how)
+
+    monkeypatch.setattr(VideoReader, "read", counting)
+    every_item(windows_to_test(config_of(long, "window.steps=16")))
+    assert decoded == {(f"test_{i}.mp4", frame): 1 for i in range(2) for frame in range(0, 150, 2)}
+
+
+def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(long: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        content = bytearray((long.parent / "videos" / f"test_{i}.mp4").read_bytes())
+        start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+        content[(start + end) // 2 : (start + 2 * end) // 3] = bytes((start + 2 * end) // 3 - (start + end) // 2)
+        (tmp_path / f"test_{i}.mp4").write_bytes(content)
+    config = config_of(long, f"data.videos={tmp_path}", "data.damaged_frames=repeat", "window.steps=16")
+    windows = windows_to_test(config)
+    in_order = every_item(windows)
+    assert sum(sample.repeated for sample in in_order) > 0
+    assert all(map(same, in_order, [windows.read(*window) for window in windows.windows]))
+
+
+@pytest.mark.parametrize("make", [training_windows, windows_to_test])
+def test_each_worker_opens_videos_itself_and_decodes_on_one_thread(
+    long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]
+) -> None:
+    opened, begin = tmp_path / "opened", VideoReader.__init__
+
+    def noting(self: VideoReader, *arguments: Any, **keywords: Any) -> None:
+        begin(self, *arguments, **keywords)
+        context = self._stream.stream.codec_context
+        with opened.open("a") as file:
+            file.write(f"{os.getpid()} {context.thread_count} {context.thread_type}\n")
+
+    monkeypatch.setattr(VideoReader, "__init__", noting)
+    windows = make(config_of(long, "window.steps=16", "training.windows_per_video=4"))
+    read = [item.video for item in DataLoader(windows, batch_size=None, num_workers=2)]
+    assert len(read) == len(windows) >= 8
+    said = [line.split(" ", 1) for line in opened.read_text().splitlines()]
+    assert len(said) == len(read)
+    assert {threads for _, threads in said} == {"1 ThreadType.NONE"}
+    assert len({process for process, _ in said} - {str(os.getpid())}) == 2
+
+
+def test_workers_that_are_started_and_not_forked_read_the_same(long: Path, tmp_path: Path) -> None:
+    cache = IndexCache(tmp_path / "index")
+    config = config_of(
+        long, "window.steps=16", "test.workers=1", f"data.reversed_videos={long.parent / 'twins'}", *PAIR
+    )
+    windows = windows_to_test(config, build_source(config, cache))
+    loader = DataLoader(windows, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert all(map(same, loader, every_item(windows)))
+
+
+def test_a_twin_of_another_length_is_refused_before_anything_is_read(long: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        write_video(tmp_path / f"test_{i}.mp4", np.zeros((80, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
+    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150: remake it with `bitad reverse`"):
+        windows_to_test(config_of(long, *PAIR, f"data.reversed_videos={tmp_path}"))

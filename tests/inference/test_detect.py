@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from builders import CLASSES, FPS, config_of, feature_data, numbered_picture, video_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.files import write_json
-from bitad.inference.detect import detect, detect_videos, nms_settings
+from bitad.inference.detect import _in_stretches, detect, detect_videos, nms_settings
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
 from bitad.inference.testing import run_test
@@ -34,8 +36,10 @@ from bitad.models.fusion import ColumnFusion
 from bitad.models.head import Points, Prediction
 from bitad.models.pair import Pair, Side
 from bitad.timeline import Grid
-from bitad.training.checkpoint import Checkpoint
+from bitad.training.checkpoint import Checkpoint, save_checkpoint
 from bitad.training.distributed import Processes
+from bitad.video import index_cache
+from bitad.video.index_cache import IndexCache
 from bitad.video.writer import write_video
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
@@ -444,3 +448,28 @@ def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_sco
 def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
     with pytest.raises(ValueError, match=r"test.video_scores names every segment itself: give data.class_agnostic"):
         config_of(features, "test.video_scores=scores.json")
+
+
+@given(first=st.integers(0, 5), count=st.integers(0, 40), batch=st.integers(1, 4), readers=st.integers(1, 5))
+@settings(deadline=None)
+def test_each_reader_in_turn_gets_a_stretch_of_all_windows(first: int, count: int, batch: int, readers: int) -> None:
+    batches = _in_stretches(first, first + count, batch=batch, readers=readers)
+    assert sorted(window for one in batches for window in one) == list(range(first, first + count))
+    for reader in range(readers):
+        own = [window for one in batches[reader::readers] for window in one]
+        assert own == list(range(own[0], own[0] + len(own))) if own else True
+
+
+def test_a_test_of_a_run_does_not_read_videos_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(video_data(tmp_path / "data", test=2), f"output={tmp_path / 'runs'}")
+    run = tmp_path / "moved"
+    cache = IndexCache(run / "index")
+    cache.begin()
+    for i in range(2):
+        cache.index(tmp_path / "data" / "videos" / f"test_{i}.mp4")
+    torch.manual_seed(0)
+    weights = build_network(config, len(CLASSES)).state_dict()
+    save_checkpoint(Checkpoint(config, CLASSES, weights, 1, rate_hz=8.0), run / "best.pt")
+    monkeypatch.setattr(index_cache, "index_video", lambda path: pytest.fail(f"{path} was read through again"))
+    assert main(["test", str(run), "--device", "cpu"]) == 0
+    assert (run / "test" / "metrics.json").is_file()
