@@ -203,9 +203,9 @@ def machine() -> str:
 
 def seconds(value: float) -> str:
     """Seconds with three digits: "142 ms", "21.0 s"."""
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:#.3g}".rstrip(".") + " ms"
-    return (f"{value:#.3g}" if value < 1000 else f"{value:,.0f}").rstrip(".") + " s"
+    return (f"{value:#.3g}" if value < 999.5 else f"{value:,.0f}").rstrip(".") + " s"
 
 
 def _main() -> None:

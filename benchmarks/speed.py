@@ -20,7 +20,7 @@ from typing import Any
 
 import post_processing
 import reading
-from evaluation_speed import evaluation, parsing, write_made_up
+from evaluation_speed import average_map, evaluation, parsing, write_made_up
 from measuring import Alone, FailedError, Measured, Took, alone, machine, machine_rates, seconds
 from networks import forward, make_data, make_long_video, make_weights, step, tested_video
 
@@ -47,12 +47,13 @@ NOTES = (
     "or of each frame once (backbone=video), and the video decoded once by PyAV alone.",
     "Windows: decoded by PyAV alone, from the keyframe before the first frame to the last. Reversed playback: every "
     "frame decoded and encoded by PyAV alone, in its own order.",
-    "Suppression and merging: the arrays read once, at the rate at which memory is copied, and the scores sorted. mAP: "
-    "both files parsed as JSON and as many numbers sorted, in a process; both count the start of Python.",
+    "Suppression, merging and mAP: the arrays read once, at the rate at which memory is copied, and the scores sorted. "
+    "bitad evaluate: both files parsed as JSON and as many numbers sorted; both with the start of Python.",
 )
 OPENTAD = (
-    "OpenTAD's figures were measured on 2 CPU cores in fp32, not on this machine. Where it is not known on which "
-    "clock, ours in CPU seconds are put beside them; beside 4 to 15 ms, beside the 4; bf16 beside its fp32."
+    "OpenTAD's figures were measured on 2 CPU cores in fp32, of a machine that may not be like this one. Where it is "
+    "not known on which clock, our CPU seconds stand beside them; of 4 to 15 ms, beside the 4; bf16 beside its fp32. "
+    "Of its mAP it is not known whether reading the files is part of it."
 )
 QUICKLY = "Quick: the work is small, and no figure here means anything beside OpenTAD's, which are left out."
 
@@ -174,6 +175,9 @@ class Inputs:
     def detections(self, each: int) -> dict[str, Any]:
         return write_made_up(self.folder, videos=210, detections=each)
 
+    def in_memory(self, each: int) -> dict[str, Any]:
+        return {**self.detections(each), "repetitions": self.long}
+
     def long_video(self, backbone: str) -> dict[str, Any]:
         _ = self.weights
         count = self.sizes.video_s * reading.FPS
@@ -226,9 +230,12 @@ def rows_of(inputs: Inputs) -> dict[str, Row]:
         ),
     }
     for each, reference in ((few, Reference(14.6, "CPU")), (many, Reference(84.0, "clock"))):
-        title, given = f"mAP of {210 * each:,} predictions", partial(inputs.detections, each)
-        name = f"map-{'few' if each == few else 'many'}"
-        rows[name] = Row(title, evaluation, given, 15, reference, floor=parsing)
+        what, name = f"{210 * each:,} predictions", "few" if each == few else "many"
+        given = partial(inputs.detections, each)
+        rows |= {
+            f"map-{name}": Row(f"mAP of {what}", average_map, partial(inputs.in_memory, each), 10, reference),
+            f"evaluate-{name}": Row(f"bitad evaluate, {what}", evaluation, given, 10, reference, floor=parsing),
+        }
     for backbone, share in (("window", 330), ("video", 180)):
         title = f"test, {sizes.video_s} s of video, backbone={backbone}"
         rows[f"test-{backbone}"] = Row(title, tested_video, partial(inputs.long_video, backbone), share)
@@ -268,11 +275,12 @@ def cells(row: Row, result: Result | None, quick: bool) -> tuple[Cell, ...]:
     )
 
 
-def compared(reference: Reference, result: Result) -> tuple[str, float, float | None]:
+def compared(reference: Reference, result: Result) -> tuple[str, str, float | None]:
     """What OpenTAD took; our time over its, and our peak of memory."""
     peak = None if reference.peak_mib is None else result.alone.peak_mib / reference.peak_mib
     ours = result.took.wall_s if reference.kind == "clock" else result.took.cpu_s
-    return reference.said or f"{seconds(reference.seconds)} {reference.kind}".rstrip(), ours / reference.seconds, peak
+    said = reference.said or f"{seconds(reference.seconds)} {reference.kind}".rstrip()
+    return said, f"{ours / reference.seconds:#.3g}", peak
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -285,57 +293,60 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def notes_of(
+    sizes: Sizes, rates: Mapping[str, float], threads: int, missing: Sequence[str], *, quick: bool
+) -> tuple[str, ...]:
+    """What is to be known of the table."""
+    size, frames, pixels = sizes.network.values()
+    products = ", ".join(f"{rate / 1e9:,.3g} GFLOP in {name}" for name, rate in rates.items() if name in PRECISIONS)
+    return (
+        *((QUICKLY,) if quick else ()),
+        *missing,
+        f"VideoMAE-{size.upper()}, windows of {frames} frames of {pixels}x{pixels} (every {reading.STRIDE}th of H.264 "
+        f"of {reading.WIDTH}x{reading.HEIGHT}, {reading.FPS} a second), batch 1; steps recompute the blocks.",
+        f"{machine()}; networks on {threads} threads, all else on one. In a CPU second: matrix products, {products}; "
+        f"{rates['copy'] / 1e9:.3g} GB copied.",
+        *NOTES,
+        *(() if quick else (OPENTAD,)),
+    )
+
+
+def figures_of(result: Result) -> dict[str, Any]:
+    """For machines: what a row took in seconds, and all that was counted."""
+    more = {"took": result.took._asdict(), "peak_mib": result.alone.peak_mib, "floor_cpu_s": result.floor_s}
+    return {**asdict(result.alone.measured), **more}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
-    sizes = QUICK if options.quick else FULL
+    sizes, quick, threads = QUICK if options.quick else FULL, options.quick, options.threads
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = {
-            name: row
-            for name, row in rows_of(Inputs(Path(folder), sizes, options.threads)).items()
-            if name in options.rows
-        }
+        every = rows_of(Inputs(Path(folder), sizes, threads))
+        rows = {name: row for name, row in every.items() if name in options.rows}
         with Meter("measuring (seconds of work)", sum(row.share for row in rows.values())) as meter:
-            precisions = [one for one in PRECISIONS if one in {"fp32", *(row.precision for row in rows.values())}]
-            given = {"threads": options.threads, "precisions": precisions, "quick": options.quick}
-            rates = alone(machine_rates, given, threads=options.threads).measured.facts
+            precisions = sorted({"fp32", *(row.precision for row in rows.values())}, key=PRECISIONS.index)
+            given = {"threads": threads, "precisions": precisions, "quick": quick}
+            rates = alone(machine_rates, given, threads=threads).measured.facts
             for name, row in rows.items():
                 if rates[row.precision] < rates["fp32"]:
                     left_out[name] = "left out, as this machine multiplies matrices faster in fp32"
                 else:
                     try:
-                        results[name] = measure(row, rates, options.threads)
+                        results[name] = measure(row, rates, threads)
                     except FailedError as fault:
                         failed[name] = str(fault)
                 meter.advance(row.share, note=name)
-    lines = tuple(cells(row, results.get(name), options.quick) for name, row in rows.items())
-    size, frames, pixels = sizes.network.values()
-    rated = ", ".join(f"{rates[precision] / 1e9:,.3g} GFLOP in {precision}" for precision in precisions)
-    notes = (
-        *((QUICKLY,) if options.quick else ()),
-        *(f"{rows[name].title}: {why}." for name, why in (left_out | failed).items()),
-        f"VideoMAE-{size.upper()}, windows of {frames} frames of {pixels}x{pixels} (every {reading.STRIDE}th of H.264 "
-        f"of {reading.WIDTH}x{reading.HEIGHT}, {reading.FPS} a second), batch 1; steps recompute the blocks.",
-        f"{machine()}; networks on {options.threads} threads, all else on one. In a CPU second: matrix products, "
-        f"{rated}; {rates['copy'] / 1e9:.3g} GB copied.",
-        *NOTES,
-        *(() if options.quick else (OPENTAD,)),
-    )
+    missing = [f"{rows[name].title}: {why}." for name, why in (left_out | failed).items()]
+    lines = tuple(cells(row, results.get(name), quick) for name, row in rows.items())
+    notes = notes_of(sizes, rates, threads, missing, quick=quick)
     table = Table("What work takes, beside its floor and beside OpenTAD", COLUMNS, lines, notes)
     print(table.text())
     if options.json:
-        figures = {
-            name: {
-                **asdict(result.alone.measured),
-                "took": result.took._asdict(),
-                "peak_mib": result.alone.peak_mib,
-                "floor_cpu_s": result.floor_s,
-            }
-            for name, result in results.items()
-        }
-        content = {"table": table.json(), "quick": options.quick, "rates": dict(rates), "measured": figures}
+        figures = {name: figures_of(result) for name, result in results.items()}
+        content = {"table": table.json(), "quick": quick, "rates": dict(rates), "measured": figures}
         write_json({**content, "left_out": left_out, "failed": failed}, options.json)
     return 1 if failed else 0
 

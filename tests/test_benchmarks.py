@@ -63,5 +63,5 @@ def test_the_exponent_of_a_power_is_found() -> None:
 def test_seconds_are_said_with_three_digits() -> None:
     import measuring
 
-    said = [measuring.seconds(value) for value in (0.0047512, 0.142, 21.04, 71.8, 840.0, 12345.6)]
-    assert said == ["4.75 ms", "142 ms", "21.0 s", "71.8 s", "840 s", "12,346 s"]
+    said = [measuring.seconds(value) for value in (0.0047512, 0.142, 0.9996, 21.04, 71.8, 840.0, 12345.6)]
+    assert said == ["4.75 ms", "142 ms", "1.00 s", "21.0 s", "71.8 s", "840 s", "12,346 s"]
