@@ -70,11 +70,8 @@ def evaluation(truth: str, found: str, subset: str) -> Measured:
 def average_map(truth: str, found: str, subset: str, repetitions: int) -> Measured:
     """Evaluates detections that are in memory; the floor is their arrays read once, and one sort of their scores."""
     annotations, detections = read_annotations(truth).subset(subset), read_detections(found)
-    work = {
-        "evaluate": partial(evaluate, annotations, detections, tiou=TIOU),
-        "sort": partial(np.sort, detections.scores),
-    }
-    took = best_of(repetitions, work)
+    work = partial(evaluate, annotations, detections, tiou=TIOU)
+    took = best_of(repetitions, {"evaluate": work, "sort": partial(np.sort, detections.scores)})
     columns = detections.video, detections.segments, detections.scores, detections.labels
     count = sum(column.nbytes for column in columns)
     return Measured(took["evaluate"], len(detections), "detections", bytes=count, floor_s=took["sort"].cpu_s)
