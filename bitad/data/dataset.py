@@ -8,7 +8,7 @@ epoch, item) and nothing else: a resumed run, or one with other workers, sees wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -380,8 +380,18 @@ class TestWindows(Dataset[Sample | Unread]):
             for name, video in self.videos.items()
             if (base := self._unless_bad(video, partial(source.timebase, video))) is not None
         }
-        self.windows = [(self.videos[name], grid) for name, base in self.bases.items() for grid in self._grids(base)]
         self._before: Sample | None = None  # the window asked for last, in forward order
+        self.leave_out({})
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """From now on, there are no windows of these videos, which others could not read.
+
+        Args:
+            reasons: why, by name.
+        """
+        self.unread |= reasons
+        self.bases = {name: base for name, base in self.bases.items() if name not in self.unread}
+        self.windows = [(self.videos[name], grid) for name, base in self.bases.items() for grid in self._grids(base)]
 
     @property
     def workers(self) -> int:

@@ -89,7 +89,7 @@ class Readers:
 
     def _watch(self, over: threading.Event, hung: dict[int, str]) -> None:
         """Ends processes that hang, and notes at what, until it is over."""
-        while self.seconds is not None and not over.wait(_SECONDS_BETWEEN_LOOKS):
+        while self.processes and self.seconds is not None and not over.wait(_SECONDS_BETWEEN_LOOKS):
             for process, place, since in self._rows.tolist():
                 if (
                     place != _NOTHING

@@ -118,6 +118,8 @@ def detect(
     durations = {video.name: video.duration_s for video in annotations.videos.values()}
     repeated = 0
     windows = TestWindows(annotations, source, config)
+    for unread in team.gather(windows.unread):  # all processes must share out the same windows
+        windows.leave_out(unread)
     see = see_videos if config.test.backbone == "video" else _see_windows
     with windows.readers.watched():
         for seen in see(network, windows, team, what=what):
@@ -128,14 +130,15 @@ def detect(
                     kept = suppressed(candidates, settings) if one_window else candidates
                     stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
     say_repeated(repeated, what, team)
-    unread = {name: reason for others in team.gather(windows.unread) for name, reason in others.items()}
-    say_unread(unread, len(durations), what, team)
     for others in team.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
-    said = {**(details or {}), **({"unread": unread} if unread else {})}
+    for unread in team.gather(windows.unread):
+        windows.leave_out(unread)
+    say_unread(windows.unread, len(durations), what, team)
     for stitcher in stitchers:
-        stitcher.leave_out(unread)  # whoever could read some of their windows
+        stitcher.leave_out(windows.unread)  # of some, there are windows that could be read
+    said = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
     names = list(durations)
     relabel = _relabelling(config, annotations.classes)
     found_by_each = [
@@ -252,6 +255,7 @@ def detect_videos(
         checkpoint.classes,
     )
     network = checkpoint.network().to(team.device)
-    # Nobody has scored these videos as a whole: the classes are the network's own. And all of them are asked for.
-    config = override_config(config, ["test.video_scores=null", "test.bad_videos=error"])
+    # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what
+    # the machine that trained had room for, other processes and what they share, this one need not have.
+    config = override_config(config, ["test.video_scores=null", "test.bad_videos=error", "test.workers=0"])
     return detect(network, annotations, source, config, team, what="detecting").merged

@@ -177,6 +177,29 @@ def test_a_file_that_is_no_video_is_one_that_cannot_be_read(
         results(of(path, *how, "test.bad_videos=skip"), "test_0", "test_2")
 
 
+class WithAnother(Processes):
+    """The first of two processes, the other of which cannot read the last video."""
+
+    def gather(self, piece: Any) -> list[Any]:
+        return [piece, {"test_3": "stale file handle"}] if isinstance(piece, dict) else [piece]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_one_process_cannot_read_is_left_out_by_all(path: Path, backbone: str) -> None:
+    config = of(path, f"test.backbone={backbone}", "test.bad_videos=skip")
+    torch.manual_seed(0)
+    network = build_network(config, len(CLASSES)).eval()
+    truth = truth_of(config, "test_1")
+    shares = [
+        detect(network, truth, build_source(config), config, WithAnother(rank, 2, ALONE.device)).merged
+        for rank in range(2)
+    ]
+    assert all(share.details["unread"] == {"test_3": "stale file handle"} for share in shares)
+    assert {int(video) for share in shares for video in np.unique(share.video)} == {0, 1}  # test_0 and test_2
+    if backbone == "video":  # each is one process's
+        assert sum(map(len, shares)) == len(results(config, "test_1", "test_3").merged)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_process_that_is_killed_is_an_error_that_says_what_it_read(
     path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
