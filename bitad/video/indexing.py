@@ -3,6 +3,8 @@
 A container's header states a frame count and a frame rate, and both may be wrong. So a file is read through, packet by
 packet and almost without decoding, for the times at which its frames are shown and for whether it breaks off.
 
+What is found may be kept on disk: who changes what that is raises the version in :mod:`bitad.video.index_cache`.
+
 This module does not import torch.
 """
 
