@@ -157,6 +157,11 @@ class SizeConfig(Section):
     patch_size: Count = 16
 
 
+def _policy(checkpointing: object) -> object:
+    """Of older configurations, which knew two."""
+    return {True: "blocks", False: "none"}[checkpointing] if isinstance(checkpointing, bool) else checkpointing
+
+
 class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
@@ -173,9 +178,10 @@ class BackboneConfig(Section):
     )
     first_adapter: Annotated[int, Field(ge=0)] = Field(default=0, description="block from which on there are adapters")
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
-    checkpointing: bool | None = Field(
+    checkpointing: Annotated[Literal["none", "blocks", "selective"] | None, BeforeValidator(_policy)] = Field(
         default=None,
-        description="recompute the blocks in the backward pass to save memory; none: where two networks share a graph",
+        description="what the backward pass recomputes to save memory: none, the blocks, or (selective) the blocks but "
+        "their attention; null: blocks where two networks share a graph, else none",
     )
 
     @model_validator(mode="after")
@@ -288,6 +294,11 @@ class TrainingConfig(Section):
         default=1e-3, description="of a fusion's weights, divided by the number of inputs that an output sums"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    shard: bool = Field(
+        default=False,
+        description="divide weights, gradients and the optimiser's state among the processes (FSDP2), for what "
+        "outgrows a GPU; testing takes a whole copy of the weights",
+    )
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     centre_radius: Positive = 1.5
@@ -315,7 +326,7 @@ class TrainingConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
-    def _warms_up_in_time(self, info: ValidationInfo) -> TrainingConfig:
+    def _consistent(self, info: ValidationInfo) -> TrainingConfig:
         schedule = self.schedule_epochs or self.epochs
         _require(
             info,
@@ -323,6 +334,10 @@ class TrainingConfig(Section):
             (
                 self.warmup_epochs < schedule,
                 f"warmup_epochs {self.warmup_epochs:g} must be less than the {schedule} epochs of the schedule",
+            ),
+            (
+                not self.shard or self.precision != "fp16",
+                "shard with precision fp16 would scale each process' losses by its own measure; use bf16",
             ),
         )
         return self

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitad.config import Config
 from bitad.data.dataset import Batch
 from bitad.data.transforms import recolour
+from bitad.models.adapters import Bottleneck
 from bitad.models.build import Network
+from bitad.models.detector import Detector
 from bitad.models.pair import Pair
 from bitad.models.precision import autocast
+from bitad.models.videomae import Block
 from bitad.training.distributed import Processes, reducing
 from bitad.training.learner import Learner
 from bitad.training.losses import Losses
@@ -44,12 +47,10 @@ class Descent:
     Args:
         config: of the run.
         team: the processes that take each step together.
-        network: with its weights, on the device.
+        network: in training.
+        models: its parts that one backward pass goes through each, see :func:`together`.
         learners: one, or one for each network of a pair.
         scaler: of the losses.
-
-    Attributes:
-        models: what one backward pass goes through each: a pair, or a network; as the processes train it together.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class Descent:
         config: Config,
         team: Processes,
         network: Network,
+        models: Sequence[nn.Module],
         learners: Sequence[Learner],
         scaler: torch.amp.GradScaler,
     ) -> None:
         self.config, self.team, self.learners, self.scaler = config, team, learners, scaler
-        detectors = [side.network for side in network.sides] if isinstance(network, Pair) else [network]
-        self.models = [team.wrap(one) for one in ([network] if config.plan.joint else detectors)]
-        self.points = detectors[0].points(config.window.steps, team.device)
+        self.models = models
+        self.points = _detectors(network)[0].points(config.window.steps, team.device)
 
     def step(self, batches: Sequence[Batch]) -> Step:
         """One step of every network, down the gradient of all windows of the batches (:class:`Batch`, on any device).
@@ -164,6 +165,20 @@ class Descent:
         if not faults or (math.isfinite(total) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             return None
         return f"the gradient of the {' and the '.join(faults)} network is not finite"
+
+
+def together(network: Network, config: Config, team: Processes) -> list[nn.Module]:
+    """What one backward pass of a network or pair goes through each, as the processes train it together."""
+    parts = [network] if config.plan.joint else _detectors(network)
+    if not config.training.shard:
+        return [team.wrap(part) for part in parts]
+    # What is within another one comes first.
+    units = [[one for one in part.modules() if isinstance(one, Block | Bottleneck)][::-1] for part in parts]
+    return [team.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
+
+
+def _detectors(network: Network) -> list[Detector]:
+    return [side.network for side in network.sides] if isinstance(network, Pair) else [network]
 
 
 def _pictures(view: Batch) -> Tensor:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from bitad.training.sharding import sharded
 from bitad.training.stopping import Stopped
 from bitad.training.watch import REMEDY, Watch
+
+# Buffers are constants here, the same everywhere; PyTorch 2.13 has given the option for it another name.
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")
+_CONSTANT_BUFFERS: dict[str, Any] = {
+    next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,19 @@ class Processes:
         """Rank 0 writes; the others do not."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as this run's processes train it together: averaged gradients, or itself where it is alone."""
+    def wrap(self, model: nn.Module, *, parts: Iterable[nn.Module] | None = None) -> nn.Module:
+        """The model as this run's processes train it together: averaged gradients, or itself where it is alone.
+
+        Args:
+            parts: of the model; each process keeps its share of every weight (:mod:`bitad.training.sharding`) and gets
+                a part's others while that computes. None: each keeps all weights.
+        """
         if self.world == 1:
             return model
+        if parts is not None:
+            return sharded(model, parts, init_device_mesh(self.device.type, (self.world,)))
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
 
     def share(self, total: int) -> range:
         """This rank's part of ``total`` pieces of work, each in exactly one rank's."""
@@ -90,10 +107,12 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         yield Processes(rank, world, chosen)
         return
     store, rank, world = next(iter(dist.rendezvous("env://")))
+    # Under torchrun a store outlives its processes: those that begin again do not meet the ones before them.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     watch = Watch(store, rank, world)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
-    watch.start()
     try:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+        watch.start()
         yield Processes(rank, world, chosen)
         dist.barrier()  # who ends first does not take the others' meeting point away
     except BaseException as error:
@@ -111,7 +130,9 @@ def reducing(model: nn.Module, whole: bool) -> AbstractContextManager[None]:
     Args:
         whole: it is the last one of its step, whose gradients are averaged; others wait and are added up.
     """
-    if isinstance(model, DistributedDataParallel) and not whole:
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(whole)
+    elif isinstance(model, DistributedDataParallel) and not whole:
         held: AbstractContextManager[None] = model.no_sync()
         return held
     return nullcontext()

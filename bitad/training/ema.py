@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bitad.training.sharding import local
+
 
 class Ema:
     """Averages the trainable parameters of a model; what is frozen is neither copied nor averaged.
@@ -30,8 +32,8 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         parameters = dict(model.named_parameters())
-        averages = list(self.average.values())
-        torch._foreach_lerp_(averages, [parameters[name] for name in self.average], 1 - decay)
+        averages = [local(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(averages, [local(parameters[name]) for name in self.average], 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -15,6 +15,7 @@ from bitad.models.head import Points, Prediction
 from bitad.training.ema import Ema
 from bitad.training.losses import DetectionLoss, Losses
 from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
+from bitad.training.sharding import divided_like, whole
 from bitad.training.targets import Targets, assign
 
 
@@ -78,7 +79,7 @@ class Learner:
     def clip(self) -> float:
         """Shortens the gradients that a backward pass has left; their norm before, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        return float(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm))
+        return float(whole(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
         """One step down the gradients, which are freed: they need not lie beside another network's activations."""
@@ -95,15 +96,20 @@ class Learner:
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, by their names in the whole."""
-        return {self.prefix + name: tensor for name, tensor in self.ema.average.items()}
+        return {self.prefix + name: whole(tensor) for name, tensor in self.ema.average.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
+        optimizer = self.optimizer.state_dict()
+        moments = {
+            number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+            for number, state in optimizer["state"].items()
+        }
         return {
-            "raw": {name: parameters[name].detach() for name in self.ema.average},
+            "raw": {name: whole(parameters[name].detach()) for name in self.ema.average},
             "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {**optimizer, "state": moments},
             "schedule": self.schedule.state_dict(),
             "ema_updates": self.ema.updates,
         }
@@ -115,9 +121,18 @@ class Learner:
         self.ema.load_state_dict({"updates": state["ema_updates"], "average": average})
         with torch.no_grad():
             for name, tensor in state["raw"].items():
-                parameters[name].copy_(tensor)
+                parameters[name].copy_(divided_like(tensor, parameters[name]))
         self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The optimiser knows its parameters by their numbers in this order.
+        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            number: {
+                name: divided_like(value, ordered[number]) if isinstance(value, Tensor) else value
+                for name, value in one.items()
+            }
+            for number, one in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.schedule.load_state_dict(state["schedule"])
 
     def go_on_at(self, step: int, rates: Sequence[float]) -> None:

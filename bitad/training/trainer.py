@@ -7,8 +7,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from bitad.evaluation.matching import Truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
-from bitad.models.build import build_network, load_pretrained
+from bitad.models.build import Network, build_network, load_pretrained
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
 from bitad.progress import Meter, track
 from bitad.training.checkpoint import Checkpoint
-from bitad.training.descent import Descent, Step
+from bitad.training.descent import Descent, Step, together
 from bitad.training.distributed import Processes
 from bitad.training.environment import ENVIRONMENT, environment, log, say_repeated, say_skipped
 from bitad.training.initial import load_initial
@@ -38,6 +38,7 @@ from bitad.training.losses import DetectionLoss
 from bitad.training.optimizer import LearningRates
 from bitad.training.records import Records
 from bitad.training.sampler import EpochSampler
+from bitad.training.sharding import whole
 from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
 
 STEPS_BETWEEN_RECORDS = 10
@@ -77,8 +78,13 @@ class Trainer:
         self.network = build_network(config, len(self.annotations.classes))
         if saved is None:
             self._load_first_weights()
+        else:
+            self._load_saved_weights(saved)
         torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
         self.network.to(team.device)
+        if isinstance(self.network, Pair):
+            self.network.share_frozen()
+        models = together(self.network, config, team)
         self.rates = LearningRates(
             config.training.lr,
             config.training.adapter_lr,
@@ -106,9 +112,7 @@ class Trainer:
         )
         if saved is not None:
             self._restore(saved)
-        if isinstance(self.network, Pair):
-            self.network.share_frozen()
-        self.descent = Descent(config, team, self.network, self.learners, self.scaler)
+        self.descent = Descent(config, team, self.network, models, self.learners, self.scaler)
 
     def _look_at_data(self) -> None:
         """What training and testing will need, asked for now rather than hours later. Content is not read."""
@@ -276,12 +280,9 @@ class Trainer:
     def _evaluate(self) -> Evaluation:
         """Tests the averaged weights on the test subset."""
         began = time.monotonic()
-        self.network.eval()
-        with ExitStack() as averaged:
-            for learner in self.learners:
-                averaged.enter_context(learner.ema.applied(learner.module))
+        with self._averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
-            results = detect(self.network, self.test_annotations, self.source, self.config, self.team, details=details)
+            results = detect(network, self.test_annotations, self.source, self.config, self.team, details=details)
         evaluations = {
             name: evaluate(self.test_annotations, found, tiou=self.config.test.tiou)
             for name, found in results.named().items()
@@ -304,6 +305,28 @@ class Trainer:
             said = ", ".join(f"{name} {100 * found.average_map:.2f}" for name, found in evaluations.items())
             log.info("epoch %d: average mAP %s", self.epoch, said)
         return evaluation
+
+    @contextmanager
+    def _averaged_network(self) -> Iterator[Network]:
+        """The network with the averaged weights, in evaluation mode; where these are divided, a whole one."""
+        if self.config.training.shard and self.team.world > 1:
+            # Processes see different numbers of windows, and could not bring weights together for each other.
+            whole_one = build_network(self.config, len(self.annotations.classes))
+            whole_one.load_state_dict(self._averaged_weights())
+            yield whole_one.to(self.team.device).eval()
+            return
+        self.network.eval()
+        with ExitStack() as averaged:
+            for learner in self.learners:
+                averaged.enter_context(learner.ema.applied(learner.module))
+            yield self.network
+
+    def _averaged_weights(self) -> dict[str, torch.Tensor]:
+        """Of the network or pair; what trains as its average."""
+        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        for learner in self.learners:
+            averaged |= learner.averaged()
+        return averaged
 
     @property
     def last(self) -> Path:
@@ -338,13 +361,10 @@ class Trainer:
 
     def _checkpoint(self) -> Checkpoint:
         """Of the present moment: averaged weights to test with; raw ones and the rest to go on with."""
-        averaged = dict(self.network.state_dict())
-        for learner in self.learners:
-            averaged |= learner.averaged()
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
-            model=averaged,
+            model=self._averaged_weights(),
             epoch=self.epoch,
             rate_hz=self.windows.median_rate_hz(),
             training={
@@ -373,7 +393,7 @@ class Trainer:
         return state
 
     def _saved_run(self) -> Checkpoint:
-        saved, _ = self.keeper.newest()
+        saved, _ = self.keeper.newest(self.config)
         changed = saved.changes(self.config)
         if changed:
             raise ValueError(
@@ -382,15 +402,18 @@ class Trainer:
             )
         return saved
 
-    def _restore(self, saved: Checkpoint) -> None:
+    def _load_saved_weights(self, saved: Checkpoint) -> None:
         if saved.classes != self.annotations.classes:
             raise ValueError(
                 f"{saved.source} was trained on the classes {saved.classes}, not {self.annotations.classes}; resume "
                 "with the class list that it was trained with, or start another run"
             )
+        load_weights(self.network, saved.model, source=saved.source)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Goes on where a checkpoint stands; its averaged weights are the network's already."""
         training = saved.training
         assert training is not None
-        load_weights(self.network, saved.model, source=saved.source)
         fresh = [[group["initial_lr"] for group in learner.optimizer.param_groups] for learner in self.learners]
         try:
             for learner in self.learners:

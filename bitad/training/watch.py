@@ -19,7 +19,7 @@ BEAT_S = 5.0
 GONE_S = 40.0
 REMEDY = "its own output says why; go on with --resume"
 
-_ENDED, _FAILED = b"ended", b"failed"
+_ENDED, _FAILED = "ended", "failed"
 
 
 class Watch:
@@ -61,10 +61,11 @@ class Watch:
         # Where who kept the store is gone, the others see that for themselves.
         with suppress(dist.DistError, RuntimeError):
             self.store.set(_key(self.rank), _FAILED if failed else _ENDED)
-        self._thread.join(self.beat_s)
+        if self._thread.is_alive():
+            self._thread.join(self.beat_s)
 
     def _watch(self) -> None:
-        last, seen = [b""] * self.world, [time.monotonic()] * self.world
+        last, seen = [""] * self.world, [time.monotonic()] * self.world
         beats = 0
         while not self._over.wait(self.beat_s):
             beats += 1
@@ -75,7 +76,7 @@ class Watch:
                 self._is_gone("the process that the others meet at (rank 0, or torchrun) is gone")
                 return
             now = time.monotonic()
-            for rank, value in enumerate(map(bytes, values)):
+            for rank, value in enumerate(bytes(one).decode() for one in values):
                 if value != last[rank]:
                     last[rank], seen[rank] = value, now
                 if value == _FAILED:

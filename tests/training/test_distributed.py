@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import config_of, feature_data
+from builders import config_of, feature_data, video_data
 from runs import ALONE, both_baselines
 from torch import nn
 
@@ -68,24 +68,32 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
     return [out for out, _ in said]
 
 
-EXPERIMENTS = ("baseline", "1-1", "3-1")
+# By what they are called here: the experiment, or what else is asked for.
+EXPERIMENTS = ("baseline", "1-1", "3-1", "2", "3-1, sharded", "2, sharded")
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config], list[str]]:
     """Runs of two processes with batches of 2, by experiment, and what the processes said."""
     set_up_process(1)
-    folder = tmp_path_factory.mktemp("features")
-    path = feature_data(folder / "data", training=5, test=3)
-    init = both_baselines(path, f"output={folder / 'baselines'}")
+    folder = tmp_path_factory.mktemp("data")
+    features = feature_data(folder / "features", training=5, test=3)
+    videos = video_data(folder / "videos", training=5, test=2)
+    inits = {path: both_baselines(path, f"output={folder / path.parent.name}-baselines") for path in (features, videos)}
     several = ("model.drop_path=0", "training.windows_per_video=5", "test.candidates=200")
-    overrides = {
-        experiment: (*several, *baselines, f"experiment={experiment}", f"training.epochs={epochs}", every)
-        for experiment, baselines, epochs in (("baseline", (), 2), ("1-1", init, 1), ("3-1", init, 1))
-        for every in (f"training.evaluate_every={epochs}",)
-    }
-    said = run_together(2, *(["train", str(path), *those] for those in overrides.values()))
-    return {experiment: config_of(path, *those) for experiment, those in overrides.items()}, said
+    runs = {}
+    for name in EXPERIMENTS:
+        experiment, _, shard = name.partition(", ")
+        path = videos if experiment == "2" else features
+        epochs = 2 if experiment == "baseline" else 1
+        how = [f"experiment={experiment}", f"training.epochs={epochs}", f"training.evaluate_every={epochs}"]
+        if experiment != "baseline":
+            how += inits[path]
+        if shard:
+            how += ["training.shard=true", "name=sharded"]
+        runs[name] = (path, (*several, *how))
+    said = run_together(2, *(["train", str(path), *those] for path, those in runs.values()))
+    return {name: config_of(path, *those) for name, (path, those) in runs.items()}, said
 
 
 def recorded(config: Config) -> list[dict[str, Any]]:
@@ -134,7 +142,7 @@ def columns(detections: Detections) -> list[np.ndarray]:
     return [detections.video, detections.segments, detections.scores, detections.labels]
 
 
-@pytest.mark.parametrize("experiment", ["baseline", "3-1"])
+@pytest.mark.parametrize("experiment", ["baseline", "2", "3-1", "3-1, sharded"])
 def test_two_processes_find_what_one_finds(together: tuple[dict[str, Config], list[str]], experiment: str) -> None:
     config = together[0][experiment]
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
