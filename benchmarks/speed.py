@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 meter.advance(row.share, note=name)
     remarks = [f"{rows[name].title}: {why}." for name, why in (left_out | failed).items()]
     remarks += [
-        f"{row.title}: what OpenTAD took is less than this machine's floor, so it was by the clock or of a faster machine."
+        f"{row.title}: OpenTAD's is less than the floor here, so it is by the clock, or of a faster machine."
         for name, row in rows.items()
         if not quick and name in results and row.reference and results[name].floor_s > row.reference.seconds
     ]
