@@ -120,7 +120,7 @@ class Plan:
 
     def _smaller_batches(self) -> Iterator[StepCost]:
         """Costs of steps of fewer windows, recomputing what can be."""
-        policy = max(policies(self.config), key=list(POLICIES).index)
+        policy = max(policies(self.config), key=POLICIES.index)
         batch = self.config.training.batch
         while batch := batch // 2:
             training = self.config.training.model_copy(update={"batch": batch})
@@ -325,7 +325,7 @@ def _changes(own: StepCost, other: StepCost) -> str:
     changes = [
         (
             own.checkpointing != other.checkpointing,
-            f"model.backbone.checkpointing={str(POLICIES[other.checkpointing]).lower()}",
+            f"model.backbone.checkpointing={other.checkpointing}",
         ),
         (own.precision != other.precision, f"{other.precision} autocast"),
         (own.batch != other.batch, f"training.batch={other.batch}"),

@@ -69,7 +69,7 @@ def small_plan() -> Plan:
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are simulated in one way only, which is quicker."""
-    monkeypatch.delitem(POLICIES, "blocks")
+    monkeypatch.setattr("bitad.training.step_cost.POLICIES", ["none"])
     monkeypatch.delitem(PRECISIONS, "bf16")
 
 
@@ -83,7 +83,7 @@ class RealStep:
         network = build_network(config, K).train()
         assert isinstance(network, Detector)
         assert isinstance(network.backbone, VideoBackbone)
-        network.backbone.vit.checkpointing = POLICIES[policy]
+        network.backbone.vit.checkpointing = policy
         shape = (config.training.batch, config.window.steps, backbone.pixels, backbone.pixels, 3)
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.mask = torch.ones(shape[:2], dtype=torch.bool)
@@ -138,7 +138,7 @@ def test_operations_are_those_that_pytorch_counts_on_the_real_network(policy: st
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["none", "blocks"])  # what `selective` keeps, it keeps beside autograd
 def test_activations_are_what_autograd_saves(policy: str, batch: int) -> None:
     config = small(f"training.batch={batch}", "training.augmentation.colour=0")
     cost = step_cost(config, K, checkpointing=policy, precision="fp32")
@@ -197,10 +197,11 @@ def test_one_graph_of_two_networks_keeps_the_activations_of_both() -> None:
 def test_recomputing_takes_less_memory_and_more_operations() -> None:
     costs = {(cost.checkpointing, cost.precision): cost for cost in small_plan().costs}
     for precision in PRECISIONS:
-        kept, recomputed = costs["none", precision], costs["blocks", precision]
-        assert recomputed.activation_bytes < 0.7 * kept.activation_bytes
-        assert recomputed.peak_bytes <= kept.peak_bytes  # which is that of its first layer
-        assert kept.forward_flops == recomputed.forward_flops < kept.flops < recomputed.flops
+        kept, some, recomputed = (costs[policy, precision] for policy in POLICIES)
+        assert recomputed.activation_bytes < some.activation_bytes < 0.8 * kept.activation_bytes
+        assert recomputed.peak_bytes <= some.peak_bytes <= kept.peak_bytes  # which is that of its first layer
+        assert kept.forward_flops == some.forward_flops == recomputed.forward_flops
+        assert kept.forward_flops < kept.flops < some.flops < recomputed.flops
     assert costs["none", "bf16"].activation_bytes < costs["none", "fp32"].activation_bytes
 
 
@@ -224,14 +225,18 @@ def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
 def test_fitting_says_with_what() -> None:
     plan = small_plan()
     gib = {("none", "fp32"): 40, ("blocks", "fp32"): 20, ("none", "bf16"): 30, ("blocks", "bf16"): 15}
-    costs = [replace(c, peak_bytes=gib[c.checkpointing, c.precision] * 2**30) for c in plan.costs]
+    costs = [
+        replace(cost, peak_bytes=gib[cost.checkpointing, cost.precision] * 2**30)
+        for cost in plan.costs
+        if cost.checkpointing != "selective"
+    ]
     plan = replace(plan, costs=tuple(sorted(costs, key=lambda cost: cost.checkpointing != "none")))
     assert [(cost.checkpointing, cost.precision) for cost in plan.costs[:2]] == [("none", "fp32"), ("none", "bf16")]
     assert plan.fit(45 * 2**30).startswith("It fits into 45.0 GiB")
     assert "with bf16 autocast it does: 30.0 GiB" in plan.fit(34 * 2**30)
-    assert "with model.backbone.checkpointing=true it does: 20.0 GiB" in plan.fit(23 * 2**30)
-    assert "with model.backbone.checkpointing=true and bf16 autocast it does" in plan.fit(17 * 2**30)
-    assert "with model.backbone.checkpointing=true and training.batch=1 it does" in plan.fit(2**30)
+    assert "with model.backbone.checkpointing=blocks it does: 20.0 GiB" in plan.fit(23 * 2**30)
+    assert "with model.backbone.checkpointing=blocks and bf16 autocast it does" in plan.fit(17 * 2**30)
+    assert "with model.backbone.checkpointing=blocks and training.batch=1 it does" in plan.fit(2**30)
     said = plan.fit(1000)
     assert "not even with" in said
     assert "take a smaller network" in said
@@ -251,7 +256,7 @@ def test_without_data_the_rest_is_told_and_what_is_left_out(capsys: pytest.Captu
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["steps_per_epoch"] is None
     assert figures["processes"] == 2
-    assert {step["checkpointing"] for step in figures["steps"]} == set(POLICIES)
+    assert [(step["checkpointing"], step["precision"]) for step in figures["steps"]] == [("none", "fp32")]
 
 
 @pytest.mark.parametrize(

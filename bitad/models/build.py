@@ -14,6 +14,7 @@ from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFus
 from bitad.models.head import DetectionHead
 from bitad.models.pair import Pair, Side
 from bitad.models.pyramid import FeaturePyramid
+from bitad.models.recompute import Checkpointing
 from bitad.models.videomae import VisionTransformer
 from bitad.models.weights import load_backbone
 
@@ -113,9 +114,17 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
         drop_path=model.drop_path,
         adapters=adapters(),
         bi_adapters=adapters() if config.plan.adds == "adapter" else None,
-        checkpointing=config.plan.joint if model.checkpointing is None else model.checkpointing,
+        checkpointing=checkpointing_of(config),
     )
     return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
+
+
+def checkpointing_of(config: Config) -> Checkpointing:
+    """What the backward passes of a configuration's backbone recompute."""
+    backbone = config.model.backbone
+    if backbone is None:
+        return "none"
+    return backbone.checkpointing or ("blocks" if config.plan.joint else "none")
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bitad.models.detector import VideoBackbone
-from bitad.models.videomae import TokenGrid, run_part
+from bitad.models.recompute import Checkpointing, run_part
+from bitad.models.videomae import TokenGrid
 from bitad.timeline import mirror_points
 
 
@@ -62,8 +64,8 @@ def encode_together(
     there, before its cross adapter, at the aligned time. New cross adapters change nothing.
 
     Args:
-        first, second: the backbones. If one recomputes its blocks in the backward pass, so do both here, with their
-            cross adapters.
+        first, second: the backbones. What they recompute in the backward pass they recompute with their cross adapters;
+            if they differ in it, their blocks.
         frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
         mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
         cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
@@ -85,17 +87,30 @@ def encode_together(
     x, grid = first.vit.begin(clips, per_window)
     y, _ = second.vit.begin(second.clips(frames[1])[0], per_window)
     meeting = Meeting.of(mask, first.vit.tubelet, mirrored=mirrored)
-    recompute = first.vit.checkpointing or second.vit.checkpointing
-    for modules in zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True):
-        x, y = run_part(_one_depth, x, y, modules, grid, meeting, recompute=recompute)
+    policies = {first.vit.checkpointing, second.vit.checkpointing}
+    checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
+    depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
+    for before, depth in pairwise((None, *depths, None)):
+        x, y = run_part(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
     shape = (grid.time, grid.height, grid.width)
     return first.features(x.unflatten(1, shape), per_window), second.features(y.unflatten(1, shape), per_window)
 
 
-def _one_depth(
-    x: Tensor, y: Tensor, modules: tuple[nn.Module, ...], grid: TokenGrid, meeting: Meeting
+def _step(
+    x: Tensor,
+    y: Tensor,
+    grid: TokenGrid,
+    meeting: Meeting,
+    before: tuple[Any, ...] | None,
+    depth: tuple[Any, ...] | None,
+    checkpointing: Checkpointing,
 ) -> tuple[Tensor, Tensor]:
-    """One block of both networks, and what they tell each other behind it."""
-    block_x, block_y, cross_x, cross_y = modules
-    x, y = block_x(x, grid), block_y(y, grid)
-    return cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
+    """From behind the clips of one depth to behind those of the next: the adapters of the one, and what the networks
+    tell each other; the clips of the other. A depth is a block of each network and a cross adapter of each."""
+    if before is not None:
+        block_x, block_y, cross_x, cross_y = before
+        x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
+        x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
+    if depth is not None:
+        x, y = (block.over_pieces(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+    return x, y

@@ -11,15 +11,19 @@ The output is not normalised (the ``fc_norm`` of published files belongs to thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-Result = TypeVar("Result")
+from bitad.models.recompute import Checkpointing, run_part, run_pieces
+
+# What the widest layer of a block makes at a time on a CPU. A block's activations of a few clips stay in its caches,
+# and memory of this size is handed on from layer to layer; larger pieces a C library takes afresh from the system each
+# time, and a quarter of the time goes into its pages.
+PIECE_BYTES = 20 * 2**20
 
 
 class TokenGrid(NamedTuple):
@@ -37,14 +41,6 @@ def sinusoid_table(positions: int, dim: int) -> Tensor:
     angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
     return table.float()[None]
-
-
-def run_part(part: Callable[..., Result], *inputs: object, recompute: bool) -> Result:
-    """``part(*inputs)``; with ``recompute`` repeated in the backward pass instead of keeping its activations."""
-    if recompute and torch.is_grad_enabled():
-        result: Result = checkpoint(part, *inputs, use_reentrant=False)
-        return result
-    return part(*inputs)
 
 
 class DropPath(nn.Module):
@@ -82,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, followed by an adapter and a second one (experiment 2) where they are given."""
+    """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
 
     def __init__(
         self,
@@ -95,6 +91,7 @@ class Block(nn.Module):
         bi_adapter: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.mlp_dim = mlp_dim
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.drop_path = DropPath(drop_path)
@@ -103,9 +100,20 @@ class Block(nn.Module):
         self.adapter = adapter
         self.bi_adapter = bi_adapter
 
-    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:  # [B * clips, N, C]
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[n, t*h*w, C]`` of any clips, each by itself, up to the adapters."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def over_pieces(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
+        """The same of many clips, on a CPU only so many at a time as its caches hold."""
+        size = len(x)
+        if x.device.type == "cpu":
+            size = max(1, PIECE_BYTES // (x.shape[1] * self.mlp_dim * x.element_size()))
+        return run_pieces(self, x, size, checkpointing=checkpointing)
+
+    def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """The adapters, over the time of whole windows: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
         for adapter in (self.adapter, self.bi_adapter):
             if adapter is not None:
                 x = adapter(x, grid)
@@ -132,7 +140,8 @@ class VisionTransformer(nn.Module):
         drop_path: rate of the last block; rises linearly from 0 at the first.
         adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
         bi_adapters: the same, each right behind the block's adapter.
-        checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        checkpointing: what of the blocks' activations is kept for the backward pass and what recomputed in it: all is
+            kept; only what passes from block to block; or attention too, of which recomputing costs most.
     """
 
     def __init__(
@@ -149,7 +158,7 @@ class VisionTransformer(nn.Module):
         drop_path: float = 0.0,
         adapters: Sequence[nn.Module | None] | None = None,
         bi_adapters: Sequence[nn.Module | None] | None = None,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -159,7 +168,7 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"{len(modules)} {what} for {depth} blocks; give one for each block")
         self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
         self.table_size = image_size // patch_size
-        self.checkpointing = checkpointing
+        self.checkpointing: Checkpointing = checkpointing
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size))
         positions = clip_frames // tubelet * self.table_size**2
         self.register_buffer("pos_embed", sinusoid_table(positions, dim))
@@ -208,7 +217,7 @@ class VisionTransformer(nn.Module):
             clips_per_window: as :meth:`forward`.
 
         Returns:
-            tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie; a block takes both and returns tokens.
+            tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie.
 
         Raises:
             ValueError: if the clips are of another length, or smaller than a patch.
@@ -238,6 +247,15 @@ class VisionTransformer(nn.Module):
             ValueError: as :meth:`begin`.
         """
         x, grid = self.begin(clips, clips_per_window)
+        before = None
         for block in self.blocks:
-            x = run_part(block, x, grid, recompute=self.checkpointing)
+            x = run_part(self._step, x, grid, before, block, checkpointing=self.checkpointing)
+            before = block
+        x = run_part(self._step, x, grid, before, None, checkpointing=self.checkpointing)
         return x.unflatten(1, (grid.time, grid.height, grid.width))
+
+    def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
+        """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
+        if before is not None:
+            x = before.adapt(x, grid)
+        return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)

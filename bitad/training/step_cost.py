@@ -16,16 +16,17 @@ from torch import Tensor
 from bitad.config import Config
 from bitad.data.dataset import Batch
 from bitad.data.transforms import recolour
-from bitad.models.build import Network, build_network
+from bitad.models.build import Network, build_network, checkpointing_of
 from bitad.models.cost import Hollow, Tally, storage_bytes
 from bitad.models.detector import Detector
 from bitad.models.head import Prediction
 from bitad.models.pair import Pair
+from bitad.models.recompute import Checkpointing
 from bitad.training.losses import DetectionLoss
 from bitad.training.targets import Targets
 
-# Values of `model.backbone.checkpointing`, by what they recompute in the backward pass; the most frugal one is last.
-POLICIES = {"none": False, "blocks": True}
+# Values of `model.backbone.checkpointing`; the more it recomputes in the backward pass, the later.
+POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # What autocast computes in; weights, gradients and averages have single precision all the same.
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -45,7 +46,7 @@ class StepCost:
         peak_bytes: the most that there is of inputs, activations, gradients and passing tensors at a time.
     """
 
-    checkpointing: str
+    checkpointing: Checkpointing
     precision: str
     batch: int
     forward_flops: int
@@ -54,9 +55,9 @@ class StepCost:
     peak_bytes: int
 
 
-def step_cost(config: Config, classes: int, *, checkpointing: str, precision: str) -> StepCost:
+def step_cost(config: Config, classes: int, *, checkpointing: Checkpointing, precision: str) -> StepCost:
     """What a training step costs under a policy and in a precision, by taking it on tensors without content."""
-    config = _under(config, POLICIES[checkpointing])
+    config = _under(config, checkpointing)
     hollow = Hollow()
     network = network_on_meta(config, classes)
     with torch.device("meta"):
@@ -165,16 +166,15 @@ def network_on_meta(config: Config, classes: int) -> Network:
         return build_network(config, classes)
 
 
-def policies(config: Config) -> list[str]:
+def policies(config: Config) -> list[Checkpointing]:
     """The policies that there are for a configuration, its own first; only a backbone has blocks to recompute."""
-    backbone = config.model.backbone
-    if backbone is None:
+    if config.model.backbone is None:
         return ["none"]
-    own = config.plan.joint if backbone.checkpointing is None else backbone.checkpointing
-    return sorted(POLICIES, key=lambda policy: POLICIES[policy] != own)
+    own = checkpointing_of(config)
+    return sorted(POLICIES, key=lambda policy: policy != own)
 
 
-def _under(config: Config, checkpointing: bool) -> Config:
+def _under(config: Config, checkpointing: Checkpointing) -> Config:
     """The configuration with another policy."""
     if config.model.backbone is None:
         return config

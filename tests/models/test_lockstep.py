@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bitad.models.adapters import CrossAdapter, TemporalAdapter
+from bitad.models.cost import Tally, storage_bytes
 from bitad.models.detector import VideoBackbone
 from bitad.models.lockstep import Meeting, encode_together
+from bitad.models.recompute import Checkpointing
 from bitad.models.videomae import VisionTransformer
 from bitad.timeline import mirror_points
 
@@ -183,7 +185,7 @@ def test_a_network_hears_from_its_mirror_image_what_it_sees_itself() -> None:
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_checkpointing_gives_the_same_features_and_gradients(drop_path: float) -> None:
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in get_args(Checkpointing):
         one, two = (backbone(seed, checkpointing=checkpointing, drop_path=drop_path).train() for seed in (0, 1))
         cross = cross_adapters(4), cross_adapters(5)
         for parameter in (*one.parameters(), *two.parameters()):
@@ -192,29 +194,24 @@ def test_checkpointing_gives_the_same_features_and_gradients(drop_path: float) -
         x, y = encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
         (x.square().mean() + y.square().mean()).backward()
         results.append((x.detach(), y.detach(), *(p.grad for adapters in cross for p in adapters.parameters())))
-    for plain, recomputed in zip(*results, strict=True):
+    for plain, *others in zip(*results, strict=True):
         assert plain is not None
-        assert recomputed is not None
-        assert torch.equal(plain, recomputed)
-        assert recomputed.any()
+        assert plain.any()
+        assert all(torch.equal(plain, recomputed) for recomputed in others)
 
 
 def test_checkpointing_keeps_only_what_passes_from_depth_to_depth() -> None:
-    kept: list[list[Tensor]] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[-1].append(tensor)
-        return tensor
-
-    for checkpointing in (False, True):
-        kept.append([])
+    cross, views = (cross_adapters(4), cross_adapters(5)), (frames(2), frames(3))
+    kept = []
+    for checkpointing in ("none", "blocks"):
         one, two = (backbone(seed, checkpointing=checkpointing).requires_grad_(False) for seed in (0, 1))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            cross = cross_adapters(4), cross_adapters(5)
-            encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
-    everything, with_checkpointing = (sum(tensor.numel() for tensor in tensors) for tensors in kept)
-    passed = 2 * 2 * (2 * STEPS // 2 * 4 * DIM)  # two depths of two networks, the tokens of two windows each
-    assert with_checkpointing <= passed < everything / 4
+        with Tally(one, two, *cross, *views, MASK) as tally:
+            features = encode_together(one, two, views, MASK, cross, mirrored=True)
+            kept.append(tally.bytes - storage_bytes(features))
+    everything, with_checkpointing = kept
+    tokens = 2 * STEPS // 2 * 4 * DIM * 8  # bytes of a network's, of two windows
+    passed = 2 * 2 * tokens  # from depth to depth twice, in two networks
+    assert passed <= with_checkpointing < passed + tokens < everything / 4
 
 
 def test_what_one_network_is_to_say_teaches_the_others_cross_adapters_too() -> None:

@@ -26,6 +26,7 @@ from bitad.models.adapters import TemporalAdapter
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.head import DetectionHead, Prediction
 from bitad.models.pyramid import FeaturePyramid, Level
+from bitad.models.recompute import Checkpointing
 from bitad.models.videomae import VisionTransformer
 from bitad.models.weights import convert, load_weights, read_weights
 from bitad.timeline import Grid
@@ -102,7 +103,7 @@ def head_on(pyramid: FeaturePyramid) -> DetectionHead:
     return DetectionHead(32, 20, strides=pyramid.strides, ranges=list(pairwise(limits)))
 
 
-def adatad_tiny(*, checkpointing: bool = False, **keywords: Any) -> Detector:
+def adatad_tiny(*, checkpointing: Checkpointing = "none", **keywords: Any) -> Detector:
     vit = VisionTransformer(
         dim=32,
         depth=2,
@@ -232,7 +233,7 @@ def assert_loss(loss: DetectionLoss, recording: Recording, targets: Targets, cas
 
 @pytest.mark.parametrize(
     ("recording", "keywords"),
-    [(RECORDINGS[0], {}), (RECORDINGS[0], {"checkpointing": True}), (RECORDINGS[1], {})],
+    [(RECORDINGS[0], {}), (RECORDINGS[0], {"checkpointing": "blocks"}), (RECORDINGS[1], {})],
     ids=["adatad_tiny", "adatad_tiny-checkpointing", "actionformer_local"],
 )
 def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitad.models.adapters import TemporalAdapter
+from bitad.models.recompute import Checkpointing
 from bitad.models.videomae import Block, DropPath, TokenGrid, VisionTransformer, sinusoid_table
 
 DIM, DEPTH, HEADS, PATCH, SIZE = 12, 2, 3, 4, 8
@@ -186,8 +189,8 @@ def test_the_second_adapter_stands_right_behind_the_first() -> None:
         nn.init.normal_(parameter)
     nn.init.zeros_(nothing.up.bias)
     x, grid = plain.begin(clips(), 2)
-    x = second(first(plain.blocks[0](x, grid), grid), grid)
-    assert torch.equal(both(clips(), 2).flatten(1, 3), plain.blocks[1](x, grid))
+    x = second(first(plain.blocks[0](x), grid), grid)
+    assert torch.equal(both(clips(), 2).flatten(1, 3), plain.blocks[1](x))
 
 
 def test_adapters_keep_their_own_first_weights() -> None:
@@ -224,7 +227,7 @@ def test_trained_adapters_see_the_neighbouring_clips_of_their_window_only() -> N
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_checkpointing_gives_the_same_output_and_gradients(drop_path: float) -> None:
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in get_args(Checkpointing):
         vit = transformer(
             adapters=adapters(), bi_adapters=adapters(), checkpointing=checkpointing, drop_path=drop_path
         ).train()
@@ -232,10 +235,54 @@ def test_checkpointing_gives_the_same_output_and_gradients(drop_path: float) -> 
         out = vit(clips(4), 2)
         out.square().mean().backward()
         results.append((out.detach(), [p.grad for p in vit.parameters()]))
-    (plain, gradients), (again, recomputed) = results
-    assert torch.equal(plain, again)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, recomputed, strict=True) if a is not None)
-    assert all(gradient is not None for gradient in recomputed)
+    (plain, gradients), *others = results
+    for again, recomputed in others:
+        assert torch.equal(plain, again)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, recomputed, strict=True) if a is not None)
+        assert all(gradient is not None for gradient in recomputed)
+
+
+@pytest.mark.parametrize("checkpointing", get_args(Checkpointing))
+def test_clips_a_few_at_a_time_give_what_they_give_together(
+    checkpointing: Checkpointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit, results = transformer(adapters=adapters(), checkpointing=checkpointing), []
+    for size in (6, 4, 1):
+        monkeypatch.setattr("bitad.models.videomae.PIECE_BYTES", size * 8 * 4 * 20 * 8)  # so many clips
+        vit.zero_grad()
+        with told_clips(vit) as told:
+            out = vit(clips(6), 3)
+            out.square().mean().backward()
+        assert max(told) == size
+        results.append((out, *(p.grad for p in vit.parameters())))
+        with torch.no_grad():
+            assert torch.equal(vit(clips(6), 3), out)
+    for together, *others in zip(*results, strict=True):
+        for piecewise in others:
+            torch.testing.assert_close(piecewise, together)
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [("none", 1), ("selective", 2), ("blocks", 2)])
+def test_clips_are_repeated_once_and_before_the_first_that_trains_not_at_all(
+    checkpointing: Checkpointing, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitad.models.videomae.PIECE_BYTES", 1)
+    vit = transformer(adapters=adapters(), checkpointing=checkpointing)
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad_(".adapter." in name)
+    with told_clips(vit) as told:
+        vit(clips(4), 2).square().mean().backward()
+    assert told == [1] * (4 + 4 * times)
+
+
+@contextmanager
+def told_clips(vit: VisionTransformer) -> Iterator[list[int]]:
+    """How many clips the blocks are given at a time."""
+    told: list[int] = []
+    handles = [block.register_forward_pre_hook(lambda _, inputs: told.append(len(inputs[0]))) for block in vit.blocks]
+    yield told
+    for handle in handles:
+        handle.remove()
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
