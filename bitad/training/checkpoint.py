@@ -40,6 +40,7 @@ WITHOUT_EFFECT = (
     "training.checkpoint_steps",
     "training.keep",
     "training.bad_steps",
+    "training.shard",
     "init.forward",
     "init.backward",
 )

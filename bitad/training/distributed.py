@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from inspect import signature
 from typing import Any
 
@@ -111,7 +112,9 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     watch = Watch(store, rank, world)
     try:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+        # Processes may wait long for one another, for rank 0 to write or the last one to test; the watch sees who died.
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=7))
         watch.start()
         yield Processes(rank, world, chosen)
         dist.barrier()  # who ends first does not take the others' meeting point away

@@ -63,6 +63,9 @@ class _LogFile(logging.FileHandler):
     """A file of log lines; that one cannot be written (the disk is full) ends the work like any other failed write."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            error.filename = self.baseFilename
         raise
 
 

@@ -54,9 +54,15 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> None:
         """Writes a record behind the others."""
-        if self.team.is_main:
+        if not self.team.is_main:
+            return
+        line = json.dumps(_writable(record), allow_nan=False) + "\n"
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_writable(record), allow_nan=False) + "\n")
+                file.write(line)
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk does not say whose line it has no room for
+            raise
 
     def forget_what_comes_again(self, *, untested: bool) -> None:
         """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).

@@ -19,18 +19,18 @@ from bitad.config import Config
 from bitad.data.dataset import Batch, TrainingWindows, collate
 from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
-from bitad.evaluation.matching import Truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
 from bitad.models.build import Network, build_network, load_pretrained
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
-from bitad.progress import Meter, track
+from bitad.progress import Meter
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.descent import Descent, Step, together
 from bitad.training.distributed import Processes
 from bitad.training.environment import ENVIRONMENT, environment, log, say_repeated, say_skipped
+from bitad.training.first_look import look_at_data
 from bitad.training.initial import load_initial
 from bitad.training.keeping import Keeper
 from bitad.training.learner import Learner
@@ -40,6 +40,7 @@ from bitad.training.records import Records
 from bitad.training.sampler import EpochSampler
 from bitad.training.sharding import whole
 from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
+from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
 STEPS_BETWEEN_RECORDS = 10
 
@@ -68,9 +69,10 @@ class Trainer:
             )
         self.annotations = read_ground_truth(config.data)
         self.test_annotations = read_test_ground_truth(config)
-        self.source = build_source(config)
+        self.indices = IndexCache(self.directory / INDEX_FOLDER)
+        self.source = build_source(config, self.indices)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
-        self._look_at_data()
+        look_at_data(self.windows, self.test_annotations, self.source, self.indices, config, team)
         self.sampler = EpochSampler(
             len(self.windows), config.training.batch, team, config.seed, accumulate=config.training.accumulate
         )
@@ -113,27 +115,6 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
         self.descent = Descent(config, team, self.network, models, self.learners, self.scaler)
-
-    def _look_at_data(self) -> None:
-        """What training and testing will need, asked for now rather than hours later. Content is not read."""
-        Truth.of(self.test_annotations)
-        videos = [*self.windows.videos, *self.test_annotations.videos.values()]
-        faults: list[ValueError | FileNotFoundError] = []
-        unreadable: list[str] = []
-        for video in track(videos, "looking at the data", len(videos), show=self.team.is_main):
-            try:
-                self.source.timebase(video)
-            except (ValueError, FileNotFoundError) as error:
-                if self.config.training.bad_videos == "skip" and any(video is one for one in self.windows.videos):
-                    log.warning("training video %s is left out: %s", video.name, error)
-                    unreadable.append(video.name)
-                else:
-                    faults.append(error)
-        if len(faults) > 1:
-            raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
-        if faults:
-            raise faults[0]
-        self.windows.leave_out(unreadable)
 
     def _load_first_weights(self) -> None:
         if self.config.plan.starts_from == "backbone":
@@ -220,8 +201,11 @@ class Trainer:
             learner.loss.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         repeated, skipped = 0, Counter[str]()
-        batches = iter(self.loader)
-        with Meter(what, self.sampler.steps - self.done, show=self.team.is_main) as meter:
+        with (
+            self.windows.readers.watched(),
+            Meter(what, self.sampler.steps - self.done, show=self.team.is_main) as meter,
+        ):
+            batches = iter(self.loader)
             while parts := list(itertools.islice(batches, self.config.training.accumulate)):
                 step = self._train_step(parts)
                 self.step, self.done = self.step + 1, self.done + 1
@@ -311,7 +295,8 @@ class Trainer:
         """The network with the averaged weights, in evaluation mode; where these are divided, a whole one."""
         if self.config.training.shard and self.team.world > 1:
             # Processes see different numbers of windows, and could not bring weights together for each other.
-            whole_one = build_network(self.config, len(self.annotations.classes))
+            with torch.random.fork_rng(devices=[]):  # so that testing draws none of the training's random numbers
+                whole_one = build_network(self.config, len(self.annotations.classes))
             whole_one.load_state_dict(self._averaged_weights())
             yield whole_one.to(self.team.device).eval()
             return
@@ -338,7 +323,9 @@ class Trainer:
         if not self.team.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.directory)
+        for folder in (self.directory, self.directory / INDEX_FOLDER):
+            remove_leftovers(folder)
+        self.indices.begin()
         self.records.forget_what_comes_again(untested=self.untested)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data, video_data
-from runs import ALONE, both_baselines
+from runs import ALONE, assert_same_run, both_baselines
 from torch import nn
 
 from bitad.config import Config
@@ -157,6 +157,29 @@ def test_two_processes_find_what_one_finds(together: tuple[dict[str, Config], li
         assert len(shared) > 0
         for one, other in zip(columns(expected), columns(shared), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_to_the_bit_and_with_whole_weights_too(tmp_path: Path) -> None:
+    path = video_data(tmp_path / "data", training=4)
+    how = ("training.shard=true", "training.windows_per_video=2", "training.epochs=2", "model.drop_path=0")
+    whole, parts, unsharded = (
+        config_of(path, *how, f"output={tmp_path / name}") for name in ("whole", "parts", "unsharded")
+    )
+    begin = ["train", str(path), *how]
+    run_together(
+        2,
+        [*begin, f"output={tmp_path / 'whole'}"],
+        [*begin, f"output={tmp_path / 'parts'}", "--until", "1"],
+        [*begin, f"output={tmp_path / 'unsharded'}", "--until", "1"],
+        [*begin, f"output={tmp_path / 'parts'}", "--resume"],
+        [*begin, f"output={tmp_path / 'unsharded'}", "--resume", "training.shard=false"],
+    )
+    assert_same_run(whole.run_directory, parts.run_directory)
+    one, other = (load_checkpoint(config.run_directory / "last.pt") for config in (whole, unsharded))
+    assert one.epoch == other.epoch == 2
+    for name, weight in one.model.items():
+        torch.testing.assert_close(other.model[name], weight, rtol=0, atol=2e-4)
 
 
 def test_the_first_process_alone_writes_and_speaks(together: tuple[dict[str, Config], list[str]]) -> None:
