@@ -363,6 +363,7 @@ class TestConfig(Section):
         description="`video`: once over each whole video, so that adapters see across the borders of windows, and only "
         "pyramid and head in windows; nearly twice as fast where these overlap by half",
     )
+    precision: Precision = Field(default="fp32", description="of the networks' computation")
     batch: Count = 2
     workers: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="processes that read videos; none: training.workers"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from bar_codes import KINDS, Kind, numbers_shown
 from builders import video_data
+from processes import of_two_processes
 from test_bad_input import contents
-from test_features_verb import of_two_processes
 
 from bitad.cli import main
 from bitad.training.environment import set_up_logging

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import feature_data, video_data
+from processes import of_two_processes
 
 from bitad.cli import main
 from bitad.data.feature_folder import read_sidecar
@@ -121,29 +118,6 @@ def test_what_cannot_be_is_said_in_one_line(
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
-    """Runs a command of `bitad` in two processes that know each other as torchrun's do.
-
-    Returns:
-        each one's status, and what it said on standard output and standard error.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    team = []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
-        line = [sys.executable, "-m", "bitad", *map(str, command)]
-        team.append(subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    try:
-        said = [process.communicate(timeout=200) for process in team]
-    finally:
-        for process in team:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(team, said, strict=True)]
 
 
 def test_two_processes_write_what_one_writes(data: Path, written: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from bitad.inference.video_scores import read_video_scores
 from bitad.models.build import Network
 from bitad.models.head import Prediction
 from bitad.models.pair import Both, Pair
+from bitad.models.precision import autocast
 from bitad.progress import track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
@@ -121,7 +122,7 @@ def detect(
     for unread in team.gather(windows.unread):  # all processes must share out the same windows
         windows.leave_out(unread)
     see = see_videos if config.test.backbone == "video" else _see_windows
-    with windows.readers.watched():
+    with windows.readers.watched(), autocast(team.device, config.test.precision):
         for seen in see(network, windows, team, what=what):
             repeated += seen.repeated
             for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):

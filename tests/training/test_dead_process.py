@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from builders import config_of, feature_data
+from processes import team
 from runs import assert_same_run, records
 
 from bitad.config import Config
@@ -90,24 +90,9 @@ def test_processes_that_live_or_have_ended_well_are_left_alone() -> None:
 # Without torchrun.
 
 
-@contextmanager
-def two_processes(config: Path, *overrides: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes of one training that know each other as torchrun's do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    team = []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, "-c", PROGRAM, "train", str(config), *overrides, "--device", "cpu"]
-        team.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    try:
-        yield team
-    finally:
-        for process in team:
-            process.kill()
-            process.communicate()
+def two_processes(config: Path, *overrides: str) -> AbstractContextManager[list[subprocess.Popen[str]]]:
+    """Two processes of one training."""
+    return team(2, ["-c", PROGRAM, "train", str(config), *overrides, "--device", "cpu"])
 
 
 def wait_for_step(config: Config, number: int, *, seconds: float = 120) -> None:
@@ -128,13 +113,13 @@ def test_the_others_end_with_a_line_where_one_is_killed_or_hangs(
 ) -> None:
     overrides = (*HOW, f"output={tmp_path}", "training.epochs=200")
     config = config_of(features, *overrides)
-    with two_processes(features, *overrides) as team:
+    with two_processes(features, *overrides) as both:
         wait_for_step(config, 10)
         began = time.monotonic()
-        team[1].send_signal(how)
-        _, said = team[0].communicate(timeout=60)
+        both[1].send_signal(how)
+        _, said = both[0].communicate(timeout=60)
         assert time.monotonic() - began < 30
-    assert team[0].returncode == 1
+    assert both[0].returncode == 1
     last = said.strip().splitlines()[-1]
     assert "error: " in last
     assert "of this run" in last
@@ -148,14 +133,14 @@ def test_the_others_end_with_a_line_where_one_has_failed(features: Path, tmp_pat
     folder = feature_data(tmp_path / "data", training=4).parent
     overrides = (*HOW, f"output={tmp_path}", "training.epochs=200")
     config = config_of(folder / "config.yaml", *overrides)
-    with two_processes(folder / "config.yaml", *overrides) as team:
+    with two_processes(folder / "config.yaml", *overrides) as both:
         wait_for_step(config, 10)
         for path in (folder / "features").iterdir():
             path.write_bytes(b"")
-        both = [process.communicate(timeout=60)[1] for process in team]
-    assert [process.returncode for process in team] == [1, 1]
-    assert any(".npy" in said for said in both)
-    assert not any("Traceback" in said for said in both)
+        said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    assert any(".npy" in one for one in said)
+    assert not any("Traceback" in one for one in said)
 
 
 # Under torchrun.

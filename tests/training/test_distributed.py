@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data, video_data
+from processes import free_port, team
 from runs import ALONE, assert_same_run, both_baselines
 from torch import nn
 
@@ -45,26 +42,10 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
     Returns:
         what each process said on standard output.
     """
-    sockets = [socket.socket() for _ in commands]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    work = [
-        (free.getsockname()[1], [*command, "--device", "cpu"]) for free, command in zip(sockets, commands, strict=True)
-    ]
-    for free in sockets:
-        free.close()
-    team = []
-    for rank in range(world):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, "-c", PROGRAM, json.dumps(work)]
-        team.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    try:
-        said = [process.communicate(timeout=200) for process in team]
-    finally:
-        for process in team:
-            process.kill()
-    assert [process.returncode for process in team] == [0] * world, said
+    work = [(free_port(), [*command, "--device", "cpu"]) for command in commands]
+    with team(world, ["-c", PROGRAM, json.dumps(work)]) as members:
+        said = [member.communicate(timeout=200) for member in members]
+        assert [member.returncode for member in members] == [0] * world, said
     return [out for out, _ in said]
 
 

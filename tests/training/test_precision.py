@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data, video_data
@@ -12,6 +13,9 @@ from runs import ALONE, assert_same_run, both_baselines, records
 from torch import Tensor
 
 from bitad.data.dataset import collate
+from bitad.data.ground_truth import read_test_ground_truth
+from bitad.data.sources import build_source
+from bitad.inference.detect import detect
 from bitad.training.learner import Learner
 from bitad.training.trainer import Trainer
 
@@ -132,6 +136,25 @@ def test_the_losses_of_half_precision_are_near_those_of_single(
     assert max(differences) > 0  # another precision, indeed
     flat = [torch.cat([v.flatten() for k, v in one.items() if not k.startswith(("loss", "norm"))]) for one in found]
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("backbone", ["window", "video"])
+def test_half_precision_finds_nearly_the_same(
+    data: dict[str, tuple[Path, tuple[str, str]]], precision: str, backbone: str
+) -> None:
+    path, _ = data["videos"]
+    found = []
+    for what in ("fp32", precision):
+        how = (f"test.precision={what}", f"test.backbone={backbone}", "test.score_threshold=0", "test.nms.method=none")
+        config = config_of(path, *how, "test.rounding=false")
+        truth = read_test_ground_truth(config)
+        network = Trainer(config.model_copy(update={"name": "unseen"}), ALONE).network.eval()
+        found.append(detect(network, truth, build_source(config), config, ALONE))
+    for one, other in zip(*(results.bases.values() for results in found), strict=True):
+        assert len(one) == len(other) > 0
+        np.testing.assert_allclose(np.sort(other.scores), np.sort(one.scores), rtol=0.1)
+        assert not np.array_equal(other.scores, one.scores)
 
 
 def test_half_precision_keeps_weights_and_averages_single(
