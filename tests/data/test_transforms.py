@@ -62,3 +62,22 @@ def test_grey_stays_grey_under_hue_and_saturation():
     grey = torch.full((1, 1, 1, 1, 3), 90, dtype=torch.uint8)
     matrix = random_colour(np.random.default_rng(1), brightness=0, contrast=0, saturation=0.9, hue=0.5)
     assert recolour(grey, torch.from_numpy(matrix)[None]).flatten().tolist() == pytest.approx([90, 90, 90], abs=1)
+
+
+def test_colour_does_not_depend_on_the_precision_of_the_network():
+    matrix = random_colour(np.random.default_rng(2), brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)
+    frames = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (1, 2, 8, 8, 3), np.uint8))
+    matrices = torch.from_numpy(matrix)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (recolour(frames, matrices) == recolour(frames, matrices.double())).all()
+
+
+def test_each_window_has_its_own_colour_and_the_frames_given_stay():
+    frames = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 70, 32, 33, 3), np.uint8))
+    before, rng = frames.clone(), np.random.default_rng(3)
+    drawn = [random_colour(rng, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1) for _ in frames]
+    out = recolour(frames, torch.from_numpy(np.stack(drawn)))
+    assert (frames == before).all()
+    for pixels, matrix, changed in zip(frames.numpy(), drawn, out.numpy(), strict=True):
+        slow = np.clip(np.round(pixels.astype(float) @ matrix[:, :3].T + matrix[:, 3]), 0, 255)
+        assert np.abs(changed - slow).max() <= 1
