@@ -53,7 +53,8 @@ class Bottleneck(nn.Module):
         # [B, C', time of the whole window, places]
         h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(0, 3, 1, 2)
         context = self.pointwise(self.depthwise(h).permute(0, 2, 3, 1)).reshape(hidden.shape)
-        return self.up(hidden + context) * self.gamma
+        # Gamma scales the weights rather than what they make, which is larger and would be kept for gamma's gradient.
+        return F.linear(hidden + context, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
 
 class TemporalAdapter(Bottleneck):

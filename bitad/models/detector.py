@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from bitad.models.head import DetectionHead, Points, Prediction
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.videomae import VisionTransformer
+from bitad.models.videomae import TokenGrid, VisionTransformer
 
 __all__ = ["Detector", "Points", "Prediction", "VideoBackbone"]
 
 # ImageNet's mean and standard deviation, on pixels of 0..255: what VideoMAE was trained with.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+_CLIPS_AT_A_TIME = 4
 
 
 class VideoBackbone(nn.Module):
@@ -58,8 +59,20 @@ class VideoBackbone(nn.Module):
         Raises:
             ValueError: if the frames do not divide into clips, or clips into patches.
         """
-        clips, per_window = self.clips(frames)
-        return self.features(self.vit(clips, per_window), per_window)
+        tokens, grid = self.begin(frames)
+        return self.features(self.vit.encode(tokens, grid), grid.clips)
+
+    def begin(self, frames: Tensor) -> tuple[Tensor, TokenGrid]:
+        """What the transformer's first block takes: tokens of all clips, and how they lie.
+
+        The clips are normalised and embedded some at a time, as single precision takes four times the frames' memory.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        clips, per_window = self._cut(frames)
+        pieces = [self.vit.begin(self._normalised(piece), per_window) for piece in clips.split(_CLIPS_AT_A_TIME)]
+        return torch.cat([tokens for tokens, _ in pieces]), pieces[0][1]
 
     def clips(self, frames: Tensor) -> tuple[Tensor, int]:
         """Frames ``[B, T, H, W, 3]`` -> what the transformer takes: clips ``[B * n, 3, t, H, W]`` and n, T / t.
@@ -67,6 +80,11 @@ class VideoBackbone(nn.Module):
         Raises:
             ValueError: if the frames do not divide into clips.
         """
+        clips, per_window = self._cut(frames)
+        return self._normalised(clips), per_window
+
+    def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
+        """As :meth:`clips`, of the pixels as they are."""
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
         length = frames.shape[1]
@@ -76,7 +94,10 @@ class VideoBackbone(nn.Module):
                 f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
             )
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
-        return (clips - self.get_buffer("mean")) / self.get_buffer("std"), length // self.vit.clip_frames
+        return clips, length // self.vit.clip_frames
+
+    def _normalised(self, clips: Tensor) -> Tensor:
+        return (clips - self.get_buffer("mean")) / self.get_buffer("std")
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
         """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""

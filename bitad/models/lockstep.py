@@ -83,9 +83,7 @@ def encode_together(
             f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "
             "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
         )
-    clips, per_window = first.clips(frames[0])
-    x, grid = first.vit.begin(clips, per_window)
-    y, _ = second.vit.begin(second.clips(frames[1])[0], per_window)
+    (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])
     meeting = Meeting.of(mask, first.vit.tubelet, mirrored=mirrored)
     policies = {first.vit.checkpointing, second.vit.checkpointing}
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
@@ -93,7 +91,7 @@ def encode_together(
     for before, depth in pairwise((None, *depths, None)):
         x, y = run_part(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
     shape = (grid.time, grid.height, grid.width)
-    return first.features(x.unflatten(1, shape), per_window), second.features(y.unflatten(1, shape), per_window)
+    return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
 
 
 def _step(

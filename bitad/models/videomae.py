@@ -23,7 +23,7 @@ from bitad.models.recompute import Checkpointing, run_part, run_pieces
 # What the widest layer of a block makes at a time on a CPU. A block's activations of a few clips stay in its caches,
 # and memory of this size is handed on from layer to layer; larger pieces a C library takes afresh from the system each
 # time, and a quarter of the time goes into its pages.
-PIECE_BYTES = 20 * 2**20
+PIECE_BYTES = 10 * 2**20
 
 
 class TokenGrid(NamedTuple):
@@ -246,7 +246,10 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: as :meth:`begin`.
         """
-        x, grid = self.begin(clips, clips_per_window)
+        return self.encode(*self.begin(clips, clips_per_window))
+
+    def encode(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """The blocks: what :meth:`begin` returns -> tokens ``[B * clips, t, h, w, C]``."""
         before = None
         for block in self.blocks:
             x = run_part(self._step, x, grid, before, block, checkpointing=self.checkpointing)
