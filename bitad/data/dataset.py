@@ -24,7 +24,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Basis
 from bitad.data.readers import Readers
 from bitad.data.sources import Source
-from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop
+from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop, room_for_frames
 from bitad.data.windows import Timebase, random_window, sliding_windows
 from bitad.timeline import Grid, mirror_points, mirror_positions, mirror_segments
 
@@ -203,8 +203,8 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
 def _padded(contents: Sequence[Tensor], length: int) -> Tensor:
     """Contents of samples -> inputs of a batch."""
     first = contents[0]
-    frames = first.ndim == 4
-    inputs = first.new_zeros((len(contents), length, *first.shape[1:]))
+    frames, shape = first.ndim == 4, (len(contents), length, *first.shape[1:])
+    inputs = room_for_frames(*shape) if frames else first.new_zeros(shape)
     for i, content in enumerate(contents):
         inputs[i, : len(content)] = content
         if frames:

@@ -64,15 +64,29 @@ def random_crop(
     return Crop(square.top, square.left, square.height, square.width, flipped)
 
 
+def room_for_frames(*shape: int) -> Tensor:
+    """Uninitialised uint8 frames of a shape, in the machine's memory.
+
+    NumPy asks Linux for large pages and torch does not: a whole window is filled for the first time in a quarter of the
+    time.
+    """
+    return torch.from_numpy(np.empty(shape, np.uint8))
+
+
 def apply_crop(frames: NDArray[np.uint8], crop: Crop, pixels: int) -> Tensor:
     """Cuts frames ``[T, H, W, 3]``, resizes to ``pixels`` x ``pixels`` and flips; uint8 ``[T, pixels, pixels, 3]``."""
-    cut = frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    picture = torch.from_numpy(np.ascontiguousarray(cut)).permute(0, 3, 1, 2)  # channels-last in memory
-    if (crop.height, crop.width) != (pixels, pixels):
-        picture = F.interpolate(picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True)
-    if crop.flip:
-        picture = picture.flip(3)
-    return picture.permute(0, 2, 3, 1).contiguous()
+    cut = torch.from_numpy(frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
+    out = room_for_frames(len(frames), pixels, pixels, 3)
+    # A few frames at a time: what lies between two steps stays in the cache.
+    for part, changed in zip(cut.split(8), out.split(8), strict=True):
+        picture = part.permute(0, 3, 1, 2)
+        if (crop.height, crop.width) != (pixels, pixels):
+            picture = picture.contiguous(memory_format=torch.channels_last)  # which is resized the quick way
+            picture = F.interpolate(picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True)
+        if crop.flip:
+            picture = picture.flip(3)
+        changed.copy_(picture.permute(0, 2, 3, 1))
+    return out
 
 
 def random_colour(
@@ -105,18 +119,24 @@ def recolour(frames: Tensor, matrices: Tensor) -> Tensor:
     Returns:
         uint8, as ``frames``.
     """
-    out = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
+    out = (
+        room_for_frames(*frames.shape)
+        if frames.is_cpu
+        else torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
+    )
     if not frames.numel():
         return out
     # A product with a 3x3 matrix is too small to be quick, so several pixels are one row, and go through it at once.
     together = math.gcd(frames[0].numel() // 3, 8)
     pixels, changed = (one.reshape(len(frames), -1, 3 * together) for one in (frames, out))
     rows = 2**12 if frames.is_cpu else 2**18  # whose floats stay in the cache, or which keep a GPU busy
+    floats = torch.empty((2, min(rows, pixels.shape[1]), 3 * together), device=frames.device)
     with torch.autocast(frames.device.type, enabled=False):  # bf16 would round the colours
         for i, matrix in enumerate(matrices.float()):
             turn = torch.block_diag(*[matrix[:, :3].T] * together)
             shift = matrix[:, 3].repeat(together) + 0.5  # the whole part is then the nearest number
-            for start in range(0, pixels.shape[1], rows):
-                part = torch.addmm(shift, pixels[i, start : start + rows].float(), turn)
-                changed[i, start : start + rows] = part.clamp_(0, 255)
+            for part, target in zip(pixels[i].split(rows), changed[i].split(rows), strict=True):
+                given, turned = floats[:, : len(part)]
+                torch.addmm(shift, given.copy_(part), turn, out=turned)
+                target.copy_(turned.clamp_(0, 255))
     return out
