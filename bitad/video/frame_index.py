@@ -67,10 +67,12 @@ class FrameIndex:
 
     def number(self, time: int | None) -> int | None:
         """The frame shown at a time in ticks; None where none is."""
-        if self.times is None or time is None or not self.times[0] <= time <= self.times[-1]:
-            return None
-        number = int(self.times.searchsorted(time))
-        return number if self.times[number] == time else None
+        return None if time is None else self._numbers.get(time)
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        """Each frame by its time in ticks: asked for every packet and picture, for which a search takes too long."""
+        return {} if self.times is None else dict(zip(self.times.tolist(), range(self.frames), strict=True))
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:

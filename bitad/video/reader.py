@@ -140,11 +140,11 @@ class VideoReader:
         numbers = self._checked(frames)
         height, width = self._scaled(size, short_side)
         pixels = np.empty((len(numbers), height, width, 3), np.uint8)  # [T, H, W, 3]
-        wanted, place = np.unique(numbers, return_inverse=True)
+        wanted, first, place = np.unique(numbers, return_index=True, return_inverse=True)
         self._stream.want(wanted.tolist())
-        for i, picture in enumerate(self._mended(wanted.tolist())):
-            pixels[place == i] = self._rgb(picture, height, width)
-        return pixels
+        for picture, at in zip(self._mended(wanted.tolist()), first.tolist(), strict=True):
+            pixels[at] = self._rgb(picture, height, width)
+        return pixels if len(wanted) == len(numbers) else pixels[first[place]]
 
     def read_windows(
         self,
@@ -177,6 +177,7 @@ class VideoReader:
             ValueError: frames cannot be decoded (told behind the last picture, whatever was asked for), or a picture is
                 of another size than the video.
         """
+        self._stream.want(())  # what an earlier reading passed over may be asked for now
         turn = _Turn(self.index.rotation)
         return map(turn, self._mended(frames))
 

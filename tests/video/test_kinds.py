@@ -285,6 +285,22 @@ def test_pictures_between_those_wanted_are_not_all_decoded(
         assert given < 0.8 * FRAMES
 
 
+def test_pictures_passed_over_in_one_reading_are_there_in_the_next(videos: dict[str, Path]) -> None:
+    for kind in ("h264 mp4", "hevc mkv", "mpeg2 ts"):
+        expected = frames_of(videos[kind])
+        with VideoReader(videos[kind]) as reader:
+            for number in range(1, 10):
+                reader.read([0, 10])
+                (picture,) = reader.pictures([number])
+                np.testing.assert_array_equal(picture.to_rgb().to_ndarray(), expected[number])
+
+
+def test_frames_come_in_the_order_asked_for_forwards_backwards_and_repeated(videos: dict[str, Path]) -> None:
+    with VideoReader(videos["h264 mp4"]) as reader:
+        for frames in ([3, 4, 9], [9, 4, 3], [9, 3, 9, 9, 4, 3], [5, 5], []):
+            assert numbers_shown(reader.read(np.array(frames, int), size=SIZE)) == frames
+
+
 @CASES
 @QUICK(max_examples=3)
 @given(
