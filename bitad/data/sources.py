@@ -47,7 +47,8 @@ class Source(Protocol):
 
         Args:
             view: the playing direction that will be shown; without twins, both hold the same.
-            margin: pictures are this many times as large as the network's.
+            margin: pictures are this many times as large as the network's; or as large as they are in the file, where
+                that is less and not smaller than the network's.
         """
 
 
@@ -130,9 +131,7 @@ class VideoFiles:
         twin = None if view == "forward" else self._twin(video)
         if twin is None:
             return torch.from_numpy(self._decode(path, frames, margin))
-        # The twin is read in its own order and turned round: the decoder only ever goes forwards.
-        newest_first = self._decode(twin, mirror_frames(frames, count)[::-1], margin)
-        return torch.from_numpy(newest_first).flip(0)
+        return torch.from_numpy(self._decode(twin, mirror_frames(frames, count), margin))
 
     def _twin(self, video: AnnotatedVideo) -> Path | None:
         """The reverse-playback twin of a video, if it has one, of as many frames."""
@@ -145,7 +144,9 @@ class VideoFiles:
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
-            pixels = reader.read(frames, short_side=round(self.pixels * margin))
+            there, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
+            # Pictures large enough for the network are not enlarged for a margin that adds nothing to them.
+            pixels = reader.read(frames, short_side=None if self.pixels <= there <= wanted else wanted)
             self.repeated += reader.repeated
             return pixels
 

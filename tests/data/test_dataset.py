@@ -207,6 +207,21 @@ def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None
         assert base.whole().frames()[-1] < FRAMES
 
 
+@pytest.mark.parametrize(("pixels", "side"), [(28, 32), (30, 32), (32, 32), (40, 44), (20, 22)])
+def test_a_margin_does_not_enlarge_pictures_that_are_large_enough(tmp_path: Path, pixels: int, side: int) -> None:
+    """The file's pictures of 32 pixels stay as they are where the network's and those with the margin lie around."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", frames, fps=FPS)
+    source = VideoFiles(lambda name: tmp_path / "a.mp4", pixels=pixels)
+    video = AnnotatedVideo("a", "training", 4 / FPS, np.zeros((0, 2)), ())
+    margin = 1.0 if pixels == 32 else side / pixels if side != 32 else 1.15
+    content = source.read(video, source.timebase(video).whole(), margin=margin)
+    assert content.shape == (4, side, round(side * 1.5), 3)
+    if side == 32:
+        with VideoReader(tmp_path / "a.mp4") as reader:
+            assert (content.numpy() == reader.read(range(4))).all()
+
+
 # Two networks on the same windows.
 
 
