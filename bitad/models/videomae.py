@@ -20,11 +20,6 @@ from torch import Tensor, nn
 
 from bitad.models.recompute import Checkpointing, run_part, run_pieces
 
-# What the widest layer of a block makes at a time on a CPU. A block's activations of a few clips stay in its caches,
-# and memory of this size is handed on from layer to layer; larger pieces a C library takes afresh from the system each
-# time, and a quarter of the time goes into its pages.
-PIECE_BYTES = 10 * 2**20
-
 
 class TokenGrid(NamedTuple):
     """How the tokens of a window lie: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
@@ -80,6 +75,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
 
+    # What the widest layer makes at a time on a CPU, for each of its threads. The activations of a few clips stay in its
+    # caches, and their memory is handed on from layer to layer; larger pieces a C library takes afresh from the system
+    # each time, and a quarter of the time goes into its pages. None: all clips at once, as on a GPU.
+    piece_bytes: int | None = 10 * 2**20
+
     def __init__(
         self,
         dim: int,
@@ -108,8 +108,9 @@ class Block(nn.Module):
     def over_pieces(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
         """The same of many clips, on a CPU only so many at a time as its caches hold."""
         size = len(x)
-        if x.device.type == "cpu":
-            size = max(1, PIECE_BYTES // (x.shape[1] * self.mlp_dim * x.element_size()))
+        if x.device.type == "cpu" and self.piece_bytes is not None:
+            widest = x.shape[1] * self.mlp_dim * x.element_size()  # of a clip
+            size = max(1, torch.get_num_threads() * self.piece_bytes // widest)
         return run_pieces(self, x, size, checkpointing=checkpointing)
 
     def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
