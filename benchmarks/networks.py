@@ -148,7 +148,7 @@ def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int =
         team.barrier()
         took = timed(partial(take, steps))
     took = Took(took.cpu_s / steps, took.wall_s / steps)
-    flops = team.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32").flops
+    flops = team.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
     return Measured(took, flops / 1e9, "GFLOP", flops=flops)
 
 

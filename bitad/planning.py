@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,45 @@ from bitad.reports.tables import Cell, Table
 from bitad.training.distributed import Processes
 from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
-from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
+from bitad.training.step_cost import POLICIES, PRECISIONS, Device, StepCost, network_on_meta, policies, step_cost
 
 PARTS = ("backbone", "adapters", "pyramid", "head", "fusion")
 _ASSUMED_CLASSES = 20
 # Of a device's memory: its context, and what the allocator cannot use.
 _RESERVE = 0.1
 _MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU, as its data sheet has it.
+
+    Args:
+        memory_gib: what programs see of it.
+        tflops: a second, of dense matrix products, by precision; PyTorch's single precision is not TF32.
+    """
+
+    name: str
+    memory_gib: float
+    tflops: dict[str, float]
+
+    def least_seconds(self, cost: StepCost) -> float:
+        """Of a step, if nothing but its operations took time, and these went at the full rate."""
+        return cost.flops / (1e12 * self.tflops[cost.precision])
+
+
+# The half precision of those without bf16 is fp16.
+GPUS = (
+    Gpu("T4", 15, {"fp32": 8.1, "bf16": 65}),
+    Gpu("V100", 32, {"fp32": 15.7, "bf16": 125}),
+    Gpu("RTX 3090", 24, {"fp32": 35.6, "bf16": 71}),
+    Gpu("RTX 4090", 24, {"fp32": 82.6, "bf16": 165}),
+    Gpu("L40S", 45, {"fp32": 91.6, "bf16": 362}),
+    Gpu("A100 40 GB", 40, {"fp32": 19.5, "bf16": 312}),
+    Gpu("A100 80 GB", 80, {"fp32": 19.5, "bf16": 312}),
+    Gpu("H100", 80, {"fp32": 67, "bf16": 989}),
+    Gpu("H200", 140, {"fp32": 67, "bf16": 989}),
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,7 @@ class Plan:
         classes: K.
         sizes: parameters, by the network's name and the part's.
         weight_bytes: of all parameters and buffers; what two networks share counts once.
+        device: of each.
         costs: of a step, for every checkpointing policy and precision; those of the configuration first.
         rates: learning rates.
         videos, windows, steps: training videos with ground truth, windows and steps an epoch; None where unknown.
@@ -73,6 +107,7 @@ class Plan:
     classes: int
     sizes: dict[str, dict[str, Size]]
     weight_bytes: int
+    device: Device
     costs: tuple[StepCost, ...]
     rates: LearningRates
     videos: int | None
@@ -89,8 +124,9 @@ class Plan:
     def fixed_bytes(self) -> dict[str, int]:
         """What is there all the time, by what it is."""
         each = 4 * self.trainable
+        among = self.processes if self.config.training.shard else 1
         fixed = {"weights": self.weight_bytes, "their moving average": each, "Adam's moments": 2 * each}
-        return fixed | ({"gradients being sent": each} if self.processes > 1 else {})
+        return {what: -(-count // among) for what, count in fixed.items()}
 
     def peak_bytes(self, cost: StepCost) -> int:
         """The most memory at a time in training, where a step costs this."""
@@ -126,11 +162,11 @@ class Plan:
             training = self.config.training.model_copy(update={"batch": batch})
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
-                yield step_cost(config, self.classes, checkpointing=policy, precision=precision)
+                yield step_cost(config, self.classes, checkpointing=policy, precision=precision, device=self.device)
 
     def tables(self) -> tuple[Table, ...]:
         """Parameters, floating-point operations and memory."""
-        return self._parameters(), self._operations(), self._memory()
+        return self._parameters(), self._operations(), self._memory(), self._gpus()
 
     def _parameters(self) -> Table:
         parts = [part for part in PARTS if any(part in sizes for sizes in self.sizes.values())]
@@ -181,6 +217,30 @@ class Plan:
         title = f"Memory of a process in training, batches of {batch} {'window' if batch == 1 else 'windows'} (MiB)"
         return Table(title, ("checkpointing, precision", "activations", "step", "in all"), tuple(rows), notes)
 
+    def _gpus(self) -> Table:
+        own = self.costs[0]
+        rows: list[tuple[Cell, ...]] = [
+            (gpu.name, gpu.memory_gib, self._way_into(gpu), *map(gpu.least_seconds, self._of_policy(own)))
+            for gpu in GPUS
+        ]
+        notes = (
+            f"Least: the operations of a process' step ({own.checkpointing}) at the rate that data sheets state for "
+            "dense matrices; real steps take longer. Not measured.",
+            "Fits: as configured, or with what; in nine tenths of the memory.",
+        )
+        columns = ("GPU", "GiB", "fits", *(f"least s a step, {cost.precision}" for cost in self._of_policy(own)))
+        return Table("On one GPU of each kind", columns, tuple(rows), notes)
+
+    def _of_policy(self, own: StepCost) -> list[StepCost]:
+        return [cost for cost in self.costs if cost.checkpointing == own.checkpointing]
+
+    def _way_into(self, gpu: Gpu) -> str:
+        """What of the costs that are known fits into a GPU."""
+        for cost in self.costs:
+            if self._fits(cost, round(gpu.memory_gib * _GIB)):
+                return _changes(self.costs[0], cost) or "yes"
+        return "no"
+
     def lines(self) -> list[str]:
         """Steps and learning rates in words, and what is left out."""
         said = [f"{self.rates}."]
@@ -214,13 +274,18 @@ class Plan:
 
 
 def plan_of(
-    config: Config, *, processes: int = 1, on_progress: Callable[[int, int], None] = lambda done, total: None
+    config: Config,
+    *,
+    processes: int = 1,
+    device: Device = "gpu",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """What a run will cost. Only the annotations are read, and what is told without them where there are none.
 
     Args:
         config: the run; neither its videos or features nor its weights need exist.
         processes: how many train together.
+        device: of each.
         on_progress: called with (steps simulated, steps to simulate).
 
     Raises:
@@ -232,12 +297,15 @@ def plan_of(
     classes, videos, left_out = _data(config)
     windows = None if videos is None else videos * training.windows_per_video
     team = Processes(0, processes, torch.device("cpu"))
-    steps = None if windows is None else len(EpochSampler(windows, training.batch, team, config.seed))
+    sampler = partial(EpochSampler, batch=training.batch, team=team, seed=config.seed, accumulate=training.accumulate)
+    steps = None if windows is None else sampler(windows).steps
     network = network_on_meta(config, classes)
-    choices = list(itertools.product(PRECISIONS, policies(config)))
+    # What is the same size for fp16; the configuration's first.
+    precisions = sorted(PRECISIONS, key=lambda precision: (precision == "fp32") != (training.precision == "fp32"))
+    choices = list(itertools.product(precisions, policies(config)))
     costs = []
     for number, (precision, policy) in enumerate(choices, start=1):
-        costs.append(step_cost(config, classes, checkpointing=policy, precision=precision))
+        costs.append(step_cost(config, classes, checkpointing=policy, precision=precision, device=device))
         on_progress(number, len(choices))
     return Plan(
         config=config,
@@ -245,13 +313,14 @@ def plan_of(
         classes=classes,
         sizes=_sizes(network, config),
         weight_bytes=_weight_bytes(network, config),
+        device=device,
         costs=tuple(costs),
         rates=LearningRates(
             training.lr,
             training.adapter_lr,
             training.fusion_lr,
             training.reference_batch,
-            training.batch * processes,
+            training.batch * training.accumulate * processes,
         ),
         videos=videos,
         windows=windows,
@@ -327,7 +396,7 @@ def _changes(own: StepCost, other: StepCost) -> str:
             own.checkpointing != other.checkpointing,
             f"model.backbone.checkpointing={other.checkpointing}",
         ),
-        (own.precision != other.precision, f"{other.precision} autocast"),
+        (own.precision != other.precision, f"training.precision={other.precision}"),
         (own.batch != other.batch, f"training.batch={other.batch}"),
     ]
     return " and ".join(words for differs, words in changes if differs)

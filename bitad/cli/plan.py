@@ -28,6 +28,7 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("config", help="a YAML file, or the name of a preset")
     p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
     p.add_argument("--processes", type=int, default=1, metavar="N", help="that train together, each on a device (1)")
+    p.add_argument("--device", choices=["cpu", "gpu"], default="gpu", help="of each; a CPU needs less at a time (gpu)")
     p.add_argument("--device-memory", type=float, metavar="GIB", help="of a device: say whether a process fits into it")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
@@ -42,7 +43,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--device-memory {memory} is no device's; give its memory in GiB, 80 say")
     config = _config(arguments.config, arguments.overrides)
     with following("simulating training steps") as on_progress:
-        plan = plan_of(config, processes=arguments.processes, on_progress=on_progress)
+        plan = plan_of(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.plan.says}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")
     print("\n".join(plan.lines()))

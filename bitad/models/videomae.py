@@ -75,9 +75,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
 
-    # What the widest layer makes at a time on a CPU, for each of its threads. The activations of a few clips stay in its
-    # caches, and their memory is handed on from layer to layer; larger pieces a C library takes afresh from the system
-    # each time, and a quarter of the time goes into its pages. None: all clips at once, as on a GPU.
+    # What the widest layer makes at a time on a CPU, for each of its threads. The activations of a few clips stay in
+    # its caches, and their memory is handed on from layer to layer; larger pieces a C library takes afresh from the
+    # system each time, and a quarter of the time goes into its pages. None: all clips at once, as on a GPU.
     piece_bytes: int | None = 10 * 2**20
 
     def __init__(

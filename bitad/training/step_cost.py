@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bitad.config import Config
 from bitad.data.dataset import Batch
-from bitad.data.transforms import recolour
 from bitad.models.build import Network, build_network, checkpointing_of
 from bitad.models.cost import Hollow, Tally, storage_bytes
 from bitad.models.detector import Detector
 from bitad.models.head import Prediction
 from bitad.models.pair import Pair
 from bitad.models.recompute import Checkpointing
+from bitad.models.videomae import Block
 from bitad.training.losses import DetectionLoss
 from bitad.training.targets import Targets
 
@@ -29,6 +30,7 @@ from bitad.training.targets import Targets
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # What autocast computes in; weights, gradients and averages have single precision all the same.
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,21 @@ class StepCost:
     peak_bytes: int
 
 
-def step_cost(config: Config, classes: int, *, checkpointing: Checkpointing, precision: str) -> StepCost:
-    """What a training step costs under a policy and in a precision, by taking it on tensors without content."""
+def step_cost(
+    config: Config, classes: int, *, checkpointing: Checkpointing, precision: str, device: Device
+) -> StepCost:
+    """What a training step costs under a policy and in a precision, by taking it on tensors without content.
+
+    Args:
+        device: a GPU works on all clips of a block at once, a CPU on a few at a time.
+    """
     config = _under(config, checkpointing)
     hollow = Hollow()
     network = network_on_meta(config, classes)
+    if device == "gpu":
+        for module in network.modules():
+            if isinstance(module, Block):
+                module.piece_bytes = None
     with torch.device("meta"):
         loss = DetectionLoss()
     for module in (network, loss):
@@ -156,8 +168,8 @@ class _Step:
 
 
 def _pictures(view: Batch) -> Tensor:
-    """What a network is given of its view, as in training."""
-    return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
+    """What a network is given of its view, as in training: a change of colour is a copy, made in small parts."""
+    return view.inputs if view.colour is None else view.inputs.clone()
 
 
 def network_on_meta(config: Config, classes: int) -> Network:
