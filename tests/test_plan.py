@@ -289,4 +289,4 @@ def test_every_preset_can_be_planned(preset: str) -> None:
     plan = plan_of(load_config(preset, ["data.annotations=none.json", "data.classes=null"]))
     assert all(0 < cost.activation_bytes < cost.peak_bytes for cost in plan.costs)
     assert plan.lines()
-    assert len(plan.tables()) == 3
+    assert len(plan.tables()) == 4

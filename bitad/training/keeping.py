@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitad.config import Config
 from bitad.models.weights import Pretrained
+from bitad.files import replacing
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.environment import log
 
@@ -89,13 +90,13 @@ class Keeper:
         """Make room for a new one, written already; whoever dies here leaves a run to go on with."""
         for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
             if newer.exists():
-                os.replace(newer, older)
+                _copy_by_name(newer, older)
 
 
-def _in_its_file(checkpoint: Checkpoint) -> Pretrained | None:
-    """What checkpoints need not hold; that the file has gone meanwhile is no reason to lose the run."""
+def _copy_by_name(path: Path, other: Path) -> None:
+    """Give a file another name too, so that whoever looks for the first one finds it until it is replaced."""
     try:
-        return checkpoint.to_leave_out()
-    except (FileNotFoundError, ValueError) as error:
-        log.warning("%s; the checkpoints hold the pre-trained transformer instead", error)
-        return None
+        with replacing(other) as partial:
+            os.link(path, partial)
+    except OSError:  # not every file system can
+        os.replace(path, other)
