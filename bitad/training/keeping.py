@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitad.config import Config
-from bitad.models.weights import Pretrained
 from bitad.files import replacing
+from bitad.models.weights import Pretrained
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.training.environment import log
 
@@ -100,3 +100,12 @@ def _copy_by_name(path: Path, other: Path) -> None:
             os.link(path, partial)
     except OSError:  # not every file system can
         os.replace(path, other)
+
+
+def _in_its_file(checkpoint: Checkpoint) -> Pretrained | None:
+    """What checkpoints need not hold; that the file has gone meanwhile is no reason to lose the run."""
+    try:
+        return checkpoint.to_leave_out()
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("%s; the checkpoints hold the pre-trained transformer instead", error)
+        return None
