@@ -183,6 +183,9 @@ class BackboneConfig(Section):
         description="what the backward pass recomputes to save memory: none, the blocks, or (selective) the blocks but "
         "their attention; null: blocks where two networks share a graph, else none",
     )
+    compile: bool = Field(
+        default=False, description="have torch.compile make programs of the blocks, which takes minutes at the start"
+    )
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> BackboneConfig:

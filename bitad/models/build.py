@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -116,7 +119,21 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
         bi_adapters=adapters() if config.plan.adds == "adapter" else None,
         checkpointing=checkpointing_of(config),
     )
+    if model.compile:
+        _compile_blocks(vit)
     return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
+
+
+def _compile_blocks(vit: VisionTransformer) -> None:
+    """Has each block compiled when it is first used; in place, so that no parameter changes its name."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # what PyTorch takes
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"model.backbone.compile needs a C++ compiler, and there is no {compiler} on this machine; install one, "
+            "name another in CXX, or use model.backbone.compile=false"
+        )
+    for block in vit.blocks:
+        block.compile()
 
 
 def checkpointing_of(config: Config) -> Checkpointing:

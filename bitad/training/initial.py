@@ -14,7 +14,14 @@ from bitad.models.weights import Weights, load_weights, without_adapters
 from bitad.training.checkpoint import Checkpoint, open_checkpoint
 
 # Parts of `model` that change how a network is trained and not what it is.
-_OF_THE_TRAINING = ("drop_path", "dropout", "backbone.weights", "backbone.drop_path", "backbone.checkpointing")
+_OF_THE_TRAINING = (
+    "drop_path",
+    "dropout",
+    "backbone.weights",
+    "backbone.drop_path",
+    "backbone.checkpointing",
+    "backbone.compile",
+)
 
 
 def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:

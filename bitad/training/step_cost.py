@@ -65,7 +65,7 @@ def step_cost(
     Args:
         device: a GPU works on all clips of a block at once, a CPU on a few at a time.
     """
-    config = _under(config, checkpointing)
+    config = _with_backbone(config, checkpointing=checkpointing)
     hollow = Hollow()
     network = network_on_meta(config, classes)
     if device == "gpu":
@@ -175,7 +175,7 @@ def _pictures(view: Batch) -> Tensor:
 def network_on_meta(config: Config, classes: int) -> Network:
     """The network of a configuration, of K classes, without weights."""
     with torch.device("meta"):
-        return build_network(config, classes)
+        return build_network(_with_backbone(config, compile=False), classes)
 
 
 def policies(config: Config) -> list[Checkpointing]:
@@ -186,9 +186,9 @@ def policies(config: Config) -> list[Checkpointing]:
     return sorted(POLICIES, key=lambda policy: policy != own)
 
 
-def _under(config: Config, checkpointing: Checkpointing) -> Config:
-    """The configuration with another policy."""
+def _with_backbone(config: Config, **changes: object) -> Config:
+    """The configuration with changes to its backbone, where it has one."""
     if config.model.backbone is None:
         return config
-    backbone = config.model.backbone.model_copy(update={"checkpointing": checkpointing})
+    backbone = config.model.backbone.model_copy(update=changes)
     return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})

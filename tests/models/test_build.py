@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,28 @@ def test_the_demos_backbone_fits_the_demos_configuration_and_stays_small() -> No
     assert config.model.backbone is not None
     assert config.model.backbone.weights is not None
     assert weights_path(config.model.backbone.weights).stat().st_size <= 4_000_000
+
+
+def test_a_machine_without_a_compiler_compiles_nothing(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(videos, "model.backbone.compile=true")
+    monkeypatch.setenv("CXX", sys.executable)  # something that is there: blocks are compiled when they are first used
+    plain = build_network(config_of(videos), len(CLASSES))
+    assert list(build_network(config, len(CLASSES)).state_dict()) == list(plain.state_dict())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this machine; inst"
+    ):
+        build_network(config, len(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("true", "blocks"), ("false", "none"), ("none", "none"), ("selective", "selective"), ("null", "none")],
+)
+def test_checkpointing_is_what_is_said_now_and_was_in_older_configurations(
+    videos: Path, said: str, expected: str
+) -> None:
+    detector = build_network(config_of(videos, f"model.backbone.checkpointing={said}"), len(CLASSES))
+    assert isinstance(detector, Detector)
+    assert isinstance(detector.backbone, VideoBackbone)
+    assert detector.backbone.vit.checkpointing == expected

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -274,6 +276,28 @@ def test_clips_are_repeated_once_and_before_the_first_that_trains_not_at_all(
     with told_clips(vit) as told:
         vit(clips(4), 2).square().mean().backward()
     assert told == [1] * (4 + 4 * times)
+
+
+@pytest.mark.slow  # a compiler is at work
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of its own doings
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("checkpointing", get_args(Checkpointing))
+def test_compiled_blocks_give_the_same_output_and_gradients(checkpointing: Checkpointing) -> None:
+    results = []
+    for compiled in (False, True):
+        vit = transformer(adapters=adapters(), checkpointing=checkpointing).train()
+        names = list(vit.state_dict())
+        for block in vit.blocks:
+            if compiled:
+                block.compile()
+        assert list(vit.state_dict()) == names
+        out = vit(clips(4), 2)
+        out.square().mean().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(vit(clips(4), 2), out)
+        results.append((out, *(p.grad for p in vit.parameters())))
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
 
 
 @contextmanager
