@@ -146,7 +146,7 @@ class _Stage:
             grid: how the tokens of a clip lie.
         """
         if len(clips):
-            clips = _within_clips(self.block, clips)
+            clips = self.block.over_pieces(clips)
         if not self.adapters:
             return clips
         reach = -(-self.reach // grid.time)  # in clips
@@ -161,12 +161,6 @@ class _Stage:
         for adapter in self.adapters:
             played = adapter(played, grid)
         return (played.flip(0) if self.backwards else played)[first:stop]
-
-
-def _within_clips(block: Block, x: Tensor) -> Tensor:
-    """What a block in evaluation mode does before its adapters, ``[n, t*h*w, C]``."""
-    x = x + block.attn(block.norm1(x))
-    return x + block.mlp(block.norm2(x))
 
 
 def _reach(adapter: nn.Module) -> int:
