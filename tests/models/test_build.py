@@ -152,15 +152,14 @@ def test_the_demos_backbone_fits_the_demos_configuration_and_stays_small() -> No
     assert weights_path(config.model.backbone.weights).stat().st_size <= 4_000_000
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # within PyTorch
 def test_a_machine_without_a_compiler_compiles_nothing(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(videos, "model.backbone.compile=true")
     monkeypatch.setenv("CXX", sys.executable)  # something that is there: blocks are compiled when they are first used
     plain = build_network(config_of(videos), len(CLASSES))
     assert list(build_network(config, len(CLASSES)).state_dict()) == list(plain.state_dict())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this machine; inst"
-    ):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this mach"):
         build_network(config, len(CLASSES))
 
 
