@@ -72,7 +72,7 @@ def dying_save(content, stream):
 
 def dying_replace(source, target):
     global writes_left
-    written = str(source).endswith(".tmp") and str(target).endswith(".pt")
+    written = str(source).endswith(".tmp") and os.path.basename(target) in ("last.pt", "best.pt")
     writes_left -= written
     if place == "before" and written and not writes_left:
         die()
