@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitad.memory import give_back
 from bitad.models.recompute import Checkpointing, run_part, run_pieces
 
 
@@ -75,10 +76,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
 
-    # What the widest layer makes at a time on a CPU, for each of its threads. The activations of a few clips stay in
-    # its caches, and their memory is handed on from layer to layer; larger pieces a C library takes afresh from the
-    # system each time, and a quarter of the time goes into its pages. None: all clips at once, as on a GPU.
-    piece_bytes: int | None = 10 * 2**20
+    # What the widest layer makes at a time on a CPU. The activations of a few clips stay in its caches, and their memory
+    # is handed on from layer to layer. None: all clips at once, as on a GPU.
+    piece_bytes: int | None = 20 * 2**20
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Block(nn.Module):
         size = len(x)
         if x.device.type == "cpu" and self.piece_bytes is not None:
             widest = x.shape[1] * self.mlp_dim * x.element_size()  # of a clip
-            size = max(1, torch.get_num_threads() * self.piece_bytes // widest)
+            size = max(1, self.piece_bytes // widest)
         return run_pieces(self, x, size, checkpointing=checkpointing)
 
     def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
@@ -260,6 +260,8 @@ class VisionTransformer(nn.Module):
 
     def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
         """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
+        if x.device.type == "cpu":
+            give_back()  # what the clips of the block before have left, in pieces
         if before is not None:
             x = before.adapt(x, grid)
         return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)

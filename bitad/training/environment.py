@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import platform
@@ -17,16 +16,12 @@ import torch
 
 import bitad
 from bitad.files import read_json
+from bitad.memory import keep_freed_memory
 from bitad.training.distributed import Processes
 
 log = logging.getLogger("bitad")
 
 ENVIRONMENT = "environment.json"  # of a run directory
-
-# Larger pieces of memory go back to the system when they are freed; smaller ones are soon used again. The numbers of
-# the options are those of glibc's malloc.h.
-_KEPT_BYTES = 4 * 2**20
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def environment(team: Processes) -> dict[str, Any]:
@@ -104,9 +99,4 @@ def set_up_process(threads: int | None) -> None:
     what becomes of memory that it frees."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if platform.libc_ver()[0] == "glibc":
-        # Left alone, glibc learns from the size of tensors to keep what is freed, in pieces: a training's peak is up to
-        # a third above what it holds.
-        libc = ctypes.CDLL(None)
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            libc.mallopt(option, _KEPT_BYTES)
+    keep_freed_memory()
