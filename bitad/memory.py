@@ -2,8 +2,8 @@
 
 glibc hands the memory of large tensors back to the system as soon as they are freed, and the next ones take it afresh,
 page by page: a quarter of a transformer's time. What it keeps instead to use again, it keeps between what is still in
-use, in holes that soon fit nothing. So it is told to keep it, and :func:`give_back` is called where the holes are many
-and what comes next is large. Elsewhere than with glibc, neither does anything.
+use, in holes that soon fit nothing. So it is told to keep it, and :func:`give_back_holes` is called where many may have
+come about and what comes next is large. With another C library, or glibc before 2.33, neither does anything.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ import platform
 from functools import cache
 from typing import Any
 
-_KEPT_BYTES = 32 * 2**20  # the most that every version of glibc takes
+_KEPT_BYTES = 32 * 2**20  # larger tensors are not kept
+_HOLES_BYTES = 128 * 2**20  # worth the time that it takes to hand them back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in its malloc.h
+
+
+class _Use(ctypes.Structure):
+    """Of memory, as mallinfo2 tells it: ten sizes, of which the ninth is that of the holes."""
+
+    _fields_ = (("_more", ctypes.c_size_t * 8), ("holes", ctypes.c_size_t), ("_top", ctypes.c_size_t))
 
 
 def keep_freed_memory() -> None:
@@ -26,14 +33,20 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, _KEPT_BYTES)
 
 
-def give_back() -> None:
-    """Hands what is kept back to the system: the memory of a process is then what it holds."""
+def give_back_holes() -> None:
+    """Hands what is kept back to the system, where it is much: then a process has little more than what it holds."""
     libc = _glibc()
-    if libc is not None:
+    if libc is not None and libc.mallinfo2().holes > _HOLES_BYTES:
         libc.malloc_trim(0)
 
 
 @cache
 def _glibc() -> Any:
-    """The C library, where it is GNU's."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    """The C library, where it is GNU's and can tell how memory is used."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return None
+    libc.mallinfo2.restype = _Use
+    return libc

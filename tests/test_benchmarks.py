@@ -65,3 +65,11 @@ def test_seconds_are_said_with_three_digits() -> None:
 
     said = [measuring.seconds(value) for value in (0.0047512, 0.142, 0.9996, 21.04, 71.8, 840.0, 12345.6)]
     assert said == ["4.75 ms", "142 ms", "1.00 s", "21.0 s", "71.8 s", "840 s", "12,346 s"]
+
+
+def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import beside_opentad
+
+    assert beside_opentad.main([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"

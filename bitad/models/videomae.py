@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitad.memory import give_back
+from bitad.memory import give_back_holes
 from bitad.models.recompute import Checkpointing, run_part, run_pieces
 
 
@@ -76,8 +76,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
 
-    # What the widest layer makes at a time on a CPU. The activations of a few clips stay in its caches, and their memory
-    # is handed on from layer to layer. None: all clips at once, as on a GPU.
+    # What the widest layer makes at a time on a CPU. The activations of a few clips stay in its caches, and their
+    # memory is handed on from layer to layer. None: all clips at once, as on a GPU.
     piece_bytes: int | None = 20 * 2**20
 
     def __init__(
@@ -261,7 +261,7 @@ class VisionTransformer(nn.Module):
     def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
         """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
         if x.device.type == "cpu":
-            give_back()  # what the clips of the block before have left, in pieces
+            give_back_holes()  # what the clips of the block before have left, in pieces
         if before is not None:
             x = before.adapt(x, grid)
         return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)

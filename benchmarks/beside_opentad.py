@@ -1,0 +1,289 @@
+"""AdaTAD's backbone beside OpenTAD's own, on this machine: one window forwards, and a step of its training.
+
+    git clone https://github.com/sming256/OpenTAD
+    python benchmarks/beside_opentad.py OpenTAD [--threads 2] [--rounds 2] [--json FILE] [--quick]
+
+OpenTAD's transformer with adapters is taken from the clone as it is; what it takes of mmcv, mmengine and mmaction is
+stood in for by the same layers of PyTorch. Before its blocks the pixels are normalised and cut into clips, behind them
+tokens are averaged and interpolated, as its configuration of AdaTAD on THUMOS14 says. Both have the same weights, and
+must give the same features. A step is the forward and the backward pass of what trains, the adapters; activations of
+the blocks are recomputed, and nothing is averaged or optimised.
+
+Each is measured in processes of its own, in turns, so that what else the machine does falls on both alike; the least of
+the rounds counts. The reference's share of a detector's whole cost is 99 % here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import sys
+import types
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from measuring import Alone, FailedError, Measured, alone, machine, seconds, timed
+from torch import Tensor, nn
+
+from bitad.files import write_json
+from bitad.models.adapters import TemporalAdapter, is_adapter
+from bitad.models.detector import PIXEL_MEAN, PIXEL_STD, VideoBackbone
+from bitad.models.recompute import Checkpointing
+from bitad.models.sizes import SIZES
+from bitad.models.videomae import VisionTransformer, sinusoid_table
+from bitad.models.weights import convert, load_weights
+from bitad.progress import Meter
+from bitad.reports.tables import Cell, Table
+from bitad.training.environment import set_up_process
+
+THEIRS = "OpenTAD"
+WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}
+FILE = Path("opentad/models/backbones/vit_adapter.py")
+PIXELS = 160
+DROP_PATH = 0.1  # of its configuration; ours drops none of what is frozen
+COLUMNS = ("work", "whose", "CPU", "of OpenTAD's", "clock", "of OpenTAD's", "peak MiB", "of OpenTAD's")
+
+
+class Theirs(nn.Module):
+    """OpenTAD's transformer, and what stands before and behind it."""
+
+    def __init__(self, clone: Path, size: str, frames: int, *, drop_path: float) -> None:
+        super().__init__()
+        vit = SIZES[size]
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.vit = _their_class(clone)(
+                embed_dims=vit.dim,
+                depth=vit.depth,
+                num_heads=vit.heads,
+                mlp_ratio=vit.mlp_dim / vit.dim,
+                drop_path_rate=drop_path,
+                return_feat_map=True,
+                with_cp=True,
+                total_frames=frames,
+                adapter_index=list(range(vit.depth)),
+            )
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1, 1))
+
+    def forward(self, frames: Tensor) -> Tensor:  # [1, T, H, W, 3] -> [1, C, T]
+        video = (frames.permute(0, 4, 1, 2, 3).contiguous() - self.get_buffer("mean")) / self.get_buffer("std")
+        clips = video.unflatten(2, (-1, 16)).transpose(1, 2).flatten(0, 1)
+        features = self.vit(clips).mean((-1, -2))  # [clips, C, t]
+        return F.interpolate(features.transpose(0, 1).flatten(1)[None], size=frames.shape[1], mode="linear")
+
+
+def ours(size: str, checkpointing: Checkpointing) -> VideoBackbone:
+    vit = SIZES[size]
+    backbone = VideoBackbone(
+        VisionTransformer(
+            dim=vit.dim,
+            depth=vit.depth,
+            heads=vit.heads,
+            mlp_dim=vit.mlp_dim,
+            adapters=[TemporalAdapter(vit.dim) for _ in range(vit.depth)],
+            checkpointing=checkpointing,
+        )
+    )
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+    return backbone
+
+
+def work(clone: str, threads: int, *, what: str, whose: str, size: str, frames: int) -> Measured:
+    """A window's way through one of the backbones, or a step of its training; the second time, not the first."""
+    network: nn.Module
+    if whose == THEIRS:
+        torch.set_num_threads(threads)
+        network = Theirs(Path(clone), size, frames, drop_path=DROP_PATH)
+    else:
+        set_up_process(threads)
+        network = ours(size, cast(Checkpointing, whose))
+    window = torch.randint(256, (1, frames, PIXELS, PIXELS, 3), dtype=torch.uint8)
+
+    def step() -> None:
+        network(window).square().mean().backward()
+
+    run = step
+    if what == "forward":
+        network.eval()
+        run = partial(torch.inference_mode()(network), window)
+    run()
+    return Measured(timed(run), frames, "frames")
+
+
+def agreement(clone: str, *, size: str) -> Measured:
+    """How far the features of both are apart, with the same weights: those that OpenTAD's begin with, but adapters
+    that change something."""
+    torch.manual_seed(0)
+    theirs, mine = Theirs(Path(clone), size, 32, drop_path=0).eval(), ours(size, "none").eval()
+    for name, parameter in theirs.named_parameters():
+        if "adapter" in name:
+            nn.init.normal_(parameter, std=0.05)
+    load_weights(mine.vit, convert(theirs.vit.state_dict()), source="OpenTAD")
+    window = torch.randint(256, (1, 32, PIXELS, PIXELS, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = theirs(window)
+        took = timed(lambda: mine(window))
+        apart = float((mine(window) - wanted).abs().max() / wanted.abs().max())
+    return Measured(took, 32, "frames", facts={"apart": apart})
+
+
+def _their_class(clone: Path) -> Any:
+    """OpenTAD's transformer with adapters.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    for name, content in _stand_ins().items():
+        sys.modules[name] = module = types.ModuleType(name)
+        vars(module).update(content)
+    spec = importlib.util.spec_from_file_location("vit_adapter", clone / FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VisionTransformerAdapter
+
+
+def _stand_ins() -> dict[str, dict[str, Any]]:
+    """What the file takes of other projects, in the little of it that AdaTAD uses."""
+
+    class Module(nn.Module):
+        def __init__(self, init_cfg: object = None) -> None:
+            super().__init__()
+
+    class Registry:
+        def register_module(self) -> Any:
+            return lambda registered: registered
+
+    class PatchEmbed(Module):
+        def __init__(self, in_channels: int, embed_dims: int, kernel_size: Any, stride: Any, **_: object) -> None:
+            super().__init__()
+            self.projection = nn.Conv3d(in_channels, embed_dims, kernel_size, stride)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+            x = self.projection(x)
+            return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+
+    class FeedForward(Module):
+        def __init__(self, embed_dims: int, feedforward_channels: int, **_: object) -> None:
+            super().__init__()
+            widen = nn.Sequential(nn.Linear(embed_dims, int(feedforward_channels)), nn.GELU(), nn.Dropout(0.0))
+            self.layers = nn.Sequential(widen, nn.Linear(int(feedforward_channels), embed_dims), nn.Dropout(0.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layers(x)
+            return out
+
+    class DropPath(nn.Module):
+        def __init__(self, probability: float) -> None:
+            super().__init__()
+            self.keep = 1 - probability
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return x
+            return x / self.keep * torch.bernoulli(x.new_full((len(x), 1, 1), self.keep))
+
+    def constant(module: Any, value: float, bias: float = 0.0) -> None:
+        nn.init.constant_(module.weight, value)
+        nn.init.constant_(module.bias, bias)
+
+    def truncated_normal(module: Any, std: float = 1.0, bias: float = 0.0) -> None:
+        nn.init.trunc_normal_(module.weight, std=std)
+        nn.init.constant_(module.bias, bias)
+
+    def norm(config: dict[str, Any], dim: int) -> tuple[str, nn.Module]:
+        return "norm", nn.LayerNorm(dim, eps=config["eps"])
+
+    return {
+        "mmcv": {},
+        "mmcv.cnn": {"build_norm_layer": norm},
+        "mmcv.cnn.bricks": {"DropPath": DropPath},
+        "mmcv.cnn.bricks.transformer": {"FFN": FeedForward, "PatchEmbed": PatchEmbed},
+        "mmengine": {},
+        "mmengine.registry": {"MODELS": Registry()},
+        "mmengine.model": {"BaseModule": Module, "ModuleList": type("ModuleList", (nn.ModuleList,), {})},
+        "mmengine.model.weight_init": {"constant_init": constant, "trunc_normal_init": truncated_normal},
+        "mmaction": {},
+        "mmaction.utils": {"ConfigType": dict, "OptConfigType": dict},
+        "mmaction.models": {},
+        "mmaction.models.backbones": {},
+        "mmaction.models.backbones.vit_mae": {"get_sinusoid_encoding": lambda n, dim: sinusoid_table(n, dim)},
+    }
+
+
+def table_of(best: dict[tuple[str, str], Alone], *, notes: Sequence[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for (what, whose), done in best.items():
+        took, theirs = done.measured.took, best[what, THEIRS]
+        reference = theirs.measured.took
+        rows.append(
+            (
+                what,
+                THEIRS if whose == THEIRS else f"bitad, {whose}",
+                seconds(took.cpu_s),
+                took.cpu_s / reference.cpu_s,
+                seconds(took.wall_s),
+                took.wall_s / reference.wall_s,
+                round(done.peak_mib),
+                done.peak_mib / theirs.peak_mib,
+            )
+        )
+    return Table("AdaTAD's backbone, OpenTAD's and ours", COLUMNS, tuple(rows), tuple(notes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", type=Path, help="of OpenTAD")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    if not (options.clone / FILE).exists():
+        print(f"error: {options.clone} is not a clone of OpenTAD: it has no {FILE}", file=sys.stderr)
+        return 1
+    size, frames = ("tiny", 32) if options.quick else ("s", 768)
+    given = {"clone": str(options.clone.resolve()), "size": size}
+    best: dict[tuple[str, str], Alone] = {}
+    turns = [(what, whose) for _ in range(options.rounds) for what, every in WHOSE.items() for whose in every]
+    try:
+        apart = alone(agreement, given, threads=options.threads).measured.facts["apart"]
+        if apart > 1e-4:
+            raise FailedError(f"the features are {apart:.1e} apart, so what they take cannot be compared")
+        with Meter("measuring", len(turns)) as meter:
+            for what, whose in turns:
+                more = {"threads": options.threads, "frames": frames, "what": what, "whose": whose}
+                done = alone(work, {**given, **more}, threads=options.threads)
+                least = best.setdefault((what, whose), done)
+                if done.measured.took.cpu_s < least.measured.took.cpu_s:
+                    best[what, whose] = done
+                meter.advance(1, f"{what}, {whose}")
+    except FailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    notes = (
+        f"VideoMAE-{size.upper()} with adapters, a window of {frames} frames of {PIXELS}x{PIXELS}, fp32; the same "
+        f"weights give features {apart:.0e} apart, relative to the largest. OpenTAD recomputes its blocks.",
+        f"{machine()}, {options.threads} threads; the best of {options.rounds} in turns. In the peak: Python, PyTorch.",
+    )
+    table = table_of(best, notes=notes)
+    print(table.text())
+    if options.json is not None:
+        figures = {
+            f"{what}, {whose}": {**one.measured.took._asdict(), "peak_mib": one.peak_mib}
+            for (what, whose), one in best.items()
+        }
+        write_json({"apart": apart, "measured": figures}, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

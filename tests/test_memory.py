@@ -1,0 +1,38 @@
+"""Memory that is freed is kept, and given back once it is much."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+HOLES = """
+import torch
+from bitad.memory import give_back_holes, keep_freed_memory
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+
+keep_freed_memory()
+count = {count}
+tensors = [torch.ones(2**19) for _ in range(2 * count)]  # of 2 MiB
+full = resident()
+tensors = tensors[1::2]  # each second one is a hole
+holed = resident()
+give_back_holes()
+print(full - holed, holed - resident())
+assert all(float(tensor.sum()) == 2**19 for tensor in tensors)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library does as it likes")
+@pytest.mark.parametrize(("count", "given_back"), [(100, True), (20, False)])
+def test_freed_memory_is_kept_and_given_back_where_it_is_much(count: int, given_back: bool) -> None:
+    command = [sys.executable, "-c", HOLES.format(count=count)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    at_once, in_the_end = map(int, said.split())
+    assert at_once < 0.1 * 2 * count
+    assert (in_the_end > 0.9 * 2 * count) == given_back
