@@ -21,11 +21,11 @@ from torch import Tensor
 from bitad.config import CLIP_FRAMES, Config
 from bitad.data.detections import Basis
 from bitad.data.windows import sliding_windows
-from bitad.models.build import weights_path
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.network_size import TransformerSize
 from bitad.models.sizes import SIZES, VitSize
 from bitad.models.videomae import Block, VisionTransformer, sinusoid_table
+from bitad.models.weight_files import weights_path
 from bitad.models.weights import Weights, load_weights
 from bitad.timeline import Grid
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, open_checkpoint

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from importlib import resources
-from pathlib import Path
 
 from torch import nn
 
@@ -19,6 +17,7 @@ from bitad.models.pair import Pair, Side
 from bitad.models.pyramid import FeaturePyramid
 from bitad.models.recompute import Checkpointing
 from bitad.models.videomae import VisionTransformer
+from bitad.models.weight_files import weights_path
 from bitad.models.weights import load_backbone
 
 Network = Detector | Pair
@@ -167,11 +166,3 @@ def load_pretrained(network: Network, config: Config) -> None:
     for detector in detectors:
         assert isinstance(detector.backbone, VideoBackbone)
         load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))
-
-
-def weights_path(weights: Path) -> Path:
-    """Where a file of weights lies; ``package:NAME`` is one that comes with the package."""
-    name = str(weights)
-    if name.startswith("package:"):
-        return Path(str(resources.files("bitad") / "presets" / name.removeprefix("package:")))
-    return weights

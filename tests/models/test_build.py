@@ -11,9 +11,10 @@ from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
 from bitad.config_files import load_config
-from bitad.models.build import build_network, load_pretrained, weights_path
+from bitad.models.build import build_network, load_pretrained
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.sizes import SIZES
+from bitad.models.weight_files import weights_path
 from bitad.models.weights import load_weights
 from bitad.training.distributed import Processes
 from bitad.training.trainer import Trainer
