@@ -10,7 +10,7 @@ must give the same features. A step is the forward and the backward pass of what
 the blocks are recomputed, and nothing is averaged or optimised.
 
 Each is measured in processes of its own, in turns, so that what else the machine does falls on both alike; the least of
-the rounds counts. The reference's share of a detector's whole cost is 99 % here.
+the rounds counts.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _stand_ins() -> dict[str, dict[str, Any]]:
         "mmaction.utils": {"ConfigType": dict, "OptConfigType": dict},
         "mmaction.models": {},
         "mmaction.models.backbones": {},
-        "mmaction.models.backbones.vit_mae": {"get_sinusoid_encoding": lambda n, dim: sinusoid_table(n, dim)},
+        "mmaction.models.backbones.vit_mae": {"get_sinusoid_encoding": sinusoid_table},
     }
 
 

@@ -36,6 +36,7 @@ def keep_freed_memory() -> None:
 def give_back_holes() -> None:
     """Hands what is kept back to the system, where it is much: then a process has little more than what it holds."""
     libc = _glibc()
+    # Of holes, it counts those too that it has given back before: once they have been many, it is called each time.
     if libc is not None and libc.mallinfo2().holes > _HOLES_BYTES:
         libc.malloc_trim(0)
 

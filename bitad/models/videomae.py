@@ -109,6 +109,7 @@ class Block(nn.Module):
         """The same of many clips, on a CPU only so many at a time as its caches hold."""
         size = len(x)
         if x.device.type == "cpu" and self.piece_bytes is not None:
+            give_back_holes()  # which the clips of the block before have left
             widest = x.shape[1] * self.mlp_dim * x.element_size()  # of a clip
             size = max(1, self.piece_bytes // widest)
         return run_pieces(self, x, size, checkpointing=checkpointing)
@@ -260,8 +261,6 @@ class VisionTransformer(nn.Module):
 
     def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
         """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
-        if x.device.type == "cpu":
-            give_back_holes()  # what the clips of the block before have left, in pieces
         if before is not None:
             x = before.adapt(x, grid)
         return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)
