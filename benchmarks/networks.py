@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,14 @@ def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int =
     took = Took(took.cpu_s / steps, took.wall_s / steps)
     flops = team.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
     return Measured(took, flops / 1e9, "GFLOP", flops=flops)
+
+
+def one_step(config: Config) -> Callable[[], None]:
+    """Takes a step of a training of one process each time it is called, on the same windows."""
+    with processes("cpu") as team:
+        trainer = Trainer(config, team)
+    trainer.network.train(config.trains_detectors)
+    return partial(_take_steps, trainer, next(iter(trainer.loader)), 1, one_graph=False)
 
 
 def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool) -> None:

@@ -73,3 +73,17 @@ def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.Capt
     assert beside_opentad.main([str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
+
+
+def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import kernels
+    import networks
+
+    assert kernels.main(["--quick", "--threads", "1", "--json", str(tmp_path / "kernels.json")]) == 0
+    forward, step = (json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK)
+    config = networks.configuration(tmp_path, size="tiny", frames=96, pixels=64)
+    assert sum(forward["flops"].values()) == networks.forward_flops(config)
+    for kind in ("matrix products", "attention"):
+        assert 2 < step["flops"][kind] / forward["flops"][kind] < 3.5  # as much backwards, and what is recomputed
+    assert min(min(one["cpu_s"].values()) for one in (forward, step)) > 0
+    assert "training step  attention" in capsys.readouterr().out

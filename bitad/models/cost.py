@@ -48,10 +48,8 @@ class Hollow:
 class Tally(TorchDispatchMode):
     """Within, counts floating-point operations, and the bytes of tensors that are made and not yet freed.
 
-    Operations are those of matrix products, convolutions and attention, two for a multiplication and its addition:
-    what :class:`torch.utils.flop_counter.FlopCounterMode` counts, and a CPU's attention, which it does not know. Bytes
-    are those of storages, however many tensors view one. What kernels need within themselves, and what an allocator
-    keeps in reserve, is not seen.
+    Operations are those of :func:`flops_of`. Bytes are those of storages, however many tensors view one. What kernels
+    need within themselves, and what an allocator keeps in reserve, is not seen.
 
     Args:
         known: what there is already and does not count.
@@ -69,9 +67,7 @@ class Tally(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        operation = _SAME_WORK.get(func._overloadpacket, func._overloadpacket)
-        if operation in flop_registry:
-            self.flops += flop_registry[operation](*args, **kwargs, out_val=out)
+        self.flops += flops_of(func, args, kwargs, out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
@@ -90,6 +86,16 @@ class Tally(TorchDispatchMode):
             del self._storages[key]
 
         self._storages[key] = weakref.ref(storage, freed)
+
+
+def flops_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object) -> int:
+    """Floating-point operations of what PyTorch has called, as a dispatch mode sees it.
+
+    Matrix products, convolutions and attention have them, two for a multiplication and its addition: what
+    :class:`torch.utils.flop_counter.FlopCounterMode` counts, and a CPU's attention, which it does not know.
+    """
+    operation = _SAME_WORK.get(func.overloadpacket, func.overloadpacket)
+    return int(flop_registry[operation](*args, **kwargs, out_val=out)) if operation in flop_registry else 0
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,0 +1,148 @@
+"""Where a network's time goes: the CPU seconds of a forward pass and of a training step, by kind of kernel.
+
+    python benchmarks/kernels.py [--threads 2] [--json FILE] [--quick]
+
+Every operation that PyTorch carries out is timed, in the backward pass too. Beside a kind's share stands what it does
+in a CPU second, and how much that is of the machine's best matrix products, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Alone, FailedError, Measured, alone, machine, machine_rates, seconds, timed
+from networks import CLASSES, configuration, make_data, make_weights, one_step
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bitad.files import write_json
+from bitad.models.build import build_network
+from bitad.models.cost import flops_of
+from bitad.progress import Meter
+from bitad.reports.tables import Cell, Table
+from bitad.training.environment import set_up_process
+
+WORK = ("forward", "training step")
+REST = "all else"
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"),
+    "attention": (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "GELU": ("gelu", "gelu_backward"),
+    "layer norms": ("native_layer_norm", "native_layer_norm_backward"),
+}
+_KIND_OF = {operation: kind for kind, operations in KINDS.items() for operation in operations}
+COLUMNS = ("work", "kernels", "CPU", "share", "GFLOP a CPU second", "of the best")
+
+
+class Kernels(TorchDispatchMode):
+    """Within, adds up CPU seconds and floating-point operations by kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu_s: defaultdict[str, float] = defaultdict(float)
+        self.flops: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kind = _KIND_OF.get(func.overloadpacket.__name__, REST)
+        out = None
+
+        def run() -> None:
+            nonlocal out
+            out = func(*args, **(kwargs or {}))
+
+        self.cpu_s[kind] += timed(run).cpu_s
+        self.flops[kind] += flops_of(func, args, kwargs or {}, out)
+        return out
+
+
+def work(folder: str, threads: int, *, what: str, **sizes: Any) -> Measured:
+    """A window's way through the network, or a step on one; the second time, not the first."""
+    set_up_process(threads)
+    config = configuration(folder, **sizes)
+    run: Callable[[], object]
+    if what == "forward":
+        network = build_network(config, len(CLASSES)).eval()
+        shape = (1, config.window.steps, sizes["pixels"], sizes["pixels"], 3)
+        frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
+        run = torch.no_grad()(partial(network, frames, mask))
+    else:
+        run = one_step(config)
+    with Kernels():
+        run()
+    with Kernels() as kernels:
+        took = timed(run)
+    # What Python and autograd take is between the operations.
+    kernels.cpu_s[REST] += took.cpu_s - sum(kernels.cpu_s.values())
+    return Measured(took, 1, "windows", facts={"cpu_s": dict(kernels.cpu_s), "flops": dict(kernels.flops)})
+
+
+def table_of(done: Mapping[str, Alone], *, best: float, notes: Sequence[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for what, one in done.items():
+        facts = one.measured.facts
+        for kind in (*KINDS, REST):
+            cpu_s, flops = facts["cpu_s"].get(kind, 0.0), facts["flops"].get(kind, 0)
+            rate = flops / cpu_s if flops else None
+            rows.append(
+                (
+                    what,
+                    kind,
+                    seconds(cpu_s),
+                    cpu_s / one.measured.took.cpu_s,
+                    None if rate is None else round(rate / 1e9),
+                    None if rate is None else rate / best,
+                )
+            )
+    return Table("Where a network's time goes", COLUMNS, tuple(rows), tuple(notes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    sizes: dict[str, Any] = {"size": "s", "frames": 768, "pixels": 160}
+    if options.quick:
+        sizes = {"size": "tiny", "frames": 96, "pixels": 64}
+    done = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder, Meter("measuring", len(WORK) + 1) as meter:
+            given = {"precisions": ["fp32"], "quick": options.quick, "threads": options.threads}
+            best = alone(machine_rates, given, threads=options.threads).measured.facts["fp32"]
+            meter.advance(1, "the machine")
+            make_data(Path(folder), frames=sizes["frames"], pixels=sizes["pixels"])
+            make_weights(Path(folder), **sizes)
+            for what in WORK:
+                given = {"folder": folder, "threads": options.threads, "what": what, **sizes}
+                done[what] = alone(work, given, threads=options.threads)
+                meter.advance(1, what)
+    except FailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    notes = (
+        f"VideoMAE-{sizes['size'].upper()}, a window of {sizes['frames']} frames of {sizes['pixels']}x"
+        f"{sizes['pixels']}, fp32; the step recomputes the blocks.",
+        f"{machine()}, {options.threads} threads; its best matrix products: {best / 1e9:.0f} GFLOP a CPU second.",
+    )
+    print(table_of(done, best=best, notes=notes).text())
+    if options.json is not None:
+        figures = {what: dict(one.measured.facts) for what, one in done.items()}
+        write_json({"best_flops_per_cpu_s": best, "measured": figures}, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
