@@ -83,7 +83,8 @@ def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pyt
     forward, step = (json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK)
     config = networks.configuration(tmp_path, size="tiny", frames=96, pixels=64)
     assert sum(forward["flops"].values()) == networks.forward_flops(config)
-    for kind in ("matrix products", "attention"):
-        assert 2 < step["flops"][kind] / forward["flops"][kind] < 3.5  # as much backwards, and what is recomputed
+    # Backwards it is at least as much, and what is recomputed; weights that learn and attention take twice as much.
+    for kind, most in (("matrix products", 4), ("attention", 4.5)):
+        assert 2 < step["flops"][kind] / forward["flops"][kind] < most
     assert min(min(one["cpu_s"].values()) for one in (forward, step)) > 0
     assert "training step  attention" in capsys.readouterr().out
