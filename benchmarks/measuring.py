@@ -177,12 +177,20 @@ def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Me
         best = 0.0
         for size in (512, 1024, 2048):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            took = best_of(2 if quick else 6, {"product": partial(torch.matmul, a, b)})["product"]
-            best = max(best, 2 * size**3 / took.cpu_s)
-            if took.cpu_s > (0.02 if quick else 0.5):  # without instructions of its own a precision takes a minute
+            once = timed(partial(torch.matmul, a, b)).cpu_s
+            # Of a few milliseconds, a clock of CPU seconds tells too little, and a machine's first ones may be faster.
+            count = max(1, round((0.02 if quick else 0.5) / once))
+            took = best_of(2 if quick else 4, {"products": partial(_multiply, a, b, count)})["products"]
+            best = max(best, count * 2 * size**3 / took.cpu_s)
+            if count == 1:  # without instructions of its own a precision takes a minute
                 break
         rates[precision] = best
     return Measured(now() - began, len(rates), "rates", facts=rates)
+
+
+def _multiply(a: Any, b: Any, count: int) -> None:
+    for _ in range(count):
+        a @ b
 
 
 def _copy_rate(size: int) -> float:
