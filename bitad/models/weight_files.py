@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -59,15 +59,14 @@ def weights_path(weights: Path) -> Path:
     return weights
 
 
-def read_weights(path: Path, *, mapped: bool = True) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
     """Reads a file of weights as it stands, onto the CPU.
 
     PyTorch files are read with ``weights_only=True``: nothing in them is run. A safetensors file that is a checkpoint
     of ours gives the same content as the ``.pt`` that it was made of.
 
-    Args:
-        mapped: leave tensors in the file until they are used, where its form allows it. The file must not be replaced
-            while they are in use (Windows refuses it).
+    A checkpoint of ours, which a run that goes on replaces, is read from one opened file, into memory, and its
+    checksums are looked at. Tensors of other PyTorch files stay in them until they are used, where their form allows.
 
     Raises:
         FileNotFoundError: no such file.
@@ -78,9 +77,13 @@ def read_weights(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            mapped = mapped and zipfile.is_zipfile(path)  # the form before PyTorch 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # the form before PyTorch 1.6, which cannot be mapped
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            elif _is_of_ours(file):
+                content = _read_sound(file)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         if needs := _needs(path):
             raise ValueError(
@@ -93,6 +96,22 @@ def read_weights(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not named weights")
     return content
+
+
+def _is_of_ours(file: BinaryIO) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        return any(OURS.encode() in archive.read(name) for name in pickles)
+
+
+def _read_sound(file: BinaryIO) -> Any:
+    # torch.load does not look at the checksums: weights that were damaged on the way would go unnoticed.
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it is damaged")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _needs(path: Path) -> list[str]:

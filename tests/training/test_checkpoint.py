@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import subprocess
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +123,28 @@ def test_files_of_no_known_project_are_refused(tmp_path: Path, content: object) 
     torch.save(content, tmp_path / "foreign.pt")
     message = refusal(tmp_path / "foreign.pt")
     assert "not a checkpoint of BiTAD" in message or "not named weights" in message
+
+
+def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_as_it_was(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, newer = tmp_path / "last.pt", tmp_path / "newer.pt"
+    save_checkpoint(checkpoint, path)
+    others = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in checkpoint.model.items()}
+    save_checkpoint(replace(checkpoint, model=others, epoch=4), newer)
+
+    class Replacing(zipfile.ZipFile):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            if newer.exists():
+                newer.replace(path)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Replacing)
+    read = load_checkpoint(path)
+    assert not newer.exists()
+    assert read.epoch == checkpoint.epoch
+    assert all(torch.equal(read.model[name], tensor) for name, tensor in checkpoint.model.items())
+    assert load_checkpoint(path).epoch == 4
 
 
 NO_CHECKPOINTS = [b"", b"hello\n", b"PK\x03\x04", b"\x80\x02", b".", bytes(1000), b"\x80\x02."]
