@@ -10,8 +10,8 @@
 
 How near it comes: operations are those that PyTorch counts on the real network, activations those that autograd holds,
 to the byte in single precision and within one percent under bf16. The peak resident memory of real steps on a CPU
-(VideoMAE-S, 192 and 768 frames of 160 pixels, blocks recomputed or not, experiments baseline, 1-1 and 3-1; 1.5 to 4.5
-GiB) was 470 to 620 MiB above what is told here, of which 250 MiB are a process that has imported PyTorch. On a GPU it
+(VideoMAE-S, 768 frames of 160 pixels, blocks recomputed, experiments baseline, 1-1 and 3-1; 2.4 to 3.9 GiB) was 700 to
+860 MiB above what is told here, of which 250 MiB are a process that has imported PyTorch (docs/scaling.md). On a GPU it
 is not measured.
 """
 
