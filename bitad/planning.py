@@ -210,7 +210,7 @@ class Plan:
             f"In all: with {fixed}. The configuration's is the first row.",
             "Activations: what a forward pass leaves for the backward pass. Step: the most at a time, with inputs, "
             "gradients and what is only passing.",
-            "Simulated; without PyTorch itself and what kernels need within themselves (on a CPU about 600 MiB), or a "
+            "Simulated; without PyTorch itself and what kernels need within themselves (on a CPU about 800 MiB), or a "
             "GPU's context and what its allocator keeps in reserve.",
         )
         batch = self.config.training.batch
