@@ -15,7 +15,6 @@ the rounds counts.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -28,7 +27,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from measuring import Alone, FailedError, Measured, alone, machine, seconds, timed
+from measuring import Alone, FailedError, Measured, alone, machine, parser_of, seconds, timed
 from torch import Tensor, nn
 
 from bitad.files import write_json
@@ -240,12 +239,9 @@ def table_of(best: dict[tuple[str, str], Alone], *, notes: Sequence[str]) -> Tab
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("clone", type=Path, help="of OpenTAD")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args(arguments)
     if not (options.clone / FILE).exists():
         print(f"error: {options.clone} is not a clone of OpenTAD: it has no {FILE}", file=sys.stderr)

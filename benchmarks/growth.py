@@ -9,7 +9,6 @@ CPU seconds is at best 0 and the clock's -1. All data is made up, and the networ
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import post_processing
 import reading
 from evaluation_speed import evaluation, write_made_up
-from measuring import Alone, FailedError, Measured, alone, machine, seconds
+from measuring import Alone, FailedError, Measured, alone, machine, parser_of, seconds
 from networks import forward, make_data, make_long_video, make_weights, step, tested_features, tested_video
 
 from bitad.files import write_json
@@ -192,11 +191,9 @@ def cells(series: Series, done: Sequence[Alone]) -> tuple[Cell, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, threads=None)
     names = list(series_of(Inputs(Path(), False)))
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that every row runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args(arguments)
     measured: dict[str, list[Alone]] = {}
     failed: dict[str, str] = {}

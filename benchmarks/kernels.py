@@ -8,22 +8,18 @@ in a CPU second, and how much that is of the machine's best matrix products, mea
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from measuring import Alone, FailedError, Measured, alone, machine, machine_rates, seconds, timed
-from networks import CLASSES, configuration, make_data, make_weights, one_step
+from measuring import Alone, FailedError, Measured, alone, machine, machine_rates, parser_of, seconds, timed
+from networks import configuration, make_data, make_weights, one_forward, one_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitad.files import write_json
-from bitad.models.build import build_network
 from bitad.models.cost import flops_of
 from bitad.progress import Meter
 from bitad.reports.tables import Cell, Table
@@ -71,14 +67,7 @@ def work(folder: str, threads: int, *, what: str, **sizes: Any) -> Measured:
     """A window's way through the network, or a step on one; the second time, not the first."""
     set_up_process(threads)
     config = configuration(folder, **sizes)
-    run: Callable[[], object]
-    if what == "forward":
-        network = build_network(config, len(CLASSES)).eval()
-        shape = (1, config.window.steps, sizes["pixels"], sizes["pixels"], 3)
-        frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
-        run = torch.no_grad()(partial(network, frames, mask))
-    else:
-        run = one_step(config)
+    run = one_forward(config) if what == "forward" else one_step(config)
     with Kernels():
         run()
     with Kernels() as kernels:
@@ -109,11 +98,7 @@ def table_of(done: Mapping[str, Alone], *, best: float, notes: Sequence[str]) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args(arguments)
+    options = parser_of(__doc__).parse_args(arguments)
     sizes: dict[str, Any] = {"size": "s", "frames": 768, "pixels": 160}
     if options.quick:
         sizes = {"size": "tiny", "frames": 96, "pixels": 64}

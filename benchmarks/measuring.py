@@ -9,6 +9,7 @@ This module does not import torch until a rate of matrix products is asked for.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import math
@@ -177,7 +178,7 @@ def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Me
         best = 0.0
         for size in (512, 1024, 2048):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            once = timed(partial(torch.matmul, a, b)).cpu_s
+            once = best_of(2, {"product": partial(torch.matmul, a, b)})["product"].cpu_s
             # Of a few milliseconds, a clock of CPU seconds tells too little, and a machine's first ones may be faster.
             count = max(1, round((0.02 if quick else 0.5) / once))
             took = best_of(2 if quick else 4, {"products": partial(_multiply, a, b, count)})["products"]
@@ -207,6 +208,16 @@ def machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = names[0] if names else name
     return f"{name}, {os.cpu_count()} cores"
+
+
+def parser_of(description: str | None, *, threads: int | None = 2) -> argparse.ArgumentParser:
+    """What benchmarks are told on the command line; ``threads`` None: how many is not asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if threads is not None:
+        parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
 
 
 def seconds(value: float) -> str:

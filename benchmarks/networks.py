@@ -114,13 +114,21 @@ def forward(folder: str, threads: int, *, precision: str, repetitions: int, **si
     """One window through the network."""
     set_up_process(threads)
     config = configuration(folder, **sizes)
-    network = build_network(config, len(CLASSES)).eval()
-    shape = (1, config.window.steps, sizes["pixels"], sizes["pixels"], 3)
-    frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        took = best_of(repetitions, {"forward": lambda: network(frames, mask)})["forward"]
+    run = one_forward(config)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        took = best_of(repetitions, {"forward": run})["forward"]
     flops = forward_flops(config)
     return Measured(took, flops / 1e9, "GFLOP", flops=flops, precision=precision)
+
+
+def one_forward(config: Config) -> Callable[[], object]:
+    """Takes a window's way through the network each time it is called, on the same pixels."""
+    assert config.model.backbone is not None
+    network, pixels = build_network(config, len(CLASSES)).eval(), config.model.backbone.pixels
+    shape = (1, config.window.steps, pixels, pixels, 3)
+    frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
+    # Not inference_mode, which hands operations on before they are taken apart into those that are counted.
+    return torch.no_grad()(partial(network, frames, mask))
 
 
 def forward_flops(config: Config) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import post_processing
 import reading
 from evaluation_speed import average_map, evaluation, parsing, write_made_up
-from measuring import Alone, FailedError, Measured, Took, alone, machine, machine_rates, seconds
+from measuring import Alone, FailedError, Measured, Took, alone, machine, machine_rates, parser_of, seconds
 from networks import forward, make_data, make_long_video, make_weights, step, tested_video
 
 from bitad.files import write_json
@@ -284,12 +284,9 @@ def compared(reference: Reference, result: Result) -> tuple[str, str, float | No
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     names = list(rows_of(Inputs(Path(), FULL, 1)))
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="little work: to see that every row runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser.parse_args(arguments)
 
 
