@@ -81,7 +81,7 @@ def _add_check(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--reversed-videos", type=Path, help="folder that must have the reverse playback of every video (slow: decodes)"
     )
-    p.add_argument("--video-info", type=Path, help="JSON of durations, for files that state none")
+    p.add_argument("--video-info", type=Path, help="JSON of durations, to compare and for files that state none")
     p.set_defaults(run=_check)
 
 
@@ -115,6 +115,11 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
         choices=["error", "drop"],
         default="error",
         help="what becomes of videos of no known duration (error)",
+    )
+    p.add_argument(
+        "--allow-clock-mismatch",
+        action="store_true",
+        help="convert what states a video's time in ways that disagree (duration, frames, fps, segments in frames)",
     )
     p.set_defaults(run=_convert)
 
@@ -166,6 +171,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             policy=Policy(arguments.outside, arguments.backwards, arguments.duplicates),
             missing=arguments.missing,
             undecided=arguments.ambiguous,
+            allow_clock_mismatch=arguments.allow_clock_mismatch,
             on_progress=on_progress,
         )
     if arguments.class_list is not None:

@@ -18,7 +18,6 @@ from bitad.data.annotation_forms import FORMS, read_form, recognise
 from bitad.data.annotation_policy import segment_defects
 from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
 from bitad.data.video_check import video_defects
-from bitad.data.video_clocks import read_clocks
 from bitad.files import read_json
 
 
@@ -80,8 +79,8 @@ def check_annotations(
         videos_dir: where given, a folder that must hold a whole video file for every video, as long as is stated.
         reversed_dir: where given, with ``videos_dir``, a folder that must hold every video's reverse playback.
         form: the file's form; recognised where not given.
-        video_info: a list of videos (``read_clocks``) with the durations that the file does not state. Without it they
-            are those of ``videos_dir``, where that is given.
+        video_info: a list of videos (``read_clocks``) with the durations that the file does not state; those that it
+            states are compared. Without it they are those of ``videos_dir``, where that is given.
         classes: as for ``read_annotations``.
         ignore: as for ``read_annotations``.
         on_progress: called after each video file looked at, with the number of videos done and in all.
@@ -92,12 +91,19 @@ def check_annotations(
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
-    entries, classes = _read(Path(path), form, classes, videos_dir, video_info)
+    entries, classes, clocks = _read(Path(path), form, classes, videos_dir, video_info)
     if not entries:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
     names, defects = class_names(entries, classes, ignore)
+    if video_info is not None:  # the clocks of videos_dir are compared below
+        defects += (
+            Defect(entry.video.name, kind, f"{clocks.source} says that it {detail}")
+            for entry in entries
+            for kind, detail in clocks.differences(entry.video)
+        )
     for entry in entries:
         defects += entry.defects
+        defects += (Defect(entry.video.name, "contradicting clocks", detail) for detail in entry.video.contradictions)
         defects += (defect for _, defect in segment_defects(entry.video))
         if entry.video.labels and not set(entry.video.labels).difference(set(ignore).difference(names)):
             labels = ", ".join(sorted(set(entry.video.labels)))
@@ -126,20 +132,19 @@ def _read(
     classes: Sequence[str] | PathLike[str] | None,
     videos_dir: str | Path | None,
     video_info: str | Path | None,
-) -> tuple[list[VideoEntry], Sequence[str] | PathLike[str] | None]:
-    """The videos, with what could not be read of each in a JSON with a database, and the classes where they are known.
+) -> tuple[list[VideoEntry], Sequence[str] | PathLike[str] | None, Clocks]:
+    """The videos, with what could not be read of each in a JSON with a database; the classes where known; their clocks.
 
     A JSON with a database is judged as ``read_annotations`` would read it. Other forms are read whole or not at all.
     """
     form = recognise(path) if form is None else form
     if form in FORMS and FORMS[form].read is read_database:
         entries = read_entries(read_json(path), path)
-        if video_info is not None:  # counting the frames of videos for what is stated would take long
-            clocks = Clocks(read_clocks(video_info))
-            entries = [replace(entry, video=clocks.complete(entry.video)) for entry in entries]
-        return entries, classes
+        # Counting the frames of videos for what is stated would take long.
+        clocks = Clocks() if video_info is None else Clocks.of({}, None, video_info)
+        return [replace(entry, video=clocks.complete(entry.video)) for entry in entries], classes, clocks
     _, read = read_form(path, form)
-    clocks = Clocks.of(read.annotations, videos_dir, video_info)
+    clocks = Clocks.of(read.annotations.videos, videos_dir, video_info)
     videos = [clocks.complete(video) for video in read.annotations.videos.values()]
     entries = [VideoEntry(video, [None] * len(video.labels), []) for video in videos]
-    return entries, read.annotations.classes if classes is None else classes
+    return entries, read.annotations.classes if classes is None else classes, clocks

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,8 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
-from bitad.data.video_clocks import Clock, probe_clocks, read_clocks
+from bitad.data.clock_agreement import Clock, Difference, differences, disagreement
+from bitad.data.video_clocks import probe_clocks, read_clocks
 from bitad.files import replacing
 
 CLASS_LIST = "category_idx.txt"
@@ -46,17 +47,24 @@ class Clocks:
     @classmethod
     def of(
         cls,
-        annotations: Annotations,
+        names: Iterable[str],
         videos: str | Path | None,
         video_info: str | Path | None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Clocks:
-        """Read from a list of videos where that is given, else counted in the folder of videos where that is."""
+        """Read from a list of videos where that is given, else counted in the folder of videos where that is.
+
+        Args:
+            names: of the videos to count the frames of.
+            videos: the folder.
+            video_info: the list.
+            on_progress: called after each video counted, with the number of videos done and in all.
+        """
         if video_info is not None:
             return cls(read_clocks(video_info), {}, str(video_info))
         if videos is None:
             return cls()
-        known, missing = probe_clocks(videos, annotations.videos, on_progress=on_progress)
+        known, missing = probe_clocks(videos, names, on_progress=on_progress)
         return cls(known, missing, str(videos))
 
     def complete(self, video: AnnotatedVideo) -> AnnotatedVideo:
@@ -70,6 +78,11 @@ class Clocks:
             frames=clock.frames if video.frames is None else video.frames,
             fps=clock.fps if video.fps is None else video.fps,
         )
+
+    def differences(self, video: AnnotatedVideo) -> list[tuple[Difference, str]]:
+        """How a video's own time differs from what its file states, kind and detail; nothing where none is at hand."""
+        clock = self.known.get(video.name)
+        return [] if clock is None else list(differences(video.clock, clock))
 
     def why_unknown(self, name: str) -> str:
         """Why a video has no duration, and the remedy."""
@@ -120,6 +133,7 @@ def convert_annotations(
     policy: Policy | None = None,
     missing: Literal["error", "drop"] = "error",
     undecided: Literal["keep", "drop"] = "keep",
+    allow_clock_mismatch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Read ground truth in any of ``FORMS`` and make it whole.
@@ -135,17 +149,20 @@ def convert_annotations(
         missing: whether a video with segments whose duration nobody states is an error, or left out and reported. One
             without segments of a class is left out and reported in either case.
         undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) stay, beside the classes.
+        allow_clock_mismatch: whether what a file states of a video's time may contradict itself, or the videos; it is
+            then reported.
         on_progress: called after each video counted, with the number of videos done and in all.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist, or
-            what the policy calls an error.
+        ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist,
+            clocks disagree, or what the policy calls an error.
     """
     form, read = read_form(src, form)
     annotations = _with_classes(read.annotations, classes, src)
     report = list(read.notes)
-    clocks = Clocks.of(annotations, videos, video_info, on_progress)
+    clocks = Clocks.of(annotations.videos, videos, video_info, on_progress)
+    report += _disagreeing(annotations, clocks, allow_clock_mismatch, src)
     annotations, timed = _timed(annotations, clocks, missing, src)
     report += timed
     annotations, treated = (policy or Policy()).apply(annotations)
@@ -206,6 +223,25 @@ def _with_classes(
             if label not in known:
                 raise ValueError(f"{src}: video {video.name}: label {label!r} is not one of the {len(names)} classes")
     return replace(annotations, classes=names)
+
+
+def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: str | Path) -> list[str]:
+    """A line that names the videos whose clocks disagree, if any.
+
+    Raises:
+        ValueError: there are some, and that is not allowed.
+    """
+    faults = {}
+    for name, video in annotations.videos.items():
+        of_videos = (f"{clocks.source} says that it {detail}" for _, detail in clocks.differences(video))
+        if found := [*video.contradictions, *of_videos]:
+            faults[name] = "; ".join(found)
+    if not faults:
+        return []
+    if not allowed:
+        remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
+        raise ValueError(f"{src}: {disagreement(faults, len(annotations.videos), remedy)}")
+    return [disagreement(faults, len(annotations.videos), "written as they are")]
 
 
 def _timed(

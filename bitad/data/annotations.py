@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.data.clock_agreement import Clock, contradictions
 from bitad.files import read_json, write_json
 from bitad.timeline import reverse_seconds
 
@@ -42,6 +43,7 @@ class AnnotatedVideo:
         labels: n class names.
         frames: number of frames, where the file says so.
         fps: frames a second, where the file says so.
+        contradictions: how its file contradicts itself about the video's time.
     """
 
     name: str
@@ -51,6 +53,12 @@ class AnnotatedVideo:
     labels: tuple[str, ...]
     frames: int | None = None
     fps: float | None = None
+    contradictions: tuple[str, ...] = ()
+
+    @property
+    def clock(self) -> Clock:
+        """The video's time as annotated."""
+        return Clock(self.duration_s, self.frames, self.fps)
 
     def reversed(self) -> AnnotatedVideo:
         """The ground truth of the reverse playback, ``[D - b, D - a]``, in ascending order; its own inverse, but
@@ -107,7 +115,10 @@ Kind = Literal[
     "no video file",
     "unreadable video file",
     "cut-off video file",
+    "contradicting clocks",
     "another duration",
+    "another frame rate",
+    "another frame count",
     "no reversed video file",
     "not the reverse of its video",
 ]
@@ -314,6 +325,8 @@ def _read_entry(name: str, stated: Any) -> VideoEntry:
         frames=None if frames is None else round(frames),
         fps=None if fps is None else float(fps),
     )
+    in_frames = np.array([row.get(_FRAME_SEGMENT, [math.nan] * 2) for row in sound], np.float64).reshape(-1, 2)
+    video = replace(video, contradictions=contradictions(video.clock, video.segments, in_frames))
     return VideoEntry(video, [row.get("label_id") for row in sound], defects)
 
 

@@ -5,19 +5,16 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bitad.data.annotations import AnnotatedVideo, Defect
+from bitad.data.clock_agreement import Clock, differences
 from bitad.video.damage import lost_frames
 from bitad.video.files import find_video
 from bitad.video.frame_index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.twins import twin_defect
-
-# A container's duration, as annotations have it, counts sound that goes on behind the last picture.
-_LONGER_S, _LONGER = 1.0, 0.01
 
 
 def video_defects(
@@ -27,7 +24,9 @@ def video_defects(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Defect]:
-    """Videos whose file is missing, cannot be read, is cut off, or lasts less or longer than the annotations state.
+    """Videos whose file is missing, cannot be read, is cut off, or has another clock than the annotations state.
+
+    A clock is the duration, the number of frames and the frame rate, as far as the annotations state them.
 
     Args:
         videos: as annotated.
@@ -64,12 +63,9 @@ def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterat
     """Where the file is not what the annotations say."""
     if index.lost:
         yield Defect(video.name, "cut-off video file", f"{path}: {lost_frames(index)}")
-    seconds = float(index.frames / index.rate)
-    if not math.isfinite(video.duration_s):
-        return
-    if abs(seconds - video.duration_s) > max(_LONGER_S, _LONGER * video.duration_s):
-        stated = f"the annotations state {video.duration_s:.2f} s"
-        yield Defect(video.name, "another duration", f"{path} lasts {seconds:.2f} s, {stated}")
+    found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
+    for kind, detail in differences(video.clock, found):
+        yield Defect(video.name, kind, f"{path} {detail}")
 
 
 def _twin_defects(video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, folder: Path) -> Iterator[Defect]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitad.data.clock_agreement import Clock
 from bitad.files import read_json
 from bitad.video.files import find_video
 from bitad.video.indexing import index_video
@@ -23,21 +23,6 @@ _NAMES = {
     "fps": ("rfps", "fps"),
     "duration_s": ("duration", "duration_second"),
 }
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A video's own time.
-
-    Args:
-        duration_s: how long it lasts, in seconds.
-        frames: number of frames, where known.
-        fps: frames a second, where known.
-    """
-
-    duration_s: float
-    frames: int | None = None
-    fps: float | None = None
 
 
 def probe_clocks(

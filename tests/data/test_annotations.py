@@ -275,12 +275,12 @@ def test_a_file_is_not_reversed_onto_itself(tmp_path: Path) -> None:
 
 def test_check_finds_every_defect_by_video(tmp_path: Path) -> None:
     videos = {
-        "good": entry((0, 1, "x"), (3, 10.0000001, "y"), (4, 5, "Ambiguous")),
-        "late": entry((9, 11, "x"), (-1, 2, "y")),
-        "empty": entry((2, 2, "x"), (4, 3, "y")),
-        "twice": entry((0, 1, "x"), (0, 1, "x"), (0, 1, "y")),
-        "odd": entry((0, 1, "wat"), (math.nan, 1, "x")),
-        "short": entry((0, 1, "x")),
+        "good": entry((0, 1, "x"), (3, 10.0000001, "y"), (4, 5, "Ambiguous"), frame=40),
+        "late": entry((9, 11, "x"), (-1, 2, "y"), frame=40),
+        "empty": entry((2, 2, "x"), (4, 3, "y"), frame=40),
+        "twice": entry((0, 1, "x"), (0, 1, "x"), (0, 1, "y"), frame=40),
+        "odd": entry((0, 1, "wat"), (math.nan, 1, "x"), frame=40),
+        "short": entry((0, 1, "x"), frame=40),
     }
     folder = tmp_path / "videos"
     folder.mkdir()

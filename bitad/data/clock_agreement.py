@@ -1,0 +1,150 @@
+"""Whether statements of a video's time agree: seconds, frames, frames a second, segments in either, rows of features.
+
+All comparisons allow the same :data:`TOLERANCE`: 29.97 and 30 frames a second agree, 24 and 25 do not.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOLERANCE = "1 % or 1 s, whichever is more; 10 % below 10 s"
+_SHARE, _SHORT_SHARE, _SECONDS = 0.01, 0.1, 1.0
+
+# Segments in frames are counted from 0 or from 1, and are rounded.
+_ROUNDING_FRAMES = 2
+
+# So many videos a message names with details.
+_MOST = 20
+
+Difference = Literal["another duration", "another frame rate", "another frame count"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A video's own time.
+
+    Args:
+        duration_s: how long it lasts, in seconds.
+        frames: number of frames, where known.
+        fps: frames a second, where known.
+    """
+
+    duration_s: float
+    frames: int | None = None
+    fps: float | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Frames a second, stated or counted; None: unknown."""
+        if self.fps is not None or self.frames is None or not math.isfinite(self.duration_s):
+            return self.fps
+        return self.frames / self.duration_s
+
+
+def tolerance_s(duration_s: float) -> float:
+    """How many seconds two statements of a length may differ. Sound that goes on after the last picture is within."""
+    return max(_SHARE * duration_s, min(_SECONDS, _SHORT_SHARE * duration_s))
+
+
+def same_length(seconds: float, duration_s: float, *, slack_s: float = 0.0) -> bool:
+    """Whether two lengths agree; ``slack_s`` is what they may differ by beside the tolerance."""
+    return abs(seconds - duration_s) <= tolerance_s(duration_s) + slack_s
+
+
+def same_rate(fps: float, other: float) -> bool:
+    """Whether two frame rates agree."""
+    return abs(fps - other) <= _SHARE * max(fps, other)
+
+
+def differences(stated: Clock, found: Clock) -> Iterator[tuple[Difference, str]]:
+    """How a video's time differs from what the annotations state: the kind, and what was found and stated."""
+    if not same_length(found.duration_s, stated.duration_s):
+        yield (
+            "another duration",
+            f"lasts {found.duration_s:.2f} s, the annotations state {stated.duration_s:.2f} s",
+        )
+    elif stated.frames is not None and found.frames is not None:
+        fps = found.frames / found.duration_s
+        if not same_length(stated.frames / fps, found.duration_s, slack_s=1 / fps):
+            yield "another frame count", f"has {found.frames} frames, the annotations state {stated.frames}"
+    if stated.fps is not None and found.rate is not None and not same_rate(stated.fps, found.rate):
+        yield (
+            "another frame rate",
+            f"has {found.rate:.6g} frames a second, the annotations state {stated.fps:.6g}",
+        )
+
+
+def contradictions(clock: Clock, segments: NDArray[np.float64], frame_segments: NDArray[np.float64]) -> tuple[str, ...]:
+    """Where a video's annotations contradict themselves: frames over fps the duration, segments in frames the seconds.
+
+    Args:
+        clock: as they state it.
+        segments: ``[n, 2]`` in seconds.
+        frame_segments: the same in frames, NaN where they are not stated.
+    """
+    found = []
+    if clock.frames is not None and clock.fps is not None:
+        seconds = clock.frames / clock.fps
+        if not same_length(seconds, clock.duration_s, slack_s=1 / clock.fps):
+            found.append(
+                f"{clock.frames} frames at {clock.fps:g} a second are {seconds:.2f} s, its duration is "
+                f"{clock.duration_s:g} s"
+            )
+    if clock.rate is None:
+        return tuple(found)
+    with np.errstate(over="ignore"):
+        on_the_clock = frame_segments / clock.rate
+    for stated, frames, seconds in zip(segments.tolist(), frame_segments.tolist(), on_the_clock.tolist(), strict=True):
+        allowed = [tolerance_s(abs(edge)) + _ROUNDING_FRAMES / clock.rate for edge in stated]
+        if any(abs(a - b) > most for a, b, most in zip(stated, seconds, allowed, strict=True)):
+            found.append(
+                f"segment(frames) [{frames[0]:g}, {frames[1]:g}] at {clock.rate:.6g} a second is [{seconds[0]:.2f}, "
+                f"{seconds[1]:.2f}] s, its segment [{stated[0]:g}, {stated[1]:g}] s"
+            )
+            break  # one tells of all
+    return tuple(found)
+
+
+def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: float, duration_s: float) -> str | None:
+    """How the time that features cover differs from the video's, if it does.
+
+    Clips lie in the video whole, so features lose up to a clip at the ends: twice the offset, which is half a clip, and
+    a stride. The last row may stand for less than a stride.
+
+    Args:
+        rows: of features, one every ``stride_frames`` frames.
+        offset_frames: frame at the centre of the first row's clip.
+        fps: frames a second that these count.
+        duration_s: of the video, as annotated.
+    """
+    seconds, stride_s = rows * stride_frames / fps, stride_frames / fps
+    lost_s = 2 * max(0.0, offset_frames) / fps + stride_s
+    if -stride_s - tolerance_s(duration_s) <= duration_s - seconds <= lost_s + tolerance_s(duration_s):
+        return None
+    return (
+        f"features cover {100 * seconds / duration_s:.3g} %: {rows} rows x {stride_frames:g} frames / {fps:.6g} fps = "
+        f"{seconds:.2f} s of {duration_s:.2f} s"
+    )
+
+
+def disagreement(faults: Mapping[str, str], videos: int, remedy: str) -> str:
+    """One line that names the videos whose clocks disagree, how, and what to do.
+
+    Args:
+        faults: what is wrong, by the video's name; not empty.
+        videos: the number of videos looked at.
+    """
+    told = [f"{name} ({fault})" for name, fault in list(faults.items())[:_MOST]]
+    more = f" and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
+    return (
+        f"the clocks of {len(faults)} of {videos} videos disagree by more than {TOLERANCE}: "
+        f"{', '.join(told)}{more}; {remedy}"
+    )
