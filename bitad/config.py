@@ -95,6 +95,10 @@ class DataConfig(Section):
     feature_fps: Positive | None = Field(
         default=None, description="frames a second that the strides count; none: the annotations' rate of each video"
     )
+    allow_clock_mismatch: bool = Field(
+        default=False,
+        description="go on, with a warning, where features, videos and annotations disagree about a video's time",
+    )
     class_agnostic: bool = Field(default=False, description="learn one class of all: when, and not what")
     training_subset: Name = "training"
     test_subset: Name = "validation"

@@ -523,7 +523,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_keys_that_differ(
         assert f"weights of {other} do not fit the network" in said
         assert "1 missing: head.scales; 1 not in the network: head.extra" in said
     said = refused("test", world.run, "model.channels=32", "--out", tmp_path / "out")
-    assert "it has 16 channels, the configuration 32" in said
+    assert "model.channels was 16, is 32" in said
     said = refused("train", world.config, "experiment=1-1", f"init.forward={other}", f"init.backward={other}")
     assert f"init.forward={other} does not fit this run" in said
     assert "model.backbone is " in said

@@ -290,6 +290,7 @@ def test_a_baseline_of_other_classes_is_refused_with_both_lists(features: Data, 
     [
         ("features", "window.steps=64", "window.steps is 32 there and 64 here"),
         ("features", "data.feature_stride_frames=8", "data.feature_stride_frames is 4.0 there and 8.0 here"),
+        ("features", "data.feature_offset_frames=2", "data.feature_offset_frames is 6.0 there and 2.0 here"),
         ("features", "model.channels=8", "model.channels is 16 there and 8 here"),
         ("features", "model.levels=2", "model.levels is 3 there and 2 here"),
         ("features", "model.padding=reference", "model.padding is strict there and reference here"),
@@ -303,7 +304,7 @@ def test_a_baseline_of_other_classes_is_refused_with_both_lists(features: Data, 
 def test_baselines_that_saw_other_windows_or_are_another_network_are_refused_with_both_values(
     data: Data, experiment: str, override: str, said: str
 ) -> None:
-    message = refusal(data, experiment, override)
+    message = refusal(data, experiment, override, "data.allow_clock_mismatch=true")
     assert data.init[0] in message
     assert said in message
 

@@ -31,6 +31,7 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("--method", choices=FUSIONS, default="soft-nms", help="(soft-nms)")
     p.add_argument("--reverse-b", action="store_true", help="B is in reverse time and does not say so")
     p.add_argument("--annotations", type=Path, help="with the durations by which B is turned round")
+    _add_allow(p)
 
     p = verbs.add(
         "evaluate",
@@ -52,6 +53,7 @@ def add_verbs(verbs: Verbs) -> None:
         help="with --rule thumos-kit: the official Ambiguous_test.txt, or an annotation file that has such segments, "
         "where the ground truth has none",
     )
+    _add_allow(p)
     p.add_argument("--per-class", action="store_true", help="also the AP of each class")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
@@ -70,6 +72,14 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
 
 
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-clock-mismatch",
+        action="store_true",
+        help="go on where detections and annotations state different durations of a video",
+    )
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections, write_detections
     from bitad.inference.merge import merge
@@ -78,19 +88,21 @@ def _merge(arguments: argparse.Namespace) -> int:
         raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
     a, b = read_detections(arguments.a), read_detections(arguments.b)
     if arguments.reverse_b:
-        b = _said_to_be_reversed(b, arguments.annotations)
+        b = _said_to_be_reversed(b, arguments)
     write_detections(merge(a.forward(), b.forward(), method=arguments.method), arguments.out)
     return 0
 
 
-def _said_to_be_reversed(detections: Detections, annotations: Path | None) -> Detections:
+def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) -> Detections:
     from dataclasses import replace
 
     from bitad.data.annotations import read_annotations
 
     durations = detections.durations_s
-    if annotations is not None:
-        durations = {name: video.duration_s for name, video in read_annotations(annotations, ignore=()).videos.items()}
+    if arguments.annotations is not None:
+        annotations = read_annotations(arguments.annotations, ignore=())
+        _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
+        durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
         raise ValueError("--reverse-b needs the videos' durations and B has none; name their --annotations")
     return replace(detections, basis="reverse", durations_s=durations)
@@ -106,13 +118,32 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
-    evaluation = _by_rule(arguments, ground_truth, read_detections(arguments.detections))
+    detections = read_detections(arguments.detections)
+    _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
+    evaluation = _by_rule(arguments, ground_truth, detections)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
     if arguments.per_class:
         print("\n" + class_table({arguments.detections.name: evaluation}).text())
     if arguments.json:
         write_json(evaluation.to_json(), arguments.json)
     return 0
+
+
+def _compare_durations(annotations: Annotations, detections: Detections, source: Path, *, allowed: bool) -> None:
+    """Refuses detections of videos that last longer or less than annotated; where that is allowed, says so."""
+    import sys
+
+    from bitad.data.clock_agreement import require_durations
+
+    said = require_durations(
+        {name: video.duration_s for name, video in annotations.videos.items()},
+        detections.durations_s,
+        source,
+        allowed=allowed,
+        remedy="name the annotations of these videos, or go on all the same with --allow-clock-mismatch",
+    )
+    if said is not None:
+        print(said, file=sys.stderr)
 
 
 def _by_rule(arguments: argparse.Namespace, ground_truth: Annotations, detections: Detections) -> Evaluation:

@@ -15,11 +15,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = "1 % or 1 s, whichever is more; 10 % below 10 s"
+TOLERANCE = "1 % or 1 s, whichever is more, below 10 s 10 %, of features also a clip at the ends"
 _SHARE, _SHORT_SHARE, _SECONDS = 0.01, 0.1, 1.0
 
 # Segments in frames are counted from 0 or from 1, and are rounded.
 _ROUNDING_FRAMES = 2
+
+# Strides are whole frames, so the rate at which a video is sampled is seldom that of the training.
+_RATE_SHARE = 0.25
 
 # So many videos a message names with details.
 _MOST = 20
@@ -125,14 +128,52 @@ def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: f
         fps: frames a second that these count.
         duration_s: of the video, as annotated.
     """
-    seconds, stride_s = rows * stride_frames / fps, stride_frames / fps
-    lost_s = 2 * max(0.0, offset_frames) / fps + stride_s
-    if -stride_s - tolerance_s(duration_s) <= duration_s - seconds <= lost_s + tolerance_s(duration_s):
+    seconds, stride_s, offset_s = rows * stride_frames / fps, stride_frames / fps, offset_frames / fps
+    begin_s, allowed_s = offset_s - stride_s / 2, stride_s + tolerance_s(duration_s)
+    long_enough = duration_s - seconds <= 2 * max(0.0, offset_s) + allowed_s
+    if long_enough and begin_s >= -allowed_s and begin_s + seconds <= duration_s + allowed_s:
         return None
     return (
         f"features cover {100 * seconds / duration_s:.3g} %: {rows} rows x {stride_frames:g} frames / {fps:.6g} fps = "
-        f"{seconds:.2f} s of {duration_s:.2f} s"
+        f"{seconds:.2f} s of {duration_s:.2f} s" + (f", the first at frame {offset_frames:g}" if offset_frames else "")
     )
+
+
+def require_durations(
+    stated: Mapping[str, float], found: Mapping[str, float], source: object, *, allowed: bool, remedy: str
+) -> str | None:
+    """Compares the durations of detections with those of the annotations, of the videos that both know.
+
+    Args:
+        stated: by the annotations, in seconds, by video's name.
+        found: with the detections.
+        source: of the detections, for the message.
+        allowed: whether they may disagree.
+        remedy: where that is not allowed.
+
+    Returns:
+        where they disagree and may, one line that names the videos.
+
+    Raises:
+        ValueError: they disagree and may not.
+    """
+    faults = {
+        name: f"{seconds:g} s there, {stated[name]:g} s annotated"
+        for name, seconds in found.items()
+        if name in stated and not same_length(seconds, stated[name])
+    }
+    if not faults:
+        return None
+    if not allowed:
+        raise ValueError(f"{source}: {disagreement(faults, len(found), remedy)}")
+    return f"{source}: {disagreement(faults, len(found), 'measured all the same')}"
+
+
+def rate_fault(rate_hz: float, trained_hz: float) -> str | None:
+    """How far the grid steps a second that a network sees are from those it was trained on, if far."""
+    if abs(rate_hz - trained_hz) <= _RATE_SHARE * trained_hz:
+        return None
+    return f"{rate_hz:.3g} grid steps a second, {trained_hz:.3g} in training"
 
 
 def disagreement(faults: Mapping[str, str], videos: int, remedy: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo
+from bitad.data.clock_agreement import Clock, coverage_fault, differences, same_rate
 from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
+from bitad.data.feature_folder import SIDECAR, FeatureVideo
+from bitad.data.feature_sidecars import require_described
 from bitad.data.windows import ResizedClock, Timebase
 from bitad.timeline import Grid, mirror_frames
 from bitad.video.damage import Damaged, counted, require_whole
@@ -120,6 +123,13 @@ class VideoFiles:
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Timebase(fps, stride, 0.0, -(-frames // stride))
 
+    def clock_fault(self, video: AnnotatedVideo, base: Timebase) -> str | None:
+        """How the file's duration differs from the annotated one, if it does; ``base`` is the video's timebase."""
+        path = self.find(video.name)
+        # Of what annotations state, only the duration is used; frames and rates are the file's own.
+        found = Clock(self.frames(path) / base.fps)
+        return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
+
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
         if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
@@ -162,6 +172,7 @@ class FeatureFiles:
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
         clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
         reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
+        described: what is known of the videos that the features were made of, by name.
     """
 
     def __init__(
@@ -174,8 +185,10 @@ class FeatureFiles:
         steps: int | None = None,
         clock: ResizedClock = "centre",
         reversed_store: FeatureStore | None = None,
+        described: Mapping[str, FeatureVideo] | None = None,
     ) -> None:
         self.store, self.reversed_store = store, reversed_store
+        self.described = described or {}
         self.stride_frames, self.offset_frames = stride_frames, offset_frames
         self.fps, self.steps, self.clock = fps, steps, clock
         self.repeated = 0
@@ -185,25 +198,42 @@ class FeatureFiles:
         return self.reversed_store is not None
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
-        fps = self.fps or video.fps
-        if fps is None:
-            if video.frames is None:
-                raise ValueError(
-                    f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in "
-                    "time, or data.feature_fps"
-                )
-            fps = video.frames / video.duration_s
-        base = Timebase(fps, self.stride_frames, self.offset_frames, self.store.length(video.name))
+        rows = self.store.length(video.name)
+        if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
+            raise ValueError(
+                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}: make "
+                "both by one call of `bitad features --direction both`"
+            )
+        base = Timebase(self._rate(video), self.stride_frames, self.offset_frames, rows)
         return base if self.steps is None else base.resized(self.steps, self.clock)
+
+    def _rate(self, video: AnnotatedVideo) -> float:
+        """The frames a second by which a video's features are placed in time."""
+        fps = video.clock.rate if self.fps is None else self.fps
+        if fps is None:
+            raise ValueError(
+                f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
+                "data.feature_fps"
+            )
+        return fps
+
+    def clock_fault(self, video: AnnotatedVideo, base: Timebase) -> str | None:
+        """How the time that the features cover differs from the annotated one, if it does.
+
+        Args:
+            base: the video's timebase.
+        """
+        rows, fps = round(base.steps * base.stride_frames / self.stride_frames), base.fps  # also of a resized video
+        if (made := self.described.get(video.name)) is not None:
+            if made.steps != rows:
+                return f"{rows} rows of features, {SIDECAR} says {made.steps}"
+            if not same_rate(made.fps, fps):
+                return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
+        return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
-        if len(features) != self.store.length(video.name):
-            raise ValueError(
-                f"{store.path} has {len(features)} rows of {video.name}, {self.store.path} has "
-                f"{self.store.length(video.name)}: make both by one call of `bitad features --direction both`"
-            )
         first_frame = self.offset_frames
         if self.steps is not None:
             first_frame = self.timebase(video).offset_frames
@@ -212,21 +242,27 @@ class FeatureFiles:
         return features[start : start + grid.steps]
 
 
-def build_source(config: Config, cache: IndexCache | None = None) -> Source:
+def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles | FeatureFiles:
     """The source of windows that a configuration names.
 
     Args:
         cache: of the indices of video files.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no such features, or they are not what the configuration says of them.
     """
     data, window = config.data, config.window
     twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
+        store = FeatureStore(data.features, channels=data.feature_channels)  # there, or nothing is compared
+        reversed_store = None if twins is None else FeatureStore(twins, channels=data.feature_channels)
         return FeatureFiles(
-            FeatureStore(data.features, channels=data.feature_channels),
+            store,
             stride_frames=data.feature_stride_frames,
             offset_frames=data.feature_offset_frames,
             fps=data.feature_fps,
-            reversed_store=None if twins is None else FeatureStore(twins, channels=data.feature_channels),
+            reversed_store=reversed_store,
+            described=require_described(data, config.views),
             steps=window.resized_steps,
             clock=window.resized_clock,
         )

@@ -32,6 +32,7 @@ from bitad.progress import track
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.distributed import Processes
 from bitad.training.environment import say_repeated
+from bitad.training.first_look import say_rates
 from bitad.video.damage import Damaged
 
 
@@ -255,6 +256,9 @@ def detect_videos(
         },
         checkpoint.classes,
     )
+    if config.window.layout != "resized" and team.is_main:  # there each video has a rate of its own
+        bases = {name: source.timebase(video) for name, video in annotations.videos.items()}
+        say_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
     network = checkpoint.network().to(team.device)
     # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what
     # the machine that trained had room for, other processes and what they share, this one need not have.

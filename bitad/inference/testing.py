@@ -6,12 +6,13 @@ from pathlib import Path
 
 from bitad.data.detections import Detections, write_detections
 from bitad.data.ground_truth import read_test_ground_truth
-from bitad.data.sources import Source, build_source
+from bitad.data.sources import FeatureFiles, VideoFiles, build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import write_json
 from bitad.inference.detect import detect
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
+from bitad.training.first_look import look_at_clocks
 from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
 
@@ -24,9 +25,11 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Dete
     config = checkpoint.config
     subset = read_test_ground_truth(config)
     flipped = config.model_copy(update={"direction": "reverse"})
+    source = _source(checkpoint)
+    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
     network = checkpoint.network().to(team.device)
     what = f"testing {config.run_directory.name} on reversed playback"
-    return detect(network, subset, _source(checkpoint), flipped, team, what=what).merged
+    return detect(network, subset, source, flipped, team, what=what).merged
 
 
 def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:
@@ -39,8 +42,8 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     What was found is written before it is evaluated, and stays where that fails.
 
     Raises:
-        ValueError: if the data set has other classes than the network; if the subset has no ground truth, and then the
-            message says where the detections are.
+        ValueError: if the data set has other classes than the network; if its clocks disagree; if the subset has no
+            ground truth, and then the message says where the detections are.
     """
     config = checkpoint.config
     classes = class_names(config)
@@ -52,8 +55,10 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
         )
     subset = read_test_ground_truth(config)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
+    source = _source(checkpoint)
+    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
     network = checkpoint.network().to(team.device)
-    results = detect(network, subset, _source(checkpoint), config, team, details=details)
+    results = detect(network, subset, source, config, team, details=details)
     named, metrics = results.named(), out / "metrics.json"
     if team.is_main:
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
@@ -69,6 +74,6 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     return evaluations
 
 
-def _source(checkpoint: Checkpoint) -> Source:
+def _source(checkpoint: Checkpoint) -> VideoFiles | FeatureFiles:
     """Of the windows to test on; what the run knows of its videos' frames need not be found out again."""
     return build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))

@@ -20,6 +20,7 @@ from bitad.config import Config
 from bitad.config_files import differences, override_config, parse_config
 from bitad.data.annotations import ANY_CLASS, read_annotations, read_classes
 from bitad.data.detections import named
+from bitad.data.feature_sidecars import require_same_features
 from bitad.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
@@ -35,6 +36,7 @@ FRAME_RATE_HZ = 30.0
 WITHOUT_EFFECT = (
     "threads",
     "output",
+    "data.allow_clock_mismatch",
     "training.workers",
     "training.checkpoint_steps",
     "training.keep",
@@ -44,6 +46,30 @@ WITHOUT_EFFECT = (
     "init.backward",
 )
 _PRETRAINED = "model.backbone.weights"
+# Parts of `model` that change how a network is trained and not what it is.
+OF_THE_TRAINING = (
+    "model.drop_path",
+    "model.dropout",
+    _PRETRAINED,
+    "model.backbone.drop_path",
+    "model.backbone.checkpointing",
+    "model.backbone.compile",
+)
+# What a network was trained to see, keys or all below them: tested otherwise, its figures would be no figures of it.
+_SEEN = (
+    "direction",
+    "experiment",
+    "pair.",
+    "model.",
+    "window.stride_frames",
+    "window.frames_per_step",
+    "window.resized_clock",
+    "data.feature_channels",
+    "data.feature_stride_frames",
+    "data.feature_offset_frames",
+    "data.feature_fps",
+    "data.class_agnostic",
+)
 
 
 @dataclass
@@ -115,10 +141,9 @@ class Checkpoint:
         Raises:
             FileNotFoundError, ValueError: it names another file of the pre-trained transformer, which cannot be read.
         """
-        before, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
         return [
             f"{key} was {old}, is {new}"
-            for key, old, new in sorted(differences(before, now), key=lambda difference: difference[0])
+            for key, old, new in _differences(self.config, config)
             if key not in WITHOUT_EFFECT and not (key == _PRETRAINED and self._knows(config))
         ]
 
@@ -132,10 +157,16 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError, ValueError: another file is named for the pre-trained transformer, and it is not in it.
-            ValueError: a fusion would meet windows of another length than it was trained with, or see
-                :func:`bitad.config_files.override_config`.
+            ValueError: the network would see something else than it was trained on; a fusion would meet windows of
+                another length than it was trained with; or see :func:`bitad.config_files.override_config`.
         """
         config = override_config(self.config, overrides)
+        if changed := self._changes_of_what_is_seen(config):
+            raise ValueError(
+                f"{self.source} was trained otherwise: {'; '.join(changed)}; test it as it was trained, or train "
+                "another run"
+            )
+        require_same_features(self.config.data, config.data)
         file = _pretrained_file(config)
         if self.pretrained is not None and file != _pretrained_file(self.config) and not self._knows(config):
             raise ValueError(
@@ -149,6 +180,28 @@ class Checkpoint:
                 f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
             )
         return replace(self, config=config)
+
+    def _changes_of_what_is_seen(self, config: Config) -> list[str]:
+        """How a configuration would show the network something else than it was trained on, ``key was x, is y``."""
+        keys = list(_SEEN)
+        if "resized" in (self.config.window.layout, config.window.layout):  # in the other layouts tests alone are cut
+            keys += ["window.layout", "window.steps"]
+        before, now = self.config.data.reversed_features, config.data.reversed_features
+        # Features of reversed playback are not flipped features.
+        if "reverse" in config.views and (before is None) != (now is None):
+            keys.append("data.reversed_features")
+        return [
+            f"{key} was {old}, is {new}"
+            for key, old, new in _differences(self.config, config)
+            if key not in OF_THE_TRAINING
+            and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
+        ]
+
+
+def _differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """The keys in which two configurations differ, by name, with both values."""
+    found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    return sorted(found, key=lambda difference: difference[0])
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
@@ -333,8 +386,8 @@ def class_names(config: Config) -> tuple[str, ...]:
 def _rate_hz(config: Config) -> float:
     """Grid steps a second of a configuration's data set, the median of its videos."""
     data = config.data
-    rates = []
-    if data.annotations.is_file():
+    rates = [] if data.feature_fps is None else [data.feature_fps]
+    if not rates and data.annotations.is_file():
         videos = read_annotations(data.annotations).videos.values()
         rates = [video.fps for video in videos if video.fps is not None]
     stride = config.window.stride_frames if data.features is None else data.feature_stride_frames

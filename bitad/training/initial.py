@@ -11,17 +11,7 @@ from bitad.config_files import differences
 from bitad.data.detections import Basis
 from bitad.models.pair import Pair
 from bitad.models.weights import Weights, load_weights, without_adapters
-from bitad.training.checkpoint import Checkpoint, open_checkpoint
-
-# Parts of `model` that change how a network is trained and not what it is.
-_OF_THE_TRAINING = (
-    "drop_path",
-    "dropout",
-    "backbone.weights",
-    "backbone.drop_path",
-    "backbone.checkpointing",
-    "backbone.compile",
-)
+from bitad.training.checkpoint import OF_THE_TRAINING, Checkpoint, open_checkpoint
 
 
 def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
@@ -67,14 +57,16 @@ def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], vi
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
     for key, old, new in differences(_of_the_network(theirs), _of_the_network(config)):
-        if key.removeprefix("model.") not in _OF_THE_TRAINING:
+        if key not in OF_THE_TRAINING:
             yield f"{key} is {old} there and {new} here"
 
 
 def _of_the_network(config: Config) -> dict[str, Any]:
     """What both networks and the run must have in common."""
     return {
-        "window": {"steps": config.window.steps, "stride_frames": config.window.stride_frames},
-        "data": config.data.model_dump(include={"feature_channels", "feature_stride_frames"}),
+        "window": config.window.model_dump(include={"steps", "stride_frames", "frames_per_step"}),
+        "data": config.data.model_dump(
+            include={"feature_channels", "feature_stride_frames", "feature_offset_frames", "feature_fps"}
+        ),
         "model": config.model.model_dump(mode="json"),
     }
