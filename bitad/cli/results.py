@@ -119,8 +119,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
     detections = read_detections(arguments.detections)
-    _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     evaluation = _by_rule(arguments, ground_truth, detections)
+    _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
     if arguments.per_class:
         print("\n" + class_table({arguments.detections.name: evaluation}).text())
