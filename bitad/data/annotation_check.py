@@ -97,9 +97,7 @@ def check_annotations(
     names, defects = class_names(entries, classes, ignore)
     if video_info is not None:  # the clocks of videos_dir are compared below
         defects += (
-            Defect(entry.video.name, kind, f"{clocks.source} says that it {detail}")
-            for entry in entries
-            for kind, detail in clocks.differences(entry.video)
+            Defect(entry.video.name, kind, detail) for entry in entries for kind, detail in clocks.faults(entry.video)
         )
     for entry in entries:
         defects += entry.defects

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from bitad.data.annotation_forms import read_form
 from bitad.data.annotation_policy import Policy, summary
 from bitad.data.annotations import (
@@ -23,7 +25,7 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
-from bitad.data.clock_agreement import Clock, Difference, differences, disagreement
+from bitad.data.clock_agreement import Clock, Difference, contradictions, differences, disagreement
 from bitad.data.video_clocks import probe_clocks, read_clocks
 from bitad.files import replacing
 
@@ -79,10 +81,16 @@ class Clocks:
             fps=clock.fps if video.fps is None else video.fps,
         )
 
-    def differences(self, video: AnnotatedVideo) -> list[tuple[Difference, str]]:
-        """How a video's own time differs from what its file states, kind and detail; nothing where none is at hand."""
+    def faults(self, video: AnnotatedVideo) -> list[tuple[Literal["contradicting clocks"] | Difference, str]]:
+        """How a video's own time differs from what its file states, or contradicts itself: kind and detail."""
         clock = self.known.get(video.name)
-        return [] if clock is None else list(differences(video.clock, clock))
+        if clock is None:
+            return []
+        within = contradictions(clock, np.empty((0, 2)), np.empty((0, 2)))
+        return [
+            *(("contradicting clocks", f"{self.source} says {fault}") for fault in within),
+            *((kind, f"{self.source} says that it {detail}") for kind, detail in differences(video.clock, clock)),
+        ]
 
     def why_unknown(self, name: str) -> str:
         """Why a video has no duration, and the remedy."""
@@ -233,8 +241,7 @@ def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: s
     """
     faults = {}
     for name, video in annotations.videos.items():
-        of_videos = (f"{clocks.source} says that it {detail}" for _, detail in clocks.differences(video))
-        if found := [*video.contradictions, *of_videos]:
+        if found := [*video.contradictions, *(detail for _, detail in clocks.faults(video))]:
             faults[name] = "; ".join(found)
     if not faults:
         return []

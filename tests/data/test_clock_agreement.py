@@ -217,3 +217,10 @@ def test_a_list_of_videos_is_compared_with_the_durations_that_are_stated(
     info = save(tmp_path, {"v": {"duration": 20.0}, "w": {"duration": 1.0}}, "info.json")
     found = run("check", annotated(tmp_path), "--video-info", info, status=1)
     assert f"v: another duration: {info} says that it lasts 20.00 s, the annotations state 8.00 s\n" in found
+
+
+def test_a_list_of_videos_that_contradicts_itself_is_named(tmp_path: Path, run: Callable[..., str]) -> None:
+    info = save(tmp_path, {"v": {"duration": 8.0, "num_frame": 240, "fps": 25}}, "info.json")
+    said = f"{info} says 240 frames at 25 a second are 9.60 s, its duration is 8 s"
+    assert f"v: contradicting clocks: {said}\n" in run("check", annotated(tmp_path), "--video-info", info, status=1)
+    assert said in run("convert", annotated(tmp_path), tmp_path / "out.json", "--video-info", info, status=1)
