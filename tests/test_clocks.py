@@ -387,6 +387,25 @@ def test_our_features_know_their_videos(data: Path, tmp_path: Path, refused: Fai
     assert f"train_0 ({len(rows) - 2} rows of features, features.json says {len(rows)})" in refused("train", data, own)
 
 
+def test_the_videos_of_our_features_must_be_those_that_are_annotated(
+    data: Path, tmp_path: Path, refused: Fails, done: Fails
+) -> None:
+    """Where no frame rate is stated, it is frames over duration, which may count sound after the last picture."""
+
+    def with_frames(factor: float) -> Callable[[dict[str, Any]], None]:
+        def edit(video: dict[str, Any]) -> None:
+            del video["fps"]
+            video["frame"] = round(factor * FPS * video["duration"])
+
+        return edit
+
+    own = f"data.features={described(data, 'forward', tmp_path / 'own')}"
+    assert "disagree" not in done("train", data, own, changed(data, with_frames(0.97)), *QUICK, "--until", "1")
+    said = refused("train", data, own, changed(data, with_frames(0.9)), "name=other")
+    assert "train_0 (features.json says that it has " in said
+    assert " frames, the annotations state " in said
+
+
 def test_a_features_json_of_another_project_is_no_matter(data: Path, done: Fails) -> None:
     (data.parent / "features" / "features.json").write_text('{"extractor": "i3d"}')
     done("train", data, *QUICK, "--until", "1")

@@ -221,7 +221,8 @@ def reverse_annotation_file(src: str | Path, dst: str | Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as annotations, or ``dst`` is ``src``.
+        ValueError: the file cannot be read as annotations, segments in frames are on another clock than those in
+            seconds, or ``dst`` is ``src``.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise ValueError(f"{dst}: the reversed annotations would replace their source; name another file")
@@ -428,6 +429,10 @@ def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str 
     for row in reversed_rows:
         if _FRAME_SEGMENT not in row:
             continue
+        if video.contradictions:  # seconds and frames would be reversed on different clocks
+            raise ValueError(
+                f'{path}: video {video.name}: {video.contradictions[0]}; correct it, or leave out "{_FRAME_SEGMENT}"'
+            )
         if video.frames is not None:
             frames: float = video.frames
         elif video.fps is not None:

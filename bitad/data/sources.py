@@ -227,8 +227,12 @@ class FeatureFiles:
         if (made := self.described.get(video.name)) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
-            if not same_rate(made.fps, fps):
+            stated = (self.fps or video.fps) is not None  # else the rate is frames over duration, which has sound too
+            if stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
+            clock = Clock(video.duration_s, None if stated else video.frames)
+            if difference := next(differences(clock, Clock(made.frames / made.fps, made.frames)), None):
+                return f"{SIDECAR} says that it {difference[1]}"
         return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:

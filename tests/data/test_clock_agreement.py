@@ -170,6 +170,17 @@ def test_rounding_is_no_contradiction(tmp_path: Path, run: Callable[..., str], f
     assert run("check", annotated(tmp_path, row, fps=fps, frame=frames)).endswith("0 defects\n")
 
 
+def test_segments_on_two_clocks_are_not_reversed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"segment": [1, 4], "segment(frames)": [25, 100], "label": "x"}
+    command = ["reverse", str(annotated(tmp_path, row, fps=25, frame=240)), str(tmp_path / "back.json")]
+    assert main(command) == 1
+    said = "video v: 240 frames at 25 a second are 9.60 s, its duration is 8 s; correct it"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "back.json").exists()
+    annotated(tmp_path, row, fps=25, frame=200)
+    assert main(command) == 0
+
+
 # Annotations and videos.
 
 
