@@ -108,7 +108,7 @@ def _compare_clocks(
     said = []
     where = "the annotations"
     if config.data.features is not None:
-        where = "data.feature_stride_frames, data.feature_fps or the annotations"
+        where = "data.feature_stride_frames, data.feature_offset_frames, data.feature_fps or the annotations"
     if faults:
         said.append(disagreement(faults, len(videos), f"correct {where}"))
     late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
