@@ -95,17 +95,24 @@ def nms(
             f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape} must be [n, 2], [n] and [n]"
         )
     check_candidates(segments, scores)
+    kept, kept_scores = keep(segments, scores, labels, settings)
+    kept_segments = segments[kept]
+    if settings.voting_threshold > 0 and not settings.multiclass:
+        kept_segments = voted(kept_segments, segments, scores, settings.voting_threshold)
+    return kept_segments, kept_scores, labels[kept]
+
+
+def keep(
+    segments: NDArray[np.float64], scores: NDArray[np.float64], labels: NDArray[np.int64], settings: NmsSettings
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows that :func:`nms` keeps of candidates without defects, and their final scores, best first."""
     hard_floor = settings.min_score if not settings.soft else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
     groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
     kept, kept_scores = _select_by_group(segments[candidates], scores[candidates], groups, settings)
     kept = candidates[kept]
     best = np.lexsort((kept, -kept_scores))[: settings.max_segments]
-    kept, kept_scores = kept[best], kept_scores[best]
-    kept_segments = segments[kept]
-    if settings.voting_threshold > 0 and not settings.multiclass:
-        kept_segments = voted(kept_segments, segments, scores, settings.voting_threshold)
-    return kept_segments, kept_scores, labels[kept]
+    return kept[best], kept_scores[best]
 
 
 def check_candidates(segments: NDArray[np.float64], scores: NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bitad.data.detections import Detections
 from bitad.data.overlap import tiou_pairs
 from bitad.inference.decode import Candidates
-from bitad.inference.nms import NmsSettings, check_candidates, nms, voted
+from bitad.inference.nms import NmsSettings, check_candidates, keep, nms, voted
 from bitad.timeline import Grid
 
 # OpenTAD rounds before the suppression and after it; published numbers were made so.
@@ -61,35 +61,43 @@ def stitch(windows: Sequence[Candidates], settings: NmsSettings | None, *, round
 def _best(windows: Sequence[Candidates], settings: NmsSettings) -> Candidates:
     """What :func:`~bitad.inference.nms.nms` leaves of the candidates of all windows, from as few as that takes.
 
-    The suppression lowers scores and never raises one, so candidates that score less than the last one kept have no
-    part in the result. The best are tried first, then more of them, until enough are kept that score no less than
-    any candidate left out. How many that takes depends on ``max_segments`` and not on the length of the video, and
-    so does the memory; only where nearly all scores are equal, or too few segments can be kept, it takes them all.
+    The suppression lowers scores and never raises one, and of equal scores takes the first. So candidates that come
+    after the last one kept, by score and then by their order, have no part in the result. The best are tried first,
+    then more of them, until what is kept comes before all that was left out. How many that takes depends on
+    ``max_segments``, hardly on the length of the video; and so does the memory.
     """
-    voting = 0.0 if settings.multiclass else settings.voting_threshold
-    unvoted = replace(settings, voting_threshold=0.0)
     count = _TRIED_AT_FIRST * settings.max_segments
     while True:
-        floor = _least_of_best(windows, count)
-        best = suppressed(_joined(windows, floor), unvoted)
-        if floor == -np.inf or (len(best) == settings.max_segments and best.scores[-1] >= floor):
+        floor, ties = _least_of_best(windows, count)
+        tried = _joined(windows, floor, ties)
+        kept, scores = keep(tried.segments, tried.scores, tried.labels, settings)
+        if floor == -np.inf:
+            break
+        last = np.flatnonzero(tried.scores == floor)[-1]  # none of those left out comes before it
+        if len(kept) == settings.max_segments and ((scores > floor) | (scores == floor) & (kept <= last)).all():
             break
         count *= 4
-    if voting > 0:
-        voters = _joined([_voters(window, best, voting) for window in windows])
-        best = replace(best, segments=voted(best.segments, voters.segments, voters.scores, voting))
+    best = Candidates(tried.segments[kept], scores, tried.labels[kept])
+    if settings.voting_threshold > 0 and not settings.multiclass:
+        threshold = settings.voting_threshold
+        voters = _joined([_voters(window, best, threshold) for window in windows])
+        best = replace(best, segments=voted(best.segments, voters.segments, voters.scores, threshold))
     return best
 
 
-def _least_of_best(windows: Sequence[Candidates], count: int) -> float:
-    """The least score among the ``count`` best candidates; minus infinity where there are no more than those."""
+def _least_of_best(windows: Sequence[Candidates], count: int) -> tuple[float, int]:
+    """The least score of the ``count`` best candidates, and how many of them have it; minus infinity and 0 where there
+    are no more candidates than those."""
     best, total = np.empty(0), 0
     for window in windows:
         check_candidates(window.segments, window.scores)
         best, total = np.concatenate((best, window.scores)), total + len(window)
         if len(best) > 2 * count:
             best = np.partition(best, len(best) - count)[-count:]
-    return float(np.partition(best, len(best) - count)[-count]) if total > count else -np.inf
+    if total <= count:
+        return -np.inf, 0
+    best = np.partition(best, len(best) - count)[-count:]
+    return float(best[0]), int((best == best[0]).sum())
 
 
 def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
@@ -99,9 +107,15 @@ def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidate
     return window.take(np.unique(rows))
 
 
-def _joined(windows: Iterable[Candidates], floor: float = -np.inf) -> Candidates:
-    """The candidates of all windows that score no less than ``floor``."""
-    parts = [window.take(window.scores >= floor) for window in windows]
+def _joined(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
+    """The candidates of all windows that score more than ``floor``, and the first ``ties`` of those that score it."""
+    parts = []
+    for window in windows:
+        chosen = window.scores > floor
+        equal = np.flatnonzero(window.scores == floor)[:ties]
+        chosen[equal] = True
+        ties -= len(equal)
+        parts.append(window.take(chosen))
     return Candidates(
         np.concatenate([np.empty((0, 2)), *(part.segments for part in parts)]),
         np.concatenate([np.empty(0), *(part.scores for part in parts)]),
