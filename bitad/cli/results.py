@@ -87,9 +87,11 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections, write_detections
     from bitad.inference.merge import merge
+    from bitad.outputs import check_file
 
     if arguments.annotations and not arguments.reverse_b:
         raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
+    check_file(arguments.out, inputs=_given(arguments.a, arguments.b, arguments.annotations))
     a, b = read_detections(arguments.a), read_detections(arguments.b)
     if arguments.reverse_b:
         b = _said_to_be_reversed(b, arguments)
@@ -117,11 +119,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
     from bitad.files import write_json
+    from bitad.outputs import check_file
     from bitad.reports.tables import class_table, evaluation_table
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
     tiou = _thresholds(arguments.tiou)  # before anything is read
+    if arguments.json:
+        inputs = _given(arguments.ground_truth, arguments.detections, arguments.ambiguous)
+        check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
     detections = read_detections(arguments.detections)
@@ -133,6 +139,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(evaluation.to_json(), arguments.json)
     return 0
+
+
+def _given(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
 
 
 def _compare_durations(annotations: Annotations, detections: Detections, source: Path, *, allowed: bool) -> None:
@@ -165,12 +175,16 @@ def _by_rule(
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from bitad.outputs import check_folder
     from bitad.progress import following
     from bitad.reports.comparison import compare
     from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.training.distributed import processes
 
+    check_folder(arguments.out)
+    check_page(arguments.out / "index.html")
     with following("evaluating") as on_progress:
         comparison = compare(arguments.runs, on_progress=on_progress)
     sensitive = None
