@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, write_detections
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.sources import Source, build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import write_json
 from bitad.inference.detect import detect
+from bitad.log import log
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
+from bitad.training.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
 
@@ -51,6 +54,8 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
             "data.classes"
         )
     subset = read_test_ground_truth(config)
+    if team.is_main:
+        _say_changed(checkpoint, subset)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     network = checkpoint.network().to(team.device)
     results = detect(network, subset, _source(checkpoint), config, team, details=details)
@@ -67,6 +72,15 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     if team.is_main:
         write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations
+
+
+def _say_changed(checkpoint: Checkpoint, subset: Annotations) -> None:
+    """Log what of the test videos has changed since the checkpoint was written, if these are the ones of its run."""
+    before = of_tests(checkpoint.data or {})
+    if before.get(TEST, {}).keys().isdisjoint(subset.videos):
+        return  # an older checkpoint, another data set, or another part of it
+    if changed := changes(before, of_tests(fingerprints(checkpoint.config, [], subset))):
+        log.warning("the test data have changed since %s was written: %s", checkpoint.source, "; ".join(changed))
 
 
 def _source(checkpoint: Checkpoint) -> Source:
