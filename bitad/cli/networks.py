@@ -106,6 +106,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config_files import load_config
+    from bitad.log import add_log_file
     from bitad.training.distributed import processes
     from bitad.training.environment import set_up_process
     from bitad.training.starting import only_run
@@ -117,7 +118,9 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     set_up_process(config.threads)
     with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
-        best = Trainer(config, team, resume=resume, allow_changed_data=changed).run(until=arguments.until)
+        trainer = Trainer(config, team, resume=resume, allow_changed_data=changed)
+        add_log_file(config.run_directory)  # a start that was refused has written nothing
+        best = trainer.run(until=arguments.until)
         if team.is_main:
             print(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0

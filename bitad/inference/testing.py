@@ -54,13 +54,12 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
             "data.classes"
         )
     subset = read_test_ground_truth(config)
-    if team.is_main:
-        _say_changed(checkpoint, subset)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     network = checkpoint.network().to(team.device)
     results = detect(network, subset, _source(checkpoint), config, team, details=details)
     named, metrics = results.named(), out / "metrics.json"
     if team.is_main:
+        _say_changed(checkpoint, subset)
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
         results.write(out)
         if len(named) == 1:

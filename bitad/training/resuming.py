@@ -9,14 +9,13 @@ from bitad.config import Config
 from bitad.log import log
 from bitad.models.build import Network
 from bitad.models.weights import load_weights
-from bitad.training.checkpoint import Checkpoint
+from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.fingerprints import Fingerprints, changes
 from bitad.training.keeping import Keeper
 
 # Where these files lie does not matter: a run that is resumed compares their content.
 _COMPARED_BY_CONTENT = (
     "data.annotations",
-    "data.classes",
     "data.videos",
     "data.reversed_videos",
     "data.features",
@@ -32,7 +31,10 @@ def saved_run(keeper: Keeper, config: Config) -> Checkpoint:
         FileNotFoundError, ValueError: as :meth:`Keeper.newest`; the configuration is another one.
     """
     saved, path = keeper.newest(config)
-    if changed := saved.changes(config, moved=() if saved.data is None else _COMPARED_BY_CONTENT):
+    moved = [] if saved.data is None else [*_COMPARED_BY_CONTENT]
+    if moved and config.data.classes is not None and class_names(config) == saved.classes:
+        moved.append("data.classes")
+    if changed := saved.changes(config, moved=moved):
         raise ValueError(
             f"the configuration is not that of run {path.parent}: {'; '.join(changed)}; "
             "resume with the run's own, or start another run"

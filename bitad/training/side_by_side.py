@@ -65,7 +65,7 @@ class Job:
         """Whether the run has finished all its epochs.
 
         Raises:
-            ValueError: there is such a run, of another configuration.
+            ValueError: there is such a run, of another configuration or other data.
         """
         last = self.directory / "last.pt"
         if not last.exists():
@@ -74,12 +74,10 @@ class Job:
         changes = saved.changes(self.config)
         if saved.config.init != self.config.init:  # of no effect on a run that goes on, but another run is wanted here
             changes.append(f"init was {saved.config.init}, is {self.config.init}")
-        if not changes and saved.data is not None:
-            changes = data_changes(saved.data, self._fingerprints())
         if changes:
-            raise ValueError(
-                f"{self.directory} is a run of other settings or data ({'; '.join(changes)}); delete or move it"
-            )
+            raise ValueError(f"{self.directory} is a run of other settings ({'; '.join(changes)}); delete or move it")
+        if saved.data is not None and (changes := data_changes(saved.data, self._fingerprints())):
+            raise ValueError(f"{self.directory} is a run of other data ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
 
     def _fingerprints(self) -> Fingerprints:

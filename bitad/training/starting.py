@@ -1,4 +1,4 @@
-"""How a command begins where no other one may write: all processes of a run under one lock, and the log of the run."""
+"""How a command begins where no other one may write: all processes of a run under one lock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bitad.config import Config
 from bitad.locking import OTHER_OUT, RESTART_S, InUse, locked
-from bitad.log import add_log_file
 from bitad.training.distributed import Processes
 from bitad.training.environment import is_restarted
 from bitad.training.keeping import Keeper
@@ -38,9 +37,7 @@ def only_writer(folder: Path, team: Processes, *, remedy: str = OTHER_OUT, patie
 
 @contextmanager
 def only_run(config: Config, team: Processes, *, resume: bool) -> Iterator[bool]:
-    """Within, these processes are the only ones in the run directory, and the log goes there.
-
-    A start that is refused writes nothing into another run's log.
+    """Within, these processes are the only ones in the run directory.
 
     Args:
         resume: whether the user asked for it.
@@ -49,7 +46,7 @@ def only_run(config: Config, team: Processes, *, resume: bool) -> Iterator[bool]
         whether the run is resumed: asked for, or begun again by torchrun after a failure.
 
     Raises:
-        ValueError: another process has locked the directory; or there is a run, which is not to be resumed.
+        ValueError: another process has locked the directory.
         FileNotFoundError: there is no run to resume.
     """
     directory = config.run_directory
@@ -60,8 +57,4 @@ def only_run(config: Config, team: Processes, *, resume: bool) -> Iterator[bool]
     patience_s = 0.0 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else RESTART_S
     with only_writer(directory, team, remedy=_OTHER_RUN, patience_s=patience_s):
         exists, restarted = team.gather((keeper.exists, is_restarted(directory)))[0]
-        again = resume or (restarted and exists)
-        if exists and not again:
-            raise keeper.in_the_way()
-        add_log_file(directory)
-        yield again
+        yield resume or (restarted and exists)
