@@ -95,6 +95,19 @@ def test_a_killed_training_leaves_a_run_that_can_be_resumed_at_once(features: Pa
     assert not (run / LOCK).exists()
 
 
+def test_a_restart_by_torchrun_waits_for_the_processes_before_it_to_end(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*LONG, f"output={tmp_path}", "--until", "1", "--device", "cpu")
+    run = tmp_path / config_of(features).run_directory.name
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with holder(run) as before:
+        threading.Timer(1, before.kill).start()
+        assert main(["train", str(features), *overrides]) == 0
+        assert before.poll() == -signal.SIGKILL
+    assert (run / "last.pt").is_file()
+
+
 def test_all_processes_of_a_training_end_where_its_run_directory_is_in_use(features: Path, tmp_path: Path) -> None:
     overrides = (*LONG, f"output={tmp_path}")
     run = config_of(features, *overrides).run_directory
