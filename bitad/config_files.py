@@ -7,17 +7,24 @@ keys, wrong types and impossible combinations are all reported at once, by path,
 
 from __future__ import annotations
 
+import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from bitad.config import Config
+from bitad.config import FIELDS_ALONE, KINDS, Config, Section
+from bitad.config_rules import broken_rules
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -53,43 +60,100 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document with its keys changed.
+
+    Raises:
+        ConfigError: naming every override that cannot be read, and every key that two of them set.
+    """
+    faults, set_by = [], dict[str, str]()
     for override in overrides:
-        document = _merge(document, _parse_override(override))
+        try:
+            change = _parse_override(override)
+        except ConfigError as error:
+            faults.append(str(error))
+            continue
+        for path in _paths_set(change):
+            # A key within a section that another override sets as a whole is set twice too.
+            others = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
+            faults += [
+                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in others
+            ]
+            set_by[path] = override
+        document = _merge(document, change)
+    if faults:
+        raise ConfigError("; ".join(dict.fromkeys(faults)))
     return document
+
+
+def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in change.items():
+        if isinstance(value, dict):
+            yield from _paths_set(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
 
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:
     """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
-    config, faults = _validated(document)
-    unknown = [fault["loc"] for fault in faults if isinstance(fault, dict) and fault["type"] == "extra_forbidden"]
-    if unknown:  # a second look without them finds what they hid: combinations are judged where all keys are known
-        _, others = _validated(_without(document, unknown))
-        faults = [*(fault for fault in faults if isinstance(fault, dict) and fault["loc"] in unknown), *others]
-    if config is None or faults:
-        told = dict.fromkeys(fault if isinstance(fault, str) else _describe(fault) for fault in faults)
-        raise ConfigError(f"configuration {origin}: " + "; ".join(told))
-    return config
-
-
-def _validated(document: dict[str, Any]) -> tuple[Config | None, list[dict[str, Any] | str]]:
-    """The configuration, if any, and all that is wrong: keys and values as pydantic tells it, combinations in words."""
-    combinations: list[str] = []
     try:
-        config = Config.model_validate(document, context=combinations)
+        return Config.model_validate(document)
     except ValidationError as error:
-        return None, [*(dict(fault) for fault in error.errors()), *combinations]
-    return config, list(combinations)
+        faults = error.errors()
+    told = dict.fromkeys(_describe(fault) for fault in faults)
+    if any(fault["loc"] for fault in faults):  # else it is the rules that are broken, and all of them are told
+        told |= dict.fromkeys(_broken_among_the_sound(document, faults))
+    raise ConfigError(f"configuration {origin}: " + "; ".join(told))
 
 
-def _without(document: dict[str, Any], paths: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
-    """The document without the keys at these paths; a path that is none of keys alone stays."""
-    heads = {path[0] for path in paths if len(path) == 1}
-    kept = {}
-    for key, value in document.items():
-        below = [path[1:] for path in paths if len(path) > 1 and path[0] == key]
-        if key not in heads:
-            kept[key] = _without(value, below) if below and isinstance(value, dict) else value
-    return kept
+def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails]) -> list[str]:
+    """The rules that are broken by those values of a document that have no fault."""
+    unread: set[str] = set()
+    while faults:
+        for fault in faults:
+            document, path = _mended(document, fault)
+            unread.add(path)
+        try:
+            return broken_rules(Config.model_validate(document, context=FIELDS_ALONE), unread)
+        except ValidationError as error:
+            if error.errors() == faults:
+                break
+            faults = error.errors()
+    return []
+
+
+def _mended(document: Any, fault: ErrorDetails) -> tuple[Any, str]:
+    """A document without the value that has a fault, or with one that is missing, and the path to it."""
+    missing, path = fault["type"] == "missing", _keys(document, fault["loc"])
+    if missing and len(path) == len(fault["loc"]) - 1:
+        key = fault["loc"][-1]
+        path = (*path, key)
+        # Text, numbers and paths can all be read from "1".
+        return _with(document, path, {} if path == ("data",) else "1"), ".".join(map(str, path))
+    return _with(document, path), ".".join(map(str, path))
+
+
+def _keys(document: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The part of a fault's location that is keys of the document; then follow places in lists, or types."""
+    keys: list[int | str] = []
+    for part in location:
+        if not isinstance(document, dict) or part not in document:
+            break
+        document = document[part]
+        keys.append(part)
+    return tuple(keys)
+
+
+def _with(document: Any, path: Sequence[int | str], *value: Any) -> Any:
+    """The document with a value at this path, or without any."""
+    if not path:
+        return value[0] if value else {}
+    key, *below = path
+    changed = {name: one for name, one in document.items() if name != key or below}
+    if below:
+        changed[key] = _with(document[key], below, *value)
+    elif value:
+        changed[key] = value[0]
+    return changed
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -102,16 +166,57 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "
             yield f"{path}{key}", old, new
 
 
-def _describe(fault: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "as a whole"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
-    if fault["type"] == "missing":
-        return f"{path}: missing"
-    if fault["type"] == "value_error":
-        return f"{path}: {message}"
-    return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
+def _describe(fault: ErrorDetails) -> str:
+    sections, location = _sections_along(fault["loc"])
+    path, message = ".".join(map(str, location)), str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_suggestion(sections[-1], str(fault['loc'][-1]))}"
+        case "missing":
+            return f"{path}: missing"
+        case "model_type":
+            keys = ", ".join(sections[-1].model_fields)
+            return f"{path}: is a section of the keys {keys}, not {_SHORT.repr(fault['input'])}"
+        case "value_error":
+            return f"{path}: {message}" if path else message
+        case _:
+            return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
+
+
+def _sections_along(location: Sequence[int | str]) -> tuple[list[type[Section]], list[int | str]]:
+    """The sections that a fault's location goes through, and the location without the names of types in it."""
+    sections: list[type[Section]] = [Config]
+    kept: list[int | str] = []
+    for part in location:
+        if part in KINDS:
+            continue
+        kept.append(part)
+        field = sections[-1].model_fields.get(str(part))
+        sections += [] if field is None else _sections_in(field.annotation)[:1]
+    return sections, kept
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for one in get_args(annotation) for section in _sections_in(one)]
+
+
+def _suggestion(section: type[Section], key: str) -> str:
+    """The keys that an unknown one may stand for: like it in its section, else of its name elsewhere."""
+    near = difflib.get_close_matches(key, section.model_fields, n=1)
+    if not near:
+        paths = list(_all_paths(Config))
+        near = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or difflib.get_close_matches(key, paths, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _all_paths(section: type[Section], path: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{path}{name}"
+        for below in _sections_in(field.annotation):
+            yield from _all_paths(below, f"{path}{name}.")
 
 
 def _find(source: str | Path) -> Path:
@@ -149,7 +254,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, sign, value = override.partition("=")
-    if not sign or not key:
+    if not sign or not all(key.split(".")):
         raise ConfigError(f"override '{override}' is not of the form key.sub=value")
     try:
         nested: Any = yaml.safe_load(value)
@@ -169,10 +274,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _number(text: str) -> float | str:
     """YAML 1.1 reads 1e-4 as a string; people mean a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

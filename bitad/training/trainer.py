@@ -22,7 +22,7 @@ from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
-from bitad.models.build import Network, build_network, load_pretrained
+from bitad.models.build import Network, build_network, load_pretrained, require_pretrained
 from bitad.models.pair import Pair
 from bitad.models.weights import load_weights
 from bitad.progress import Meter
@@ -67,6 +67,8 @@ class Trainer:
             raise ValueError(
                 f"run {self.directory} exists; go on with --resume, or choose another name, seed or output"
             )
+        if saved is None:
+            require_pretrained(config)
         self.annotations = read_ground_truth(config.data)
         self.test_annotations = read_test_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
