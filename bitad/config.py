@@ -65,10 +65,12 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     return thresholds
 
 
-def _no_blank(path: object) -> object:
-    if isinstance(path, str | Path) and ("\0" in str(path) or not str(path).strip()):
-        raise ValueError(f"{str(path)!r} is no path; name a file or folder, or leave the key out")
-    return path
+def _path(value: object) -> object:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"YAML reads {value!r} here, not a path; write it in quotes within the value")
+    if "\0" in str(value) or not str(value).strip():
+        raise ValueError(f"{str(value)!r} is no path; name a file or folder")
+    return value
 
 
 def _text(value: object) -> object:
@@ -96,7 +98,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # What PyTorch takes for a seed, of any process of a run.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text)]
-Place = Annotated[Path, BeforeValidator(_no_blank)]
+Place = Annotated[Path, BeforeValidator(_path)]
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending), AfterValidator(_more_than_nothing)]
 
 

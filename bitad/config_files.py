@@ -51,38 +51,43 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: if there is no such file or preset.
         ConfigError: naming every fault by its path.
     """
-    return parse_config(_overridden(_read_yaml(_find(source)), overrides), str(source))
+    return _changed(_read_yaml(_find(source)), overrides, str(source))
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with some keys changed, as on the command line. Raises as :func:`load_config`."""
-    return parse_config(_overridden(config.model_dump(mode="json"), overrides), "with overrides")
+    return _changed(config.model_dump(mode="json"), overrides, "with overrides")
 
 
-def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The document with its keys changed.
+def parse_config(document: dict[str, Any], origin: str) -> Config:
+    """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
+    return _parsed(document, origin, [], set())
+
+
+def _changed(document: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
+    """A document with the keys of overrides, as a configuration.
 
     Raises:
-        ConfigError: naming every override that cannot be read, and every key that two of them set.
+        ConfigError: naming every override that cannot be read, every key that two of them set, and all else.
     """
-    faults, set_by = [], dict[str, str]()
+    faults, unread, set_by = list[str](), set[str](), dict[str, str]()
     for override in overrides:
         try:
             change = _parse_override(override)
         except ConfigError as error:
             faults.append(str(error))
+            unread.add(override.partition("=")[0])
             continue
         for path in _paths_set(change):
             # A key within a section that another override sets as a whole is set twice too.
-            others = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
+            twice = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
             faults += [
-                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in others
+                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in twice
             ]
+            unread.update(twice)
             set_by[path] = override
         document = _merge(document, change)
-    if faults:
-        raise ConfigError("; ".join(dict.fromkeys(faults)))
-    return document
+    return _parsed(document, origin, faults, unread)
 
 
 def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -93,21 +98,27 @@ def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
             yield f"{path}{key}"
 
 
-def parse_config(document: dict[str, Any], origin: str) -> Config:
-    """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
+def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread: set[str]) -> Config:
+    """A mapping -> :class:`Config`.
+
+    Args:
+        faults: those that are known already.
+        unread: the paths whose values are not known for sure.
+    """
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(document, context=FIELDS_ALONE)
+        told, broken = list(faults), broken_rules(config, unread)
     except ValidationError as error:
-        faults = error.errors()
-    told = dict.fromkeys(_describe(fault) for fault in faults)
-    if any(fault["loc"] for fault in faults):  # else it is the rules that are broken, and all of them are told
-        told |= dict.fromkeys(_broken_among_the_sound(document, faults))
-    raise ConfigError(f"configuration {origin}: " + "; ".join(told))
+        told = [*faults, *(_describe(fault) for fault in error.errors())]
+        broken = _broken_among_the_sound(document, error.errors(), unread)
+    if told or broken:
+        raise ConfigError(f"configuration {origin}: {'; '.join(dict.fromkeys([*told, *broken]))}")
+    return config
 
 
-def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails]) -> list[str]:
+def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: set[str]) -> list[str]:
     """The rules that are broken by those values of a document that have no fault."""
-    unread: set[str] = set()
+    unread = set(unread)
     while faults:
         for fault in faults:
             document, path = _mended(document, fault)
@@ -175,10 +186,10 @@ def _describe(fault: ErrorDetails) -> str:
         case "missing":
             return f"{path}: missing"
         case "model_type":
-            keys = ", ".join(sections[-1].model_fields)
-            return f"{path}: is a section of the keys {keys}, not {_SHORT.repr(fault['input'])}"
+            keys = [f"{path}.{key}" for key in sections[-1].model_fields][:3]
+            return f"{path}: a section of keys ({', '.join(keys)}, ...), not a value (is {_SHORT.repr(fault['input'])})"
         case "value_error":
-            return f"{path}: {message}" if path else message
+            return f"{path}: {message}"
         case _:
             return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
 
@@ -262,6 +273,8 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"override '{override}': the value is not YAML: {_in_a_line(error)}") from None
     if isinstance(nested, str):
         nested = _number(nested)
+    elif isinstance(nested, int) and not isinstance(nested, bool) and str(nested) != value.strip():
+        nested = value.strip()  # such as 007 or 12:30, which YAML 1.1 reads as another number; names keep their form
     for part in reversed(key.split(".")):
         nested = {part: nested}
     result: dict[str, Any] = nested

@@ -111,7 +111,7 @@ def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 
 
 
 def config_of(path: Path, *overrides: str) -> Config:
-    """The configuration of a data set made here, changed as on the command line, but the last change of a key counts."""
+    """The configuration of a data set made here, changed as on the command line; of two changes of a key the last."""
     return load_config(path, list({override.partition("=")[0]: override for override in overrides}.values()))
 
 
