@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from bitad.config_rules import broken_rules
+from bitad.config_types import (
+    LARGEST,
+    Count,
+    FolderName,
+    Layers,
+    LearningRate,
+    Name,
+    Place,
+    Positive,
+    PositiveRange,
+    Precision,
+    Section,
+    Seed,
+    Share,
+    ShareAboveNothing,
+    ShareBelowAll,
+    ShareRange,
+    Thresholds,
+    Workers,
+)
 from bitad.data.detections import Basis
 from bitad.experiments import EXPERIMENTS, Experiment
 from bitad.models.sizes import SIZES, VitSize
@@ -35,105 +43,11 @@ FIELDS_ALONE = object()
 # Of values that have one of two forms; part of the location of a fault, but of no path.
 KINDS = BY_NAME, BY_MEASURES, ONE, EACH = ("<name>", "<measures>", "<one>", "<each>")
 
-_SMALLEST, _LARGEST = 1e-12, 1e12
-_NAME_BYTES = 200  # file systems allow 255, and a run appends its variant and seed
-
-
-def _computable(value: float) -> float:
-    if not _SMALLEST <= abs(value) <= _LARGEST:
-        raise ValueError(
-            f"single precision cannot compute with {value:g}; use a value from {_SMALLEST:g} to {_LARGEST:g}"
-        )
-    return value
-
-
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise ValueError(f"{list(limits)} must be [smallest, largest]")
-    return limits
-
-
-def _more_than_nothing(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[1] == 0:
-        raise ValueError(f"{list(limits)} leaves nothing; the largest share must be more than 0")
-    return limits
-
-
-def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
-    if twice := sorted({one for one in thresholds if thresholds.count(one) > 1}):
-        raise ValueError(f"{', '.join(f'{one:g}' for one in twice)} counts twice in the average; give it once")
-    return thresholds
-
-
-def _path(value: object) -> object:
-    if not isinstance(value, str | Path):
-        raise ValueError(f"YAML reads {value!r} here, not a path; write it in quotes within the value")
-    if "\0" in str(value) or not str(value).strip():
-        raise ValueError(f"{str(value)!r} is no path; name a file or folder")
-    return value
-
-
-def _text(value: object) -> object:
-    # `experiment=1` is YAML's number 1, but experiments are named by strings.
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and not value.strip():
-        raise ValueError(f"{value!r} is no name; give one")
-    if value is not None and not isinstance(value, str | list | dict):
-        raise ValueError(f"YAML reads {value!r} here, not text; write it in quotes within the value")
-    return value
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-# Of all, nothing would be left.
-ShareBelowAll = Annotated[float, Field(ge=0, lt=1)]
-ShareAboveNothing = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0), AfterValidator(_computable)]
-LearningRate = Annotated[Positive, Field(le=1000)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Layers = Annotated[int, Field(ge=0, le=1000)]
-Workers = Annotated[int, Field(ge=0, le=4096)]
-# fp32: single; bf16, fp16: autocast, the latter with scaled losses.
-Precision = Literal["fp32", "bf16", "fp16"]
-# What PyTorch takes for a seed, of any process of a run.
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Name = Annotated[str, BeforeValidator(_text)]
-Place = Annotated[Path, BeforeValidator(_path)]
-ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending), AfterValidator(_more_than_nothing)]
-
-
-def _of_a_folder(name: str) -> str:
-    if not name.strip() or any(letter in "/\\" or not letter.isprintable() for letter in name):
-        raise ValueError(f"{name!r} cannot begin a folder's name; give one without / and \\ and line ends")
-    if len(name.encode(errors="replace")) > _NAME_BYTES:
-        raise ValueError(f"'{name[:40]}...' is too long to begin a folder's name; use {_NAME_BYTES} bytes at most")
-    return name
-
 
 def _known_experiment(name: str) -> str:
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment '{name}'; one of {', '.join(EXPERIMENTS)}")
     return name
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that knows exactly its own keys."""
-
-    # A file of YAML cannot say that a number is infinite and have it read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python's ``True`` would count as 1."""
-        assert info.field_name is not None
-        takes_numbers = re.search(r"\b(int|float)\b", str(cls.model_fields[info.field_name].annotation))
-        given = value if isinstance(value, list | tuple) else [value]
-        if takes_numbers and any(isinstance(one, bool) for one in given):
-            raise ValueError(
-                f"{str(value).lower()} is no value for it; YAML reads yes, no, on and off as true or false"
-            )
-        return value
 
 
 class DataConfig(Section):
@@ -315,7 +229,7 @@ class AugmentationConfig(Section):
     """Changes of the picture, the same for all frames of a window."""
 
     crop_area: ShareRange = Field(default=(0.08, 1.0), description="share of the picture a crop keeps")
-    crop_aspect: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)] = (0.75, 4 / 3)
+    crop_aspect: PositiveRange = (0.75, 4 / 3)
     flip: Share = 0.5
     brightness: Share = 0.5
     contrast: Share = 0.5
@@ -345,7 +259,7 @@ class TrainingConfig(Section):
     fusion_lr: LearningRate = Field(
         default=1e-3, description="of a fusion's weights, divided by the number of inputs that an output sums"
     )
-    weight_decay: Annotated[float, Field(ge=0, le=_LARGEST)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
     shard: bool = Field(
         default=False,
         description="divide weights, gradients and the optimiser's state among the processes (FSDP2), for what "
@@ -353,7 +267,7 @@ class TrainingConfig(Section):
     )
     clip_norm: Positive = 1.0
     ema_decay: ShareBelowAll = 0.999
-    centre_radius: Annotated[float, Field(ge=0.5, le=_LARGEST)] = Field(
+    centre_radius: Annotated[float, Field(ge=0.5, le=LARGEST)] = Field(
         default=1.5, description="points so many of their strides from an action's middle learn it; below 0.5 none may"
     )
     label_smoothing: ShareBelowAll = 0.0
@@ -422,9 +336,7 @@ class TestConfig(Section):
         default=None, description="JSON with the classes' scores in each whole video, which name what is found"
     )
     video_classes: Count = Field(default=2, description="of these classes, how many a video")
-    tiou: Annotated[tuple[ShareAboveNothing, ...], AfterValidator(_distinct)] = Field(
-        default=(0.3, 0.4, 0.5, 0.6, 0.7), min_length=1
-    )
+    tiou: Thresholds = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class InitConfig(Section):
@@ -456,7 +368,7 @@ class PairConfig(Section):
 class Config(Section):
     """One run."""
 
-    name: Annotated[Name, AfterValidator(_of_a_folder)]
+    name: FolderName
     seed: Seed = 0
     direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
     experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"

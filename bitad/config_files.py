@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from bitad.config import FIELDS_ALONE, KINDS, Config, Section
+from bitad.config import FIELDS_ALONE, KINDS, Config
 from bitad.config_rules import broken_rules
+from bitad.config_types import Section
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
