@@ -120,28 +120,25 @@ def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread
 def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: set[str]) -> list[str]:
     """The rules that are broken by those values of a document that have no fault."""
     unread = set(unread)
-    while faults:
-        for fault in faults:
-            document, path = _mended(document, fault)
-            unread.add(path)
+    for _ in range(4):  # what stands for a missing section may lack keys itself
+        # Text, numbers and paths can all be read from "1"; what is there is left out.
+        missing = {_place(document, fault): fault["type"] == "missing" for fault in faults}
+        for path, is_missing in missing.items():
+            value: Any = {} if path == ("data",) else "1"
+            document = _with(document, path, *([value] if is_missing else []))
+        unread.update(".".join(map(str, path)) for path in missing)
         try:
             return broken_rules(Config.model_validate(document, context=FIELDS_ALONE), unread)
         except ValidationError as error:
-            if error.errors() == faults:
-                break
             faults = error.errors()
     return []
 
 
-def _mended(document: Any, fault: ErrorDetails) -> tuple[Any, str]:
-    """A document without the value that has a fault, or with one that is missing, and the path to it."""
-    missing, path = fault["type"] == "missing", _keys(document, fault["loc"])
-    if missing and len(path) == len(fault["loc"]) - 1:
-        key = fault["loc"][-1]
-        path = (*path, key)
-        # Text, numbers and paths can all be read from "1".
-        return _with(document, path, {} if path == ("data",) else "1"), ".".join(map(str, path))
-    return _with(document, path), ".".join(map(str, path))
+def _place(document: Any, fault: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys of a document to a value that has a fault, or is missing."""
+    location = fault["loc"]
+    keys = _keys(document, location)
+    return location if fault["type"] == "missing" and len(keys) == len(location) - 1 else keys
 
 
 def _keys(document: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
@@ -160,6 +157,8 @@ def _with(document: Any, path: Sequence[int | str], *value: Any) -> Any:
     if not path:
         return value[0] if value else {}
     key, *below = path
+    if below and not isinstance(document.get(key), dict):  # it was left out as a whole
+        return document
     changed = {name: one for name, one in document.items() if name != key or below}
     if below:
         changed[key] = _with(document[key], below, *value)
@@ -183,7 +182,7 @@ def _describe(fault: ErrorDetails) -> str:
     path, message = ".".join(map(str, location)), str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
-            return f"{path}: unknown key{_suggestion(sections[-1], str(fault['loc'][-1]))}"
+            return f"{path}: unknown key{_suggestion(sections[-1], path)}"
         case "missing":
             return f"{path}: missing"
         case "model_type":
@@ -214,13 +213,15 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
     return [section for one in get_args(annotation) for section in _sections_in(one)]
 
 
-def _suggestion(section: type[Section], key: str) -> str:
+def _suggestion(section: type[Section], path: str) -> str:
     """The keys that an unknown one may stand for: like it in its section, else of its name elsewhere."""
-    near = difflib.get_close_matches(key, section.model_fields, n=1)
+    within, dot, key = path.rpartition(".")
+    near = [f"{within}{dot}{one}" for one in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.7)]
     if not near:
         paths = list(_all_paths(Config))
-        near = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = near or difflib.get_close_matches(key, paths, n=1)
+        near = [one for one in paths if one.rpartition(".")[2] == key] or difflib.get_close_matches(
+            path, paths, n=1, cutoff=0.7
+        )
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
