@@ -22,7 +22,7 @@ from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
-from bitad.models.build import Network, build_network, load_pretrained
+from bitad.models.build import Network, build_network, load_pretrained, require_pretrained
 from bitad.models.pair import Pair
 from bitad.progress import Meter
 from bitad.training.checkpoint import Checkpoint
@@ -69,6 +69,8 @@ class Trainer:
         saved = saved_run(self.keeper, config) if resume else None
         if not resume and self.keeper.exists:
             raise self.keeper.in_the_way()
+        if saved is None:
+            require_pretrained(config)
         self.annotations = read_ground_truth(config.data)
         self.test_annotations = read_test_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
