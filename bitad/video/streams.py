@@ -22,6 +22,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from bitad.video.ffmpeg import open_input
+
 # FFmpeg's names of containers that state how long each packet is, and of those that state when each frame is shown.
 _STATING_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
 _STATING_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
@@ -38,12 +40,7 @@ def open_video(path: Path, threads: int = 1) -> tuple[InputContainer, VideoStrea
         FileNotFoundError: there is no such file.
         ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such video file")
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {error.strerror}") from None
+    container = open_input(path)
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams or streams[0].codec_context is None:
         container.close()
