@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 
 import av
+import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from bitad.files import replacing
@@ -73,7 +74,8 @@ def _pictures(reader: VideoReader, rate: Fraction, max_height: int) -> Iterator[
     # 4:2:0 halves both sides, so both must be even.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))
     step = reader.index.rate / rate
-    for picture in reader.pictures(int(number * step) for number in range(ceil(info.frames / step))):
+    places = np.array([int(number * step) for number in range(ceil(info.frames / step))])
+    for picture in reader.pictures(reader.index.nearest(places).tolist()):
         yield reformatter.reformat(
             picture,
             height=height,
