@@ -14,35 +14,44 @@ from numpy.typing import NDArray
 # No codec shows a picture after more than this many that are stored behind it.
 MOST_REORDERED = 16
 
-# A keyframe is shown after all that is stored before it, so one that is shown this many intervals before some of that
-# starts the clock again. Less is jitter.
-_JITTER = 2
+# A keyframe is shown after all that is stored before it, so one that is not starts the clock again. Where every frame
+# is a keyframe, some may have changed places: there it takes this many intervals.
+_JITTER = 2.0
 
 # An interval this much longer than the usual one is a gap, and not part of what is usual.
 _GAP = 1.5
 
 
-def restarts(
-    times: NDArray[np.float64], keyframes: NDArray[np.bool_], interval: float, *, wrap: int | None = None
-) -> list[int]:
+def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
     """The packets at which a clock starts again, as where recordings are joined.
+
+    A keyframe that is shown before what is stored before it tells. Its part may begin earlier, within
+    a group of pictures.
 
     Args:
         times: ``[packets]``, presentation times in ticks in the order of storage; NaN where there is none.
         keyframes: bool ``[packets]``, whether decoding can begin there.
-        interval: the usual ticks from one frame to the next.
         wrap: ticks after which the container's times begin at 0 again. FFmpeg adds these to all times that are less
             than the first, so that an earlier time comes out as one much later.
     """
+    intervals = np.diff(np.unique(times[np.isfinite(times)]))
+    if not len(intervals):
+        return []
+    interval = float(np.median(intervals))
+    jitter = interval * _JITTER if keyframes.all() else 0.0
     starts: list[int] = []
-    latest = -np.inf
+    latest, fallen = -np.inf, None
     for packet, (time, keyframe) in enumerate(zip(times.tolist(), keyframes.tolist(), strict=True)):
-        allowed = interval * (_JITTER if keyframe else _JITTER + MOST_REORDERED)
-        if latest - time > allowed or (wrap is not None and np.isfinite(latest) and time - latest > wrap / 2):
+        if wrap is not None and np.isfinite(latest) and time - latest > wrap / 2:
             starts.append(packet)
-            latest = time
-        elif time > latest:
-            latest = time
+            latest, fallen = time, None
+        elif keyframe and latest - time >= jitter:
+            starts.append(packet if fallen is None else fallen)
+            latest, fallen = np.nanmax(times[starts[-1] : packet + 1]), None
+        elif time > latest or keyframe:
+            latest, fallen = max(time, latest), None
+        elif fallen is None and latest - time > jitter + MOST_REORDERED * interval:
+            fallen = packet
     return starts
 
 

@@ -152,7 +152,10 @@ class _Stored:
             presented = states_presentation(path, film.stream)
             context, bare = stream.codec_context, not np.isfinite(decoded).any() and not presented
             rate = (context.framerate or stream.guessed_rate) if bare else stream.average_rate or stream.guessed_rate
-            interval = np.median(durations[durations > 0]) if (durations > 0).any() else np.nan
+            parts = [0]
+            if presented:
+                parts += restarts(times[:kept], keyframes[:kept], wrap=wraps_after(container))
+            groups = np.union1d(np.flatnonzero(keyframes[:kept]), parts)
             return cls(
                 film=film,
                 numbers=numbers[:kept],
@@ -160,15 +163,8 @@ class _Stored:
                 decoded=decoded[:kept],
                 durations=durations,
                 keyframes=keyframes[:kept],
-                marked=_marked_at_breaks(path, film.stream, numbers[:kept], keyframes[:kept], damaged[:kept]),
-                parts=[
-                    0,
-                    *(
-                        restarts(times[:kept], keyframes[:kept], interval, wrap=wraps_after(container))
-                        if presented
-                        else ()
-                    ),
-                ],
+                marked=_marked_at_breaks(path, film.stream, numbers[:kept], groups, damaged[:kept]),
+                parts=parts,
                 delay=max(context.reorder_depth, 0),
                 cut=len(times) - kept,
                 stated=max(0, stream.frames - (len(columns) - len(numbers))),
@@ -197,20 +193,26 @@ class _Stored:
 
 
 def _marked_at_breaks(
-    path: Path, film: int, numbers: NDArray[np.int64], keyframes: NDArray[np.bool_], damaged: NDArray[np.bool_]
+    path: Path, film: int, numbers: NDArray[np.int64], groups: NDArray[np.int64], damaged: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Which of the packets marked as damaged are whole: they stand before a keyframe, and a break in the stream."""
-    groups = np.flatnonzero(keyframes)
-    suspects = {
-        packet: int(groups[place]) - 1
-        for packet in np.flatnonzero(damaged).tolist()
-        if (place := int(groups.searchsorted(packet, "right"))) < len(groups)
-        and groups[place] - packet <= _MARKED_EARLY
-    }
+    """Which of the packets marked as damaged are whole: they stand before a group's first, and a break in the stream.
+
+    Args:
+        path: the file.
+        film: its stream.
+        numbers: int64 ``[packets]``, each packet's number in it.
+        groups: the packets at which groups of pictures and parts of the file begin, ascending.
+        damaged: bool ``[packets]``, whether FFmpeg has marked them.
+    """
+    ends: dict[int, int] = {}
+    for packet in np.flatnonzero(damaged).tolist():
+        following = groups[groups.searchsorted(packet, "right") :][:1]
+        if len(following) and following[0] - packet <= _MARKED_EARLY:
+            ends[packet] = int(numbers[following[0] - 1])
     marked = np.zeros(len(numbers), np.bool_)
-    if suspects:
-        whole = whole_at_breaks(path, film, {int(numbers[end]) for end in suspects.values()})
-        marked[[packet for packet, end in suspects.items() if int(numbers[end]) in whole]] = True
+    if ends:
+        whole = whole_at_breaks(path, film, set(ends.values()))
+        marked[[packet for packet, end in ends.items() if end in whole]] = True
     return marked
 
 
