@@ -25,8 +25,7 @@ _GAP = 1.5
 def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
     """The packets at which a clock starts again, as where recordings are joined.
 
-    A keyframe that is shown before what is stored before it tells. Its part may begin earlier, within
-    a group of pictures.
+    A keyframe that is shown before what is stored before it tells. Its part may begin within a group, earlier than it.
 
     Args:
         times: ``[packets]``, presentation times in ticks in the order of storage; NaN where there is none.
@@ -39,9 +38,11 @@ def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: 
         return []
     interval = float(np.median(intervals))
     jitter = interval * _JITTER if keyframes.all() else 0.0
+    # The two fields of a keyframe may be a packet each, of one time.
+    second = np.append(False, (np.diff(times) == 0) & keyframes[:-1])
     starts: list[int] = []
     latest, fallen = -np.inf, None
-    for packet, (time, keyframe) in enumerate(zip(times.tolist(), keyframes.tolist(), strict=True)):
+    for packet, (time, keyframe) in enumerate(zip(times.tolist(), (keyframes & ~second).tolist(), strict=True)):
         if wrap is not None and np.isfinite(latest) and time - latest > wrap / 2:
             starts.append(packet)
             latest, fallen = time, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,9 @@ from bar_codes import KINDS, Kind, numbers_shown
 from numpy.typing import NDArray
 
 from bitad.cli import main
+from bitad.data.annotations import AnnotatedVideo
+from bitad.data.sources import VideoFiles
+from bitad.timeline import Grid
 from bitad.video import indexing
 from bitad.video.clock import average_rate, by_position, one_after_another, restarts, usual_interval
 from bitad.video.index_cache import IndexCache
@@ -56,11 +60,9 @@ def assert_exact(path: Path, numbers: list[int]) -> None:
 
 
 def assert_reverses(path: Path, folder: Path) -> None:
-    """The command reverses it: as many frames, as long, each as long before the end as it was behind the beginning."""
-    (folder / "in").mkdir()
-    path = path.rename(folder / "in" / path.name)
-    assert main(["reverse", str(folder / "in"), str(folder / "out")]) == 0
-    (back,) = (folder / "out").iterdir()
+    """Reversed it has as many frames, lasts as long, and shows each as long before its end as this after its start."""
+    back = folder / "back.mkv"
+    assert reverse_video(path, back).repeated == 0
     there, here = probe(path), probe(back)
     assert here.frames == there.frames
     assert here.duration_s == pytest.approx(there.duration_s, abs=0.002)
@@ -116,6 +118,35 @@ def test_a_remuxed_film_with_b_frames_keeps_its_clock_and_reverses(tmp_path: Pat
     assert probe(path).fps == 25
     assert probe(path).duration_s == pytest.approx(FRAMES / 25)
     assert_reverses(path, tmp_path)
+
+
+def test_commands_go_by_the_positions_of_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    kind = replace(AVI_CODECS["h264 with B-frames"], times=lambda n: 2 * n, tick=Fraction(1, 50))
+    kind.write(tmp_path / "in" / "v.avi", FRAMES)
+    assert main(["reverse", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    back = probe(tmp_path / "out" / "v.mp4")
+    assert (back.frames, back.fps, back.duration_s) == (FRAMES, 25, FRAMES / 25)
+    database = {"v": {"duration": FRAMES / 25, "frame": FRAMES, "subset": "test", "annotations": []}}
+    (tmp_path / "a.json").write_text(json.dumps({"database": database}))
+    capsys.readouterr()
+    main(["annotations", "check", str(tmp_path / "a.json"), "--videos", str(tmp_path / "in")])
+    assert "another duration" not in capsys.readouterr().out
+
+
+def test_training_and_detecting_read_the_frame_that_is_shown_at_a_second(tmp_path: Path) -> None:
+    path = replace(AVI_CODECS["mjpeg"], times=dropping, tick=Fraction(1, 50)).write(tmp_path / "v.avi", FRAMES)
+    source = VideoFiles(lambda name: path, pixels=48)
+    video = AnnotatedVideo("v", "test", 1.0, np.zeros((0, 2)), ())
+    timebase = source.timebase(video)
+    assert timebase.steps / timebase.fps == pytest.approx((dropping(FRAMES - 1) + 1) / 50)
+    grid = Grid(timebase.fps, 1.0, 0.0, timebase.steps)
+    shown = numbers_shown(source.read(video, grid).numpy())
+    at = grid.to_seconds(np.arange(len(shown)).astype(float))
+    times = np.array([dropping(number) / 50 for number in range(FRAMES)])
+    off = np.abs(times[shown] - at) - np.abs(times[None] - at[:, None]).min(axis=1)
+    assert off.max() < 1e-9, "no other frame is nearer"
+    assert shown != list(range(FRAMES)), "a constant rate would pass"
 
 
 def test_the_first_picture_comes_out_with_the_packet_that_fills_the_decoder() -> None:
@@ -229,6 +260,21 @@ def test_jitter_is_no_restart() -> None:
     assert restarts(jittery, keys) == []
     assert restarts(np.concatenate([jittery[:50], jittery[:50]]), keys) == [50]
     assert restarts(np.full(100, np.nan), keys) == []
+
+
+def test_the_second_field_of_a_keyframe_is_no_restart() -> None:
+    times = np.repeat([0.0, 80, 40, 120, 200, 160], 2)
+    keys = np.repeat([True, False, False, True, False, False], 2)
+    assert restarts(times, keys) == []
+    assert restarts(np.concatenate([times, times]), np.concatenate([keys, keys])) == [12]
+
+
+def test_a_pause_within_reordered_frames_is_no_restart() -> None:
+    """A frame behind the pause is stored before ones that are shown before it."""
+    times = np.array([0, 80, 40, 9120, 120, 9160, 9280, 9240, 9200, 9320.0])
+    keys = np.isin(np.arange(len(times)), [0, 9])
+    assert restarts(times, keys) == []
+    assert restarts(np.concatenate([times, times[3:]]), np.concatenate([keys, keys[3:]])) == [len(times) + 1]
 
 
 def test_parts_follow_one_another() -> None:
