@@ -1,4 +1,4 @@
-"""Whether a file is as long as its container says, told by the lengths that this states.
+"""Whether a file is as long as its container says, or longer, told by the lengths and headers in it.
 
 This module does not import torch.
 """
@@ -29,8 +29,26 @@ def breaks_off(path: Path, container: InputContainer) -> bool | None:
     return None if end is None else end > size
 
 
-def _boxes_end(file: BinaryIO, size: int) -> int:
-    """Where the last box of an MP4 file should end, in bytes."""
+def another_behind(path: Path, container: InputContainer, end: int) -> bool:
+    """Whether another recording stands behind the one that FFmpeg reads, as where `cat` has joined files.
+
+    Args:
+        path: the file.
+        container: the file as opened, for its form.
+        end: where the last packet ends, at least, in bytes.
+    """
+    names = set(container.format.name.split(","))
+    with path.open("rb") as file:
+        if "mp4" in names:
+            boxes: list[bytes] = []
+            _boxes_end(file, path.stat().st_size, boxes)
+            return boxes.count(b"moov") > 1
+        file.seek(end)
+        return "flv" in names and b"FLV\x01" in file.read(64)
+
+
+def _boxes_end(file: BinaryIO, size: int, names: list[bytes] | None = None) -> int:
+    """Where the last box of an MP4 file should end, in bytes; the boxes' names are added to ``names``."""
     at = 0
     while at < size:
         file.seek(at)
@@ -38,6 +56,8 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
         if len(header) < 8:
             return at + 8
         (length,) = struct.unpack(">I", header[:4])
+        if names is not None:
+            names.append(header[4:8])
         if length == 1 and len(header) == 16:
             (length,) = struct.unpack(">Q", header[8:])
         if length < 8:  # 0: to the end of the file; else no box

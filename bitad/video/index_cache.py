@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from bitad.files import replacing
 from bitad.video.frame_index import FrameIndex
-from bitad.video.indexing import index_video, say_notes
+from bitad.video.indexing import index_video
+from bitad.video.notes import say_notes
 
 # Where a run, or a folder of features, has its cache.
 INDEX_FOLDER = "index"

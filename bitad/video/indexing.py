@@ -10,10 +10,9 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
 import av
@@ -27,10 +26,10 @@ from bitad.video.clock import (
     by_position,
     one_after_another,
     restarts,
-    usual_interval,
 )
-from bitad.video.containers import breaks_off
+from bitad.video.containers import another_behind, breaks_off
 from bitad.video.frame_index import FrameIndex
+from bitad.video.notes import gaps, say_notes
 from bitad.video.streams import (
     Film,
     ends_in_whole_picture,
@@ -52,13 +51,8 @@ _FRAMES_TRIED = 16
 # FFmpeg marks the last but one packet before a break in a transport stream, whose end its parser is still waiting for.
 _MARKED_EARLY = 2
 
-# A gap is worth a line in the log if it is this many seconds and usual intervals long.
-_LONG_GAP_S, _LONG_GAP = 5.0, 10
-
 # In which times are counted where a file states none.
 _TICK = Fraction(1, 90_000)
-
-log = logging.getLogger("bitad")
 
 
 def index_video(path: str | Path) -> FrameIndex:
@@ -79,7 +73,7 @@ def index_video(path: str | Path) -> FrameIndex:
         raise ValueError(f"{path}: cannot be decoded: {error.strerror}") from None
     if not index.rate:
         raise ValueError(f"{path}: it states neither a frame rate nor times from which to count one")
-    index = replace(index, notes=_notes(stored, index))
+    index = replace(index, notes=tuple(_notes(stored, index)))
     say_notes(path, index)
     return index
 
@@ -101,6 +95,7 @@ class _Stored:
         cut: number of packets at the end that are not whole and left out.
         stated: number of packets that the file states; 0 where it does not.
         seconds: duration that the file states; 0 where it does not.
+        unread: whether another recording stands behind what FFmpeg reads.
         breaks_off: whether the file is shorter than it states; None where it states nothing.
         states_times: whether the container states when each frame is shown; else FFmpeg reckons it.
         states_presentation: whether any time of presentation is stated; else only the decoding times are to be had.
@@ -121,6 +116,7 @@ class _Stored:
     cut: int
     stated: int
     seconds: float
+    unread: bool
     breaks_off: bool | None
     states_times: bool
     states_presentation: bool
@@ -133,11 +129,12 @@ class _Stored:
         film = find_film(path)
         container, stream = open_video(path, film.stream)
         with container:
-            read = [
-                (packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_corrupt, packet.is_discard)
-                for packet in packets(container, stream)
-                if packet.size
-            ]
+            read, end = [], 0
+            for packet in packets(container, stream):
+                if packet.size:
+                    marks = packet.is_keyframe, packet.is_corrupt, packet.is_discard
+                    read.append((packet.pts, packet.dts, packet.duration, *marks))
+                    end = max(end, (packet.pos or 0) + packet.size)
             columns = np.array(read, np.float64).reshape(-1, 6)  # None becomes NaN
             numbers = np.flatnonzero(columns[:, 5] == 0)
             times, decoded, durations, key, damage, _ = columns[numbers].T
@@ -169,6 +166,7 @@ class _Stored:
                 cut=len(times) - kept,
                 stated=max(0, stream.frames - (len(columns) - len(numbers))),
                 seconds=(container.duration or 0) / av.time_base,
+                unread=another_behind(path, container, end),
                 breaks_off=breaks_off(path, container),
                 states_times=states_times(container),
                 states_presentation=presented,
@@ -383,31 +381,15 @@ def _quarter_turns(picture: VideoFrame) -> int:
     return round(picture.rotation / 90) * 90 % 360
 
 
-def _notes(stored: _Stored, index: FrameIndex) -> tuple[str, ...]:
-    """What a person should know who relies on the file's clock, a sentence each."""
-    said = [stored.film.note] if stored.film.note else []
+def _notes(stored: _Stored, index: FrameIndex) -> Iterator[str]:
+    """What a person should know who relies on the file's frames and clock, a sentence each."""
+    if stored.film.note:
+        yield stored.film.note
+    if stored.unread:
+        yield "holds another recording behind the first one, which FFmpeg does not read; join them with FFmpeg"
     if restarted := len(stored.parts) - 1:
         times = "once" if restarted == 1 else f"{restarted} times"
-        said.append(f"its clock starts again {times}; the parts are taken to follow one another without a gap")
+        yield f"its clock starts again {times}; the parts are taken to follow one another without a gap"
     if stored.assumed:
-        said.append(f"states no frame rate; {float(index.rate):g} frames a second are assumed")
-    if index.frames > 1:
-        intervals = np.diff(index.shown)
-        usual = float(usual_interval(index.shown))
-        gaps = np.flatnonzero(intervals > max(_LONG_GAP_S / float(index.time_base), _LONG_GAP * usual))
-        if len(gaps):
-            seconds = float(intervals[gaps[0]] * index.time_base)
-            more = f" (and {len(gaps) - 1} more such gaps)" if len(gaps) > 1 else ""
-            said.append(f"has no frames for {seconds:.1f} s after frame {gaps[0]}{more}; its frames keep their times")
-    return tuple(said)
-
-
-def say_notes(path: Path, index: FrameIndex) -> None:
-    """Log what is unusual about a file, once in a process."""
-    for note in index.notes:
-        _say(f"{path}: {note}")
-
-
-@cache
-def _say(line: str) -> None:
-    log.warning("%s", line)
+        yield f"states no frame rate; {float(index.rate):g} frames a second are assumed"
+    yield from gaps(index)

@@ -19,7 +19,7 @@ from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.sources import VideoFiles
 from bitad.timeline import Grid
-from bitad.video import indexing
+from bitad.video import notes
 from bitad.video.clock import average_rate, by_position, one_after_another, restarts, usual_interval
 from bitad.video.index_cache import IndexCache
 from bitad.video.indexing import index_video
@@ -34,7 +34,7 @@ FRAMES = 60
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """The lines of the log; other tests may have set up one that is not passed on."""
     monkeypatch.setattr(logging.getLogger("bitad"), "propagate", True)
-    indexing._say.cache_clear()
+    notes._say.cache_clear()
     return caplog
 
 
@@ -300,6 +300,15 @@ def test_frames_of_the_same_or_swapped_times_are_all_there(tmp_path: Path, suffi
     assert_exact(uneven, list(range(FRAMES)))
 
 
+@pytest.mark.parametrize("kind", ["h264 mp4", "h264 flv"])
+def test_a_recording_that_ffmpeg_does_not_reach_is_named(
+    tmp_path: Path, kind: str, said: pytest.LogCaptureFixture
+) -> None:
+    path = twice(KINDS[kind], tmp_path / f"v.{KINDS[kind].suffix}")
+    assert probe(path).frames == FRAMES
+    assert f"{path}: holds another recording behind the first one, which FFmpeg does not read" in said.text
+
+
 # Rates.
 
 
@@ -375,7 +384,7 @@ def test_what_is_unusual_is_kept_and_said_again(tmp_path: Path, said: pytest.Log
         cache.begin()
     found = caches[0].index(path)
     said.clear()
-    indexing._say.cache_clear()
+    notes._say.cache_clear()
     kept = caches[1].index(path)
     assert (kept.notes, kept.sound, kept.stream) == (found.notes, found.sound, found.stream)
     np.testing.assert_array_equal(kept.joins, found.joins)
