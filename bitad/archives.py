@@ -16,6 +16,10 @@ MOST_TIMES = 200
 _SMALL_BYTES = 2**26
 
 
+class UnsoundFileError(ValueError):
+    """A file that claims what it cannot hold, or expands to what nobody wants to have in memory."""
+
+
 def check_expansion(expanded: int, stored: int, where: str) -> None:
     """Refuse compressed data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
 
@@ -25,10 +29,10 @@ def check_expansion(expanded: int, stored: int, where: str) -> None:
         where: what to call it in an error.
 
     Raises:
-        ValueError: they do.
+        UnsoundFileError: they do.
     """
     if expanded > MOST_BYTES or (expanded > _SMALL_BYTES and expanded > MOST_TIMES * stored):
-        raise ValueError(
+        raise UnsoundFileError(
             f"{where}: {stored:,} compressed bytes expand to {expanded:,} or more; at most {MOST_BYTES // 2**20} MiB "
             f"and {MOST_TIMES} times the compressed size are read; if you trust the file, decompress it"
         )
@@ -44,27 +48,29 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
         compressed: whether members may be compressed; PyTorch never compresses.
 
     Raises:
-        ValueError: a name occurs twice, a member is compressed or encrypted in a way that is not allowed, or states a
-            size that its bytes in the file cannot have.
+        UnsoundFileError: a name occurs twice, a member is compressed or encrypted in a way that is not allowed, or
+            states a size that its bytes in the file cannot have.
     """
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
         if count > 1:
-            raise ValueError(f"{where}: {name} is in it {count} times; only the last would be read: write it again")
+            raise UnsoundFileError(
+                f"{where}: {name} is in it {count} times; only the last would be read: write it again"
+            )
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
         if member.flag_bits & 1:
-            raise ValueError(f"{where}: {member.filename} in it is encrypted; write it without a password")
+            raise UnsoundFileError(f"{where}: {member.filename} in it is encrypted; write it without a password")
         if member.compress_type not in allowed:
-            raise ValueError(
+            raise UnsoundFileError(
                 f"{where}: {member.filename} in it is compressed, {member.compress_size:,} bytes for "
                 f"{member.file_size:,}, which the project that writes such files never does; it is not read"
             )
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-            raise ValueError(
+            raise UnsoundFileError(
                 f"{where}: {member.filename} in it claims {member.file_size:,} bytes, but has {member.compress_size:,}"
             )
         if member.compress_type != zipfile.ZIP_STORED:
             check_expansion(member.file_size, member.compress_size, f"{where}: {member.filename}")
     if (held := sum(member.compress_size for member in members)) > size:
-        raise ValueError(f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged")
+        raise UnsoundFileError(f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged")

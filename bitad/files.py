@@ -125,11 +125,15 @@ def read_json(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file; check its name") from None
     except (OSError, EOFError, zlib.error) as error:  # a folder; not gzip, cut short or damaged
         raise ValueError(f"{path}: cannot be read: {_instead(path) or error}") from None
-    except NotJSON as error:
-        raise NotJSON(f"{path}: not a JSON file: {_instead(path) or error.reason}", error.reason) from None
+    except NotJsonError as error:
+        raise NotJsonError(f"{path}: not a JSON file: {_instead(path) or error.reason}", error.reason) from None
 
 
-class NotJSON(ValueError):
+class RepeatedKeyError(ValueError):
+    """A JSON text in which an object has a key twice."""
+
+
+class NotJsonError(ValueError):
     """A text that is not JSON; ``reason`` says why."""
 
     def __init__(self, message: str, reason: str) -> None:
@@ -145,29 +149,31 @@ def parse_json(data: bytes | str, where: str) -> Any:
         where: what to call it in an error.
 
     Raises:
-        NotJSON: it is not JSON.
-        ValueError: an object has a key twice.
+        NotJsonError: it is not JSON.
+        RepeatedKeyError: an object has a key twice.
     """
     data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     try:
         content = json.loads(data, object_pairs_hook=_object)
         if (b"\\u" in data or b"\xed" in data) and _HALF.search(data):
             json.dumps(content, ensure_ascii=False).encode()
-    except _RepeatedKeyError:
-        raise ValueError(f"{where}: {_said_of_repeated(data)}; only the last of each would count: keep one") from None
+    except _RepeatedError:
+        raise RepeatedKeyError(
+            f"{where}: {_said_of_repeated(data)}; only the last of each would count: keep one"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise NotJSON(f"{where}: not JSON: {error}", str(error)) from None
+        raise NotJsonError(f"{where}: not JSON: {error}", str(error)) from None
     return content
 
 
-class _RepeatedKeyError(Exception):
+class _RepeatedError(Exception):
     """An object has a key twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise _RepeatedKeyError
+        raise _RepeatedError
     return made
 
 

@@ -22,6 +22,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from bitad.signatures import signature_of
+
 # FFmpeg's names of containers that state how long each packet is, and of those that state when each frame is shown.
 _STATING_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
 _STATING_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
@@ -43,14 +45,22 @@ def open_video(path: Path, threads: int = 1) -> tuple[InputContainer, VideoStrea
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {error.strerror}") from None
+        reason = _instead(path) or error.strerror
+        raise ValueError(f"{path}: not a video that FFmpeg can read: {reason}") from None
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams or streams[0].codec_context is None:
         container.close()
-        raise ValueError(f"{path}: " + ("no decoder for its video" if streams else "no video stream in it"))
+        reason = "no decoder for its video" if streams else _instead(path) or "no video stream in it"
+        raise ValueError(f"{path}: {reason}")
     streams[0].codec_context.thread_count = threads
     streams[0].codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
     return container, streams[0]
+
+
+def _instead(path: Path) -> str | None:
+    """What a file is that should be a video; None: nothing that is known better than FFmpeg knows it."""
+    found = signature_of(path)
+    return None if found.kind in ("video", "picture", "text", "unknown", "empty", "zeros") else f"it is {found}"
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
