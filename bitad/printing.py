@@ -5,9 +5,10 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 # Control characters (ESC begins a terminal's commands), what Unicode calls line ends, marks that reverse the order in
 # which text is shown, and halves of characters, which stand for bytes of file names that are no text.
@@ -28,6 +29,17 @@ def printable(text: object, *, keep: str = "") -> str:
 def say(*lines: object, file: TextIO | None = None) -> None:
     """Print lines; each is one line, whatever names it holds."""
     print("\n".join(map(printable, lines)), file=sys.stdout if file is None else file)
+
+
+class LineFormatter(logging.Formatter):
+    """Log messages are one line each, whatever names it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei), keep="\n")
 
 
 def _escaped(character: str) -> str:

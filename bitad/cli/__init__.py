@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import re
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
+from bitad.printing import LineFormatter, say
 from bitad.training.stopping import Stopped
 
 
@@ -23,16 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
     parsed = _parse(arguments)
     run: Run = parsed.run
+    if logging.lastResort is not None:  # which prints warnings of verbs that keep no log
+        logging.lastResort.setFormatter(LineFormatter())
     if threading.current_thread() is threading.main_thread():
         # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(parsed)
     except Stopped as stopped:
-        print(f"bitad {parsed.verb}: stopped {stopped}", file=sys.stderr)
+        say(f"bitad {parsed.verb}: stopped {stopped}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        print(f"bitad {parsed.verb}: interrupted", file=sys.stderr)
+        say(f"bitad {parsed.verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if parsed.debug:
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(_said(error).split()) or type(error).__name__
         foreseen = isinstance(error, (ValueError, OSError))
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
-        print(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
+        say(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
         return 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.training.checkpoint import Checkpoint
@@ -113,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
         set_up_logging(config.run_directory, show=team.is_main)
         best = trainer.run(until=arguments.until)
         if team.is_main:
-            print(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+            say(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0
 
 
@@ -145,5 +146,5 @@ def _detect(arguments: argparse.Namespace) -> int:
         if team.is_main:
             page = write_detection_report(arguments.out, detections, arguments.videos, min_score=arguments.min_score)
             count = int((detections.scores >= arguments.min_score).sum())
-            print(f"{count} detections with a score of at least {arguments.min_score}; see {page}")
+            say(f"{count} detections with a score of at least {arguments.min_score}; see {page}")
     return 0

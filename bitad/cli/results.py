@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -145,7 +146,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print("\n" + losses.text())
     if sensitive is not None:
         print("\n" + sensitivity_table(sensitive).text())
-    print(f"\nsee {page}")
+    say("", f"see {page}")
     return 0
 
 

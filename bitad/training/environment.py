@@ -17,6 +17,7 @@ import torch
 import bitad
 from bitad.files import read_json
 from bitad.memory import keep_freed_memory
+from bitad.printing import LineFormatter
 from bitad.training.distributed import Processes
 
 log = logging.getLogger("bitad")
@@ -71,7 +72,7 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         handlers = [*handlers, _LogFile(directory / "log.txt", encoding="utf-8")]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for handler in log.handlers:
         handler.close()
     log.handlers = list(handlers)

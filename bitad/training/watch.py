@@ -15,6 +15,8 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
+from bitad.printing import printable
+
 BEAT_S = 5.0
 GONE_S = 40.0
 REMEDY = "its own output says why; go on with --resume"
@@ -97,5 +99,5 @@ def _key(rank: int) -> str:
 
 
 def _end(line: str) -> None:
-    print(f"bitad: error: {line}", file=sys.stderr, flush=True)
+    print(f"bitad: error: {printable(line)}", file=sys.stderr, flush=True)
     os._exit(1)
