@@ -199,4 +199,7 @@ def _renames(text: str) -> dict[str, str]:
     for old, _, new in pairs:
         if not (old and new):
             raise ValueError(f"--subsets {text}: OLD=NEW,... is needed, as in training=Validation,validation=Test")
-    return {old: new for old, _, new in pairs}
+    renames = {old: new for old, _, new in pairs}
+    if len(renames) < len(pairs):
+        raise ValueError(f"--subsets {text}: a subset is renamed twice; name each once")
+    return renames
