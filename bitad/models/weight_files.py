@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
@@ -199,7 +200,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mappin
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     with replacing(path) as partial:
+        rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(apart, partial, metadata=dict(said))
+            partial.chmod(rights)  # newer versions write another file in its place, which nobody else may read
         except SafetensorError as error:  # not an OSError, but what the disk said
             raise OSError(f"{path} cannot be written: {error}") from None
