@@ -61,14 +61,14 @@ def _of_mmengine(content: Mapping[str, Any]) -> bool:
     return "message_hub" in content or (isinstance(meta, Mapping) and "mmengine_version" in meta)
 
 
-def named_in(value: Any) -> Mapping[str, Any]:
+def named_in(value: Any, depth: int = 3) -> Mapping[str, Any]:
     """The tensors by name in a part of a file, or where a wrapper of weights keeps them in it; empty: none."""
-    if not isinstance(value, Mapping):
+    if not (isinstance(value, Mapping) and depth):  # a crafted file may hold itself
         return {}
-    if any(isinstance(one, Tensor) for one in value.values()):
-        return value
-    inner = (value.get(key) for key in (*_KEYS, "shadow"))
-    return next((one for one in inner if isinstance(one, Mapping) and named_in(one)), {})
+    for key in (*_KEYS, "shadow"):
+        if isinstance(value.get(key), Mapping) and (found := named_in(value[key], depth - 1)):
+            return found
+    return value if any(isinstance(one, Tensor) for one in value.values()) else {}
 
 
 def without_wrappers(named: Mapping[str, Any]) -> dict[str, Tensor]:
