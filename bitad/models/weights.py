@@ -270,25 +270,11 @@ def _single(name: str, tensor: Tensor) -> Tensor:
             "were trained"
         )
     single = tensor.float()
-    check_finite({name: single})
+    # A sum is infinite or NaN if a part is, and needs no memory of the size of the weights.
+    if not single.is_meta and not math.isfinite(single.sum(dtype=torch.float64).item()):
+        count = int((~torch.isfinite(single)).sum())
+        raise ValueError(f"weight {name} has {count} values that are infinite or no numbers; take another file")
     return single
-
-
-def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are infinite or no numbers.
-
-    Raises:
-        ValueError: one is; it names the first.
-    """
-    for name, tensor in weights.items():
-        # A sum is infinite or NaN if a part is, and needs no memory of the size of the weights.
-        if (
-            tensor.is_floating_point()
-            and not tensor.is_meta
-            and not math.isfinite(tensor.sum(dtype=torch.float64).item())
-        ):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise ValueError(f"weight {name} has {count} values that are infinite or no numbers; take another file")
 
 
 def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
