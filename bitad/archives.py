@@ -11,9 +11,9 @@ from collections import Counter
 # JSON of detections compresses to a third or a tenth, features of numbers to little less than they are, and the
 # detections of the largest published test sets are some 100 MB. Beyond these limits a file is refused, unread.
 MOST_BYTES = 2**30
-MOST_TIMES = 200
+MOST_TIMES = 50
 # So much is read in any case: what is small may be as regular as it likes.
-_SMALL_BYTES = 2**26
+SMALL_BYTES = 2**26
 
 
 class UnsoundFileError(ValueError):
@@ -31,7 +31,7 @@ def check_expansion(expanded: int, stored: int, where: str) -> None:
     Raises:
         UnsoundFileError: they do.
     """
-    if expanded > MOST_BYTES or (expanded > _SMALL_BYTES and expanded > MOST_TIMES * stored):
+    if expanded > MOST_BYTES or (expanded > SMALL_BYTES and expanded > MOST_TIMES * stored):
         raise UnsoundFileError(
             f"{where}: {stored:,} compressed bytes expand to {expanded:,} or more; at most {MOST_BYTES // 2**20} MiB "
             f"and {MOST_TIMES} times the compressed size are read; if you trust the file, decompress it"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bitad.archives import check_expansion
+from bitad.archives import SMALL_BYTES, check_expansion
 from bitad.signatures import signature_of
 
 # Half of a character of two halves, escaped or not, which may lack the other half: no text, and not to be printed.
@@ -208,13 +208,17 @@ def _objects(content: Any) -> Iterator[tuple[str, _Pairs]]:
 
 def _decompressed(path: Path) -> bytes:
     """The content of a gzip file, as far as it is what an honest one may hold."""
-    stored, pieces, size = path.stat().st_size, [], 0
     with gzip.open(path) as file:
+        data = file.read(SMALL_BYTES + 1)
+        if len(data) <= SMALL_BYTES:
+            return data
+        # Measured before it is kept: what is refused takes no memory.
+        stored, size, data = path.stat().st_size, len(data), b""
         while piece := file.read(_PIECE_BYTES):
-            pieces.append(piece)
             size += len(piece)
             check_expansion(size, stored, str(path))
-    return b"".join(pieces)
+        file.seek(0)
+        return file.read()
 
 
 def _instead(path: Path) -> str | None:

@@ -111,11 +111,17 @@ def test_regular_but_honest_files_are_read(tmp_path: Path) -> None:
     assert FeatureStore(tmp_path / "zeros.npz").length("v") == MIB
 
 
-def test_a_gzip_file_of_more_than_any_limit_is_refused_though_it_hardly_compresses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [MIB, 1000 * MIB])
+def test_a_large_gzip_file_is_read_whole_or_refused_though_it_hardly_compresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("bitad.archives.MOST_BYTES", MIB)
-    (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps(list(range(300_000))).encode()))
+    monkeypatch.setattr("bitad.archives.MOST_BYTES", limit)
+    monkeypatch.setattr("bitad.files.SMALL_BYTES", MIB // 2)
+    numbers = list(range(300_000))
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps(numbers).encode()))
+    if limit > MIB:
+        assert read_json(tmp_path / "x.json.gz") == numbers
+        return
     with pytest.raises(UnsoundFileError, match=r"x\.json\.gz: .* compressed bytes expand to"):
         read_json(tmp_path / "x.json.gz")
 
