@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bitad.data.playroom import CLASSES, REVERSED, render, sample_scene
 from bitad.models.sizes import SIZES
 from bitad.models.videomae import VisionTransformer
+from bitad.models.weight_files import write_safetensors
 
 IDLE = "idle"
 NAMES = (*CLASSES, *(f"{name} reversed" for name in CLASSES if REVERSED[name] is None), IDLE)
@@ -159,9 +159,7 @@ def main() -> None:
 
 def save(model: nn.Module, path: Path) -> None:
     """Writes the weights as safetensors."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    temporary.replace(path)
+    write_safetensors(model.state_dict(), path, said={})
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from bitad.config import FIELDS_ALONE, KINDS, Config
 from bitad.config_rules import broken_rules
 from bitad.config_types import Section
+from bitad.yaml_files import YamlError, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -245,16 +245,17 @@ def _find(source: str | Path) -> Path:
 def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file with the files it stands on (``base:``, relative to it or a preset) merged below it.
 
-    ``above`` are the files that stand on this one.
+    ``above`` are the files that stand on this one. A base must be a ``.yaml`` file: a configuration of someone else's
+    names it, and must not have others read.
     """
+    if above and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{above[-1]}: base {path} is no .yaml file; name a configuration")
     if path.resolve() in above:
         raise ConfigError(f"{path} stands on itself: follow the `base:` of {', '.join(str(p) for p in above)}")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise
-    except Exception as error:  # a value that its own tag contradicts raises whatever YAML's constructors lead to
-        raise ConfigError(f"{path} is not YAML: {_in_a_line(error)}") from None
+        document = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds {type(document).__name__}, not a mapping of keys to values")
     base = document.pop("base", None)
@@ -270,9 +271,9 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not sign or not all(key.split(".")):
         raise ConfigError(f"override '{override}' is not of the form key.sub=value")
     try:
-        nested: Any = yaml.safe_load(value)
-    except Exception as error:  # as of files
-        raise ConfigError(f"override '{override}': the value is not YAML: {_in_a_line(error)}") from None
+        nested: Any = parse_yaml(value)
+    except YamlError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from None
     if isinstance(nested, str):
         nested = _number(nested)
     elif isinstance(nested, int) and not isinstance(nested, bool) and str(nested) != value.strip():
@@ -281,10 +282,6 @@ def _parse_override(override: str) -> dict[str, Any]:
         nested = {part: nested}
     result: dict[str, Any] = nested
     return result
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _number(text: str) -> float | str:

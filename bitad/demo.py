@@ -33,6 +33,7 @@ from bitad.inference.merge import merge
 from bitad.inference.testing import detect_on_reversed_playback
 from bitad.models.build import build_network, load_pretrained
 from bitad.outputs import check_folder
+from bitad.printing import say
 from bitad.progress import following
 from bitad.reports.comparison import compare
 from bitad.reports.comparison_page import write_comparison
@@ -207,7 +208,7 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     )
     page = write_demo_report(out, results)
     print(results.table().text())
-    print(f"\n{results.seconds / 60:.1f} minutes; open {page}")
+    say("", f"{results.seconds / 60:.1f} minutes; open {page}")
     if scale.ablations:
         comparison = compare([job.directory for job in jobs])
         write_comparison(out / "comparison", comparison)

@@ -9,28 +9,40 @@ import gzip
 import json
 import os
 import re
+import secrets
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from bitad.archives import SMALL_BYTES, check_expansion
+from bitad.signatures import signature_of
 
 # Half of a character of two halves, escaped or not, which may lack the other half: no text, and not to be printed.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
+_PIECE_BYTES = 2**20
+# An error names so many of a document's repeated keys.
+_MOST_NAMED = 5
+
 
 @contextmanager
 def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
-    """A name beside ``path`` to write to; it becomes ``path`` when the block ends, and is removed if the block fails.
+    """A new file beside ``path`` to write to; it becomes ``path`` when the block ends, and is removed if that fails.
 
     A reader therefore sees the old file or the new one, never a part of one. Missing folders are made. With ``synced``
     that holds even where the machine goes down: what is written is on the disk before it is renamed.
+
+    Nobody can know the new file's name beforehand, and a link is never followed to write: where ``path`` is a link, the
+    link is replaced and the file that it points to stays as it is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's number keeps two writers of one file apart; the leading dot hides it from listings of videos.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = None
     try:
+        partial = _new_file(path.parent)
         yield partial
         if synced:
             _sync(partial)
@@ -38,11 +50,26 @@ def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
         if synced and os.name != "nt":  # there folders cannot be opened
             _sync(path.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk, say: what could not be written there
-            error.filename = str(path)
+        # A full disk does not say what could not be written, others name a file that nobody knows.
+        if error.errno is not None and (partial is None or str(error.filename) in ("None", str(partial))):
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _new_file(folder: Path) -> Path:
+    """An empty file of a new name, with the rights that the process gives to its files."""
+    while True:
+        # Short, whatever the name of what is written: that may be as long as the file system takes. The leading dot
+        # hides it from listings of videos; the process's number tells whether anybody is still writing to it.
+        partial = folder / f".{secrets.token_hex(6)}.{os.getpid()}.tmp"
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return partial
 
 
 def _sync(path: Path) -> None:
@@ -63,7 +90,8 @@ def remove_leftovers(folder: str | Path) -> None:
     for path in Path(folder).glob(".*.tmp"):
         number = path.with_suffix("").suffix[1:]
         if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder, or open elsewhere on Windows
+                path.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
@@ -84,22 +112,126 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or is not JSON.
+        ValueError: it cannot be read, is not JSON, expands to more than any file of annotations or detections
+            (:func:`~bitad.archives.check_expansion`), or has a key twice in one object.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        content = json.loads(data)
-        if _HALF.search(data):
-            json.dumps(content, ensure_ascii=False).encode()
+        data = _decompressed(path) if path.suffix == ".gz" else path.read_bytes()
+        if not data:
+            raise ValueError(f"{path}: not a JSON file: it is empty")
+        return parse_json(data, str(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; check its name") from None
     except (OSError, EOFError, zlib.error) as error:  # a folder; not gzip, cut short or damaged
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+        raise ValueError(f"{path}: cannot be read: {_instead(path) or error}") from None
+    except NotJsonError as error:
+        raise NotJsonError(f"{path}: not a JSON file: {_instead(path) or error.reason}", error.reason) from None
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON text in which an object has a key twice."""
+
+
+class NotJsonError(ValueError):
+    """A text that is not JSON; ``reason`` says why."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """The content of a JSON text, in which no object has a key twice: only the last entry of each would be kept.
+
+    Args:
+        data: the text.
+        where: what to call it in an error.
+
+    Raises:
+        NotJsonError: it is not JSON.
+        RepeatedKeyError: an object has a key twice.
+    """
+    data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    try:
+        content = json.loads(data, object_pairs_hook=_object)
+        if (b"\\u" in data or b"\xed" in data) and _HALF.search(data):
+            json.dumps(content, ensure_ascii=False).encode()
+    except _RepeatedError:
+        raise RepeatedKeyError(
+            f"{where}: {_said_of_repeated(data)}; only the last of each would count: keep one"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
+        raise NotJsonError(f"{where}: not JSON: {error}", str(error)) from None
     return content
+
+
+class _RepeatedError(Exception):
+    """An object has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _RepeatedError
+    return made
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON with all of its entries."""
+
+
+def _said_of_repeated(data: bytes) -> str:
+    """Which keys are repeated, and where in the document."""
+    found = [
+        f"key {json.dumps(key, ensure_ascii=False)} occurs {count} times in {place}"
+        for place, entries in _objects(json.loads(data, object_pairs_hook=_Pairs))
+        for key, count in Counter(key for key, _ in entries).items()
+        if count > 1
+    ]
+    more = f"; and {len(found) - _MOST_NAMED} more such keys" if len(found) > _MOST_NAMED else ""
+    return "; ".join(found[:_MOST_NAMED]) + more
+
+
+def _objects(content: Any) -> Iterator[tuple[str, _Pairs]]:
+    """All objects of a document, and the path of each: ``database.video_1.annotations[3]``."""
+    waiting = [("", content)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, _Pairs):
+            yield place or "the document", value
+            inner = [(f"{place}.{key}" if place else key, one) for key, one in value]
+        else:
+            inner = [(f"{place}[{number}]", one) for number, one in enumerate(value)]
+        waiting += [pair for pair in reversed(inner) if isinstance(pair[1], list)]
+
+
+def _decompressed(path: Path) -> bytes:
+    """The content of a gzip file, as far as it is what an honest one may hold."""
+    with gzip.open(path) as file:
+        data = file.read(SMALL_BYTES + 1)
+        if len(data) <= SMALL_BYTES:
+            return data
+        # Measured before it is kept: what is refused takes no memory.
+        stored, size, data = path.stat().st_size, len(data), b""
+        while piece := file.read(_PIECE_BYTES):
+            size += len(piece)
+            check_expansion(size, stored, str(path))
+        file.seek(0)
+        return file.read()
+
+
+def _instead(path: Path) -> str | None:
+    """What a file is that should be JSON, with a remedy; None: nothing that is known better."""
+    try:
+        found = signature_of(path)
+    except OSError:
+        return None
+    if found.kind in ("json", "shards"):
+        return f"it is {found.says}, not compressed; leave .gz out of its name" if path.suffix == ".gz" else None
+    if found.kind == "gzip":
+        return None if path.suffix == ".gz" else f"it is {found.says}; give it a name that ends in .json.gz"
+    return None if found.kind in ("text", "empty", "unknown") else f"it is {found}"
 
 
 def write_json(content: Any, path: str | Path) -> None:

@@ -15,6 +15,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TextIO
 
+from bitad.printing import LineFormatter, printable
+
 log = logging.getLogger("bitad")
 
 LOG_FILE = "log.txt"  # of a run directory
@@ -83,7 +85,7 @@ def say_last(line: str) -> None:
 
     That the file cannot be written does not hide the line.
     """
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
     for handler in log.handlers:
         if isinstance(handler, _LogFile):
             with suppress(OSError):
@@ -94,7 +96,7 @@ def _prepared(handler: logging.Handler) -> logging.Handler:
     """A handler of the log's format. Of the processes of a run, the first says all, others what is wrong with them."""
     rank = os.environ.get("RANK", "0")
     others = "" if rank == "0" else f"process {rank}: "
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {others}%(message)s", "%H:%M:%S"))
+    handler.setFormatter(LineFormatter(f"%(asctime)s {others}%(message)s", "%H:%M:%S"))
     handler.setLevel(logging.WARNING if others else logging.INFO)
     return handler
 

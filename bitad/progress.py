@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bitad.printing import printable
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -26,7 +28,7 @@ class Meter:
     """
 
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
-        self.what, self.total, self.done, self.note = what, total, 0, ""
+        self.what, self.total, self.done, self.note = printable(what), total, 0, ""
         self._began = self._said = time.monotonic()
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
@@ -35,7 +37,7 @@ class Meter:
             description = TextColumn("{task.description}", markup=False)
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(what, total=total)
+            self._task = self._bar.add_task(self.what, total=total)
 
     def __enter__(self) -> Meter:
         if self._bar is not None:
@@ -51,15 +53,15 @@ class Meter:
     def advance(self, pieces: int = 1, note: str = "") -> None:
         """Some more pieces are done; ``note`` says the figures of the moment."""
         self.done += pieces
-        self.note = note
+        self.note = printable(note)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, description=f"{self.what} {note}".rstrip())
+            self._bar.update(self._task, completed=self.done, description=f"{self.what} {self.note}".rstrip())
         elif self._lines and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             left = ""
             if self.done:
                 left = f", {(self._said - self._began) / self.done * (self.total - self.done):.0f} s left"
-            print(f"{self.what}: {self.done} of {self.total}{left} {note}".rstrip(), file=sys.stderr)
+            print(f"{self.what}: {self.done} of {self.total}{left} {self.note}".rstrip(), file=sys.stderr)
 
 
 def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) -> Iterator[Item]:

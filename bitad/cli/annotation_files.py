@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bitad.cli.verbs import Verbs
+from bitad.printing import say
 
 # The names in bitad.data.annotation_forms.FORMS, which would be slow to import for --help.
 FORMS = (
@@ -138,17 +139,17 @@ def _check(arguments: argparse.Namespace) -> int:
             classes=arguments.classes,
             on_progress=on_progress,
         )
-    print(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
-    print("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
+    say(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
+    say("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
     for video, defects in report.by_video().items():
         for defect in defects:
-            print(f"{video}: {defect.kind}: {defect.detail}")
+            say(f"{video}: {defect.kind}: {defect.detail}")
     for subset, count in report.without_truth.items():
-        print(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
+        say(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
-        print(f"{report.unmeasured} videos are of unknown duration; --videos or --video-info tells segments beyond it")
+        say(f"{report.unmeasured} videos are of unknown duration; --videos or --video-info tells segments beyond it")
     count = len(report.defects) + len(report.without_truth)
-    print(f"{count} defects")
+    say(f"{count} defects")
     return 1 if count else 0
 
 
@@ -188,8 +189,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         write_classes(converted.annotations.classes, arguments.class_list)
         written = (*written, arguments.class_list)
     for line in converted.lines():
-        print(line)
-    print("written: " + ", ".join(map(str, written)))
+        say(line)
+    say("written: " + ", ".join(map(str, written)))
     return 0
 
 
@@ -207,4 +208,7 @@ def _renames(text: str) -> dict[str, str]:
     for old, _, new in pairs:
         if not (old and new):
             raise ValueError(f"--subsets {text}: OLD=NEW,... is needed, as in training=Validation,validation=Test")
-    return {old: new for old, _, new in pairs}
+    renames = {old: new for old, _, new in pairs}
+    if len(renames) < len(pairs):
+        raise ValueError(f"--subsets {text}: a subset is renamed twice; name each once")
+    return renames

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.data.detections import Basis
@@ -83,10 +84,10 @@ def _features(arguments: argparse.Namespace) -> int:
         cache = IndexCache(arguments.out / INDEX_FOLDER)
         report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames, cache=cache)
         if team.is_main:
-            print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
+            say(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
-                print(f"data.features={folder.path} {folder.settings.overrides()}")
+                say(f"data.features={folder.path} {folder.settings.overrides()}")
             for name, reason in report.failed.items():
-                print(f"bitad features: error: {name}: {reason}", file=sys.stderr)
+                say(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.training.checkpoint import Checkpoint
@@ -126,7 +127,7 @@ def _train(arguments: argparse.Namespace) -> int:
         add_log_file(config.run_directory)  # a start that was refused has written nothing
         best = trainer.run(until=arguments.until)
         if team.is_main:
-            print(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+            say(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0
 
 
@@ -166,8 +167,8 @@ def _detect(arguments: argparse.Namespace) -> int:
                 page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
                 failed |= {name: f"no preview of it on the page: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
-                print(f"{count} detections with a score of at least {min_score}; see {page}")
+                say(f"{count} detections with a score of at least {min_score}; see {page}")
             for name, reason in failed.items():
-                print(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
+                say(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if failed else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.config import Config
@@ -46,9 +47,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         plan = plan_of(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.plan.says}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")
-    print("\n".join(plan.lines()))
+    say(*plan.lines())
     if memory is not None:
-        print(plan.fit(round(memory * 2**30)))
+        say(plan.fit(round(memory * 2**30)))
     if arguments.json:
         write_json(plan.to_json(), arguments.json)
     return 0

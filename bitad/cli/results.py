@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -159,7 +160,7 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
         remedy="name the annotations of these videos, or go on all the same with --allow-clock-mismatch",
     )
     if said is not None:
-        print(said, file=sys.stderr)
+        say(said, file=sys.stderr)
 
 
 def _by_rule(
@@ -198,7 +199,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print("\n" + losses.text())
     if sensitive is not None:
         print("\n" + sensitivity_table(sensitive).text())
-    print(f"\nsee {page}")
+    say("", f"see {page}")
     return 0
 
 

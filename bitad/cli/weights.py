@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from bitad.cli.verbs import Verbs
+from bitad.printing import say
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -39,12 +40,15 @@ def _weights(arguments: argparse.Namespace) -> int:
         if arguments.json:
             raise ValueError("--json is for inspect; leave it out")
         convert_weights(arguments.file, arguments.out, config)
-        print(arguments.out)
+        say(arguments.out)
         return 0
     from bitad.training.inspection import inspect_weights
 
     if arguments.out is not None:
         raise ValueError(f"inspect takes one file; {arguments.out} is one too many")
     inspection = inspect_weights(arguments.file, config)
-    print(json.dumps(inspection.to_json(), indent=1) if arguments.json else "\n".join(inspection.lines()))
+    if arguments.json:
+        print(json.dumps(inspection.to_json(), indent=1))
+    else:
+        say(*inspection.lines())
     return 1 if inspection.defects else 0

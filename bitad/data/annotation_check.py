@@ -6,6 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,7 @@ def check_annotations(
         defects += (
             Defect(entry.video.name, kind, detail) for entry in entries for kind, detail in clocks.faults(entry.video)
         )
+    defects += _names_alike(entries)
     for entry in entries:
         defects += entry.defects
         defects += (Defect(entry.video.name, "contradicting clocks", detail) for detail in entry.video.contradictions)
@@ -122,6 +124,20 @@ def check_annotations(
         without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
         unmeasured=sum(math.isinf(entry.video.duration_s) for entry in entries),
     )
+
+
+def _names_alike(entries: Sequence[VideoEntry]) -> list[Defect]:
+    """Videos whose names are the same text in other code points, as macOS and Linux write "é": for people, and for
+    disks of macOS, they are one video."""
+    first: dict[str, str] = {}
+    defects = []
+    for name in (entry.video.name for entry in entries):
+        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            points = " and ".join(ascii(one) for one in (other, name))
+            defects.append(
+                Defect(name, "duplicate", f"the same name as another video's in other code points: {points}")
+            )
+    return defects
 
 
 def _read(

@@ -5,7 +5,6 @@ Each docstring says where its form is described. This module does not import tor
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from bitad.data.annotation_rows import (
     video_of_rows,
 )
 from bitad.data.annotations import AnnotatedVideo
+from bitad.data.csv_tables import rows_of_table
 from bitad.data.video_clocks import read_clocks
 
 # A file of MultiTHUMOS that lists its classes, "number name" a line.
@@ -84,7 +84,7 @@ def read_charades(files: Sequence[Path]) -> Source:
     videos: dict[str, AnnotatedVideo] = {}
     for path in files:
         subset = subset_of_file(path, {"train": "training", "test": "testing"})
-        for where, row in _table(path, ("id", "actions", "length")):
+        for where, row in rows_of_table(path, ("id", "actions", "length")):
             rows = [_charades_row(action, names, where) for action in row["actions"].split(";") if action.strip()]
             _add(videos, where, row["id"], subset, rows, seconds_of(row["length"], f"{where}: length"))
     return Source(annotations_of_videos(videos, names.values()), notes)
@@ -110,7 +110,7 @@ def read_epic_kitchens(files: Sequence[Path], part: Literal["verb", "noun"]) -> 
     unlabelled = 0
     for path in files:
         subset = subset_of_file(path, {"train": "train", "val": "val", "test": "test"})
-        for where, row in _table(path, ("video_id", "start_timestamp", "stop_timestamp")):
+        for where, row in rows_of_table(path, ("video_id", "start_timestamp", "stop_timestamp")):
             video = row["video_id"]
             if subset_of.setdefault(video, subset) != subset:
                 raise ValueError(f"{where}: video {video} is also in subset {subset_of[video]!r}")
@@ -159,22 +159,6 @@ def _lines_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     return ((number, line.split()) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row of a CSV file stands, and the row by column."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}")
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
-
-
 def _add(
     videos: dict[str, AnnotatedVideo], where: str, name: str, subset: str, rows: list[Row], duration_s: float
 ) -> None:
@@ -189,7 +173,9 @@ def _names_beside(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """Names by number of a file with "number name" a line, and a note on it; none where there is no such file."""
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
-    names = {fields[0]: " ".join(fields[1:]) or fields[0] for _, fields in _lines_of(path)}
+    names: dict[str, str] = {}
+    for line, fields in _lines_of(path):
+        _add_name(names, fields[0], " ".join(fields[1:]) or fields[0], f"{path}:{line}")
     return names, (f"classes are named by {path.name}",)
 
 
@@ -206,7 +192,18 @@ def _charades_row(action: str, names: dict[str, str], where: str) -> Row:
 def _epic_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
-    return {row["id"]: row["key"] for _, row in _table(path, ("id", "key"))}, (f"classes are named by {path.name}",)
+    names: dict[str, str] = {}
+    for where, row in rows_of_table(path, ("id", "key")):
+        _add_name(names, row["id"], row["key"], where)
+    return names, (f"classes are named by {path.name}",)
+
+
+def _add_name(names: dict[str, str], number: str, name: str, where: str) -> None:
+    if number in names:
+        raise ValueError(
+            f"{where}: class {number} is also in an earlier line, as {names[number]!r}; keep one of the two"
+        )
+    names[number] = name
 
 
 def _epic_label(number: str | None, names: dict[str, str], where: str) -> str:

@@ -5,17 +5,22 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import math
 import reprlib
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from bitad.archives import check_archive
+from bitad.signatures import signature_of
 
 _SUFFIXES = (".npy", ".npz")
 
@@ -52,7 +57,10 @@ class FeatureStore:
                 f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
             )
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
-            raise ValueError(f"{self.path}: features are a folder of .npy or .npz files, or one .npz file")
+            raise ValueError(
+                f"{self.path}: features are a folder of .npy or .npz files, or one .npz file; this is "
+                f"{signature_of(self.path).says}"
+            )
         if self.path.is_file() and key is not None:
             raise ValueError(f"{self.path}: arrays in one .npz are named after the videos; leave out the key {key!r}")
 
@@ -69,9 +77,8 @@ class FeatureStore:
             FileNotFoundError: the folder has no file for the video.
             ValueError: the ``.npz`` has no such array, or it is none of numbers ``[T, C]`` of the right width.
         """
-        with self._opened(name) as (stream, where):
-            shape, dtype = _read_header(stream, where)
-        return self._checked(shape, dtype, where)[0]
+        with self._opened(name) as array:
+            return self._checked(array)[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A video's features, float32 ``[T, C]``.
@@ -80,9 +87,9 @@ class FeatureStore:
             FileNotFoundError: the folder has no file for the video.
             ValueError: the ``.npz`` has no such array, or it is none of finite numbers ``[T, C]`` of the right width.
         """
-        with self._opened(name) as (stream, where):
-            array = _read_array(stream, where)
-        self._checked(array.shape, array.dtype, where)
+        with self._opened(name) as stored:
+            self._checked(stored)
+            array, where = stored.read(), stored.where
         features = np.ascontiguousarray(array.T if self.channels_first else array, np.float32)  # [T, C]
         unsound = np.argwhere(~np.isfinite(features))
         if len(unsound):
@@ -94,19 +101,19 @@ class FeatureStore:
         return features
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], str]]:
-        """The bytes of a video's array, in the form of an ``.npy`` file, and what to call it in an error."""
+    def _opened(self, name: str) -> Iterator[_Stored]:
+        """A video's array, of which the header has been read."""
         file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                yield stream, str(file)
+                yield _Stored.of(stream, file.stat().st_size, str(file), file)
             return
         key = name if file == self.path else self._only_key(file)
         keys = _keys(file)
         if key not in keys:
             raise ValueError(f"{file}: no array {key!r}; it has {reprlib.repr(sorted(keys))}")
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
-            yield stream, f"{file}: {key}"
+            yield _Stored.of(stream, archive.getinfo(f"{key}.npy").file_size, f"{file}: {key}")
 
     def file(self, name: str) -> Path:
         """The file of a video in a folder.
@@ -131,8 +138,9 @@ class FeatureStore:
             raise ValueError(f"{file}: {len(keys)} arrays, {reprlib.repr(sorted(keys))}; name the key of one")
         return keys[0]
 
-    def _checked(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> tuple[int, int]:
+    def _checked(self, array: _Stored) -> tuple[int, int]:
         """T and C of an array on disk."""
+        shape, dtype, where = array.shape, array.dtype, array.where
         form = "[C, T]" if self.channels_first else "[T, C]"
         if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers {form}")
@@ -145,26 +153,62 @@ class FeatureStore:
         return rows, channels
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """An array on disk, of which the header has been read, and no more.
+
+    Args:
+        stream: the bytes of an ``.npy`` file.
+        where: what to call it in an error.
+        shape, dtype: what its header says.
+    """
+
+    stream: IO[bytes]
+    where: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> _Stored:
+        """Read the header of an array that has ``size`` bytes in all, and compare it with them.
+
+        Raises:
+            ValueError: ``stream`` holds no array, or one of another size than its header says.
+        """
+        try:
+            first_form = npy.read_magic(stream) == (1, 0)
+            shape, _, dtype = (npy.read_array_header_1_0 if first_form else npy.read_array_header_2_0)(stream)
+        except Exception:  # NumPy parses the header as Python: damaged bytes raise whatever that leads to
+            found = None if file is None else signature_of(file)
+            reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found.says}"
+            raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
+        if any(length < 0 for length in shape):
+            raise ValueError(
+                f"{where}: no array that numpy reads: its header claims the shape {list(shape)}; write it again"
+            )
+        # Objects have no size on disk; they are refused by their type.
+        claimed, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+        if claimed != there and not dtype.hasobject:
+            raise ValueError(
+                f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} "
+                f"bytes, but {there:,} are there; it is damaged or cut off: write it again"
+            )
+        return cls(stream, where, shape, dtype)
+
+    def read(self) -> NDArray[Any]:
+        """The array."""
+        try:
+            self.stream.seek(0)
+            return npy.read_array(self.stream, allow_pickle=False)
+        except _DAMAGED as error:
+            raise ValueError(f"{self.where}: no array that numpy reads: {error}") from None
+
+
 def _keys(file: Path) -> list[str]:
     """The names of the arrays in an ``.npz`` file."""
     try:
         with zipfile.ZipFile(file) as archive:
+            check_archive(archive, file.stat().st_size, str(file), compressed=True)
             return [member.removesuffix(".npy") for member in archive.namelist()]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{file}: no .npz file: {error}") from None
-
-
-def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    try:
-        first_form = npy.read_magic(stream) == (1, 0)
-        shape, _, dtype = (npy.read_array_header_1_0 if first_form else npy.read_array_header_2_0)(stream)
-    except _DAMAGED as error:
-        raise ValueError(f"{where}: no array that numpy reads: {error}") from None
-    return shape, dtype
-
-
-def _read_array(stream: IO[bytes], where: str) -> NDArray[Any]:
-    try:
-        return npy.read_array(stream, allow_pickle=False)
-    except _DAMAGED as error:
-        raise ValueError(f"{where}: no array that numpy reads: {error}") from None
+    except zipfile.BadZipFile:
+        raise ValueError(f"{file}: no .npz file: it is {signature_of(file)}") from None

@@ -5,13 +5,13 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bitad.data.clock_agreement import Clock
+from bitad.data.csv_tables import rows_of_table
 from bitad.files import read_json
 from bitad.video.files import find_video
 from bitad.video.indexing import index_video
@@ -82,16 +82,12 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
 
 
 def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if "video_id" not in (reader.fieldnames or ()):
-                raise ValueError(f"{path}: no column 'video_id' in this list of videos")
-            return {row["video_id"]: row for row in reader}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
+    rows: dict[str, dict[str, str]] = {}
+    for where, row in rows_of_table(path, ("video_id",)):
+        if (name := row["video_id"]) in rows:
+            raise ValueError(f"{where}: video {name} is also in an earlier row; keep one of the two")
+        rows[name] = row
+    return rows
 
 
 def _clock(video: Mapping[str, Any], where: str) -> Clock:

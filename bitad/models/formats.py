@@ -50,8 +50,13 @@ class Format:
     shapes: Shapes = ()
 
     def translate(self, theirs: Mapping[str, Tensor]) -> Translated:
-        """Their weights -> ours."""
+        """Their weights -> ours.
+
+        Raises:
+            ValueError: two of theirs are one of ours.
+        """
         ours: dict[str, Tensor] = {}
+        source: dict[str, str] = {}
         parts: dict[str, dict[int, Tensor]] = {}
         left_out = []
         for name, tensor in theirs.items():
@@ -62,6 +67,8 @@ class Format:
             for pattern, change in self.shapes:
                 if re.search(pattern, new):
                     tensor = change(tensor)
+            if (other := source.setdefault(new, name)) != name:
+                raise ValueError(f"{other} and {name} are both the weight {new}; keep one of the two")
             whole, number, part = new.partition("#")
             if number:
                 parts.setdefault(whole, {})[int(part)] = tensor

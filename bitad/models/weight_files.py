@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitad.files import replacing
+from bitad.archives import UnsoundFileError, check_archive
+from bitad.files import RepeatedKeyError, parse_json, replacing
+from bitad.signatures import signature_of
 
 # What a safetensors file says in its `format` where it is one of our checkpoints; else it is tensors alone.
 OURS = "bitad checkpoint"
@@ -48,6 +50,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_numpy_number, "numpy.core.multiarray.scalar"),
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
+# Tensors may share what is stored: two networks what is frozen in both.
+_MOST_SHARED = 8
 _KNOWN = {"argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 
 
@@ -74,50 +78,84 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; check the path")
+    unreadable = f"{path} is not a readable checkpoint or file of weights"
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # the form before PyTorch 1.6, which cannot be mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            elif _is_of_ours(file):
-                content = _read_sound(file)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = (_read_safetensors if path.suffix == ".safetensors" else _read_pytorch)(path, unreadable)
+    except (UnsoundFileError, RepeatedKeyError):
+        raise
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        if needs := _needs(path):
+        if needs := _needs(path, error):
             raise ValueError(
                 f"{path} needs {', '.join(needs)}, and weights are read without running anything; where you trust it "
                 "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint or file of weights ({reason})") from None
+        # What the libraries say is for those who call them: PyTorch advises to run what is in the file.
+        raise ValueError(f"{unreadable}: {_instead(path)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not named weights")
     return content
 
 
-def _is_of_ours(file: BinaryIO) -> bool:
-    with zipfile.ZipFile(file) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return any(OURS.encode() in archive.read(name) for name in pickles)
+def _read_pytorch(path: Path, unreadable: str) -> Any:
+    with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):  # the form before PyTorch 1.6, which cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+        size = file.seek(0, 2)
+        with zipfile.ZipFile(file) as archive:
+            check_archive(archive, size, unreadable, compressed=False)
+            records = {member.file_size for member in archive.infolist() if "/data/" in member.filename}
+            ours = any(OURS.encode() in archive.read(name) for name in archive.namelist() if _is_pickle(name))
+            # torch.load does not look at the checksums: weights that were damaged on the way would go unnoticed.
+            damaged = archive.testzip() if ours else None
+        if damaged is not None:
+            raise UnsoundFileError(f"{unreadable}: {damaged} in it is damaged; take another copy")
+        file.seek(0)
+        content = torch.load(file if ours else path, map_location="cpu", weights_only=True, mmap=not ours)
+    _check_tensors(content, size, records, unreadable)
+    return content
 
 
-def _read_sound(file: BinaryIO) -> Any:
-    # torch.load does not look at the checksums: weights that were damaged on the way would go unnoticed.
-    with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} in it is damaged")
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+def _is_pickle(name: str) -> bool:
+    return name.endswith("/data.pkl")
 
 
-def _needs(path: Path) -> list[str]:
+def _check_tensors(content: Any, size: int, records: set[int], unreadable: str) -> None:
+    """Refuse tensors that claim more numbers than the file has: mapped ones would show what lies behind theirs."""
+    claimed = 0
+    for tensor in _tensors(content):
+        if tensor.is_meta:
+            raise UnsoundFileError(f"{unreadable}: a tensor of shape {list(tensor.shape)} in it has no content")
+        if tensor.layout is not torch.strided:
+            continue  # sparse: no weights of ours, which is said where they are used
+        bytes_, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        claimed += bytes_
+        if bytes_ > stored or (stored and stored not in records):
+            raise UnsoundFileError(
+                f"{unreadable}: a tensor of shape {list(tensor.shape)} in it claims more bytes than are stored for it"
+            )
+    if claimed > _MOST_SHARED * size:
+        raise UnsoundFileError(f"{unreadable}: its tensors claim {claimed:,} bytes, but the file has {size:,}")
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in a file's content."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _needs(path: Path, error: Exception) -> list[str]:
     """The classes and functions by which a PyTorch file is more than weights."""
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+    if path.suffix == ".safetensors":
         return []
+    if not zipfile.is_zipfile(path):
+        return re.findall(r"Unsupported global: GLOBAL ([\w.]+)", str(error))[:1]
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a damaged file: what was raised before says so
@@ -125,13 +163,31 @@ def _needs(path: Path) -> list[str]:
     return sorted(set(found) - _KNOWN)
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _instead(path: Path) -> str:
+    """What a file is that should be weights, and what to do."""
+    found = signature_of(path)
+    if found.kind == ("safetensors" if path.suffix == ".safetensors" else "pytorch"):
+        return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
+    return f"it is {found}"
+
+
+def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as header:
+        length = int.from_bytes(header.read(8), "little")
+        begins = header.read(1)
+        if begins == b"{" and length > size - 8:
+            raise UnsoundFileError(
+                f"{unreadable}: its header claims {length:,} bytes, but the file has {size:,}; it is damaged or cut off"
+            )
+        if begins == b"{":
+            parse_json(begins + header.read(length - 1), unreadable)  # without names that occur twice
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         said = file.metadata() or {}
     if not said.get("format", "").startswith(OURS):
         return tensors
-    values = {key: json.loads(value) for key, value in said.items() if key != "format"}
+    values = {key: parse_json(value, f"{unreadable}: {key}") for key, value in said.items() if key != "format"}
     return {"format": said["format"], "model": tensors, **values}
 
 
@@ -144,7 +200,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mappin
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     with replacing(path) as partial:
+        rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(apart, partial, metadata=dict(said))
+            partial.chmod(rights)  # newer versions write another file in its place, which nobody else may read
         except SafetensorError as error:  # not an OSError, but what the disk said
             raise OSError(f"{path} cannot be written: {error}") from None

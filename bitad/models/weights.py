@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,15 +24,16 @@ from bitad.models.formats import Format, recognise
 from bitad.models.network_size import size_difference
 from bitad.models.videomae import sinusoid_table
 from bitad.models.weight_files import OURS, read_weights, weights_path
+from bitad.models.weight_sets import COUNTERS, named_in, sets_of, without_wrappers
 
 __all__ = ["Pretrained", "Weights", "convert", "load_backbone", "load_weights", "read_weights"]
 
 log = logging.getLogger("bitad")
 
-# Under which keys of a file named weights are found, the best first: what is tested is the average (EMA).
-_KEYS = ("state_dict_ema", "state_dict", "model", "module", "net")
-# What DistributedDataParallel, torch.compile and the like put in front of every name.
-_WRAPPERS = re.compile(r"^((module|_orig_mod|model|net)\.)+")
+# Weights are taken in single precision; other floating-point formats need scales that are elsewhere.
+_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# What networks hold beside weights, in whole numbers.
+_WHOLE_NUMBERS = re.compile(r"(^|\.)(num_batches_tracked|position_ids|relative_position_index)$")
 _BACKBONE = "backbone.vit."
 _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 
@@ -47,6 +49,9 @@ class Weights:
         dtypes: the number formats in the file.
         key: where in the file they were; None: at the top.
         epoch: of their training, where the file says so.
+        is_averaged: whether the file says that these are averaged weights (EMA).
+        others: where in the file other sets of weights are.
+        without: where averaged weights should be, but none are.
     """
 
     format: Format
@@ -55,39 +60,41 @@ class Weights:
     dtypes: tuple[torch.dtype, ...]
     key: str | None
     epoch: int | None
+    is_averaged: bool = False
+    others: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Weights:
         """The weights in a file's content, of several sets the averaged ones (EMA).
 
         Raises:
-            ValueError: for weights of no known project.
+            ValueError: for weights of no known project, two of one name, or ones that are no finite floating-point
+                numbers.
         """
-        key = next((key for key in _KEYS if isinstance(content.get(key), Mapping)), None)
-        inner = content if key is None else content[key]
-        named = {_WRAPPERS.sub("", name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
-        known = recognise(named)
-        tensors, left_out = known.translate(named)
-        dtypes = sorted({tensor.dtype for tensor in tensors.values()}, key=str)
+        sets = sets_of(content)
+        named = without_wrappers(content if sets.key is None else named_in(content[sets.key]))
+        counters = [name for name in named if sets.is_averaged and name in COUNTERS]
+        weights = {name: tensor for name, tensor in named.items() if name not in counters}
+        known = recognise(weights)
+        tensors, left_out = known.translate(weights)
         epoch = content.get("epoch")
         return cls(
             format=known,
-            tensors={name: _single(tensor) for name, tensor in tensors.items()},
-            left_out=left_out,
-            dtypes=tuple(dtypes),
-            key=key,
+            tensors={name: _single(name, tensor) for name, tensor in tensors.items()},
+            left_out=(*left_out, *counters),
+            dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()}, key=str)),
+            key=sets.key,
             epoch=epoch if isinstance(epoch, int) else None,
+            is_averaged=sets.is_averaged,
+            others=sets.others,
+            without=sets.without,
         )
 
     @property
-    def is_averaged(self) -> bool:
-        """Whether the file says that these are averaged weights."""
-        return self.key == "state_dict_ema"
-
-    @property
-    def halved(self) -> bool:
-        """Whether some came in less than single precision."""
-        return any(dtype.is_floating_point and dtype.itemsize < 4 for dtype in self.dtypes)
+    def converted(self) -> bool:
+        """Whether some came in another than single precision."""
+        return any(dtype.is_floating_point and dtype != torch.float32 for dtype in self.dtypes)
 
     @property
     def dtype_names(self) -> list[str]:
@@ -247,8 +254,27 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _single(name: str, tensor: Tensor) -> Tensor:
+    """A weight in single precision.
+
+    Raises:
+        ValueError: it is no floating-point number, or not finite.
+    """
+    if tensor.dtype not in _FLOATING and _WHOLE_NUMBERS.search(name):
+        return tensor
+    sort = "quantized" if tensor.is_quantized else "sparse" if tensor.layout is not torch.strided else ""
+    if sort or tensor.dtype not in _FLOATING:
+        what = sort or str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"weight {name} is {what}; weights must be float32, float16, bfloat16 or float64: convert them where they "
+            "were trained"
+        )
+    single = tensor.float()
+    # A sum is infinite or NaN if a part is, and needs no memory of the size of the weights.
+    if not single.is_meta and not math.isfinite(single.sum(dtype=torch.float64).item()):
+        count = int((~torch.isfinite(single)).sum())
+        raise ValueError(f"weight {name} has {count} values that are infinite or no numbers; take another file")
+    return single
 
 
 def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -303,18 +329,18 @@ def load_backbone(vit: nn.Module, path: Path) -> None:
         FileNotFoundError, ValueError: as :func:`read_weights`, :meth:`Weights.of` and :func:`load_weights`.
     """
     weights = _read(path)
-    _say_halved(weights, path)
+    _say(weights, path)
     load_weights(vit, weights.backbone(str(path)), source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
 
 
 def weights_of(content: Mapping[str, Any], path: Path) -> Weights:
-    """The weights in the content of a file; says so where they are made more precise.
+    """The weights in the content of a file; says which of several are taken, and what is made of them.
 
     Raises:
         FileNotFoundError, ValueError: as :meth:`Weights.of` and :meth:`Pretrained.filled`.
     """
     weights = _whole(content, path)
-    _say_halved(weights, path)
+    _say(weights, path)
     return weights
 
 
@@ -332,8 +358,12 @@ def _read(path: Path) -> Weights:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def _say_halved(weights: Weights, path: Path) -> None:
-    if weights.halved:
+def _say(weights: Weights, path: Path) -> None:
+    if weights.without and not weights.is_averaged:
+        log.warning("%s has no averaged weights in %s; others are taken", path, " and ".join(weights.without))
+    if weights.is_averaged and weights.others:
+        log.info("%s: the averaged weights (%s) are taken, not %s", path, weights.key, " and ".join(weights.others))
+    if weights.converted:
         log.info("%s holds %s; taken as float32", path, " and ".join(weights.dtype_names))
 
 

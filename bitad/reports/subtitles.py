@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.files import replacing
+from bitad.printing import printable
 
 MOST_LINES = 3
 
@@ -79,4 +80,4 @@ def _clock(milliseconds: int) -> str:
 
 def _plain(label: str) -> str:
     """On one line, and without what a player takes for a tag or the arrow of a cue's times; SubRip has no escapes."""
-    return " ".join(label.split()).replace("<", "‹").replace(">", "›")
+    return printable(" ".join(label.split())).replace("<", "‹").replace(">", "›")

@@ -15,6 +15,7 @@ import rich.table
 
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation, Rule
+from bitad.printing import printable
 
 Cell = str | int | float | None
 
@@ -83,7 +84,7 @@ class Table:
 
     def text(self) -> str:
         """Plain lines with aligned columns, to be printed; the last has no line end."""
-        lines = [self.columns, *([_printed(cell) for cell in row] for row in self.rows)]
+        lines = [self._heads(), *([_shown(cell) for cell in row] for row in self.rows)]
         widths = [max(rich.cells.cell_len(line[i]) for line in lines) for i in range(len(self.columns))]
         numeric = self._numeric()
 
@@ -93,21 +94,21 @@ class Table:
 
         printed = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in lines]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, "", printed[0], rule, *printed[1:], *self._spaced_notes()])
+        return "\n".join([printable(self.title), "", printed[0], rule, *printed[1:], *self._spaced_notes()])
 
     def __rich__(self) -> rich.table.Table:
         """What ``rich.print(table)`` shows in a terminal."""
         made = rich.table.Table(
-            title=rich.markup.escape(self.title),
+            title=rich.markup.escape(printable(self.title)),
             title_justify="left",
             title_style="bold",
-            caption=rich.markup.escape("\n".join(self.notes)) or None,
+            caption=rich.markup.escape("\n".join(map(printable, self.notes))) or None,
             caption_justify="left",
         )
-        for column, numeric in zip(self.columns, self._numeric(), strict=True):
+        for column, numeric in zip(self._heads(), self._numeric(), strict=True):
             made.add_column(rich.markup.escape(column), justify="right" if numeric else "left")
         for row in self.rows:
-            made.add_row(*(rich.markup.escape(_printed(cell)) for cell in row))
+            made.add_row(*(rich.markup.escape(_shown(cell)) for cell in row))
         return made
 
     def html(self) -> str:
@@ -120,8 +121,8 @@ class Table:
             attributes += f' class="{classes}"' if classes else ""
             return f"<{name}{attributes}>{escape(text)}</{name}>"
 
-        heads = "".join(tag("th", i, column, ' scope="col"') for i, column in enumerate(self.columns))
-        lines = ['<figure class="table">', "<table>", f"<caption>{escape(self.title)}</caption>"]
+        heads = "".join(tag("th", i, column, ' scope="col"') for i, column in enumerate(self._heads()))
+        lines = ['<figure class="table">', "<table>", f"<caption>{escape(printable(self.title))}</caption>"]
         lines += [f"<thead><tr>{heads}</tr></thead>", "<tbody>"]
         for row in self.rows:
             name = tag("th", 0, _printed(row[0]), ' scope="row"')
@@ -131,7 +132,9 @@ class Table:
             lines.append(f"<tr>{name}{''.join(cells)}</tr>")
         lines += ["</tbody>", "</table>"]
         if self.notes:
-            lines.append(f"<figcaption>{''.join(f'<p>{escape(note)}</p>' for note in self.notes)}</figcaption>")
+            lines.append(
+                f"<figcaption>{''.join(f'<p>{escape(printable(note))}</p>' for note in self.notes)}</figcaption>"
+            )
         return "\n".join([*lines, "</figure>"]) + "\n"
 
     def json(self) -> dict[str, Any]:
@@ -143,6 +146,9 @@ class Table:
             "notes": list(self.notes),
         }
 
+    def _heads(self) -> list[str]:
+        return [printable(column) for column in self.columns]
+
     def _numeric(self) -> list[bool]:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
         return [any(map(_is_number, cells)) and not any(isinstance(c, str) for c in cells) for cells in columns]
@@ -152,7 +158,7 @@ class Table:
         return _printed(max(numbers)) if numbers else ""
 
     def _spaced_notes(self) -> Sequence[str]:
-        return ("", *self.notes) if self.notes else ()
+        return ("", *map(printable, self.notes)) if self.notes else ()
 
 
 def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None = None, counts: bool = True) -> Table:
@@ -402,7 +408,12 @@ def _printed(cell: Cell) -> str:
     return cell
 
 
+def _shown(cell: Cell) -> str:
+    return printable(_printed(cell))
+
+
 def _markdown(text: str) -> str:
+    text = printable(" ".join(text.split()))
     for special in "\\|*_`<[":
         text = text.replace(special, "\\" + special)
-    return " ".join(text.split())
+    return text

@@ -21,7 +21,6 @@ from bitad.models.weights import Pretrained, Weights, defects_of, weights_of, wi
 from bitad.training.checkpoint import class_names, is_ours
 
 _OPTIMISERS = ("optimizer", "training")
-_RAW = "state_dict"
 MILLION = 1_000_000
 
 
@@ -64,12 +63,15 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """The same figures for machines."""
-        transformer = self.transformer
+        transformer, weights = self.transformer, self.weights
         return {
             "file": str(self.path),
             "project": self.weights.format.title,
             "kind": self.weights.format.kind,
+            "weights": weights.key,
             "averaged": self.averaged,
+            "also": list(self.also),
+            "without_averaged": list(weights.without),
             "optimiser": self.optimiser,
             "epoch": self.weights.epoch,
             "dtypes": self.weights.dtype_names,
@@ -96,7 +98,7 @@ class Inspection:
         kind = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}[weights.format.kind]
         where = "" if weights.key is None else f" in {weights.key}"
         epoch = "epoch not said" if weights.epoch is None else f"epoch {weights.epoch}"
-        numbers = " and ".join(weights.dtype_names) + (", taken as float32" if weights.halved else "")
+        numbers = " and ".join(weights.dtype_names) + (", taken as float32" if weights.converted else "")
         rows = [
             (
                 "weights",
@@ -107,7 +109,9 @@ class Inspection:
             *self._size_rows(),
         ]
         if self.also:
-            rows.append(("also there", ", ".join(self.also)))
+            rows.append(("also there", f"{', '.join(self.also)}: not used"))
+        if weights.without:
+            rows.append(("averaged", f"no weights in {', '.join(weights.without)}"))
         if self.pretrained is not None:
             rows.append(("elsewhere", f"the pre-trained transformer, of content {self.pretrained.sha256[:12]}"))
             rows.append(("", f"in {self.pretrained.file}"))
@@ -168,7 +172,7 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
         weights=weights,
         averaged=ours or weights.is_averaged,
         optimiser=any(content.get(key) is not None for key in _OPTIMISERS),
-        also=(_RAW,) if weights.is_averaged and _RAW in content else (),
+        also=weights.others,
         pretrained=Pretrained.said_in(content),
         transformer=transformer,
         head=head,

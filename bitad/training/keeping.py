@@ -109,6 +109,7 @@ def _copy_by_name(path: Path, other: Path) -> None:
     """Give a file another name too, so that whoever looks for the first one finds it until it is replaced."""
     try:
         with replacing(other) as partial:
+            partial.unlink()  # a link is made only where there is nothing
             os.link(path, partial)
     except OSError:  # not every file system can
         os.replace(path, other)

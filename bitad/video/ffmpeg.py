@@ -14,6 +14,8 @@ from pathlib import Path
 import av
 from av.container import InputContainer, OutputContainer
 
+from bitad.signatures import signature_of
+
 # FFmpeg's names of the formats read: those that hold video and are read from one file alone.
 FORMATS = (
     *("mov", "mp4", "matroska", "webm", "avi", "flv", "live_flv", "kux", "asf", "asf_o", "mpegts", "mpeg", "mpegvideo"),
@@ -47,7 +49,7 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
             "files, are not read)"
         ) from None
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {error.strerror}") from None
+        raise ValueError(f"{path}: not a video that FFmpeg can read: {instead(path) or error.strerror}") from None
 
 
 def open_output(path: Path, container: str, options: Mapping[str, str] | None = None) -> OutputContainer:
@@ -59,3 +61,9 @@ def open_output(path: Path, container: str, options: Mapping[str, str] | None = 
         options: of that format.
     """
     return av.open(str(path.absolute()), "w", format=container, options=dict(options or {}))
+
+
+def instead(path: Path) -> str | None:
+    """What a file is that should be a video; None: nothing that is known better than FFmpeg knows it."""
+    found = signature_of(path)
+    return None if found.kind in ("video", "picture", "text", "unknown", "empty", "zeros") else f"it is {found}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.archives import check_archive
 from bitad.files import replacing
 from bitad.video.frame_index import FrameIndex
 from bitad.video.indexing import index_video
@@ -105,7 +107,10 @@ class IndexCache:
 
     def _read(self, stamp: FileStamp) -> FrameIndex | None:
         try:
-            with self._entry(stamp).open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            path = self._entry(stamp)
+            with zipfile.ZipFile(path) as archive:
+                check_archive(archive, path.stat().st_size, str(path), compressed=True)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
                 return _from_arrays(entry) if entry["of"].tolist() == stamp.row() else None
         except Exception:  # a damaged file raises whatever zipfile and numpy lead to, and is made anew
             return None

@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.video.containers import breaks_off
-from bitad.video.ffmpeg import open_input
+from bitad.video.ffmpeg import instead, open_input
 
 # FFmpeg's names of containers that state how long each packet is, and of those that state when each frame is shown.
 _STATING_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
@@ -71,7 +71,7 @@ def find_film(path: Path) -> Film:
     with open_input(path) as container:
         films = [stream for stream in container.streams.video if not stream.disposition & _COVER]
         if not films:
-            raise ValueError(f"{path}: no video stream in it")
+            raise ValueError(f"{path}: {instead(path) or 'no video stream in it'}")
         films = [stream for stream in films if stream.codec_context is not None]
         if not films:
             raise ValueError(f"{path}: no decoder for its video")

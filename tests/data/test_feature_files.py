@@ -67,11 +67,20 @@ def test_one_array_of_several_is_chosen_by_key(tmp_path: Path) -> None:
 def test_the_length_needs_only_the_header(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", features(1000))
     whole = (tmp_path / "v.npy").read_bytes()
-    (tmp_path / "v.npy").write_bytes(whole[:200])
+    (tmp_path / "v.npy").write_bytes(whole[:128] + b"\xff" * len(whole[128:]))  # NaN, which only reading sees
     store = FeatureStore(tmp_path)
     assert store.length("v") == 1000
-    with pytest.raises(ValueError, match=r"v\.npy: no array that numpy reads"):
+    with pytest.raises(ValueError, match=r"v\.npy: nan in row 0"):
         store.read("v")
+
+
+def test_an_array_that_is_cut_off_is_refused_by_its_length(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", features(1000))
+    (tmp_path / "v.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:200])
+    store = FeatureStore(tmp_path)
+    for look in (store.length, store.read):
+        with pytest.raises(ValueError, match=r"v\.npy: no array that numpy reads: .* 16,000 bytes, but 72 are there"):
+            look("v")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no features of 'missing' there \(\.npy or \.npz\)"):
         store.read("missing")
-    for name, message in (("text", "text.npy: no array that numpy reads"), ("object", "object.npy: no array")):
+    for name, message in (("text", "text.npy: no array that numpy reads"), ("object", "object.npy: object of shape")):
         with pytest.raises(ValueError, match=message):
             store.read(name)
     (tmp_path / "text.npy").unlink()

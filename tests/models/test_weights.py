@@ -76,7 +76,7 @@ def test_half_precision_is_taken_as_single_and_said(
     assert f"holds {str(dtype).removeprefix('torch.')}; taken as float32" in caplog.text
     assert {weight.dtype for weight in vit.state_dict().values()} == {torch.float32}
     assert all(torch.equal(weight, halved[name].float()) for name, weight in vit.state_dict().items())
-    assert Weights.of(halved).halved
+    assert Weights.of(halved).converted
 
 
 def test_a_file_in_the_old_form_of_pytorch_is_read_too(tmp_path: Path) -> None:

@@ -141,12 +141,9 @@ class KilledRun:
         else:
             process = self.start(f"{when.place} {when.after} {when.share}")
         assert process.wait(300) == -signal.SIGKILL, f"{when}: {self.said()}"
-        left = [path.name for path in self.directory.glob(".*") if str(process.pid) in path.name]
-        match when.place:
-            case "within" | "before":
-                assert left in ([f".{name}.pt.{process.pid}.tmp"] for name in ("last", "best"))
-            case "after":
-                assert left == []
+        left = list(self.directory.glob(f".*.{process.pid}.tmp"))
+        if when.place != "training":
+            assert len(left) == (when.place != "after")
 
     def _wait(self, process: subprocess.Popen[bytes], *, begins: int, epochs: int) -> None:
         """Until the run has begun so often, and so many of its epochs are saved."""

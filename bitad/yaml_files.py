@@ -1,0 +1,111 @@
+"""YAML as configurations are written in it: without keys that occur twice, and bounded.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# A configuration has some hundred values in a few kilobytes.
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class YamlError(ValueError):
+    """A text that is not YAML of ours; the message is one line, without the text's own lines."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        YamlError: as :func:`parse_yaml`, or it is larger than a configuration can be.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise YamlError(f"larger than {_MOST_BYTES // 2**20} MiB, which no configuration is")
+    try:
+        return parse_yaml(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise YamlError(f"no text: {error.reason} at byte {error.start}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Aliases (``*name``) and merges (``<<``) are allowed as long as they do not repeat so much that the content explodes.
+
+    Raises:
+        YamlError: it is not YAML, a mapping has a key twice, or it has too many values. The message says the line, but
+            not what stands there: a file named by mistake, or by someone else, may hold secrets.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            _check_size(root)
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except YamlError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise YamlError(where + " ".join(str(error.problem or error.context).split())) from None
+    except RecursionError:
+        raise YamlError("nested too deeply") from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise YamlError(" ".join(str(error).split())) from None
+    except Exception as error:  # a value that its own tag contradicts raises whatever YAML's constructors lead to
+        raise YamlError(f"a value is not what its tag says ({type(error).__name__})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that occur twice: only the last would be kept."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            # A key that is no scalar may be one that no mapping can have, which the constructor says.
+            key = "<<" if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue
+            if key in seen:
+                raise YamlError(f"key {key!r} occurs twice, in lines {seen[key]} and {line}; keep one")
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse what aliases would make huge; each is counted as what it stands for."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise YamlError(f"line {node.start_mark.line + 1}: an alias stands within what it stands for")
+        if id(node) not in sizes:
+            inner: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                inner = node.value
+            sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in inner)
+            if sizes[id(node)] > _MOST_VALUES:
+                raise YamlError(
+                    f"line {node.start_mark.line + 1}: more than {_MOST_VALUES:,} values, by aliases or not"
+                )
+        return sizes[id(node)]
+
+    size(root, frozenset())

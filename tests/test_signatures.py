@@ -1,0 +1,208 @@
+"""A file that is something else than its name says is called what it is, with what to do; libraries' advice is not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bitad.cli import main
+from bitad.data.feature_files import FeatureStore
+from bitad.files import read_json
+from bitad.models.weight_files import read_weights
+from bitad.signatures import signature_of
+from bitad.video.streams import open_video
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
+HTML = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
+# What libraries say and no user must read.
+ADVICE = ("weights_only", "allow_pickle", "torch.load", "arbitrary code", "pickle.load", "Re-running")
+
+
+def torch_bytes(content: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, **options)
+    return stream.getvalue()
+
+
+def zipped(*names: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return stream.getvalue()
+
+
+def npy_bytes() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ones((3, 2), np.float32))
+    return stream.getvalue()
+
+
+INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "model-00001-of-00002.bin", "b": "model-00002-of-00002.bin"}})
+SAFETENSORS = struct.pack("<Q", 2) + b"{}"
+FILES: dict[str, tuple[bytes, str]] = {
+    "git-lfs": (LFS, "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    "git-annex": (b"/annex/objects/MD5E-s12--0f", "a git-annex pointer, not the file itself; run `git annex get`"),
+    "html": (HTML, "an HTML page, as a login or an error gives one; download the file itself again"),
+    "html after a mark": (b"\xef\xbb\xbf<html>", "an HTML page"),
+    "html after a comment": (b"<!-- saved -->\n<HTML>", "an HTML page"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
+    "gzip": (gzip.compress(torch_bytes({"a": torch.ones(2)})), "a gzip file; decompress it first"),
+    "bzip2": (b"BZh91AY&SY", "a bzip2 file"),
+    "xz": (b"\xfd7zXZ\x00\x00", "an xz file"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x00", "a Zstandard file"),
+    "tar": (b"name".ljust(257, b"\0") + b"ustar\x00", "a tar archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00", "a 7z archive"),
+    "zip": (zipped("weights.pth"), "a zip archive; extract it and name the file inside"),
+    "keras": (zipped("config.json", "model.weights.h5"), "a Keras model"),
+    "npz": (zipped("a.npy"), "a NumPy .npz archive"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0", "an HDF5 file, as h5py and Keras write"),
+    "npy": (npy_bytes(), "a NumPy array"),
+    "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x032.6", "an ONNX model"),
+    "tensorflow": (b"\x08\x01\x12\xf0\x01", "a TensorFlow model"),
+    "tensorflow index": (b"\0\1\2junk" + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "a TensorFlow checkpoint's index"),
+    "tensorflow list": (b'model_checkpoint_path: "model.ckpt-5"', "TensorFlow's list of checkpoints"),
+    "pickle": (pickle.dumps({"a": 1}), "a Python pickle that torch.save has not written"),
+    "safetensors": (SAFETENSORS, "a safetensors file; give it a name that ends in .safetensors"),
+    "shards": (INDEX.encode(), "an index of shards, which names the files with the weights (2: model-00001-of-00002"),
+    "json": (b'{"a": 1}', "a JSON text"),
+    "empty": (b"", "empty"),
+    "zeros": (bytes(1000), "nothing but zero bytes"),
+    "text": (b"hello\n", "a text"),
+    "cut": (torch_bytes({"a": torch.ones(200)})[:-200], "that is damaged or cut off"),
+    "noise": (bytes(range(128, 256)) * 4, "of no known form"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_a_file_that_is_no_weights_is_called_what_it_is(tmp_path: Path, name: str, suffix: str) -> None:
+    content, said = FILES[name]
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_weights(path)
+    message = str(error.value)
+    assert message.startswith(f"{path} is not a readable checkpoint or file of weights: it is ")
+    assert said in message
+    assert "\n" not in message
+    assert not any(advice in message for advice in ADVICE)
+
+
+def test_a_pytorch_file_under_a_name_of_safetensors_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(torch_bytes({"a": torch.ones(2)}))
+    with pytest.raises(ValueError, match=r"it is a PyTorch file; give it a name that ends in \.pt"):
+        read_weights(tmp_path / "w.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"it is a safetensors file; give it a name that ends in \.safetensors"):
+        read_weights(tmp_path / "w.pt")
+
+
+class Foreign:
+    """A class of a project that is not here."""
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "pickle"])
+def test_a_file_with_foreign_classes_says_so_without_advice_to_run_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    path = tmp_path / "w.pth"
+    content = {"state_dict": {"a": torch.ones(2)}, "args": Foreign()}
+    path.write_bytes(
+        pickle.dumps(Foreign())
+        if form == "pickle"
+        else torch_bytes(content, _use_new_zipfile_serialization=form == "zip")
+    )
+    assert main(["weights", "inspect", str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert ("Foreign" in line) == (form != "pickle")
+    assert not any(advice in line for advice in ADVICE)
+
+
+def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(zipped("m/constants.pkl", "m/data.pkl", "m/code/__torch__.py"))
+    assert signature_of(tmp_path / "w.pt").kind == "torchscript"
+    with pytest.raises(ValueError, match="a TorchScript model, which holds code"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.json", LFS, "x.json: not a JSON file: it is a Git LFS pointer"),
+        ("x.json", HTML, "x.json: not a JSON file: it is an HTML page"),
+        ("x.json", gzip.compress(b"{}"), "it is a gzip file; give it a name that ends in .json.gz"),
+        ("x.json", zipped("x.json"), "it is a zip archive"),
+        ("x.json", b"", "not a JSON file: it is empty"),
+        ("x.json.gz", b"{}", "it is a JSON text, not compressed; leave .gz out of its name"),
+        ("x.json.gz", HTML, "cannot be read: it is an HTML page"),
+        ("x.json", b"{", "not a JSON file: Expecting property name"),
+    ],
+)
+def test_a_file_that_is_no_json_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_json(path)
+    assert said in str(error.value)
+    for command in (
+        ("annotations", "check", path),
+        ("merge", path, path, "--out", tmp_path / "o.json"),
+    ):
+        assert main([str(argument) for argument in command]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("v.npy", LFS, "no array that numpy reads: it is a Git LFS pointer"),
+        ("v.npy", HTML, "no array that numpy reads: it is an HTML page"),
+        ("v.npy", b"", "no array that numpy reads: it is empty"),
+        ("v.npy", zipped("v.npy"), "no array that numpy reads: it is a NumPy .npz archive"),
+        ("v.npy", pickle.dumps([1]), "it is a Python pickle"),
+        ("v.npz", LFS, "no .npz file: it is a Git LFS pointer"),
+        ("v.npz", npy_bytes(), "no .npz file: it is a NumPy array"),
+    ],
+)
+def test_a_file_that_is_no_features_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        FeatureStore(tmp_path).read("v")
+    assert said in str(error.value)
+    assert not any(advice in str(error.value) for advice in ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(LFS, "a Git LFS pointer"), (HTML, "an HTML page"), (zipped("x.mp4"), "a zip archive"), (SAFETENSORS, "a safe")],
+)
+def test_a_file_that_is_no_video_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"v\.mp4: .*it is {said}"):
+        open_video(path)
+    assert main(["reverse", str(path), str(tmp_path / "r.mp4")]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_as_its_name_says_is_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    assert signature_of(tmp_path / "w.pth").kind == "pytorch"
+    assert read_weights(tmp_path / "w.pth")["a"].tolist() == [1, 1]
