@@ -52,7 +52,8 @@ def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     except OSError as error:
         # A full disk does not say what could not be written, others name a file that nobody knows.
         if error.errno is not None and (partial is None or str(error.filename) in ("None", str(partial))):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # None would be printed
         raise
     finally:
         if partial is not None:

@@ -92,7 +92,7 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
     for name in ("folder", "a" * 256):
         with pytest.raises(OSError) as error:
             write_json([1], tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
+        assert str(error.value).endswith(f": '{tmp_path / name}'")
         assert ".tmp" not in str(error.value)
 
 
