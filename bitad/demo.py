@@ -32,7 +32,6 @@ from bitad.inference.detect import detect
 from bitad.inference.merge import merge
 from bitad.inference.testing import detect_on_reversed_playback
 from bitad.models.build import build_network, load_pretrained
-from bitad.outputs import check_folder
 from bitad.printing import say
 from bitad.progress import following
 from bitad.reports.comparison import compare
@@ -172,7 +171,6 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
         OSError: nothing can be written there.
     """
     began = time.monotonic()
-    check_folder(out)
     check_page(out / "index.html")
     plan = Plan(out, scale, seed)
     _claim(out, scale, seed)

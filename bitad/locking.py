@@ -57,7 +57,7 @@ class InUse(ValueError):
 def locked(folder: Path, *, remedy: str, patience_s: float = 0.0) -> Iterator[None]:
     """Within, this process is the only one that has locked the folder, which is made if need be.
 
-    A folder that was made, and is empty in the end, is removed.
+    Folders that were made, and are empty in the end, are removed.
 
     Args:
         remedy: for the message: what to do where another process has locked it.
@@ -67,7 +67,7 @@ def locked(folder: Path, *, remedy: str, patience_s: float = 0.0) -> Iterator[No
         InUse: another process has, with its machine, number and since when.
         OSError: the folder cannot be made or written to.
     """
-    made = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, end = folder / LOCK, time.monotonic() + patience_s
     while (lock := _Lock.taken(path)) is None:
@@ -78,9 +78,9 @@ def locked(folder: Path, *, remedy: str, patience_s: float = 0.0) -> Iterator[No
         yield
     finally:
         lock.release()
-        if made:
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
+        with suppress(OSError):  # one is not empty
+            for place in made:
+                place.rmdir()
 
 
 class _Lock:

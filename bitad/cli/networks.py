@@ -100,10 +100,12 @@ def _checkpoint(place: Path, config: str | None, overrides: Sequence[str] = ()) 
 def _demo(arguments: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
     from bitad.locking import OTHER_OUT, locked
+    from bitad.outputs import check_folder
 
     if arguments.results and not arguments.full:
         raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
     scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
+    check_folder(arguments.out)
     with locked(arguments.out, remedy=OTHER_OUT):
         run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
     return 0
@@ -133,6 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.testing import run_test
+    from bitad.outputs import check_folder
     from bitad.reports.tables import evaluation_table
     from bitad.training.distributed import processes
     from bitad.training.environment import set_up_process
@@ -142,6 +145,7 @@ def _test(arguments: argparse.Namespace) -> int:
     set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
+    check_folder(out)
     with processes(arguments.device) as team, only_writer(out, team):
         evaluations = run_test(checkpoint, out, team)
         if team.is_main:
