@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.cli.verbs import Verbs, add_damaged_frames, some
 
 if TYPE_CHECKING:
     from bitad.data.detections import Basis
@@ -86,7 +87,20 @@ def _features(arguments: argparse.Namespace) -> int:
             print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
                 print(f"data.features={folder.path} {folder.settings.overrides()}")
+            for name in report.again:
+                print(
+                    f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr
+                )
+            if report.unrecorded:
+                print(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
             for name, reason in report.failed.items():
                 print(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0
+
+
+def _said_unrecorded(names: Sequence[str]) -> str:
+    return (
+        f"{len(names)} kept of which features.json does not say from which files they were made, as an earlier version "
+        f"wrote them ({some(names)}); remove their .npy files if the videos were replaced since"
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.cli.verbs import Verbs, add_damaged_frames, some
 
 if TYPE_CHECKING:
     from bitad.video.reverse import ReverseReport
@@ -79,11 +80,22 @@ def _reverse_folder(arguments: argparse.Namespace) -> int:
 
 def _say(report: ReverseReport) -> None:
     print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    for name in report.again:
+        print(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
+    if report.unrecorded:
+        print(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
     for name, reason in report.failed.items():
         print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     for name, count in report.repeated.items():
         _say_repeated(name, count)
     sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+
+
+def _said_unrecorded(names: Sequence[str]) -> str:
+    return (
+        f"{len(names)} kept that do not say from which files they were made, as an earlier version wrote them "
+        f"({some(names)}); samples of their frames agree; remove them if the videos were replaced since"
+    )
 
 
 def _say_repeated(name: str, count: int) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from bitad.folders import is_leftover
+
 _SUFFIXES = (".npy", ".npz")
 
 # What reading an array raises that is none, or that is cut short or altered, plain or compressed.
@@ -59,7 +61,8 @@ class FeatureStore:
     def names(self) -> tuple[str, ...]:
         """The names of the videos that have features, in alphabetical order."""
         if self.path.is_dir():
-            return tuple(sorted({file.stem for file in self.path.iterdir() if file.suffix in _SUFFIXES}))
+            files = [file for file in self.path.iterdir() if not is_leftover(file.name)]
+            return tuple(sorted({file.stem for file in files if file.suffix in _SUFFIXES}))
         return tuple(sorted(_keys(self.path)))
 
     def length(self, name: str) -> int:
@@ -144,7 +147,8 @@ def _keys(file: Path) -> list[str]:
     """The names of the arrays in an ``.npz`` file."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return [member.removesuffix(".npy") for member in archive.namelist()]
+            members = [member for member in archive.namelist() if not any(map(is_leftover, member.split("/")))]
+            return [member.removesuffix(".npy") for member in members]
     except zipfile.BadZipFile as error:
         raise ValueError(f"{file}: no .npz file: {error}") from None
 
