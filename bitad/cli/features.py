@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.verbs import Verbs, add_damaged_frames, some
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.data.detections import Basis
@@ -84,17 +85,17 @@ def _features(arguments: argparse.Namespace) -> int:
         cache = IndexCache(arguments.out / INDEX_FOLDER)
         report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames, cache=cache)
         if team.is_main:
-            print(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
+            say(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
-                print(f"data.features={folder.path} {folder.settings.overrides()}")
+                say(f"data.features={folder.path} {folder.settings.overrides()}")
             for name in report.again:
                 print(
                     f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr
                 )
             if report.unrecorded:
-                print(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+                say(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
             for name, reason in report.failed.items():
-                print(f"bitad features: error: {name}: {reason}", file=sys.stderr)
+                say(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0
 

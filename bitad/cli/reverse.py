@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs, add_damaged_frames, some
+from bitad.printing import say
 
 if TYPE_CHECKING:
     from bitad.video.reverse import ReverseReport
@@ -79,13 +80,13 @@ def _reverse_folder(arguments: argparse.Namespace) -> int:
 
 
 def _say(report: ReverseReport) -> None:
-    print(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    say(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
     for name in report.again:
-        print(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
+        say(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
     if report.unrecorded:
-        print(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+        say(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
     for name, reason in report.failed.items():
-        print(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+        say(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     for name, count in report.repeated.items():
         _say_repeated(name, count)
     sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
@@ -100,4 +101,4 @@ def _said_unrecorded(names: Sequence[str]) -> str:
 
 def _say_repeated(name: str, count: int) -> None:
     if count:
-        print(f"{name}: {count} damaged frames, the last good one in the place of each")
+        say(f"{name}: {count} damaged frames, the last good one in the place of each")
