@@ -32,10 +32,12 @@ from bitad.inference.detect import detect
 from bitad.inference.merge import merge
 from bitad.inference.testing import detect_on_reversed_playback
 from bitad.models.build import build_network, load_pretrained
+from bitad.outputs import check_folder
 from bitad.progress import following
 from bitad.reports.comparison import compare
 from bitad.reports.comparison_page import write_comparison
 from bitad.reports.demo import DemoResults, write_demo_report, write_full_results
+from bitad.reports.page import check_page
 from bitad.reports.runs import Run
 from bitad.reports.tables import Cell, Table
 from bitad.timeline import Grid
@@ -165,9 +167,12 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
         results_file: where a full demo writes its results as Markdown; by default ``out``/results-playroom.md.
 
     Raises:
-        ValueError: ``out`` holds a demo of other data, or a training failed.
+        ValueError: ``out`` holds a demo of other data, or a page that is not BiTAD's; or a training failed.
+        OSError: nothing can be written there.
     """
     began = time.monotonic()
+    check_folder(out)
+    check_page(out / "index.html")
     plan = Plan(out, scale, seed)
     _claim(out, scale, seed)
     _make_data(out / "data", scale, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,7 +189,8 @@ def test_missing_files_are_named(failing: Callable[..., str], features: Path, fo
     assert str(none) in failing("reverse", none, tmp_path / "back.json")
     assert "none.mp4" in failing("reverse", tmp_path / "none.mp4", tmp_path / "back.mp4")
     assert "none.pt" in failing("test", tmp_path / "none.pt")
-    assert "none.pt" in failing("detect", "v.mp4", "--checkpoint", tmp_path / "none.pt")
+    assert "none.pt" in failing("detect", found, "--checkpoint", tmp_path / "none.pt")
+    assert "none.mp4" in failing("detect", tmp_path / "none.mp4", "--checkpoint", tmp_path / "none.pt")
     assert "nowhere" in failing("train", features, "data.features=nowhere")
     assert list(tmp_path.iterdir()) == []
 
@@ -266,7 +268,11 @@ def test_devices_that_are_not_there_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "use --device cpu" in failing("train", features, "name=never", "--device", "cuda")
-    assert "unknown device 'gpu'" in failing("train", features, "name=never", "--device", "gpu")
+    for device in ("gpu", "meta", "mps"):
+        assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "PyTorch sees 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
 
 
 def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str], found: Path, tmp_path: Path) -> None:
@@ -279,6 +285,71 @@ def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str
     said = failing("merge", found, found, "--annotations", found, "--out", tmp_path / "m.json")
     assert "add --reverse-b" in said
     assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "merge {a} {b} --out {a}",
+        "merge {a} {b} --out {b}",
+        "merge {a} {b} --reverse-b --annotations {truth} --out {truth}",
+        "merge {a} {b} --out {link}",
+        "evaluate --ground-truth {truth} --detections {a} --subset validation --json {truth}",
+        "evaluate --ground-truth {truth} --detections {a} --subset validation --json {a}",
+        "annotations convert {truth} {truth}",
+        "annotations convert {truth} {there}/other.json --class-list {truth}",
+        "annotations convert {truth} {there}/other.json --classes {names} --class-list {names}",
+        "reverse {truth} {truth}",
+    ],
+)
+def test_an_output_never_replaces_an_input(
+    failing: Callable[..., str], features: Path, found: Path, tmp_path: Path, command: str
+) -> None:
+    places = {"truth": tmp_path / "truth.json", "a": tmp_path / "a.json", "b": tmp_path / "b.json"}
+    shutil.copy(features.parent / "annotations.json", places["truth"])
+    for name in "ab":
+        shutil.copy(found, places[name])
+    places |= {"there": tmp_path, "link": tmp_path / "link.json", "names": tmp_path / "names.txt"}
+    places["link"].symlink_to("a.json")
+    places["names"].write_text("".join(f"{name}\n" for name in CLASSES))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "would replace" in failing(*command.format(**places).split())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    failing: Callable[..., str], features: Path, found: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name in ("merge.merge", "testing.run_test"):
+        monkeypatch.setattr(f"bitad.inference.{name}", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr("bitad.demo._claim", lambda *_: pytest.fail("the work began"))
+    truth = features.parent / "annotations.json"
+    evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
+    assert "is a folder" in failing("merge", found, found, "--out", tmp_path)
+    assert "is no folder" in failing("merge", found, found, "--out", tmp_path / "file" / "merged.json")
+    assert "is a folder" in failing(*evaluate, tmp_path)
+    assert "is no folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
+    assert "is no folder" in failing("report", run, "--out", tmp_path / "file")
+    assert "is no folder" in failing("demo", "--out", tmp_path / "file")
+
+
+@pytest.mark.parametrize("verb", ["report", "demo"])
+def test_a_page_that_is_not_ours_is_never_replaced(
+    failing: Callable[..., str], run: Path, tmp_path: Path, verb: str
+) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("<title>My home</title>")
+    arguments = (run,) if verb == "report" else ()
+    assert f"{page} was not written by BiTAD" in failing(verb, *arguments, "--out", tmp_path)
+    assert list(tmp_path.iterdir()) == [page]
+    assert page.read_text() == "<title>My home</title>"
+
+
+def test_a_report_replaces_its_own_page(run: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main(["report", str(run), "--out", str(tmp_path)]) == 0
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too_and_says_how_to_see_more(

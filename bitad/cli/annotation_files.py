@@ -156,10 +156,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.annotation_convert import class_list, convert_annotations, write_both_directions, write_classes
     from bitad.data.annotation_policy import Policy
     from bitad.data.annotations import write_annotations
+    from bitad.outputs import check_apart
     from bitad.progress import following
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
+    inputs = (arguments.src, arguments.classes, arguments.video_info)
+    check_apart(*([path for path in paths if path] for paths in ((arguments.dst, arguments.class_list), inputs)))
     with following("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,9 @@ def add_verbs(verbs: Verbs) -> None:
     _add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="folder to write to (detections)")
     p.add_argument("--min-score", type=float, default=0.3, help="of subtitles, and at first on the page (0.3)")
+    p.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier bitad detect has written to OUT, all of it"
+    )
     add_damaged_frames(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
@@ -136,14 +140,24 @@ def _test(arguments: argparse.Namespace) -> int:
 
 def _detect(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
-    from bitad.reports.detections import write_detection_report
+    from bitad.reports.detections import check_detection_report, write_detection_report
     from bitad.training.distributed import processes
+    from bitad.video.files import videos_by_name
 
-    checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
+    videos, out, min_score = videos_by_name(arguments.videos), arguments.out, arguments.min_score
+    inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
+    check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
     with processes(arguments.device) as team:
-        detections = detect_videos(checkpoint, arguments.videos, team, damaged=arguments.damaged_frames)
+        checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
+        damaged = arguments.damaged_frames
+        detections, failed = detect_videos(checkpoint, videos, team, damaged=damaged)
         if team.is_main:
-            page = write_detection_report(arguments.out, detections, arguments.videos, min_score=arguments.min_score)
-            count = int((detections.scores >= arguments.min_score).sum())
-            print(f"{count} detections with a score of at least {arguments.min_score}; see {page}")
-    return 0
+            if detections.videos:
+                page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
+                failed |= {name: f"no preview of it on the page: {reason}" for name, reason in without.items()}
+                count = int((detections.scores >= min_score).sum())
+                print(f"{count} detections with a score of at least {min_score}; see {page}")
+            for name, reason in failed.items():
+                print(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
+            sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+    return 1 if failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 FUSIONS = ("soft-nms", "mean", "product", "wsf")
 RULES = ("activitynet", "thumos-kit")
+
+# More thresholds than anybody averages over: a step was meant to be larger.
+_MOST_THRESHOLDS = 1000
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -83,13 +87,16 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections, write_detections
     from bitad.inference.merge import merge
+    from bitad.outputs import check_file
 
     if arguments.annotations and not arguments.reverse_b:
         raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
+    check_file(arguments.out, inputs=_given(arguments.a, arguments.b, arguments.annotations))
     a, b = read_detections(arguments.a), read_detections(arguments.b)
     if arguments.reverse_b:
         b = _said_to_be_reversed(b, arguments)
-    write_detections(merge(a.forward(), b.forward(), method=arguments.method), arguments.out)
+    names = (str(arguments.a), str(arguments.b))
+    write_detections(merge(a.forward(), b.forward(), method=arguments.method, names=names), arguments.out)
     return 0
 
 
@@ -112,14 +119,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
     from bitad.files import write_json
+    from bitad.outputs import check_file
     from bitad.reports.tables import class_table, evaluation_table
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
+    tiou = _thresholds(arguments.tiou)  # before anything is read
+    if arguments.json:
+        inputs = _given(arguments.ground_truth, arguments.detections, arguments.ambiguous)
+        check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
     detections = read_detections(arguments.detections)
-    evaluation = _by_rule(arguments, ground_truth, detections)
+    evaluation = _by_rule(arguments, ground_truth, detections, tiou)
     _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
     if arguments.per_class:
@@ -127,6 +139,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(evaluation.to_json(), arguments.json)
     return 0
+
+
+def _given(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
 
 
 def _compare_durations(annotations: Annotations, detections: Detections, source: Path, *, allowed: bool) -> None:
@@ -146,11 +162,12 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
         print(said, file=sys.stderr)
 
 
-def _by_rule(arguments: argparse.Namespace, ground_truth: Annotations, detections: Detections) -> Evaluation:
+def _by_rule(
+    arguments: argparse.Namespace, ground_truth: Annotations, detections: Detections, tiou: list[float]
+) -> Evaluation:
     from bitad.evaluation.mean_average_precision import evaluate
     from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
 
-    tiou = _thresholds(arguments.tiou)
     if arguments.rule == "activitynet":
         return evaluate(ground_truth, detections, tiou=tiou)
     ambiguous = read_ambiguous(arguments.ambiguous) if arguments.ambiguous else None
@@ -158,12 +175,16 @@ def _by_rule(arguments: argparse.Namespace, ground_truth: Annotations, detection
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from bitad.outputs import check_folder
     from bitad.progress import following
     from bitad.reports.comparison import compare
     from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.training.distributed import processes
 
+    check_folder(arguments.out)
+    check_page(arguments.out / "index.html")
     with following("evaluating") as on_progress:
         comparison = compare(arguments.runs, on_progress=on_progress)
     sensitive = None
@@ -181,11 +202,27 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _thresholds(text: str) -> list[float]:
-    """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds."""
+    """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds; a range ends at the last one that is not beyond its end."""
     try:
-        if ":" not in text:
-            return [float(part) for part in text.split(",")]
-        first, last, step = (float(part) for part in text.split(":"))
-        return [round(first + i * step, 6) for i in range(round((last - first) / step) + 1)]
-    except (ValueError, ArithmeticError):  # also steps of 0, and ends at infinity
-        raise ValueError(f"--tiou {text} is neither first:last:step nor a list a,b,c of numbers") from None
+        numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)) or (":" in text and len(numbers) != 3):
+        raise ValueError(f"--tiou {text} is neither first:last:step nor a list a,b,c of numbers")
+    if ":" in text:
+        first, last, step = numbers
+        if step <= 0 or last < first:
+            raise ValueError(
+                f"--tiou {text}: first:last:step needs a step above 0 and a last threshold not below first"
+            )
+        if (last - first) / step >= _MOST_THRESHOLDS:
+            raise ValueError(f"--tiou {text}: more than {_MOST_THRESHOLDS} thresholds; take a larger step")
+        # A sum of floating-point steps may be a little beyond the end that it should reach.
+        count = 1 + math.floor((last - first) / step + 1e-6)
+        numbers = [round(first + i * step, 6) for i in range(count)]
+    for number in numbers:
+        if not 0 < number <= 1:
+            raise ValueError(f"--tiou {text}: threshold {number:g} is not above 0 and at most 1")
+        if numbers.count(number) > 1:
+            raise ValueError(f"--tiou {text}: threshold {number:g} occurs twice; name it once")
+    return numbers

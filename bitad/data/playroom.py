@@ -16,10 +16,8 @@ A scene is a pure function of (seed, index), and a picture one of (scene, time, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 
 from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
 from bitad.video.writer import write_video
+from bitad.workers import in_processes
 
 Kind = Literal["symmetric", "swapping", "irreversible"]
 Floats = NDArray[np.float32]
@@ -338,10 +337,12 @@ def write_data_set(
     plan = [(f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
     plan += [(f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
     videos: dict[str, AnnotatedVideo] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        work = partial(write_video_of, folder / "raw_data")
-        for done in as_completed([pool.submit(work, name, key) for name, key in plan]):
-            videos[done.result().name] = done.result()
+    jobs = [(folder / "raw_data", name, key) for name, key in plan]
+    with closing(in_processes(write_video_of, jobs, workers=workers)) as results:
+        for _, result in results:
+            if isinstance(result, Exception):
+                raise result
+            videos[result.name] = result
             on_progress(len(videos), len(plan))
     annotations = Annotations({name: videos[name] for name, _ in plan}, CLASSES)
     (folder / "annotations").mkdir(exist_ok=True)

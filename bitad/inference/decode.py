@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class Candidates:
     def mirrored(self, steps: int) -> Candidates:
         """The same candidates in the other view of a window of ``steps`` real steps; its own inverse."""
         return replace(self, segments=mirror_segments(self.segments, steps))
+
+    def take(self, rows: NDArray[Any]) -> Candidates:
+        """Some of the rows: a boolean mask ``[n]``, or row numbers in the wanted order."""
+        return Candidates(self.segments[rows], self.scores[rows], self.labels[rows])
 
 
 @torch.no_grad()

@@ -62,11 +62,13 @@ class Results:
             for a single network; the control's second network, which watches forwards, comes as ``reverse``.
         views: the playing direction of each.
         merged: the detections of all bases as one set; those of the only one as they are.
+        unread: by name, why videos could not be read.
     """
 
     bases: dict[Basis, Detections]
     views: tuple[Basis, ...]
     merged: Detections
+    unread: dict[str, str]
 
     def named(self) -> dict[str, Detections]:
         """All results under the names that people read; the one that stands for the whole comes last."""
@@ -85,7 +87,6 @@ class Results:
                 write_detections(found if view == "forward" else found.reversed(), out / f"detections.{basis}.json")
 
 
-@torch.inference_mode()
 def detect(
     network: Network,
     annotations: Annotations,
@@ -113,6 +114,23 @@ def detect(
         ValueError, OSError: a video cannot be read, where that is an error; or none can.
         ChildProcessError: a process that reads has died or hangs.
     """
+    results = _detect(network, annotations, source, config, team, details=details or {}, what=what)
+    say_unread(results.unread, len(annotations.videos), what, team)
+    return results
+
+
+@torch.inference_mode()
+def _detect(
+    network: Network,
+    annotations: Annotations,
+    source: Source,
+    config: Config,
+    team: Processes,
+    *,
+    details: Mapping[str, Any],
+    what: str,
+) -> Results:
+    """:func:`detect`, which leaves it to the caller to say what could not be read, be it all."""
     views, settings = config.views, nms_settings(config.test.nms)
     # Where a video is one window, the reference suppresses in grid steps, before anything is rounded or cut off.
     one_window = config.window.layout != "sliding"
@@ -137,10 +155,9 @@ def detect(
             stitcher.update(other)
     for unread in team.gather(windows.unread):
         windows.leave_out(unread)
-    say_unread(windows.unread, len(durations), what, team)
     for stitcher in stitchers:
         stitcher.leave_out(windows.unread)  # of some, there are windows that could be read
-    said = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
+    said = {**details, **({"unread": windows.unread} if windows.unread else {})}
     names = list(durations)
     relabel = _relabelling(config, annotations.classes)
     found_by_each = [
@@ -148,10 +165,10 @@ def detect(
         for stitcher, view in zip(stitchers, views, strict=True)
     ]
     if len(views) == 1:
-        return Results({views[0]: found_by_each[0]}, views, found_by_each[0])
+        return Results({views[0]: found_by_each[0]}, views, found_by_each[0], windows.unread)
     first, second = found_by_each
     merged = merge(first, second, method=config.test.merge, settings=settings)
-    return Results({"forward": first, "reverse": second}, views, merged)
+    return Results({"forward": first, "reverse": second}, views, merged, windows.unread)
 
 
 def _relabelling(config: Config, classes: tuple[str, ...]) -> Callable[[str, Candidates], Candidates]:
@@ -219,27 +236,28 @@ def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[P
 
 
 def detect_videos(
-    checkpoint: Checkpoint, videos: Sequence[Path], team: Processes, *, damaged: Damaged = "error"
-) -> Detections:
-    """Detects in video files, in memory bounded by a window, sampled at the rate of the training.
+    checkpoint: Checkpoint, videos: Mapping[str, Path], team: Processes, *, damaged: Damaged = "error"
+) -> tuple[Detections, dict[str, str]]:
+    """Detects in video files, sampled at the rate of the training.
 
-    What the two networks of a pair find is merged.
+    What the two networks of a pair find is merged. Memory is bounded by a window, but for what is found in each: 13
+    bytes a candidate, of which there are at most ``test.candidates`` in a window of each network.
 
     Args:
+        videos: files by name.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
 
+    Returns:
+        the detections of all videos that can be read; and why others cannot, by name.
+
     Raises:
-        FileNotFoundError, ValueError: for a file that is missing or no video, two files of one name, or a detector
-            that takes features.
+        ValueError: the detector takes features.
     """
     config = checkpoint.config
     if config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; give one trained with a backbone")
-    paths = {path.stem: path for path in videos}
-    if len(paths) < len(videos):
-        raise ValueError("two videos have the same name; rename one, or detect in them one after the other")
     source = VideoFiles(
-        paths.__getitem__,
+        videos.__getitem__,
         pixels=config.model.backbone.pixels,
         rate_hz=checkpoint.rate_hz,
         steps=config.window.resized_steps,
@@ -247,13 +265,11 @@ def detect_videos(
         frames_per_step=config.window.frames_per_step,
         damaged=damaged,
     )
+    known, failed = _durations(source, videos, team)
+    if not known:
+        return Detections.from_videos({}, classes=checkpoint.classes), failed
     annotations = Annotations(
-        {
-            name: AnnotatedVideo(
-                name, "detect", float(source.frames(path) / source.index(path).rate), np.zeros((0, 2)), ()
-            )
-            for name, path in paths.items()
-        },
+        {name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ()) for name, duration in known.items()},
         checkpoint.classes,
     )
     if config.window.layout != "resized" and team.is_main:  # there each video has a rate of its own
@@ -262,5 +278,30 @@ def detect_videos(
     network = checkpoint.network().to(team.device)
     # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what
     # the machine that trained had room for, other processes and what they share, this one need not have.
-    config = override_config(config, ["test.video_scores=null", "test.bad_videos=error", "test.workers=0"])
-    return detect(network, annotations, source, config, team, what="detecting").merged
+    config = override_config(config, ["test.video_scores=null", "test.bad_videos=skip", "test.workers=0"])
+    results = _detect(network, annotations, source, config, team, details={}, what="detecting")
+    found, failed = results.merged, failed | results.unread
+    of_each = {name: found.of_video(name) for name in known if name not in failed}
+    detections = Detections.from_videos(
+        {name: (one.segments, one.scores, one.labels) for name, one in of_each.items()},
+        classes=found.classes,
+        durations_s={name: known[name] for name in of_each},
+        details=found.details | ({"unread": failed} if failed else {}),
+    )
+    return detections, failed
+
+
+def _durations(
+    source: VideoFiles, videos: Mapping[str, Path], team: Processes
+) -> tuple[dict[str, float], dict[str, str]]:
+    """How many seconds videos last, which reads each file through; and why others cannot be read, by name."""
+    known: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, path in track(videos.items(), "reading through", len(videos), show=team.is_main):
+        try:
+            known[name] = float(source.frames(path) / source.index(path).rate)
+        except (OSError, ValueError) as error:
+            failed[name] = str(error)
+    for others in team.gather(failed):  # all processes must share out the same windows
+        failed |= others
+    return {name: duration for name, duration in known.items() if name not in failed}, failed

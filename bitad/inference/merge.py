@@ -22,7 +22,14 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 _LEAST_WEIGHT = 1e-100
 
 
-def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSettings | None = None) -> Detections:
+def merge(
+    a: Detections,
+    b: Detections,
+    *,
+    method: MergeMethod,
+    settings: NmsSettings | None = None,
+    names: tuple[str, str] = ("the first set", "the second set"),
+) -> Detections:
     """Merge two sets of detections of the same videos; the result is by video, best first.
 
     * "soft-nms": the union of both, through ``nms`` with these settings.
@@ -44,11 +51,14 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
 
     Args:
         settings: ``NmsSettings()`` if not given.
+        names: what errors call the two sets: their files, for example.
 
     Raises:
-        ValueError: the sets are on different clocks, of different videos or classes, or disagree about a duration.
+        ValueError: the sets are on different clocks, of different videos or classes, or disagree about a duration; a
+            score is negative, or the scores of only one set go beyond 1.
     """
     settings = settings or NmsSettings()
+    _require_scores((a, b), names)
     if different := sorted(set(a.videos) ^ set(b.videos)):
         raise ValueError(
             f"{len(different)} of the videos are in only one of the two sets of detections: {named(different)}; both "
@@ -63,6 +73,24 @@ def merge(a: Detections, b: Detections, *, method: MergeMethod, settings: NmsSet
             return _best(_fused_pairs(union, len(a), settings.iou_threshold, method), settings)
         case _:
             raise ValueError(f"merging method {method!r} is not one of {', '.join(get_args(MergeMethod))}")
+
+
+def _require_scores(sets: tuple[Detections, Detections], names: tuple[str, str]) -> None:
+    """Refuses scores that no method can weigh: negative ones, and those on another scale than the other set's."""
+    for found, name in zip(sets, names, strict=True):
+        if (found.scores < 0).any():
+            row = int(found.scores.argmin())
+            raise ValueError(
+                f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()} has score "
+                f"{found.scores[row]:g}; scores must not be negative: turn logits into scores by a sigmoid"
+            )
+    highest = [float(found.scores.max(initial=0.0)) for found in sets]
+    if min(highest) <= 1 < max(highest) and min(highest) > 0:
+        high = int(highest[1] > highest[0])
+        raise ValueError(
+            f"{names[high]}: scores up to {highest[high]:g}, and {names[1 - high]} up to {highest[1 - high]:g}: they "
+            "are on different scales; bring both to 0 to 1 (by a sigmoid of logits, or by dividing percentages by 100)"
+        )
 
 
 def _through_nms(union: Detections, settings: NmsSettings) -> Detections:

@@ -25,6 +25,9 @@ _GONE = -1.0
 # Rounds after which the candidates still in the competition are squeezed together, at least.
 _MIN_ROUNDS = 16
 
+# Classes are treated side by side in tables of at most so many cells, or one class in a table of its own.
+_CELLS_AT_ONCE = 2**18
+
 
 @dataclass(frozen=True)
 class NmsSettings:
@@ -91,6 +94,33 @@ def nms(
         raise ValueError(
             f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape} must be [n, 2], [n] and [n]"
         )
+    check_candidates(segments, scores)
+    kept, kept_scores = keep(segments, scores, labels, settings)
+    kept_segments = segments[kept]
+    if settings.voting_threshold > 0 and not settings.multiclass:
+        kept_segments = voted(kept_segments, segments, scores, settings.voting_threshold)
+    return kept_segments, kept_scores, labels[kept]
+
+
+def keep(
+    segments: NDArray[np.float64], scores: NDArray[np.float64], labels: NDArray[np.int64], settings: NmsSettings
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows that :func:`nms` keeps of candidates without defects, and their final scores, best first."""
+    hard_floor = settings.min_score if not settings.soft else None
+    candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
+    groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
+    kept, kept_scores = _select_by_group(segments[candidates], scores[candidates], groups, settings)
+    kept = candidates[kept]
+    best = np.lexsort((kept, -kept_scores))[: settings.max_segments]
+    return kept[best], kept_scores[best]
+
+
+def check_candidates(segments: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+    """Refuse candidates ``[n, 2]`` and ``[n]`` that cannot be suppressed.
+
+    Raises:
+        ValueError: a number that is not finite, a segment that ends before it starts, a negative score.
+    """
     # Written so that NaN fails too.
     sound = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
     if not sound.all():
@@ -99,17 +129,6 @@ def nms(
             f"segment {segments[row].tolist()} with score {scores[row]}: a segment's end must not be before its start, "
             "its score not negative, and all finite"
         )
-    hard_floor = settings.min_score if not settings.soft else None
-    candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
-    groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
-    kept, kept_scores = _select(segments[candidates], scores[candidates], rows_by_group(groups), settings)
-    kept = candidates[kept]
-    best = np.lexsort((kept, -kept_scores))[: settings.max_segments]
-    kept, kept_scores = kept[best], kept_scores[best]
-    kept_segments = segments[kept]
-    if settings.voting_threshold > 0 and not settings.multiclass:
-        kept_segments = _voted(kept_segments, segments, scores, settings.voting_threshold)
-    return kept_segments, kept_scores, labels[kept]
 
 
 def rows_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -119,6 +138,29 @@ def rows_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     table = np.full((len(first), count.max(initial=0)), -1)
     table[np.repeat(np.arange(len(first)), count), np.arange(len(groups)) - np.repeat(first, count)] = order
     return table
+
+
+def _select_by_group(
+    segments: NDArray[np.float64], scores: NDArray[np.float64], groups: NDArray[np.int64], settings: NmsSettings
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The kept rows and their final scores, in no particular order.
+
+    Groups do not compete, so they may be treated in any number of tables. A table is as wide as its largest group:
+    groups of like sizes share one, since a few large ones among many small ones would mostly be padding.
+    """
+    _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
+    by_size = np.argsort(-count, kind="stable")
+    kept, first = [(np.empty(0, np.int64), np.empty(0))], 0
+    while first < len(by_size):
+        width = count[by_size[first]]
+        like = int(np.searchsorted(-count[by_size], -width / 2, side="right")) - first
+        chosen = np.zeros(len(count), np.bool_)
+        chosen[by_size[first : first + max(1, min(like, _CELLS_AT_ONCE // width))]] = True
+        rows = np.flatnonzero(chosen[group])
+        found, final = _select(segments[rows], scores[rows], rows_by_group(groups[rows]), settings)
+        kept.append((rows[found], final))
+        first += int(chosen.sum())
+    return np.concatenate([found for found, _ in kept]), np.concatenate([final for _, final in kept])
 
 
 def _select(
@@ -208,7 +250,7 @@ def _weakened(left: NDArray[np.float64], iou: NDArray[np.float64], settings: Nms
     return np.where((left < 0) | (weakened < (settings.min_score or 0.0)), _GONE, weakened)
 
 
-def _voted(
+def voted(
     kept: NDArray[np.float64], segments: NDArray[np.float64], scores: NDArray[np.float64], threshold: float
 ) -> NDArray[np.float64]:
     """Each kept segment as the score-weighted mean of all segments with that tIoU to it; itself where there are none

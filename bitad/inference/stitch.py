@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitad.data.detections import Detections
+from bitad.data.overlap import tiou_pairs
 from bitad.inference.decode import Candidates
-from bitad.inference.nms import NmsSettings, nms
+from bitad.inference.nms import NmsSettings, check_candidates, keep, nms, voted
 from bitad.timeline import Grid
 
 # OpenTAD rounds before the suppression and after it; published numbers were made so.
 SECONDS_DECIMALS = 2
 SCORE_DECIMALS = 4
+
+# How many candidates the suppression tries at first, for each segment that it is to keep.
+_TRIED_AT_FIRST = 8
 
 
 def to_seconds(
@@ -41,14 +47,80 @@ def stitch(windows: Sequence[Candidates], settings: NmsSettings | None, *, round
 
     Args:
         windows: in seconds on the video's clock, see :func:`to_seconds`. Of equal scores the first window's wins.
+            They are gone over several times, and may be computed each time.
         settings: of the suppression; None keeps everything.
         rounding: of the result, as in :func:`to_seconds`.
+
+    Raises:
+        ValueError: as :func:`~bitad.inference.nms.nms`.
     """
-    segments = np.concatenate([np.empty((0, 2)), *(window.segments for window in windows)])
-    scores = np.concatenate([np.empty(0), *(window.scores for window in windows)])
-    labels = np.concatenate([np.empty(0, np.int64), *(window.labels for window in windows)])
-    merged = suppressed(Candidates(segments, scores, labels), settings)
+    merged = suppressed(_joined(windows), None) if settings is None else _best(windows, settings)
     return _rounded(merged) if rounding else merged
+
+
+def _best(windows: Sequence[Candidates], settings: NmsSettings) -> Candidates:
+    """What :func:`~bitad.inference.nms.nms` leaves of the candidates of all windows, from as few as that takes.
+
+    The suppression lowers scores and never raises one, and of equal scores takes the first. So candidates that come
+    after the last one kept, by score and then by their order, have no part in the result. The best are tried first,
+    then more of them, until what is kept comes before all that was left out. How many that takes depends on
+    ``max_segments``, hardly on the length of the video; and so does the memory.
+    """
+    count = _TRIED_AT_FIRST * settings.max_segments
+    while True:
+        floor, ties = _least_of_best(windows, count)
+        tried = _joined(windows, floor, ties)
+        kept, scores = keep(tried.segments, tried.scores, tried.labels, settings)
+        if floor == -np.inf:
+            break
+        last = np.flatnonzero(tried.scores == floor)[-1]  # none of those left out comes before it
+        if len(kept) == settings.max_segments and ((scores > floor) | (scores == floor) & (kept <= last)).all():
+            break
+        count *= 4
+    best = Candidates(tried.segments[kept], scores, tried.labels[kept])
+    if settings.voting_threshold > 0 and not settings.multiclass:
+        threshold = settings.voting_threshold
+        voters = _joined([_voters(window, best, threshold) for window in windows])
+        best = replace(best, segments=voted(best.segments, voters.segments, voters.scores, threshold))
+    return best
+
+
+def _least_of_best(windows: Sequence[Candidates], count: int) -> tuple[float, int]:
+    """The least score of the ``count`` best candidates, and how many of them have it; minus infinity and 0 where there
+    are no more candidates than those."""
+    best, total = np.empty(0), 0
+    for window in windows:
+        check_candidates(window.segments, window.scores)
+        best, total = np.concatenate((best, window.scores)), total + len(window)
+        if len(best) > 2 * count:
+            best = np.partition(best, len(best) - count)[-count:]
+    if total <= count:
+        return -np.inf, 0
+    best = np.partition(best, len(best) - count)[-count:]
+    return float(best[0]), int((best == best[0]).sum())
+
+
+def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
+    """The candidates of a window that have a tIoU of at least this to a kept segment."""
+    one_group = np.zeros(max(len(window), len(kept)), np.int64)
+    rows, _, _ = tiou_pairs(one_group[: len(window)], window.segments, one_group[: len(kept)], kept.segments, threshold)
+    return window.take(np.unique(rows))
+
+
+def _joined(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
+    """The candidates of all windows that score more than ``floor``, and the first ``ties`` of those that score it."""
+    parts = []
+    for window in windows:
+        chosen = window.scores > floor
+        equal = np.flatnonzero(window.scores == floor)[:ties]
+        chosen[equal] = True
+        ties -= len(equal)
+        parts.append(window.take(chosen))
+    return Candidates(
+        np.concatenate([np.empty((0, 2)), *(part.segments for part in parts)]),
+        np.concatenate([np.empty(0), *(part.scores for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.labels for part in parts)]),
+    )
 
 
 def suppressed(candidates: Candidates, settings: NmsSettings | None) -> Candidates:
@@ -57,6 +129,59 @@ def suppressed(candidates: Candidates, settings: NmsSettings | None) -> Candidat
         return Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
     order = np.argsort(-candidates.scores, kind="stable")
     return Candidates(candidates.segments[order], candidates.scores[order], candidates.labels[order])
+
+
+class _Window(NamedTuple):
+    """The candidates of one window as the network gives them, and what brings them to seconds.
+
+    They are kept in the smallest types that hold them exactly: 13 bytes a candidate, and 32 once in seconds.
+    """
+
+    candidates: Candidates
+    grid: Grid
+    reverse_view: bool
+
+    @classmethod
+    def of(cls, candidates: Candidates, grid: Grid, *, reverse_view: bool) -> _Window:
+        labels = candidates.labels
+        packed = Candidates(
+            _in_single_precision(candidates.segments),
+            _in_single_precision(candidates.scores),
+            labels.astype(np.min_scalar_type(labels.max(initial=0))),
+        )
+        return cls(packed, grid, reverse_view)
+
+    def unpacked(self) -> Candidates:
+        segments, scores, labels = self.candidates.segments, self.candidates.scores, self.candidates.labels
+        return Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
+
+
+def _in_single_precision(values: NDArray[Any]) -> NDArray[Any]:
+    """Values in single precision, a copy; as they are where they would change."""
+    single = values.astype(np.float32)
+    return single if np.array_equal(single, values) else values
+
+
+class _InSeconds(Sequence[Candidates]):
+    """The windows of a video, each brought to seconds when it is asked for."""
+
+    def __init__(self, windows: Sequence[_Window], duration_s: float, *, rounding: bool) -> None:
+        self.windows, self.duration_s, self.rounding = windows, duration_s, rounding
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @overload
+    def __getitem__(self, item: int) -> Candidates: ...
+    @overload
+    def __getitem__(self, item: slice) -> _InSeconds: ...
+    def __getitem__(self, item: int | slice) -> Candidates | _InSeconds:
+        if isinstance(item, slice):
+            return _InSeconds(self.windows[item], self.duration_s, rounding=self.rounding)
+        window = self.windows[item]
+        return to_seconds(
+            window.unpacked(), window.grid, self.duration_s, reverse_view=window.reverse_view, rounding=self.rounding
+        )
 
 
 class Stitcher:
@@ -72,15 +197,15 @@ class Stitcher:
 
     def __init__(self, settings: NmsSettings | None, *, rounding: bool = True) -> None:
         self.settings, self.rounding = settings, rounding
-        self.windows: dict[str, dict[float, Candidates]] = {}  # of a video, by their first frame
+        self.windows: dict[str, dict[float, _Window]] = {}  # of a video, by their first frame
         self.durations_s: dict[str, float] = {}
 
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
         """Takes in the candidates of one window; arguments as in :func:`to_seconds`."""
-        moved = to_seconds(candidates, grid, duration_s, reverse_view=reverse_view, rounding=self.rounding)
-        self.windows.setdefault(video, {})[grid.first_frame] = moved
+        window = _Window.of(candidates, grid, reverse_view=reverse_view)
+        self.windows.setdefault(video, {})[grid.first_frame] = window
         self.durations_s[video] = duration_s
 
     def update(self, other: Stitcher) -> None:
@@ -97,7 +222,9 @@ class Stitcher:
     def video(self, name: str) -> Candidates:
         """One video's detections, best first; none if no window of it was taken in."""
         windows = self.windows.get(name, {})
-        return stitch([windows[frame] for frame in sorted(windows)], self.settings, rounding=self.rounding)
+        in_order = [windows[frame] for frame in sorted(windows)]
+        in_seconds = _InSeconds(in_order, self.durations_s.get(name, 0.0), rounding=self.rounding)
+        return stitch(in_seconds, self.settings, rounding=self.rounding)
 
     def detections(
         self,

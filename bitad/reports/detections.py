@@ -2,47 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bitad.data.detections import Detections, write_detections
-from bitad.reports.page import PageVideo, Track, write_page
+import bitad
+from bitad.data.detections import Detections, named, read_detections, write_detections
+from bitad.outputs import check_apart, check_folder
+from bitad.progress import following
+from bitad.reports.page import PageVideo, Track, is_own_page, write_page
 from bitad.reports.subtitles import write_srt
+from bitad.video.damage import Damaged
 from bitad.video.preview import write_preview
 
+# What a report says of itself in detections.json.
+_MADE_BY = "made_by"
+_DETECT = "bitad detect"
 
-def write_detection_report(out: Path, detections: Detections, videos: Sequence[Path], *, min_score: float) -> Path:
-    """Writes ``out``/detections.json, a ``.srt`` and an H.264 preview a video, and the page ``out``/index.html.
 
-    Browsers do not play every file that FFmpeg reads (no MPEG-4 AVI, say): the page shows previews.
+def check_detection_report(
+    out: Path,
+    videos: Mapping[str, Path],
+    *,
+    min_score: float,
+    overwrite: bool = False,
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Refuse, before anything is detected, what :func:`write_detection_report` could not or should not write.
 
     Args:
-        detections: on the forward clock; of videos named as the files.
-        videos: the files.
+        out: the folder to write to.
+        videos: the files, by name.
+        min_score: of subtitles and page.
+        overwrite: whether the files of an earlier report may be replaced. Other files never are.
+        inputs: other files that are read.
+
+    Raises:
+        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` cannot be written to, or a file to be written is
+            there already.
+    """
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"--min-score {min_score}: give a score from 0 to 1")
+    check_folder(out)
+    check_folder(_media(out))
+    planned = _files(out, videos)
+    check_apart(planned, [*videos.values(), *inputs])
+    there = [path for path in planned if os.path.lexists(path)]
+    if there and not overwrite:
+        raise ValueError(
+            f"{named(list(map(str, there)), most=1)} would be overwritten; give another --out, or replace what an "
+            "earlier `bitad detect` has written there with --overwrite"
+        )
+    own = _earlier_files(out)
+    if foreign := [path for path in there if path not in own]:
+        raise ValueError(f"{foreign[0]} was not written by `bitad detect` and is not overwritten; give another --out")
+
+
+def write_detection_report(
+    out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: Damaged = "error"
+) -> tuple[Path, dict[str, str]]:
+    """Writes ``out``/detections.json, a ``.srt`` and an H.264 preview a video, and the page ``out``/index.html.
+
+    Browsers do not play every file that FFmpeg reads (no MPEG-4 AVI, say): the page shows previews. One that cannot be
+    made costs no detections: the page is without it. What else an earlier report has written there is removed.
+
+    Args:
+        detections: on the forward clock.
+        videos: the files of the detections' videos, by name.
         min_score: least score of the subtitles, and of the page at first.
+        damaged: what to do about frames of a preview that cannot be decoded.
 
     Returns:
-        the page.
+        the page; and, by the name of the video, why it has no preview.
     """
-    write_detections(detections, out / "detections.json")
-    shown = []
-    for path in videos:
-        found = detections.of_video(path.stem)
+    earlier = _earlier_files(out)
+    details = {_MADE_BY: _DETECT, "version": bitad.__version__} | detections.details
+    write_detections(replace(detections, details=details), out / "detections.json")
+    tracks = {}
+    for name in detections.videos:
+        found = detections.of_video(name)
         labels = [detections.classes[label] for label in found.labels]
-        write_srt(out / f"{path.stem}.srt", found.segments, labels, found.scores, min_score=min_score)
-        preview = out / "media" / f"{path.stem}.mp4"
-        write_preview(path, preview)
-        track = Track("Detections", "detection", found.segments, labels, found.scores)
-        shown.append(PageVideo(path.stem, f"media/{preview.name}", detections.durations_s[path.stem], [track]))
-    page = out / "index.html"
+        write_srt(_subtitles(out, name), found.segments, labels, found.scores, min_score=min_score)
+        tracks[name] = Track("Detections", "detection", found.segments, labels, found.scores)
+    without = dict(_write_previews(out, detections.videos, videos, damaged))
+    page = _page(out)
     best = float(np.max(detections.scores, initial=0.0))
     write_page(
         page,
         title="Detected actions",
         introduction=f"Looked for: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}.",
-        videos=shown,
+        videos=[
+            PageVideo(
+                name,
+                None if name in without else _preview(out, name).relative_to(out).as_posix(),
+                detections.durations_s[name],
+                [track],
+            )
+            for name, track in tracks.items()
+        ],
         min_score=min_score,
     )
-    return page
+    for path in set(earlier) - set(_files(out, set(detections.videos) - without.keys())):
+        path.unlink()
+    return page, without
+
+
+def _write_previews(
+    out: Path, names: Iterable[str], videos: Mapping[str, Path], damaged: Damaged
+) -> Iterator[tuple[str, str]]:
+    """Writes previews; which videos have none, and why."""
+    for name in names:
+        try:
+            with following(f"preview of {name}") as on_progress:
+                write_preview(videos[name], _preview(out, name), damaged=damaged, on_progress=on_progress)
+        except (OSError, ValueError) as error:
+            yield name, str(error)
+
+
+def _earlier_files(out: Path) -> list[Path]:
+    """The files of the report in a folder; none where there is no report."""
+    try:
+        found = read_detections(out / "detections.json")
+    except (OSError, ValueError):
+        return []
+    if found.details.get(_MADE_BY) != _DETECT:
+        return []
+    # The file may be anyone's: it names nothing outside its folder, nor a page that is not ours.
+    names = [name for name in found.videos if name == Path(name).name]
+    return [path for path in _files(out, names) if path.is_file() and (path != _page(out) or is_own_page(path))]
+
+
+def _files(out: Path, names: Iterable[str]) -> list[Path]:
+    """The files of a report on these videos."""
+    of_videos = [path for name in names for path in (_subtitles(out, name), _preview(out, name))]
+    return [out / "detections.json", _page(out), *of_videos]
+
+
+def _page(out: Path) -> Path:
+    return out / "index.html"
+
+
+def _subtitles(out: Path, name: str) -> Path:
+    return out / f"{name}.srt"
+
+
+def _media(out: Path) -> Path:
+    return out / "media"
+
+
+def _preview(out: Path, name: str) -> Path:
+    return _media(out) / f"{name}.mp4"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,6 +144,25 @@ def write_page(
     )
     with replacing(path) as partial_file:
         partial_file.write_text(page, encoding="utf-8")
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether a file is a page that BiTAD has written."""
+    try:
+        with path.open("rb") as file:
+            return b'<meta name="generator" content="BiTAD' in file.read(1000)
+    except OSError:
+        return False
+
+
+def check_page(path: Path) -> None:
+    """Refuse a place for a page at which there is something else than a page of BiTAD, which may be replaced.
+
+    Raises:
+        ValueError: there is.
+    """
+    if os.path.lexists(path) and not is_own_page(path):
+        raise ValueError(f"{path} was not written by BiTAD and is not overwritten; give another folder")
 
 
 def _part(name: str) -> str:

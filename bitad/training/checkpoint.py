@@ -26,6 +26,7 @@ from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.weight_files import OURS, read_weights, weights_path, write_safetensors
 from bitad.models.weights import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
+from bitad.outputs import check_apart
 
 FORMAT = f"{OURS} 3"
 _READ = (FORMAT, f"{OURS} 2")  # the latter leaves nothing out
@@ -340,10 +341,12 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
         config: of a detector that brings none, and then it goes into the file; of a backbone, what it is to fit.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_checkpoint`; the weights do not fit the configuration.
+        FileNotFoundError, ValueError: as :func:`load_checkpoint`; the weights do not fit the configuration; ``out`` is
+            ``path``.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
+    check_apart([out], [path])
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":
         checkpoint = load_checkpoint(path, config)

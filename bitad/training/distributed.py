@@ -99,10 +99,14 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     try:
         chosen = torch.device("cuda", local) if device == "cuda" else torch.device(device)
     except RuntimeError:
-        raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device} was asked for, but PyTorch sees no GPU; use --device cpu")
+        if chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
+            raise ValueError(f"device {chosen} was asked for, but PyTorch sees {count} GPUs; they count from cuda:0")
         torch.cuda.set_device(chosen)
     if world == 1:
         yield Processes(rank, world, chosen)

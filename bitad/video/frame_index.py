@@ -5,6 +5,8 @@ This module does not import torch.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -70,9 +72,8 @@ class FrameIndex:
         return None if time is None else self._numbers.get(time)
 
     @cached_property
-    def _numbers(self) -> dict[int, int]:
-        """Each frame by its time in ticks: asked for every packet and picture, for which a search takes too long."""
-        return {} if self.times is None else dict(zip(self.times.tolist(), range(self.frames), strict=True))
+    def _numbers(self) -> _Numbers:
+        return _Numbers(np.empty(0, np.int64) if self.times is None else self.times)
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
@@ -96,3 +97,18 @@ class FrameIndex:
             keyframe = later[ranks[later].argmin()]
             spoilt &= (ranks < ranks[keyframe]) | (np.arange(self.frames) < keyframe)
         return spoilt
+
+
+class _Numbers:
+    """Each frame by its time in ticks: asked for every packet and picture, for which a search by numpy takes too long.
+
+    Args:
+        times: int64 ``[frames]``, ascending.
+    """
+
+    def __init__(self, times: NDArray[np.int64]) -> None:
+        self._times = array("q", times.tobytes())  # 8 bytes a frame; a dict takes about 100
+
+    def get(self, time: int) -> int | None:
+        number = bisect_left(self._times, time)
+        return number if number < len(self._times) and self._times[number] == time else None

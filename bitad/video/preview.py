@@ -15,23 +15,33 @@ import av
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from bitad.files import replacing
+from bitad.video.damage import Damaged
 from bitad.video.reader import VideoInfo, VideoReader, probe
+from bitad.video.reverse import Progress
 from bitad.video.writer import write_pictures
 
 
 def write_preview(
-    src: str | Path, dst: str | Path, *, max_height: int = 240, max_fps: Fraction | float = 15
+    src: str | Path,
+    dst: str | Path,
+    *,
+    max_height: int = 240,
+    max_fps: Fraction | float = 15,
+    damaged: Damaged = "error",
+    on_progress: Progress | None = None,
 ) -> VideoInfo:
     """Write a small H.264 mp4 of a video, without sound and of the same duration; what was written.
 
-    Pictures are decoded, scaled and encoded one at a time, so memory does not grow with the video. A file that browsers
-    play already and that is small enough is copied as it is.
+    Pictures are decoded, scaled and encoded one at a time, so memory does not grow with the video. A whole file that
+    browsers play already and that is small enough is copied as it is.
 
     Args:
         src: any video that FFmpeg reads.
         dst: the preview, an ``.mp4``.
         max_height: pixels; a higher video is scaled down, keeping its proportions.
         max_fps: frames a second; a faster video loses frames, evenly.
+        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        on_progress: called after each picture with the number of pictures done and in all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,16 +52,17 @@ def write_preview(
         raise ValueError(f"{dst}: the preview would replace its source; name another file")
     if dst.suffix.lower() != ".mp4":
         raise ValueError(f"{dst}: a preview is an .mp4 file")
-    with VideoReader(src) as reader:
+    with VideoReader(src, damaged=damaged) as reader:
         rate, limit = reader.index.rate, Fraction(max_fps).limit_denominator(1001)
-        if _browsers_play(reader.info) and reader.info.height <= max_height and rate <= limit:
+        small = reader.info.height <= max_height and rate <= limit
+        if small and not reader.index.lost and _browsers_play(reader.info):
             with replacing(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
             shown = min(rate, limit)
             write_pictures(
                 dst,
-                _pictures(reader, shown, max_height),
+                _pictures(reader, shown, max_height, on_progress),
                 rate=shown,
                 crf=28,
                 preset="veryfast",
@@ -66,14 +77,17 @@ def _browsers_play(info: VideoInfo) -> bool:
     return info.codec == "h264" and info.pixel_format == "yuv420p" and "mp4" in info.container.split(",")
 
 
-def _pictures(reader: VideoReader, rate: Fraction, max_height: int) -> Iterator[av.VideoFrame]:
+def _pictures(
+    reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
+) -> Iterator[av.VideoFrame]:
     """The video's pictures at another rate, none higher than ``max_height``, as browsers decode them."""
     info, reformatter = reader.info, VideoReformatter()
     scale = min(Fraction(1), Fraction(max_height, info.height))
     # 4:2:0 halves both sides, so both must be even.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))
     step = reader.index.rate / rate
-    for picture in reader.pictures(int(number * step) for number in range(ceil(info.frames / step))):
+    count = ceil(info.frames / step)
+    for done, picture in enumerate(reader.pictures(int(number * step) for number in range(count)), start=1):
         yield reformatter.reformat(
             picture,
             height=height,
@@ -83,3 +97,5 @@ def _pictures(reader: VideoReader, rate: Fraction, max_height: int) -> Iterator[
             dst_color_range=ColorRange.MPEG,
             threads=1,
         )
+        if on_progress is not None:
+            on_progress(done, count)

@@ -10,11 +10,10 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, islice
@@ -28,7 +27,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from bitad.files import replacing
+from bitad.files import remove_leftovers, replacing
 from bitad.identity import FileIdentity, sha256_of
 from bitad.video.damage import Damaged, require_whole
 from bitad.video.files import list_videos, require_video_file
@@ -37,6 +36,7 @@ from bitad.video.origin import Origin
 from bitad.video.reader import VideoReader, probe
 from bitad.video.twins import twin_defect
 from bitad.video.writer import H264_CONTAINERS, add_h264_stream, open_h264
+from bitad.workers import in_processes
 
 # Called with how much is done and how much there is.
 Progress = Callable[[int, int], None]
@@ -182,24 +182,22 @@ def reverse_folder(
     skipped: list[str] = []
     repeated: dict[str, int] = {}
     failed: dict[str, str] = {}
-    # A fresh interpreter for each worker: forked copies of a process with threads may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = {pool.submit(_reverse_unless_done, path, targets[path], crf, damaged): path.name for path in mine}
-        for finished, future in enumerate(as_completed(futures), start=1):
-            name, error = futures[future], future.exception()
-            if error is not None:
-                failed[name] = str(error) or type(error).__name__
-            elif (result := future.result()) is None:
+    for folder in {dst, *(target.parent for target in targets.values())}:
+        remove_leftovers(folder)
+    jobs = [(path, targets[path], crf, damaged) for path in mine]
+    with closing(in_processes(_reverse_unless_done, jobs, workers=workers)) as results:
+        for finished, (number, result) in enumerate(results, start=1):
+            name = mine[number].name
+            if isinstance(result, Exception):
+                failed[name] = str(result) or type(result).__name__
+            elif result is None:
                 skipped.append(name)
             else:
                 done.append(name)
                 if result.repeated:
                     repeated[name] = result.repeated
             if on_progress is not None:
-                on_progress(finished, len(futures))
-    finally:
-        pool.shutdown(cancel_futures=True)
+                on_progress(finished, len(jobs))
     again = tuple(name for name in done if name in earlier)
     unrecorded = tuple(path.name for path in mine if path.name in skipped and Origin.read(targets[path]) is None)
     return ReverseReport.together([ReverseReport(tuple(done), tuple(skipped), failed, repeated, again, unrecorded)])

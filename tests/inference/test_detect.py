@@ -359,7 +359,8 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     config = config_of(videos)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
     file = videos.parent / "videos" / "test_0.mp4"
-    found = detect_videos(checkpoint, [file], ALONE)
+    found, failed = detect_videos(checkpoint, {"test_0": file}, ALONE)
+    assert failed == {}
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert found.videos == tested.videos == ("test_0",)
     assert len(found) > 0
@@ -371,7 +372,7 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
 def test_a_pair_detects_in_videos_what_it_finds_in_testing_merged(videos: Path) -> None:
     config = config_of(videos, "experiment=2x", *INIT)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
-    found = detect_videos(checkpoint, [videos.parent / "videos" / "test_0.mp4"], ALONE)
+    found, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert len(found) > 0
     np.testing.assert_array_equal(found.segments, tested.segments)
@@ -383,28 +384,13 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     checkpoint = checkpoint_of(config_of(videos), rate_hz=FPS / 2)
     frames = [numbered_picture(i // 2) for i in range(150)]
     write_video(tmp_path / "fast.mp4", frames, fps=2 * FPS, crf=12)
-    slow = detect_videos(checkpoint, [videos.parent / "videos" / "test_0.mp4"], ALONE)
-    fast = detect_videos(checkpoint, [tmp_path / "fast.mp4"], ALONE)
+    slow, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
+    fast, _ = detect_videos(checkpoint, {"fast": tmp_path / "fast.mp4"}, ALONE)
     assert fast.durations_s["fast"] == pytest.approx(slow.durations_s["test_0"])
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
     source = VideoFiles({"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, rate_hz=checkpoint.rate_hz)
     assert source.timebase(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
-
-
-def test_two_videos_of_one_name_are_refused(videos: Path, tmp_path: Path) -> None:
-    file = videos.parent / "videos" / "test_0.mp4"
-    with pytest.raises(ValueError, match="same name"):
-        detect_videos(checkpoint_of(config_of(videos)), [file, tmp_path / "test_0.avi"], ALONE)
-
-
-def test_a_missing_video_and_one_that_is_none_are_refused(videos: Path, tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(config_of(videos))
-    with pytest.raises(FileNotFoundError, match=r"none\.mp4"):
-        detect_videos(checkpoint, [tmp_path / "none.mp4"], ALONE)
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"text\.mp4"):
-        detect_videos(checkpoint, [tmp_path / "text.mp4"], ALONE)
 
 
 def scores_of_videos(path: Path, truth: Annotations) -> Path:

@@ -1,6 +1,7 @@
 """Suppression: recorded cases, a slow reference, and the laws it must keep."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -143,6 +144,22 @@ def test_classes_apart_are_classes_one_after_the_other(found, how):
     for c, part in enumerate(alone):
         for a, b in zip(part, together, strict=True):
             np.testing.assert_array_equal(a, b[together[2] == c])
+
+
+def test_many_rare_classes_beside_a_frequent_one_take_little_memory():
+    rare, often = 500, 20_000
+    rng = np.random.default_rng(0)
+    start = rng.uniform(0, 5000, rare + often)
+    segments = np.stack([start, start + rng.uniform(1, 9, len(start))], axis=1)
+    labels = np.concatenate([np.arange(1, rare + 1), np.zeros(often, np.int64)])
+    tracemalloc.start()
+    try:
+        kept, _, _ = nms(segments, rng.random(len(start)), labels, NmsSettings(max_segments=200))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == 200
+    assert peak < 500 * len(start)  # one table of them all has a cell of 8 bytes for each candidate and class
 
 
 # Equal scores

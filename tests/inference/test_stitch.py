@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.inference import stitch as stitching
 from bitad.inference.decode import Candidates
 from bitad.inference.nms import NmsSettings, nms
 from bitad.inference.stitch import Stitcher, stitch, to_seconds
@@ -62,6 +67,90 @@ def test_there_is_one_suppression_over_all_windows_of_rounded_values() -> None:
     exact = stitch(windows, SOFT, rounding=False)
     assert exact.scores.tolist() == scores.tolist()
     assert exact.scores.tolist() != found.scores.tolist()
+
+
+ways = st.builds(
+    NmsSettings,
+    soft=st.booleans(),
+    method=st.sampled_from(["gaussian", "linear", "vanilla"]),
+    sigma=st.sampled_from([0.1, 0.7]),
+    iou_threshold=st.sampled_from([0.1, 0.5]),
+    max_segments=st.sampled_from([1, 4, 60, 2000]),
+    multiclass=st.booleans(),
+    voting_threshold=st.sampled_from([0.0, 0.3, 0.7]),
+    min_score=st.sampled_from([None, 0.2]),
+)
+
+
+@given(seed=st.integers(0, 1000), windows=st.integers(0, 8), kinds=st.sampled_from([1, 2, 100]), how=ways)
+@settings(deadline=None, max_examples=120)
+def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
+    seed: int, windows: int, kinds: int, how: NmsSettings
+) -> None:
+    parts = [to_seconds(candidates_of(seed + i, 60), grid_of(i), DURATION_S) for i in range(windows)]
+    parts = [replace(part, scores=np.ceil(part.scores * kinds) / kinds) for part in parts]
+    plain = nms(
+        np.concatenate([np.empty((0, 2)), *(part.segments for part in parts)]),
+        np.concatenate([np.empty(0), *(part.scores for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.labels for part in parts)]),
+        how,
+    )
+    with mock.patch.object(stitching, "_TRIED_AT_FIRST", 1):  # so that few are soon too few
+        found = stitch(parts, how, rounding=False)
+    for column, expected in zip((found.segments, found.scores, found.labels), plain, strict=True):
+        np.testing.assert_array_equal(column, expected)
+
+
+def film(windows: int, *, voting: float = 0.0, equal: bool = False) -> Stitcher:
+    """Windows that each see actions of their own and say much else that scores little."""
+    stitcher = Stitcher(NmsSettings(max_segments=500, multiclass=not voting, voting_threshold=voting))
+    rng = np.random.default_rng(0)
+    for window in range(windows):
+        start = rng.uniform(0, 40, 2000)
+        segments = np.column_stack((start, start + rng.uniform(0.5, 10, 2000))).astype(np.float32)
+        scores = np.full(2000, 0.01) if equal else rng.beta(0.3, 6, 2000).astype(np.float32)
+        seen = Candidates(segments.astype(np.float64), scores.astype(np.float64), rng.integers(0, 20, 2000))
+        stitcher.add("film", seen, grid_of(window), 1e6)
+    return stitcher
+
+
+@pytest.mark.parametrize(("voting", "equal"), [(0.0, False), (0.7, False), (0.0, True)])
+def test_suppression_takes_no_more_memory_for_a_film_twelve_times_as_long(voting: float, equal: bool) -> None:
+    def peak(windows: int) -> int:
+        stitcher = film(windows, voting=voting, equal=equal)
+        tracemalloc.start()
+        try:
+            assert len(stitcher.video("film")) == 500
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is imported and cached once
+    assert peak(120) < 1.15 * peak(10)
+
+
+def test_a_window_is_kept_in_few_bytes_and_comes_out_exactly() -> None:
+    tracemalloc.start()
+    stitcher = film(50)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 15 * 2000 * 50
+    exact = candidates_of(3)  # in double precision, as after a suppression in grid steps
+    stitcher = Stitcher(None, rounding=False)
+    stitcher.add("v", exact, grid_of(0), DURATION_S)
+    found, expected = stitcher.video("v"), to_seconds(exact, grid_of(0), DURATION_S, rounding=False)
+    order = np.argsort(-expected.scores, kind="stable")
+    np.testing.assert_array_equal(found.segments, expected.segments[order])
+    np.testing.assert_array_equal(found.scores, expected.scores[order])
+    np.testing.assert_array_equal(found.labels, expected.labels[order])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused_however_little_they_score(value: float) -> None:
+    windows = [candidates_of(i, 60) for i in range(5)]
+    windows[2].segments[7, 1], windows[2].scores[7] = value, 0.0
+    with pytest.raises(ValueError, match="all finite"):
+        stitch(windows, NmsSettings(max_segments=1))
 
 
 def test_an_action_seen_by_two_windows_is_weakened_once() -> None:

@@ -207,5 +207,5 @@ def test_weights_that_do_not_fit_the_configuration_are_refused_in_one_line(check
 def test_a_detector_of_features_refuses_videos_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
     video_data(tmp_path / "data", training=1, test=0)
     with pytest.raises(ValueError, match="takes pre-computed features, not videos") as refused:
-        detect_videos(checkpoint, [tmp_path / "data" / "videos" / "train_0.mp4"], Processes(0, 1, torch.device("cpu")))
+        detect_videos(checkpoint, {}, Processes(0, 1, torch.device("cpu")))
     assert "\n" not in str(refused.value)

@@ -140,6 +140,8 @@ def test_the_command_inspects_and_converts(features: Path, tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out)["detector"]["classes"] == len(CLASSES)
     assert main(["weights", "convert", str(path), str(out), "--config", str(features)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
+    assert main(["weights", "convert", str(out), str(out), "--config", str(features)]) == 1
+    assert "would replace the input" in capsys.readouterr().err
     assert main(["weights", "inspect", str(out)]) == 0
     assert "BiTAD, a detector" in capsys.readouterr().out
     tested = ["--out", str(tmp_path / "test")]

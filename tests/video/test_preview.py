@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bitad.video.preview import write_preview
 from bitad.video.reader import VideoReader, probe
-from bitad.video.writer import write_video
+from bitad.video.writer import write_pictures, write_video
 
 
 def brightening(frames: int, height: int, width: int) -> list[NDArray[np.uint8]]:
@@ -73,6 +73,23 @@ def test_what_browsers_play_is_copied_unless_too_large(tmp_path: Path) -> None:
     assert write_preview(source, preview, max_fps=5).fps == 5
     write_video(tmp_path / "v.mkv", brightening(20, 40, 40), fps=10)
     assert "mp4" in write_preview(tmp_path / "v.mkv", preview).container
+
+
+def test_what_a_cut_off_file_has_lost_is_repeated_where_asked(tmp_path: Path) -> None:
+    source, preview = tmp_path / "v.mp4", tmp_path / "preview.mp4"
+    pictures = (
+        av.VideoFrame.from_ndarray(one, format="rgb24").reformat(format="yuv420p") for one in brightening(60, 40, 40)
+    )
+    write_pictures(source, pictures, rate=Fraction(10), crf=18, preset="veryfast", gop=10, b_frames=0, faststart=True)
+    content = source.read_bytes()
+    source.write_bytes(content[: content.index(b"mdat") + 2 * (len(content) - content.index(b"mdat")) // 3])
+    there = probe(source).frames
+    assert 20 < there < 60
+    assert write_preview(source, preview).frames == there
+    steps: list[tuple[int, int]] = []
+    preview_info = write_preview(source, preview, damaged="repeat", on_progress=lambda *step: steps.append(step))
+    assert preview_info.frames == 60
+    assert steps == [(done, 60) for done in range(1, 61)]
 
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:

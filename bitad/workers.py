@@ -1,0 +1,155 @@
+"""Jobs in several processes at once, where a process that dies costs the job that it had and no other.
+
+``concurrent.futures`` gives up all jobs when one process dies, and its processes go on working when their parent is
+killed. Here a dead process is replaced, and none outlives its parent. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import _thread
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar, cast
+
+Result = TypeVar("Result")
+
+# A process that is told to end removes its temporary files first; it is killed after this long.
+_SECONDS_TO_END = 10.0
+
+
+def in_processes(
+    work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], *, workers: int
+) -> Generator[tuple[int, Result | Exception]]:
+    """Call ``work(*job)`` for every job, in fresh processes side by side; the results as they come.
+
+    A process that dies (killed for want of memory, say) fails its job with a ``ChildProcessError`` and is replaced. If
+    the loop over the results ends early, or this process dies, the others remove what they had begun and end too.
+
+    Args:
+        work: a function of a module, so that another process finds it.
+        jobs: the arguments of each call.
+        workers: the number of processes, at least 1.
+
+    Yields:
+        the number of a job and its result, or the exception that it ended in.
+    """
+    waiting = iter(range(len(jobs)))
+    idle: list[_Worker[Result]] = []
+    busy: dict[Connection, _Worker[Result]] = {}
+    try:
+        for _ in range(min(workers, len(jobs))):
+            idle.append(_Worker(work))
+        while True:
+            for worker, number in zip(idle.copy(), waiting, strict=False):
+                idle.remove(worker)
+                busy[worker.connection] = worker
+                worker.begin(number, jobs[number])
+            if not busy:
+                return
+            for connection in wait(list(busy)):
+                worker = busy.pop(cast("Connection", connection))
+                number, result = worker.number, worker.result()
+                if not worker.lives:
+                    worker.end()
+                    worker = _Worker(work)
+                idle.append(worker)
+                yield number, result
+    finally:
+        for worker in (*idle, *busy.values()):
+            worker.tell_to_end()
+        for worker in (*idle, *busy.values()):
+            worker.end()
+
+
+class _Worker(Generic[Result]):
+    """A process that does one job after another.
+
+    Attributes:
+        connection: readable when a result is there, or when the process is gone.
+        number: of the job that it has.
+        lives: whether it can be given another job.
+    """
+
+    def __init__(self, work: Callable[..., Result]) -> None:
+        # A fresh interpreter: forked copies of a process with threads may hang.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.number, self.lives = -1, True
+        self._process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the connection ends when the process does
+
+    def begin(self, number: int, job: tuple[Any, ...]) -> None:
+        self.number = number
+        with suppress(OSError):  # the process is gone: result() says so
+            self.connection.send(job)
+
+    def result(self) -> Result | Exception:
+        """The job's result, once the connection is readable."""
+        try:
+            return cast("Result | Exception", self.connection.recv())
+        except (EOFError, OSError):
+            self.lives = False
+            self._process.join(_SECONDS_TO_END)
+            code = self._process.exitcode
+            how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+            return ChildProcessError(
+                f"the process that worked on it {how}; see that there is enough memory, and run the command again"
+            )
+
+    def tell_to_end(self) -> None:
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def end(self) -> None:
+        """Wait for the process to end, not for long."""
+        self.connection.close()
+        self._process.join(_SECONDS_TO_END)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+
+def _serve(connection: Connection, work: Callable[..., Any]) -> None:
+    """What a process does: jobs, until there are no more or it is told to end."""
+    # An interruption from the keyboard reaches all processes; the parent then tells the others to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent is done or gone; told to end
+        while True:
+            job = connection.recv()
+            try:
+                result: Any = work(*job)
+            except Exception as error:
+                result = error
+            try:
+                connection.send(result)
+            except Exception as error:  # it cannot be pickled
+                connection.send(RuntimeError(f"{result}" or f"{error}"))
+
+
+def end_with_parent() -> None:
+    """Let this process, a child of ``multiprocessing``, end when its parent does, however that ends.
+
+    It is interrupted, so that it removes its temporary files, and ended if that takes long.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        if hasattr(signal, "pthread_kill"):  # interrupts what the main thread waits for, too
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        else:
+            _thread.interrupt_main(signal.SIGTERM)
+        threading.Event().wait(_SECONDS_TO_END)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

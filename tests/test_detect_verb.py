@@ -1,0 +1,278 @@
+"""Detecting in any videos: what is refused before the network is loaded, what a bad video costs, what is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+from builders import CLASSES, FPS, config_of, numbered_picture, video_data
+
+from bitad.cli import main
+from bitad.data.detections import read_detections
+from bitad.models.build import build_network
+from bitad.reports import detections as report
+from bitad.training import checkpoint as checkpoints
+from bitad.training.checkpoint import Checkpoint, save_checkpoint
+from bitad.video.reader import probe
+from bitad.video.writer import write_video
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Detect = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    config = config_of(video_data(folder / "data", training=1, test=0))
+    torch.manual_seed(0)
+    weights = build_network(config, len(CLASSES)).state_dict()
+    save_checkpoint(Checkpoint(config, CLASSES, weights, 1, rate_hz=FPS / 2), folder / "best.pt")
+    return folder / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, map(numbered_picture, range(150)), fps=FPS, crf=12, gop=12)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def detect(checkpoint: Path) -> Detect:
+    def run(*arguments: object) -> int:
+        return main(["detect", "--device", "cpu", "--checkpoint", str(checkpoint), *map(str, arguments)])
+
+    return run
+
+
+@pytest.fixture
+def refused(detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path) -> Detect:
+    """Runs a command that must fail with one line, before the network is loaded, and change nothing; that line."""
+
+    def run(*arguments: object) -> str:
+        before, _ = contents(here), capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints, "load_checkpoint", lambda *_: pytest.fail("the network was loaded"))
+            assert detect(*arguments) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert contents(here) == before
+        assert err.startswith("bitad detect: error: ")
+        assert len(err.splitlines()) == 1
+        assert err.rstrip("\n").isprintable()
+        assert "--debug" not in err, "an error that nobody foresaw"
+        return err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def damage(path: Path) -> Path:
+    """Zeros in the place of the pictures of the second half; the file is as long as it states."""
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[(start + end) // 2 : end] = bytes(end - (start + end) // 2)
+    path.write_bytes(content)
+    return path
+
+
+# Before the network is loaded.
+
+
+@pytest.mark.parametrize("score", ["5", "-0.1", "nan", "inf"])
+def test_a_least_score_that_is_none_is_refused(film: Path, refused: Detect, score: str) -> None:
+    assert f"--min-score {float(score)}" in refused(film, "--min-score", score)
+
+
+NAMES = {
+    "backslash": "a\\b.mp4",
+    "newline": "a\nb.mp4",
+    "escape": "\x1b[31mred.mp4",
+    "line separator": "a\u2028b.mp4",
+    "not UTF-8": os.fsdecode(b"b\xff.mp4"),
+    "too long": "x" * 252 + ".ts",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_name_that_results_cannot_have_is_refused(film: Path, here: Path, refused: Detect, name: str) -> None:
+    shutil.copy(film, here / name)
+    assert "rename the file" in refused(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "50%25", "what?", 'it\'s "x" <b> & y', "문 열기 🚪", "12:30", ".hidden", "a;b$c"]
+)
+def test_any_other_name_is_that_of_results_and_is_found_by_the_page(
+    film: Path, here: Path, detect: Detect, name: str
+) -> None:
+    shutil.copy(film, here / f"{name}.mp4")
+    assert detect(here / f"{name}.mp4") == 0
+    page = (here / "detections" / "index.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', page)
+    (video,) = json.loads(data)["videos"]
+    assert (video["name"], video["absent"]) == (name, "")
+    assert not set(video["media"]) & set("#?\"'<>\\")
+    assert (here / "detections" / unquote(video["media"])).is_file()
+    assert (here / "detections" / f"{name}.srt").is_file()
+
+
+def test_videos_that_are_none_and_names_that_occur_twice_are_refused(film: Path, here: Path, refused: Detect) -> None:
+    assert "'none.mp4': no such video file" in refused(film, "none.mp4")
+    assert "is a folder" in refused(film, film.parent)
+    (here / "dangling.mp4").symlink_to("nowhere.mp4")
+    assert "dangling.mp4" in refused(film, "dangling.mp4")
+    shutil.copy(film, here / "film.mkv")
+    assert "have the same name, 'film'" in refused(film, "film.mkv")
+    assert "have the same name, 'film'" in refused(film, film)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(film: Path, here: Path, refused: Detect) -> None:
+    (here / "file").write_text("mine")
+    assert "is no folder" in refused(film, "--out", "file")
+    assert "is no folder" in refused(film, "--out", "file/below/it")
+    (here / "out").mkdir()
+    (here / "out" / "media").write_text("mine")
+    assert "is no folder" in refused(film, "--out", "out")
+    assert "cannot write to /proc" in refused(film, "--out", "/proc/out")
+    assert "not UTF-8" in refused(film, "--out", os.fsdecode(b"out\xff"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "xpu", "cuda:99"])
+def test_a_device_that_there_is_none_of_is_refused(film: Path, refused: Detect, device: str) -> None:
+    assert device in refused(film, "--device", device)
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_video_is_never_replaced_by_its_preview(film: Path, here: Path, refused: Detect, options: tuple[str]) -> None:
+    (here / "media").mkdir()
+    shutil.copy(film, here / "media" / "film.mp4")
+    assert "would replace the input" in refused("media/film.mp4", "--out", ".", *options)
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "media").symlink_to(here / "media")
+    assert "would replace the input" in refused("media/film.mp4", "--out", "elsewhere", *options)
+
+
+# Results that are there already.
+
+
+def test_what_is_there_is_replaced_only_where_asked(film: Path, here: Path, detect: Detect, refused: Detect) -> None:
+    assert detect(film) == 0
+    shutil.copy(film, here / "other.mp4")
+    for video in (film, "other.mp4"):
+        assert "--overwrite" in refused(video)
+    (here / "detections" / "notes.txt").write_text("mine")
+    assert detect("other.mp4", "--overwrite") == 0
+    # Nothing of the film is left that the page does not show; what is not ours is left alone.
+    files = {path.name for path in (here / "detections").rglob("*") if path.is_file()}
+    assert files == {"detections.json", "index.html", "other.srt", "other.mp4", "notes.txt"}
+    assert read_detections(here / "detections" / "detections.json").videos == ("other",)
+
+
+@pytest.mark.parametrize("name", ["index.html", "detections.json", "film.srt", "media/film.mp4"])
+def test_a_file_that_is_not_ours_is_never_replaced(
+    film: Path, here: Path, detect: Detect, refused: Detect, name: str
+) -> None:
+    place = here / "detections" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("{}")
+    assert "--out" in refused(film)
+    assert "was not written by `bitad detect`" in refused(film, "--overwrite")
+    place.unlink()
+    shutil.copy(film, here / "other.mp4")
+    assert detect("other.mp4") == 0
+    place.write_text("mine")
+    assert "was not written by `bitad detect`" in refused(film, "--overwrite")
+
+
+def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(film: Path, here: Path, detect: Detect) -> None:
+    assert detect(film) == 0
+    place = here / "detections" / "detections.json"
+    content = json.loads(place.read_text())
+    content["results"]["../precious"] = content["results"].pop("film")
+    content["external_data"]["durations_s"] = {"../precious": 1.0}
+    place.write_text(json.dumps(content))
+    (here / "precious.srt").write_text("mine")
+    shutil.copy(film, here / "other.mp4")
+    assert detect("other.mp4", "--overwrite") == 0
+    assert (here / "precious.srt").read_text() == "mine"
+
+
+# Bad videos.
+
+
+def test_bad_videos_are_named_and_the_good_ones_are_done(
+    film: Path, here: Path, detect: Detect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect(film, "--out", "alone") == 0
+    (here / "text.mp4").write_text("404 Not Found")
+    (here / "empty.mp4").touch()
+    damage(shutil.copy(film, here / "damaged.mp4"))
+    capsys.readouterr()
+    assert detect("text.mp4", film, "damaged.mp4", "empty.mp4") == 1
+    _, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert [line.split(": ")[2] for line in errors] == ["text", "empty", "damaged"]
+    assert "--damaged-frames repeat" in errors[2]
+    found, alone = (read_detections(here / out / "detections.json") for out in ("detections", "alone"))
+    assert found.videos == ("film",)
+    assert len(found) == len(alone) > 0
+    assert (found.segments == alone.segments).all()
+    assert list(found.details["unread"]) == ["text", "empty", "damaged"]
+    files = {path.name for path in (here / "detections").rglob("*") if path.is_file()}
+    assert files == {"detections.json", "index.html", "film.srt", "film.mp4"}
+
+
+def test_where_all_videos_are_bad_nothing_is_written(
+    film: Path, here: Path, detect: Detect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "text.mp4").write_text("404 Not Found")
+    damage(shutil.copy(film, here / "damaged.mp4"))
+    for videos in (("text.mp4",), ("damaged.mp4",), ("text.mp4", "damaged.mp4")):
+        assert detect(*videos) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("bitad detect: error: ") == len(videos)
+        assert not (here / "detections").exists()
+
+
+def test_damaged_frames_are_repeated_in_the_preview_too(film: Path, here: Path, detect: Detect) -> None:
+    damage(shutil.copy(film, here / "damaged.mp4"))
+    cut = here / "cut.mkv"
+    write_video(cut, map(numbered_picture, range(150)), fps=FPS, gop=12)
+    cut.write_bytes(cut.read_bytes()[: 2 * cut.stat().st_size // 3])
+    assert detect("damaged.mp4", "cut.mkv", "--damaged-frames", "repeat") == 0
+    for name, duration in read_detections(here / "detections" / "detections.json").durations_s.items():
+        preview = probe(here / "detections" / "media" / f"{name}.mp4")
+        assert preview.duration_s == pytest.approx(duration, abs=2 / 15)
+
+
+def test_a_preview_that_cannot_be_made_costs_no_detections(
+    film: Path, here: Path, detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(src: Path, dst: Path, **how: object) -> None:
+        raise ValueError(f"{src}: frame 7 cannot be decoded")
+
+    monkeypatch.setattr(report, "write_preview", fails)
+    assert detect(film) == 1
+    assert "error: film: no preview of it on the page: " in capsys.readouterr().err
+    assert len(read_detections(here / "detections" / "detections.json")) > 0
+    assert (here / "detections" / "film.srt").is_file()
+    assert "was written without this video" in (here / "detections" / "index.html").read_text(encoding="utf-8")
