@@ -8,36 +8,40 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from bitad.config_rules import broken_rules
+from bitad.config_types import (
+    LARGEST,
+    Count,
+    FolderName,
+    Layers,
+    LearningRate,
+    Name,
+    Place,
+    Positive,
+    PositiveRange,
+    Precision,
+    Section,
+    Seed,
+    Share,
+    ShareAboveNothing,
+    ShareBelowAll,
+    ShareRange,
+    Thresholds,
+    Workers,
+)
 from bitad.data.detections import Basis
 from bitad.experiments import EXPERIMENTS, Experiment
 from bitad.models.sizes import SIZES, VitSize
 
 CLIP_FRAMES = 16  # of VideoMAE
 
-Share = Annotated[float, Field(ge=0, le=1)]
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-# fp32: single; bf16, fp16: autocast, the latter with scaled losses.
-Precision = Literal["fp32", "bf16", "fp16"]
-# What PyTorch takes for a seed, of any process of a run.
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-# `experiment=1` is YAML's number 1, but experiments are named by strings.
-Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+# Context of a validation that looks at each field alone, and leaves the rules of :mod:`bitad.config_rules` out.
+FIELDS_ALONE = object()
 
-
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise ValueError(f"{list(limits)} must be [smallest, largest]")
-    return limits
-
-
-def _of_a_folder(name: str) -> str:
-    if not name.strip() or any(letter in "/\\" or not letter.isprintable() for letter in name):
-        raise ValueError(f"{name!r} cannot begin a folder's name; give one without / and \\ and line ends")
-    return name
+# Of values that have one of two forms; part of the location of a fault, but of no path.
+KINDS = BY_NAME, BY_MEASURES, ONE, EACH = ("<name>", "<measures>", "<one>", "<each>")
 
 
 def _known_experiment(name: str) -> str:
@@ -46,36 +50,15 @@ def _known_experiment(name: str) -> str:
     return name
 
 
-ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that knows exactly its own keys."""
-
-    # A file of YAML cannot say that a number is infinite and have it read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _require(info: ValidationInfo, section: str, *rules: tuple[bool, str]) -> None:
-    """One error with the messages of all rules that do not hold.
-
-    Where the reader gives a list to collect them in (its context), they go there, with the section's path: then the
-    rules of the whole configuration are looked at too.
-    """
-    faults = [message for holds, message in rules if not holds]
-    if faults and isinstance(info.context, list):
-        info.context.append(f"{section}: {'; '.join(faults)}")
-    elif faults:
-        raise ValueError("; ".join(faults))
-
-
 class DataConfig(Section):
     """Where the data set lies. Exactly one of ``videos`` and ``features`` is given."""
 
-    annotations: Path
-    classes: Path | None = Field(default=None, description="a class name a line; else the order of the annotation file")
-    videos: Path | None = Field(default=None, description="folder of video files, named as in the annotations")
-    reversed_videos: Path | None = Field(
+    annotations: Place
+    classes: Place | None = Field(
+        default=None, description="a class name a line; else the order of the annotation file"
+    )
+    videos: Place | None = Field(default=None, description="folder of video files, named as in the annotations")
+    reversed_videos: Place | None = Field(
         default=None, description="folder of their reverse-playback twins; none: windows are flipped"
     )
     damaged_frames: Literal["error", "repeat"] = Field(
@@ -83,15 +66,17 @@ class DataConfig(Section):
         description="of video files: those that cannot be decoded, or that a cut-off file has lost; `repeat` shows the "
         "last good one in their place, and the log says how often",
     )
-    features: Path | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
-    reversed_features: Path | None = Field(
+    features: Place | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
+    reversed_features: Place | None = Field(
         default=None,
         description="features of reversed playback, in forward time as `bitad features` writes them; none: windows are "
         "flipped",
     )
     feature_channels: Count | None = None
     feature_stride_frames: Positive = Field(default=1.0, description="video frames from one feature to the next")
-    feature_offset_frames: float = Field(default=0.0, description="frame at the centre of the first feature's snippet")
+    feature_offset_frames: float = Field(
+        default=0.0, ge=-1e9, le=1e9, description="frame at the centre of the first feature's snippet"
+    )
     feature_fps: Positive | None = Field(
         default=None, description="frames a second that the strides count; none: the annotations' rate of each video"
     )
@@ -102,27 +87,6 @@ class DataConfig(Section):
     class_agnostic: bool = Field(default=False, description="learn one class of all: when, and not what")
     training_subset: Name = "training"
     test_subset: Name = "validation"
-
-    @model_validator(mode="after")
-    def _one_source(self, info: ValidationInfo) -> DataConfig:
-        _require(
-            info,
-            "data",
-            ((self.videos is None) != (self.features is None), "give exactly one of data.videos and data.features"),
-            (
-                self.features is None or self.feature_channels is not None,
-                "data.features needs data.feature_channels, the width of a feature",
-            ),
-            (
-                self.reversed_features is None or self.features is not None,
-                "data.reversed_features needs data.features: windows are laid on the forward clock",
-            ),
-            (
-                self.reversed_videos is None or self.videos is not None,
-                "data.reversed_videos needs data.videos: windows are laid on the forward clock",
-            ),
-        )
-        return self
 
 
 class WindowConfig(Section):
@@ -141,8 +105,10 @@ class WindowConfig(Section):
         "released weights",
     )
     frames_per_step: Count = Field(default=1, description="frames that the backbone sees of each grid step")
-    overlap: float = Field(default=0.5, ge=0, lt=1, description="of neighbouring windows in testing")
-    completeness: Share = Field(default=0.75, description="share of an action that must lie in a training window")
+    overlap: ShareBelowAll = Field(default=0.5, description="of neighbouring windows in testing")
+    completeness: ShareAboveNothing = Field(
+        default=0.75, description="share of an action that must lie in a training window"
+    )
     crop: ShareRange = Field(default=(0.9, 1.0), description="random share of a video shorter than a window")
 
     @property
@@ -155,7 +121,7 @@ class SizeConfig(Section):
     """A transformer of a size that is published nowhere."""
 
     dim: Count
-    depth: Count
+    depth: Annotated[Layers, Field(ge=1)]
     heads: Count
     mlp_dim: Count
     patch_size: Count = 16
@@ -166,21 +132,42 @@ def _policy(checkpointing: object) -> object:
     return {True: "blocks", False: "none"}[checkpointing] if isinstance(checkpointing, bool) else checkpointing
 
 
+def _of_a_size(value: object) -> str:
+    return BY_NAME if isinstance(value, str) else BY_MEASURES
+
+
+def _known_size(name: str) -> str:
+    if name not in SIZES:
+        raise ValueError(f"unknown backbone size '{name}'; one of {', '.join(SIZES)}")
+    return name
+
+
+# Told apart by their form, so that a fault is told of what was meant.
+Size = Annotated[
+    Annotated[str, AfterValidator(_known_size), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
+    Discriminator(_of_a_size),
+]
+
+
 class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
-    size: str | SizeConfig = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
-    weights: Path | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
+    size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
+    weights: Place | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
+    random: bool = Field(
+        default=False,
+        description="train around random weights where `weights` names none, which else is refused: they never train",
+    )
     pixels: Count = Field(
         default=160,
         description="height and width of the frames; what is left over of whole patches, at the right and at the "
         "bottom, is not seen",
     )
     table_pixels: Count = Field(default=224, description="picture size the position table is made for")
-    drop_path: DropRate = Field(
+    drop_path: ShareBelowAll = Field(
         default=0.0, description="rate of the last block; the blocks are frozen, so 0 is the better default"
     )
-    first_adapter: Annotated[int, Field(ge=0)] = Field(default=0, description="block from which on there are adapters")
+    first_adapter: Layers = Field(default=0, description="block from which on there are adapters")
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
     checkpointing: Annotated[Literal["none", "blocks", "selective"] | None, BeforeValidator(_policy)] = Field(
         default=None,
@@ -191,27 +178,16 @@ class BackboneConfig(Section):
         default=False, description="have torch.compile make programs of the blocks, which takes minutes at the start"
     )
 
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> BackboneConfig:
-        if isinstance(self.size, str) and self.size not in SIZES:
-            raise ValueError(f"unknown backbone size '{self.size}'; one of {', '.join(SIZES)}")
-        vit = self.vit
-        _require(
-            info,
-            "model.backbone",
-            (self.pixels >= vit.patch_size, f"{self.pixels} pixels are less than a patch of {vit.patch_size}"),
-            (
-                self.first_adapter < vit.depth,
-                f"first_adapter {self.first_adapter} is behind the last of the {vit.depth} blocks, counted from 0",
-            ),
-            (vit.dim % vit.heads == 0, f"a width of {vit.dim} is not a multiple of {vit.heads} attention heads"),
-        )
-        return self
-
     @property
     def vit(self) -> VitSize:
         """The transformer's measures."""
         return SIZES[self.size] if isinstance(self.size, str) else VitSize(**self.size.model_dump())
+
+
+AttentionWindow = Annotated[
+    Annotated[Count, Tag(ONE)] | Annotated[tuple[Count | None, ...], Tag(EACH)],
+    Discriminator(lambda value: EACH if isinstance(value, list | tuple) else ONE),
+]
 
 
 class ModelConfig(Section):
@@ -219,43 +195,26 @@ class ModelConfig(Section):
 
     backbone: BackboneConfig | None = None
     channels: Count = 512
-    levels: Count = 6
-    embed_convolutions: Count = 2
-    stem_blocks: Annotated[int, Field(ge=0)] = 2
+    levels: Annotated[int, Field(ge=1, le=30)] = 6
+    embed_convolutions: Annotated[Layers, Field(ge=1)] = 2
+    stem_blocks: Layers = 2
     heads: Count = 4
-    attention_window: Count | tuple[Count | None, ...] | None = Field(
+    attention_window: AttentionWindow | None = Field(
         default=None, description="positions of local attention, odd, of all levels or of each; none: global"
     )
     position_embedding: bool = Field(
         default=False, description="a sinusoid over the window, scaled by 1/sqrt(channels)"
     )
-    input_dropout: DropRate = Field(default=0.0, description="of whole channels of the features")
-    drop_path: DropRate = 0.1
+    input_dropout: ShareBelowAll = Field(default=0.0, description="of whole channels of the features")
+    drop_path: ShareBelowAll = 0.1
     layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
-    dropout: DropRate = 0.0
+    dropout: ShareBelowAll = 0.0
     padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
-    head_convolutions: Count = 2
+    head_convolutions: Annotated[Layers, Field(ge=1)] = 2
     prior_probability: float = Field(default=0.01, gt=0, lt=1)
     regression_ranges: tuple[tuple[float, float], ...] | None = Field(
         default=None, description="per level in grid steps; none: [0, 4], [4, 8], ... doubling"
     )
-
-    @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> ModelConfig:
-        one = self.attention_window
-        windows = one if isinstance(one, tuple) else (one,) * self.levels
-        _require(
-            info,
-            "model",
-            (self.channels % self.heads == 0, f"{self.channels} channels are not a multiple of {self.heads} heads"),
-            *(
-                (window is None or window % 2 == 1, f"attention_window {window} must be odd, so that it has a centre")
-                for window in windows
-            ),
-            (len(windows) == self.levels, f"{len(windows)} attention windows for {self.levels} levels"),
-            (len(self.ranges) == self.levels, f"{len(self.ranges)} regression ranges for {self.levels} levels"),
-        )
-        return self
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -270,7 +229,7 @@ class AugmentationConfig(Section):
     """Changes of the picture, the same for all frames of a window."""
 
     crop_area: ShareRange = Field(default=(0.08, 1.0), description="share of the picture a crop keeps")
-    crop_aspect: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)] = (0.75, 4 / 3)
+    crop_aspect: PositiveRange = (0.75, 4 / 3)
     flip: Share = 0.5
     brightness: Share = 0.5
     contrast: Share = 0.5
@@ -295,26 +254,28 @@ class TrainingConfig(Section):
         default="fp32",
         description="of the networks' computation; weights, losses and averages are in single precision all the same",
     )
-    lr: Positive = 1e-4
-    adapter_lr: Positive = 2e-4
-    fusion_lr: Positive = Field(
+    lr: LearningRate = 1e-4
+    adapter_lr: LearningRate = 2e-4
+    fusion_lr: LearningRate = Field(
         default=1e-3, description="of a fusion's weights, divided by the number of inputs that an output sums"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
     shard: bool = Field(
         default=False,
         description="divide weights, gradients and the optimiser's state among the processes (FSDP2), for what "
         "outgrows a GPU; testing takes a whole copy of the weights",
     )
     clip_norm: Positive = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    centre_radius: Positive = 1.5
-    label_smoothing: Share = 0.0
+    ema_decay: ShareBelowAll = 0.999
+    centre_radius: Annotated[float, Field(ge=0.5, le=LARGEST)] = Field(
+        default=1.5, description="points so many of their strides from an action's middle learn it; below 0.5 none may"
+    )
+    label_smoothing: ShareBelowAll = 0.0
     loss_normaliser: Positive = 100.0
     regression_weight: Positive = Field(default=1.0, description="of the segments' loss beside the classes'")
     evaluate_every: Count = 5
-    evaluate_from: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] = 2
+    evaluate_from: Annotated[int, Field(ge=0, le=10**9)] = 0
+    workers: Workers = 2
     checkpoint_steps: Count | None = Field(
         default=None, description="a checkpoint every so many steps; none: at epochs' ends, and when asked to stop"
     )
@@ -332,34 +293,17 @@ class TrainingConfig(Section):
     )
     augmentation: AugmentationConfig = AugmentationConfig()
 
-    @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> TrainingConfig:
-        schedule = self.schedule_epochs or self.epochs
-        _require(
-            info,
-            "training",
-            (
-                self.warmup_epochs < schedule,
-                f"warmup_epochs {self.warmup_epochs:g} must be less than the {schedule} epochs of the schedule",
-            ),
-            (
-                not self.shard or self.precision != "fp16",
-                "shard with precision fp16 would scale each process' losses by its own measure; use bf16",
-            ),
-        )
-        return self
-
 
 class NmsConfig(Section):
     """Suppression of overlapping detections of a video."""
 
     method: Literal["gaussian", "linear", "vanilla", "hard", "none"] = "gaussian"
     sigma: Positive = 0.7
-    iou_threshold: Share = 0.5
+    iou_threshold: ShareAboveNothing = 0.5
     max_segments: Count = 2000
     multiclass: bool = True
     voting_threshold: Share = 0.7
-    min_score: Share | None = None
+    min_score: ShareBelowAll | None = None
 
 
 class TestConfig(Section):
@@ -372,9 +316,7 @@ class TestConfig(Section):
     )
     precision: Precision = Field(default="fp32", description="of the networks' computation")
     batch: Count = 2
-    workers: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="processes that read videos; none: training.workers"
-    )
+    workers: Workers | None = Field(default=None, description="processes that read videos; none: training.workers")
     bad_videos: Literal["error", "skip"] = Field(
         default="error",
         description="that cannot be read, or not in time: `skip` finds nothing in them, which counts against the mAP, "
@@ -383,25 +325,25 @@ class TestConfig(Section):
     reading_s: Positive | None = Field(
         default=300.0, description="seconds that reading a window may take; none: any time"
     )
-    score_threshold: Share = 0.001
+    score_threshold: ShareBelowAll = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
     merge: Literal["soft-nms", "mean", "product", "wsf"] = Field(
         default="soft-nms", description="how the detections of two networks become one set"
     )
     nms: NmsConfig = NmsConfig()
-    video_scores: Path | None = Field(
+    video_scores: Place | None = Field(
         default=None, description="JSON with the classes' scores in each whole video, which name what is found"
     )
     video_classes: Count = Field(default=2, description="of these classes, how many a video")
-    tiou: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.4, 0.5, 0.6, 0.7), min_length=1)
+    tiou: Thresholds = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class InitConfig(Section):
     """The finished baselines whose averaged weights two networks start from: run directories or checkpoints."""
 
-    forward: Path | None = Field(default=None, description="baseline of the first network")
-    backward: Path | None = Field(default=None, description="baseline of the second network")
+    forward: Place | None = Field(default=None, description="baseline of the first network")
+    backward: Place | None = Field(default=None, description="baseline of the second network")
 
 
 class PairConfig(Section):
@@ -426,12 +368,14 @@ class PairConfig(Section):
 class Config(Section):
     """One run."""
 
-    name: Annotated[Name, AfterValidator(_of_a_folder)]
+    name: FolderName
     seed: Seed = 0
     direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
     experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
-    output: Path = Field(default=Path("runs"), description="folder of the run directories")
-    threads: Count | None = Field(default=None, description="CPU threads of a process; none: PyTorch's choice")
+    output: Place = Field(default=Path("runs"), description="folder of the run directories")
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="CPU threads of a process; none: PyTorch's choice"
+    )
     data: DataConfig
     init: InitConfig = InitConfig()
     pair: PairConfig = PairConfig()
@@ -442,100 +386,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> Config:
-        window, coarsest = self.window, 2 ** (self.model.levels - 1)
-        steps, unit, what = window.steps, coarsest, f"coarsest stride {coarsest}"
-        if coarsest < self.clip_steps:  # both are powers of two
-            unit, what = self.clip_steps, f"backbone's clip of {CLIP_FRAMES} frames"
-        _require(
-            info,
-            "as a whole",
-            (
-                steps % unit == 0,
-                f"window.steps {steps} is not a multiple of the {what}; use {-(-steps // unit) * unit}",
-            ),
-            (
-                (self.data.videos is None) == (self.model.backbone is None),
-                "data.videos needs model.backbone, and data.features a model without one",
-            ),
-            (
-                window.frames_per_step == 1 or self.model.backbone is not None,
-                f"window.frames_per_step {window.frames_per_step} is of no use to features, of which a step is one",
-            ),
-            (
-                window.layout == "resized" or window.resized_clock == "centre",
-                f"window.resized_clock={window.resized_clock} is of no use to window.layout={window.layout}",
-            ),
-            (
-                window.layout == "resized" or window.stride_frames % window.frames_per_step == 0,
-                f"window.stride_frames {window.stride_frames} is not a multiple of the {window.frames_per_step} frames "
-                "of a step (window.frames_per_step)",
-            ),
-            *self._rules_of_whole_videos(),
-            (
-                self.test.video_scores is None or self.data.class_agnostic or not self.test.nms.multiclass,
-                "test.video_scores names every segment itself: give data.class_agnostic=true, or test.nms.multiclass="
-                "false, lest one found in two classes count twice",
-            ),
-            *self._rules_of_pairs(),
-        )
+        if info.context is not FIELDS_ALONE and (faults := broken_rules(self)):
+            raise ValueError("; ".join(faults))
         return self
-
-    def _rules_of_whole_videos(self) -> list[tuple[bool, str]]:
-        if self.test.backbone == "window":
-            return []
-        return [
-            (self.model.backbone is not None, "test.backbone=video is of no use to features, which need no backbone"),
-            (
-                self.window.layout != "resized",
-                "test.backbone=video is of no use to window.layout=resized, where a video is one window",
-            ),
-            (
-                self.plan.adds != "cross-adapter",
-                f"experiment {self.experiment} has both backbones tell each other what they see of a window, block by "
-                "block: leave out test.backbone=video",
-            ),
-        ]
-
-    def _rules_of_pairs(self) -> list[tuple[bool, str]]:
-        what, pair, given = self.plan, self.pair, {self.init.forward, self.init.backward} - {None}
-        says = f"experiment {self.experiment}"
-        return [
-            (
-                what.starts_from == "backbone" or None not in (self.init.forward, self.init.backward),
-                f"{says} starts from two finished baselines: give init.forward=RUN and init.backward=RUN",
-            ),
-            (
-                what.starts_from == "baselines" or not given,
-                f"{says} starts from the pre-trained backbone: leave out init.forward and init.backward",
-            ),
-            (
-                what.networks == 1 or self.direction == "forward",
-                f"{says} has a network for each direction: leave out direction (pair.second is the second one's)",
-            ),
-            (
-                what.adds is None or self.model.backbone is not None,
-                f"{says} adds modules to the backbone's blocks, but pre-computed features have no backbone",
-            ),
-            (
-                what.fusion is None or self.window.layout != "whole",
-                f"{says} fuses windows of one length: window.layout=whole makes each as long as its video",
-            ),
-            (
-                what.networks == 1 or self.test.nms.method != "none",
-                f"{says} merges the detections of two networks, which test.nms.method=none would leave unmerged",
-            ),
-            (what.networks == 2 or pair.second == "reverse", f"pair.second is of no use to {says}, of one network"),
-            (
-                pair.align == "exact" or (what.aligns and pair.second == "reverse"),
-                f"pair.align={pair.align} is of no use to {says}"
-                + ("" if pair.second == "reverse" else " of two forward networks, which share a clock"),
-            ),
-            (
-                pair.fusion_init == "mean" or what.fusion is not None,
-                f"pair.fusion_init={pair.fusion_init} is of no use to {says}, which fuses nothing",
-            ),
-            (not pair.detector_too or what.adds is not None, f"pair.detector_too is of no use to {says}"),
-        ]
 
     @property
     def plan(self) -> Experiment:

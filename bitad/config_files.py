@@ -7,17 +7,25 @@ keys, wrong types and impossible combinations are all reported at once, by path,
 
 from __future__ import annotations
 
+import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from bitad.config import Config
+from bitad.config import FIELDS_ALONE, KINDS, Config
+from bitad.config_rules import broken_rules
+from bitad.config_types import Section
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -44,52 +52,119 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: if there is no such file or preset.
         ConfigError: naming every fault by its path.
     """
-    return parse_config(_overridden(_read_yaml(_find(source)), overrides), str(source))
+    return _changed(_read_yaml(_find(source)), overrides, str(source))
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with some keys changed, as on the command line. Raises as :func:`load_config`."""
-    return parse_config(_overridden(config.model_dump(mode="json"), overrides), "with overrides")
-
-
-def _overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        document = _merge(document, _parse_override(override))
-    return document
+    return _changed(config.model_dump(mode="json"), overrides, "with overrides")
 
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:
     """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
-    config, faults = _validated(document)
-    unknown = [fault["loc"] for fault in faults if isinstance(fault, dict) and fault["type"] == "extra_forbidden"]
-    if unknown:  # a second look without them finds what they hid: combinations are judged where all keys are known
-        _, others = _validated(_without(document, unknown))
-        faults = [*(fault for fault in faults if isinstance(fault, dict) and fault["loc"] in unknown), *others]
-    if config is None or faults:
-        told = dict.fromkeys(fault if isinstance(fault, str) else _describe(fault) for fault in faults)
-        raise ConfigError(f"configuration {origin}: " + "; ".join(told))
+    return _parsed(document, origin, [], set())
+
+
+def _changed(document: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
+    """A document with the keys of overrides, as a configuration.
+
+    Raises:
+        ConfigError: naming every override that cannot be read, every key that two of them set, and all else.
+    """
+    faults, unread, set_by = list[str](), set[str](), dict[str, str]()
+    for override in overrides:
+        try:
+            change = _parse_override(override)
+        except ConfigError as error:
+            faults.append(str(error))
+            unread.add(override.partition("=")[0])
+            continue
+        for path in _paths_set(change):
+            # A key within a section that another override sets as a whole is set twice too.
+            twice = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
+            faults += [
+                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in twice
+            ]
+            unread.update(twice)
+            set_by[path] = override
+        document = _merge(document, change)
+    return _parsed(document, origin, faults, unread)
+
+
+def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in change.items():
+        if isinstance(value, dict):
+            yield from _paths_set(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread: set[str]) -> Config:
+    """A mapping -> :class:`Config`.
+
+    Args:
+        faults: those that are known already.
+        unread: the paths whose values are not known for sure.
+    """
+    try:
+        config = Config.model_validate(document, context=FIELDS_ALONE)
+        told, broken = list(faults), broken_rules(config, unread)
+    except ValidationError as error:
+        told = [*faults, *(_describe(fault) for fault in error.errors())]
+        broken = _broken_among_the_sound(document, error.errors(), unread)
+    if told or broken:
+        raise ConfigError(f"configuration {origin}: {'; '.join(dict.fromkeys([*told, *broken]))}")
     return config
 
 
-def _validated(document: dict[str, Any]) -> tuple[Config | None, list[dict[str, Any] | str]]:
-    """The configuration, if any, and all that is wrong: keys and values as pydantic tells it, combinations in words."""
-    combinations: list[str] = []
-    try:
-        config = Config.model_validate(document, context=combinations)
-    except ValidationError as error:
-        return None, [*(dict(fault) for fault in error.errors()), *combinations]
-    return config, list(combinations)
+def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: set[str]) -> list[str]:
+    """The rules that are broken by those values of a document that have no fault."""
+    unread = set(unread)
+    for _ in range(4):  # what stands for a missing section may lack keys itself
+        # Text, numbers and paths can all be read from "1"; what is there is left out.
+        missing = {_place(document, fault): fault["type"] == "missing" for fault in faults}
+        for path, is_missing in missing.items():
+            value: Any = {} if path == ("data",) else "1"
+            document = _with(document, path, *([value] if is_missing else []))
+        unread.update(".".join(map(str, path)) for path in missing)
+        try:
+            return broken_rules(Config.model_validate(document, context=FIELDS_ALONE), unread)
+        except ValidationError as error:
+            faults = error.errors()
+    return []
 
 
-def _without(document: dict[str, Any], paths: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
-    """The document without the keys at these paths; a path that is none of keys alone stays."""
-    heads = {path[0] for path in paths if len(path) == 1}
-    kept = {}
-    for key, value in document.items():
-        below = [path[1:] for path in paths if len(path) > 1 and path[0] == key]
-        if key not in heads:
-            kept[key] = _without(value, below) if below and isinstance(value, dict) else value
-    return kept
+def _place(document: Any, fault: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys of a document to a value that has a fault, or is missing."""
+    location = fault["loc"]
+    keys = _keys(document, location)
+    return location if fault["type"] == "missing" and len(keys) == len(location) - 1 else keys
+
+
+def _keys(document: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The part of a fault's location that is keys of the document; then follow places in lists, or types."""
+    keys: list[int | str] = []
+    for part in location:
+        if not isinstance(document, dict) or part not in document:
+            break
+        document = document[part]
+        keys.append(part)
+    return tuple(keys)
+
+
+def _with(document: Any, path: Sequence[int | str], *value: Any) -> Any:
+    """The document with a value at this path, or without any."""
+    if not path:
+        return value[0] if value else {}
+    key, *below = path
+    if below and not isinstance(document.get(key), dict):  # it was left out as a whole
+        return document
+    changed = {name: one for name, one in document.items() if name != key or below}
+    if below:
+        changed[key] = _with(document[key], below, *value)
+    elif value:
+        changed[key] = value[0]
+    return changed
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -102,16 +177,59 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "
             yield f"{path}{key}", old, new
 
 
-def _describe(fault: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "as a whole"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
-    if fault["type"] == "missing":
-        return f"{path}: missing"
-    if fault["type"] == "value_error":
-        return f"{path}: {message}"
-    return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
+def _describe(fault: ErrorDetails) -> str:
+    sections, location = _sections_along(fault["loc"])
+    path, message = ".".join(map(str, location)), str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_suggestion(sections[-1], path)}"
+        case "missing":
+            return f"{path}: missing"
+        case "model_type":
+            keys = [f"{path}.{key}" for key in sections[-1].model_fields][:3]
+            return f"{path}: a section of keys ({', '.join(keys)}, ...), not a value (is {_SHORT.repr(fault['input'])})"
+        case "value_error":
+            return f"{path}: {message}"
+        case _:
+            return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
+
+
+def _sections_along(location: Sequence[int | str]) -> tuple[list[type[Section]], list[int | str]]:
+    """The sections that a fault's location goes through, and the location without the names of types in it."""
+    sections: list[type[Section]] = [Config]
+    kept: list[int | str] = []
+    for part in location:
+        if part in KINDS:
+            continue
+        kept.append(part)
+        field = sections[-1].model_fields.get(str(part))
+        sections += [] if field is None else _sections_in(field.annotation)[:1]
+    return sections, kept
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for one in get_args(annotation) for section in _sections_in(one)]
+
+
+def _suggestion(section: type[Section], path: str) -> str:
+    """The keys that an unknown one may stand for: like it in its section, else of its name elsewhere."""
+    within, dot, key = path.rpartition(".")
+    near = [f"{within}{dot}{one}" for one in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.7)]
+    if not near:
+        paths = list(_all_paths(Config))
+        near = [one for one in paths if one.rpartition(".")[2] == key] or difflib.get_close_matches(
+            path, paths, n=1, cutoff=0.7
+        )
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _all_paths(section: type[Section], path: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{path}{name}"
+        for below in _sections_in(field.annotation):
+            yield from _all_paths(below, f"{path}{name}.")
 
 
 def _find(source: str | Path) -> Path:
@@ -149,7 +267,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, sign, value = override.partition("=")
-    if not sign or not key:
+    if not sign or not all(key.split(".")):
         raise ConfigError(f"override '{override}' is not of the form key.sub=value")
     try:
         nested: Any = yaml.safe_load(value)
@@ -157,6 +275,8 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"override '{override}': the value is not YAML: {_in_a_line(error)}") from None
     if isinstance(nested, str):
         nested = _number(nested)
+    elif isinstance(nested, int) and not isinstance(nested, bool) and str(nested) != value.strip():
+        nested = value.strip()  # such as 007 or 12:30, which YAML 1.1 reads as another number; names keep their form
     for part in reversed(key.split(".")):
         nested = {part: nested}
     result: dict[str, Any] = nested
@@ -169,10 +289,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _number(text: str) -> float | str:
     """YAML 1.1 reads 1e-4 as a string; people mean a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def feature_data(folder: Path, *, training: int = 4, test: int = 3, seed: int = 
 def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 75, seed: int = 0) -> Path:
     """A data set of small videos whose every frame shows its own number (:func:`numbers_shown`).
 
-    Windows are of 32 steps of 2 frames, so longer than these videos, and the tiny backbone sees 32 pixels.
+    Windows are of 32 steps of 2 frames, so longer than these videos, and the tiny backbone sees 32 pixels. Its weights
+    are random where a test names none.
 
     Returns:
         the path of its configuration.
@@ -97,7 +98,7 @@ def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 
         segments = np.stack([starts, starts + rng.uniform(0.8, 2.0, 2)], axis=1)
         labels = tuple(CLASSES[i] for i in rng.integers(len(CLASSES), size=2))
         videos.append(AnnotatedVideo(name, subset, frames / FPS, segments, labels, frames, FPS))
-    backbone = {"size": "tiny", "pixels": PIXELS, "table_pixels": PIXELS}
+    backbone = {"size": "tiny", "pixels": PIXELS, "table_pixels": PIXELS, "random": True}
     return _write_configuration(
         folder,
         videos,
@@ -110,8 +111,8 @@ def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 
 
 
 def config_of(path: Path, *overrides: str) -> Config:
-    """The configuration of a data set made here, changed as on the command line."""
-    return load_config(path, overrides)
+    """The configuration of a data set made here, changed as on the command line; of two changes of a key the last."""
+    return load_config(path, list({override.partition("=")[0]: override for override in overrides}.values()))
 
 
 def numbered_picture(number: int) -> NDArray[np.uint8]:

@@ -152,8 +152,8 @@ def test_an_override_is_read_as_yaml_and_numbers_as_numbers(
     assert type(found) is type(value) or isinstance(found, Path)
 
 
-def test_the_last_of_two_overrides_counts_and_neighbours_stay(features: Path) -> None:
-    config = load_config(features, ["training.lr=1", "training.lr=2"])
+def test_an_override_leaves_the_neighbours_of_its_key_as_they_are(features: Path) -> None:
+    config = load_config(features, ["training.lr=2"])
     assert config.training.lr == 2
     assert config.model.channels == 16
 

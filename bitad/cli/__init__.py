@@ -9,38 +9,43 @@ import argparse
 import errno
 import re
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
+from bitad.log import logging_of_a_command, say_last
 from bitad.training.stopping import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
     parsed = _parse(arguments)
-    run: Run = parsed.run
     if threading.current_thread() is threading.main_thread():
         # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with logging_of_a_command():
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    run: Run = parsed.run
     try:
         return run(parsed)
     except Stopped as stopped:
-        print(f"bitad {parsed.verb}: stopped {stopped}", file=sys.stderr)
+        say_last(f"bitad {parsed.verb}: stopped {stopped}")
         return stopped.status
     except KeyboardInterrupt:
-        print(f"bitad {parsed.verb}: interrupted", file=sys.stderr)
+        say_last(f"bitad {parsed.verb}: interrupted")
         return 130
     except Exception as error:
-        if parsed.debug:
-            raise
         message = " ".join(_said(error).split()) or type(error).__name__
         foreseen = isinstance(error, (ValueError, OSError))
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
-        print(f"bitad {parsed.verb}: error: {message}{hint}", file=sys.stderr)
+        say_last(f"bitad {parsed.verb}: error: {message}{hint}")
+        if parsed.debug:
+            raise
         return 1
 
 

@@ -40,6 +40,11 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("config", help="a YAML file, or the name of a preset")
     p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
     p.add_argument("--resume", action="store_true", help="go on from the run's last.pt")
+    p.add_argument(
+        "--allow-changed-data",
+        action="store_true",
+        help="with --resume: continue although annotations, features or videos have changed since, and log what has",
+    )
     p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch, to be resumed later")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
@@ -93,28 +98,32 @@ def _checkpoint(place: Path, config: str | None, overrides: Sequence[str] = ()) 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
+    from bitad.locking import OTHER_OUT, locked
 
     if arguments.results and not arguments.full:
         raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
     scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
-    run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
+    with locked(arguments.out, remedy=OTHER_OUT):
+        run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config_files import load_config
+    from bitad.log import add_log_file
     from bitad.training.distributed import processes
-    from bitad.training.environment import is_restarted, set_up_logging, set_up_process
-    from bitad.training.keeping import Keeper
+    from bitad.training.environment import set_up_process
+    from bitad.training.starting import only_run
     from bitad.training.trainer import Trainer
 
+    changed = arguments.allow_changed_data
+    if changed and not arguments.resume:
+        raise ValueError("--allow-changed-data is for a run that is resumed; add --resume, or leave it out")
     config = load_config(arguments.config, arguments.overrides)
     set_up_process(config.threads)
-    with processes(arguments.device) as team:
-        # A run that torchrun begins again after a failure goes on; the first process knows, and where it stands.
-        again = is_restarted(config.run_directory) and Keeper(config.run_directory, config.training.keep).exists
-        trainer = Trainer(config, team, resume=arguments.resume or team.gather(again)[0])
-        set_up_logging(config.run_directory, show=team.is_main)
+    with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
+        trainer = Trainer(config, team, resume=resume, allow_changed_data=changed)
+        add_log_file(config.run_directory)  # a start that was refused has written nothing
         best = trainer.run(until=arguments.until)
         if team.is_main:
             print(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
@@ -126,12 +135,13 @@ def _test(arguments: argparse.Namespace) -> int:
     from bitad.reports.tables import evaluation_table
     from bitad.training.distributed import processes
     from bitad.training.environment import set_up_process
+    from bitad.training.starting import only_writer
 
     checkpoint = _checkpoint(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
     set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
-    with processes(arguments.device) as team:
+    with processes(arguments.device) as team, only_writer(out, team):
         evaluations = run_test(checkpoint, out, team)
         if team.is_main:
             print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())

@@ -58,8 +58,8 @@ def _config(source: str, overrides: Sequence[str]) -> Config:
     """The configuration, which need not name baselines to start from."""
     from bitad.config_files import ConfigError, load_config
 
-    faults = []
-    for baselines in ((), _ANY_BASELINES):
+    faults, given = [], {override.partition("=")[0] for override in overrides}
+    for baselines in ((), [one for one in _ANY_BASELINES if one.partition("=")[0] not in given]):
         try:
             return load_config(source, [*baselines, *overrides])
         except ConfigError as fault:

@@ -182,16 +182,17 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.training.distributed import processes
+    from bitad.training.starting import only_writer
 
     check_folder(arguments.out)
     check_page(arguments.out / "index.html")
-    with following("evaluating") as on_progress:
-        comparison = compare(arguments.runs, on_progress=on_progress)
-    sensitive = None
-    if arguments.sensitivity:
-        with processes(arguments.device) as team:
-            sensitive = sensitivity_of_runs(comparison, team)
-    page = write_comparison(arguments.out, comparison, sensitive)
+    with processes(arguments.device) as team, only_writer(arguments.out, team):
+        with following("evaluating") as on_progress:
+            comparison = compare(arguments.runs, on_progress=on_progress)
+        sensitive = sensitivity_of_runs(comparison, team) if arguments.sensitivity else None
+        if not team.is_main:
+            return 0
+        page = write_comparison(arguments.out, comparison, sensitive)
     print(comparison.table().text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())

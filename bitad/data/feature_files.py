@@ -99,7 +99,7 @@ class FeatureStore:
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], str]]:
         """The bytes of a video's array, in the form of an ``.npy`` file, and what to call it in an error."""
-        file = self.path if self.path.is_file() else self._file(name)
+        file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
                 yield stream, str(file)
@@ -111,7 +111,12 @@ class FeatureStore:
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
             yield stream, f"{file}: {key}"
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """The file of a video in a folder.
+
+        Raises:
+            FileNotFoundError: the folder has none.
+        """
         for suffix in _SUFFIXES:
             if (file := self.path / f"{name}{suffix}").is_file():
                 return file

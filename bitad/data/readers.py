@@ -113,7 +113,7 @@ class Readers:
                     "its process was ended; look at this file and where it lies"
                 )
         names = [self.names[int(place)] for process, place, _ in self._rows.tolist() if process in gone and place >= 0]
-        what = f"was reading video {', '.join(names)}" if names else "reads videos"
+        what = f"was reading video {', '.join(names)}" if names else f"reads videos (process {died[1]})"
         # One that waits for it finds it gone, another one is told of the signal.
         by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
         how = "" if by_signal is None else f": {' '.join(by_signal[1].split())}"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, write_detections
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.sources import FeatureFiles, VideoFiles, build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import write_json
 from bitad.inference.detect import detect
+from bitad.log import log
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
+from bitad.training.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.training.first_look import look_at_clocks
 from bitad.video.index_cache import INDEX_FOLDER, IndexCache
 
@@ -61,6 +64,7 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     results = detect(network, subset, source, config, team, details=details)
     named, metrics = results.named(), out / "metrics.json"
     if team.is_main:
+        _say_changed(checkpoint, subset)
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
         results.write(out)
         if len(named) == 1:
@@ -72,6 +76,15 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     if team.is_main:
         write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations
+
+
+def _say_changed(checkpoint: Checkpoint, subset: Annotations) -> None:
+    """Log what of the test videos has changed since the checkpoint was written, if these are the ones of its run."""
+    before = of_tests(checkpoint.data or {})
+    if before.get(TEST, {}).keys().isdisjoint(subset.videos):
+        return  # an older checkpoint, another data set, or another part of it
+    if changed := changes(before, of_tests(fingerprints(checkpoint.config, [], subset))):
+        log.warning("the test data have changed since %s was written: %s", checkpoint.source, "; ".join(changed))
 
 
 def _source(checkpoint: Checkpoint) -> VideoFiles | FeatureFiles:

@@ -154,12 +154,29 @@ def _set_what_trains(network: nn.Module, config: Config) -> None:
         parameter.requires_grad_(trains)
 
 
-def load_pretrained(network: Network, config: Config) -> None:
-    """Loads the backbone's pre-trained weights into the network or both of a pair, where the configuration names some.
+def require_pretrained(config: Config) -> None:
+    """Refuses to train around a frozen transformer that nothing fills.
 
     Raises:
-        FileNotFoundError, ValueError: if they are missing or of another network.
+        ValueError: the configuration names no weights for it, starts from no baselines, and does not ask for random
+            ones.
     """
+    backbone = config.model.backbone
+    if backbone is None or config.plan.starts_from == "baselines" or backbone.random or backbone.weights is not None:
+        return
+    raise ValueError(
+        "model.backbone.weights is null: the transformer is frozen and would keep random weights; name a pre-trained "
+        "file, or use model.backbone.random=true if you want that"
+    )
+
+
+def load_pretrained(network: Network, config: Config) -> None:
+    """Loads the backbone's pre-trained weights into the network or both of a pair, where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: they are missing or of another network; or as :func:`require_pretrained`.
+    """
+    require_pretrained(config)
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
     detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]

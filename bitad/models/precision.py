@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bitad.config import Precision
+from bitad.config_types import Precision
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.weight_files import OURS, read_weights, weights_path, write_safetensors
 from bitad.models.weights import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 from bitad.outputs import check_apart
+from bitad.training.fingerprints import Fingerprints, is_sound
 
 FORMAT = f"{OURS} 3"
 _READ = (FORMAT, f"{OURS} 2")  # the latter leaves nothing out
@@ -38,6 +39,7 @@ WITHOUT_EFFECT = (
     "threads",
     "output",
     "data.allow_clock_mismatch",
+    "model.backbone.random",
     "training.workers",
     "training.checkpoint_steps",
     "training.keep",
@@ -52,6 +54,7 @@ OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
     _PRETRAINED,
+    "model.backbone.random",
     "model.backbone.drop_path",
     "model.backbone.checkpointing",
     "model.backbone.compile",
@@ -88,6 +91,8 @@ class Checkpoint:
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
         pretrained: the frozen transformer that is in a file of its own; None: there is none, or ``model`` has it.
+        data: by what the data that it was trained and tested on is known (:mod:`bitad.training.fingerprints`); None: a
+            checkpoint of an older version, or of another project.
     """
 
     config: Config
@@ -99,6 +104,7 @@ class Checkpoint:
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
     pretrained: Pretrained | None = None
+    data: Fingerprints | None = field(default=None, repr=False)
 
     def network(self) -> Network:
         """The trained network or pair, in evaluation mode.
@@ -136,8 +142,11 @@ class Checkpoint:
         file = _pretrained_file(self.config)
         return None if file is None else Pretrained.of(self.model, file)
 
-    def changes(self, config: Config) -> list[str]:
+    def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
         """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``.
+
+        Args:
+            moved: keys that may name another file or folder.
 
         Raises:
             FileNotFoundError, ValueError: it names another file of the pre-trained transformer, which cannot be read.
@@ -145,7 +154,9 @@ class Checkpoint:
         return [
             f"{key} was {old}, is {new}"
             for key, old, new in _differences(self.config, config)
-            if key not in WITHOUT_EFFECT and not (key == _PRETRAINED and self._knows(config))
+            if key not in WITHOUT_EFFECT
+            and not (key in moved and None not in (old, new))
+            and not (key == _PRETRAINED and self._knows(config))
         ]
 
     def _knows(self, config: Config) -> bool:
@@ -215,6 +226,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
         "epoch": checkpoint.epoch,
         "rate_hz": checkpoint.rate_hz,
         "evaluation": checkpoint.evaluation,
+        "data": checkpoint.data,
     }
     if path.suffix == ".safetensors":
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
@@ -311,8 +323,9 @@ def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
         "evaluation": lambda value: isinstance(value, dict | None),
         "training": lambda value: isinstance(value, dict | None),
+        "data": lambda value: value is None or is_sound(value),
     }
-    faults = [key for key, is_sound in sound.items() if not is_sound(content.get(key))]
+    faults = [key for key, holds in sound.items() if not holds(content.get(key))]
     if faults:
         raise ValueError(f"{path} is a damaged checkpoint, without a sound {', '.join(faults)}; take another one")
     try:
@@ -329,6 +342,7 @@ def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         evaluation=content["evaluation"],
         training=content.get("training"),
         pretrained=pretrained,
+        data=content.get("data"),
     )
 
 

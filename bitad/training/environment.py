@@ -1,13 +1,11 @@
-"""What a run is made in: versions, log, threads and memory."""
+"""What a run is made in: versions, threads and memory; and what all its processes log together."""
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,21 @@ import torch
 
 import bitad
 from bitad.files import read_json
+from bitad.log import log, set_up_logging
 from bitad.memory import keep_freed_memory
 from bitad.training.distributed import Processes
 
-log = logging.getLogger("bitad")
+__all__ = [
+    "ENVIRONMENT",
+    "environment",
+    "is_restarted",
+    "launcher",
+    "log",
+    "say_repeated",
+    "say_skipped",
+    "set_up_logging",
+    "set_up_process",
+]
 
 ENVIRONMENT = "environment.json"  # of a run directory
 
@@ -52,31 +61,6 @@ def is_restarted(directory: Path) -> bool:
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not place.exists():
         return False
     return bool(read_json(place).get("launcher") == launcher())
-
-
-class _LogFile(logging.FileHandler):
-    """A file of log lines; that one cannot be written (the disk is full) ends the work like any other failed write."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        if isinstance(error, OSError):
-            error.filename = self.baseFilename
-        raise
-
-
-def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
-    """The project's log: lines on standard error, and in `log.txt` of a run directory if one is given."""
-    handlers: Sequence[logging.Handler] = [logging.StreamHandler()] if show else []
-    if directory is not None and show:
-        directory.mkdir(parents=True, exist_ok=True)
-        handlers = [*handlers, _LogFile(directory / "log.txt", encoding="utf-8")]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for handler in log.handlers:
-        handler.close()
-    log.handlers = list(handlers)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def say_repeated(count: int, what: str, team: Processes) -> None:

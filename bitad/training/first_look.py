@@ -14,9 +14,9 @@ from bitad.data.patience import within
 from bitad.data.sources import FeatureFiles, VideoFiles
 from bitad.data.windows import Timebase
 from bitad.evaluation.matching import Truth
+from bitad.log import log
 from bitad.progress import track
 from bitad.training.distributed import Processes
-from bitad.training.environment import log
 from bitad.video.index_cache import IndexCache
 
 Videos = VideoFiles | FeatureFiles
@@ -47,7 +47,7 @@ def look_at_data(
             look_at(videos[number])
     indices.share(team.gather)
     faults: list[ValueError | OSError] = []
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     for number, video in enumerate(track(videos, "looking at the data", len(videos), show=team.is_main)):
         training = number < len(windows.videos)
         try:
@@ -56,8 +56,7 @@ def look_at_data(
             if (config.training.bad_videos if training else config.test.bad_videos) == "error":
                 faults.append(error)
             elif training:  # of others each test says so
-                log.warning("training video %s is left out: %s", video.name, error)
-                unreadable.append(video.name)
+                unreadable[video.name] = str(error)
     if len(faults) > 1:
         raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
     if faults:
@@ -65,7 +64,13 @@ def look_at_data(
     _compare_clocks({video.name: video for video in videos}, bases, source, config, team)
     if team.is_main:
         _say_outside(windows, bases)
-    windows.leave_out({name for names in team.gather(unreadable) for name in names})
+    everywhere = team.gather(unreadable)
+    left_out = {name: reason for reasons in everywhere for name, reason in reasons.items()}
+    for name, reason in left_out.items() if team.is_main else ():
+        by = [rank for rank, reasons in enumerate(everywhere) if name in reasons]
+        where = "" if len(by) == team.world else f" (process {', '.join(map(str, by))})"
+        log.warning("training video %s is left out: %s%s", name, reason, where)
+    windows.leave_out(left_out)
 
 
 def look_at_clocks(test: Annotations, source: Videos, config: Config, rate_hz: float, team: Processes) -> None:

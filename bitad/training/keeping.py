@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bitad.config import Config
 from bitad.files import replacing
+from bitad.log import log
 from bitad.models.weights import Pretrained
 from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from bitad.training.environment import log
 
 
 class Keeper:
@@ -37,6 +37,19 @@ class Keeper:
         """Whether there is a run to go on with."""
         return any(path.exists() for path in self._last)
 
+    def require(self) -> None:
+        """Checks that there is a run to resume.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not self.exists:
+            raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
+
+    def in_the_way(self) -> ValueError:
+        """The error where a new run finds this one."""
+        return ValueError(f"run {self.last.parent} exists; go on with --resume, or choose another name, seed or output")
+
     def newest(self, config: Config | None = None) -> tuple[Checkpoint, Path]:
         """The newest checkpoint that can be read, whole, and its file; what is wrong with newer ones is logged.
 
@@ -47,9 +60,8 @@ class Keeper:
             FileNotFoundError: there is none, or no pre-trained transformer.
             ValueError: none can be read, or it holds weights alone, or the pre-trained transformer is another one.
         """
+        self.require()
         there = [path for path in self._last if path.exists()]
-        if not there:
-            raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
         for path, older in zip(there, [*there[1:], None], strict=True):
             try:
                 saved = load_checkpoint(path)

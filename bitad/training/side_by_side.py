@@ -14,9 +14,11 @@ from pathlib import Path
 
 from bitad.config import Config
 from bitad.config_files import load_config
-from bitad.data.ground_truth import read_ground_truth
+from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.progress import Meter
 from bitad.training.checkpoint import load_checkpoint
+from bitad.training.fingerprints import Fingerprints, fingerprints
+from bitad.training.fingerprints import changes as data_changes
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -63,7 +65,7 @@ class Job:
         """Whether the run has finished all its epochs.
 
         Raises:
-            ValueError: there is such a run, of another configuration.
+            ValueError: there is such a run, of another configuration or other data.
         """
         last = self.directory / "last.pt"
         if not last.exists():
@@ -74,7 +76,15 @@ class Job:
             changes.append(f"init was {saved.config.init}, is {self.config.init}")
         if changes:
             raise ValueError(f"{self.directory} is a run of other settings ({'; '.join(changes)}); delete or move it")
+        if saved.data is not None and (changes := data_changes(saved.data, self._fingerprints())):
+            raise ValueError(f"{self.directory} is a run of other data ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
+
+    def _fingerprints(self) -> Fingerprints:
+        """Of the data as they are now."""
+        training = read_ground_truth(self.config.data).subset(self.config.data.training_subset)
+        learnt = [video for video in training.videos.values() if video.labels]
+        return fingerprints(self.config, learnt, read_test_ground_truth(self.config))
 
     def start(self) -> subprocess.Popen[bytes]:
         """Begins the training, or goes on with it, on one thread; what it says goes to output.txt of the run."""

@@ -22,14 +22,14 @@ from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import detect
-from bitad.models.build import Network, build_network, load_pretrained
+from bitad.models.build import Network, build_network, load_pretrained, require_pretrained
 from bitad.models.pair import Pair
-from bitad.models.weights import load_weights
 from bitad.progress import Meter
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.descent import Descent, Step, together
 from bitad.training.distributed import Processes
 from bitad.training.environment import ENVIRONMENT, environment, log, say_repeated, say_skipped
+from bitad.training.fingerprints import fingerprints
 from bitad.training.first_look import look_at_data
 from bitad.training.initial import load_initial
 from bitad.training.keeping import Keeper
@@ -37,6 +37,7 @@ from bitad.training.learner import Learner
 from bitad.training.losses import DetectionLoss
 from bitad.training.optimizer import LearningRates
 from bitad.training.records import Records
+from bitad.training.resuming import check_data, load_saved_weights, random_state, saved_run, set_random_state
 from bitad.training.sampler import EpochSampler
 from bitad.training.sharding import whole
 from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
@@ -52,26 +53,33 @@ class Trainer:
         config: what to run.
         team: the processes of the run.
         resume: go on from the run directory's `last.pt`; without it an existing run is never overwritten.
+        allow_changed_data: resume although annotations, features or videos have changed since, and log what has.
 
     Raises:
         ValueError, FileNotFoundError: for whatever of data, weights or checkpoint does not fit, before training starts.
     """
 
-    def __init__(self, config: Config, team: Processes, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: Config, team: Processes, *, resume: bool = False, allow_changed_data: bool = False
+    ) -> None:
         self.config, self.team = config, team
         self.directory = config.run_directory
         self.keeper = Keeper(self.directory, config.training.keep)
         self.records = Records(self.directory, team)
-        saved = self._saved_run() if resume else None
+        saved = saved_run(self.keeper, config) if resume else None
         if not resume and self.keeper.exists:
-            raise ValueError(
-                f"run {self.directory} exists; go on with --resume, or choose another name, seed or output"
-            )
+            raise self.keeper.in_the_way()
+        if saved is None:
+            require_pretrained(config)
         self.annotations = read_ground_truth(config.data)
         self.test_annotations = read_test_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
         self.source = build_source(config, self.indices)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
+        found = fingerprints(config, self.windows.videos, self.test_annotations) if team.is_main else {}
+        self.fingerprints = team.gather(found)[0]
+        if saved is not None:
+            check_data(saved, self.fingerprints, allow=allow_changed_data, show=team.is_main)
         look_at_data(self.windows, self.test_annotations, self.source, self.indices, config, team)
         self.sampler = EpochSampler(
             len(self.windows), config.training.batch, team, config.seed, accumulate=config.training.accumulate
@@ -81,7 +89,7 @@ class Trainer:
         if saved is None:
             self._load_first_weights()
         else:
-            self._load_saved_weights(saved)
+            load_saved_weights(self.network, saved, self.annotations.classes)
         torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
         self.network.to(team.device)
         if isinstance(self.network, Pair):
@@ -362,8 +370,9 @@ class Trainer:
                 "world": self.team.world,
                 "learners": {learner.name: learner.state_dict() for learner in self.learners},
                 "scaler": self.scaler.state_dict(),
-                "rng": self.team.gather(self._rng()),
+                "rng": self.team.gather(random_state(self.team.device)),
             },
+            data=self.fingerprints,
         )
 
     def _save(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
@@ -372,30 +381,6 @@ class Trainer:
         checkpoint.training |= {"best": self.best, "untested": self.untested}
         if self.team.is_main:
             self.keeper.save_last(checkpoint, again=again)
-
-    def _rng(self) -> dict[str, torch.Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.team.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.team.device)
-        return state
-
-    def _saved_run(self) -> Checkpoint:
-        saved, _ = self.keeper.newest(self.config)
-        changed = saved.changes(self.config)
-        if changed:
-            raise ValueError(
-                f"the configuration is not that of run {self.directory}: {'; '.join(changed)}; "
-                "resume with the run's own, or start another run"
-            )
-        return saved
-
-    def _load_saved_weights(self, saved: Checkpoint) -> None:
-        if saved.classes != self.annotations.classes:
-            raise ValueError(
-                f"{saved.source} was trained on the classes {saved.classes}, not {self.annotations.classes}; resume "
-                "with the class list that it was trained with, or start another run"
-            )
-        load_weights(self.network, saved.model, source=saved.source)
 
     def _restore(self, saved: Checkpoint) -> None:
         """Goes on where a checkpoint stands; its averaged weights are the network's already."""
@@ -414,29 +399,27 @@ class Trainer:
                 "anew under another name"
             ) from None
         if training["world"] == self.team.world:
-            rng = training["rng"][self.team.rank]
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and self.team.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], self.team.device)
-        else:
+            set_random_state(training["rng"][self.team.rank], self.team.device)
+        elif self.team.is_main:
+            log.warning(
+                "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and "
+                "its random numbers start anew",
+                training["world"],
+                self.team.world,
+                self.team.world,
+            )
+        if training["world"] != self.team.world or self.step != self.epoch * self.sampler.steps + self.done:
             self._go_on_with_others(training["world"], fresh)
 
     def _go_on_with_others(self, world: int, rates: list[list[float]]) -> None:
-        """Goes on with another number of processes: other batches, so other steps and learning rates.
+        """Resumes with other batches: of another number of processes, or of changed data.
 
         Args:
             world: the number of processes before.
             rates: each learner's, of each group, as they are now before the schedule.
         """
         # The windows of a step that would have begun in the middle of one are seen twice.
-        self.done = self.done * world // self.team.world
+        self.done = min(self.done * world // self.team.world, self.sampler.steps)
         self.step = self.epoch * self.sampler.steps + self.done
         for learner, own in zip(self.learners, rates, strict=True):
             learner.go_on_at(self.step, own)
-        log.info(
-            "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and its "
-            "random numbers go on anew",
-            world,
-            self.team.world,
-            self.team.world,
-        )

@@ -7,13 +7,14 @@ closes none. So each writes down every few seconds that it lives, and looks who 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch.distributed as dist
+
+from bitad.log import say_last
 
 BEAT_S = 5.0
 GONE_S = 40.0
@@ -97,5 +98,5 @@ def _key(rank: int) -> str:
 
 
 def _end(line: str) -> None:
-    print(f"bitad: error: {line}", file=sys.stderr, flush=True)
+    say_last(f"bitad: error: {line}")
     os._exit(1)

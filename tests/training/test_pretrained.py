@@ -437,3 +437,70 @@ def test_inspection_says_where_it_is(whole: Path, vit: Path, capsys: pytest.Capt
     assert "nothing missing, nothing unexpected" in text
     assert main(["weights", "inspect", str(whole / "best.pt"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pretrained"]["sha256"] == content_hash(vit)
+
+
+# Where nothing fills it.
+
+NOTHING = ("model.backbone.random=false", "model.backbone.weights=null")
+
+
+@pytest.mark.parametrize("experiment", ["baseline", "1"])
+def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
+    videos: Path, tmp_path: Path, refused: Callable[..., str], experiment: str
+) -> None:
+    said = refused("train", videos, f"experiment={experiment}", f"output={tmp_path / 'runs'}", *NOTHING)
+    assert "model.backbone.weights is null: the transformer is frozen and would keep random weights" in said
+    assert "model.backbone.random=true" in said
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ValueError, match=r"model\.backbone\.weights is null"):
+        network_of(config_of(videos, *NOTHING))
+
+
+def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) -> None:
+    config = config_of(videos, *QUICK, "model.backbone.random=true", f"output={tmp_path}")
+    assert Trainer(config, ALONE).run() >= 0
+
+
+def test_a_whole_detector_is_tested_with_a_configuration_without_weights(videos: Path, tmp_path: Path) -> None:
+    network = network_of(config_of(videos))
+    torch.save(layouts.opentad_file(network.state_dict()), tmp_path / "epoch_9.pth")
+    command = ["test", str(tmp_path / "epoch_9.pth"), "--config", str(videos), *NOTHING, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+
+
+def test_a_pair_from_baselines_and_a_resumed_run_need_no_weights_of_their_own(
+    whole: Path, videos: Path, tmp_path: Path
+) -> None:
+    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={whole}", f"init.backward={whole}")
+    run = ("train", str(videos), *QUICK, *NOTHING, *pair, f"output={tmp_path}")
+    assert main([*run, "--until", "1"]) == 0
+    assert main([*run, "--resume"]) == 0
+
+
+def test_a_run_from_before_it_could_be_asked_for_is_resumed(videos: Path, tmp_path: Path) -> None:
+    config = config_of(videos, *QUICK, f"output={tmp_path}")
+    Trainer(config, ALONE).run(until=1)
+    content = torch.load(config.run_directory / "last.pt", weights_only=True)
+    del content["config"]["model"]["backbone"]["random"]
+    torch.save(content, config.run_directory / "last.pt")
+    assert main(["train", str(videos), *QUICK, *NOTHING, f"output={tmp_path}", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("lacking", ["a weight", "a block", "all that is known"])
+def test_a_file_that_fills_only_part_of_the_frozen_transformer_is_refused(
+    videos: Path, tmp_path: Path, refused: Callable[..., str], lacking: str
+) -> None:
+    weights = transformer()
+    kept = {
+        "a weight": [name for name in weights if name != "blocks.2.norm1.weight"],
+        "a block": [name for name in weights if not name.startswith("blocks.3.")],
+        "all that is known": [],
+    }[lacking]
+    part = {name: weights[name] for name in kept} or {"encoder.something": torch.zeros(2, 2)}
+    torch.save(layouts.videomae_finetuned(part) if kept else part, tmp_path / "part.pth")
+    said = refused(
+        "train", videos, "model.backbone.random=true", f"model.backbone.weights={tmp_path / 'part.pth'}",
+        f"output={tmp_path / 'runs'}",
+    )  # fmt: skip
+    assert str(tmp_path / "part.pth") in said
+    assert not list(tmp_path.rglob("*.pt"))
