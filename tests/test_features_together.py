@@ -54,7 +54,7 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 def test_commands_that_run_at_once_describe_all_of_their_videos(tmp_path: Path) -> None:
     for number in range(6):
         video = tmp_path / f"part{number % 3}" / f"v{number}.mp4"
-        write_video(video, (numbered_picture(frame) for frame in range(16 + number)), fps=FPS)
+        write_video(video, (numbered_picture(frame) for frame in range(400 + number)), fps=FPS)
     out = tmp_path / "out"
     processes = [started("-m", "bitad", "features", tmp_path / f"part{part}", *TINY, "--out", out) for part in range(3)]
     assert [status for status, _ in ended(processes)] == [0, 0, 0]

@@ -118,10 +118,13 @@ def test_what_cannot_be_a_video_fails_by_name_and_the_others_are_done(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_name_of_253_bytes_does_not_hold_up_the_others(verb: str, folder: Path, film: Path) -> None:
+def test_a_name_of_253_bytes_does_not_hold_up_the_others(
+    verb: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(film, folder / f"{'가' * 83}.mp4")
     run(verb, folder, folder.parent / "out")
     assert "good" in written(verb, folder.parent / "out")
+    assert " 0 kept from before, " in capsys.readouterr().out  # and it comes to its end
 
 
 @pytest.mark.parametrize("verb", VERBS)
