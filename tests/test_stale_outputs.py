@@ -119,7 +119,9 @@ def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
     assert verb("--damaged-frames", "repeat") == 0
     capsys.readouterr()
     assert verb() == 1
-    assert "cannot be decoded" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "cannot be decoded" in err
+    assert f"; {verb.output} was not replaced" in err
 
 
 def test_what_has_no_damaged_frames_is_the_same_with_either_policy(verb: Verb) -> None:

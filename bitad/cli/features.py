@@ -24,8 +24,9 @@ order of forward time in both, so a configuration reads either folder alike. `bo
 DIR/forward and DIR/reverse.
 
 DIR holds NAME.npy [T, C] of every video, features.json, which says what they are, and index/, where the videos' frames
-are. What is there already and whole is kept, so the same command goes on where it was interrupted; also under
-torchrun -m bitad features.
+are. What is there already is kept if it is whole and of the videos as they are now, so the same command continues where
+it was interrupted; also under torchrun -m bitad features, and while others write to DIR. Videos in sub-folders are
+found, too; no two may have one name.
 """
 
 

@@ -27,7 +27,11 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
     p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
-    p.description = f"{p.description} Under torchrun -m bitad reverse, the processes share a folder's videos."
+    p.description = (
+        f"{p.description} A folder's sub-folders are kept, and no two videos may have one name. "
+        "What is there already is kept if it is whole and made from the videos as they are now. "
+        "Under torchrun -m bitad reverse, the processes share a folder's videos."
+    )
     p.add_argument("--workers", type=int, default=1, help="videos of a folder a process reverses side by side (1)")
     add_damaged_frames(p)
 

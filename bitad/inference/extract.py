@@ -188,7 +188,7 @@ def extract_features(
     return ExtractionReport(
         done=tuple(name for name in videos if missing.get(name) and name not in failed),
         kept=tuple(name for name in videos if missing.get(name) == []),
-        failed={name: failed[name] for name in videos if name in failed},
+        failed={name: failed[name] + _said_of_earlier(name, folders) for name in videos if name in failed},
         again=tuple(name for name in videos if name in again and name not in failed),
         unrecorded=tuple(name for name in videos if missing.get(name) == [] and name in found.unrecorded),
     )
@@ -252,6 +252,12 @@ def _look_at(
         found.failed.update(others.failed)
         found.unrecorded.update(others.unrecorded)
     return found
+
+
+def _said_of_earlier(name: str, folders: Mapping[Basis, FeatureFolder]) -> str:
+    """Which features of a video are left from before, in words."""
+    left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
+    return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
 
 
 def _said_of_one(error: ValueError | OSError) -> str:

@@ -189,7 +189,8 @@ def reverse_folder(
         for finished, (number, result) in enumerate(results, start=1):
             name = mine[number].name
             if isinstance(result, Exception):
-                failed[name] = str(result) or type(result).__name__
+                left = f"; {targets[mine[number]]} was not replaced" if name in earlier else ""
+                failed[name] = f"{str(result) or type(result).__name__}{left}"
             elif result is None:
                 skipped.append(name)
             else:
