@@ -7,7 +7,6 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from bitad.data.dataset import Sample, TestWindows, TrainingWindows, collate
 from bitad.data.sources import VideoFiles, build_source
 from bitad.data.transforms import recolour
 from bitad.video.reverse import reverse_video
+from bitad.video.streams import open_video
 from bitad.video.writer import write_pictures, write_video
 
 FPS, STRIDE = 30, 4
@@ -65,9 +65,8 @@ def render(path: Path, count: int, *, kind: str = "GOP 250, B-frames", preset: s
 def decode(path: Path, frames: NDArray[np.int64], *, convert: bool = False) -> None:
     """By PyAV alone, from the keyframe before the first of the frames to the last; those asked for to RGB or not."""
     reformatter = VideoReformatter()
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
+    container, stream = open_video(path)
+    with container:
         assert stream.time_base is not None
         wanted = {round(int(number) / FPS / stream.time_base) for number in frames}
         container.seek(min(wanted), stream=stream)
@@ -83,9 +82,8 @@ def decode(path: Path, frames: NDArray[np.int64], *, convert: bool = False) -> N
 
 def transcode(source: Path, target: Path) -> None:
     """By PyAV alone, each frame decoded and encoded as reversed playback is, in its own order."""
-    with av.open(str(source)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
+    container, stream = open_video(source)
+    with container:
         pictures = container.decode(stream)
         write_pictures(target, pictures, rate=Fraction(FPS), crf=18, preset="veryfast", gop=30, b_frames=0)
 

@@ -21,16 +21,22 @@ class FrameIndex:
 
     Args:
         frames: number of frames that are there.
-        rate: frames a second, on average.
+        rate: frames a second, on average; the last frame is taken to be shown for the usual interval.
         width: pixels of the pictures as stored, before any rotation.
         height: pixels, likewise.
         rotation: degrees anticlockwise by which players turn the pictures: 0, 90, 180 or 270.
         lost: number of frames, at least or about, that were there before the file was cut off; 0 for a whole file.
         time_base: seconds a tick.
-        times: int64 ``[frames]``, presentation times in ticks, ascending; None where the file's times do not tell its
-            frames apart. Those frames are found by decoding from the start and counting.
+        shown: int64 ``[frames]``, when each frame is shown, in ticks of one clock that never goes back.
+        times: int64 ``[frames]``, the times in ticks by which FFmpeg's packets and pictures are known, ascending; None
+            where these do not tell the frames apart. Those frames are found by decoding from the start and counting.
         keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending; empty without times.
         stored: int64 ``[frames]``, the frames in the order in which the file holds them; empty without times.
+        stream: the file's stream that holds the frames.
+        joins: int64 ``[j, 2]``, the packets of that stream, counted from 0, at which its clock starts again, and the
+            ticks added to the times from there on.
+        sound: frames whose packets FFmpeg marks as damaged for a break in the stream behind them, and that are whole.
+        notes: what is unusual about the file, a sentence each.
     """
 
     frames: int
@@ -40,23 +46,28 @@ class FrameIndex:
     rotation: int
     lost: int
     time_base: Fraction
+    shown: NDArray[np.int64]
     times: NDArray[np.int64] | None
     keyframes: NDArray[np.int64]
     stored: NDArray[np.int64]
+    stream: int
+    joins: NDArray[np.int64]
+    sound: frozenset[int]
+    notes: tuple[str, ...]
 
     def nearest(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The frames shown nearest to positions on the average clock, where frame i stands at i / rate seconds.
 
-        At a constant rate they are the positions themselves. At another the clock, on which annotations are, goes on
-        evenly while the frames do not. Positions behind the last frame, which a cut-off file has lost, stay.
+        At a constant rate they are the positions themselves. At a variable rate the clock, on which annotations are,
+        advances evenly while the frames do not. Positions behind the last frame, which a cut-off file has lost, stay.
 
         Args:
             positions: int64 ``[T]``, counted from 0.
         """
-        if self.times is None or self.frames == 1:
+        if self.frames == 1:
             return positions
         ticks = positions / float(self.rate * self.time_base)
-        shown = self.times - self.times[0]
+        shown = self.shown - self.shown[0]
         later = np.searchsorted(shown, ticks).clip(1, self.frames - 1)
         earlier = later - 1
         nearest = np.where(shown[later] - ticks < ticks - shown[earlier], later, earlier)
@@ -68,7 +79,7 @@ class FrameIndex:
         return int(self.keyframes[place]) if place >= 0 else 0
 
     def number(self, time: int | None) -> int | None:
-        """The frame shown at a time in ticks; None where none is."""
+        """The frame of a packet or picture by its time in ticks; None where it is none."""
         return None if time is None else self._numbers.get(time)
 
     @cached_property

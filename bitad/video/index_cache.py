@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from bitad.files import replacing
 from bitad.video.frame_index import FrameIndex
 from bitad.video.indexing import index_video
+from bitad.video.notes import say_notes
 
 # Where a run, or a folder of features, has its cache.
 INDEX_FOLDER = "index"
 
 # To be raised where bitad.video.indexing comes to find other things in the same file.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class IndexCache:
             return index_video(path)  # says so
         stamp = FileStamp.of(path)  # before it is read: what changes meanwhile is not taken for the same
         index = self._waiting.get(stamp) or self._read(stamp)
-        if index is None:
+        if index is not None:
+            say_notes(path, index)
+        else:
             index = index_video(path)
             if self._begun:
                 self._write(stamp, index)
@@ -118,16 +121,23 @@ class IndexCache:
 
 def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     """An index as arrays of small numbers: times as steps, the order of storage as distances from that of showing."""
-    whole = [index.frames, index.width, index.height, index.rotation, index.lost]
+    whole = [index.frames, index.width, index.height, index.rotation, index.lost, index.stream]
     fractions = [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
-    arrays = {"numbers": np.array([*whole, *fractions], np.int64), "keyframes": index.keyframes}
+    arrays: dict[str, NDArray[Any]] = {
+        "numbers": np.array([*whole, *fractions], np.int64),
+        "shown": np.diff(index.shown, prepend=0),
+        "keyframes": index.keyframes,
+        "joins": index.joins,
+        "sound": np.array(sorted(index.sound), np.int64),
+        "notes": np.array(index.notes, np.str_),
+    }
     if index.times is not None:
         arrays |= {"steps": np.diff(index.times, prepend=0), "moved": index.stored - np.arange(len(index.stored))}
     return arrays
 
 
-def _from_arrays(arrays: Mapping[str, NDArray[np.int64]]) -> FrameIndex:
-    frames, width, height, rotation, lost, *fractions = arrays["numbers"].tolist()
+def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FrameIndex:
+    frames, width, height, rotation, lost, stream, *fractions = arrays["numbers"].tolist()
     timed = "steps" in arrays
     return FrameIndex(
         frames=frames,
@@ -137,7 +147,12 @@ def _from_arrays(arrays: Mapping[str, NDArray[np.int64]]) -> FrameIndex:
         rotation=rotation,
         lost=lost,
         time_base=Fraction(*fractions[2:]),
+        shown=np.cumsum(arrays["shown"]),
         times=np.cumsum(arrays["steps"]) if timed else None,
         keyframes=arrays["keyframes"],
         stored=arrays["moved"] + np.arange(frames) if timed else np.empty(0, np.int64),
+        stream=stream,
+        joins=arrays["joins"],
+        sound=frozenset(arrays["sound"].tolist()),
+        notes=tuple(arrays["notes"].tolist()),
     )

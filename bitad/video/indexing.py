@@ -10,9 +10,9 @@ This module does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -20,22 +20,39 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from bitad.video.clock import (
+    MOST_REORDERED,
+    average_rate,
+    by_position,
+    one_after_another,
+    restarts,
+)
+from bitad.video.containers import another_behind, breaks_off
 from bitad.video.frame_index import FrameIndex
+from bitad.video.notes import gaps, say_notes
 from bitad.video.streams import (
-    breaks_off,
-    decode,
+    Film,
     ends_in_whole_picture,
+    find_film,
+    first_times,
+    numbered,
     open_video,
     packets,
     pictures_until_damage,
+    states_presentation,
     states_times,
+    whole_at_breaks,
+    wraps_after,
 )
 
 # Wrong times show within the first few reordered frames; this many are decoded to see whether the times hold.
 _FRAMES_TRIED = 16
 
-# No codec shows a picture after more than this many that are stored behind it.
-_MOST_REORDERED = 16
+# FFmpeg marks the last but one packet before a break in a transport stream, whose end its parser is still waiting for.
+_MARKED_EARLY = 2
+
+# In which times are counted where a file states none.
+_TICK = Fraction(1, 90_000)
 
 
 def index_video(path: str | Path) -> FrameIndex:
@@ -56,6 +73,8 @@ def index_video(path: str | Path) -> FrameIndex:
         raise ValueError(f"{path}: cannot be decoded: {error.strerror}") from None
     if not index.rate:
         raise ValueError(f"{path}: it states neither a frame rate nor times from which to count one")
+    index = replace(index, notes=tuple(_notes(stored, index)))
+    say_notes(path, index)
     return index
 
 
@@ -64,54 +83,95 @@ class _Stored:
     """A file's packets of pictures, in the order of storage.
 
     Args:
+        film: the stream that holds them.
+        numbers: int64 ``[packets]``, each packet's number among all of the stream, counted from 0.
         times: float64 ``[packets]``, presentation times in ticks; NaN where there is none.
+        decoded: float64 ``[packets]``, decoding times in ticks; NaN where there is none.
+        durations: int64 ``[packets]``, ticks; 0 where there is none.
         keyframes: bool ``[packets]``, whether decoding can begin there.
+        marked: bool ``[packets]``, whether FFmpeg takes the packet for damaged though it is whole.
+        parts: where in the above the clock starts, the first part's 0 included.
+        delay: pictures that the decoder holds back.
         cut: number of packets at the end that are not whole and left out.
         stated: number of packets that the file states; 0 where it does not.
         seconds: duration that the file states; 0 where it does not.
+        unread: whether another recording stands behind what FFmpeg reads.
         breaks_off: whether the file is shorter than it states; None where it states nothing.
         states_times: whether the container states when each frame is shown; else FFmpeg reckons it.
+        states_presentation: whether any time of presentation is stated; else only the decoding times are to be had.
         rate: frames a second as stated; 0 where nothing is.
+        assumed: whether the rate is FFmpeg's own guess.
         time_base: seconds a tick.
     """
 
+    film: Film
+    numbers: NDArray[np.int64]
     times: NDArray[np.float64]
+    decoded: NDArray[np.float64]
+    durations: NDArray[np.int64]
     keyframes: NDArray[np.bool_]
+    marked: NDArray[np.bool_]
+    parts: list[int]
+    delay: int
     cut: int
     stated: int
     seconds: float
+    unread: bool
     breaks_off: bool | None
     states_times: bool
+    states_presentation: bool
     rate: Fraction
+    assumed: bool
     time_base: Fraction
 
     @classmethod
     def of(cls, path: Path) -> _Stored:
-        container, stream = open_video(path)
+        film = find_film(path)
+        container, stream = open_video(path, film.stream)
         with container:
-            read = [
-                (np.nan if packet.pts is None else packet.pts, packet.is_keyframe, packet.is_corrupt, packet.is_discard)
-                for packet in packets(container, stream)
-                if packet.size
-            ]
-            columns = np.array(read, np.float64).reshape(-1, 4)
-            times, keyframes, damaged, hidden = columns[:, 0], *(columns[:, 1:] > 0).T
-            times, keyframes, damaged = times[~hidden], keyframes[~hidden], damaged[~hidden]
+            read, end = [], 0
+            for packet in packets(container, stream):
+                if packet.size:
+                    marks = packet.is_keyframe, packet.is_corrupt, packet.is_discard
+                    read.append((packet.pts, packet.dts, packet.duration, *marks))
+                    end = max(end, (packet.pos or 0) + packet.size)
+            columns = np.array(read, np.float64).reshape(-1, 6)  # None becomes NaN
+            numbers = np.flatnonzero(columns[:, 5] == 0)
+            times, decoded, durations, key, damage, _ = columns[numbers].T
+            keyframes, damaged = key > 0, damage > 0
             # One damaged earlier is found when it is decoded: what is damaged up to the end is cut off.
             kept = 1 + int(max(np.flatnonzero(~damaged), default=-1))
             if kept == len(times) and kept:
                 begin = times[keyframes][-1:]
                 keyframe = int(begin[0]) if np.isfinite(begin).any() else None
-                kept -= not ends_in_whole_picture(path, container, keyframe)
+                kept -= not ends_in_whole_picture(path, container, film.stream, keyframe)
+            durations = np.nan_to_num(durations[:kept]).astype(np.int64)
+            presented = states_presentation(path, film.stream)
+            context, bare = stream.codec_context, not np.isfinite(decoded).any() and not presented
+            rate = (context.framerate or stream.guessed_rate) if bare else stream.average_rate or stream.guessed_rate
+            parts = [0]
+            if presented:
+                parts += restarts(times[:kept], keyframes[:kept], wrap=wraps_after(container))
+            groups = np.union1d(np.flatnonzero(keyframes[:kept]), parts)
             return cls(
+                film=film,
+                numbers=numbers[:kept],
                 times=times[:kept],
+                decoded=decoded[:kept],
+                durations=durations,
                 keyframes=keyframes[:kept],
+                marked=_marked_at_breaks(path, film.stream, numbers[:kept], groups, damaged[:kept]),
+                parts=parts,
+                delay=max(context.reorder_depth, 0),
                 cut=len(times) - kept,
-                stated=max(0, stream.frames - int(hidden.sum())),
+                stated=max(0, stream.frames - (len(columns) - len(numbers))),
                 seconds=(container.duration or 0) / av.time_base,
+                unread=another_behind(path, container, end),
                 breaks_off=breaks_off(path, container),
                 states_times=states_times(container),
-                rate=stream.average_rate or stream.guessed_rate or Fraction(0),
+                states_presentation=presented,
+                rate=rate or Fraction(0),
+                assumed=bare and not context.framerate,
                 time_base=stream.time_base or Fraction(0),
             )
 
@@ -130,87 +190,164 @@ class _Stored:
         return max(cut, stated - frames, 0 if stated else 1)
 
 
+def _marked_at_breaks(
+    path: Path, film: int, numbers: NDArray[np.int64], groups: NDArray[np.int64], damaged: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which of the packets marked as damaged are whole: they stand before a group's first, and a break in the stream.
+
+    Args:
+        path: the file.
+        film: its stream.
+        numbers: int64 ``[packets]``, each packet's number in it.
+        groups: the packets at which groups of pictures and parts of the file begin, ascending.
+        damaged: bool ``[packets]``, whether FFmpeg has marked them.
+    """
+    ends: dict[int, int] = {}
+    for packet in np.flatnonzero(damaged).tolist():
+        following = groups[groups.searchsorted(packet, "right") :][:1]
+        if len(following) and following[0] - packet <= _MARKED_EARLY:
+            ends[packet] = int(numbers[following[0] - 1])
+    marked = np.zeros(len(numbers), np.bool_)
+    if ends:
+        whole = whole_at_breaks(path, film, set(ends.values()))
+        marked[[packet for packet, end in ends.items() if end in whole]] = True
+    return marked
+
+
 def _by_times(path: Path, stored: _Stored) -> FrameIndex | None:
     """The frames by the times that the packets state; None where these do not tell the frames apart."""
-    order = np.argsort(stored.times, kind="stable")  # [frames] -> packets
-    times = stored.times[order]
-    if not (len(times) and stored.time_base and np.isfinite(times).all() and (np.diff(times) > 0).all()):
+    if not (len(stored.times) and stored.time_base and np.isfinite(stored.times).all()):
         return None
-    first = _first_pictures(path)
-    if (skipped := _undecodable(first, times, stored)) is None:
-        return None
-    order = order[skipped:]
+    starts = stored.numbers[stored.parts]
+    first, seen = first_times(path, stored.film.stream, starts.tolist(), _FRAMES_TRIED)
+    if first is None:
+        raise ValueError(f"{path}: no frame in it can be decoded")
+    bounds = [*zip(stored.parts, [*stored.parts[1:], len(stored.times)], strict=True)]
+    orders: list[NDArray[np.int64]] = []
+    skipped = 0
+    for part, (begin, end) in zip(seen, bounds, strict=True):
+        times = stored.times[begin:end]
+        order = np.argsort(times, kind="stable")  # [frames of the part] -> its packets
+        undecodable = _undecodable(np.array(part), times[order], times[stored.keyframes[begin:end]])
+        if undecodable is None or not (np.diff(times[order]) > 0).all():
+            return None
+        orders.append(begin + order[undecodable:])
+        skipped += undecodable
+    parts = [stored.times[order].astype(np.int64) for order in orders]
+    added = [int(there[0] - here[0]) for there, here in zip(one_after_another(parts), parts, strict=True)]
+    times = stored.times + np.repeat(added, [end - begin for begin, end in bounds])
+    stored, order = replace(stored, times=times), np.concatenate(orders)
     whole = _frames_before_hole(stored, order)
-    cut = len(order) - whole
-    order = order[:whole]
-    shown = stored.times[order].astype(np.int64)
-    rate = _average_rate(shown, stored.time_base, stored.rate)
+    cut, order = len(order) - whole, order[:whole]
+    if stored.states_presentation or not np.isfinite(stored.decoded).all():
+        shown = times[order].astype(np.int64)
+    else:
+        held_back = max(stored.delay, int((order - skipped - np.arange(whole)).max(initial=0)))
+        shown = by_position(np.sort(stored.decoded), held_back)[skipped:][:whole]
+    rate = average_rate(shown, stored.time_base, stored.rate, rounded=len(orders))
     return FrameIndex(
         frames=whole,
         rate=rate,
-        width=first[0].width,
-        height=first[0].height,
-        rotation=_quarter_turns(first[0]),
+        width=first.width,
+        height=first.height,
+        rotation=_quarter_turns(first),
         lost=stored.lost(skipped + whole, stored.cut + cut, rate),
         time_base=stored.time_base,
-        times=shown,
+        shown=shown,
+        times=times[order].astype(np.int64),
         keyframes=np.flatnonzero(stored.keyframes[order]),
         stored=np.argsort(order),
+        stream=stored.film.stream,
+        joins=np.stack([starts, added], axis=1)[1:],
+        sound=frozenset(np.flatnonzero(stored.marked[order]).tolist()),
+        notes=(),
     )
 
 
 def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
     """The frames by decoding them all."""
-    container, stream = open_video(path)
-    first, frames, damaged = None, 0, False
+    container, stream = open_video(path, stored.film.stream)
+    first, origins, damaged = None, list[int | None](), False
     with container:
-        for picture in pictures_until_damage(container, stream):
+        for picture in pictures_until_damage(numbered(packets(container, stream)), stream):
             if picture is None:
                 damaged = True
             else:
-                first, frames = first or picture, frames + 1
+                first = first or picture
+                origins.append(picture.pts)
         if stored.cut or stored.breaks_off:  # what is shown last may stand behind frames that are lost
-            frames -= min(frames, stream.codec_context.reorder_depth)
+            origins = origins[: len(origins) - min(len(origins), stream.codec_context.reorder_depth)]
+        stored = replace(stored, delay=max(stored.delay, stream.codec_context.reorder_depth))
+    frames = len(origins)
     if first is None or not frames:
         raise ValueError(f"{path}: no frame in it can be decoded")
+    time_base = stored.time_base or _TICK
+    shown = _shown(stored, origins, time_base)
+    if shown is None:
+        raise ValueError(f"{path}: it states neither a frame rate nor times from which to count one")
+    rate = average_rate(shown, time_base, stored.rate, rounded=len(stored.parts))
     none = np.empty(0, np.int64)
     return FrameIndex(
         frames=frames,
-        rate=stored.rate,
+        rate=rate,
         width=first.width,
         height=first.height,
         rotation=_quarter_turns(first),
         # What stands behind a damaged frame cannot be told apart, so it is lost as well.
-        lost=stored.lost(frames, max(stored.cut, len(stored.times) - frames if damaged else 0), stored.rate),
-        time_base=stored.time_base,
+        lost=stored.lost(frames, max(stored.cut, len(stored.times) - frames if damaged else 0), rate),
+        time_base=time_base,
+        shown=shown,
         times=None,
         keyframes=none,
         stored=none,
+        stream=stored.film.stream,
+        joins=none.reshape(0, 2),
+        sound=frozenset(),
+        notes=(),
     )
 
 
-def _first_pictures(path: Path) -> list[VideoFrame]:
-    """The first pictures that the decoder gives from the file's beginning."""
-    container, stream = open_video(path)
-    with container:
-        decoded = (picture for packet in packets(container, stream) for picture in decode(packet)[0])
-        pictures = list(islice(decoded, _FRAMES_TRIED))
-    if not pictures:
-        raise ValueError(f"{path}: no frame in it can be decoded")
-    return pictures
+def _shown(stored: _Stored, origins: list[int | None], time_base: Fraction) -> NDArray[np.int64] | None:
+    """When the frames are shown that come in this order from these packets; None where nothing says so.
+
+    Args:
+        stored: the packets.
+        origins: ``[frames]``, the number of each frame's packet.
+        time_base: seconds a tick.
+    """
+    frames = len(origins)
+    known = np.array([-1 if origin is None else origin for origin in origins])
+    rows = np.searchsorted(stored.numbers, known).clip(max=len(stored.numbers) - 1)
+    if len(np.unique(rows)) == frames and (stored.numbers[rows] == known).all():
+        rows.sort()
+        times, decoded = stored.times[rows], stored.decoded[rows]
+        if stored.states_presentation and np.isfinite(times).all():
+            parts = np.split(times, np.searchsorted(rows, stored.parts[1:]))
+            return np.concatenate(one_after_another([np.sort(part).astype(np.int64) for part in parts if len(part)]))
+        if not stored.states_presentation and np.isfinite(decoded).all():
+            return by_position(np.sort(decoded), stored.delay)
+        if not stored.assumed and (stored.durations > 0).all():
+            lasting = np.add.reduceat(stored.durations, rows)  # a picture of two fields may have a packet for each
+            return np.cumsum(lasting) - lasting
+    if not stored.rate:
+        return None
+    return np.round(np.arange(frames) / float(stored.rate * time_base)).astype(np.int64)
 
 
-def _undecodable(first: list[VideoFrame], times: NDArray[np.float64], stored: _Stored) -> int | None:
+def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
     """How many frames at the beginning cannot be decoded for want of earlier ones; None if the times do not hold.
 
     They hold if the first pictures appear at times that the packets state, in order; some writers' B-frames do not.
+
+    Args:
+        seen: the times of the first pictures that the decoder gives.
+        times: ``[frames]``, those of the packets, ascending.
+        keyframes: those of the keyframes among them, in the order of storage.
     """
-    shown = np.array([np.nan if picture.pts is None else picture.pts for picture in first])
-    if not np.isin(shown, times).all() or not (np.diff(shown) > 0).all():
+    if not np.isin(seen, times).all() or not (np.diff(seen) > 0).all():
         return None
-    begin = stored.times[stored.keyframes][:1]
     # A damaged keyframe is no such reason: its frames are there, and the clock begins with them.
-    return int(np.searchsorted(times, shown[0])) if len(begin) and shown[0] <= begin[0] else 0
+    return int(np.searchsorted(times, seen[0])) if len(seen) and len(keyframes) and seen[0] <= keyframes[0] else 0
 
 
 def _frames_before_hole(stored: _Stored, order: NDArray[np.int64]) -> int:
@@ -229,9 +366,9 @@ def _frames_before_hole(stored: _Stored, order: NDArray[np.int64]) -> int:
     if not reordered or (stored.breaks_off is False and not cut_off):
         return frames
     intervals = np.diff(stored.times[order])
-    usual, end = np.median(intervals), max(0, len(intervals) - _MOST_REORDERED)
+    usual, end = np.median(intervals), max(0, len(intervals) - MOST_REORDERED)
     regular = np.abs(intervals - usual) < max(2, usual / 4)
-    constant = regular[:end].all() and (end >= _MOST_REORDERED or (not cut_off and regular.mean() > 0.7))
+    constant = regular[:end].all() and (end >= MOST_REORDERED or (not cut_off and regular.mean() > 0.7))
     if stored.states_times and constant:
         holes = end + np.flatnonzero(intervals[end:] > 1.5 * usual)
         return 1 + int(holes[0]) if len(holes) else frames
@@ -244,9 +381,15 @@ def _quarter_turns(picture: VideoFrame) -> int:
     return round(picture.rotation / 90) * 90 % 360
 
 
-def _average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction) -> Fraction:
-    """Frames a second over the whole video: the stated rate where the times bear it out to the tick."""
-    intervals, span = len(times) - 1, int(times[-1] - times[0])
-    if intervals == 0 or (stated and abs(intervals / (stated * time_base) - span) <= 1):
-        return stated
-    return (intervals / (span * time_base)).limit_denominator(1001)
+def _notes(stored: _Stored, index: FrameIndex) -> Iterator[str]:
+    """What a person should know who relies on the file's frames and clock, a sentence each."""
+    if stored.film.note:
+        yield stored.film.note
+    if stored.unread:
+        yield "holds another recording behind the first one, which FFmpeg does not read; join them with FFmpeg"
+    if restarted := len(stored.parts) - 1:
+        times = "once" if restarted == 1 else f"{restarted} times"
+        yield f"its clock starts again {times}; the parts are taken to follow one another without a gap"
+    if stored.assumed:
+        yield f"states no frame rate; {float(index.rate):g} frames a second are assumed"
+    yield from gaps(index)

@@ -22,7 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from bitad.video.frame_index import FrameIndex
-from bitad.video.streams import decode, open_video, packets, pictures_until_damage
+from bitad.video.streams import decode, joined, open_video, packets, pictures_until_damage
 
 
 class _OutOfStepError(Exception):
@@ -44,8 +44,8 @@ class PictureStream:
 
     def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
         self._path, self._index, self._threads = path, index, threads
-        self._container, self._stream = open_video(path, threads)
-        self._seeks = True
+        self._container, self._stream = open_video(path, index.stream, threads)
+        self._seeks = not len(index.joins)  # a time may stand in each part of a joined file
         self._unwanted: frozenset[int] = frozenset()
         self.begun = self.position = 0
         self._pictures = self._from_the_start()
@@ -102,11 +102,15 @@ class PictureStream:
         self._reopen()
         if self._index.times is None:
             return self._counted()
-        return self._timed(packets(self._container, self._stream), 0)
+        return self._timed(self._packets(), 0)
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """The packets of a file that has just been opened."""
+        return joined(packets(self._container, self._stream), self._stream, self._index.joins)
 
     def _reopen(self) -> None:
         self._container.close()
-        self._container, self._stream = open_video(self._path, self._threads)
+        self._container, self._stream = open_video(self._path, self._index.stream, self._threads)
 
     def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
         """The packets from a keyframe's own on. Some containers' seeks land behind it; then from further back."""
@@ -126,7 +130,7 @@ class PictureStream:
                 yield from self._in_step(remaining, keyframe)
                 return
         self._reopen()
-        remaining = packets(self._container, self._stream)
+        remaining = self._packets()
         if (first := _found(remaining, int(index.times[keyframe]), among_later=True)) is not None:
             yield first
         yield from remaining
@@ -157,7 +161,11 @@ class PictureStream:
         for packet in stored:
             if skips != (skips := self._may_skip(packet)):
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
+            if packet.is_corrupt and index.number(packet.pts) in index.sound:
+                packet.is_corrupt = False
             pictures, whole = decode(packet)
+            if not packet.size:
+                context.flush_buffers()  # another part may follow
             if not whole and (number := self._damaged(packet)) is not None:
                 spoilt |= index.spoilt(number)
             for picture in pictures:
@@ -190,7 +198,7 @@ class PictureStream:
 
     def _counted(self) -> Iterator[VideoFrame | None]:
         """Every frame of a file without times."""
-        pictures = pictures_until_damage(self._container, self._stream)
+        pictures = pictures_until_damage(packets(self._container, self._stream), self._stream)
         for _ in range(self._index.frames):
             yield next(pictures, None)
 

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 
 import av
+import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from bitad.files import replacing
@@ -86,8 +87,8 @@ def _pictures(
     # 4:2:0 halves both sides, so both must be even.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))
     step = reader.index.rate / rate
-    count = ceil(info.frames / step)
-    for done, picture in enumerate(reader.pictures(int(number * step) for number in range(count)), start=1):
+    places = np.array([int(number * step) for number in range(ceil(info.frames / step))])
+    for done, picture in enumerate(reader.pictures(reader.index.nearest(places).tolist()), start=1):
         yield reformatter.reformat(
             picture,
             height=height,
@@ -98,4 +99,4 @@ def _pictures(
             threads=1,
         )
         if on_progress is not None:
-            on_progress(done, count)
+            on_progress(done, len(places))

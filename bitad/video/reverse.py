@@ -314,9 +314,9 @@ def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
     """When each frame of the target is shown, and in which ticks, in seconds."""
     index, frames = reader.index, reader.info.frames
     even = np.arange(frames)
-    if index.times is None or frames > index.frames or (index.nearest(even) == even).all():
+    if frames > index.frames or (index.nearest(even) == even).all():
         return even.tolist(), 1 / index.rate
-    return (index.times[-1] - index.times[::-1]).tolist(), index.time_base
+    return (index.shown[-1] - index.shown[::-1]).tolist(), index.time_base
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:

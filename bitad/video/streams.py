@@ -9,48 +9,127 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from bitad.video.containers import breaks_off
+from bitad.video.ffmpeg import open_input
 
 # FFmpeg's names of containers that state how long each packet is, and of those that state when each frame is shown.
 _STATING_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
 _STATING_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
+
+# Not every packet of a container that states when frames are shown need have a time of its own.
+_PACKETS_TRIED = 32
 
 # A whole picture of these codecs says where it ends, so what stands behind it changes nothing of it.
 _ENDING_THEMSELVES = {"h264", "hevc"}
 _BEHIND = (b"\x55" * 24, b"\xaa" * 24, b"\xff" * 24)
 
 
-def open_video(path: Path, threads: int = 1) -> tuple[InputContainer, VideoStream]:
-    """Open a file and choose its first video stream (a cover picture is none).
+# av_find_best_stream's own: of two streams neither is a still if both have this many pictures.
+_FILM_PICTURES = 5
+
+# Pictures beside the film that a player shows in its place or above its time line.
+_COVER = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+@dataclass(frozen=True)
+class Film:
+    """Which stream of a file is watched.
+
+    Args:
+        stream: its number in the file.
+        note: which other films the file holds, in a sentence; empty where there is no other.
+    """
+
+    stream: int
+    note: str = ""
+
+
+def find_film(path: Path) -> Film:
+    """Choose the stream that FFmpeg itself would, but neither a cover nor a still where there is a film.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such video file")
+    with open_input(path) as container:
+        films = [stream for stream in container.streams.video if not stream.disposition & _COVER]
+        if not films:
+            raise ValueError(f"{path}: no video stream in it")
+        films = [stream for stream in films if stream.codec_context is not None]
+        if not films:
+            raise ValueError(f"{path}: no decoder for its video")
+        best = container.streams.best("video")
+        if len(films) > 1:
+            pictures = _pictures_up_to(_FILM_PICTURES, container, films)
+            films = [stream for stream in films if pictures[stream.index] == max(pictures.values())]
+        chosen = next((stream for stream in films if stream is best), None) or max(films, key=_prominence)
+        if len(films) == 1:
+            return Film(chosen.index)
+        described = ", ".join(
+            f"stream {stream.index} ({stream.codec_context.width}x{stream.codec_context.height})" for stream in films
+        )
+        return Film(chosen.index, f"holds {len(films)} films, {described}; stream {chosen.index} is used")
+
+
+def _pictures_up_to(most: int, container: InputContainer, streams: Sequence[VideoStream]) -> dict[int, int]:
+    """How many pictures each of some streams has, by its number, counted up to a limit."""
+    pictures = {stream.index: 0 for stream in streams}
     try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {error.strerror}") from None
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams or streams[0].codec_context is None:
+        for packet in container.demux(streams):
+            if packet.size and pictures[packet.stream_index] < most:
+                pictures[packet.stream_index] += 1
+                if min(pictures.values()) == most:
+                    break
+    except av.FFmpegError:  # what can be read tells
+        pass
+    return pictures
+
+
+def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
+    """What av_find_best_stream goes by, and the size where that does not tell."""
+    context = stream.codec_context
+    return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, context.width * context.height
+
+
+def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple[InputContainer, VideoStream]:
+    """Open a file and one of its streams of pictures.
+
+    Args:
+        path: the file.
+        stream: the stream's number in the file; by default the one that :func:`find_film` chooses.
+        threads: decoder threads.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
+    """
+    if stream is None:
+        stream = find_film(path).stream
+    container = open_input(path)
+    film = next((video for video in container.streams.video if video.index == stream), None)
+    if film is None or film.codec_context is None:
         container.close()
-        raise ValueError(f"{path}: " + ("no decoder for its video" if streams else "no video stream in it"))
-    streams[0].codec_context.thread_count = threads
-    streams[0].codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
-    return container, streams[0]
+        raise ValueError(f"{path}: its stream {stream} is no video; the file has changed while it was read")
+    film.codec_context.thread_count = threads
+    film.codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
+    return container, film
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
@@ -84,13 +163,82 @@ def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
         return [], False
 
 
-def pictures_until_damage(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
+def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    """Packets from a file's beginning with their numbers, counted from 0, in the place of their times.
+
+    A decoder passes them on to the pictures, which so tell what they come from.
+    """
+    number = 0
+    for packet in stored:
+        if packet.size:
+            packet.pts = number
+            number += 1
+        yield packet
+
+
+def joined(
+    stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
+) -> Iterator[Packet[VideoStream]]:
+    """Packets from a file's beginning with the times of one clock; an empty one where a decoder begins afresh.
+
+    Args:
+        stored: the packets.
+        stream: of them.
+        joins: as :class:`~bitad.video.frame_index.FrameIndex` has them.
+    """
+    added = dict(joins.tolist())
+    number = offset = 0
+    for packet in stored:
+        if packet.size:
+            if number in added:
+                offset = added[number]
+                yield _packet(b"", stream)
+            if offset and packet.pts is not None:
+                packet.pts += offset
+            number += 1
+        yield packet
+
+
+def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
+    """The times of the first pictures that a decoder gives from a file's beginning and from each join on.
+
+    Args:
+        path: the file.
+        film: its stream.
+        starts: the packets, counted from 0, at which the parts of the file begin.
+        many: pictures of each part.
+
+    Returns:
+        the very first picture, and for each part the times as FFmpeg has them; NaN where there is none.
+    """
+    container, stream = open_video(path, film)
+    first: VideoFrame | None = None
+    times: list[list[float]] = [[]]
+    with container:
+        for packet in joined(packets(container, stream), stream, np.array([(start, 0) for start in starts[1:]])):
+            if len(times[-1]) < many:
+                pictures, _ = decode(packet)
+                first = first or next(iter(pictures), None)
+                times[-1] += [np.nan if picture.pts is None else picture.pts for picture in pictures]
+            elif len(times) == len(starts):
+                break
+            if not packet.size:
+                stream.codec_context.flush_buffers()
+                times.append([])
+    return first, [part[:many] for part in times[: len(starts)]]
+
+
+def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame | None]:
     """The pictures from a file's beginning, up to the first that is damaged or may be made from a damaged one: a None.
 
     For files without times, whose frames behind a damaged one cannot be counted.
+
+    Args:
+        stored: the file's packets, from the first to the last.
+        stream: of them.
     """
     held: deque[VideoFrame] = deque()
-    for packet in packets(container, stream):
+    for packet in stored:
         pictures, whole = decode(packet)
         held.extend(pictures)
         if not whole or any(picture.is_corrupt for picture in pictures):
@@ -102,118 +250,115 @@ def pictures_until_damage(container: InputContainer, stream: VideoStream) -> Ite
     yield from held
 
 
-def breaks_off(path: Path, container: InputContainer) -> bool | None:
-    """Whether a file is shorter than its container says; None where that says nothing of it."""
-    names = set(container.format.name.split(","))
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if "mp4" in names:
-            end: int | None = _boxes_end(file, size)
-        elif "matroska" in names:
-            end = _segment_end(file)
-        elif "avi" in names:
-            end = 8 + int.from_bytes(file.read(8)[4:], "little")
-        else:
-            unit = _transport_packet(file) if "mpegts" in names else _sector(file) if "mpeg" in names else None
-            return True if unit and size % unit else None
-    return None if end is None else end > size
-
-
 def states_times(container: InputContainer) -> bool:
     """Whether a container states for each frame when it is shown; else FFmpeg reckons it from the order of storage."""
     return bool(set(container.format.name.split(",")) & _STATING_TIMES)
 
 
-def ends_in_whole_picture(path: Path, container: InputContainer, keyframe: int | None) -> bool:
+def wraps_after(container: InputContainer) -> int | None:
+    """The ticks after which a container's times begin at 0 again, if any."""
+    return 2**33 if set(container.format.name.split(",")) & {"mpegts", "mpeg"} else None
+
+
+def states_presentation(path: Path, film: int) -> bool:
+    """Whether any of a file's first packets states when it is shown, not only when it is decoded, or neither."""
+    with open_input(path, {"fflags": "nofillin"}) as container:
+        stated = (packet.pts is not None for packet in container.demux(container.streams[film]) if packet.size)
+        try:
+            return any(islice(stated, _PACKETS_TRIED))
+        except av.FFmpegError:
+            return False
+
+
+def ends_in_whole_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
     """Whether the last picture stored is whole, for the containers that do not state how long it is.
 
     Args:
         path: the file.
         container: the file as opened, for its form.
+        film: the stream.
         keyframe: time in ticks of the last keyframe; None to decode from the beginning.
     """
     if set(container.format.name.split(",")) & _STATING_LENGTHS:
         return True
     if breaks_off(path, container):
         return False
-    plain = _last_picture(path, keyframe, b"")
+    codec = next(stream for stream in container.streams.video if stream.index == film).codec_context.name
+    return _is_whole(codec, partial(_picture_at_end, path, film, keyframe))
+
+
+def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
+    """Of groups of pictures that end where a stream breaks and goes on, those that end in whole pictures.
+
+    FFmpeg marks packets there as damaged, though it may be that two whole recordings are joined.
+
+    Args:
+        path: the file.
+        film: its stream.
+        ends: the last packet of each group, counted from 0 from the file's beginning.
+    """
+    container, stream = open_video(path, film)
+    group: list[Packet[VideoStream]] = []
+    whole = set()
+    with container:
+        stream.codec_context.options = {"err_detect": "explode"}
+        for number, packet in enumerate(packet for packet in packets(container, stream) if packet.size):
+            group = [packet] if packet.is_keyframe else [*group, packet]
+            if number in ends:
+                for held in group:
+                    held.is_corrupt = False
+                if _is_whole(stream.codec_context.name, partial(_last_picture, stream, group)):
+                    whole.add(number)
+    return whole
+
+
+def _is_whole(codec: str, last_picture: Callable[[bytes], list[bytes] | None]) -> bool:
+    """Whether a picture is whole: it has no errors, and what stands behind it changes nothing of it.
+
+    Args:
+        codec: FFmpeg's name of it.
+        last_picture: what stands behind a picture -> what the decoder makes of it.
+    """
+    plain = last_picture(b"")
     if plain is None:
         return False
-    if container.streams.video[0].codec_context.name not in _ENDING_THEMSELVES:
+    if codec not in _ENDING_THEMSELVES:
         return True  # decoded with every error told
-    return all(plain == _last_picture(path, keyframe, behind) for behind in _BEHIND)
+    return all(plain == last_picture(behind) for behind in _BEHIND)
 
 
-def _last_picture(path: Path, keyframe: int | None, behind: bytes) -> list[bytes] | None:
-    """What the decoder gives out last, with something behind the last packet; None where that packet has errors."""
-    container, stream = open_video(path)
+def _picture_at_end(path: Path, film: int, keyframe: int | None, behind: bytes) -> list[bytes] | None:
+    """What the decoder gives out last of a file, with something behind the last packet; None where that has errors."""
+    container, stream = open_video(path, film)
     with container:
-        strict = stream.codec_context.name not in _ENDING_THEMSELVES
-        if strict:
+        if stream.codec_context.name not in _ENDING_THEMSELVES:
             stream.codec_context.options = {"err_detect": "explode"}
         if keyframe is not None:
             container.seek(keyframe, stream=stream)
-        last: Packet[VideoStream] | None = None
-        for packet in packets(container, stream):
-            if packet.size and (last is not None or keyframe in (None, packet.pts)):
-                if last is not None:
-                    decode(last)
-                last = packet
-        if last is None:  # the seek led behind the keyframe
-            return None if keyframe is None else _last_picture(path, None, behind)
-        extended = _packet(bytes(last) + behind, stream)
-        extended.pts, extended.dts, extended.time_base = last.pts, last.dts, last.time_base
-        pictures, whole = decode(extended)
-        try:
-            pictures += stream.codec_context.decode(None)
-        except av.FFmpegError:
-            return None
+        stored = (packet for packet in packets(container, stream) if packet.size)
+        group = stored if keyframe is None else dropwhile(lambda packet: packet.pts != keyframe, stored)
+        if (first := next(group, None)) is not None:
+            return _last_picture(stream, chain([first], group), behind)
+    return None if keyframe is None else _picture_at_end(path, film, None, behind)  # the seek led behind the keyframe
+
+
+def _last_picture(stream: VideoStream, group: Iterable[Packet[VideoStream]], behind: bytes) -> list[bytes] | None:
+    """What the decoder gives out for the last of some packets, with something behind it; None where that has errors."""
+    context = stream.codec_context
+    context.flush_buffers()
+    last: Packet[VideoStream] | None = None
+    for packet in group:
+        if last is not None:
+            decode(last)
+        last = packet
+    assert last is not None
+    extended = _packet(bytes(last) + behind, stream)
+    extended.pts, extended.dts, extended.time_base = last.pts, last.dts, last.time_base
+    pictures, whole = decode(extended)
+    try:
+        pictures += context.decode(None)
+    except av.FFmpegError:
+        return None
     if not whole or any(picture.is_corrupt for picture in pictures):
         return None
     return [picture.to_rgb().to_ndarray().tobytes() for picture in pictures]
-
-
-def _boxes_end(file: BinaryIO, size: int) -> int:
-    """Where the last box of an MP4 file should end, in bytes."""
-    at = 0
-    while at < size:
-        file.seek(at)
-        header = file.read(16)
-        if len(header) < 8:
-            return at + 8
-        (length,) = struct.unpack(">I", header[:4])
-        if length == 1 and len(header) == 16:
-            (length,) = struct.unpack(">Q", header[8:])
-        if length < 8:  # 0: to the end of the file; else no box
-            return size
-        at += length
-    return at
-
-
-def _transport_packet(file: BinaryIO) -> int:
-    """The length of a transport stream's packets, in bytes; cameras put four of a time stamp before each."""
-    return 188 if file.read(1) == b"\x47" else 192
-
-
-def _sector(file: BinaryIO) -> int | None:
-    """The length in bytes, of which a program stream is a whole number: a DVD's or a Video CD's sector, or None."""
-    second = file.read(2**20).find(b"\x00\x00\x01\xba", 4)  # the first pack begins the file
-    return next((sector for sector in (2048, 2324) if second > 0 and second % sector == 0), None)
-
-
-def _segment_end(file: BinaryIO) -> int | None:
-    """Where a Matroska file's segment should end, in bytes; None where it does not say (RFC 8794, RFC 9559)."""
-    end = 0
-    for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
-        file.seek(end)
-        head = file.read(12)
-        if not head.startswith(element) or len(head) < 5:
-            return None
-        width = 9 - head[4].bit_length()  # bytes of the length, told by its leading zero bits
-        if width > 8 or len(head) < 4 + width:
-            return None
-        value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
-        if value == (1 << 7 * width) - 1:  # unknown, as of a live stream
-            return None
-        end += 4 + width + value
-    return end

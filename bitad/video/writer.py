@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.files import replacing
+from bitad.video.ffmpeg import open_output
 
 # The containers written, by suffix: FFmpeg's names.
 H264_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -126,7 +127,7 @@ def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputCont
     if suffix.lower() not in H264_CONTAINERS:
         raise ValueError(f"{suffix or 'no suffix'}: H.264 is written to {', '.join(H264_CONTAINERS)}")
     options = {"movflags": "+faststart"} if faststart else {}
-    return av.open(str(path), "w", format=H264_CONTAINERS[suffix.lower()], options=options)
+    return open_output(path, H264_CONTAINERS[suffix.lower()], options)
 
 
 def add_h264_stream(
