@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.cli.verbs import Verbs, add_damaged_frames, some
 from bitad.printing import say
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ order of forward time in both, so a configuration reads either folder alike. `bo
 DIR/forward and DIR/reverse.
 
 DIR holds NAME.npy [T, C] of every video, features.json, which says what they are, and index/, where the videos' frames
-are. What is there already and whole is kept, so the same command goes on where it was interrupted; also under
-torchrun -m bitad features.
+are. What is there already is kept if it is whole and of the videos as they are now, so the same command continues where
+it was interrupted; also under torchrun -m bitad features, and while others write to DIR. Videos in sub-folders are
+found, too; no two may have one name.
 """
 
 
@@ -87,7 +89,18 @@ def _features(arguments: argparse.Namespace) -> int:
             say(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
                 say(f"data.features={folder.path} {folder.settings.overrides()}")
+            for name in report.again:
+                say(f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr)
+            if report.unrecorded:
+                say(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
             for name, reason in report.failed.items():
                 say(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0
+
+
+def _said_unrecorded(names: Sequence[str]) -> str:
+    return (
+        f"{len(names)} kept of which features.json does not say from which files they were made, as an earlier version "
+        f"wrote them ({some(names)}); remove their .npy files if the videos were replaced since"
+    )

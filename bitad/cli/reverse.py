@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.verbs import Verbs, add_damaged_frames
+from bitad.cli.verbs import Verbs, add_damaged_frames, some
 from bitad.printing import say
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
     p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
-    p.description = f"{p.description} Under torchrun -m bitad reverse, the processes share a folder's videos."
+    p.description = (
+        f"{p.description} A folder's sub-folders are kept, and no two videos may have one name. "
+        "What is there already is kept if it is whole and made from the videos as they are now. "
+        "Under torchrun -m bitad reverse, the processes share a folder's videos."
+    )
     p.add_argument("--workers", type=int, default=1, help="videos of a folder a process reverses side by side (1)")
     add_damaged_frames(p)
 
@@ -80,11 +85,22 @@ def _reverse_folder(arguments: argparse.Namespace) -> int:
 
 def _say(report: ReverseReport) -> None:
     say(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    for name in report.again:
+        say(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
+    if report.unrecorded:
+        say(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
     for name, reason in report.failed.items():
         say(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     for name, count in report.repeated.items():
         _say_repeated(name, count)
     sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+
+
+def _said_unrecorded(names: Sequence[str]) -> str:
+    return (
+        f"{len(names)} kept that do not say from which files they were made, as an earlier version wrote them "
+        f"({some(names)}); samples of their frames agree; remove them if the videos were replaced since"
+    )
 
 
 def _say_repeated(name: str, count: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Run = Callable[[argparse.Namespace], int]
+
+# A line of text names so many videos.
+_NAMES_SHOWN = 5
 
 
 class Verbs:
@@ -35,3 +38,8 @@ def add_damaged_frames(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="of damaged or cut-off videos: show the last good one in their place, and say how often (error)",
     )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of several names, for a line of text."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")

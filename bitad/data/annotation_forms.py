@@ -15,6 +15,7 @@ from bitad.data.annotation_documents import read_database, read_ego4d_mq, read_m
 from bitad.data.annotation_rows import Source
 from bitad.data.annotation_tables import read_charades, read_epic_kitchens, read_multithumos, read_thumos14
 from bitad.files import read_json
+from bitad.folders import is_below
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Form:
     read: Callable[[Sequence[Path]], Source]
 
     def files(self, src: Path) -> list[Path]:
-        """The file, or the files of a folder that would be read."""
+        """The file, or the files of a folder that would be read; hidden ones and file managers' are passed over."""
         if not src.is_dir():
             return [src]
-        return sorted({path for pattern in self.folder for path in src.rglob(pattern)})
+        return sorted({path for pattern in self.folder for path in src.rglob(pattern) if is_below(src, path)})
 
 
 def _is_row(head: Any) -> bool:

@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bitad.archives import check_archive
+from bitad.folders import is_leftover
 from bitad.signatures import signature_of
 
 _SUFFIXES = (".npy", ".npz")
@@ -67,7 +68,8 @@ class FeatureStore:
     def names(self) -> tuple[str, ...]:
         """The names of the videos that have features, in alphabetical order."""
         if self.path.is_dir():
-            return tuple(sorted({file.stem for file in self.path.iterdir() if file.suffix in _SUFFIXES}))
+            files = [file for file in self.path.iterdir() if not is_leftover(file.name)]
+            return tuple(sorted({file.stem for file in files if file.suffix in _SUFFIXES}))
         return tuple(sorted(_keys(self.path)))
 
     def length(self, name: str) -> int:
@@ -209,6 +211,7 @@ def _keys(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, file.stat().st_size, str(file), compressed=True)
-            return [member.removesuffix(".npy") for member in archive.namelist()]
+            members = [member for member in archive.namelist() if not any(map(is_leftover, member.split("/")))]
+            return [member.removesuffix(".npy") for member in members]
     except zipfile.BadZipFile:
         raise ValueError(f"{file}: no .npz file: it is {signature_of(file)}") from None

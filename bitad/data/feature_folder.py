@@ -8,9 +8,10 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,13 +21,22 @@ from numpy.typing import NDArray
 
 from bitad.data.detections import Basis
 from bitad.files import read_json, replacing, write_json
+from bitad.folders import is_leftover
+from bitad.identity import FileIdentity
+from bitad.locking import locked
+from bitad.video.damage import Damaged
 
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
 
 Precision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
-Row = TypeVar("Row", "FeatureSettings", "FeatureVideo")
+Row = TypeVar("Row", "FeatureSettings", "FeatureVideo", FileIdentity)
+
+# Records of finished videos are written so often; a process that is killed loses those since.
+_SECONDS_BETWEEN_RECORDS = 10.0
+# Another process holds the lock for the writing of one small file.
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,32 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class FeatureVideo:
-    """One video: its frames, counted; frames a second; rows of features."""
+    """One video, and what its features were made from; earlier versions recorded the first three only.
+
+    Args:
+        frames: of the video, counted.
+        fps: frames a second.
+        steps: rows of features.
+        repeated: how many frames were damaged and replaced by the last good one.
+        source: the video's file.
+        rows: the file of features.
+    """
 
     frames: int
     fps: float
     steps: int
+    repeated: int = 0
+    source: FileIdentity | None = None
+    rows: FileIdentity | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is known from which file the features were made."""
+        return self.source is not None and self.rows is not None
+
+    def has_clock_of(self, other: FeatureVideo) -> bool:
+        """Whether frames, frame rate and rows are the other's."""
+        return (self.frames, self.fps, self.steps) == (other.frames, other.fps, other.steps)
 
 
 def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]]:
@@ -105,12 +136,20 @@ def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe features of BiTAD ('{FORMAT}'); name another folder")
     settings = _read(FeatureSettings, content.get("settings"), path)
-    return settings, {name: _read(FeatureVideo, video, path) for name, video in content.get("videos", {}).items()}
+    return settings, {name: _read_video(video, path) for name, video in content.get("videos", {}).items()}
+
+
+def _read_video(values: Any, path: Path) -> FeatureVideo:
+    video = _read(FeatureVideo, values, path)
+    if not video.is_recorded:
+        return replace(video, source=None, rows=None)
+    return replace(video, source=_read(FileIdentity, video.source, path), rows=_read(FileIdentity, video.rows, path))
 
 
 def _read(kind: type[Row], values: Any, path: Path) -> Row:
-    wanted = [field.name for field in fields(kind)]
-    if not isinstance(values, dict) or values.keys() != set(wanted):
+    known = [field.name for field in fields(kind)]
+    wanted = [field.name for field in fields(kind) if field.default is MISSING]
+    if not isinstance(values, dict) or not set(wanted) <= values.keys() <= set(known):
         raise ValueError(f"{path} is damaged: it must have {', '.join(wanted)}; remove the folder and begin again")
     return kind(**values)
 
@@ -118,7 +157,7 @@ def _read(kind: type[Row], values: Any, path: Path) -> Row:
 class FeatureFolder:
     """A folder to write features to, of one sort only; what an earlier, perhaps interrupted, run has finished is kept.
 
-    Nothing is written before :meth:`begin`.
+    Several processes may write to one folder at once. Nothing is written before :meth:`begin`.
 
     Args:
         path: the folder; it need not be there.
@@ -131,33 +170,64 @@ class FeatureFolder:
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
         self.path, self.settings = path, settings
         self.videos: dict[str, FeatureVideo] = {}
+        self._waiting: dict[str, FeatureVideo] = {}
+        self._recorded = time.monotonic()
         if (path / SIDECAR).is_file():
-            before, self.videos = read_sidecar(path)
-            if changes := before.changes(settings):
-                raise ValueError(f"{path} holds other features: {', '.join(changes)}; name another folder")
-        elif path.is_dir() and any(file.suffix in (".npy", ".npz") for file in path.iterdir()):
+            self.videos = self._described()
+        elif path.is_dir() and any(
+            file.suffix in (".npy", ".npz") and not is_leftover(file.name) for file in path.iterdir()
+        ):
             raise ValueError(f"{path} holds features without a {SIDECAR} that says of what; name another folder")
         elif path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder")
 
     def begin(self) -> None:
-        """Says in ``features.json`` of what sort the features are that will come; for one process only."""
-        self._describe()
+        """Says in ``features.json`` of what sort the features are that will come; for one process only.
 
-    def finish(self, videos: Mapping[str, FeatureVideo]) -> None:
-        """Adds videos whose features are there to ``features.json``; for one process only."""
-        self.videos |= videos
-        self._describe()
+        Raises:
+            ValueError: another process has meanwhile begun with other settings.
+        """
+        self._record({})
 
-    def holds(self, name: str, video: FeatureVideo) -> bool:
-        """Whether the video's features are there whole, and are of the video as it is now."""
-        if self.videos.get(name, video) != video:
-            return False
+    def finish(self, name: str, video: FeatureVideo) -> None:
+        """Notes a video whose features are there; :meth:`record` writes it down, at the latest."""
+        if name in self.videos and _row(self.videos[name]) == _row(video):
+            return
+        self._waiting[name] = video
+        if time.monotonic() - self._recorded > _SECONDS_BETWEEN_RECORDS:
+            self.record()
+
+    def record(self) -> None:
+        """Adds the videos noted to ``features.json``, and keeps what other processes have added."""
+        if self._waiting:
+            self._record(self._waiting)
+            self._waiting = {}
+
+    def held(self, name: str, video: FeatureVideo, source: Path, damaged: Damaged) -> FeatureVideo | None:
+        """What is recorded of a video whose features are there whole; None: they must be computed.
+
+        Features that an earlier version wrote are compared with the video as far as it recorded it, and are kept.
+
+        Args:
+            video: as it is now.
+            source: its file.
+            damaged: what to do about damaged frames now.
+        """
+        record = self.videos.get(name, video)
+        if not record.has_clock_of(video) or (record.repeated and damaged == "error"):
+            return None
         try:
-            rows = np.load(self._file(name), mmap_mode="r", allow_pickle=False)
+            rows = np.load(self.file(name), mmap_mode="r", allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError):  # none; damaged; cut short
-            return False
-        return rows.shape == (video.steps, self.settings.feature_channels) and rows.dtype == self.settings.stored
+            return None
+        if rows.shape != (video.steps, self.settings.feature_channels) or rows.dtype != self.settings.stored:
+            return None
+        if record.source is None or record.rows is None:
+            return record
+        same_source, same_rows = record.source.now(source), record.rows.now(self.file(name))
+        if same_source is None or same_rows is None:
+            return None
+        return replace(record, source=same_source, rows=same_rows)
 
     @contextmanager
     def writing(self, name: str, video: FeatureVideo) -> Iterator[Callable[[NDArray[np.float32]], None]]:
@@ -170,7 +240,7 @@ class FeatureFolder:
         """
         shape, dtype = (video.steps, self.settings.feature_channels), np.dtype(self.settings.stored)
         header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        with replacing(self._file(name)) as partial, partial.open("wb") as stream:
+        with replacing(self.file(name)) as partial, partial.open("wb") as stream:
             npy.write_array_header_1_0(stream, header)
             begins = stream.tell()
 
@@ -185,9 +255,30 @@ class FeatureFolder:
             yield write
             assert stream.tell() == begins + dtype.itemsize * shape[0] * shape[1], "a row for every step"
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
+        """Where a video's features are."""
         return self.path / f"{name}.npy"
 
-    def _describe(self) -> None:
-        videos = {name: asdict(video) for name, video in sorted(self.videos.items())}
-        write_json({"format": FORMAT, "settings": asdict(self.settings), "videos": videos}, self.path / SIDECAR)
+    def _described(self) -> dict[str, FeatureVideo]:
+        """What ``features.json`` says of each video."""
+        before, videos = read_sidecar(self.path)
+        if changes := before.changes(self.settings):
+            raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
+        return videos
+
+    def _record(self, videos: Mapping[str, FeatureVideo]) -> None:
+        remedy = "wait until that has ended, or choose another --out"
+        with locked(self.path, remedy=remedy, patience_s=_PATIENCE_S):
+            if (self.path / SIDECAR).is_file():
+                self.videos = self._described()
+            self.videos |= videos
+            rows = {name: _row(video) for name, video in sorted(self.videos.items())}
+            write_json({"format": FORMAT, "settings": asdict(self.settings), "videos": rows}, self.path / SIDECAR)
+        self._recorded = time.monotonic()
+
+
+def _row(video: FeatureVideo) -> dict[str, Any]:
+    """A video as ``features.json`` has it; what is not known is left out."""
+    if video.is_recorded:
+        return asdict(video)
+    return {key: getattr(video, key) for key in ("frames", "fps", "steps")}

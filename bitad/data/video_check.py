@@ -43,16 +43,16 @@ def video_defects(
     if reversed_folder is not None and not Path(reversed_folder).is_dir():
         raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
     for done, video in enumerate(videos, start=1):
-        index = None
-        if (path := _found(folder, video)) is None:
+        index, path = None, None
+        try:
+            path = find_video(folder, video.name)
+            index = index_video(path)
+        except FileNotFoundError:
             yield Defect(video.name, "no video file", f"none in {folder}")
+        except ValueError as error:
+            yield Defect(video.name, "unreadable video file", str(error))
         else:
-            try:
-                index = index_video(path)
-            except ValueError as error:
-                yield Defect(video.name, "unreadable video file", str(error))
-            else:
-                yield from _differences(video, path, index)
+            yield from _differences(video, path, index)
         if reversed_folder is not None:
             yield from _twin_defects(video, path, index, Path(reversed_folder))
         if on_progress is not None:
@@ -70,18 +70,11 @@ def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterat
 
 def _twin_defects(video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, folder: Path) -> Iterator[Defect]:
     """Why there is no true reverse playback of a video."""
-    if (twin := _found(folder, video)) is None:
-        yield Defect(video.name, "no reversed video file", f"none in {folder}; bitad reverse makes it")
-    elif path is not None and index is not None:
-        try:
-            if detail := twin_defect(path, twin, index=index):
-                yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
-        except ValueError as error:
-            yield Defect(video.name, "not the reverse of its video", str(error))
-
-
-def _found(folder: Path, video: AnnotatedVideo) -> Path | None:
     try:
-        return find_video(folder, video.name)
+        twin = find_video(folder, video.name)
+        if path is not None and index is not None and (detail := twin_defect(path, twin, index=index)):
+            yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
     except FileNotFoundError:
-        return None
+        yield Defect(video.name, "no reversed video file", f"none in {folder}; bitad reverse makes it")
+    except ValueError as error:
+        yield Defect(video.name, "not the reverse of its video", str(error))

@@ -7,12 +7,13 @@ piece, not by the video.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import heapq
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,12 +23,13 @@ from torch import Tensor
 from bitad.data.detections import Basis
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
 from bitad.data.transforms import apply_crop, centre_crop
+from bitad.identity import FileIdentity, sha256_of
 from bitad.inference.encoders import Encoder, Piece
 from bitad.progress import Meter, track
 from bitad.training.distributed import Processes
 from bitad.training.environment import say_repeated
 from bitad.video.damage import Damaged, counted, require_whole
-from bitad.video.files import VIDEO_SUFFIXES
+from bitad.video.files import is_same_file, list_videos, require_video_file
 from bitad.video.frame_index import FrameIndex
 from bitad.video.index_cache import IndexCache
 from bitad.video.indexing import index_video
@@ -35,8 +37,16 @@ from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
 
-# What is wrong with one video. Anything else (a full disk) is wrong with all of them and ends the work.
-UNREADABLE = (ValueError, FileNotFoundError)
+# What is wrong with one video's files. Anything else (a full disk) is wrong with all of them and ends the work.
+_OF_ONE_FILE = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,19 @@ class ExtractionReport:
         done: their features were computed now.
         kept: they were there from before, whole.
         failed: why a video has no features.
+        again: of those done, they replace others: of another file, damaged, or with more repeated frames.
+        unrecorded: of those kept, an earlier version wrote them, and it is not known from which file.
     """
 
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: dict[str, str]
+    again: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
 
 
 def find_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Video files by their names without suffix: files as they are given, and the videos of folders.
+    """Video files by their names without suffix: files as they are given, and the videos of folders and sub-folders.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or a folder has no videos.
@@ -63,16 +77,12 @@ def find_videos(places: Sequence[Path]) -> dict[str, Path]:
     """
     videos: dict[str, Path] = {}
     for place in places:
-        if not place.exists():
+        if not os.path.lexists(place):
             raise FileNotFoundError(f"{place}: no such video or folder of videos")
-        found = [place]
-        if place.is_dir():
-            found = sorted(path for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"{place}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
-        for path in found:
-            if not videos.setdefault(path.stem, path).samefile(path):
-                raise ValueError(f"{videos[path.stem]} and {path} would have the same features' file; rename one")
+        for path in list_videos(place) if place.is_dir() else [place]:
+            other = videos.setdefault(path.stem, path)
+            if other != path and not is_same_file(other, path):
+                raise ValueError(f"{other} and {path} would have the same features' file; rename one")
     return videos
 
 
@@ -94,8 +104,7 @@ def feature_folders(
         raise ValueError(
             f"{encoder.file} has no network for {lacking[0]} playback; only {', '.join(encoder.backbones)}"
         )
-    with encoder.file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = sha256_of(encoder.file)
     run = f"{encoder.file.parent.name}/" if encoder.window_steps is not None else ""
     return {
         direction: FeatureFolder(
@@ -145,32 +154,43 @@ def extract_features(
     if cache is not None:
         cache.begin()
     index_of = index_video if cache is None else cache.index
-    known, missing, failed = _look_at(encoder, videos, folders, team, index_of, damaged)
+    found = _look_at(encoder, videos, folders, team, index_of, damaged)
+    known, missing, failed = found.known, found.missing, found.failed
+    again = {name for name in missing for view in missing[name] if folders[view].file(name).exists()}
+    team.barrier()  # nobody writes before all have looked
     hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
     mine = hands[team.rank]
     encoder.to(team.device)
     errors: dict[str, str] = {}
     repeated, what = 0, "extracting features"
-    with Meter(what, sum(known[name].steps for name in mine), show=team.is_main) as meter:
-        for name in mine:
-            goal = meter.done + known[name].steps
-            wanted = {direction: folders[direction] for direction in missing[name]}
-            try:
-                with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
-                    _extract(encoder, name, reader, known[name], wanted, team.device, meter.advance)
-                    repeated += reader.repeated
-            except UNREADABLE as error:
-                errors[name] = str(error)
-                meter.advance(goal - meter.done)
+    try:
+        with Meter(what, sum(known[name].steps for name in mine), show=team.is_main) as meter:
+            for name in mine:
+                goal = meter.done + known[name].steps
+                wanted = {direction: folders[direction] for direction in missing[name]}
+                try:
+                    source = FileIdentity.of(videos[name])
+                    with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
+                        _extract(encoder, name, reader, source, known[name], wanted, team.device, meter.advance)
+                except (ValueError, OSError) as error:
+                    errors[name] = _said_of_one(error)
+                    meter.advance(goal - meter.done)
+                    continue
+                repeated += reader.repeated
+                done = replace(known[name], repeated=reader.repeated, source=source)
+                for folder in wanted.values():
+                    folder.finish(name, replace(done, rows=FileIdentity.of(folder.file(name))))
+    finally:
+        for folder in folders.values():
+            folder.record()
     say_repeated(repeated, what, team)
     failed |= {name: reason for others in team.gather(errors) for name, reason in others.items()}
-    if team.is_main:
-        for folder in folders.values():
-            folder.finish({name: video for name, video in known.items() if name not in failed})
     return ExtractionReport(
         done=tuple(name for name in videos if missing.get(name) and name not in failed),
         kept=tuple(name for name in videos if missing.get(name) == []),
-        failed={name: failed[name] for name in videos if name in failed},
+        failed={name: failed[name] + _said_of_earlier(name, folders) for name in videos if name in failed},
+        again=tuple(name for name in videos if name in again and name not in failed),
+        unrecorded=tuple(name for name in videos if missing.get(name) == [] and name in found.unrecorded),
     )
 
 
@@ -185,6 +205,16 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
     return dealt
 
 
+@dataclass(frozen=True)
+class _Found:
+    """By name, what the videos are, in which directions their features are missing, and why some cannot be read."""
+
+    known: dict[str, FeatureVideo]
+    missing: dict[str, list[Basis]]
+    failed: dict[str, str]
+    unrecorded: set[str]
+
+
 def _look_at(
     encoder: Encoder,
     videos: Mapping[str, Path],
@@ -192,31 +222,51 @@ def _look_at(
     team: Processes,
     index_of: Callable[[Path], FrameIndex],
     damaged: Damaged,
-) -> tuple[dict[str, FeatureVideo], dict[str, list[Basis]], dict[str, str]]:
-    """By name, what the videos are, in which directions their features are missing, and why some cannot be read.
-
-    Each is looked at by one process, before any of them writes, so that all have the same picture of what there is.
-    """
+) -> _Found:
+    """Each video is looked at by one process, before any of them writes, so that all know the same."""
     names = list(videos)
-    known: dict[str, FeatureVideo] = {}
-    missing: dict[str, list[Basis]] = {}
-    failed: dict[str, str] = {}
+    found = _Found({}, {}, {}, set())
     share = team.share(len(names))
     for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
+        path = videos[name]
         try:
-            index = index_of(videos[name])
-            require_whole(videos[name], index, damaged)
-        except UNREADABLE as error:
-            failed[name] = str(error)
-        else:
+            require_video_file(path)
+            index = index_of(path)
+            require_whole(path, index, damaged)
             frames = counted(index, damaged)
-            known[name] = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
-            missing[name] = [view for view, folder in folders.items() if not folder.holds(name, known[name])]
-    for their_known, their_missing, their_failed in team.gather((known, missing, failed)):
-        known |= their_known
-        missing |= their_missing
-        failed |= their_failed
-    return known, missing, failed
+            video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
+            held = {view: folder.held(name, video, path, damaged) for view, folder in folders.items()}
+        except (ValueError, OSError) as error:
+            found.failed[name] = _said_of_one(error)
+            continue
+        found.known[name] = video
+        found.missing[name] = [view for view, record in held.items() if record is None]
+        for view, record in held.items():
+            if record is not None:
+                folders[view].finish(name, record)
+                if not record.is_recorded:
+                    found.unrecorded.add(name)
+    for others in team.gather(found):
+        found.known.update(others.known)
+        found.missing.update(others.missing)
+        found.failed.update(others.failed)
+        found.unrecorded.update(others.unrecorded)
+    return found
+
+
+def _said_of_earlier(name: str, folders: Mapping[Basis, FeatureFolder]) -> str:
+    """Which features of a video are left from before, in words."""
+    left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
+    return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
+
+
+def _said_of_one(error: ValueError | OSError) -> str:
+    """What is wrong with one video; an error that is not of one video is raised again."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if error.errno not in _OF_ONE_FILE:
+        raise error
+    return f"{error.filename}: {error.strerror}"
 
 
 @torch.inference_mode()
@@ -224,6 +274,7 @@ def _extract(
     encoder: Encoder,
     name: str,
     reader: VideoReader,
+    source: FileIdentity,
     video: FeatureVideo,
     folders: Mapping[Basis, FeatureFolder],
     device: torch.device,
@@ -243,6 +294,7 @@ def _extract(
                     rows = encoder.encode(here, piece, direction)
                 write(rows.cpu().numpy())
             on_rows(piece.stop - piece.first, name)
+        source.require_unchanged(reader.path)
 
 
 def _pictures(reader: VideoReader, pieces: Sequence[Piece], pixels: int) -> Iterator[Tensor]:

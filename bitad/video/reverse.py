@@ -10,6 +10,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -27,9 +28,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from bitad.files import remove_leftovers, replacing
-from bitad.video.damage import Damaged, counted, require_whole
-from bitad.video.files import VIDEO_SUFFIXES
+from bitad.identity import FileIdentity, sha256_of
+from bitad.video.damage import Damaged, require_whole
+from bitad.video.files import list_videos, require_video_file
 from bitad.video.indexing import index_video
+from bitad.video.origin import Origin
 from bitad.video.reader import VideoReader, probe
 from bitad.video.twins import twin_defect
 from bitad.video.writer import H264_CONTAINERS, add_h264_stream, open_h264
@@ -53,12 +56,16 @@ class ReverseReport:
         skipped: reversed earlier, with all their frames.
         failed: why a video has no reversed file.
         repeated: of those reversed now, how many frames stand in the place of damaged ones, where any do.
+        again: of those done, they replace a file that was not whole, or not made from this video in this way.
+        unrecorded: of those skipped, they do not say from which file they were made, but samples of their frames agree.
     """
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: dict[str, str]
     repeated: dict[str, int]
+    again: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
 
     @classmethod
     def together(cls, parts: Iterable[ReverseReport]) -> ReverseReport:
@@ -69,6 +76,8 @@ class ReverseReport:
             tuple(sorted(name for part in parts for name in part.skipped)),
             dict(sorted(pair for part in parts for pair in part.failed.items())),
             dict(sorted(pair for part in parts for pair in part.repeated.items())),
+            tuple(sorted(name for part in parts for name in part.again)),
+            tuple(sorted(name for part in parts for name in part.unrecorded)),
         )
 
 
@@ -96,7 +105,8 @@ def reverse_video(
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
     Frame i of the source is frame n - 1 - i of the target, and shown as long before its end as in the source behind its
-    beginning. Size and number of frames stay, pictures are upright; the target is written whole or not at all.
+    beginning. Size and number of frames stay, pictures are upright; the target is written whole or not at all. It says
+    in its container's comment from which content it was made, and how (:class:`~bitad.video.origin.Origin`).
 
     Args:
         src: any video that FFmpeg reads.
@@ -107,23 +117,27 @@ def reverse_video(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not every frame can be decoded and these are an error, the picture's size changes, ``dst`` is
-            ``src``, or there is no container for ``dst``.
+        ValueError: not every frame can be decoded and these are an error, the picture's size changes, ``src`` is
+            written to meanwhile, ``dst`` is ``src``, or there is no container for ``dst``.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
         raise ValueError(f"{dst}: the reversed video would replace its source; name another file")
+    require_video_file(src)
     try:
+        source = FileIdentity.of(src)
         with VideoReader(src, damaged=damaged) as reader, replacing(dst) as partial:
             require_whole(src, reader.index, damaged)
             with (
                 tempfile.TemporaryFile(dir=dst.parent) as store,
-                open_h264(partial, suffix=dst.suffix) as container,
+                # What the file says of itself stands at its front, so that a file that is cut off still says it.
+                open_h264(partial, suffix=dst.suffix, faststart=True) as container,
             ):
-                _write_reversed(reader, container, store, crf, on_progress)
+                _write_reversed(reader, source, container, store, crf, on_progress)
             written = probe(partial).frames
             if written != reader.info.frames:
                 raise ValueError(f"{src}: {reader.info.frames} frames, but {written} were written in reverse")
+            source.require_unchanged(src)
             return Reversed(written, reader.repeated)
     except av.FFmpegError as error:
         raise ValueError(f"{src}: cannot be reversed: {error.strerror}") from None
@@ -140,14 +154,14 @@ def reverse_folder(
     damaged: Damaged = "error",
     on_progress: Progress | None = None,
 ) -> ReverseReport:
-    """Reverse every video of a folder into another, under the same names, several at once.
+    """Reverse every video of a folder and its sub-folders into another, under the same names, several at once.
 
-    A target that is there already with its source's number of frames is kept, so that an interrupted run goes on where
-    it stopped. What fails is reported at the end and holds up nothing else. Sources whose container cannot hold
-    H.264 become ``.mp4``.
+    A target that is whole and was made from its source as it is now, in the same way, is kept, so that an interrupted
+    run continues where it stopped. What fails is reported at the end and holds up nothing else. Sources whose container
+    cannot hold H.264 become ``.mp4``.
 
     Args:
-        src: the folder of videos (``VIDEO_SUFFIXES``).
+        src: the folder of videos (:func:`~bitad.video.files.list_videos`).
         dst: the folder of reversed videos.
         workers: processes side by side, one video and one thread each.
         rank, world: who we are among so many callers, each of whom has a share of the folder: every ``world``-th video,
@@ -157,23 +171,26 @@ def reverse_folder(
         on_progress: called after each video with the number of videos done and in all.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folder has no videos, two that would have the same reversed file, or ``dst`` is ``src``.
+        FileNotFoundError: there is no such folder, or it has no videos.
+        ValueError: two videos have the same name, or would have the same reversed file, or ``dst`` is ``src``.
     """
     src, dst = Path(src), Path(dst)
     targets = _targets(src, dst)
-    mine = sorted(targets, key=lambda path: (-path.stat().st_size, path))[rank::world]
+    mine = sorted(targets, key=lambda path: (-_size(path), path))[rank::world]
+    earlier = {path.name for path in mine if os.path.exists(targets[path])}
     done: list[str] = []
     skipped: list[str] = []
     repeated: dict[str, int] = {}
     failed: dict[str, str] = {}
-    remove_leftovers(dst)
+    for folder in {dst, *(target.parent for target in targets.values())}:
+        remove_leftovers(folder)
     jobs = [(path, targets[path], crf, damaged) for path in mine]
     with closing(in_processes(_reverse_unless_done, jobs, workers=workers)) as results:
         for finished, (number, result) in enumerate(results, start=1):
             name = mine[number].name
             if isinstance(result, Exception):
-                failed[name] = str(result) or type(result).__name__
+                left = f"; {targets[mine[number]]} was not replaced" if name in earlier else ""
+                failed[name] = f"{str(result) or type(result).__name__}{left}"
             elif result is None:
                 skipped.append(name)
             else:
@@ -182,52 +199,67 @@ def reverse_folder(
                     repeated[name] = result.repeated
             if on_progress is not None:
                 on_progress(finished, len(jobs))
-    return ReverseReport.together([ReverseReport(tuple(done), tuple(skipped), failed, repeated)])
+    again = tuple(name for name in done if name in earlier)
+    unrecorded = tuple(path.name for path in mine if path.name in skipped and Origin.read(targets[path]) is None)
+    return ReverseReport.together([ReverseReport(tuple(done), tuple(skipped), failed, repeated, again, unrecorded)])
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:
-    """The reversed file of each video in a folder."""
-    if not src.is_dir():
-        raise FileNotFoundError(f"{src}: no such folder of videos")
-    if src.resolve() == dst.resolve():
+    """The reversed file of each video in a folder, in the same sub-folder."""
+    if src.is_dir() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst}: the reversed videos would replace their sources; name another folder")
     sources: dict[Path, Path] = {}
-    for path in sorted(path for path in src.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES):
-        target = dst / (path.name if path.suffix.lower() in H264_CONTAINERS else f"{path.stem}.mp4")
+    for path in list_videos(src, but=dst):
+        is_kept = path.suffix.lower() in H264_CONTAINERS
+        target = dst / path.relative_to(src).with_name(path.name if is_kept else f"{path.stem}.mp4")
         if target in sources:
             raise ValueError(
                 f"{src}: {sources[target].name} and {path.name} would both become {target.name}; rename one"
             )
         sources[target] = path
-    if not sources:
-        raise ValueError(f"{src}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
     return {path: target for target, path in sources.items()}
+
+
+def _size(path: Path) -> int:
+    """A file's size in bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> Reversed | None:
     """Reverse one video of a folder; None if that was done before."""
-    if dst.exists() and _is_done(src, dst, damaged):
+    require_video_file(src)
+    if dst.exists() and _is_done(src, dst, crf, damaged):
         return None
     return reverse_video(src, dst, crf=crf, damaged=damaged)
 
 
-def _is_done(src: Path, dst: Path, damaged: Damaged) -> bool:
-    """Whether an earlier target is whole and of its source; else it is to be made again."""
-    index = index_video(src)
-    require_whole(src, index, damaged)
+def _is_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> bool:
+    """Whether an earlier target is whole, of its source as it is now, and made in the same way."""
     try:
-        target = index_video(dst)
-    except ValueError:
+        target, origin = index_video(dst), Origin.read(dst)
+        if target.lost:
+            return False
+        if origin is not None:
+            return (
+                (target.frames, crf) == (origin.frames, origin.crf)
+                and (damaged == "repeat" or not origin.repeated)
+                and sha256_of(src) == origin.source_sha256
+                # Frames that replace damaged ones cannot be compared.
+                and (origin.repeated > 0 or twin_defect(src, dst, samples=2) is None)
+            )
+        index = index_video(src)
+        require_whole(src, index, damaged)
+        return twin_defect(src, dst, index=index) is None
+    except ValueError:  # one of them is damaged; if it is the source, reversing it says so
         return False
-    return (
-        not target.lost
-        and target.frames == counted(index, damaged)
-        and (damaged == "repeat" or twin_defect(src, dst, samples=2) is None)
-    )
 
 
 def _write_reversed(
     reader: VideoReader,
+    source: FileIdentity,
     container: OutputContainer,
     store: IO[bytes],
     crf: float,
@@ -242,6 +274,8 @@ def _write_reversed(
     like = next(_pictures(reader, [0]))
     stream = add_h264_stream(container, like, rate=rate, crf=crf, preset="veryfast", gop=group, b_frames=0)
     sizes = _encode_groups(reader, stream, store, group, on_progress)
+    # Before the first packet, with which the header is written.
+    container.metadata.update(Origin(source.sha256, crf, frames, reader.repeated).metadata())
     starts = [0, *accumulate(sizes)]
     written = 0
     for first in reversed(range(0, frames, group)):

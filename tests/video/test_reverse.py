@@ -196,7 +196,7 @@ def test_several_share_a_folder_and_reverse_each_video_once(tmp_path: Path, worl
 def test_folders_that_cannot_be_reversed_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         reverse_folder(tmp_path / "missing", tmp_path / "reverse")
-    with pytest.raises(ValueError, match="no videos there"):
+    with pytest.raises(FileNotFoundError, match="no videos there"):
         reverse_folder(tmp_path, tmp_path / "reverse")
     for name in ("v.avi", "v.mp4"):
         (tmp_path / name).touch()

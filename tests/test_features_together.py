@@ -1,0 +1,105 @@
+"""Several `bitad features` into one folder at once: `features.json` has what all of them wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import FPS, numbered_picture
+
+from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, read_sidecar
+from bitad.identity import FileIdentity
+from bitad.video.writer import write_video
+
+TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
+SETTINGS = FeatureSettings(
+    feature_stride_frames=4,
+    feature_offset_frames=7.5,
+    feature_channels=8,
+    direction="forward",
+    model="tiny",
+    clip_frames=16,
+    window_steps=None,
+    window_overlap=None,
+    pixels=32,
+    precision="float32",
+    stored="float32",
+    checkpoint="tiny.pth",
+    checkpoint_sha256="0" * 64,
+)
+VIDEO = FeatureVideo(16, 8.0, 1, 2, FileIdentity(5, 6, "a"), FileIdentity(7, 8, "b"))
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """The status and the errors of processes that were started."""
+    try:
+        said = [process.communicate(timeout=200)[1] for process in processes]
+        return [(process.returncode, err) for process, err in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow  # each process imports PyTorch
+def test_commands_that_run_at_once_describe_all_of_their_videos(tmp_path: Path) -> None:
+    for number in range(6):
+        video = tmp_path / f"part{number % 3}" / f"v{number}.mp4"
+        write_video(video, (numbered_picture(frame) for frame in range(400 + number)), fps=FPS)
+    out = tmp_path / "out"
+    processes = [started("-m", "bitad", "features", tmp_path / f"part{part}", *TINY, "--out", out) for part in range(3)]
+    assert [status for status, _ in ended(processes)] == [0, 0, 0]
+    assert sorted(read_sidecar(out)[1]) == sorted(path.stem for path in out.glob("*.npy"))
+    assert len(read_sidecar(out)[1]) == 6
+
+
+RECORD = """
+import sys
+from pathlib import Path
+from bitad.data.feature_folder import FeatureFolder, read_sidecar
+folder, who = Path(sys.argv[1]), sys.argv[2]
+features = FeatureFolder(folder, read_sidecar(folder)[0])
+features.begin()
+for number in range(15):
+    features.finish(f"{who}-{number}", read_sidecar(folder)[1]["first"])
+    features.record()
+assert "torch" not in sys.modules
+"""
+
+
+def test_records_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    first = FeatureFolder(tmp_path, SETTINGS)
+    first.finish("first", VIDEO)
+    first.record()
+    assert ended([started("-c", RECORD, tmp_path, who) for who in "abc"]) == [(0, "")] * 3
+    names = {"first", *(f"{who}-{number}" for who in "abc" for number in range(15))}
+    assert read_sidecar(tmp_path) == (SETTINGS, dict.fromkeys(names, VIDEO))
+    assert [path.name for path in tmp_path.iterdir()] == ["features.json"]
+
+
+def test_what_was_recorded_meanwhile_is_kept(tmp_path: Path) -> None:
+    one, other = FeatureFolder(tmp_path, SETTINGS), FeatureFolder(tmp_path, SETTINGS)
+    one.begin()
+    other.begin()
+    one.finish("a", VIDEO)
+    one.record()
+    other.finish("b", VIDEO)
+    other.record()
+    one.begin()
+    assert sorted(read_sidecar(tmp_path)[1]) == ["a", "b"]
+
+
+def test_features_of_another_sort_that_began_meanwhile_are_refused(tmp_path: Path) -> None:
+    one, other = FeatureFolder(tmp_path, SETTINGS), FeatureFolder(tmp_path, replace(SETTINGS, pixels=64))
+    one.begin()
+    with pytest.raises(ValueError, match="holds other features: pixels was 32, is 64; name another folder"):
+        other.begin()

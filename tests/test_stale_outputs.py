@@ -1,0 +1,262 @@
+"""What `bitad features` and `bitad reverse` have written is kept while the videos stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import FPS, numbered_picture
+from numpy.typing import NDArray
+
+from bitad.cli import main
+from bitad.files import read_json
+from bitad.inference import extract
+from bitad.training.environment import set_up_logging
+from bitad.video.reader import VideoReader
+from bitad.video.reverse import reverse_folder
+from bitad.video.writer import write_video
+
+FRAMES = 24
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards(one_thread: None) -> Iterator[None]:
+    yield
+    set_up_logging(None, show=False)
+
+
+def write(path: Path, first: int = 0) -> Path:
+    """A film whose frames show their numbers, from one on."""
+    write_video(path, (numbered_picture(first + number) for number in range(FRAMES)), fps=FPS, crf=12, gop=8)
+    return path
+
+
+def damage(path: Path) -> None:
+    """Overwrite the pictures in the middle of a file; its table of contents stays as it is."""
+    content = bytearray(path.read_bytes())
+    begins = content.index(b"mdat") + 4
+    length = content.index(b"moov") - begins
+    content[begins + length * 2 // 5 : begins + length * 3 // 5] = b"\x00" * (length * 3 // 5 - length * 2 // 5)
+    path.write_bytes(content)
+
+
+def shown(path: Path) -> NDArray[np.uint8]:
+    with VideoReader(path) as reader:
+        return reader.read(range(reader.info.frames))
+
+
+class Verb:
+    """`bitad features` or `bitad reverse` of a folder, and where what it writes of the video `v` is."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.src, self.dst = name, folder / "videos", folder / "out"
+        self.src.mkdir()
+        self.video = self.src / "v.mp4"
+        self.output = self.dst / ("v.npy" if name == "features" else "v.mp4")
+
+    def __call__(self, *options: str, dst: Path | None = None) -> int:
+        dst = dst or self.dst
+        if self.name == "reverse":
+            return main(["reverse", str(self.src), str(dst), *options])
+        backbone = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
+        return main(["features", str(self.src), *backbone, "--out", str(dst), *options])
+
+    def fresh(self) -> bytes:
+        """What a first run would write."""
+        dst = self.dst.with_name("fresh")
+        shutil.rmtree(dst, ignore_errors=True)
+        assert self(dst=dst) == 0
+        return (dst / self.output.name).read_bytes()
+
+
+@pytest.fixture(params=["features", "reverse"])
+def verb(request: pytest.FixtureRequest, tmp_path: Path) -> Verb:
+    return Verb(request.param, tmp_path)
+
+
+def is_kept(verb: Verb, *options: str) -> bool:
+    """Whether another run keeps the output."""
+    before = verb.output.stat().st_mtime_ns
+    assert verb(*options) == 0
+    return verb.output.stat().st_mtime_ns == before
+
+
+def test_another_film_of_the_same_length_is_not_taken_for_the_first(
+    verb: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(verb.video)
+    assert verb() == 0
+    assert is_kept(verb)
+    write(verb.video, first=1)
+    capsys.readouterr()
+    assert not is_kept(verb)
+    assert f"bitad {verb.name}: v" in (err := capsys.readouterr().err)
+    assert " again, " in err
+    assert verb.output.read_bytes() == verb.fresh()
+    assert is_kept(verb)
+
+
+def test_a_repaired_file_replaces_what_was_made_of_the_damaged_one(verb: Verb) -> None:
+    whole = write(verb.video).read_bytes()
+    damage(verb.video)
+    assert verb("--damaged-frames", "repeat") == 0
+    assert is_kept(verb, "--damaged-frames", "repeat")
+    verb.video.write_bytes(whole)
+    assert not is_kept(verb)
+    assert verb.output.read_bytes() == verb.fresh()
+
+
+def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
+    verb: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(verb.video)
+    damage(verb.video)
+    assert verb("--damaged-frames", "repeat") == 0
+    capsys.readouterr()
+    assert verb() == 1
+    err = capsys.readouterr().err
+    assert "cannot be decoded" in err
+    assert f"; {verb.output} was not replaced" in err
+
+
+def test_what_has_no_damaged_frames_is_the_same_with_either_policy(verb: Verb) -> None:
+    write(verb.video)
+    assert verb("--damaged-frames", "repeat") == 0
+    assert is_kept(verb)
+    assert is_kept(verb, "--damaged-frames", "repeat")
+
+
+def test_a_copy_of_a_data_set_is_not_computed_again(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(verb.video)
+    assert verb() == 0
+    for path in (verb.video, verb.output):
+        os.utime(path, ns=(10**18, 10**18))
+    assert is_kept(verb)
+    moved = verb.src.with_name("elsewhere")
+    verb.src.rename(moved)
+    verb.src = moved
+    assert is_kept(verb)
+
+
+@pytest.mark.parametrize("how", ["cut short", "of another video", "empty"])
+def test_an_output_that_was_spoilt_is_made_again(verb: Verb, how: str) -> None:
+    write(verb.video)
+    write(verb.src / "w.mp4", first=40)
+    assert verb() == 0
+    content = verb.output.read_bytes()
+    other = verb.output.with_stem("w").read_bytes()
+    verb.output.write_bytes({"cut short": content[:-200], "of another video": other, "empty": b""}[how])
+    assert not is_kept(verb)
+    assert verb.output.read_bytes() == verb.fresh() == content
+
+
+def test_outputs_of_earlier_versions_are_kept_if_they_fit_and_named(
+    verb: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(verb.video)
+    assert verb() == 0
+    forget(verb)
+    capsys.readouterr()
+    assert is_kept(verb)
+    out, err = capsys.readouterr()
+    assert "0 failed" in out
+    assert f"bitad {verb.name}: 1 kept " in err
+    assert "earlier version" in err
+    assert "(v" in err
+
+
+def test_outputs_of_earlier_versions_that_do_not_fit_are_made_again(verb: Verb) -> None:
+    write(verb.video)
+    assert verb() == 0
+    forget(verb)
+    write_video(verb.video, (numbered_picture(number) for number in range(FRAMES + 1)), fps=FPS)
+    assert not is_kept(verb)
+    assert verb.output.read_bytes() == verb.fresh()
+
+
+def forget(verb: Verb) -> None:
+    """Remove what says from which file an output was made, which earlier versions did not write."""
+    if verb.name == "reverse":
+        write_video(verb.output, shown(verb.output), fps=FPS, crf=12)
+        return
+    path = verb.dst / "features.json"
+    content = read_json(path)
+    for video in content["videos"].values():
+        for key in ("repeated", "source", "rows"):
+            del video[key]
+    path.write_text(json.dumps(content))
+
+
+def test_another_quality_is_another_reversed_file(tmp_path: Path) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    write(src / "v.mp4")
+    for crf, is_new in ((18, True), (18, False), (30, True), (30, False)):
+        report = reverse_folder(src, dst, crf=crf)
+        assert (report.done == ("v.mp4",), report.skipped == ()) == (is_new, is_new)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".m4v"])
+def test_a_video_reversed_alone_is_known_to_its_folder(tmp_path: Path, suffix: str) -> None:
+    src = tmp_path / "src" / f"v{suffix}"
+    write(src)
+    assert main(["reverse", str(src), str(tmp_path / "dst" / src.name)]) == 0
+    report = reverse_folder(src.parent, tmp_path / "dst")
+    assert (report.skipped, report.unrecorded) == ((src.name,), ())
+    write(src, first=1)
+    assert reverse_folder(src.parent, tmp_path / "dst").again == (src.name,)
+
+
+def test_a_video_reversed_alone_is_reversed_as_it_is_now(tmp_path: Path) -> None:
+    src, dst = tmp_path / "v.mp4", tmp_path / "back.mp4"
+    for first in (0, 1):
+        write(src, first=first)
+        assert main(["reverse", str(src), str(dst)]) == 0
+        assert np.abs(shown(dst)[::-1].astype(int) - shown(src)).mean() < 4
+
+
+def test_a_video_that_changes_while_it_is_read_is_refused(
+    verb: Verb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(verb.video)
+    read, windows = VideoReader.pictures, VideoReader.read_windows
+
+    def touched(self: VideoReader) -> None:
+        if self.path == verb.video:
+            os.utime(verb.video, ns=(10**18, 10**18))
+
+    monkeypatch.setattr(VideoReader, "pictures", lambda self, *frames: (touched(self), read(self, *frames))[1])
+    monkeypatch.setattr(
+        VideoReader, "read_windows", lambda self, *some, **how: (touched(self), windows(self, *some, **how))[1]
+    )
+    # Of a single video: a folder is reversed by other processes.
+    alone = ["reverse", str(verb.video), str(verb.output)]
+    assert (main(alone) if verb.name == "reverse" else verb()) == 1
+    assert "changed while it was read" in capsys.readouterr().err
+    assert not verb.output.exists()
+
+
+def test_an_interrupted_extraction_has_recorded_what_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb, begun = Verb("features", tmp_path), []
+    write(verb.video)
+    write(verb.src / "w.mp4", first=40)
+    one = extract._extract
+
+    def interrupted(encoder: object, name: str, *more: object) -> None:
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(name)
+        one(encoder, name, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extract, "_extract", interrupted)
+    assert verb() == 130
+    monkeypatch.undo()
+    videos = read_json(verb.dst / "features.json")["videos"]
+    assert list(videos) == begun
+    assert videos[begun[0]]["source"]["size"] == (verb.src / f"{begun[0]}.mp4").stat().st_size
