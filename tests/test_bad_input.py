@@ -311,7 +311,8 @@ def test_detect_wants_as_many_classes_as_the_weights_have(world: World, tmp_path
     document["data"]["classes"] = str(tmp_path / "names.txt")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(document))
     content = torch.load(world.video_run / "best.pt", weights_only=True)
-    torch.save(opentad_file(content["model"]), tmp_path / "foreign.pth")
+    averaged = {"state_dict_ema": opentad_file(content["model"])["state_dict_ema"]}
+    torch.save(averaged, tmp_path / "foreign.pth")
     torch.save(content | {"classes": ["alpha", "beta"]}, tmp_path / "ours.pt")
     out = ("--out", tmp_path / "out")
     said = refused("detect", world.video, "--checkpoint", tmp_path / "ours.pt", *out)
