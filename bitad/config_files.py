@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+# The sections that say how a network learns, and nothing of what it is or sees.
+_OF_TRAINING = frozenset({"training"})
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -56,22 +58,33 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with some keys changed, as on the command line. Raises as :func:`load_config`."""
-    return _changed(config.model_dump(mode="json"), overrides, "with overrides")
+    """The configuration of a trained network with some keys changed, as on the command line.
+
+    Rules of the training are not applied, as in :func:`parse_config`. Raises as :func:`load_config`.
+    """
+    return _changed(config.model_dump(mode="json"), overrides, "with overrides", without=_OF_TRAINING)
 
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:
-    """A mapping -> :class:`Config`; ``origin`` says in messages where it comes from."""
-    return _parsed(document, origin, [], set())
+    """The configuration of a trained network; ``origin`` says in messages where it comes from.
+
+    Rules of the training are not applied: a network that an earlier version has trained under others can be tested.
+    """
+    return _parsed(document, origin, [], _OF_TRAINING)
 
 
-def _changed(document: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
+def _changed(
+    document: dict[str, Any], overrides: Sequence[str], origin: str, *, without: Collection[str] = ()
+) -> Config:
     """A document with the keys of overrides, as a configuration.
+
+    Args:
+        without: sections whose rules are not applied.
 
     Raises:
         ConfigError: naming every override that cannot be read, every key that two of them set, and all else.
     """
-    faults, unread, set_by = list[str](), set[str](), dict[str, str]()
+    faults, unread, set_by = list[str](), set(without), dict[str, str]()
     for override in overrides:
         try:
             change = _parse_override(override)
@@ -99,7 +112,7 @@ def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
             yield f"{path}{key}"
 
 
-def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread: set[str]) -> Config:
+def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
     """A mapping -> :class:`Config`.
 
     Args:
@@ -117,7 +130,7 @@ def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread
     return config
 
 
-def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: set[str]) -> list[str]:
+def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: Collection[str]) -> list[str]:
     """The rules that are broken by those values of a document that have no fault."""
     unread = set(unread)
     for _ in range(4):  # what stands for a missing section may lack keys itself

@@ -6,8 +6,10 @@ This module does not import torch.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import zlib
@@ -24,6 +26,9 @@ from bitad.signatures import signature_of
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 _PIECE_BYTES = 2**20
+# Begins the names of temporary files: process numbers mean something on one machine only.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+_TEMPORARY = re.compile(r"\.([0-9a-f]{4})[0-9a-f]{12}\.\d+\.tmp")
 # An error names so many of a document's repeated keys.
 _MOST_NAMED = 5
 
@@ -65,7 +70,7 @@ def _new_file(folder: Path) -> Path:
     while True:
         # Short, whatever the name of what is written: that may be as long as the file system takes. The leading dot
         # hides it from listings of videos; the process's number tells whether anybody is still writing to it.
-        partial = folder / f".{secrets.token_hex(6)}.{os.getpid()}.tmp"
+        partial = folder / f".{_HOST}{secrets.token_hex(6)}.{os.getpid()}.tmp"
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
@@ -86,9 +91,11 @@ def remove_leftovers(folder: str | Path) -> None:
     """Remove what killed processes have left in a folder of files that they were writing (see ``replacing``).
 
     To be called before this process writes there: a process of its number may have run before, as in a container that
-    was started again.
+    was started again. What other machines are writing to a shared disk stays.
     """
     for path in Path(folder).glob(".*.tmp"):
+        if (of := _TEMPORARY.fullmatch(path.name)) is not None and of[1] != _HOST:
+            continue
         number = path.with_suffix("").suffix[1:]
         if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
             with suppress(OSError):  # a folder, or open elsewhere on Windows

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bitad.cli import main
-from bitad.config_files import ConfigError, load_config, parse_config, presets
+from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
 
 FEATURES = """
 name: small
@@ -221,6 +222,18 @@ def test_an_impossible_value_on_videos_is_refused_by_its_path_with_a_remedy(vide
 @pytest.mark.parametrize("overrides", UNUSUAL, ids=" ".join)
 def test_an_unusual_value_that_can_work_is_accepted(features: str, overrides: tuple[str, ...]) -> None:
     load_config(features, overrides)
+
+
+def test_a_network_trained_under_other_rules_can_still_be_tested(features: str) -> None:
+    """A schedule shorter than the training is refused, but not where the training is over."""
+    stored = load_config(features).model_dump(mode="json")
+    stored["training"] |= {"schedule_epochs": 1, "epochs": 9}
+    with pytest.raises(ConfigError):
+        load_config(written(Path(features).with_name("stored.yaml"), json.dumps(stored)))
+    config = override_config(parse_config(stored, "in a checkpoint"), ["test.nms.sigma=0.4"])
+    assert (config.training.schedule_epochs, config.test.nms.sigma) == (1, 0.4)
+    with pytest.raises(ConfigError, match="iou_threshold"):
+        override_config(config, ["test.nms.iou_threshold=0"])
 
 
 @pytest.mark.parametrize("name", presets())

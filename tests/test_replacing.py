@@ -25,7 +25,7 @@ def test_the_name_written_to_is_new_short_and_another_each_time(tmp_path: Path) 
             assert partial.read_bytes() == b""
             names.add(partial.name)
     assert len(names) == 20
-    assert all(re.fullmatch(rf"\.[0-9a-f]{{12}}\.{os.getpid()}\.tmp", name) for name in names)
+    assert all(re.fullmatch(rf"\.[0-9a-f]{{16}}\.{os.getpid()}\.tmp", name) for name in names)
 
 
 def test_a_link_under_a_name_that_was_drawn_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +103,18 @@ def test_what_a_killed_process_left_is_removed_whatever_else_is_there(tmp_path: 
     (tmp_path / f".folder.{os.getpid()}.tmp").mkdir()
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f".folder.{os.getpid()}.tmp"]
+
+
+def test_what_other_machines_are_writing_to_a_shared_disk_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing(tmp_path / "x") as ours:
+        monkeypatch.setattr("bitad.files._HOST", "beef")
+        remove_leftovers(tmp_path)
+        assert ours.exists()
+        ours.write_text("whole")
+        monkeypatch.undo()
+    assert (tmp_path / "x").read_text() == "whole"
 
 
 def test_a_file_gets_another_name_without_losing_its_own(tmp_path: Path) -> None:

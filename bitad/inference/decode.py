@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +41,13 @@ class Candidates:
 
 
 @torch.no_grad()
-def decode(prediction: Prediction, *, score_threshold: float = 0.001, top_k: int = 2000) -> list[Candidates]:
+def decode(
+    prediction: Prediction,
+    *,
+    score_threshold: float = 0.001,
+    top_k: int = 2000,
+    names: Sequence[str] | None = None,
+) -> list[Candidates]:
     """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs scoring above the threshold.
 
     A candidate reaches from its point the predicted distances to both sides, and may reach beyond the window. Equal
@@ -50,8 +57,20 @@ def decode(prediction: Prediction, *, score_threshold: float = 0.001, top_k: int
         prediction: of B windows.
         score_threshold: on probabilities; at least 0.
         top_k: of each window.
+        names: of the windows' videos, for messages.
+
+    Raises:
+        ValueError: what the network says at a real point is no number; nothing would score above any threshold.
     """
     logits, distances, mask, points = prediction
+    broken = ((logits.isnan().any(-1) | ~distances.isfinite().all(-1)) & mask).any(1)  # [B]
+    if broken.any():
+        window = int(broken.nonzero()[0])
+        what = f"window {window}" if names is None else f"video {names[window]}"
+        raise ValueError(
+            f"{what}: the network's scores or segments are not finite; test with test.precision=fp32, or another "
+            "checkpoint"
+        )
     classes = logits.shape[-1]
     # Below any threshold, so that padded points never become candidates.
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]

@@ -145,7 +145,12 @@ def _detect(
         for seen in see(network, windows, team, what=what):
             repeated += seen.repeated
             for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):
-                found = decode(prediction, score_threshold=config.test.score_threshold, top_k=config.test.candidates)
+                found = decode(
+                    prediction,
+                    score_threshold=config.test.score_threshold,
+                    top_k=config.test.candidates,
+                    names=seen.videos,
+                )
                 for name, grid, candidates in zip(seen.videos, seen.grids, found, strict=True):
                     kept = suppressed(candidates, settings) if one_window else candidates
                     stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")

@@ -80,3 +80,14 @@ def test_mirroring_swaps_the_ends_and_is_its_own_inverse() -> None:
     assert mirrored.mirrored(10).segments.tolist() == candidates.segments.tolist()
     assert mirrored.scores.tolist() == candidates.scores.tolist()
     assert mirrored.labels.tolist() == candidates.labels.tolist()
+
+
+@pytest.mark.parametrize("broken", ["logits", "distances"])
+def test_what_is_no_number_is_refused_by_the_name_of_its_video_and_in_the_padding_is_nothing(broken: str) -> None:
+    prediction = prediction_of()
+    changed = {broken: getattr(prediction, broken).clone()}
+    changed[broken][1, 3] = torch.nan  # in the padding
+    assert len(decode(prediction._replace(**changed))) == 2
+    changed[broken][1, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"^video b: the network's scores or segments are not finite"):
+        decode(prediction._replace(**changed), names=["a", "b"])
