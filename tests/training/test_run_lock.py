@@ -164,12 +164,13 @@ import os, signal, sys, time
 from pathlib import Path
 from bitad.locking import locked
 with locked(Path(sys.argv[1]), remedy="wait"):
-    child = os.fork()
-    if not child:
+    parent = os.getpid()
+    if not os.fork():
+        os.write(1, b"%d\\n" % os.getpid())  # by now it has given up its parent's lock
+        os.kill(parent, signal.SIGKILL)
         time.sleep(30)
         os._exit(0)
-    print(child, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
 """
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
