@@ -117,7 +117,12 @@ class _Lock:
                 if not _is_file(path, descriptor):
                     continue  # whoever held it has removed it meanwhile
                 lock = cls(path, descriptor, is_sure=is_sure)
-                kept = lock._claim()
+                try:
+                    kept = lock._claim()
+                except OSError as error:  # a full disk does not say what could not be written
+                    path.unlink(missing_ok=True)
+                    error.filename = error.filename or str(path)
+                    raise
                 return lock if kept else None
             finally:
                 if not kept:

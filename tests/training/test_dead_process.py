@@ -22,7 +22,8 @@ from bitad.training.checkpoint import load_checkpoint
 from bitad.training.watch import Watch
 
 # Long enough to be met alive: 40 steps an epoch; and a checkpoint every third.
-HOW = ("training.windows_per_video=40", "training.epochs=2", "training.checkpoint_steps=3", "model.dropout=0.2")
+OFTEN_SAVED = ("training.windows_per_video=40", "training.checkpoint_steps=3", "model.dropout=0.2")
+HOW = (*OFTEN_SAVED, "training.epochs=2")
 
 # Impatient, so that a test need not wait for 40 s.
 PROGRAM = """
@@ -111,7 +112,7 @@ def wait_for_step(config: Config, number: int, *, seconds: float = 120) -> None:
 def test_the_others_end_with_a_line_where_one_is_killed_or_hangs(
     features: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    overrides = (*HOW, f"output={tmp_path}", "training.epochs=200")
+    overrides = (*OFTEN_SAVED, f"output={tmp_path}", "training.epochs=200")
     config = config_of(features, *overrides)
     with two_processes(features, *overrides) as both:
         wait_for_step(config, 10)
@@ -131,7 +132,7 @@ def test_the_others_end_with_a_line_where_one_is_killed_or_hangs(
 @pytest.mark.slow
 def test_the_others_end_with_a_line_where_one_has_failed(features: Path, tmp_path: Path) -> None:
     folder = feature_data(tmp_path / "data", training=4).parent
-    overrides = (*HOW, f"output={tmp_path}", "training.epochs=200")
+    overrides = (*OFTEN_SAVED, f"output={tmp_path}", "training.epochs=200")
     config = config_of(folder / "config.yaml", *overrides)
     with two_processes(folder / "config.yaml", *overrides) as both:
         wait_for_step(config, 10)
@@ -192,7 +193,7 @@ def test_torchrun_begins_again_where_a_process_was_killed_and_ends_as_if_nothing
 def test_torchrun_ends_within_a_minute_and_never_goes_on_with_a_run_that_it_did_not_begin(
     features: Path, tmp_path: Path
 ) -> None:
-    overrides = (*HOW, f"output={tmp_path}", "training.epochs=200")
+    overrides = (*OFTEN_SAVED, f"output={tmp_path}", "training.epochs=200")
     config = config_of(features, *overrides)
     torchrun = start_torchrun(features, *overrides)
     try:

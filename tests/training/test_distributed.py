@@ -143,7 +143,8 @@ def test_two_processes_find_what_one_finds(together: tuple[dict[str, Config], li
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_to_the_bit_and_with_whole_weights_too(tmp_path: Path) -> None:
     path = video_data(tmp_path / "data", training=4)
-    how = ("training.shard=true", "training.windows_per_video=2", "training.epochs=2", "model.drop_path=0")
+    plain = ("training.windows_per_video=2", "training.epochs=2", "model.drop_path=0")
+    how = ("training.shard=true", *plain)
     whole, parts, unsharded = (
         config_of(path, *how, f"output={tmp_path / name}") for name in ("whole", "parts", "unsharded")
     )
@@ -154,7 +155,7 @@ def test_a_sharded_run_goes_on_to_the_bit_and_with_whole_weights_too(tmp_path: P
         [*begin, f"output={tmp_path / 'parts'}", "--until", "1"],
         [*begin, f"output={tmp_path / 'unsharded'}", "--until", "1"],
         [*begin, f"output={tmp_path / 'parts'}", "--resume"],
-        [*begin, f"output={tmp_path / 'unsharded'}", "--resume", "training.shard=false"],
+        ["train", str(path), *plain, "training.shard=false", f"output={tmp_path / 'unsharded'}", "--resume"],
     )
     assert_same_run(whole.run_directory, parts.run_directory)
     one, other = (load_checkpoint(config.run_directory / "last.pt") for config in (whole, unsharded))
