@@ -21,17 +21,20 @@ def only_writer(folder: Path, team: Processes, *, remedy: str = OTHER_OUT, patie
     """Within, no other command that asks writes in the folder. Rank 0 holds the lock for all processes.
 
     Raises:
-        ValueError: on every rank: as :func:`bitad.locking.locked`.
+        ValueError, OSError: on every rank: as :func:`bitad.locking.locked`.
     """
     with ExitStack() as held:
-        fault = ""
+        fault: InUse | OSError | None = None
         if team.is_main:
             try:
                 held.enter_context(locked(folder, remedy=remedy, patience_s=patience_s))
             except (InUse, OSError) as error:
-                fault = str(error)
-        if fault := team.gather(fault)[0]:
-            raise ValueError(fault)
+                fault = error
+        told = team.gather("" if fault is None else str(fault))[0]
+        if fault is not None:
+            raise fault  # as it is: how a full disk is told depends on its number
+        if told:
+            raise ValueError(told)
         yield
 
 
