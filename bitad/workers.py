@@ -131,7 +131,8 @@ def _serve(connection: Connection, work: Callable[..., Any]) -> None:
             try:
                 connection.send(result)
             except Exception as error:  # it cannot be pickled
-                connection.send(RuntimeError(f"{result}" or f"{error}"))
+                told = result if isinstance(result, Exception) else f"its result cannot be sent: {error}"
+                connection.send(RuntimeError(str(told)))
 
 
 def end_with_parent() -> None:

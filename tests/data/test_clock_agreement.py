@@ -124,7 +124,7 @@ def test_a_clock_is_compared_in_what_both_state() -> None:
     assert kinds(Clock(8.0, 240, 30.0), Clock(8.0)) == []
 
 
-# Annotations by themselves.
+# What annotations alone state.
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> N
         job.is_done()
 
 
-# Fingerprints by themselves.
+# Fingerprints alone.
 
 
 def found(config: Config) -> dict[str, dict[str, str]]:
