@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 from builders import CLASSES, FPS, config_of, numbered_picture, video_data
+from processes import holder
 
 from bitad.cli import main
 from bitad.data.detections import read_detections
@@ -213,6 +214,12 @@ def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(film: Path, 
     shutil.copy(film, here / "other.mp4")
     assert detect("other.mp4", "--overwrite") == 0
     assert (here / "precious.srt").read_text() == "mine"
+
+
+def test_of_two_at_once_into_one_folder_the_second_is_refused(film: Path, here: Path, refused: Detect) -> None:
+    with holder(here / "detections") as first:
+        assert f"detections is in use by process {first.pid} on " in refused(film)
+        assert f"detections is in use by process {first.pid} on " in refused(film, "--overwrite")
 
 
 # Bad videos.
