@@ -8,15 +8,16 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import torch
 from builders import CLASSES, FPS, config_of, numbered_picture, video_data
-from processes import holder
 
 from bitad.cli import main
 from bitad.data.detections import read_detections
+from bitad.inference import detect as detecting
 from bitad.models.build import build_network
 from bitad.reports import detections as report
 from bitad.training import checkpoint as checkpoints
@@ -216,10 +217,24 @@ def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(film: Path, 
     assert (here / "precious.srt").read_text() == "mine"
 
 
-def test_of_two_at_once_into_one_folder_the_second_is_refused(film: Path, here: Path, refused: Detect) -> None:
-    with holder(here / "detections") as first:
-        assert f"detections is in use by process {first.pid} on " in refused(film)
-        assert f"detections is in use by process {first.pid} on " in refused(film, "--overwrite")
+def test_of_two_at_once_into_one_folder_the_second_is_refused(
+    film: Path, here: Path, detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, seconds = detecting.detect_videos, []
+
+    def detect_beside_another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(detecting, "detect_videos", alone)
+        seconds.extend([detect(film), detect(film, "--overwrite")])
+        return alone(*arguments, **options)
+
+    monkeypatch.setattr(detecting, "detect_videos", detect_beside_another)
+    assert detect(film) == 0
+    assert seconds == [1, 1]
+    errors = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert len(errors) == 2
+    for error in errors:
+        assert f"detections is in use by process {os.getpid()} on " in error
+    assert read_detections(here / "detections" / "detections.json").videos == ("film",)
 
 
 # Bad videos.

@@ -45,7 +45,7 @@ def training(path: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("how", [(), ("--resume",)])
+@pytest.mark.parametrize("how", [("training.lr=1e-4",), ("--resume", "--until", "1")])
 def test_of_two_trainings_in_a_run_directory_the_second_ends_with_a_line_and_changes_nothing(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: tuple[str, ...]
 ) -> None:
@@ -54,13 +54,12 @@ def test_of_two_trainings_in_a_run_directory_the_second_ends_with_a_line_and_cha
     with training(features, *overrides) as first:
         first.send_signal(signal.SIGSTOP)  # alive, but writing nothing
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        assert main(["train", str(features), *overrides, "training.lr=1e-4", *how, "--device", "cpu"]) == 1
+        assert main(["train", str(features), *overrides, *how, "--device", "cpu"]) == 1
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     (line,) = capsys.readouterr().err.splitlines()
-    since = json.loads(before[run / LOCK])["since"]
-    assert line.startswith(
-        f"bitad train: error: {run} is in use by process {first.pid} on {platform.node()} since {since}; wait until "
-    )
+    said = f"bitad train: error: {run} is in use by process {first.pid} on {platform.node()} since "
+    assert line.startswith(said)
+    assert line.startswith(f"{said}{json.loads(before[run / LOCK])['since']}; wait until ")
 
 
 def test_a_killed_training_leaves_a_run_that_can_be_resumed_at_once(features: Path, tmp_path: Path) -> None:
