@@ -135,7 +135,7 @@ class _Lock:
                     os.close(descriptor)
 
     def _claim(self) -> bool:
-        """Writes down that this process holds the lock, unless another one turns out to hold it all the same."""
+        """Writes down that this process holds the lock, unless another process turns out to hold it."""
         before = _read(self.path)
         host = _parsed(before).get("host")
         if before and (not self.is_sure or host != platform.node()) and _lives(self.path):

@@ -81,7 +81,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-clock-mismatch",
         action="store_true",
-        help="go on where detections and annotations state different durations of a video",
+        help="continue where detections and annotations state different durations of a video",
     )
 
 
@@ -157,7 +157,7 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
         detections.durations_s,
         source,
         allowed=allowed,
-        remedy="name the annotations of these videos, or go on all the same with --allow-clock-mismatch",
+        remedy="name the annotations of these videos, or continue with --allow-clock-mismatch",
     )
     if said is not None:
         say(said, file=sys.stderr)

@@ -408,7 +408,7 @@ class Trainer:
         elif self.team.is_main:
             log.warning(
                 "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and "
-                "its random numbers start anew",
+                "its random numbers begin again",
                 training["world"],
                 self.team.world,
                 self.team.world,
