@@ -94,7 +94,7 @@ def test_all_processes_of_a_training_end_where_its_run_directory_is_in_use(featu
     with holder(run) as first:
         ended = of_two_processes("train", features, *overrides, "--device", "cpu")
     for status, _, said in ended:
-        assert status == 1
+        assert status == 1, said
         assert f"in use by process {first.pid} on" in said.splitlines()[-1]
     assert [path.name for path in run.iterdir()] == [LOCK]
 
