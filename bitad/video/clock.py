@@ -115,12 +115,13 @@ def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction
 def _simplest(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
     """A rate of few digits, as encoders take it, at which so many frames last so long, to within ``error`` seconds."""
     rate = frames / seconds
-    slow = rate < 1  # then the interval is what is written in few digits
-    exact = 1 / rate if slow else rate
-    near = exact
-    for digits in (1001, max(1, 10**9 // (1 + int(exact)))):
-        near = exact.limit_denominator(digits)
-        near = 1 / near if slow else near
-        if abs(frames / near - seconds) <= error:
-            break
-    return near
+    simple = near_rate(rate)
+    if abs(frames / simple - seconds) <= error:
+        return simple
+    return near_rate(rate, digits=max(1, 10**9 // (1 + int(max(rate, 1 / rate)))))
+
+
+def near_rate(rate: Fraction | float, *, digits: int = 1001) -> Fraction:
+    """The nearest rate, of frames a second, whose denominator is at most ``digits``; below 1, whose numerator is."""
+    rate = Fraction(rate)
+    return 1 / (1 / rate).limit_denominator(digits) if 0 < rate < 1 else rate.limit_denominator(digits)
