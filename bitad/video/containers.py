@@ -1,4 +1,4 @@
-"""Whether a file is all of a recording, more, or less: told by the lengths and headers in it.
+"""Whether a file is cut off, holds several recordings or needs other files, by the lengths and headers in it.
 
 This module does not import torch.
 """
@@ -25,7 +25,7 @@ _TO_DATA_REFERENCES = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")
 
 
 def breaks_off(path: Path, container: InputContainer) -> bool | None:
-    """Whether a file is shorter than its container says; None where that says nothing of it."""
+    """Whether a file is shorter than its container says; None where the container does not say."""
     names = set(container.format.name.split(","))
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -124,7 +124,7 @@ def _segment_end(file: BinaryIO) -> int | None:
         head = file.read(12)
         if not head.startswith(element) or len(head) < 5:
             return None
-        width = 9 - head[4].bit_length()  # bytes of the length, told by its leading zero bits
+        width = 9 - head[4].bit_length()  # bytes of the length, which its leading zero bits give
         if width > 8 or len(head) < 4 + width:
             return None
         value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)

@@ -49,10 +49,10 @@ from bitad.video.streams import (
 # Wrong times show within the first few reordered frames; this many are decoded to see whether the times hold.
 _FRAMES_TRIED = 16
 
-# FFmpeg marks the last but one packet before a break in a transport stream, whose end its parser is still waiting for.
+# Before a break in a transport stream FFmpeg may mark the last packet but one, whose end its parser still waits for.
 _MARKED_EARLY = 2
 
-# In which times are counted where a file states none.
+# Seconds a tick where a file states no times.
 _TICK = Fraction(1, 90_000)
 
 
@@ -98,8 +98,8 @@ class _Stored:
         seconds: duration that the file states; 0 where it does not.
         unread: whether another recording follows what FFmpeg reads.
         breaks_off: whether the file is shorter than it states; None where it states nothing.
-        states_times: whether the container states when each frame is shown; else FFmpeg reckons it.
-        states_presentation: whether any time of presentation is stated; else only the decoding times are to be had.
+        states_times: whether the container states when each frame is shown; else FFmpeg computes it.
+        states_presentation: whether any presentation time is stated; else there are decoding times at most.
         rate: frames a second as stated; 0 where nothing is.
         assumed: whether the rate is FFmpeg's own guess.
         time_base: seconds a tick.
@@ -194,7 +194,7 @@ class _Stored:
 def _marked_at_breaks(
     path: Path, film: int, numbers: NDArray[np.int64], groups: NDArray[np.int64], damaged: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Which of the packets marked as damaged are whole: they stand before a group's first, and a break in the stream.
+    """Which of the packets marked as damaged are whole: those that end a group of pictures before a break.
 
     Args:
         path: the file.
@@ -309,7 +309,7 @@ def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
 
 
 def _shown(stored: _Stored, origins: list[int | None], time_base: Fraction) -> NDArray[np.int64] | None:
-    """When the frames are shown that come in this order from these packets; None where nothing says so.
+    """When frames are shown that come in this order from these packets; None where nothing says when.
 
     Args:
         stored: the packets.
@@ -395,7 +395,7 @@ def _quarter_turns(picture: VideoFrame) -> int:
 
 
 def _notes(stored: _Stored, index: FrameIndex) -> Iterator[str]:
-    """What a person should know who relies on the file's frames and clock, a sentence each."""
+    """What a user of the file's frames and clock should know, a sentence each."""
     if stored.film.note:
         yield stored.film.note
     if stored.unread:
