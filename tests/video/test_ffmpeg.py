@@ -106,7 +106,7 @@ def test_a_name_like_a_network_address_opens_no_connection(
 PLAYLISTS = {
     "ffconcat": "ffconcat version 1.0\nfile 'v.mp4'\n",
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:8,\nv.ts\n#EXT-X-ENDLIST\n",
-    "hls to an address": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:8,\nhttp://127.0.0.1:PORT/v.ts\n",
+    "hls to an address": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:8,\nhttp://127.0.0.1:PORT/v.ts\n#EXT-X-ENDLIST\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" profiles='
     '"urn:mpeg:dash:profile:isoff-live:2011"><Period><BaseURL>http://127.0.0.1:PORT/</BaseURL></Period></MPD>',
     "sdp": "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video PORT RTP/AVP 96\r\n"
