@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitad.archives import UnsoundFileError, check_archive
+from bitad.data.detections import named
 from bitad.files import RepeatedKeyError, parse_json, replacing
 from bitad.signatures import signature_of
 
@@ -86,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         if needs := _needs(path, error):
             raise ValueError(
-                f"{path} needs {', '.join(needs)}, and weights are read without running anything; where you trust it "
+                f"{path} needs {named(needs)}, and weights are read without running anything; where you trust it "
                 "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
