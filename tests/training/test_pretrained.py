@@ -456,6 +456,22 @@ def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
         network_of(config_of(videos, *NOTHING))
 
 
+def test_a_plan_needs_no_weights(videos: Path) -> None:
+    assert main(["plan", str(videos), *NOTHING]) == 0
+
+
+def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
+    whole: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """As a file of an earlier version would be that trained around no file, or one that was cut by hand."""
+    content = torch.load(whole / "best.pt", weights_only=True)
+    torch.save({**content, "pretrained": None}, tmp_path / "best.pt")
+    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.backward={whole}")
+    said = refused("train", videos, *QUICK, *NOTHING, *pair, f"output={tmp_path / 'runs'}")
+    assert f"weights of init.forward={tmp_path}" in said
+    assert "do not fit the network; 55 missing: backbone.vit." in said
+
+
 def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) -> None:
     config = config_of(videos, *QUICK, "model.backbone.random=true", f"output={tmp_path}")
     assert Trainer(config, ALONE).run() >= 0
