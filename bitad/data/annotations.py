@@ -6,6 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.clock_agreement import Clock, contradictions
-from bitad.files import read_json, write_json
+from bitad.files import read_json, read_text, write_json
 from bitad.timeline import reverse_seconds
 
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.
@@ -242,13 +243,8 @@ def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: it names no class, or one twice.
     """
-    try:
-        # Not splitlines(): a name may hold what Unicode calls a line end.
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; it should hold the class names, a name a line") from None
-    except (OSError, UnicodeDecodeError) as error:  # a folder, say; no text
-        raise ValueError(f"{path}: cannot be read as class names, a name a line: {error}") from None
+    # Not splitlines(): a name may hold what Unicode calls a line end.
+    names = [line.strip() for line in re.split(r"\r\n?|\n", read_text(Path(path), "class names, a name a line"))]
     return _distinct([name for name in names if name], path)
 
 
@@ -302,7 +298,7 @@ def _read_entry(name: str, stated: Any) -> VideoEntry:
     numbers: dict[str, float | None] = {}
     for key in ("duration", "frame", "fps"):
         number = stated.get(key)
-        if key in stated and not (_is_number(number) and number > 0):
+        if key in stated and not (_is_number(number) and (round(number) if key == "frame" else number) > 0):
             note(f"{key} {reprlib.repr(number)} is not a positive number")
             number = None
         numbers[key] = number

@@ -98,7 +98,7 @@ def contradictions(clock: Clock, segments: NDArray[np.float64], frame_segments: 
         seconds = clock.frames / clock.fps
         if not same_length(seconds, clock.duration_s, slack_s=1 / clock.fps):
             found.append(
-                f"{clock.frames} frames at {clock.fps:g} a second are {seconds:.2f} s, its duration is "
+                f"{clock.frames:.9g} frames at {clock.fps:g} a second are {seconds:.2f} s, its duration is "
                 f"{clock.duration_s:g} s"
             )
     if clock.rate is None:
