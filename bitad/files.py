@@ -162,13 +162,15 @@ def read_text(path: str | Path, what: str) -> str:
     except OSError as error:  # a folder, say
         raise ValueError(f"{path}: cannot be read as {what}: {error.strerror}") from None
     if found.kind not in _MAYBE_TEXT or (found.kind in _MAYBE_JSON and _is_json(data)):
-        raise ValueError(f"{path}: should hold {what}, but is {found}")
+        raise ValueError(f"{path}: cannot be read as {what}: it is {found}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: should hold {what}, but byte {error.start} is not UTF-8; save it as UTF-8") from None
+        raise ValueError(
+            f"{path}: cannot be read as {what}: byte {error.start} is not UTF-8; save it as UTF-8"
+        ) from None
     if "\0" in text:
-        raise ValueError(f"{path}: should hold {what}, but has a zero byte; check where it comes from")
+        raise ValueError(f"{path}: cannot be read as {what}: it has a zero byte; check where it comes from")
     return text
 
 

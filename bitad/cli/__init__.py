@@ -9,13 +9,17 @@ import argparse
 import errno
 import re
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
-from bitad.cli.verbs import Run, Verbs
+from bitad.cli.verbs import Parser, Run, Verbs
 from bitad.log import logging_of_a_command, say_last
+from bitad.printing import printable
 from bitad.training.stopping import Stopped
 
 
@@ -45,8 +49,13 @@ def _run(parsed: argparse.Namespace) -> int:
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
         say_last(f"bitad {parsed.verb}: error: {message}{hint}")
         if parsed.debug:
+            sys.excepthook = _show_traceback
             raise
         return 1
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), file=sys.stderr, end="")
 
 
 def _said(error: Exception) -> str:
@@ -73,9 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
-    parser = argparse.ArgumentParser(
-        prog="bitad", description="Bidirectional temporal action detection: what happens when in a video."
-    )
+    parser = Parser(prog="bitad", description="Bidirectional temporal action detection: what happens when in a video.")
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     verbs = Verbs(parser)
     for part in (networks, plan, reverse, annotation_files, features, results, weights):
