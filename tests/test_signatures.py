@@ -144,7 +144,7 @@ def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
     [
         ("x.json", LFS, "x.json: not a JSON file: it is a Git LFS pointer"),
         ("x.json", HTML, "x.json: not a JSON file: it is an HTML page"),
-        ("x.json", gzip.compress(b"{}"), "it is a gzip file; give it a name that ends in .json.gz"),
+        ("x.json", gzip.compress(b"{}", mtime=0), "it is a gzip file; give it a name that ends in .json.gz"),
         ("x.json", zipped("x.json"), "it is a zip archive"),
         ("x.json", b"", "not a JSON file: it is empty"),
         ("x.json.gz", b"{}", "it is a JSON text, not compressed; leave .gz out of its name"),
@@ -153,8 +153,8 @@ def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
         ("x.json", b'"caf\xe9"', "not a JSON file: it is not UTF-8"),
         ("x.json", b'{"a": %s}' % (b"9" * 5000), "it has a whole number of more digits than any that is meant"),
         ("x.json", b"[" * 100_000, "nested too deeply"),
-        ("x.json.gz", gzip.compress(b"{}")[:-3], "damaged or cut off; copy or download it again"),
-        ("x.json.gz", gzip.compress(b"{}") + b"junk", "damaged or cut off; copy or download it again"),
+        ("x.json.gz", gzip.compress(b"{}", mtime=0)[:-3], "damaged or cut off; copy or download it again"),
+        ("x.json.gz", gzip.compress(b"{}", mtime=0) + b"junk", "damaged or cut off; copy or download it again"),
     ],
 )
 def test_a_file_that_is_no_json_is_called_what_it_is(
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_json_is_called_what_it_is(
 TEXTS: dict[str, tuple[bytes, str]] = {
     "lfs": (LFS, "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     "html": (HTML, "an HTML page"),
-    "gzip": (gzip.compress(b"a\n"), "a gzip file; decompress it first"),
+    "gzip": (gzip.compress(b"a\n", mtime=0), "a gzip file; decompress it first"),
     "utf-16": ("a\nb\n".encode("utf-16"), "a text in UTF-16; save it as UTF-8"),
     "latin": (b"caf\xe9\n", "byte 3 is not UTF-8; save it as UTF-8"),
     "json": (b'["a",\n"b"]', "a JSON text"),

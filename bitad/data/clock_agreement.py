@@ -53,7 +53,7 @@ class Clock:
 
 
 def tolerance_s(duration_s: float) -> float:
-    """How many seconds two statements of a length may differ. Sound that goes on after the last picture is within."""
+    """How many seconds two statements of a length may differ. Sound that continues after the last picture is within."""
     return max(_SHARE * duration_s, min(_SECONDS, _SHORT_SHARE * duration_s))
 
 
