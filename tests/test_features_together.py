@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from builders import FPS, numbered_picture
 
 from bitad.cli import main
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, read_sidecar
+from bitad.inference import extract
 from bitad.video.writer import write_video
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
@@ -94,27 +96,47 @@ def test_records_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "first.npy"]
 
 
+def then(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """Another command runs when the next one has written the features of its first video, and not yet recorded it."""
+    one = extract._extract
+
+    def followed(*arguments: Any) -> None:
+        monkeypatch.setattr(extract, "_extract", one)
+        one(*arguments)
+        assert main(command) == 0
+
+    monkeypatch.setattr(extract, "_extract", followed)
+
+
+def test_what_another_command_has_described_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    commands = {}
+    for name in ("a", "b"):
+        write_video(tmp_path / name / f"{name}.mp4", (numbered_picture(frame) for frame in range(24)), fps=FPS)
+        commands[name] = ["features", str(tmp_path / name), *TINY, "--out", str(tmp_path / "out")]
+    then(monkeypatch, commands["b"])
+    assert main(commands["a"]) == 0
+    assert sorted(read_sidecar(tmp_path / "out")[1]) == ["a", "b"]
+
+
 def test_features_of_a_name_are_those_of_one_command_and_are_recorded_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
     for number, part in enumerate(("a", "b")):
         write_video(tmp_path / part / "v.mp4", (numbered_picture(frame + number) for frame in range(24)), fps=FPS)
 
+    def command(part: str, out: str) -> list[str]:
+        return ["features", str(tmp_path / part), *TINY, "--out", str(tmp_path / out)]
+
     def features(part: str, out: str) -> bytes:
-        assert main(["features", str(tmp_path / part), *TINY, "--out", str(tmp_path / out)]) == 0
+        assert main(command(part, out)) == 0
         return (tmp_path / out / "v.npy").read_bytes()
 
-    finish = FeatureFolder.finish
-
-    def late(folder: FeatureFolder, name: str, video: FeatureVideo) -> None:
-        monkeypatch.setattr(FeatureFolder, "finish", finish)
-        features("b", "out")  # after the file of "a" is written, before it is recorded
-        finish(folder, name, video)
-
-    monkeypatch.setattr(FeatureFolder, "finish", late)
-    both = features("a", "out")
-    assert "v.npy: was replaced by another process meanwhile" in capsys.readouterr().err
+    then(monkeypatch, command("b", "out"))
+    both, said = features("a", "out"), capsys.readouterr().err
     assert both == features("b", "alone")
+    assert "v.npy: was replaced by another process meanwhile" in said
     kept = (tmp_path / "out" / "v.npy").stat().st_mtime_ns
     assert features("b", "out") == both
     assert (tmp_path / "out" / "v.npy").stat().st_mtime_ns == kept
