@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
+from typing import NoReturn
 
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
