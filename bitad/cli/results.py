@@ -87,6 +87,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections, write_detections
+    from bitad.data.named_alike import under_names
     from bitad.inference.merge import merge
     from bitad.outputs import check_file
 
@@ -96,6 +97,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     a, b = read_detections(arguments.a), read_detections(arguments.b)
     if arguments.reverse_b:
         b = _said_to_be_reversed(b, arguments)
+    b = under_names(b, a.videos, arguments.b)
     names = (str(arguments.a), str(arguments.b))
     write_detections(merge(a.forward(), b.forward(), method=arguments.method, names=names), arguments.out)
     return 0
@@ -105,10 +107,12 @@ def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) 
     from dataclasses import replace
 
     from bitad.data.annotations import read_annotations
+    from bitad.data.named_alike import under_names
 
     durations = detections.durations_s
     if arguments.annotations is not None:
         annotations = read_annotations(arguments.annotations, ignore=())
+        detections = under_names(detections, annotations.videos, arguments.b)
         _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
@@ -119,6 +123,7 @@ def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
+    from bitad.data.named_alike import require_any, under_names
     from bitad.files import write_json
     from bitad.outputs import check_file
     from bitad.reports.tables import class_table, evaluation_table
@@ -130,8 +135,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         inputs = _given(arguments.ground_truth, arguments.detections, arguments.ambiguous)
         check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
-    ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
-    detections = read_detections(arguments.detections)
+    annotations = read_annotations(arguments.ground_truth, ignore=())
+    ground_truth = annotations.subset(arguments.subset)
+    detections = under_names(read_detections(arguments.detections), annotations.videos, arguments.detections)
+    require_any(
+        detections, ground_truth.videos, arguments.detections, f"{arguments.ground_truth}, subset {arguments.subset!r}"
+    )
     evaluation = _by_rule(arguments, ground_truth, detections, tiou)
     _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
@@ -168,10 +177,13 @@ def _by_rule(
 ) -> Evaluation:
     from bitad.evaluation.mean_average_precision import evaluate
     from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+    from bitad.video.names import renamed
 
     if arguments.rule == "activitynet":
         return evaluate(ground_truth, detections, tiou=tiou)
-    ambiguous = read_ambiguous(arguments.ambiguous) if arguments.ambiguous else None
+    ambiguous = None
+    if arguments.ambiguous:
+        ambiguous = renamed(read_ambiguous(arguments.ambiguous), ground_truth.videos, arguments.ambiguous)
     return evaluate_by_thumos_kit(ground_truth, detections, tiou=tiou, ambiguous=ambiguous)
 
 
