@@ -86,8 +86,9 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections, write_detections
-    from bitad.data.named_alike import under_names
+    from bitad.data.named_alike import alike
     from bitad.inference.merge import merge
     from bitad.outputs import check_file
 
@@ -95,24 +96,24 @@ def _merge(arguments: argparse.Namespace) -> int:
         raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
     check_file(arguments.out, inputs=_given(arguments.a, arguments.b, arguments.annotations))
     a, b = read_detections(arguments.a), read_detections(arguments.b)
+    annotations = None
+    if arguments.annotations is not None:
+        annotations = read_annotations(arguments.annotations, ignore=())
+    a, b = alike([a, b], [arguments.a, arguments.b], annotations.videos if annotations else ())
     if arguments.reverse_b:
-        b = _said_to_be_reversed(b, arguments)
-    b = under_names(b, a.videos, arguments.b)
+        b = _said_to_be_reversed(b, annotations, arguments)
     names = (str(arguments.a), str(arguments.b))
     write_detections(merge(a.forward(), b.forward(), method=arguments.method, names=names), arguments.out)
     return 0
 
 
-def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) -> Detections:
+def _said_to_be_reversed(
+    detections: Detections, annotations: Annotations | None, arguments: argparse.Namespace
+) -> Detections:
     from dataclasses import replace
 
-    from bitad.data.annotations import read_annotations
-    from bitad.data.named_alike import under_names
-
     durations = detections.durations_s
-    if arguments.annotations is not None:
-        annotations = read_annotations(arguments.annotations, ignore=())
-        detections = under_names(detections, annotations.videos, arguments.b)
+    if annotations is not None:
         _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:

@@ -134,7 +134,7 @@ class FeatureStore:
             return file
         raise FileNotFoundError(
             f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
-            f"of the annotations; {self._lookup.sides()}"
+            f"of the annotations; {self._lookup.sides(name)}"
         )
 
     def own_name(self, name: str) -> str:
@@ -155,7 +155,7 @@ class FeatureStore:
             return name
         if (found := self._lookup.find(name)) is not None:
             return found
-        raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides()}")
+        raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides(name)}")
 
     def _file(self, name: str) -> Path | None:
         files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)

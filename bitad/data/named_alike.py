@@ -5,7 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from bitad.data.detections import Detections
@@ -34,6 +34,22 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
         videos=tuple(names.get(name, name) for name in detections.videos),
         durations_s={names.get(name, name): seconds for name, seconds in detections.durations_s.items()},
     )
+
+
+def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
+    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
+
+    Args:
+        sets: of any videos.
+        sources: of each, for messages.
+        wanted: as of :func:`under_names`. Raises likewise.
+    """
+    names = list(wanted)
+    found = []
+    for one, source in zip(sets, sources, strict=True):
+        found.append(under_names(one, names, source))
+        names.extend(found[-1].videos)
+    return found
 
 
 def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:

@@ -52,7 +52,7 @@ def video_defects(
             path = find(video.name)
             index = index_video(path)
         except FileNotFoundError:
-            yield Defect(video.name, "no video file", f"none in {folder}; {find.sides()}")
+            yield Defect(video.name, "no video file", f"none in {folder}; {find.sides(video.name)}")
         except ValueError as error:
             yield Defect(video.name, "unreadable video file", str(error))
         else:
@@ -82,7 +82,9 @@ def _twin_defects(
             yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
     except FileNotFoundError:
         yield Defect(
-            video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it; {find.sides()}"
+            video.name,
+            "no reversed video file",
+            f"none in {find.folder}; bitad reverse makes it; {find.sides(video.name)}",
         )
     except ValueError as error:
         yield Defect(video.name, "not the reverse of its video", str(error))

@@ -27,6 +27,7 @@ class VideoFinder:
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
         self._lookup = Lookup(self.folder, wanted, self._names)
+        self._matched: dict[str, Path] = {}
 
     def __call__(self, name: str) -> Path:
         """The file of a video, as :func:`~bitad.video.files.find_video` finds it, or of a name that can mean no other.
@@ -35,19 +36,24 @@ class VideoFinder:
             FileNotFoundError: there is none; the message shows two names of either side.
             ValueError: several may be meant.
         """
-        try:
-            return find_video(self.folder, name)
-        except FileNotFoundError as error:
-            if (found := self._lookup.find(name)) is None:
-                raise FileNotFoundError(f"{error}; {self._lookup.sides()}") from None
+        if name not in self._matched:
+            try:
+                return find_video(self.folder, name)
+            except FileNotFoundError as error:
+                if (found := self._lookup.find(name)) is None:
+                    raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
+            self._matched[name] = self._file(found)
+        return self._matched[name]
+
+    def sides(self, name: str) -> str:
+        """Two names of either side that match none, for the message that a video is missing."""
+        return self._lookup.sides(name)
+
+    def _file(self, found: str) -> Path:
         try:
             return find_video(self.folder, found)
         except FileNotFoundError:  # its ending is written otherwise, .Mp4 say
             return find_video(self.folder, self._files[found].name)
-
-    def sides(self) -> str:
-        """Two names of either side that match none, for messages."""
-        return self._lookup.sides()
 
     def _names(self) -> Iterable[str]:
         return self._files

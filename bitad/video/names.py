@@ -42,7 +42,7 @@ def _without_prefix(name: str) -> str:
 
 # A table row a habit: what it is called, and a name without it.
 HABITS: dict[str, Callable[[str], str]] = {
-    "their Unicode form": _composed,
+    "Unicode form": _composed,
     "an extension": _without_suffix,
     f"the prefix {_PREFIX}": _without_prefix,
     "case": str.casefold,
@@ -91,19 +91,20 @@ class Matching:
             return None
         habits = [says for says in HABITS if any(_differ_by(says, *pair) for pair in self.pairs.items())]
         wanted, found = next(iter(self.pairs.items()))
-        count = f"{len(self.pairs)} videos" if len(self.pairs) > 1 else "1 video"
+        several = len(self.pairs) > 1
+        count, whose = (
+            (f"{len(self.pairs)} videos", "their names differ") if several else ("1 video", "its name differs")
+        )
         by = ", ".join(habits[:-1]) + (" and " if len(habits) > 1 else "") + habits[-1]
-        return f"{source}: {count} matched although the names differ by {by}: {shown(found)} for {shown(wanted)}"
+        return f"{source}: {count} matched although {whose} by {by}: {_bare(found)} for {_bare(wanted)}"
 
     def sides(self) -> str:
-        """Two names of either side that match no other, and how many there are."""
+        """Two names of either side that match none of the other, and how many more there are."""
         rest, free = _apart(self.wanted, self.available)
+        taken = set(self.pairs.values())
         missing = [name for name in rest if name not in self.pairs]
-        others = [name for name in free if name not in set(self.pairs.values())] or list(self.available)
-        there = (
-            f"there {'are' if len(self.available) != 1 else 'is'} {listed(others)}" if others else "nothing is there"
-        )
-        return f"{listed(missing)} of {len(self.wanted)} wanted {_are(missing)} missing; {there}"
+        others = [name for name in free if name not in taken] or list(self.available)
+        return f"missing: {listed(missing)}; there: {listed(others) or 'nothing'}"
 
 
 class Lookup:
@@ -136,16 +137,21 @@ class Lookup:
         Raises:
             ValueError: several names may be meant, or the name found may be another video's.
         """
-        matching = self.matching
-        if name not in matching.wanted:
-            matching = Matching.of((*matching.wanted, name), matching.available)
+        if (found := self.matching.pairs.get(name)) is not None:
+            return found
+        matching = self._with(name)
         if name in matching.unclear:
             raise ValueError(f"{self.source}: {matching.unclear[name]}")
         return name if name in matching.available else matching.pairs.get(name)
 
-    def sides(self) -> str:
+    def sides(self, name: str) -> str:
         """Two names of either side, for the message that a video is missing."""
-        return self.matching.sides()
+        return self._with(name).sides()
+
+    def _with(self, name: str) -> Matching:
+        """The matching with a name that is wanted too."""
+        known = self.matching
+        return known if name in known.wanted else Matching.of((*known.wanted, name), known.available)
 
 
 def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object) -> dict[str, Content]:
@@ -185,8 +191,9 @@ def shown(name: str) -> str:
     return repr(name) if _composed(name) == name else ascii(name)
 
 
-def _are(names: list[str]) -> str:
-    return "are" if len(names) != 1 else "is"
+def _bare(name: str) -> str:
+    """A name, in quotes where it would not be seen whole without."""
+    return name if name and name.isprintable() and " " not in name and _composed(name) == name else shown(name)
 
 
 def _apart(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
