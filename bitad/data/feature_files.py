@@ -151,11 +151,13 @@ class FeatureStore:
         Raises:
             ValueError: there is none, or several may be meant.
         """
-        if name in _keys(self.path):
+        if name in (keys := _keys(self.path)):
             return name
         if (found := self._lookup.find(name)) is not None:
             return found
-        raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides(name)}")
+        raise ValueError(
+            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(keys))}; {self._lookup.sides(name)}"
+        )
 
     def _file(self, name: str) -> Path | None:
         files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bitad.data.annotations import AnnotatedVideo, Defect
 from bitad.data.clock_agreement import Clock, differences
+from bitad.log import say_once
 from bitad.video.damage import lost_frames
 from bitad.video.finder import VideoFinder
 from bitad.video.frame_index import FrameIndex
@@ -52,7 +53,7 @@ def video_defects(
             path = find(video.name)
             index = index_video(path)
         except FileNotFoundError:
-            yield Defect(video.name, "no video file", f"none in {folder}; {find.sides(video.name)}")
+            yield Defect(video.name, "no video file", f"none in {folder}")
         except ValueError as error:
             yield Defect(video.name, "unreadable video file", str(error))
         else:
@@ -61,6 +62,9 @@ def video_defects(
             yield from _twin_defects(video, path, index, find_reversed)
         if on_progress is not None:
             on_progress(done, len(videos))
+    for finder in (find, find_reversed):
+        if finder is not None and (line := finder.line()):
+            say_once(line)
 
 
 def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
@@ -84,7 +88,7 @@ def _twin_defects(
         yield Defect(
             video.name,
             "no reversed video file",
-            f"none in {find.folder}; bitad reverse makes it; {find.sides(video.name)}",
+            f"none in {find.folder}; bitad reverse makes it",
         )
     except ValueError as error:
         yield Defect(video.name, "not the reverse of its video", str(error))

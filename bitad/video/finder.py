@@ -28,6 +28,7 @@ class VideoFinder:
         self.folder = Path(folder)
         self._lookup = Lookup(self.folder, wanted, self._names)
         self._matched: dict[str, Path] = {}
+        self._missing: str | None = None
 
     def __call__(self, name: str) -> Path:
         """The file of a video, as :func:`~bitad.video.files.find_video` finds it, or of a name that can mean no other.
@@ -41,13 +42,14 @@ class VideoFinder:
                 return find_video(self.folder, name)
             except FileNotFoundError as error:
                 if (found := self._lookup.find(name)) is None:
+                    self._missing = name
                     raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
             self._matched[name] = self._file(found)
         return self._matched[name]
 
-    def sides(self, name: str) -> str:
-        """Two names of either side that match none, for the message that a video is missing."""
-        return self._lookup.sides(name)
+    def line(self) -> str | None:
+        """Two names of either side, if there was no file of a wanted video."""
+        return f"{self.folder}: {self._lookup.sides(self._missing)}" if self._missing is not None else None
 
     def _file(self, found: str) -> Path:
         try:
