@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import feature_data, numbered_picture, video_data
+from builders import config_of, feature_data, numbered_picture, video_data
 
 from bitad.cli import main
 from bitad.data.annotations import read_annotations
 from bitad.data.detections import read_detections
+from bitad.data.feature_files import FeatureStore
+from bitad.data.feature_folder import FeatureVideo
+from bitad.data.ground_truth import annotated_names, read_ground_truth
 from bitad.data.named_alike import alike
+from bitad.data.sources import FeatureFiles
 from bitad.files import read_json
 from bitad.training.environment import set_up_logging
 from bitad.video.reverse import reverse_folder
@@ -92,6 +98,15 @@ def test_a_list_of_videos_is_used_under_the_annotations_names(
     if verb == "convert":
         videos = read_annotations(tmp_path / "out.json").videos
         assert {name: video.frames for name, video in videos.items()} == dict.fromkeys(ours, 100)
+
+
+@pytest.mark.parametrize("verb", ["check", "convert"])
+def test_a_list_of_other_videos_is_refused_with_names_of_both_sides(tmp_path: Path, run: Runs, verb: str) -> None:
+    (tmp_path / "info.json").write_text(json.dumps({name: {"duration": 4.0} for name in "xyz"}))
+    src = truth(tmp_path / "gt.json", "a", "b", "c")
+    out = [tmp_path / "out.json"] if verb == "convert" else []
+    _, err = run("annotations", verb, src, *out, "--video-info", tmp_path / "info.json", status=1)
+    assert "lists none of the videos: missing: 'a', 'b' and 1 more; there: 'x', 'y' and 1 more" in err
 
 
 def test_the_frames_of_videos_are_counted_whatever_the_habits_of_their_files(tmp_path: Path, run: Runs) -> None:
@@ -252,6 +267,18 @@ def test_features_of_other_videos_are_refused_with_names_of_both_sides(
         there = pack(features, tmp_path / f"{pack.__name__}.npz", "clip-{}".format)
         _, err = run("train", config, f"data.features={there}", *QUICK, "--device", "cpu", status=1)
         assert "missing: 'train_0', 'train_1' and 2 more; there: 'clip-test_0', 'clip-test_1' and 2 more" in err
+
+
+def test_what_features_json_says_is_found_under_the_names_of_the_features(tmp_path: Path) -> None:
+    config = config_of(feature_data(tmp_path / "data", training=1, test=1))
+    there = renamed(tmp_path / "data/features", tmp_path / "there", "v_{}".format)
+    store = FeatureStore(there, wanted=partial(annotated_names, config.data))
+    made = {"v_test_0": FeatureVideo(frames=400, fps=16.0, steps=99)}
+    source = FeatureFiles(store, stride_frames=4, offset_frames=6, described=made)
+    video = read_ground_truth(config.data).videos["test_0"]
+    assert "features.json says 99" in str(source.clock_fault(video, source.timebase(video)))
+    again = pickle.loads(pickle.dumps(source))  # as processes that read get it
+    assert again.timebase(video) == source.timebase(video)
 
 
 @pytest.mark.slow  # trains on videos

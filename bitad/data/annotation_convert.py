@@ -41,11 +41,13 @@ class Clocks:
         known: by video's name.
         missing: by video's name, why there is none.
         source: where they are from, for people; empty where nothing was asked for.
+        sides: two names that the source does not list, and two that it does; empty where it lists all.
     """
 
     known: Mapping[str, Clock] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    sides: str = ""
 
     @classmethod
     def of(
@@ -62,14 +64,19 @@ class Clocks:
             videos: the folder.
             video_info: the list.
             on_progress: called after each video counted, with the number of videos done and in all.
+
+        Raises:
+            FileNotFoundError: there is no such folder or list.
+            ValueError: the list cannot be read, or has none of the videos.
         """
         if video_info is not None:
             names = tuple(names)
             known = renamed(read_clocks(video_info), names, video_info)
-            matching = Matching.of(names, known)
-            unlisted = [name for name in names if name not in known]
-            missing = {name: f"{video_info} does not list it; {matching.sides()}" for name in unlisted}
-            return cls(known, missing, str(video_info))
+            unlisted = {name: f"{video_info} does not list it" for name in names if name not in known}
+            sides = Matching.of(names, known).sides() if unlisted else ""
+            if unlisted and len(unlisted) == len(names):
+                raise ValueError(f"{video_info} lists none of the videos: {sides}; name the list of these videos")
+            return cls(known, unlisted, str(video_info), sides)
         if videos is None:
             return cls()
         known, missing = probe_clocks(videos, names, on_progress=on_progress)
@@ -297,7 +304,7 @@ def _refuse_unknown(
     remedy = "state it, or leave such videos out with --missing drop"
     if not any(set(video.labels).intersection(annotations.classes) for video in needed):
         remedy += f"; they have only {', '.join(UNDECIDED)} segments, which --ambiguous drop leaves out"
-    why = clocks.why_unknown(first.name)
+    why = clocks.why_unknown(first.name) + (f"; {clocks.sides}" if clocks.sides else "")
     raise ValueError(f"{src}: video {first.name}: its duration{more} is not known: {why}; {remedy}")
 
 

@@ -85,10 +85,6 @@ def _twin_defects(
         if path is not None and index is not None and (detail := twin_defect(path, twin, index=index)):
             yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
     except FileNotFoundError:
-        yield Defect(
-            video.name,
-            "no reversed video file",
-            f"none in {find.folder}; bitad reverse makes it",
-        )
+        yield Defect(video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")
     except ValueError as error:
         yield Defect(video.name, "not the reverse of its video", str(error))
