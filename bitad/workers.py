@@ -120,7 +120,9 @@ def _serve(connection: Connection, work: Callable[..., Any]) -> None:
     """What a process does: jobs, until there are no more or it is told to end."""
     # An interruption from the keyboard reaches all processes; the parent then tells the others to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_when(lambda: wait([parent.sentinel]))
     with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent is done or gone; told to end
         while True:
             job = connection.recv()
@@ -135,17 +137,23 @@ def _serve(connection: Connection, work: Callable[..., Any]) -> None:
                 connection.send(RuntimeError(str(told)))
 
 
-def end_with_parent() -> None:
-    """Let this process, a child of ``multiprocessing``, end when its parent does, however that ends.
+def end_with_input() -> None:
+    """Let this process end when its standard input does: a pipe from its parent, which never writes to it."""
+    end_when(lambda: os.read(0, 1))
+
+
+def end_when(gone: Callable[[], object]) -> None:
+    """Let this process end when its parent has, however that ended.
 
     It is interrupted, so that it removes its temporary files, and ended if that takes long.
+
+    Args:
+        gone: returns once the parent has ended; called in a thread.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def watch() -> None:
-        wait([parent.sentinel])
+        gone()
         if hasattr(signal, "pthread_kill"):  # interrupts what the main thread waits for, too
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         else:
