@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 # Of macOS's archives, and of Windows. macOS's other files (._NAME, .DS_Store) begin with a dot, as temporary ones do.
@@ -21,6 +22,22 @@ def is_leftover(name: str) -> bool:
 def is_below(folder: Path, path: Path) -> bool:
     """Whether a path in a folder is neither a leftover nor in one."""
     return not any(is_leftover(part) for part in path.relative_to(folder).parts)
+
+
+def is_file_named(path: Path) -> bool:
+    """Whether there is a file of just this name. Folders of macOS and Windows find it under others too."""
+    if not os.path.isfile(path):
+        return False
+    folder, name = os.path.split(path)
+    if not os.path.exists(os.path.join(folder, name.swapcase())):
+        return True
+    return name in _entries(folder, os.stat(folder or ".").st_mtime_ns) or name in os.listdir(folder or ".")
+
+
+@lru_cache(maxsize=8)
+def _entries(folder: str, changed_ns: int) -> frozenset[str]:
+    """The names in a folder that was changed last at a time."""
+    return frozenset(os.listdir(folder or "."))
 
 
 def walk(

@@ -21,6 +21,8 @@ log = logging.getLogger("bitad")
 
 LOG_FILE = "log.txt"  # of a run directory
 
+_said: set[str] = set()
+
 
 class _LogFile(logging.FileHandler):
     """A file of log lines; that one cannot be written (the disk is full) ends the work like any other failed write."""
@@ -52,6 +54,7 @@ def logging_of_a_command() -> Iterator[None]:
 
     What is said is also kept, for the log file that :func:`add_log_file` may add later.
     """
+    _said.clear()
     before = log.handlers, log.level, warnings.showwarning
     early = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     log.handlers = [_prepared(logging.StreamHandler()), _prepared(early)]
@@ -78,6 +81,13 @@ def add_log_file(directory: Path) -> None:
             handler.flush()
             handler.close()
     log.handlers = [*(handler for handler in log.handlers if not isinstance(handler, MemoryHandler)), file]
+
+
+def say_once(line: str) -> None:
+    """Log a line, unless this command, or this process where there is no command, has logged it before."""
+    if line not in _said:
+        _said.add(line)
+        log.info("%s", line)
 
 
 def say_last(line: str) -> None:

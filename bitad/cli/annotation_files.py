@@ -23,6 +23,7 @@ FORMS = (
     "epic-kitchens-verb",
     "epic-kitchens-noun",
 )
+_MOST_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
     "annotations check data/for_thumos-14/annotations/thumos_14_anno.json"
@@ -117,6 +118,7 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
         default="error",
         help="what becomes of videos of no known duration (error)",
     )
+    p.add_argument("--all", action="store_true", help=f"list every remark, not the first {_MOST_REMARKS} of a kind")
     p.add_argument(
         "--allow-clock-mismatch",
         action="store_true",
@@ -188,7 +190,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.class_list is not None:
         write_classes(converted.annotations.classes, arguments.class_list)
         written = (*written, arguments.class_list)
-    for line in converted.lines():
+    for line in converted.lines(None if arguments.all else _MOST_REMARKS):
         say(line)
     say("written: " + ", ".join(map(str, written)))
     return 0

@@ -86,7 +86,9 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections, write_detections
+    from bitad.data.named_alike import alike
     from bitad.inference.merge import merge
     from bitad.outputs import check_file
 
@@ -94,21 +96,24 @@ def _merge(arguments: argparse.Namespace) -> int:
         raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
     check_file(arguments.out, inputs=_given(arguments.a, arguments.b, arguments.annotations))
     a, b = read_detections(arguments.a), read_detections(arguments.b)
+    annotations = None
+    if arguments.annotations is not None:
+        annotations = read_annotations(arguments.annotations, ignore=())
+    a, b = alike([a, b], [arguments.a, arguments.b], annotations.videos if annotations else ())
     if arguments.reverse_b:
-        b = _said_to_be_reversed(b, arguments)
+        b = _said_to_be_reversed(b, annotations, arguments)
     names = (str(arguments.a), str(arguments.b))
     write_detections(merge(a.forward(), b.forward(), method=arguments.method, names=names), arguments.out)
     return 0
 
 
-def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) -> Detections:
+def _said_to_be_reversed(
+    detections: Detections, annotations: Annotations | None, arguments: argparse.Namespace
+) -> Detections:
     from dataclasses import replace
 
-    from bitad.data.annotations import read_annotations
-
     durations = detections.durations_s
-    if arguments.annotations is not None:
-        annotations = read_annotations(arguments.annotations, ignore=())
+    if annotations is not None:
         _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
@@ -119,6 +124,7 @@ def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import read_annotations
     from bitad.data.detections import read_detections
+    from bitad.data.named_alike import require_any, under_names
     from bitad.files import write_json
     from bitad.outputs import check_file
     from bitad.reports.tables import class_table, evaluation_table
@@ -130,8 +136,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         inputs = _given(arguments.ground_truth, arguments.detections, arguments.ambiguous)
         check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
-    ground_truth = read_annotations(arguments.ground_truth, ignore=()).subset(arguments.subset)
-    detections = read_detections(arguments.detections)
+    annotations = read_annotations(arguments.ground_truth, ignore=())
+    ground_truth = annotations.subset(arguments.subset)
+    detections = under_names(read_detections(arguments.detections), annotations.videos, arguments.detections)
+    require_any(
+        detections, ground_truth.videos, arguments.detections, f"{arguments.ground_truth}, subset {arguments.subset!r}"
+    )
     evaluation = _by_rule(arguments, ground_truth, detections, tiou)
     _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
@@ -168,10 +178,13 @@ def _by_rule(
 ) -> Evaluation:
     from bitad.evaluation.mean_average_precision import evaluate
     from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+    from bitad.video.names import renamed
 
     if arguments.rule == "activitynet":
         return evaluate(ground_truth, detections, tiou=tiou)
-    ambiguous = read_ambiguous(arguments.ambiguous) if arguments.ambiguous else None
+    ambiguous = None
+    if arguments.ambiguous:
+        ambiguous = renamed(read_ambiguous(arguments.ambiguous), ground_truth.videos, arguments.ambiguous)
     return evaluate_by_thumos_kit(ground_truth, detections, tiou=tiou, ambiguous=ambiguous)
 
 

@@ -155,7 +155,9 @@ def _read(
     if form in FORMS and FORMS[form].read is read_database:
         entries = read_entries(read_json(path), path)
         # Counting the frames of videos for what is stated would take long.
-        clocks = Clocks() if video_info is None else Clocks.of({}, None, video_info)
+        clocks = (
+            Clocks() if video_info is None else Clocks.of([entry.video.name for entry in entries], None, video_info)
+        )
         return [replace(entry, video=clocks.complete(entry.video)) for entry in entries], classes, clocks
     _, read = read_form(path, form)
     clocks = Clocks.of(read.annotations.videos, videos_dir, video_info)

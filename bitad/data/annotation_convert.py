@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from bitad.data.annotation_forms import read_form
-from bitad.data.annotation_policy import Policy, summary
+from bitad.data.annotation_policy import Policy, Remark, abridged, summary
 from bitad.data.annotations import (
     UNDECIDED,
     AnnotatedVideo,
@@ -28,6 +28,7 @@ from bitad.data.annotations import (
 from bitad.data.clock_agreement import Clock, Difference, contradictions, differences, require_agreement
 from bitad.data.video_clocks import probe_clocks, read_clocks
 from bitad.files import replacing
+from bitad.video.names import Matching, renamed
 
 CLASS_LIST = "category_idx.txt"
 
@@ -40,11 +41,13 @@ class Clocks:
         known: by video's name.
         missing: by video's name, why there is none.
         source: where they are from, for people; empty where nothing was asked for.
+        sides: two names that the source does not list, and two that it does; empty where it lists all.
     """
 
     known: Mapping[str, Clock] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    sides: str = ""
 
     @classmethod
     def of(
@@ -57,13 +60,23 @@ class Clocks:
         """Read from a list of videos where that is given, else counted in the folder of videos where that is.
 
         Args:
-            names: of the videos to count the frames of.
+            names: of all annotated videos; clocks are known under these names.
             videos: the folder.
             video_info: the list.
             on_progress: called after each video counted, with the number of videos done and in all.
+
+        Raises:
+            FileNotFoundError: there is no such folder or list.
+            ValueError: the list cannot be read, or has none of the videos.
         """
         if video_info is not None:
-            return cls(read_clocks(video_info), {}, str(video_info))
+            names = tuple(names)
+            known = renamed(read_clocks(video_info), names, video_info)
+            unlisted = {name: f"{video_info} does not list it" for name in names if name not in known}
+            sides = Matching.of(names, known).sides() if unlisted else ""
+            if unlisted and len(unlisted) == len(names):
+                raise ValueError(f"{video_info} lists none of the videos: {sides}; name the list of these videos")
+            return cls(known, unlisted, str(video_info), sides)
         if videos is None:
             return cls()
         known, missing = probe_clocks(videos, names, on_progress=on_progress)
@@ -96,8 +109,6 @@ class Clocks:
         """Why a video has no duration, and the remedy."""
         if name in self.missing:
             return self.missing[name]
-        if self.source:
-            return f"{self.source} does not list it"
         return "its file states none; give --videos DIR or --video-info JSON"
 
 
@@ -108,15 +119,15 @@ class Conversion:
     Args:
         form: the form it was in.
         annotations: the ground truth, every video with a duration.
-        report: what was left out, filled in or found wrong, a line each.
+        report: what was left out, filled in or found wrong.
     """
 
     form: str
     annotations: Annotations
-    report: tuple[str, ...]
+    report: tuple[Remark, ...]
 
-    def lines(self) -> list[str]:
-        """What was read, and the report, for people."""
+    def lines(self, most: int | None = None) -> list[str]:
+        """What was read, and the report, for people; of each kind of remark at most ``most`` lines."""
         classes = set(self.annotations.classes)
         labels = Counter(label for video in self.annotations.videos.values() for label in video.labels)
         of_classes = sum(count for label, count in labels.items() if label in classes)
@@ -126,7 +137,7 @@ class Conversion:
             f"{self.form}: {len(self.annotations.videos)} videos, {of_classes} segments of {len(classes)} classes"
             + "".join(beside),
             f"subsets: {subsets}",
-            *self.report,
+            *abridged(self.report, most, "--all lists every one, `bitad annotations check` every defect"),
         ]
 
 
@@ -155,8 +166,9 @@ def convert_annotations(
         subsets: new names of subsets, by old name.
         policy: what to do with defective segments.
         missing: whether a video with segments whose duration nobody states is an error, or left out and reported. One
-            without segments of a class is left out and reported in either case.
-        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) stay, beside the classes.
+            without segments is left out and reported in either case.
+        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) stay, beside the classes. Where they
+            do, a video that has no others is needed: the rule of THUMOS14's kit leaves out detections that touch them.
         allow_clock_mismatch: whether what a file states of a video's time may contradict itself, or the videos; it is
             then reported.
         on_progress: called after each video counted, with the number of videos done and in all.
@@ -168,18 +180,19 @@ def convert_annotations(
     """
     form, read = read_form(src, form)
     annotations = _with_classes(read.annotations, classes, src)
-    report = list(read.notes)
+    report = [Remark("of the files", note) for note in read.notes]
+    if undecided == "drop":
+        count = _segments(annotations)
+        annotations = annotations.only_classes()
+        if count := count - _segments(annotations):
+            says = f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"
+            report.append(Remark("segments of no class", says))
     clocks = Clocks.of(annotations.videos, videos, video_info, on_progress)
     report += _disagreeing(annotations, clocks, allow_clock_mismatch, src)
     annotations, timed = _timed(annotations, clocks, missing, src)
     report += timed
     annotations, treated = (policy or Policy()).apply(annotations)
     report += summary(treated)
-    if undecided == "drop":
-        count = sum(len(video.labels) for video in annotations.videos.values())
-        annotations = annotations.only_classes()
-        count -= sum(len(video.labels) for video in annotations.videos.values())
-        report += [f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"] if count else []
     return Conversion(form, _renamed(annotations, subsets or {}, src), tuple(report))
 
 
@@ -235,8 +248,12 @@ def _with_classes(
     return replace(annotations, classes=names)
 
 
-def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: str | Path) -> list[str]:
-    """A line that names the videos whose clocks disagree, if any.
+def _segments(annotations: Annotations) -> int:
+    return sum(len(video.labels) for video in annotations.videos.values())
+
+
+def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: str | Path) -> list[Remark]:
+    """A remark that names the videos whose clocks disagree, if any.
 
     Raises:
         ValueError: there are some, and that is not allowed.
@@ -247,12 +264,12 @@ def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: s
             faults[name] = "; ".join(found)
     remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
     said = require_agreement(faults, len(annotations.videos), src, allowed=allowed, remedy=remedy)
-    return [] if said is None else [said]
+    return [] if said is None else [Remark("clocks", said)]
 
 
 def _timed(
     annotations: Annotations, clocks: Clocks, missing: Literal["error", "drop"], src: str | Path
-) -> tuple[Annotations, list[str]]:
+) -> tuple[Annotations, list[Remark]]:
     """The ground truth with durations and frames filled in, without the videos that nobody states a duration of."""
     videos: dict[str, AnnotatedVideo] = {}
     unknown: list[AnnotatedVideo] = []
@@ -262,18 +279,50 @@ def _timed(
             videos[name] = completed
         else:
             unknown.append(video)
-    needed = [video.name for video in unknown if set(video.labels) & set(annotations.classes)]
-    if needed and missing == "error":
-        more = f" (and of {len(needed) - 1} more)" if len(needed) > 1 else ""
-        raise ValueError(f"{src}: video {needed[0]}: its duration{more} is not known: {clocks.why_unknown(needed[0])}")
-    report = []
+    if missing == "error":
+        _refuse_unknown([video for video in unknown if video.labels], annotations, clocks, src)
+    report = list(_left_out(unknown, annotations, clocks))
+    if filled := sum(name in clocks.known for name in videos):
+        says = f"what the files do not state of {filled} videos' durations and frames is from {clocks.source}"
+        report.append(Remark("durations", says))
+    return replace(annotations, videos=videos), report
+
+
+def _refuse_unknown(
+    needed: Sequence[AnnotatedVideo], annotations: Annotations, clocks: Clocks, src: str | Path
+) -> None:
+    """Refuses to leave out videos that have segments.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if not needed:
+        return
+    first, count = needed[0], len(needed)
+    more = f" (and of {count - 1} more)" if count > 1 else ""
+    remedy = "state it, or leave such videos out with --missing drop"
+    if not any(set(video.labels).intersection(annotations.classes) for video in needed):
+        remedy += f"; they have only {', '.join(UNDECIDED)} segments, which --ambiguous drop leaves out"
+    why = clocks.why_unknown(first.name) + (f"; {clocks.sides}" if clocks.sides else "")
+    raise ValueError(f"{src}: video {first.name}: its duration{more} is not known: {why}; {remedy}")
+
+
+def _left_out(unknown: Sequence[AnnotatedVideo], annotations: Annotations, clocks: Clocks) -> Iterator[Remark]:
+    """What is said of the videos that are left out, since nobody states their durations."""
     for video in unknown:
         counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(video.labels).items()))
         why = clocks.why_unknown(video.name)
-        report.append(f"{video.name}: left out ({counts or 'no segments'}): its duration is not known: {why}")
-    if filled := sum(name in clocks.known for name in videos):
-        report.append(f"what the files do not state of {filled} videos' durations and frames is from {clocks.source}")
-    return replace(annotations, videos=videos), report
+        says = f"{video.name}: left out ({counts or 'no segments'}): its duration is not known: {why}"
+        yield Remark("videos left out", says)
+    undecided = [
+        video for video in unknown if set(video.labels).intersection(UNDECIDED).difference(annotations.classes)
+    ]
+    if undecided:
+        says = (
+            f"figures by the rule of THUMOS14's kit change: {len(undecided)} of these videos have "
+            f"{', '.join(UNDECIDED)} segments, and detections that touch them count as false now"
+        )
+        yield Remark("figures", says)
 
 
 def _renamed(annotations: Annotations, subsets: Mapping[str, str], src: str | Path) -> Annotations:

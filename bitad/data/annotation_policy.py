@@ -106,7 +106,39 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
         seen.add((start, end, label))
 
 
-def summary(treated: Iterable[Treated]) -> list[str]:
-    """What was done, a line for each video, kind and outcome."""
+@dataclass(frozen=True)
+class Remark:
+    """One line of a report.
+
+    Args:
+        kind: of the lines that say the same of different videos.
+        says: the line.
+    """
+
+    kind: str
+    says: str
+
+
+def summary(treated: Iterable[Treated]) -> list[Remark]:
+    """What was done, a remark for each video, kind and outcome."""
     counts = Counter((one.defect.video, one.defect.kind, one.outcome) for one in treated)
-    return [f"{video}: {kind}: {count} {outcome}" for (video, kind, outcome), count in counts.items()]
+    return [
+        Remark(f"{kind}, {outcome}", f"{video}: {kind}: {count} {outcome}")
+        for (video, kind, outcome), count in counts.items()
+    ]
+
+
+def abridged(report: Iterable[Remark], most: int | None, remedy: str) -> Iterator[str]:
+    """The lines of a report by kind, of each kind at most ``most`` and then how many more there are.
+
+    Args:
+        most: None for all.
+        remedy: how to see the others.
+    """
+    lines: dict[str, list[str]] = {}
+    for remark in report:
+        lines.setdefault(remark.kind, []).append(remark.says)
+    for kind, said in lines.items():
+        yield from said[:most]
+        if most is not None and len(said) > most:
+            yield f"and {len(said) - most} more ({kind}): {remedy}"

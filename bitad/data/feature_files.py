@@ -9,7 +9,7 @@ import math
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bitad.archives import check_archive
-from bitad.folders import is_leftover
+from bitad.folders import is_file_named, is_leftover
 from bitad.signatures import signature_of
+from bitad.video.names import Lookup
 
 _SUFFIXES = (".npy", ".npz")
 
@@ -38,6 +39,8 @@ class FeatureStore:
         channels_first: the arrays on disk are ``[C, T]``, not ``[T, C]``.
         channels: C, where known; another width is refused.
         key: the array's name in the ``.npz`` files of a folder; not needed where each holds a single array.
+        wanted: the names of all videos that may be asked for. Where the features have another name, that may differ by
+            a habit (:mod:`bitad.video.names`).
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -51,6 +54,7 @@ class FeatureStore:
         channels_first: bool = False,
         channels: int | None = None,
         key: str | None = None,
+        wanted: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.path, self.channels_first, self.channels, self.key = Path(path), channels_first, channels, key
         if not self.path.exists():
@@ -64,6 +68,7 @@ class FeatureStore:
             )
         if self.path.is_file() and key is not None:
             raise ValueError(f"{self.path}: arrays in one .npz are named after the videos; leave out the key {key!r}")
+        self._lookup = Lookup(self.path, wanted, self.names)
 
     def names(self) -> tuple[str, ...]:
         """The names of the videos that have features, in alphabetical order."""
@@ -110,9 +115,8 @@ class FeatureStore:
             with file.open("rb") as stream:
                 yield _Stored.of(stream, file.stat().st_size, str(file), file)
             return
-        key = name if file == self.path else self._only_key(file)
-        keys = _keys(file)
-        if key not in keys:
+        key = self.array(name) if file == self.path else self._only_key(file)
+        if file != self.path and key not in (keys := _keys(file)):
             raise ValueError(f"{file}: no array {key!r}; it has {reprlib.repr(sorted(keys))}")
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
             yield _Stored.of(stream, archive.getinfo(f"{key}.npy").file_size, f"{file}: {key}")
@@ -122,14 +126,42 @@ class FeatureStore:
 
         Raises:
             FileNotFoundError: the folder has none.
+            ValueError: several may be meant.
         """
-        for suffix in _SUFFIXES:
-            if (file := self.path / f"{name}{suffix}").is_file():
-                return file
+        if (file := self._file(name)) is not None:
+            return file
+        if (found := self._lookup.find(name)) is not None and (file := self._file(found)) is not None:
+            return file
         raise FileNotFoundError(
             f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
-            "of the annotations"
+            f"of the annotations; {self._lookup.sides(name)}"
         )
+
+    def own_name(self, name: str) -> str:
+        """The name that a video's features have in a folder.
+
+        Raises:
+            ValueError: several may be meant.
+        """
+        return name if self._file(name) is not None else self._lookup.find(name) or name
+
+    def array(self, name: str) -> str:
+        """The name of a video's array in the single ``.npz``.
+
+        Raises:
+            ValueError: there is none, or several may be meant.
+        """
+        if name in (keys := _keys(self.path)):
+            return name
+        if (found := self._lookup.find(name)) is not None:
+            return found
+        raise ValueError(
+            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(keys))}; {self._lookup.sides(name)}"
+        )
+
+    def _file(self, name: str) -> Path | None:
+        files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)
+        return next((file for file in files if is_file_named(file)), None)
 
     def _only_key(self, file: Path) -> str:
         """The name of the array to read from one video's ``.npz``."""

@@ -19,6 +19,15 @@ def read_ground_truth(data: DataConfig) -> Annotations:
     return annotations.class_agnostic() if data.class_agnostic else annotations
 
 
+def annotated_names(data: DataConfig) -> tuple[str, ...]:
+    """The names of all annotated videos, whatever their subset.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_ground_truth`.
+    """
+    return tuple(read_ground_truth(data).videos)
+
+
 def read_test_ground_truth(config: Config) -> Annotations:
     """The test subset, with the classes that detections have: those learnt, or those of the videos' scores.
 

@@ -21,10 +21,11 @@ from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo
 from bitad.data.feature_sidecars import require_described
+from bitad.data.ground_truth import annotated_names
 from bitad.data.windows import ResizedClock, Timebase
 from bitad.timeline import Grid, mirror_frames
 from bitad.video.damage import Damaged, counted, require_whole
-from bitad.video.files import find_video
+from bitad.video.finder import VideoFinder
 from bitad.video.frame_index import FrameIndex
 from bitad.video.index_cache import IndexCache
 from bitad.video.indexing import index_video
@@ -172,7 +173,7 @@ class FeatureFiles:
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
         clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
         reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
-        described: what is known of the videos that the features were made of, by name.
+        described: what is known of the videos that the features were made of, by the names of their features.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class FeatureFiles:
             base: the video's timebase.
         """
         rows, fps = round(base.steps * base.stride_frames / self.stride_frames), base.fps  # also of a resized video
-        if (made := self.described.get(video.name)) is not None:
+        if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
             stated = (self.fps or video.fps) is not None  # else the rate is frames over duration, which has sound too
@@ -256,10 +257,12 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
         FileNotFoundError, ValueError: there are no such features, or they are not what the configuration says of them.
     """
     data, window = config.data, config.window
+    wanted = partial(annotated_names, data)  # asked for where a name is not found
     twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
-        store = FeatureStore(data.features, channels=data.feature_channels)  # there, or nothing is compared
-        reversed_store = None if twins is None else FeatureStore(twins, channels=data.feature_channels)
+        open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
+        store = open_store(data.features)  # there, or nothing is compared
+        reversed_store = None if twins is None else open_store(twins)
         return FeatureFiles(
             store,
             stride_frames=data.feature_stride_frames,
@@ -273,13 +276,13 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
     assert data.videos is not None  # the configuration has seen to both
     assert config.model.backbone is not None
     return VideoFiles(
-        partial(find_video, data.videos),
+        VideoFinder(data.videos, wanted),
         pixels=config.model.backbone.pixels,
         stride_frames=window.stride_frames,
         steps=window.resized_steps,
         clock=window.resized_clock,
         frames_per_step=window.frames_per_step,
-        find_reversed=None if twins is None else partial(find_video, twins),
+        find_reversed=None if twins is None else VideoFinder(twins, wanted),
         damaged=data.damaged_frames,
         cache=cache,
     )

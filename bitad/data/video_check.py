@@ -6,12 +6,14 @@ This module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from bitad.data.annotations import AnnotatedVideo, Defect
 from bitad.data.clock_agreement import Clock, differences
+from bitad.log import say_once
 from bitad.video.damage import lost_frames
-from bitad.video.files import find_video
+from bitad.video.finder import VideoFinder
 from bitad.video.frame_index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.twins import twin_defect
@@ -42,10 +44,13 @@ def video_defects(
         raise FileNotFoundError(f"{folder}: no such folder of videos")
     if reversed_folder is not None and not Path(reversed_folder).is_dir():
         raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
+    names = partial(tuple, [video.name for video in videos])
+    find = VideoFinder(folder, names)
+    find_reversed = None if reversed_folder is None else VideoFinder(reversed_folder, names)
     for done, video in enumerate(videos, start=1):
         index, path = None, None
         try:
-            path = find_video(folder, video.name)
+            path = find(video.name)
             index = index_video(path)
         except FileNotFoundError:
             yield Defect(video.name, "no video file", f"none in {folder}")
@@ -53,10 +58,13 @@ def video_defects(
             yield Defect(video.name, "unreadable video file", str(error))
         else:
             yield from _differences(video, path, index)
-        if reversed_folder is not None:
-            yield from _twin_defects(video, path, index, Path(reversed_folder))
+        if find_reversed is not None:
+            yield from _twin_defects(video, path, index, find_reversed)
         if on_progress is not None:
             on_progress(done, len(videos))
+    for finder in (find, find_reversed):
+        if finder is not None and (line := finder.line()):
+            say_once(line)
 
 
 def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
@@ -68,13 +76,15 @@ def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterat
         yield Defect(video.name, kind, f"{path} {detail}")
 
 
-def _twin_defects(video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, folder: Path) -> Iterator[Defect]:
+def _twin_defects(
+    video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, find: VideoFinder
+) -> Iterator[Defect]:
     """Why there is no true reverse playback of a video."""
     try:
-        twin = find_video(folder, video.name)
+        twin = find(video.name)
         if path is not None and index is not None and (detail := twin_defect(path, twin, index=index)):
             yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
     except FileNotFoundError:
-        yield Defect(video.name, "no reversed video file", f"none in {folder}; bitad reverse makes it")
+        yield Defect(video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")
     except ValueError as error:
         yield Defect(video.name, "not the reverse of its video", str(error))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitad.data.clock_agreement import Clock
 from bitad.data.csv_tables import rows_of_table
 from bitad.files import read_json
-from bitad.video.files import find_video
+from bitad.video.finder import VideoFinder
 from bitad.video.indexing import index_video
 
 # The names under which lists state a video's frames, frames a second (mmaction2's "rfps" is the counted one), and
@@ -44,11 +45,12 @@ def probe_clocks(
     folder, names = Path(folder), list(names)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
+    find = VideoFinder(folder, partial(tuple, names))
     clocks: dict[str, Clock] = {}
     reasons: dict[str, str] = {}
     for done, name in enumerate(names, start=1):
         try:
-            index = index_video(find_video(folder, name))
+            index = index_video(find(name))
             clocks[name] = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
         except (ValueError, FileNotFoundError) as error:
             reasons[name] = str(error)

@@ -145,8 +145,8 @@ def _together(
     """Both kinds of ambiguous intervals of these videos; those that both name count once."""
     if not videos & more.keys():
         raise ValueError(
-            f"the ambiguous intervals are of {named(list(more))}, but the ground truth has no such video; give those "
-            "of the same subset"
+            f"the ambiguous intervals are of {named(list(more))}, but the ground truth has no such video; it has "
+            f"{named(sorted(videos), 2)}; give those of the same subset"
         )
     together = dict(own)
     for name in videos & more.keys():

@@ -166,7 +166,7 @@ def _detect(
         stitcher.leave_out(windows.unread)  # of some, there are windows that could be read
     said = {**details, **({"unread": windows.unread} if windows.unread else {})}
     names = list(durations)
-    relabel = _relabelling(config, annotations.classes)
+    relabel = _relabelling(config, annotations)
     found_by_each = [
         stitcher.detections(annotations.classes, videos=names, relabel=relabel, details={**said, "view": view})
         for stitcher, view in zip(stitchers, views, strict=True)
@@ -178,11 +178,12 @@ def _detect(
     return Results({"forward": first, "reverse": second}, views, merged, windows.unread)
 
 
-def _relabelling(config: Config, classes: tuple[str, ...]) -> Callable[[str, Candidates], Candidates]:
+def _relabelling(config: Config, annotations: Annotations) -> Callable[[str, Candidates], Candidates]:
     """How what is found gets its classes: as the network has them, or by scores of whole videos."""
     if config.test.video_scores is None:
         return lambda video, found: found
-    scores = read_video_scores(config.test.video_scores).with_classes(classes)
+    scores = read_video_scores(config.test.video_scores).with_classes(annotations.classes)
+    scores = scores.under_names(annotations.videos)
     return lambda video, found: scores.label(found, video, top_k=config.test.video_classes)
 
 

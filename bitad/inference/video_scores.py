@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from bitad.data.detections import named
 from bitad.files import read_json
 from bitad.inference.decode import Candidates
-
-# ActivityNet's video files are called v_ and the identifier; its annotations and results leave the v_ out.
-_PREFIX = "v_"
+from bitad.video.names import Matching, renamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +38,31 @@ class VideoScores:
     classes: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float64]]
 
-    def of_video(self, name: str) -> NDArray[np.float64]:
-        """A video's scores ``[K]``; its name may have or lack the ``v_`` of ActivityNet's files.
+    def under_names(self, wanted: Iterable[str]) -> VideoScores:
+        """The scores under these names of videos, where their own differ by habits (:mod:`bitad.video.names`).
 
         Raises:
-            ValueError: there are none.
+            ValueError: several videos may be meant by a wanted name, or one by several.
         """
-        for known in (name, name.removeprefix(_PREFIX), _PREFIX + name):
-            if known in self.scores:
-                return self.scores[known]
-        raise ValueError(
-            f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every video of "
-            "the test subset"
-        )
+        return replace(self, scores=renamed(self.scores, wanted, self.source))
+
+    def of_video(self, name: str) -> NDArray[np.float64]:
+        """A video's scores ``[K]``; its name may differ from theirs by habits (:mod:`bitad.video.names`).
+
+        Raises:
+            ValueError: there are none, or several may be meant.
+        """
+        if name not in self.scores:
+            matching = Matching.of([name], self.scores)
+            if name in matching.unclear:
+                raise ValueError(f"{self.source}: {matching.unclear[name]}")
+            if name not in matching.pairs:
+                raise ValueError(
+                    f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
+                    f"video of the test subset; {matching.sides()}"
+                )
+            name = matching.pairs[name]
+        return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
         """The scores of these classes in this order, without the others.

@@ -12,6 +12,7 @@ import numpy as np
 from bitad.config_files import differences
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections
+from bitad.data.named_alike import require_any, under_names
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import nms_settings
 from bitad.inference.merge import MergeMethod, merge
@@ -223,7 +224,8 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | N
             on_progress(sum(len(r.evaluations) for r in results.values()), len(files) + len(fusions))
 
     for run, what, path in files:
-        detections = read_detections(path).forward()
+        detections = under_names(read_detections(path).forward(), truth.videos, path)
+        require_any(detections, truth.videos, path, "the runs' ground truth")
         label = _named(", ".join(filter(None, (run.label, what))), run, found)
         row = results.setdefault(label, Result(label, _group(run), pair=bool(what)))
         row.files[str(run.config.seed)] = path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from bitad.data.detections import Detections, read_detections
+from bitad.data.named_alike import under_names
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.files import replacing, write_json
 from bitad.inference.testing import detect_on_reversed_playback
@@ -16,7 +18,7 @@ from bitad.reports.standing import standing_table
 from bitad.reports.tables import sensitivity_table
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.distributed import Processes
-from bitad.video.files import find_video
+from bitad.video.finder import VideoFinder
 
 SHOWN_VIDEOS = 8
 
@@ -41,8 +43,8 @@ def sensitivity_of_runs(comparison: Comparison, team: Processes) -> Sensitivity:
         raise ValueError("direction sensitivity needs a forward and a reverse baseline; give runs of F and B too")
     return sensitivity(
         comparison.truth,
-        forward=[read_detections(run.detection_files()[""]).forward() for run in forward],
-        backward=[read_detections(run.detection_files()[""]).forward() for run in backward],
+        forward=[_found(comparison, run.detection_files()[""]) for run in forward],
+        backward=[_found(comparison, run.detection_files()[""]) for run in backward],
         reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), team) for run in forward],
         tiou=comparison.runs[0].config.test.tiou,
     )
@@ -55,8 +57,8 @@ def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity
     ]
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
-    with replacing(out / "results.md") as partial:
-        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    with replacing(out / "results.md") as file:
+        file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(comparison.json(), out / "results.json")
     page = out / "index.html"
     write_page(
@@ -99,9 +101,9 @@ def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
     kinds: Mapping[str, Kind] = {"F": "forward", "B": "reverse"}
     for run in comparison.runs:
         if run.label in kinds and run.label not in [title for title, _, _ in shown]:
-            shown.append((run.label, kinds[run.label], read_detections(run.detection_files()[""]).forward()))
+            shown.append((run.label, kinds[run.label], _found(comparison, run.detection_files()[""])))
     if best := comparison.best_pair:
-        shown.append((best.label, "merged", read_detections(next(iter(best.files.values()))).forward()))
+        shown.append((best.label, "merged", _found(comparison, next(iter(best.files.values())))))
     for name in list(comparison.truth.videos)[:SHOWN_VIDEOS]:
         video = comparison.truth.videos[name]
         tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
@@ -113,12 +115,18 @@ def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
         yield PageVideo(name, _media(out, comparison, name), video.duration_s, tracks)
 
 
+def _found(comparison: Comparison, path: Path) -> Detections:
+    """What a file holds, on the forward clock and under the names of the ground truth."""
+    return under_names(read_detections(path).forward(), comparison.truth.videos, path)
+
+
 def _media(out: Path, comparison: Comparison, name: str) -> str | None:
     """The video's file relative to the page, where it lies in the page's folder."""
     for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
         if folder is not None and folder.is_dir():
+            find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
             try:
-                return find_video(folder, name).resolve().relative_to(out.resolve()).as_posix()
+                return find(name).resolve().relative_to(out.resolve()).as_posix()
             except (FileNotFoundError, ValueError):  # it has no such video; it lies elsewhere
                 continue
     return None

@@ -20,7 +20,8 @@ from bitad.config import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import named
 from bitad.data.feature_files import FeatureStore
-from bitad.video.files import find_video
+from bitad.data.ground_truth import annotated_names
+from bitad.video.finder import VideoFinder
 
 # What is compared (annotations, files) -> name of the video (of the file, where it is of all videos) -> digest.
 Fingerprints = dict[str, dict[str, str]]
@@ -45,14 +46,15 @@ def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annot
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
     }
     names = list(dict.fromkeys((*(video.name for video in learnt), *test.videos)))
+    wanted = partial(annotated_names, data)
     if data.features is not None:
-        found["features"] = _of_files(_features(data.features), names)
+        found["features"] = _of_files(_features(data.features, wanted), names)
     if data.videos is not None:
-        found["videos"] = _of_files(partial(_of_video, data.videos), names)
+        found["videos"] = _of_files(_videos(data.videos, wanted), names)
     if "reverse" in config.views and data.reversed_features is not None:
-        found["reversed features"] = _of_files(_features(data.reversed_features), names)
+        found["reversed features"] = _of_files(_features(data.reversed_features, wanted), names)
     if "reverse" in config.views and data.reversed_videos is not None:
-        found["reversed videos"] = _of_files(partial(_of_video, data.reversed_videos), names)
+        found["reversed videos"] = _of_files(_videos(data.reversed_videos, wanted), names)
     if (scores := config.test.video_scores) is not None:
         found[SCORES] = _of_files(lambda name: _of_file(scores), [SCORES])
     return found
@@ -110,18 +112,25 @@ def _of_files(of: Callable[[str], str], names: Sequence[str]) -> dict[str, str]:
     return digests
 
 
-def _of_video(folder: Path, name: str) -> str:
-    return _of_file(find_video(folder, name))
+def _videos(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """What gives the digest of a video's file."""
+    find = VideoFinder(folder, wanted)
+    return lambda name: _of_file(find(name))
 
 
-def _features(path: Path) -> Callable[[str], str]:
+def _features(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     """What gives the digest of a video's features."""
-    store = FeatureStore(path)
+    store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
         return lambda name: _of_file(store.file(name))
     with zipfile.ZipFile(path) as archive:  # it has a checksum of every array
         arrays = {member.filename: f"{member.file_size} {member.CRC}" for member in archive.infolist()}
-    return lambda name: _digest(arrays[f"{name}.npy"].encode())
+
+    def of_array(name: str) -> str:
+        member = f"{name}.npy"
+        return _digest(arrays[member if member in arrays else f"{store.array(name)}.npy"].encode())
+
+    return of_array
 
 
 def _of_file(path: Path) -> str:

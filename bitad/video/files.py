@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from bitad.folders import walk
+from bitad.folders import is_file_named, walk
 
 # In the order of preference where a folder holds several files of one name.
 VIDEO_SUFFIXES = (
@@ -96,7 +96,7 @@ def find_video(folder: str | Path, name: str) -> Path:
     itself = [""] if Path(name).suffix.lower() in VIDEO_SUFFIXES else []
     names = [f"{name}{ending}" for ending in (*itself, *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES)))]
     for file in names:
-        if os.path.isfile(path := folder / file):  # False, too, where the name is too long
+        if is_file_named(path := folder / file):  # False, too, where the name is too long
             return path
     places = _Tree.of(folder).places
     found = [place / file for file in names for place in places.get(file, ()) if os.path.isfile(place / file)]
@@ -128,9 +128,9 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
     unlisted: list[Path] = []
     for here, folders, files in walk(folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))):
         # A folder that is called like a video is taken for one, and refused.
-        named_so = [name for name in folders if _is_video_name(name)]
+        named_so = [name for name in folders if is_video_name(name)]
         folders[:] = [name for name in folders if name not in named_so]
-        for path in (here / name for name in (*named_so, *files) if _is_video_name(name)):
+        for path in (here / name for name in (*named_so, *files) if is_video_name(name)):
             other = by_name.setdefault(path.stem, path)
             if other.parent == here:
                 videos.append(path)
@@ -178,7 +178,8 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def _is_video_name(name: str) -> bool:
+def is_video_name(name: str) -> bool:
+    """Whether a file's name ends as a video's does."""
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -220,7 +221,7 @@ class _Tree:
             tree = _trees[folder] = _Tree({}, {}, time.time_ns())
             for here, _, files in walk(folder):
                 tree.times[here] = here.stat().st_mtime_ns
-                for name in filter(_is_video_name, files if here != folder else ()):
+                for name in filter(is_video_name, files if here != folder else ()):
                     tree.places.setdefault(name, []).append(here)
         return tree
 

@@ -97,7 +97,8 @@ def same(got: AnnotatedVideo, expected: AnnotatedVideo) -> bool:
 def test_official_files_become_native_with_ambiguous_beside_the_classes(
     official: Path, info: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    said = run("annotations", "convert", official, tmp_path / "new" / "gt.json", "--video-info", info)
+    options = ("--video-info", info, "--missing", "drop")
+    said = run("annotations", "convert", official, tmp_path / "new" / "gt.json", *options)
     assert said.splitlines()[:2] == [
         "thumos14: 2 videos, 4 segments of 2 classes, and 1 Ambiguous",
         "subsets: training 1, validation 1",
@@ -133,7 +134,8 @@ def test_segments_outside_are_treated_by_policy_and_reported(
     kept: list[tuple[float, float]],
     said: list[str],
 ) -> None:
-    out = run("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info, "--outside", policy)
+    options = ("--video-info", info, "--missing", "drop", "--outside", policy)
+    out = run("annotations", "convert", official, tmp_path / "gt.json", *options)
     reported = [line.split(": ", 2)[2] for line in out.splitlines() if "segment outside the video" in line]
     assert reported == said
     spans = {(start, end) for _, start, end, _ in rows(read_annotations(tmp_path / "gt.json"))}
@@ -143,7 +145,8 @@ def test_segments_outside_are_treated_by_policy_and_reported(
 def test_a_policy_of_error_refuses_and_writes_nothing(
     official: Path, info: Path, tmp_path: Path, failing: Callable[..., str]
 ) -> None:
-    said = failing("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info, "--outside", "error")
+    options = ("--video-info", info, "--missing", "drop", "--outside", "error")
+    said = failing("annotations", "convert", official, tmp_path / "gt.json", *options)
     assert f"video {NAMES[0]}: segment outside the video: Dive [1.2, 9] s of a video of 2.4 s" in said
     assert not (tmp_path / "gt.json").exists()
 
@@ -166,7 +169,7 @@ def test_each_kind_of_defect_has_its_own_policy() -> None:
 
 
 def test_clipped_ground_truth_has_no_segment_outside(official: Path, info: Path, tmp_path: Path) -> None:
-    converted = convert_annotations(official, video_info=info, policy=Policy(outside="clip"))
+    converted = convert_annotations(official, video_info=info, policy=Policy(outside="clip"), missing="drop")
     write_annotations(converted.annotations, tmp_path / "gt.json")
     assert check_annotations(tmp_path / "gt.json").defects == ()
 
@@ -242,10 +245,13 @@ def test_other_forms_are_checked_too(official: Path, info: Path, run: Callable[.
 def test_missing_durations_name_the_video(official: Path, tmp_path: Path, failing: Callable[..., str]) -> None:
     convert = ("annotations", "convert", official, tmp_path / "gt.json")
     said = failing(*convert)
-    assert f"video {NAMES[0]}: its duration (and of 1 more) is not known: its file states none; give --videos" in said
+    assert f"video {NAMES[0]}: its duration (and of 2 more) is not known: its file states none; give --videos" in said
     (tmp_path / "info.json").write_text(json.dumps({NAMES[0]: INFO[NAMES[0]]}))
     said = failing(*convert, "--video-info", tmp_path / "info.json")
-    assert f"video {NAMES[1]}: its duration is not known: {tmp_path / 'info.json'} does not list it" in said
+    assert (
+        f"video {NAMES[1]}: its duration (and of 1 more) is not known: {tmp_path / 'info.json'} does not list it"
+        in said
+    )
     (tmp_path / "videos").mkdir()
     said = failing(*convert, "--videos", tmp_path / "videos")
     assert f"{tmp_path / 'videos'}: no video '{NAMES[0]}' there" in said
@@ -266,10 +272,12 @@ def test_subsets_are_renamed_and_ambiguous_left_out(
 ) -> None:
     convert = ("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info)
     said = run(*convert, "--subsets", "training=Validation,validation=Test", "--ambiguous", "drop")
-    assert "1 segments are of no class (Ambiguous) and left out" in said
+    assert "2 segments are of no class (Ambiguous) and left out" in said
     assert read_annotations(tmp_path / "gt.json", ignore=()).subsets() == {"Validation": 1, "Test": 1}
     assert read_annotations(tmp_path / "gt.json", ignore=()).classes == ("Cliff", "Dive")
-    assert "no subset 'x' to rename; the subsets are training, validation" in failing(*convert, "--subsets", "x=y")
+    assert "no subset 'x' to rename; the subsets are training, validation" in failing(
+        *convert, "--subsets", "x=y", "--missing", "drop"
+    )
     assert "OLD=NEW,... is needed" in failing(*convert, "--subsets", "training")
 
 
@@ -277,7 +285,7 @@ def test_classes_can_be_given_and_are_written(
     official: Path, info: Path, tmp_path: Path, run: Callable[..., str], failing: Callable[..., str]
 ) -> None:
     write_classes(["Dive", "Unseen", "Cliff"], tmp_path / "classes.txt")
-    convert = ("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info)
+    convert = ("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info, "--missing", "drop")
     run(*convert, "--classes", tmp_path / "classes.txt", "--class-list", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == "Dive\nUnseen\nCliff\n"
     assert read_annotations(tmp_path / "gt.json").classes == ("Dive", "Cliff")
@@ -369,7 +377,7 @@ def test_a_frame_rate_that_no_file_states_is_frames_over_duration(tmp_path: Path
 
 @needs_thumos
 def test_thumos14_from_the_official_files_equals_the_reference(tmp_path: Path, run: Callable[..., str]) -> None:
-    options = ("--video-info", THUMOS / "video_info.json")
+    options = ("--video-info", THUMOS / "video_info.json", "--missing", "drop")
     said = run("annotations", "convert", THUMOS / "official", tmp_path / "gt.json", *options)
     converted, reference = read_annotations(tmp_path / "gt.json"), read_annotations(THUMOS / "thumos14.json.gz")
     assert rows(converted) == rows(reference)
@@ -404,8 +412,97 @@ def test_the_video_with_only_ambiguous_segments_is_kept_where_its_duration_is_kn
 
 @needs_thumos
 def test_clipping_thumos14_drops_its_thirty_segments(tmp_path: Path, run: Callable[..., str]) -> None:
-    options = ("--video-info", THUMOS / "video_info.json", "--outside", "clip")
+    options = ("--video-info", THUMOS / "video_info.json", "--missing", "drop", "--outside", "clip")
     said = run("annotations", "convert", THUMOS / "official", tmp_path / "gt.json", *options)
     reported = [line.split(": ")[2].split() for line in said.splitlines() if "segment outside the video" in line]
     assert sum(int(count) for count, outcome in reported if outcome == "dropped") == 30
     assert rows(read_annotations(tmp_path / "gt.json")).total() == 6335
+
+
+def many(tmp_path: Path, count: int) -> Path:
+    """Videos with a segment beyond their end each, one of them with two kinds of defects."""
+    rows_ = [{"segment": [1.0, 9.0], "label": "x"}]
+    database = {f"v{i:02}": {"subset": "test", "duration": 4.0, "annotations": rows_} for i in range(count)}
+    database["v00"]["annotations"] = [*rows_, {"segment": [2.0, 2.0], "label": "x"}]
+    (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
+    return tmp_path / "gt.json"
+
+
+def test_totals_come_first_and_then_ten_remarks_of_a_kind(tmp_path: Path, run: Callable[..., str]) -> None:
+    convert = ("annotations", "convert", many(tmp_path, 23), tmp_path / "out.json")
+    lines = run(*convert).splitlines()
+    assert lines[0] == "native: 23 videos, 24 segments of 1 classes"
+    assert lines[1] == "subsets: test 23"
+    assert lines[2:12] == [f"v{i:02}: segment outside the video: 1 kept" for i in range(10)]
+    assert lines[12].startswith("and 13 more (segment outside the video, kept): --all lists every one")
+    assert "`bitad annotations check`" in lines[12]
+    assert lines[13:] == ["v00: start not before end: 1 kept", f"written: {tmp_path / 'out.json'}"]
+    everything = run(*convert, "--all").splitlines()
+    assert sum("segment outside the video: 1 kept" in line for line in everything) == 23
+    assert not any(line.startswith("and ") for line in everything)
+    exactly = run("annotations", "convert", many(tmp_path, 10), tmp_path / "out.json")
+    assert exactly.count("segment outside the video") == 10
+    assert "more" not in exactly
+
+
+def test_videos_left_out_are_named_ten_at_most(tmp_path: Path, run: Callable[..., str]) -> None:
+    (tmp_path / "official").mkdir()
+    lines = "".join(f"video_test_{i:07} 1 2\n" for i in range(15))
+    (tmp_path / "official/Dive_test.txt").write_text(lines)
+    (tmp_path / "info.json").write_text(json.dumps({"video_test_0000003": {"duration": 9.0}}))
+    options = ("--video-info", tmp_path / "info.json", "--missing", "drop")
+    said = run("annotations", "convert", tmp_path / "official", tmp_path / "gt.json", *options)
+    assert said.count(": left out (1 Dive)") == 10
+    assert "and 4 more (videos left out): --all lists every one" in said
+
+
+def test_a_video_with_only_ambiguous_segments_is_needed(
+    official: Path, info: Path, tmp_path: Path, run: Callable[..., str], failing: Callable[..., str]
+) -> None:
+    convert = ("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info)
+    said = failing(*convert)
+    assert f"video {NAMES[2]}: its duration is not known: {info} does not list it" in said
+    assert "--missing drop" in said
+    assert "--ambiguous drop" in said
+    assert not (tmp_path / "gt.json").exists()
+    said = run(*convert, "--missing", "drop")
+    assert f"{NAMES[2]}: left out (1 Ambiguous)" in said
+    assert "figures by the rule of THUMOS14's kit change: 1 of these videos have Ambiguous segments" in said
+    said = run(*convert, "--ambiguous", "drop")  # now nothing needs it
+    assert f"{NAMES[2]}: left out (no segments)" in said
+    assert "kit" not in said
+    info.write_text(json.dumps({**INFO, NAMES[2]: {"duration": 5.0}}))
+    said = run(*convert)
+    assert "left out" not in said
+    kept = read_annotations(tmp_path / "gt.json", ignore=()).videos
+    assert (list(kept), kept[NAMES[2]].labels) == ([*NAMES], ("Ambiguous",))
+
+
+def test_the_kits_figures_depend_on_a_video_with_only_ambiguous_segments(
+    official: Path, info: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    info.write_text(json.dumps({**INFO, NAMES[2]: {"duration": 5.0}}))
+    found = {
+        NAMES[1]: [
+            {"segment": [1.5, 2.0], "label": "Cliff", "score": 0.5},
+            {"segment": [7, 8], "label": "Cliff", "score": 0.4},
+        ],
+        NAMES[2]: [{"segment": [0.5, 1.5], "label": "Cliff", "score": 0.9}],
+    }
+    (tmp_path / "found.json").write_text(json.dumps({"results": found}))
+    figures = {}
+    for name, options in (("kept", ()), ("dropped", ("--ambiguous", "drop"))):
+        run("annotations", "convert", official, tmp_path / f"{name}.json", "--video-info", info, *options)
+        evaluate = ("--ground-truth", tmp_path / f"{name}.json", "--detections", tmp_path / "found.json")
+        run(
+            "evaluate", *evaluate, "--subset", "validation", "--rule", "thumos-kit", "--json", tmp_path / "figures.json"
+        )
+        figures[name] = json.loads((tmp_path / "figures.json").read_text())["average_map"]
+    assert figures == {"kept": pytest.approx(1), "dropped": pytest.approx((1 / 2 + 2 / 3) / 2)}
+
+
+@needs_thumos
+def test_thumos14_needs_the_video_that_has_only_ambiguous_segments(tmp_path: Path, failing: Callable[..., str]) -> None:
+    convert = ("annotations", "convert", THUMOS / "official", tmp_path / "gt.json")
+    said = failing(*convert, "--video-info", THUMOS / "video_info.json")
+    assert "video video_test_0001292: its duration is not known: " in said
