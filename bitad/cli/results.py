@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
-from bitad.printing import say
+from bitad.printing import as_typed, say
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -55,7 +55,7 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="measure when something happens, not what: all segments are of one class",
     )
-    p.add_argument("--subset", required=True, help="of the ground truth, as written there")
+    p.add_argument("--subset", type=as_typed, required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
     p.add_argument("--rule", choices=RULES, default="activitynet", help="(activitynet)")
     p.add_argument(

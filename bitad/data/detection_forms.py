@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bitad.data.csv_tables import rows_of_table
 from bitad.data.detection_rows import Found, by_video, number_of, of_table
 from bitad.files import read_json
 from bitad.signatures import signature_of
