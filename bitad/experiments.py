@@ -7,6 +7,7 @@ two of ours (1x, 2x). ``docs/experiments.md`` tells them in words. :mod:`bitad.m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,21 @@ class Experiment:
         """Whether predictions of one clock are put on the other in training."""
         return self.fusion is not None or self.agreement
 
+
+# By the playing direction of the second of two networks: what the results of each and of both are called, and their
+# files. The last is the whole pair's. The control's second network watches forward playback too.
+RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
+    "reverse": {
+        "forward basis": "detections.forward.json",
+        "reverse basis": "detections.reverse.json",
+        "merged": "detections.json",
+    },
+    "forward": {
+        "first network": "detections.forward.json",
+        "second network": "detections.second.json",
+        "merged": "detections.json",
+    },
+}
 
 EXPERIMENTS = {
     experiment.name: experiment

@@ -350,7 +350,7 @@ def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
 def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
     """Parameters by network and part."""
     modules = (
-        {"forward": network.first, "backward": network.second}
+        {"forward": network.first, "backward" if network.mirrored else "second forward": network.second}
         if isinstance(network, Pair)
         else {config.direction: network}
     )

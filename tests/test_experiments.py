@@ -122,16 +122,19 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     assert math.isfinite(first["loss"])
 
     evaluations = run_test(saved, tmp_path / "test", ALONE)
-    assert list(evaluations) == [*BASES, "merged"]
+    two_forward = TWO_FORWARD in options
+    bases = ("first network", "second network") if two_forward else BASES
+    assert list(evaluations) == [*bases, "merged"]
     files = {file.name for file in (tmp_path / "test").iterdir()}
-    assert files == {"detections.json", "detections.forward.json", "detections.reverse.json", "metrics.json"}
+    second = "second" if two_forward else "reverse"
+    assert files == {"detections.json", "detections.forward.json", f"detections.{second}.json", "metrics.json"}
     figures = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert figures == {name: evaluation.to_json() for name, evaluation in evaluations.items()}
     merged, forward, reverse = (
-        read_detections(tmp_path / "test" / f"detections{name}.json") for name in ("", ".forward", ".reverse")
+        read_detections(tmp_path / "test" / f"detections{name}.json") for name in ("", ".forward", f".{second}")
     )
     assert (merged.basis, forward.basis) == ("forward", "forward")
-    assert reverse.basis == ("forward" if TWO_FORWARD in options else "reverse")
+    assert reverse.basis == ("forward" if two_forward else "reverse")
     assert len(forward) > 0
     assert len(reverse) > 0
     reverse = reverse.forward()
@@ -144,7 +147,7 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     # The training has tested the same averaged weights.
     (evaluated,) = records(whole.run_directory, kind="evaluation")
     assert evaluated["average_map"] == evaluations["merged"].average_map
-    assert evaluated["average_map_per_basis"] == {name: evaluations[name].average_map for name in BASES}
+    assert evaluated["average_map_per_basis"] == {name: evaluations[name].average_map for name in bases}
 
 
 def assert_close(one: Detections, other: Detections) -> None:

@@ -22,20 +22,21 @@ import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Parser, Run, Verbs
 from bitad.log import logging_of_a_command, say_last
-from bitad.printing import printable
+from bitad.printing import printable, printing_to_anything
 from bitad.training.stopping import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
-    parsed = _parse(arguments)
-    if threading.current_thread() is threading.main_thread():
-        # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with logging_of_a_command():
-        status = _run(parsed)
-    if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _leave(status)
+    with printing_to_anything():
+        parsed = _parse(arguments)
+        if threading.current_thread() is threading.main_thread():
+            # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with logging_of_a_command():
+            status = _run(parsed)
+        if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _leave(status)
     return status
 
 
@@ -50,7 +51,10 @@ def _leave(status: int) -> NoReturn:
 def _run(parsed: argparse.Namespace) -> int:
     run: Run = parsed.run
     try:
-        return run(parsed)
+        status = run(parsed)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # that it cannot be written is an error of this command
+        return status
     except Stopped as stopped:
         say_last(f"bitad {parsed.verb}: stopped {stopped}")
         return stopped.status
@@ -76,6 +80,11 @@ def _said(error: Exception) -> str:
     """An error's own words."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}; make room and run the command again (bitad train goes on with --resume)"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        return (
+            f"{error.object!r} cannot be the name of a file in this locale, whose encoding is {error.encoding}; set "
+            "PYTHONUTF8=1"
+        )
     # PyTorch passes on what a process that reads windows has raised with the whole traceback in front.
     in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
     return in_worker[2] if in_worker else str(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitad.cli.verbs import Verbs
-from bitad.printing import say
+from bitad.printing import as_typed, say
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -26,16 +26,17 @@ def add_verbs(verbs: Verbs) -> None:
     p = verbs.add(
         "merge",
         _merge,
-        "Late fusion of two detection files, of a forward and a reverse detector say.",
+        "Late fusion of detection files, of a forward and a reverse detector for example.",
         "merge forward.json reverse.json --out merged.json --method wsf",
         "merge forward.json reverse_time.json --reverse-b --annotations gt.json --out merged.json",
+        "merge seed0.json seed1.json result_detection.json --out merged.json --method mean",
     )
-    p.add_argument("a", type=Path, help="detection file")
-    p.add_argument("b", type=Path, help="detection file")
+    p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="detection files: A, B and more")
     p.add_argument("--out", type=Path, required=True, help="detection file to write")
     p.add_argument("--method", choices=FUSIONS, default="soft-nms", help="(soft-nms)")
     p.add_argument("--reverse-b", action="store_true", help="B is in reverse time and does not say so")
-    p.add_argument("--annotations", type=Path, help="with the durations by which B is turned round")
+    p.add_argument("--annotations", type=Path, help="with the durations by which B is reversed")
+    _add_classes(p)
     _add_allow(p)
 
     p = verbs.add(
@@ -47,8 +48,14 @@ def add_verbs(verbs: Verbs) -> None:
         "--ambiguous Ambiguous_test.txt",
     )
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
-    p.add_argument("--detections", type=Path, required=True, help="detection file")
-    p.add_argument("--subset", required=True, help="of the ground truth, as written there")
+    p.add_argument("--detections", type=Path, required=True, help="detection file, of BiTAD or another project")
+    _add_classes(p)
+    p.add_argument(
+        "--class-agnostic",
+        action="store_true",
+        help="measure when something happens, not what: all segments are of one class",
+    )
+    p.add_argument("--subset", type=as_typed, required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
     p.add_argument("--rule", choices=RULES, default="activitynet", help="(activitynet)")
     p.add_argument(
@@ -77,6 +84,16 @@ def add_verbs(verbs: Verbs) -> None:
     p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
 
 
+def _add_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names the classes of detections that state numbers: a name a line, or NUMBER NAME, or annotations with "
+        "label_id",
+    )
+
+
 def _add_allow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-clock-mismatch",
@@ -93,17 +110,20 @@ def _merge(arguments: argparse.Namespace) -> int:
     from bitad.outputs import check_file
 
     if arguments.annotations and not arguments.reverse_b:
-        raise ValueError("--annotations is only for turning B round; add --reverse-b, or leave it out")
-    check_file(arguments.out, inputs=_given(arguments.a, arguments.b, arguments.annotations))
-    a, b = read_detections(arguments.a), read_detections(arguments.b)
+        raise ValueError("--annotations is only for reversing B; add --reverse-b, or leave it out")
+    files = arguments.files
+    if len(files) < 2:
+        raise ValueError(f"{files[0]}: one file is nothing to merge; name at least two")
+    check_file(arguments.out, inputs=_given(*files, arguments.annotations, arguments.classes))
+    sets = [read_detections(path, arguments.classes) for path in files]
     annotations = None
     if arguments.annotations is not None:
         annotations = read_annotations(arguments.annotations, ignore=())
-    a, b = alike([a, b], [arguments.a, arguments.b], annotations.videos if annotations else ())
+    sets = alike(sets, files, annotations.videos if annotations else ())
     if arguments.reverse_b:
-        b = _said_to_be_reversed(b, annotations, arguments)
-    names = (str(arguments.a), str(arguments.b))
-    write_detections(merge(a.forward(), b.forward(), method=arguments.method, names=names), arguments.out)
+        sets[1] = _said_to_be_reversed(sets[1], annotations, arguments)
+    merged = merge(*(found.forward() for found in sets), method=arguments.method, names=list(map(str, files)))
+    write_detections(merged, arguments.out)
     return 0
 
 
@@ -114,7 +134,7 @@ def _said_to_be_reversed(
 
     durations = detections.durations_s
     if annotations is not None:
-        _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
+        _compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
         raise ValueError("--reverse-b needs the videos' durations and B has none; name their --annotations")
@@ -131,17 +151,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
+    if arguments.class_agnostic and arguments.rule != "activitynet":
+        raise ValueError(f"--class-agnostic is only for ActivityNet's rule; leave out --rule {arguments.rule}")
     tiou = _thresholds(arguments.tiou)  # before anything is read
     if arguments.json:
-        inputs = _given(arguments.ground_truth, arguments.detections, arguments.ambiguous)
+        inputs = _given(arguments.ground_truth, arguments.detections, arguments.classes, arguments.ambiguous)
         check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     annotations = read_annotations(arguments.ground_truth, ignore=())
     ground_truth = annotations.subset(arguments.subset)
-    detections = under_names(read_detections(arguments.detections), annotations.videos, arguments.detections)
+    read = read_detections(arguments.detections, arguments.classes)
+    detections = under_names(read, annotations.videos, arguments.detections)
     require_any(
         detections, ground_truth.videos, arguments.detections, f"{arguments.ground_truth}, subset {arguments.subset!r}"
     )
+    if arguments.class_agnostic:
+        ground_truth, detections = ground_truth.only_classes().class_agnostic(), detections.class_agnostic()
     evaluation = _by_rule(arguments, ground_truth, detections, tiou)
     _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())

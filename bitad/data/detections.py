@@ -1,4 +1,4 @@
-"""Detections of a set of videos, as columns, and the files that hold them (ActivityNet's ``results`` form).
+"""Detections of a set of videos, as columns, and the files that hold them.
 
 Columns rather than a list of objects: a test set has 400,000 detections, and everything done with them (mAP, NMS,
 late fusion, conversion of clocks) is done to all of them at once. This module does not import torch.
@@ -16,7 +16,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.files import read_json, write_json
+from bitad.data.annotations import ANY_CLASS
+from bitad.data.class_numbers import named_classes
+from bitad.data.detection_forms import read_found
+from bitad.files import write_json
+from bitad.log import log
 from bitad.timeline import reverse_seconds
 
 Basis = Literal["forward", "reverse"]
@@ -116,16 +120,16 @@ class Detections:
 
     @staticmethod
     def concatenate(parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None) -> Detections:
-        """All rows of several detections of one data set, part after part; classes in the first part's order.
+        """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
 
         Raises:
-            ValueError: no parts, or parts that disagree about the basis, the class names or a video's duration.
+            ValueError: no parts, or parts that disagree about the basis or a video's duration.
         """
         if not parts:
             raise ValueError("no detections to concatenate")
         first = parts[0]
         videos = tuple(dict.fromkeys(chain.from_iterable(part.videos for part in parts)))
-        position = {name: i for i, name in enumerate(videos)}
+        classes = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
         durations_s: dict[str, float] = {}
         for part in parts:
             if part.basis != first.basis:
@@ -139,15 +143,13 @@ class Detections:
                         f"video {name} lasts {durations_s[name]} s in one part and {duration} s in another; "
                         "give both the duration of the annotations"
                     )
-        parts = [part.with_classes(first.classes) for part in parts]
-        places = [np.array([position[name] for name in part.videos], np.int64) for part in parts]
         return Detections(
             videos=videos,
-            classes=first.classes,
-            video=np.concatenate([place[part.video] for place, part in zip(places, parts, strict=True)]),
+            classes=classes,
+            video=np.concatenate([_places(part.videos, videos)[part.video] for part in parts]),
             segments=np.concatenate([part.segments for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
+            labels=np.concatenate([_places(part.classes, classes)[part.labels] for part in parts]),
             basis=first.basis,
             durations_s=durations_s,
             details=dict(details or {}),
@@ -203,6 +205,10 @@ class Detections:
         rows = self.take(self.video == self.videos.index(name))
         return replace(rows, videos=(name,), video=np.zeros(len(rows), np.int64))
 
+    def class_agnostic(self) -> Detections:
+        """The same detections, all of a single class."""
+        return replace(self, classes=(ANY_CLASS,), labels=np.zeros_like(self.labels))
+
     def with_classes(self, classes: Sequence[str]) -> Detections:
         """The same detections with the same class names in another order.
 
@@ -216,8 +222,13 @@ class Detections:
                 f"the class lists differ by {named(sorted(different))}; detections made with different class lists "
                 "cannot be put together"
             )
-        place = np.array([list(classes).index(name) for name in self.classes], np.int64)
-        return replace(self, classes=tuple(classes), labels=place[self.labels])
+        return replace(self, classes=tuple(classes), labels=_places(self.classes, classes)[self.labels])
+
+
+def _places(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
+    """Where each name stands in another list."""
+    place = {name: i for i, name in enumerate(among)}
+    return np.array([place[name] for name in names], np.int64)
 
 
 def named(names: Sequence[str], most: int = 3) -> str:
@@ -226,50 +237,44 @@ def named(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_detections(path: str | Path) -> Detections:
-    """Read a detection file: ActivityNet's ``results`` form, ``.json`` or ``.json.gz``.
+def read_detections(path: str | Path, classes: str | Path | None = None) -> Detections:
+    """Read a detection file in any of the forms of :data:`bitad.data.detection_forms.FORMS`; ``.json.gz`` too.
 
-    ``{"results": {video: [{"segment": [start, end], "label": name, "score": number}, ...]}, "external_data": {...}}``;
-    ``external_data`` may be missing. A file that names no classes has those that occur in it, in alphabetical order.
+    A file that names no classes has those that occur in it, in alphabetical order. Proposals, which have no label, are
+    of the class :data:`~bitad.data.annotations.ANY_CLASS`, as is said in the log.
+
+    Args:
+        path: the file.
+        classes: a file of class names (:func:`~bitad.data.class_numbers.read_class_numbers`): labels may be numbers
+            of its classes, and are all of them.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value.
+        ValueError: the first defect, with file, video and value; a class that the list does not have, or a class
+            number without a list.
     """
     path = Path(path)
-    content = read_json(path)
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise ValueError(
-            f'{path}: no "results" object in this file; a detection file has {{"results": {{video: [...]}}}}'
-        )
-    for name, rows in results.items():
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: video {name}: {reprlib.repr(rows)} is not a list of detections")
-    external = content.get("external_data") or {}
-    if not isinstance(external, dict):
-        raise ValueError(f"{path}: external_data is {reprlib.repr(external)}; it must be an object")
-    segments, scores, names = _columns(path, results)
-    classes = external.get(_CLASSES, sorted(set(names)))
-    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(classes)}; they must be a list of names")
-    if unknown := sorted(set(names) - set(classes)):
-        raise ValueError(f"{path}: label {named(unknown)} is not among the classes that external_data names")
-    index = {name: i for i, name in enumerate(classes)}
-    durations_s = external.get(_DURATIONS, {})
+    found = read_found(path)
+    stated = found.external.get(_CLASSES)
+    if not (stated is None or (isinstance(stated, list) and all(isinstance(name, str) for name in stated))):
+        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}; they must be a list of names")
+    durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
         raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
     try:
+        names, labels = named_classes(found.labels, len(found.scores), stated, classes)
+        if found.labels is None:
+            log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)
         return Detections(
-            videos=tuple(results),
-            classes=tuple(classes),
-            video=np.repeat(np.arange(len(results)), [len(rows) for rows in results.values()]),
-            segments=segments,
-            scores=scores,
-            labels=np.fromiter(map(index.__getitem__, names), np.int64, len(names)),
-            basis=external.get(_BASIS, "forward"),
+            videos=tuple(found.videos),
+            classes=names,
+            video=found.video,
+            segments=found.segments,
+            scores=found.scores,
+            labels=labels,
+            basis=found.external.get(_BASIS, "forward"),
             durations_s=durations_s,
-            details={key: value for key, value in external.items() if key not in (_BASIS, _DURATIONS, _CLASSES)},
+            details={key: value for key, value in found.external.items() if key not in (_BASIS, _DURATIONS, _CLASSES)},
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -301,55 +306,6 @@ def write_detections(detections: Detections, path: str | Path) -> None:
     write_json(content, path)
 
 
-def _columns(path: Path, results: dict[str, list[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """All rows' segments ``[n, 2]``, scores ``[n]`` and label names, checked at once; the slow look at each row
-    is taken only to name the defect."""
-    rows = list(chain.from_iterable(results.values()))
-    if not rows:
-        return np.empty((0, 2)), np.empty(0), []
-    try:
-        segments = np.array([row["segment"] for row in rows])
-        scores = np.array([row["score"] for row in rows])
-        names = [row["label"] for row in rows]
-        kinds = {*map(type, chain.from_iterable(row["segment"] for row in rows)), *(type(row["score"]) for row in rows)}
-        sound = (
-            kinds <= {int, float}  # among numbers, NumPy takes true and false for numbers
-            and segments.shape == (len(rows), 2)
-            and scores.shape == (len(rows),)
-            and segments.dtype.kind in "fiu"
-            and scores.dtype.kind in "fiu"
-            and all(isinstance(name, str) for name in set(names))
-            and bool(np.isfinite(segments).all() and np.isfinite(scores).all())
-            and bool((segments[:, 1] >= segments[:, 0]).all())
-        )
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        defects = ((name, _defect(row)) for name, found in results.items() for row in found)
-        name, defect = next((name, defect) for name, defect in defects if defect)
-        raise ValueError(f"{path}: video {name}: {defect}")
-    return segments.astype(np.float64), scores.astype(np.float64), names
-
-
-def _defect(row: Any) -> str | None:
-    """What is wrong with one row of a detection file."""
-    if not isinstance(row, dict):
-        return f"{reprlib.repr(row)} is not a detection; one is {{segment, label, score}}"
-    for key in ("segment", "label", "score"):
-        if key not in row:
-            return f"detection {reprlib.repr(row)} has no {key}"
-    segment, label, score = row["segment"], row["label"], row["score"]
-    if not (isinstance(segment, list) and len(segment) == 2 and all(map(_is_number, segment))):
-        return f"segment {reprlib.repr(segment)} is not two finite numbers [start, end]"
-    if segment[1] < segment[0]:
-        return f"segment {segment} ends before it starts"
-    if not isinstance(label, str):
-        return f"label {reprlib.repr(label)} is not a class name"
-    if not _is_number(score):
-        return f"score {reprlib.repr(score)} is not a finite number"
-    return None
-
-
 def _is_number(value: Any) -> bool:
-    # The bound is that of int64: JSON's integers have none, and NaN compares false.
+    # JSON's integers have no bound, and NaN compares false.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

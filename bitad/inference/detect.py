@@ -17,6 +17,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, Unread, collate
 from bitad.data.detections import Basis, Detections, write_detections
 from bitad.data.sources import Source, VideoFiles
+from bitad.experiments import RESULTS_OF_PAIRS
 from bitad.inference.decode import Candidates, decode
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
@@ -76,17 +77,20 @@ class Results:
         """All results under the names that people read; the one that stands for the whole comes last."""
         if len(self.bases) == 1:
             return {str(basis): found for basis, found in self.bases.items()}
-        return {f"{basis} basis": found for basis, found in self.bases.items()} | {"merged": self.merged}
+        return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
 
     def write(self, out: Path) -> None:
-        """Writes ``out``/detections.json and, of a pair, detections.forward.json and detections.reverse.json.
+        """Writes ``out``/detections.json and, of a pair, what each network found (``RESULTS_OF_PAIRS``).
 
-        A basis whose network watches in reverse is written in reverse time, D - t.
+        What a network found that watches in reverse is written in reverse time, D - t.
         """
         write_detections(self.merged, out / "detections.json")
         if len(self.bases) > 1:
-            for (basis, found), view in zip(self.bases.items(), self.views, strict=True):
-                write_detections(found if view == "forward" else found.reversed(), out / f"detections.{basis}.json")
+            files = RESULTS_OF_PAIRS[self.views[1]].values()
+            if "detections.reverse.json" not in files:
+                (out / "detections.reverse.json").unlink(missing_ok=True)  # an earlier version's, of the control
+            for file, found, view in zip(files, self.bases.values(), self.views, strict=False):
+                write_detections(found if view == "forward" else found.reversed(), out / file)
 
 
 def detect(

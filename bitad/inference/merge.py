@@ -1,12 +1,14 @@
-"""Late fusion: the detections of two detectors of the same videos become one set, with no training.
+"""Late fusion: the detections of several detectors of the same videos become one set, with no training.
 
-This is what every trained fusion of the forward and the reverse network must be read against. Both sets must be on one
+This is what every trained fusion of the forward and the reverse network must be read against. All sets must be on one
 clock: ``merge(forward, reverse.forward(), ...)``. This module does not import torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from bitad.data.detections import Detections, VideoColumns, named
 from bitad.data.overlap import tiou_pairs
 from bitad.inference.nms import NmsSettings, nms
+from bitad.log import log
 
 MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 
@@ -23,60 +26,66 @@ _LEAST_WEIGHT = 1e-100
 
 
 def merge(
-    a: Detections,
-    b: Detections,
-    *,
+    *sets: Detections,
     method: MergeMethod,
     settings: NmsSettings | None = None,
-    names: tuple[str, str] = ("the first set", "the second set"),
+    names: Sequence[str] = (),
 ) -> Detections:
-    """Merge two sets of detections of the same videos; the result is by video, best first.
+    """Merge n >= 2 sets of detections; the result is by video, best first.
 
-    * "soft-nms": the union of both, through ``nms`` with these settings.
-    * "mean": pairs of a detection of each set, of one video and class, with a tIoU of at least
-      ``settings.iou_threshold``, are made by descending tIoU, each detection being in one pair at most. A pair becomes
-      the mean of its segments with the mean of its scores.
-    * "product": the same pairs, with the root of the product of their scores; what found no partner is left out, as its
-      product with nothing is nothing.
+    * "soft-nms": the union of all, through ``nms`` with these settings.
+    * "mean": groups of detections of one video and class are made, with at most one detection of each set, any two of
+      which have a tIoU of at least ``settings.iou_threshold``. Pairs of detections of two sets are taken by descending
+      tIoU; each joins the groups of its two detections where that keeps to this rule. A group becomes the mean of its
+      segments with the sum of its scores over n.
+    * "product": the same groups, with the n-th root of the product of their scores. A group that lacks a set is left
+      out, as its product with nothing is nothing.
     * "wsf": weighted segment fusion, which is weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and Vision
-      Computing 2021) in one dimension. By descending score, a detection joins the detection of the other set that it
-      overlaps most, among the better ones that are still alone, from the same tIoU on. A pair becomes the
-      score-weighted mean of its segments with the mean of its scores. Other than in the paper, detections of one set
-      never join each other: soft-NMS leaves weakened copies beside each detection, which dilute its score (merged
-      with themselves, ActionFormer's THUMOS14 detections fall from an average mAP of 66.8 to 58.6).
+      Computing 2021) in one dimension. By descending score, a detection joins the group of better ones that it overlaps
+      most, by the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n.
+      Other than in the paper, detections of one set never join each other: soft-NMS leaves weakened copies beside each
+      detection, which dilute its score (merged with themselves, ActionFormer's THUMOS14 detections fall from an average
+      mAP of 66.8 to 58.6).
 
-    In "mean" and "wsf", what found no partner keeps its segment and half its score, as if the other set gave it 0. All
-    but "soft-nms" use of the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all, a and b may change
-    places.
+    In "mean" and "wsf", a set that lacks a group counts as a score of 0: what one of n sets found alone keeps its
+    segment and 1/n of its score. That a set does not mention a video or a class means that it found nothing there, as
+    files that list only what was found cannot say it otherwise; the log names such videos and classes.
+
+    All but "soft-nms" use of the settings ``iou_threshold``, ``max_segments`` and ``min_score``. In all, the sets may
+    change places: where scores or overlaps are equal, two sets are taken in the given order, more are not.
 
     Args:
+        sets: detections on one clock.
+        method: how.
         settings: ``NmsSettings()`` if not given.
-        names: what errors call the two sets: their files, for example.
+        names: what errors and the log call the sets: their files, for example.
 
     Raises:
-        ValueError: the sets are on different clocks, of different videos or classes, or disagree about a duration; a
-            score is negative, or the scores of only one set go beyond 1.
+        ValueError: fewer than two sets, sets on different clocks or that disagree about a duration; a score is
+            negative, or the scores of only some sets go beyond 1.
     """
     settings = settings or NmsSettings()
-    _require_scores((a, b), names)
-    if different := sorted(set(a.videos) ^ set(b.videos)):
-        raise ValueError(
-            f"{len(different)} of the videos are in only one of the two sets of detections: {named(different)}; both "
-            "detectors must have looked at the same videos"
-        )
-    details = {"merged": {"method": method, "settings": asdict(settings), "details": [a.details, b.details]}}
-    union = Detections.concatenate([a, b], details=details)
-    match method:
-        case "soft-nms":
-            return _through_nms(union, settings)
-        case "mean" | "product" | "wsf":
-            return _best(_fused_pairs(union, len(a), settings.iou_threshold, method), settings)
-        case _:
-            raise ValueError(f"merging method {method!r} is not one of {', '.join(get_args(MergeMethod))}")
+    if method not in get_args(MergeMethod):
+        raise ValueError(f"merging method {method!r} is not one of {', '.join(get_args(MergeMethod))}")
+    if len(sets) < 2:
+        raise ValueError(f"{len(sets)} set of detections: merging needs at least two")
+    names = tuple(names) or tuple(f"set {number}" for number in range(1, len(sets) + 1))
+    _require_scores(sets, names)
+    details = {"merged": {"method": method, "settings": asdict(settings), "details": [one.details for one in sets]}}
+    if said := _what_is_not_in_all(sets, names):
+        log.info("%s", said)
+    # Of equal scores and overlaps the first ones come first: that must not depend on which file was named first. (The
+    # two sets of a forward and a reverse network have an order.)
+    ordered = sets if len(sets) == 2 else sorted(sets, key=_content)
+    union = Detections.concatenate(ordered, details=details)
+    source = np.repeat(np.arange(len(sets)), [len(one) for one in ordered])
+    if method == "soft-nms":
+        return _through_nms(union, settings)
+    return _best(_fused(union, source, len(sets), settings.iou_threshold, method), settings)
 
 
-def _require_scores(sets: tuple[Detections, Detections], names: tuple[str, str]) -> None:
-    """Refuses scores that no method can weigh: negative ones, and those on another scale than the other set's."""
+def _require_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
+    """Refuses scores that no method can weigh: negative ones, and those on another scale than other sets'."""
     for found, name in zip(sets, names, strict=True):
         if (found.scores < 0).any():
             row = int(found.scores.argmin())
@@ -85,12 +94,36 @@ def _require_scores(sets: tuple[Detections, Detections], names: tuple[str, str])
                 f"{found.scores[row]:g}; scores must not be negative: turn logits into scores by a sigmoid"
             )
     highest = [float(found.scores.max(initial=0.0)) for found in sets]
-    if min(highest) <= 1 < max(highest) and min(highest) > 0:
-        high = int(highest[1] > highest[0])
+    high = max(range(len(sets)), key=highest.__getitem__)
+    if low := [number for number, score in enumerate(highest) if 0 < score <= 1 < highest[high]]:
         raise ValueError(
-            f"{names[high]}: scores up to {highest[high]:g}, and {names[1 - high]} up to {highest[1 - high]:g}: they "
+            f"{names[high]}: scores up to {highest[high]:g}, and {names[low[0]]} up to {highest[low[0]]:g}: they "
             "are on different scales; bring both to 0 to 1 (by a sigmoid of logits, or by dividing percentages by 100)"
         )
+
+
+def _what_is_not_in_all(sets: Sequence[Detections], names: Sequence[str]) -> str | None:
+    """One line that names videos and classes that some sets have and others have not; None: there are none."""
+    said = []
+    for thing, plural, lists in (
+        ("video", "videos", [found.videos for found in sets]),
+        ("class", "classes", [found.classes for found in sets]),
+    ):
+        everything = dict.fromkeys(chain.from_iterable(lists))
+        in_all = set(everything).intersection(*lists)
+        for name, own in zip(names, map(set, lists), strict=True):
+            if lacking := [one for one in everything if one not in own]:
+                count = f"{len(lacking)} {thing if len(lacking) == 1 else plural}"
+                said.append(f"{name} lacks {count} ({named(lacking, most=2)})")
+        if everything and not in_all:
+            said.append(f"no {thing} is in all of them")
+    return f"merging the union, as if nothing was found where nothing is stated: {'; '.join(said)}" if said else None
+
+
+def _content(found: Detections) -> tuple[object, ...]:
+    """By what sets can be put in an order that does not depend on how they are given."""
+    columns = (found.scores, found.segments, found.video, found.labels)
+    return found.videos, found.classes, *(column.tobytes() for column in columns)
 
 
 def _through_nms(union: Detections, settings: NmsSettings) -> Detections:
@@ -113,49 +146,90 @@ def _best(merged: Detections, settings: NmsSettings) -> Detections:
     return merged.take(order[rank < settings.max_segments])
 
 
-def _fused_pairs(
-    union: Detections, first_of_b: int, threshold: float, method: Literal["mean", "product", "wsf"]
+def _fused(
+    union: Detections,
+    source: NDArray[np.int64],  # [n], the number of the set that a row is of
+    n_sets: int,
+    threshold: float,
+    method: Literal["mean", "product", "wsf"],
 ) -> Detections:
-    """``union`` with each pair of a row before ``first_of_b`` and one from there on made one row, and the other rows
-    at half their score, or left out."""
-    groups = union.video * len(union.classes) + union.labels
-    in_a, in_b = np.split(np.arange(len(union)), [first_of_b])
-    a, b, tiou = tiou_pairs(groups[in_a], union.segments[in_a], groups[in_b], union.segments[in_b], threshold)
-    a, b = in_a[a], in_b[b]
+    """``union`` with each group made one row, its first."""
+    groups = _groups(union, source, threshold, method)
+    # By group, rows in their order: each is added to the group's first.
+    members = np.argsort(groups, kind="stable")
+    _, first, count = np.unique(groups[members], return_index=True, return_counts=True)
+    place = np.arange(len(members)) - np.repeat(first, count)
+    weight = np.maximum(union.scores, _LEAST_WEIGHT) if method == "wsf" else np.ones(len(union))
+    segments, scores = union.segments.copy(), union.scores / n_sets
+    product = union.scores.copy()
+    for number in range(1, n_sets):
+        rows = members[place == number]
+        into = groups[rows]
+        share = (weight[into] / (weight[into] + weight[rows]))[:, None]
+        segments[into] = share * segments[into] + (1 - share) * union.segments[rows]
+        weight[into] += weight[rows]
+        scores[into] += union.scores[rows] / n_sets
+        product[into] *= union.scores[rows]
+    kept = members[place == 0]
+    if method == "product":
+        kept, scores = kept[count == n_sets], product ** (1 / n_sets)
+    return replace(union, segments=segments, scores=scores).take(np.sort(kept))
+
+
+def _groups(
+    union: Detections, source: NDArray[np.int64], threshold: float, method: Literal["mean", "product", "wsf"]
+) -> NDArray[np.int64]:
+    """The number of each row's group ``[n]``, which is that of its first row."""
+    a, b, tiou = _pairs_of_sets(union, source, threshold)
     rank = np.empty(len(union), np.int64)
     rank[np.argsort(-union.scores, kind="stable")] = np.arange(len(union))
     better, worse = np.minimum(rank[a], rank[b]), np.maximum(rank[a], rank[b])
     # The order in which pairs are made. Of equal ones those with high scores come first, so that a set merged with
     # itself stays what it is.
     order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
-    chosen = order[_one_to_one(a[order], b[order], len(union))]
-    a, b = a[chosen], b[chosen]
-    weight = np.maximum(union.scores, _LEAST_WEIGHT) if method == "wsf" else np.ones(len(union))
-    share = (weight[a] / (weight[a] + weight[b]))[:, None]
-    segments, scores = union.segments.copy(), union.scores / 2
-    segments[a] = share * union.segments[a] + (1 - share) * union.segments[b]
-    if method == "product":
-        scores[a] = np.sqrt(union.scores[a] * union.scores[b])
-        return replace(union, segments=segments, scores=scores).take(np.sort(a))
-    scores[a] += union.scores[b] / 2
-    return replace(union, segments=segments, scores=scores).take(np.delete(np.arange(len(union)), b))
+    return _joined(a[order], b[order], source)
 
 
-def _one_to_one(a: NDArray[np.int64], b: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Which pairs (a row a, a row b, both below n), taken in their order, still find both rows free.
+def _pairs_of_sets(
+    union: Detections, source: NDArray[np.int64], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The pairs of rows of two sets, of one video and class, that overlap enough, and their tIoU."""
+    kinds = union.video * len(union.classes) + union.labels
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    for number in range(1, int(source.max(initial=0)) + 1):
+        before, own = np.flatnonzero(source < number), np.flatnonzero(source == number)
+        a, b, tiou = tiou_pairs(kinds[before], union.segments[before], kinds[own], union.segments[own], threshold)
+        found.append((before[a], own[b], tiou))
+    a, b, tiou = (np.concatenate(column) for column in zip(*found, strict=True))
+    return a, b, tiou
 
-    Of the pairs that remain, every one that is the first for both its rows is taken, and those that share a row with
-    it fall out, until none remains: the same as one after the other, in a few rounds.
+
+def _joined(a: NDArray[np.int64], b: NDArray[np.int64], source: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The groups ``[n]`` that joining pairs (a row a, a row b), taken in their order, makes of n rows.
+
+    Two groups are joined where they have no set in common, and each row of one is in a pair with each of the other.
+    A pair that may not join its groups never may later, as groups only grow. Of the pairs that remain, every one that
+    is the first for both its groups is therefore taken at once, until none remains: the same as one after the other,
+    in a few rounds.
     """
-    taken: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    n = len(source)
+    groups = np.arange(n)
+    size = np.ones(n, np.int64)
     pairs = np.arange(len(a))
     while pairs.size:
+        one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
+        # Within a pair of groups each pair of rows occurs once, and pairs of a set with itself never do: all rows are
+        # paired exactly where no set is in both groups and all overlap enough.
+        _, inverse, count = np.unique(one * n + other, return_inverse=True, return_counts=True)
+        complete = (count[inverse] == size[one] * size[other]) & (one != other)
+        pairs, one, other = pairs[complete], one[complete], other[complete]
         first = np.full(n, len(a))
-        np.minimum.at(first, a[pairs], pairs)
-        np.minimum.at(first, b[pairs], pairs)
-        sure = pairs[(first[a[pairs]] == pairs) & (first[b[pairs]] == pairs)]
-        taken.append(sure)
-        free = np.ones(n, np.bool_)
-        free[a[sure]] = free[b[sure]] = False
-        pairs = pairs[free[a[pairs]] & free[b[pairs]]]
-    return np.concatenate(taken)
+        np.minimum.at(first, one, pairs)
+        np.minimum.at(first, other, pairs)
+        sure = (first[one] == pairs) & (first[other] == pairs)
+        into = np.arange(n)
+        into[other[sure]] = one[sure]
+        size[one[sure]] += size[other[sure]]
+        groups = into[groups]
+        pairs = pairs[~sure]
+    return groups

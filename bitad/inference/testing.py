@@ -41,7 +41,8 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
 
     Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (reverse time, D - t) and
     ``out``/metrics.json. Of one network the two files of detections hold the same ones; of a pair the first holds the
-    merged ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis.
+    merged ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis;
+    of two forward networks ``out``/detections.second.json has those of the second one, in forward time.
 
     What was found is written before it is evaluated, and stays where that fails.
 

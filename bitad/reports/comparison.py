@@ -108,7 +108,10 @@ class Comparison:
     def loss_table(self) -> Table:
         """The losses that the two networks of each variant began and ended with; means over seeds."""
         rows: list[tuple[Cell, ...]] = []
-        for label, runs in self._by_label(lambda run: run.config.plan.networks == 2).items():
+        pairs = self._by_label(lambda run: run.config.plan.networks == 2)
+        two_forward = any(run.config.pair.second == "forward" for runs in pairs.values() for run in runs)
+        each_of = ("first network", "second network") if two_forward else ("forward basis", "reverse basis")
+        for label, runs in pairs.items():
             records = [found for run in runs if (found := _training_records(run))]
             if records:
                 first = [found[0]["loss"] for found in records]
@@ -118,7 +121,7 @@ class Comparison:
                 rows.append((label, _mean(first), *each, _mean(final), len(records)))
         return Table(
             "Training losses of two networks",
-            ("run", "first step", "first, forward basis", "first, reverse basis", "at the end", "seeds"),
+            ("run", "first step", *(f"first, {name}" for name in each_of), "at the end", "seeds"),
             tuple(rows),
             notes=(
                 "Means over seeds. The loss is the sum of both bases' (and, in 1x, of the agreement loss); at the end: "

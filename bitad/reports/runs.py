@@ -11,23 +11,11 @@ from bitad.config import Config
 from bitad.config_files import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.ground_truth import read_test_ground_truth
-from bitad.experiments import EXPERIMENTS
+from bitad.experiments import EXPERIMENTS, RESULTS_OF_PAIRS
 from bitad.training.metrics import METRICS, read_metrics
 
-# What the bases of a pair of networks are called, and where their detections lie; those of the pair itself come last.
-_BASES = {
-    "reverse": {
-        "forward basis": "detections.forward.json",
-        "reverse basis": "detections.reverse.json",
-        "merged": "detections.json",
-    },
-    # The control's second network watches forwards, so the reverse basis is a forward one.
-    "forward": {
-        "first network": "detections.forward.json",
-        "second network": "detections.reverse.json",
-        "merged": "detections.json",
-    },
-}
+# Where earlier versions wrote what the control's second network found, though that is in forward time.
+_EARLIER = {"detections.second.json": "detections.reverse.json"}
 
 
 def label_of(config: Config) -> str:
@@ -86,8 +74,11 @@ class Run:
         Raises:
             FileNotFoundError: one is missing.
         """
-        names = {"": "detections.json"} if self.config.plan.networks == 1 else _BASES[self.config.pair.second]
+        names = {"": "detections.json"} if self.config.plan.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
         files = {what: self.directory / name for what, name in names.items()}
+        for what, name in names.items():
+            if not files[what].is_file() and (earlier := self.directory / _EARLIER.get(name, name)).is_file():
+                files[what] = earlier
         for path in files.values():
             if not path.is_file():
                 raise FileNotFoundError(

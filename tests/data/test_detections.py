@@ -90,6 +90,13 @@ def test_of_an_unknown_video_names_the_known_ones():
         some().of_video("gate")
 
 
+def test_concatenation_has_the_classes_of_all_parts():
+    a, b = some(0), some(1, classes=("fall", "open", "close"))
+    both = Detections.concatenate([a, b])
+    assert both.classes == ("open", "close", "rise", "fall")
+    assert sorted(rows(both)) == sorted(rows(a) + rows(b))
+
+
 def test_concatenation_keeps_every_row():
     a = some(0)
     b = replace(some(1), videos=("kite", "door", "boat"), classes=("rise", "open", "close"), durations_s={"boat": 9.0})
@@ -105,7 +112,6 @@ def test_concatenation_keeps_every_row():
     ("other", "message"),
     [
         (some(basis="reverse"), "forward and on the reverse clock"),
-        (some(classes=("open", "close", "fall")), "differ by fall, rise"),
         (some(durations_s={"kite": 31.5}), "video kite lasts 31.25 s in one part and 31.5 s in another"),
     ],
 )
@@ -215,14 +221,18 @@ def test_other_projects_files_are_read(tmp_path):
         ({**ROW, "segment": [1, 2, 3]}, "segment [1, 2, 3] is not"),
         ({**ROW, "segment": 7}, "segment 7 is not"),
         ({**ROW, "segment": [1, None]}, "segment [1, None] is not"),
-        ({**ROW, "segment": ["1", "2"]}, "segment ['1', '2'] is not"),
+        ({**ROW, "segment": ["1", "b"]}, "segment ['1', 'b'] is not"),
+        ({**ROW, "segment": ["1", "nan"]}, "segment ['1', 'nan'] is not"),
+        ({**ROW, "segment": "12"}, "segment '12' is not"),
         ({**ROW, "segment": [1, float("nan")]}, "segment [1, nan] is not"),
         ({**ROW, "segment": [1, 10**30]}, "segment [1, 1000000000000000000000000000000] is not"),
         ({**ROW, "segment": [5, 3]}, "segment [5, 3] ends before it starts"),
         ({**ROW, "score": float("inf")}, "score inf is not a finite number"),
-        ({**ROW, "score": "0.5"}, "score '0.5' is not"),
+        ({**ROW, "score": "0,5"}, "score '0,5' is not"),
+        ({**ROW, "score": "inf"}, "score 'inf' is not"),
         ({**ROW, "score": None}, "score None is not"),
-        ({**ROW, "label": 3}, "label 3 is not a class name"),
+        ({**ROW, "label": 3.5}, "label 3.5 is not a class name or number"),
+        ({**ROW, "label": None}, "label None is not a class name or number"),
         ({**ROW, "label": ["open"]}, "label ['open'] is not"),
     ],
 )

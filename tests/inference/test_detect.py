@@ -272,7 +272,8 @@ def test_a_pair_is_heard_at_the_right_seconds_in_both_bases_and_merged(
     results = detect(pair_of_oracles(config), truth, TruthOnTheGrid(build_source(config)), config, ALONE)
     assert list(results.bases) == ["forward", "reverse"]
     assert results.views == ("forward", second)
-    assert list(results.named()) == ["forward basis", "reverse basis", "merged"]
+    names = ["forward basis", "reverse basis"] if second == "reverse" else ["first network", "second network"]
+    assert list(results.named()) == [*names, "merged"]
     for found in results.named().values():
         assert found.basis == "forward"
         for name, video in truth.videos.items():
@@ -301,6 +302,19 @@ def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
     reverse = read_detections(tmp_path / "detections.reverse.json")
     assert reverse.basis == "reverse"
     np.testing.assert_allclose(reverse.forward().segments, results.bases["reverse"].segments, atol=1e-6)
+
+
+def test_nothing_of_two_forward_networks_is_called_reverse(features: Path, tmp_path: Path) -> None:
+    config = config_of(features, "experiment=1-1", *INIT, "pair.second=forward", *EXACT)
+    results = detect(pair_of_oracles(config), truth_of(config), TruthOnTheGrid(build_source(config)), config, ALONE)
+    (tmp_path / "detections.reverse.json").write_text("an earlier version's")
+    results.write(tmp_path)
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {"detections.json", "detections.forward.json", "detections.second.json"}
+    assert not any("reverse" in name for name in results.named())
+    second = read_detections(tmp_path / "detections.second.json")
+    assert second.basis == "forward"
+    np.testing.assert_array_equal(second.segments, results.bases["reverse"].segments)
 
 
 def test_of_one_network_there_is_one_result(features: Path, tmp_path: Path) -> None:

@@ -1,0 +1,343 @@
+"""The forms in which detections are found: how each is recognised, and its reader.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import reprlib
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bitad.data.csv_tables import rows_of_table
+from bitad.data.detection_rows import Found, by_video, number_of, of_table
+from bitad.files import read_json
+from bitad.signatures import signature_of
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of detection files.
+
+    Args:
+        says: what is read, for people.
+        fits: whether a file's content (``_content``) has this form.
+        read: reads it; the first argument is the file.
+    """
+
+    says: str
+    fits: Callable[[Any], bool]
+    read: Callable[[Path, Any], Found]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file, by its columns."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text that is no table, by the fields of its first line."""
+
+    fields: tuple[str, ...]
+
+
+def read_found(path: Path) -> Found:
+    """Read a detection file in any of the ``FORMS``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has none of the forms, or the first defect, with file, video or row, and value.
+    """
+    content = _content(path)
+    for form in FORMS.values():
+        if form.fits(content):
+            return form.read(path, content)
+    is_json = not isinstance(content, (_Table, _Text))
+    nearest = FORMS["results" if is_json else "csv"].says
+    missing = 'no "results" object in this file: ' if is_json else ""
+    raise ValueError(
+        f"{path}: {missing}it looks like {_looks_like(content)}; the nearest form that is read is {nearest}"
+    )
+
+
+# Readers of JSON
+
+
+def _read_results(path: Path, content: dict[str, Any]) -> Found:
+    """ActivityNet's submission: ``{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}``.
+
+    So write OpenTAD (``result_detection.json``), mmaction2 (``ANetMetric``, whose proposals have no label and whose
+    videos lack the ``v_`` of their files), HACS, AFSD, G-TAD, and BiTAD with more in ``external_data``.
+    Sources: sming256/OpenTAD opentad/cores/test_engine.py; open-mmlab/mmaction2
+    mmaction/evaluation/metrics/anet_metric.py.
+    """
+    external = content.get("external_data") or {}
+    if not isinstance(external, dict):
+        raise ValueError(f"{path}: external_data is {reprlib.repr(external)}; it must be an object")
+    return by_video(path, content["results"], external=external)
+
+
+def _read_ego4d(path: Path, content: dict[str, Any]) -> Found:
+    """Ego4D's moment queries: as ActivityNet's, the clips under ``detect_results``; ``retrieve_results`` is not read.
+
+    Source: the tool of sming256/OpenTAD that writes ``"challenge": "ego4d_moment_queries"``.
+    """
+    return by_video(path, content["detect_results"])
+
+
+def _read_actionformer(path: Path, content: dict[str, Any]) -> Found:
+    """ActionFormer's JSON of predictions: ``{"database": {video: [{"segment", "label_id", "scores"}]}}``.
+
+    Source: happyharrycn/actionformer_release libs/utils/metrics.py, ``load_pred_seg_from_json``.
+    """
+    return by_video(path, content["database"], label="label_id", score="scores")
+
+
+def _read_columns(path: Path, content: dict[str, Any]) -> Found:
+    """Columns by name: what ActionFormer's ``eval_results.pkl`` holds, written as JSON.
+
+    Sources: happyharrycn/actionformer_release libs/utils/train_utils.py, ``valid_one_epoch``; pandas' ``to_json``,
+    which writes a column as an object of values by row number.
+    """
+    names = _columns_of(content)
+    columns: dict[str, list[Any]] = {}
+    for role, name in names.items():
+        column = content[name]
+        columns[role] = list(column.values()) if isinstance(column, dict) else column
+        if not isinstance(columns[role], list):
+            raise ValueError(f"{path}: column {name} is {reprlib.repr(column)}; it must be a list")
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{names[role]} {len(column)}" for role, column in columns.items())
+        raise ValueError(f"{path}: its columns are of different lengths: {lengths}")
+    return of_table(columns, lambda row: f"{path}: row {row}")
+
+
+def _read_records(path: Path, content: list[Any]) -> Found:
+    """A list of detections, each with its video: ``[{"video-id", "t-start", "t-end", "label", "score"}]``.
+
+    Source: pandas' ``to_json(orient="records")`` of ActionFormer's table.
+    """
+    names = _columns_of(content[0])
+    columns: dict[str, list[Any]] = {role: [] for role in names}
+    for number, row in enumerate(content):
+        for role, name in names.items():
+            if not (isinstance(row, dict) and name in row):
+                raise ValueError(f"{path}: row {number}: detection {reprlib.repr(row)} has no {name}")
+            columns[role].append(row[name])
+    return of_table(columns, lambda row: f"{path}: row {row}")
+
+
+# Readers of tables
+
+
+def _read_csv(path: Path, content: _Table) -> Found:
+    """A table with the columns of ``_COLUMNS``, of which only the label may be missing.
+
+    Source: pandas' ``to_csv`` of ActionFormer's table.
+    """
+    names = _columns_of(content.columns)
+    columns: dict[str, list[Any]] = {role: [] for role in names}
+    places = []
+    for where, row in rows_of_table(path, list(names.values())):
+        places.append(where)
+        for role, name in names.items():
+            columns[role].append(row[name])
+    return of_table(columns, places.__getitem__)
+
+
+def _read_kit(path: Path, _: _Text) -> Found:
+    """What the THUMOS'14 kit's ``TH14evaldet`` reads: lines of a video, its start, end, class number and score.
+
+    Source: the kit's TH14evaldet.m. Its class numbers are those of ``detclasslist.txt``, 7 (BaseballPitch) to 97.
+    """
+    columns: dict[str, list[Any]] = {role: [] for role in ("video", "start", "end", "label", "score")}
+    places = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if fields := line.split():
+            where = f"{path}:{number}"
+            if len(fields) != len(columns):
+                raise ValueError(f"{where}: {len(fields)} fields; a line has a video, start, end, class and score")
+            places.append(where)
+            for column, value in zip(columns.values(), fields, strict=True):
+                column.append(value)
+    return of_table(columns, places.__getitem__)
+
+
+# How forms are told apart. The columns of a table by what they hold: the first name that is there counts.
+_COLUMNS = {
+    "video": ("video-id", "video-name", "video", "vid"),
+    "start": ("t-start", "start", "t-init", "start-time"),
+    "end": ("t-end", "end", "end-time"),
+    "label": ("label", "class", "label-id", "label-idx"),
+    "score": ("score", "scores", "confidence"),
+}
+
+
+def _columns_of(names: Iterable[Any]) -> dict[str, str]:
+    """The names of ``_COLUMNS`` that a table has, by what they hold; case and underscores do not matter."""
+    there = {name.strip().lower().replace("_", "-"): name for name in names if isinstance(name, str)}
+    found = {role: [there[name] for name in known if name in there] for role, known in _COLUMNS.items()}
+    return {role: columns[0] for role, columns in found.items() if columns}
+
+
+def _is_table(names: Iterable[Any]) -> bool:
+    return _columns_of(names).keys() >= _COLUMNS.keys() - {"label"}
+
+
+def _lists(content: Any) -> bool:
+    """Whether it is an object of lists, some of which have a row."""
+    return (
+        isinstance(content, dict) and all(isinstance(rows, list) for rows in content.values()) and any(content.values())
+    )
+
+
+def _are_detections(content: Any) -> bool:
+    first = next(chain.from_iterable(content.values())) if _lists(content) else None
+    return isinstance(first, dict) and first.keys() >= {"segment", "score"}
+
+
+def _is_kit(content: Any) -> bool:
+    if not (isinstance(content, _Text) and len(content.fields) == 5):
+        return False
+    _, start, end, number, score = content.fields
+    return number.isdecimal() and None not in map(number_of, (start, end, score))
+
+
+FORMS = {
+    "results": Form(
+        'JSON with "results" by video, each a list of {segment, label, score}, as ActivityNet, OpenTAD and mmaction2 '
+        "have it",
+        lambda content: isinstance(content, dict) and isinstance(content.get("results"), dict),
+        _read_results,
+    ),
+    "ego4d-mq": Form(
+        'the same with "detect_results", as Ego4D\'s moment queries',
+        lambda content: isinstance(content, dict) and _lists(content.get("detect_results")),
+        _read_ego4d,
+    ),
+    "actionformer": Form(
+        'ActionFormer\'s JSON of predictions: {segment, label_id, scores} by video under "database"',
+        lambda content: isinstance(content, dict) and _lists(content.get("database")),
+        _read_actionformer,
+    ),
+    "by-video": Form(
+        "JSON of videos alone, each a list of {segment, label, score}", _are_detections, lambda p, c: by_video(p, c)
+    ),
+    "columns": Form(
+        "JSON of columns: video-id, t-start, t-end, label, score",
+        lambda content: isinstance(content, dict) and _is_table(content),
+        _read_columns,
+    ),
+    "records": Form(
+        "JSON of a list of {video-id, t-start, t-end, label, score}",
+        lambda content: (
+            isinstance(content, list) and any(isinstance(row, dict) and _is_table(row) for row in content[:1])
+        ),
+        _read_records,
+    ),
+    "csv": Form(
+        "CSV with the columns video-id, t-start, t-end, label, score (seconds)",
+        lambda content: isinstance(content, _Table) and _is_table(content.columns),
+        _read_csv,
+    ),
+    "thumos-kit": Form("the THUMOS'14 kit's text: lines of video, start, end, class number, score", _is_kit, _read_kit),
+}
+
+# Tables that other projects write and that do not hold what detections need: their columns, and what they are.
+_OTHER_TABLES = (
+    (
+        {"action", "start", "end", "tmin", "tmax"},
+        "the probabilities of action, start and end along one video, from which BSN and BMN make proposals",
+    ),
+    (
+        {"tmin", "tmax", "score"},
+        "one video's proposals of BSN in mmaction2: times are fractions of the video, which it does not name",
+    ),
+    (
+        {"xmin", "xmax", "score"},
+        "one video's proposals of BSN or BMN: times are fractions of the video, which it does not name",
+    ),
+    ({"xmin", "xmax"}, "one video's proposals of BSN or BMN: times are fractions of the video, which it does not name"),
+    ({"f-init", "f-end"}, "proposals of DAPs: times are in frames"),
+)
+
+
+def _content(path: Path) -> Any:
+    """What tells a file's form: the content of JSON, or the head of a table or a text."""
+    try:
+        kind = signature_of(path).kind
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; check its name") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as detections: {error.strerror}; name one file") from None
+    if kind == "pickle":
+        raise ValueError(_about_pickle(path))
+    if kind in ("json", "shards", "gzip") or path.name.lower().endswith((".json", ".json.gz")):
+        return read_json(path)
+    if kind != "text":
+        raise ValueError(f"{path}: no detections: it is {signature_of(path)}")
+    line = next((line for line in _text(path).split("\n") if line.strip()), "")
+    if "," in line:
+        return _Table(tuple(next(csv.reader([line]))))
+    return _Text(tuple(line.split()))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
+
+
+def _about_pickle(path: Path) -> str:
+    """That a pickle is not read, and how to write what is in it as JSON: in that of ActionFormer, columns by name."""
+    out = path.with_suffix(".json").name
+    code = (
+        "import json, pickle, sys; d = pickle.load(open(sys.argv[1], 'rb')); json.dump({k: v.tolist() if hasattr(v, "
+        "'tolist') else v for k, v in d.items()}, open(sys.argv[2], 'w'))"
+    )
+    return (
+        f"{path}: a Python pickle, as ActionFormer's eval_results.pkl, can run any code when it is read, and is not "
+        "read; if you trust it, write it as JSON where NumPy is installed: "
+        f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(out)}'
+    )
+
+
+def _looks_like(content: Any) -> str:
+    """What a file is that has none of the forms."""
+    match content:
+        case _Table(columns):
+            there = {name.strip().lower().replace("_", "-") for name in columns}
+            for known, says in _OTHER_TABLES:
+                if there >= known:
+                    return says
+            missing = [role for role in _COLUMNS if role not in (*_columns_of(columns), "label")]
+            return f"a table with the columns {_some(columns)}, none of which is the {' or the '.join(missing)}"
+        case _Text(()):
+            return "an empty text"
+        case _Text(fields):
+            return f"a text with lines of {len(fields)} fields, the first {_some(fields)}"
+        case {"database": dict()}:
+            return "annotations, with a database of videos"
+        case {"results": results}:
+            return f'JSON whose "results" are {reprlib.repr(results)}'
+        case dict():
+            return f"a JSON object with {_some(content)}" if content else "an empty JSON object"
+        case list():
+            return (
+                f"a JSON list of {len(content)}, the first {reprlib.repr(content[0])}" if content else "an empty list"
+            )
+    return f"JSON of one value, {reprlib.repr(content)}"
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    listed = list(names)
+    return ", ".join(map(reprlib.repr, listed[:most])) + (", ..." if len(listed) > most else "")
