@@ -133,6 +133,8 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
         TypeError, ValueError: they are not all of this shape and finite.
     """
     shape = (len(values),) if width is None else (len(values), width)
+    if bool in set(map(type, chain.from_iterable(values) if width else values)):
+        raise TypeError("a truth value, which NumPy would take for a number")
     found = np.array(values) if values else np.empty(shape)
     if found.dtype.kind == "U" and found.shape == shape:
         found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)

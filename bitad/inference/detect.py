@@ -36,7 +36,8 @@ from bitad.training.environment import say_repeated
 from bitad.training.first_look import say_rates
 from bitad.video.damage import Damaged
 
-DETECTION_FILES = ("detections.json", "detections.forward.json", "detections.reverse.json")
+# Every file of detections that a test may write.
+DETECTION_FILES = tuple(dict.fromkeys(file for files in RESULTS_OF_PAIRS.values() for file in files.values()))
 
 
 def nms_settings(config: NmsConfig) -> NmsSettings | None:
