@@ -203,6 +203,137 @@ def test_the_result_says_how_it_was_made():
     assert merged.durations_s == a.durations_s
 
 
+# More than two sets, and sets of different videos and classes
+
+
+def random_sets(seed: int, counts: list[int], digits: int) -> list[Detections]:
+    """Sets whose scores and times are rounded, so that many are equal, and whose videos and classes differ."""
+    rng = np.random.default_rng(seed)
+    sets = []
+    for n in counts:
+        found = random_detections(rng, n)
+        found = replace(found, segments=found.segments.round(digits), scores=found.scores.round(digits))
+        rows = np.isin(found.video, rng.integers(0, 2, 2)) & np.isin(found.labels, rng.integers(0, 2, 3))
+        sets.append(without_what_is_empty(found.take(rows)))
+    return sets
+
+
+def without_what_is_empty(found: Detections) -> Detections:
+    """As a file is that lists only what was found."""
+    videos, video = np.unique(found.video, return_inverse=True)
+    classes, labels = np.unique(found.labels, return_inverse=True)
+    return replace(
+        found,
+        videos=tuple(found.videos[i] for i in videos),
+        classes=tuple(found.classes[i] for i in classes),
+        video=video.astype(np.int64),
+        labels=labels.astype(np.int64),
+    )
+
+
+many = st.builds(
+    random_sets,
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 15), min_size=3, max_size=5),
+    st.sampled_from([0, 1, 9]),
+)
+
+
+def by_name(detections: Detections) -> list[tuple]:
+    columns = (detections.scores.tolist(), *detections.segments.T.tolist())
+    video, label = detections.video.tolist(), detections.labels.tolist()
+    names = ((detections.videos[v], detections.classes[k]) for v, k in zip(video, label, strict=True))
+    return sorted((*name, *row) for name, row in zip(names, zip(*columns, strict=True), strict=True))
+
+
+@given(many, st.randoms(), st.sampled_from(METHODS))
+@settings(deadline=None, max_examples=200)
+def test_the_order_of_many_sets_does_not_matter(sets, random, method):
+    mixed = random.sample(sets, len(sets))
+    assert by_name(merge(*sets, method=method)) == by_name(merge(*mixed, method=method))
+
+
+@given(many, st.sampled_from(METHODS))
+@settings(deadline=None, max_examples=100)
+def test_what_a_set_does_not_mention_is_as_if_it_had_found_nothing_there(sets, method):
+    videos, classes = ("u", "v", "empty"), ("open", "close")
+
+    def told(found: Detections) -> Detections:
+        video = np.array([videos.index(found.videos[i]) for i in found.video], np.int64)
+        labels = np.array([classes.index(found.classes[i]) for i in found.labels], np.int64)
+        return replace(found, videos=videos, classes=classes, video=video, labels=labels)
+
+    pair = sets[:2]
+    assert by_name(merge(*pair, method=method)) == by_name(merge(*map(told, pair), method=method))
+
+
+def slow_groups(sets: list[Detections], threshold: float, method: str) -> list[tuple]:
+    """The rule written out: pairs one after the other, each joining its groups if these allow it."""
+    union = Detections.concatenate(sets)
+    source = [number for number, found in enumerate(sets) for _ in range(len(found))]
+    kind = list(zip(union.video.tolist(), union.labels.tolist(), strict=True))
+    n, scores = len(union), union.scores
+    overlap = {
+        frozenset((i, j)): tiou(union.segments[i], union.segments[j])
+        for i in range(n)
+        for j in range(i)
+        if source[i] != source[j] and kind[i] == kind[j]
+    }
+    overlap = {pair: value for pair, value in overlap.items() if value >= threshold}
+    if method == "wsf":
+        order = sorted(overlap, key=lambda pair: (-min(scores[list(pair)]), -overlap[pair]))
+    else:
+        order = sorted(overlap, key=lambda pair: -overlap[pair])
+    group = {i: frozenset([i]) for i in range(n)}
+    for i, j in map(tuple, order):
+        if group[i] != group[j] and all(frozenset((p, q)) in overlap for p in group[i] for q in group[j]):
+            joined = group[i] | group[j]
+            group.update(dict.fromkeys(joined, joined))
+    found = []
+    for members in map(sorted, set(group.values())):
+        weights = scores[members] if method == "wsf" else np.ones(len(members))
+        start, end = np.average(union.segments[members], axis=0, weights=weights)
+        score = scores[members].sum() / len(sets)
+        if method == "product":
+            score = scores[members].prod() ** (1 / len(sets))
+        if method != "product" or len(members) == len(sets):
+            found.append((union.videos[kind[members[0]][0]], union.classes[kind[members[0]][1]], score, start, end))
+    return sorted(found)
+
+
+@given(
+    st.builds(
+        random_sets, st.integers(0, 2**32 - 1), st.lists(st.integers(0, 15), min_size=2, max_size=4), st.just(15)
+    ),
+    thresholds,
+    st.sampled_from(PAIRING),
+)
+@settings(deadline=None, max_examples=150)
+def test_groups_are_fused_as_the_rule_says(sets, threshold, method):
+    merged = by_name(merge(*sets, method=method, settings=NmsSettings(iou_threshold=threshold)))
+    expected = slow_groups(sets, threshold, method)
+    assert [row[:2] for row in merged] == [row[:2] for row in expected]
+    figures = [np.array([row[2:] for row in found]).reshape(-1, 3) for found in (merged, expected)]
+    np.testing.assert_allclose(*figures, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", PAIRING)
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_set_merged_with_itself_many_times_stays_what_it_is(method, n):
+    a, _ = random_pair(3, 40, 0)
+    assert_same(merge(*[a] * n, method=method), a)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_what_one_of_many_found_alone_counts_by_their_number(n):
+    a, nothing = random_pair(0, 20, 0)
+    rest = [nothing] * (n - 1)
+    for method in ("mean", "wsf"):
+        assert_same(merge(*rest, a, method=method), replace(a, scores=a.scores / n))
+    assert len(merge(a, *rest, method="product")) == 0
+    assert_same(merge(a, *rest, method="soft-nms"), merge(a, nothing, method="soft-nms"))
+
+
 # Refusals
 
 
@@ -214,5 +345,7 @@ def test_sets_that_cannot_be_merged_say_why():
     ]:
         with pytest.raises(ValueError, match=message):
             merge(a, other, method="mean")
+    with pytest.raises(ValueError, match="1 set of detections: merging needs at least two"):
+        merge(a, method="mean")
     with pytest.raises(ValueError, match="'median' is not one of soft-nms, mean, product, wsf"):
         merge(a, b, method="median")

@@ -137,6 +137,9 @@ def test_the_controls_second_network_is_no_reverse_one(new_run: Callable[..., Pa
     comparison = compare([new_run("experiment=1", "pair.second=forward")])
     label = "1, two forward networks"
     assert labels(comparison) == [f"{label}, first network", f"{label}, second network", f"{label}, merged"]
+    for table in (comparison.table(), comparison.loss_table()):
+        assert table.rows
+        assert "reverse" not in table.text()
 
 
 def test_mean_and_spread_are_over_seeds(new_run: Callable[..., Path]) -> None:
