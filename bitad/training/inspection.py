@@ -137,7 +137,8 @@ class Inspection:
                 (
                     "detector",
                     f"{head.in_channels} -> {head.channels} channels, {head.levels} levels, {head.stem_blocks} stem "
-                    f"blocks, {head.head_convolutions} convolutions in the head, {head.classes} classes",
+                    f"blocks, {head.head_convolutions} convolutions in the head, {head.classes} classes"
+                    + ("" if head.level_norms else "; no layer norm at the levels' ends (model.level_norms=false)"),
                 )
             )
         return rows
@@ -210,7 +211,7 @@ def _of_size(transformer: TransformerSize | None, head: HeadSize | None) -> Conf
         shown = asdict(head)
         shared = ("channels", "levels", "embed_convolutions", "stem_blocks", "head_convolutions")
         model |= {key: shown[key] for key in shared} | {"heads": 1}
-        model["layer_scale"] = 1.0 if head.layer_scale else None
+        model |= {"layer_scale": 1.0 if head.layer_scale else None, "level_norms": head.level_norms}
         data["feature_channels"] = head.in_channels
     if transformer is None:
         data["features"] = "none"
