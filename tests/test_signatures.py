@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,13 @@ def zipped(*names: str) -> bytes:
     return stream.getvalue()
 
 
+def tarred(name: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return stream.getvalue()
+
+
 def npy_bytes() -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ones((3, 2), np.float32))
@@ -57,6 +66,11 @@ FILES: dict[str, tuple[bytes, str]] = {
     "html": (HTML, "an HTML page, as a login or an error gives one; download the file itself again"),
     "html after a mark": (b"\xef\xbb\xbf<html>", "an HTML page"),
     "html after a comment": (b"<!-- saved -->\n<HTML>", "an HTML page"),
+    "html of a refresh": (b'<meta http-equiv="refresh">', "an HTML page"),
+    "xml of a store": (b"<Error><Code>AccessDenied</Code></Error>", "an XML document"),
+    "zip of nothing": (b"PK\x05\x06" + bytes(18), "a zip archive"),
+    "tar of weights": (tarred("model.safetensors"), "a tar archive; extract it"),
+    "pickle of protocol 4": (pickle.dumps({"a": 1}, 4), "a Python pickle that torch.save has not written"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
     "gzip": (gzip.compress(torch_bytes({"a": torch.ones(2)})), "a gzip file; decompress it first"),
     "bzip2": (b"BZh91AY&SY", "a bzip2 file"),
@@ -87,17 +101,19 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("suffix", [".pth", ".bin"])
-def test_a_file_that_is_no_weights_is_called_what_it_is(tmp_path: Path, name: str, suffix: str) -> None:
+def test_a_file_that_is_no_weights_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str
+) -> None:
     content, said = FILES[name]
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        read_weights(path)
-    message = str(error.value)
-    assert message.startswith(f"{path} is not a readable checkpoint or file of weights: it is ")
-    assert said in message
-    assert "\n" not in message
-    assert not any(advice in message for advice in ADVICE)
+    capsys.readouterr()
+    for command in (("inspect", path), ("convert", path, tmp_path / "o.safetensors")):
+        assert main(["weights", *map(str, command)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"error: {path} is not a readable checkpoint or file of weights: it is " in line
+        assert said in line
+        assert not any(advice in line for advice in ADVICE)
 
 
 def test_a_pytorch_file_under_a_name_of_safetensors_is_called_one(tmp_path: Path) -> None:
@@ -129,6 +145,42 @@ def test_a_file_with_foreign_classes_says_so_without_advice_to_run_it(
     assert str(path) in line
     assert ("Foreign" in line) == (form != "pickle")
     assert not any(advice in line for advice in ADVICE)
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.getenv, ("HOME",)
+
+
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_a_file_that_would_run_something_is_refused_by_what_it_would_run(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(torch_bytes({"a": Harmful()}, _use_new_zipfile_serialization=form == "zip"))
+    with pytest.raises(ValueError, match=r"w\.pth needs os\.getenv, and weights are read without running anything"):
+        read_weights(path)
+
+
+def test_a_folder_is_refused_with_the_weights_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).touch()
+    assert main(["weights", "inspect", str(tmp_path)]) == 1
+    assert f"{tmp_path} is a folder; name a file of weights in it: model.safetensors\n" in capsys.readouterr().err
+
+
+def test_a_name_in_capitals_is_a_name(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "W.SAFETENSORS")
+    assert read_weights(tmp_path / "W.SAFETENSORS")["a"].tolist() == [1, 1]
+
+
+def test_a_scripted_model_is_called_one(tmp_path: Path) -> None:
+    """As PyTorch itself writes it, with compressed members."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py"):
+            archive.writestr(name, "x" * 999)
+    (tmp_path / "w.pt").write_bytes(stream.getvalue())
+    with pytest.raises(ValueError, match="it is a TorchScript model, which holds code"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
