@@ -45,7 +45,7 @@ class TransformerSize:
         if patch is None or patch.ndim != 5 or mlp is None or not (mlp.ndim and patch.numel() and mlp.numel()):
             return None
         adapters = _numbers(vit, r"^blocks\.(\d+)\.adapter\.")
-        narrow = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.ndim]
+        narrow = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.numel()]
         side = None if table is None or table.ndim != 3 else math.sqrt(table.shape[1] / _CLIP_TUBELETS)
         return cls(
             dim=patch.shape[0],
