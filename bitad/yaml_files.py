@@ -10,7 +10,6 @@ This module does not import torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def parse_yaml(text: str) -> Any:
             root = loader.get_single_node()
             if root is None:
                 return None
-            _check_size(root)
+            _check(loader, root)
             return loader.construct_document(root)
         finally:
             loader.dispose()
@@ -80,20 +79,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes values as they are typed, and refuses keys that occur twice, of which only the last would be kept."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            # A key that is no scalar may be one that no mapping can have, which the constructor says.
-            key = "<<" if key_node.tag == f"{_TAG}merge" else self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                continue
-            if key in seen:
-                raise YamlError(f"key {key!r} occurs twice, in lines {seen[key]} and {line}; keep one")
-            seen[key] = line
-        return super().construct_mapping(node, deep=deep)
+    """Takes values as they are typed."""
 
 
 def _as_typed(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float | str:
@@ -115,8 +101,8 @@ for _sort in ("bool", "int", "float", "timestamp", "value"):
     _Loader.add_constructor(f"{_TAG}{_sort}", _as_typed)
 
 
-def _check_size(root: yaml.Node) -> None:
-    """Refuse what aliases would make huge; each is counted as what it stands for."""
+def _check(loader: _Loader, root: yaml.Node) -> None:
+    """Refuse keys that occur twice, of which only the last would be kept, and what aliases would make huge."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, above: frozenset[int]) -> int:
@@ -125,9 +111,11 @@ def _check_size(root: yaml.Node) -> None:
         if id(node) not in sizes:
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.MappingNode):
+                _check_keys(loader, node)
                 inner = [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 inner = node.value
+            # An alias counts as what it stands for.
             sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in inner)
             if sizes[id(node)] > _MOST_VALUES:
                 raise YamlError(
@@ -136,3 +124,15 @@ def _check_size(root: yaml.Node) -> None:
         return sizes[id(node)]
 
     size(root, frozenset())
+
+
+def _check_keys(loader: _Loader, node: yaml.MappingNode) -> None:
+    lines: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue  # a key that no mapping can have, which the constructor says
+        key = "<<" if key_node.tag == f"{_TAG}merge" else loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in lines:
+            raise YamlError(f"key {key!r} occurs twice, in lines {lines[key]} and {line}; keep one")
+        lines[key] = line

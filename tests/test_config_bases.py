@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,23 @@ def test_a_line_that_is_no_yaml_is_told_by_its_number(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"my\.yaml is not YAML: line 3, column \d+: ") as error:
         load_config(tmp_path / "my.yaml")
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base: playroom\nname: a\nname: b\n",
+        "base: playroom\ntraining: {lr: 0.1, epochs: 3, lr: 0.1}\n",
+        "base: playroom\ntraining: &t {lr: 0.1, lr: 0.2}\n",
+        "base: playroom\ntraining:\n  <<: {lr: 0.1}\n  <<: {epochs: 3}\n",
+        "base: playroom\ntraining: {<<: {lr: 0.1, lr: 0.2}}\n",
+        'base: playroom\nname: a\n"na\\x6De": b\n',
+    ],
+)
+def test_a_key_that_a_file_sets_twice_is_refused_with_its_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    assert main(["plan", str(tmp_path / "my.yaml")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"my\.yaml is not YAML: key '\S+' occurs twice, in lines \d and \d; keep one", line)

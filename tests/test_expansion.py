@@ -17,7 +17,6 @@ import pytest
 import torch
 from numpy.lib import format as npy
 
-from bitad.archives import UnsoundFileError
 from bitad.cli import main
 from bitad.config_files import ConfigError, load_config
 from bitad.data.feature_files import FeatureStore
@@ -122,7 +121,7 @@ def test_a_large_gzip_file_is_read_whole_or_refused_though_it_hardly_compresses(
     if limit > MIB:
         assert read_json(tmp_path / "x.json.gz") == numbers
         return
-    with pytest.raises(UnsoundFileError, match=r"x\.json\.gz: .* compressed bytes expand to"):
+    with pytest.raises(ValueError, match=r"x\.json\.gz: .* compressed bytes expand to"):
         read_json(tmp_path / "x.json.gz")
 
 
@@ -205,7 +204,7 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused(
 def test_many_names_of_one_large_tensor_are_refused(tmp_path: Path) -> None:
     tensor = torch.zeros(1000)
     torch.save({f"w{i}": tensor for i in range(100)}, tmp_path / "w.pt")
-    with pytest.raises(UnsoundFileError, match=r"its tensors claim 400,000 bytes"):
+    with pytest.raises(ValueError, match=r"its tensors claim 400,000 bytes"):
         read_weights(tmp_path / "w.pt")
     torch.save({"a": tensor, "b": tensor}, tmp_path / "w.pt")
     assert read_weights(tmp_path / "w.pt").keys() == {"a", "b"}
@@ -213,7 +212,7 @@ def test_many_names_of_one_large_tensor_are_refused(tmp_path: Path) -> None:
 
 def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", 2**40) + b'{"a": 1}')
-    with pytest.raises(UnsoundFileError, match=r"its header claims 1,099,511,627,776 bytes, but the file has 16"):
+    with pytest.raises(ValueError, match=r"its header claims 1,099,511,627,776 bytes, but the file has 16"):
         read_weights(tmp_path / "w.safetensors")
     text = b'{"a": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}'
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))

@@ -6,22 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from test_config import FEATURES, VIDEOS
 
 from bitad.cli import main
 from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
 
-FEATURES = """
-name: small
-data: {annotations: gt.json, features: features, feature_channels: 8}
-window: {steps: 64}
-model: {channels: 16, levels: 3}
-"""
-VIDEOS = """
-name: small
-data: {annotations: gt.json, videos: videos}
-window: {steps: 64}
-model: {channels: 16, levels: 3, backbone: {size: tiny, pixels: 64}}
-"""
 RANGES = "model.regression_ranges="
 
 # Override -> what its line says: the path, the value and the remedy. On features.
@@ -251,6 +240,27 @@ def test_train_refuses_before_it_writes_anything(
         "test.nms.iou_threshold: Input should be greater than 0 (is 0)"
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["features.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("train", "playroom", "--until", "0"), "--until 0 is no epoch; the first is 1"),
+        (("train", "playroom", "--until", "-3"), "--until -3 is no epoch; the first is 1"),
+        (("demo", "--seed", "-1"), "--seed -1 is not from 0 to 2^63 - 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command]) == 1
+    assert capsys.readouterr().err == f"bitad {command[0]}: error: {said}\n"
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_broken_rule_is_told_once(features: str) -> None:

@@ -22,8 +22,6 @@ from bitad.cli import main
 from bitad.data.feature_files import FeatureStore
 from bitad.files import read_json
 from bitad.models.weight_files import read_weights
-from bitad.signatures import signature_of
-from bitad.video.streams import open_video
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
 HTML = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
@@ -41,7 +39,7 @@ def zipped(*names: str) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name in names:
-            archive.writestr(name, "x")
+            archive.writestr(zipfile.ZipInfo(name), "x")  # of no time: these are names of tests
     return stream.getvalue()
 
 
@@ -178,7 +176,6 @@ def test_a_scripted_model_is_called_one(tmp_path: Path) -> None:
 
 def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(zipped("m/constants.pkl", "m/data.pkl", "m/code/__torch__.py"))
-    assert signature_of(tmp_path / "w.pt").kind == "torchscript"
     with pytest.raises(ValueError, match="a TorchScript model, which holds code"):
         read_weights(tmp_path / "w.pt")
 
@@ -188,7 +185,7 @@ def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
     [
         ("x.json", LFS, "x.json: not a JSON file: it is a Git LFS pointer"),
         ("x.json", HTML, "x.json: not a JSON file: it is an HTML page"),
-        ("x.json", gzip.compress(b"{}"), "it is a gzip file; give it a name that ends in .json.gz"),
+        ("x.json", gzip.compress(b"{}", mtime=0), "it is a gzip file; give it a name that ends in .json.gz"),
         ("x.json", zipped("x.json"), "it is a zip archive"),
         ("x.json", b"", "not a JSON file: it is empty"),
         ("x.json.gz", b"{}", "it is a JSON text, not compressed; leave .gz out of its name"),
@@ -241,13 +238,10 @@ def test_a_file_that_is_no_video_is_called_what_it_is(
 ) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"v\.mp4: .*it is {said}"):
-        open_video(path)
     assert main(["reverse", str(path), str(tmp_path / "r.mp4")]) == 1
-    assert said in capsys.readouterr().err
+    assert f"it is {said}" in capsys.readouterr().err
 
 
 def test_what_is_as_its_name_says_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
-    assert signature_of(tmp_path / "w.pth").kind == "pytorch"
     assert read_weights(tmp_path / "w.pth")["a"].tolist() == [1, 1]

@@ -104,6 +104,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     if arguments.results and not arguments.full:
         raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed {arguments.seed} is not from 0 to 2^63 - 1")
     scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
     check_folder(arguments.out)
     with locked(arguments.out, remedy=OTHER_OUT):
@@ -122,6 +124,8 @@ def _train(arguments: argparse.Namespace) -> int:
     changed = arguments.allow_changed_data
     if changed and not arguments.resume:
         raise ValueError("--allow-changed-data is for a run that is resumed; add --resume, or leave it out")
+    if arguments.until is not None and arguments.until < 1:
+        raise ValueError(f"--until {arguments.until} is no epoch; the first is 1")
     config = load_config(arguments.config, arguments.overrides)
     set_up_process(config.threads)
     with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
