@@ -6,7 +6,6 @@ Nothing heavy is imported before it is known which verb runs: `bitad evaluate` n
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import signal
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Run, Verbs
+from bitad.files import NO_ROOM
 from bitad.log import logging_of_a_command, say_last
 from bitad.training.stopping import Stopped
 
@@ -51,7 +51,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _said(error: Exception) -> str:
     """An error's own words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; make room and run the command again (bitad train goes on with --resume)"
     # PyTorch passes on what a process that reads windows has raised with the whole traceback in front.
     in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
