@@ -1,7 +1,7 @@
 """A warm-up that was meant for a longer schedule, cut to a shorter one.
 
-Whoever asks for one epoch does not ask for a warm-up of five: that comes from the preset, or from the defaults. Where the
-same file or command line sets both, they contradict one another, and :mod:`bitad.config_rules` refuses them.
+Whoever asks for one epoch does not ask for a warm-up of five: that comes from the preset, or from the defaults. Where
+the same file or command line sets both, they contradict one another, and :mod:`bitad.config_rules` refuses them.
 
 This module does not import torch.
 """
@@ -38,8 +38,8 @@ def with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any], not
         return document
     fitting = round(schedule * _SHARE, 10)
     notes[:] = [
-        f"training.{_WARM_UP} is {fitting:g}, a tenth of the {schedule:g} epochs of the schedule, and not {warm_up:g}, which "
-        "was meant for a longer one"
+        f"training.{_WARM_UP} is {fitting:g}, a tenth of the {schedule:g} epochs of the schedule, and not {warm_up:g}, "
+        "which was meant for a longer one"
     ]
     return {**document, "training": {**training, _WARM_UP: fitting}}
 

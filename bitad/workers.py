@@ -54,13 +54,13 @@ def worker_count(workers: int | str) -> int:
     """
     text = str(workers)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MOST_WORKERS):
-        raise ValueError(f"{text[:40]!r} is no number of workers; give one from 0 (this process does it) to {MOST_WORKERS}")
+        raise ValueError(
+            f"{text[:40]!r} is no number of workers; give one from 0 (this process does it) to {MOST_WORKERS}"
+        )
     return int(text)
 
 
-def _in_this(
-    work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]
-) -> Generator[tuple[int, Result | Exception]]:
+def _in_this(work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Generator[tuple[int, Result | Exception]]:
     for number, job in enumerate(jobs):
         try:
             result: Result | Exception = work(*job)

@@ -1,8 +1,8 @@
 """ActionFormer's network as its authors' release runs it, one position and one head at a time where that is clearer.
 
-It reads the weights under that release's names (github.com/happyharrycn/actionformer_release, libs/modeling), so neither our
-translation of names nor our pyramid is needed to know what a file of theirs should give. Unlike OpenTAD, the release does
-not clear the padding after a norm and its ReLU, and all of its norms have an epsilon of 1e-5.
+It reads the weights under that release's names (github.com/happyharrycn/actionformer_release, libs/modeling), so
+neither our translation of names nor our pyramid is needed to know what a file of theirs should give. Unlike OpenTAD, the
+release does not clear the padding after a norm and its ReLU, and all of its norms have an epsilon of 1e-5.
 """
 
 from __future__ import annotations
@@ -50,10 +50,15 @@ class SlowActionFormer:
             x, mask = self._block(*levels[-1], f"backbone.branch.{number}", stride=2), levels[-1][1][::2]
             levels.append((x, mask))
         # With `fpn_with_ln: false` the neck passes on what it gets.
-        levels = [(self._norm(x, f"neck.fpn_norms.{number}", self.eps), mask) for number, (x, mask) in enumerate(levels)]
+        levels = [
+            (self._norm(x, f"neck.fpn_norms.{number}", self.eps), mask) for number, (x, mask) in enumerate(levels)
+        ]
         logits = [self._tower(x, mask, "cls_head", "cls_head.cls_head.conv") for x, mask in levels]
         offsets = [
-            (self._tower(x, mask, "reg_head", "reg_head.offset_head.conv") * self.weights[f"reg_head.scale.{n}.scale"]).relu()
+            (
+                self._tower(x, mask, "reg_head", "reg_head.offset_head.conv")
+                * self.weights[f"reg_head.scale.{n}.scale"]
+            ).relu()
             for n, (x, mask) in enumerate(levels)
         ]
         return torch.cat(logits, 1).T, torch.cat(offsets, 1).T
@@ -79,7 +84,9 @@ class SlowActionFormer:
             return x
         centred = x - x.mean(0)
         normed = centred / (centred.square().mean(0) + eps).sqrt()
-        return normed * self.weights[f"{name}.weight"].flatten()[:, None] + self.weights[f"{name}.bias"].flatten()[:, None]
+        return (
+            normed * self.weights[f"{name}.weight"].flatten()[:, None] + self.weights[f"{name}.bias"].flatten()[:, None]
+        )
 
     def _conv_norm_relu(self, x: Tensor, mask: Tensor, conv: str, norm: str) -> Tensor:
         out = self._norm(self._conv(x, conv) * mask, norm, self.eps).relu()
@@ -110,7 +117,11 @@ class SlowActionFormer:
         return 1.0 if scale is None else scale.flatten()[:, None]
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        out, size, reach = torch.zeros_like(v), len(q) // self.heads, len(mask) if self.window is None else self.window // 2
+        out, size, reach = (
+            torch.zeros_like(v),
+            len(q) // self.heads,
+            len(mask) if self.window is None else self.window // 2,
+        )
         for head in range(self.heads):
             part = slice(head * size, (head + 1) * size)
             for t in mask.nonzero().flatten().tolist():

@@ -1,10 +1,11 @@
 """What weights are that our networks cannot take: a table of names and shapes, and what to do instead.
 
-The names are those of the projects' own code: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and
-MViT (github.com/facebookresearch/SlowFast), torchvision, mmaction2, timm, DINOv2 (github.com/facebookresearch/dinov2),
-Hugging Face's transformers, I3D (github.com/piergiaj/pytorch-i3d), BMN (github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD
-(github.com/frostinassiky/gtad), TriDet (github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR), ActionFormer and
-OpenTAD (see :mod:`bitad.models.formats`).
+The names are those of the projects' own code: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast
+and MViT (github.com/facebookresearch/SlowFast), torchvision, mmaction2, timm, DINOv2
+(github.com/facebookresearch/dinov2), Hugging Face's transformers, I3D (github.com/piergiaj/pytorch-i3d), BMN
+(github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD (github.com/frostinassiky/gtad), TriDet
+(github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR), ActionFormer and OpenTAD (see
+:mod:`bitad.models.formats`).
 """
 
 from __future__ import annotations
@@ -105,7 +106,11 @@ FOREIGN = (
         r"(^|\.)(class_embed|segment_embed|bbox_embed|query_embed|query_embedding|sampling_offsets)(\.|$)",
     ),
     Foreign(
-        "TemporalMaxer", _ANOTHER_DETECTOR, r"^(reg_head|rpn_head)\.scale\.1\.scale$", also=r"(embd|embed)\.", lacks=r"\.attn\."
+        "TemporalMaxer",
+        _ANOTHER_DETECTOR,
+        r"^(reg_head|rpn_head)\.scale\.1\.scale$",
+        also=r"(embd|embed)\.",
+        lacks=r"\.attn\.",
     ),
     # ActionFormer with other options than any released configuration of it has.
     Foreign(
@@ -115,7 +120,9 @@ FOREIGN = (
         also=r"^(reg_head|rpn_head)\.",
     ),
     Foreign(
-        "ActionFormer with relative positions (use_rel_pe: true)", _ANOTHER_ACTIONFORMER, r"^(backbone|projection)\..*\.rel_pe$"
+        "ActionFormer with relative positions (use_rel_pe: true)",
+        _ANOTHER_ACTIONFORMER,
+        r"^(backbone|projection)\..*\.rel_pe$",
     ),
     Foreign(
         "ActionFormer on several features at once (input_dim: a list)",
@@ -151,12 +158,15 @@ FOREIGN = (
     ),
     Foreign("TimeSformer", _ANOTHER_BACKBONE, r"(^|\.)(temporal_attn|temporal_attention|time_embeddings?)(\.|$)"),
     Foreign(
-        "DINO or DINOv2, of images", _ANOTHER_BACKBONE, _IMAGE_PATCHES, ndim=4,
+        "DINO or DINOv2, of images",
+        _ANOTHER_BACKBONE,
+        _IMAGE_PATCHES,
+        ndim=4,
         also=r"\.ls1\.gamma$|\.layer_scale1\.lambda1$|(^|\.)(register_tokens$|dino_head\.|last_layer\.)",
     ),
     Foreign("a transformer of images (ViT, DeiT, MAE, DINO, ...)", _ANOTHER_BACKBONE, _IMAGE_PATCHES, ndim=4),
     Foreign(
-        "another video transformer than VideoMAE (V-JEPA, ViViT, InternVideo, ...: it has a class token, or a bias of keys)",
+        "another video transformer than VideoMAE, with a class token or a bias of the keys (V-JEPA, ViViT, ...)",
         _ANOTHER_BACKBONE,
         _PATCHES,
         ndim=5,
@@ -176,7 +186,7 @@ FOREIGN = (
         alone=True,
         lacks=r"\.(blocks|layers?|attn|convs?|scale)\.|^rpn_head\.|^(cls|reg)_head\.(cls|offset)_head\.",
     ),
-)  # fmt: skip
+)
 
 
 def require_ours(weights: Mapping[str, Tensor]) -> None:
@@ -198,10 +208,12 @@ def instead_of_names(content: Any) -> str:
     """What a file's content is that names no weights, and what to do; a line's end."""
     match content:
         case Tensor():
-            return f"it is one tensor, {list(content.shape)}; save all weights by name: torch.save(network.state_dict(), ...)"
+            shape = list(content.shape)
+            return f"it is one tensor, {shape}; save all weights by name: torch.save(network.state_dict(), ...)"
         case list() | tuple() | set():
             kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
-            return f"it is a list of {len(content)}{f' ({kinds})' if kinds else ''}; save the part that names weights alone"
+            held = f" ({kinds})" if kinds else ""
+            return f"it is a list of {len(content)}{held}; save the part that names weights alone"
         case {"param_groups": _}:
             return f"it is an optimiser's state; {_NOT_A_NETWORK}"
         case Mapping() if not content:

@@ -74,7 +74,9 @@ def test_its_files_give_its_output(tmp_path: Path, level_norms: bool, model: dic
 
 @pytest.mark.parametrize("level_norms", [True, False])
 @torch.no_grad()
-def test_with_our_epsilon_and_padding_the_output_is_the_same_in_padded_windows_too(tmp_path: Path, level_norms: bool) -> None:
+def test_with_our_epsilon_and_padding_the_output_is_the_same_in_padded_windows_too(
+    tmp_path: Path, level_norms: bool
+) -> None:
     config = config_of(tmp_path, level_norms=level_norms)
     content = released(config, seed=1)
     torch.save(content, tmp_path / "epoch_034.pth.tar")

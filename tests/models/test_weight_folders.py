@@ -68,7 +68,9 @@ def test_a_folder_of_shards_is_called_one(tmp_path: Path, capsys: pytest.Capture
     shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     for shard in shards:
         written(tmp_path / shard)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
+    )
     assert main(["weights", "inspect", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.safetensors.index.json is an index of shards" in line
@@ -77,7 +79,9 @@ def test_a_folder_of_shards_is_called_one(tmp_path: Path, capsys: pytest.Capture
 def test_a_distributed_checkpoint_is_called_one(tmp_path: Path) -> None:
     for name in (".metadata", "__0_0.distcp"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"is a distributed checkpoint of PyTorch; make one file of it: .*dcp_to_torch"):
+    with pytest.raises(
+        ValueError, match=r"is a distributed checkpoint of PyTorch; make one file of it: .*dcp_to_torch"
+    ):
         read_weights(tmp_path)
 
 
