@@ -208,6 +208,9 @@ class ModelConfig(Section):
     input_dropout: ShareBelowAll = Field(default=0.0, description="of whole channels of the features")
     drop_path: ShareBelowAll = 0.1
     layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
+    level_norms: bool = Field(
+        default=True, description="a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`"
+    )
     dropout: ShareBelowAll = 0.0
     padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
     head_convolutions: Annotated[Layers, Field(ge=1)] = 2

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from bitad.config import FIELDS_ALONE, KINDS, Config
 from bitad.config_rules import broken_rules
 from bitad.config_types import Section
+from bitad.config_warm_up import with_fitting_warm_up
 from bitad.yaml_files import YamlError, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -42,18 +43,20 @@ def presets() -> list[str]:
         return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
     """Reads a configuration.
 
     Args:
         source: a YAML file, or the name of one of :func:`presets`.
         overrides: ``key.sub=value`` each; the value is read as YAML.
+        notes: gets what was made to fit, a line each (:mod:`bitad.config_warm_up`).
 
     Raises:
         FileNotFoundError: if there is no such file or preset.
         ConfigError: naming every fault by its path.
     """
-    return _changed(_read_yaml(_find(source)), overrides, str(source))
+    notes = [] if notes is None else notes
+    return _changed(_read_yaml(_find(source), notes), overrides, str(source), notes=notes)
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -73,17 +76,24 @@ def parse_config(document: dict[str, Any], origin: str) -> Config:
 
 
 def _changed(
-    document: dict[str, Any], overrides: Sequence[str], origin: str, *, without: Collection[str] = ()
+    document: dict[str, Any],
+    overrides: Sequence[str],
+    origin: str,
+    *,
+    without: Collection[str] = (),
+    notes: list[str] | None = None,
 ) -> Config:
     """A document with the keys of overrides, as a configuration.
 
     Args:
         without: sections whose rules are not applied.
+        notes: as :func:`load_config`; None: nothing is made to fit.
 
     Raises:
         ConfigError: naming every override that cannot be read, every key that two of them set, and all else.
     """
     faults, unread, set_by = list[str](), set(without), dict[str, str]()
+    changes: dict[str, Any] = {}
     for override in overrides:
         try:
             change = _parse_override(override)
@@ -99,7 +109,10 @@ def _changed(
             ]
             unread.update(twice)
             set_by[path] = override
-        document = _merge(document, change)
+        changes = _merge(changes, change)
+    document = _merge(document, changes)
+    if notes is not None:
+        document = with_fitting_warm_up(document, changes, notes)
     return _parsed(document, origin, faults, unread)
 
 
@@ -262,10 +275,10 @@ def _preset(name: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_yaml(path: Path, notes: list[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file merged over the files that it is based on (``base:``, relative to it or a preset).
 
-    ``above`` are the files that are based on this one.
+    ``above`` are the files that are based on this one; ``notes`` as :func:`load_config`.
     """
     try:
         document = read_yaml(path)
@@ -278,7 +291,8 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return document
     above = (*above, path.resolve())
-    return _merge(_read_yaml(_base(path, base, above), above), document)
+    merged = _merge(_read_yaml(_base(path, base, above), notes, above), document)
+    return with_fitting_warm_up(merged, document, notes)
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:

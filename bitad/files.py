@@ -5,6 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -25,6 +26,8 @@ from bitad.signatures import signature_of
 # Half of a character of two halves, escaped or not, which may lack the other half: no text, and not to be printed.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
+# What the system says where a file cannot grow: the disk is full, or a quota or a limit is reached.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PIECE_BYTES = 2**20
 # Begins the names of temporary files: process numbers mean something on one machine only.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
@@ -59,9 +62,15 @@ def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
             _sync(path.parent)
     except OSError as error:
         # A full disk does not say what could not be written, others name a file that nobody knows.
-        if error.errno is not None and (partial is None or str(error.filename) in ("None", str(partial))):
-            error.filename = str(path)
-            del error.filename2  # None would be printed
+        if error.errno is not None and (
+            partial is None or error.filename is None or os.path.basename(str(error.filename)) == partial.name
+        ):
+            try:
+                error.filename = str(path)
+                del error.filename2  # None would be printed
+            except AttributeError:  # FFmpeg's: of these only a full disk is sure to be about this file
+                if error.errno in NO_ROOM:
+                    raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     finally:
         if partial is not None:

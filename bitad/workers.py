@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 Result = TypeVar("Result")
 
+MOST_WORKERS = 4096
 # A process that is asked to end removes its temporary files first; after this long it is killed.
 _SECONDS_TO_END = 10.0
 
@@ -25,7 +26,7 @@ _SECONDS_TO_END = 10.0
 def in_processes(
     work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], *, workers: int
 ) -> Generator[tuple[int, Result | Exception]]:
-    """Call ``work(*job)`` for every job, in new processes; yield the results in the order in which they arrive.
+    """Call ``work(*job)`` for every job, in new processes or in this one; yield the results as they arrive.
 
     The job of a process that dies (killed because memory ran out, say) fails with a ``ChildProcessError``, and the
     process is replaced. If the loop over the results ends early, or this process dies, the others remove their
@@ -34,11 +35,44 @@ def in_processes(
     Args:
         work: a function of a module, so that another process finds it.
         jobs: the arguments of each call.
-        workers: the number of processes, at least 1.
+        workers: the number of processes; 0: this one does the jobs, one after another.
 
     Yields:
         the number of a job and its result, or the exception that it ended in.
+
+    Raises:
+        ValueError: as :func:`worker_count`, at once.
     """
+    worker_count(workers)
+    return _in_others(work, jobs, workers) if workers else _in_this(work, jobs)
+
+
+def worker_count(workers: int | str) -> int:
+    """A number of processes as it is given, or typed.
+
+    Raises:
+        ValueError: it is none from 0 to :data:`MOST_WORKERS`.
+    """
+    text = str(workers)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MOST_WORKERS):
+        raise ValueError(
+            f"{text[:40]!r} is no number of workers; give one from 0 (this process does it) to {MOST_WORKERS}"
+        )
+    return int(text)
+
+
+def _in_this(work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> Generator[tuple[int, Result | Exception]]:
+    for number, job in enumerate(jobs):
+        try:
+            result: Result | Exception = work(*job)
+        except Exception as error:
+            result = error
+        yield number, result
+
+
+def _in_others(
+    work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], workers: int
+) -> Generator[tuple[int, Result | Exception]]:
     waiting = iter(range(len(jobs)))
     idle: list[_Worker[Result]] = []
     busy: dict[Connection, _Worker[Result]] = {}

@@ -121,6 +121,56 @@ def test_a_warm_up_as_long_as_the_schedule_is_refused_with_both(features: Path) 
 
 
 @pytest.mark.parametrize(
+    ("base", "file", "overrides", "warm_up"),
+    [
+        ("", "", ("training.epochs=1",), 0.1),
+        ("", "", ("training={epochs: 5}",), 0.5),
+        ("", "", ("training.epochs=9", "training.schedule_epochs=5"), 5.0),  # refused: the schedule ends before
+        ("", "training: {epochs: 3}", (), 0.3),
+        ("", "training: {epochs: 3}", ("training.lr=1e-3",), 0.3),
+        ("training: {epochs: 40, warmup_epochs: 20}", "training: {epochs: 10}", (), 1.0),
+        ("training: {epochs: 40, warmup_epochs: 20}", "training: {epochs: 21}", (), 20.0),
+        ("training: {epochs: 40, warmup_epochs: 20}", "", ("training.epochs=20",), 2.0),
+        ("training: {epochs: 40, warmup_epochs: 0}", "", ("training.epochs=1",), 0.0),
+        ("", "training: {epochs: 6}", (), 5.0),
+    ],
+)
+def test_a_warm_up_that_nobody_asked_for_is_cut_to_the_schedule_and_said(
+    features: Path, base: str, file: str, overrides: tuple[str, ...], warm_up: float
+) -> None:
+    below, path = features.with_name("below.yaml"), features.with_name("above.yaml")
+    below.write_text(f"{features.read_text()}\n{base}\n")
+    path.write_text(f"base: below.yaml\n{file}\n")
+    notes: list[str] = []
+    if "training.schedule_epochs=5" in overrides:
+        with pytest.raises(ConfigError, match="schedule_epochs"):
+            load_config(path, overrides)
+        return
+    training = load_config(path, overrides, notes).training
+    assert training.warmup_epochs == pytest.approx(warm_up)
+    assert bool(notes) == (warm_up in (0.1, 0.5, 0.3, 1.0, 2.0))
+    assert all(f"training.warmup_epochs is {warm_up:g}, a tenth of the" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides"),
+    [
+        ("training: {epochs: 4, warmup_epochs: 4}", ()),
+        ("training: {epochs: 4, warmup_epochs: 5}", ("training.lr=1e-3",)),
+        ("training: {epochs: 4}", ("training.warmup_epochs=4",)),
+        ("training: {warmup_epochs: 60}", ()),
+    ],
+)
+def test_a_warm_up_that_was_asked_for_is_refused_where_it_does_not_fit(
+    features: Path, file: str, overrides: tuple[str, ...]
+) -> None:
+    path = features.with_name("above.yaml")
+    path.write_text(f"base: {features.name}\n{file}\n")
+    with pytest.raises(ConfigError, match=r"warmup_epochs \d+ must be less than the \d+ epochs"):
+        load_config(path, overrides)
+
+
+@pytest.mark.parametrize(
     ("override", "path"),
     [("modle.levels=3", "modle"), ("model.level=3", "model.level"), ("test.nms.sigm=1", "test.nms.sigm")],
 )

@@ -123,7 +123,8 @@ IMPOSSIBLE = {
     f"{RANGES}[[64, 128], [128, 256], [256, 999]]": "distances of 64 steps and more do not fit into windows of 64",
     "training.schedule_epochs=59": "training.schedule_epochs: the learning rate is 0 after 59 epochs, but "
     "training.epochs is 60; use 60 or more, or null",
-    "training.epochs=1": "training.warmup_epochs: warmup_epochs 5 must be less than the 1 epochs of the schedule; use",
+    "training.warmup_epochs=60": "training.warmup_epochs: warmup_epochs 60 must be less than the 60 epochs of the "
+    "schedule; use 6",
     "training.weight_decay=1e5": "training.weight_decay: 100000 times training.lr 0.0001 takes all of a weight away",
     "data.feature_channels=null": "data.features needs data.feature_channels, the width of a feature",
     "data.reversed_features=features": "data.reversed_features: features is data.features too; name the features of",
@@ -230,6 +231,16 @@ def test_a_network_trained_under_other_rules_can_still_be_tested(features: str) 
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_may_be_tried_for_one_epoch(name: str) -> None:
     load_config(name, ["training.epochs=1", "training.schedule_epochs=1", "training.warmup_epochs=0"])
+    assert load_config(name, ["training.epochs=1", "training.schedule_epochs=1"]).training.warmup_epochs < 1
+    load_config(name, ["training.epochs=1"])
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_presets_own_warm_up_stays_to_the_bit(name: str) -> None:
+    notes: list[str] = []
+    own = load_config(name, notes=notes).training
+    assert load_config(name, [f"training.epochs={own.epochs}"], notes).training == own
+    assert not notes
 
 
 def test_train_refuses_before_it_writes_anything(
@@ -270,7 +281,7 @@ def test_a_broken_rule_is_told_once(features: str) -> None:
 
 # A value that cannot be read -> rules that have nothing to do with it.
 UNREAD = {
-    "training.lr=abc": ("training.epochs=1", "warmup_epochs 5 must be less"),
+    "training.lr=abc": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
     "training.lr={a: 1}": ("training.schedule_epochs=3", "the learning rate is 0 after 3 epochs"),
     "window.steps=many": ("model.channels=18", "18 channels are not a multiple"),
     "window=3": ("model.attention_window=8", "attention_window 8 must be odd"),
@@ -280,10 +291,10 @@ UNREAD = {
     "data=null": ("model.channels=18", "18 channels are not a multiple"),
     "name=null": ("model.channels=18", "18 channels are not a multiple"),
     "model.backbone={size: {dim: 8}}": ("model.channels=18", "18 channels are not a multiple"),
-    "test.tiou=[0.5, 7]": ("training.epochs=1", "warmup_epochs 5 must be less"),
-    "training.unknown=3": ("training.epochs=1", "warmup_epochs 5 must be less"),
-    "training.lr=[": ("training.epochs=1", "warmup_epochs 5 must be less"),
-    "training.lr": ("training.epochs=1", "warmup_epochs 5 must be less"),
+    "test.tiou=[0.5, 7]": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
+    "training.unknown=3": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
+    "training.lr=[": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
+    "training.lr": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
 }
 
 

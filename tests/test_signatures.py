@@ -159,13 +159,6 @@ def test_a_file_that_would_run_something_is_refused_by_what_it_would_run(tmp_pat
         read_weights(path)
 
 
-def test_a_folder_is_refused_with_the_weights_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("model.safetensors", "config.json"):
-        (tmp_path / name).touch()
-    assert main(["weights", "inspect", str(tmp_path)]) == 1
-    assert f"{tmp_path} is a folder; name a file of weights in it: model.safetensors\n" in capsys.readouterr().err
-
-
 def test_a_name_in_capitals_is_a_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "W.SAFETENSORS")
     assert read_weights(tmp_path / "W.SAFETENSORS")["a"].tolist() == [1, 1]

@@ -6,7 +6,6 @@ Nothing heavy is imported before it is known which verb runs: `bitad evaluate` n
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ from typing import NoReturn
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
 from bitad.cli.verbs import Parser, Run, Verbs
+from bitad.files import NO_ROOM
 from bitad.log import logging_of_a_command, say_last
 from bitad.printing import printable, printing_to_anything
 from bitad.training.stopping import Stopped
@@ -78,7 +78,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _said(error: Exception) -> str:
     """An error's own words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; make room and run the command again (bitad train goes on with --resume)"
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         return (

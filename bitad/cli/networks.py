@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,11 +125,14 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError("--allow-changed-data is for a run that is resumed; add --resume, or leave it out")
     if arguments.until is not None and arguments.until < 1:
         raise ValueError(f"--until {arguments.until} is no epoch; the first is 1")
-    config = load_config(arguments.config, arguments.overrides)
+    notes: list[str] = []
+    config = load_config(arguments.config, arguments.overrides, notes)
     set_up_process(config.threads)
     with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
         trainer = Trainer(config, team, resume=resume, allow_changed_data=changed)
         add_log_file(config.run_directory)  # a start that was refused has written nothing
+        for note in notes:
+            logging.getLogger("bitad").info(note)
         best = trainer.run(until=arguments.until)
         if team.is_main:
             say(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)

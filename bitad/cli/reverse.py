@@ -32,7 +32,12 @@ def add_verbs(verbs: Verbs) -> None:
         "What is there already is kept if it is whole and made from the videos as they are now. "
         "Under torchrun -m bitad reverse, the processes share a folder's videos."
     )
-    p.add_argument("--workers", type=int, default=1, help="videos of a folder a process reverses side by side (1)")
+    p.add_argument(
+        "--workers",
+        metavar="N",
+        default="1",
+        help="processes that reverse a folder's videos side by side; 0: this process, one after another (1)",
+    )
     add_damaged_frames(p)
     p.add_argument(
         "--allow-clock-mismatch",
@@ -45,10 +50,15 @@ def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import reverse_annotation_file
     from bitad.progress import following
     from bitad.video.reverse import reverse_video
+    from bitad.workers import worker_count
 
     src, dst = arguments.src, arguments.dst
+    try:
+        workers = worker_count(arguments.workers)
+    except ValueError as error:
+        raise ValueError(f"--workers: {error}") from None
     if src.is_dir():
-        return _reverse_folder(arguments)
+        return _reverse_folder(arguments, workers)
     if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
         return 0
     if src.name.endswith((".json", ".json.gz")):
@@ -62,7 +72,7 @@ def _reverse(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _reverse_folder(arguments: argparse.Namespace) -> int:
+def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
     from bitad.progress import following
     from bitad.video.reverse import ReverseReport, reverse_folder
 
@@ -77,7 +87,7 @@ def _reverse_folder(arguments: argparse.Namespace) -> int:
         report = reverse_folder(
             arguments.src,
             arguments.dst,
-            workers=arguments.workers,
+            workers=workers,
             rank=rank,
             world=world,
             damaged=arguments.damaged_frames,

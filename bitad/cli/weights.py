@@ -21,7 +21,9 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.add_argument("action", choices=["inspect", "convert"])
     p.add_argument(
-        "file", type=Path, help="of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer or BiTAD"
+        "file",
+        type=Path,
+        help="of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer or BiTAD; or a folder of one",
     )
     p.add_argument("out", type=Path, nargs="?", help="of convert: the file to write, .safetensors")
     p.add_argument("--config", metavar="CONFIG", help="a YAML file or a preset; of detectors that bring none")

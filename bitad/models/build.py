@@ -84,6 +84,7 @@ def _detector(config: Config, num_classes: int) -> Detector:
         dropout=model.dropout,
         drop_path=model.drop_path,
         layer_scale=model.layer_scale,
+        level_norms=model.level_norms,
         padding=model.padding,
     )
     head = DetectionHead(

@@ -53,7 +53,7 @@ class Format:
         """Their weights -> ours.
 
         Raises:
-            ValueError: two of theirs are one of ours.
+            ValueError: two of theirs are one of ours, or parts of one do not fit together.
         """
         ours: dict[str, Tensor] = {}
         source: dict[str, str] = {}
@@ -65,17 +65,19 @@ class Format:
                 left_out.append(name)
                 continue
             for pattern, change in self.shapes:
-                if re.search(pattern, new):
+                if re.search(pattern, new) and tensor.layout is torch.strided:
                     tensor = change(tensor)
             if (other := source.setdefault(new, name)) != name:
                 raise ValueError(f"{other} and {name} are both the weight {new}; keep one of the two")
-            whole, number, part = new.partition("#")
-            if number:
-                parts.setdefault(whole, {})[int(part)] = tensor
+            if (part := re.fullmatch(r"(.+)#(\d{1,9})", new)) is not None:
+                parts.setdefault(part[1], {})[int(part[2])] = tensor
             else:
                 ours[new] = tensor
         for whole, found in parts.items():
-            ours[whole] = torch.cat([torch.atleast_1d(found[part]) for part in sorted(found)])
+            pieces = [torch.atleast_1d(found[part]) for part in sorted(found)]
+            if len({(piece.shape[1:], piece.dtype, piece.layout) for piece in pieces}) > 1:
+                raise ValueError(f"the parts of {whole} do not fit together: {[list(piece.shape) for piece in pieces]}")
+            ours[whole] = torch.cat(pieces)
         return Translated(ours, tuple(left_out))
 
     def rename(self, name: str) -> str:
@@ -213,8 +215,10 @@ def recognise(names: Iterable[str]) -> Format:
     names = list(names)
     if (known := _recognised(names)) is not None:
         return known
+    first, *more = [repr(name)[:80] for name in names[:3]] or ["none"]
+    then = f", then {' and '.join(more)}" if more else ""
     raise ValueError(
-        f"weights of no known project: the first is {next(iter(names), 'none')!r}; known are "
+        f"weights of no known project: the first is {first}{then}, of {len(names)} tensors; known are "
         + ", ".join(known.title for known in FORMATS)
     )
 

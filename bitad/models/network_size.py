@@ -42,10 +42,10 @@ class TransformerSize:
         inner = {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}
         vit = inner or weights
         patch, mlp, table = vit.get("patch_embed.weight"), vit.get("blocks.0.mlp.0.weight"), vit.get("pos_embed")
-        if patch is None or patch.ndim != 5 or mlp is None:
+        if patch is None or patch.ndim != 5 or mlp is None or not (mlp.ndim and patch.numel() and mlp.numel()):
             return None
         adapters = _numbers(vit, r"^blocks\.(\d+)\.adapter\.")
-        narrow = [weight.shape[0] for name, weight in vit.items() if name.endswith(".adapter.down.weight")]
+        narrow = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.numel()]
         side = None if table is None or table.ndim != 3 else math.sqrt(table.shape[1] / _CLIP_TUBELETS)
         return cls(
             dim=patch.shape[0],
@@ -118,6 +118,7 @@ class HeadSize:
         in_channels: of the features.
         classes: K.
         layer_scale: whether the blocks' branches have one.
+        level_norms: whether a layer norm ends each level.
     """
 
     in_channels: int
@@ -128,22 +129,25 @@ class HeadSize:
     head_convolutions: int
     classes: int
     layer_scale: bool
+    level_norms: bool
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> HeadSize | None:
         """Those of a detector's weights; None where they are none's, or not enough."""
         embed, output = weights.get("pyramid.embed.0.conv.weight"), weights.get("head.classification.output.weight")
-        if embed is None or output is None:
+        if embed is None or output is None or embed.ndim < 2 or not output.ndim:
             return None
+        scales, norms = weights.get("head.scales"), _numbers(weights, r"^pyramid\.norms\.(\d+)\.")
         return cls(
             in_channels=embed.shape[1],
             channels=embed.shape[0],
-            levels=len(_numbers(weights, r"^pyramid\.norms\.(\d+)\.")),
+            levels=len(norms) if scales is None else scales.numel(),
             embed_convolutions=len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
             stem_blocks=len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.attn\.")),
             head_convolutions=len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
             classes=output.shape[0],
             layer_scale=any(name.endswith(".drop_path_attn.scale") for name in weights),
+            level_norms=bool(norms),
         )
 
 
@@ -163,8 +167,14 @@ def size_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
         differences += [
             f"it has {theirs} {field.replace('_', ' ')}, the configuration {sizes[field]}"
             for field, theirs in asdict(head).items()
-            if theirs != sizes[field] and field != "layer_scale"
+            if theirs != sizes[field] and not isinstance(theirs, bool)
         ]
+        if head.level_norms != wanted_head.level_norms:
+            has, others = ("a", "has none") if head.level_norms else ("no", "has one")
+            differences.append(
+                f"it has {has} layer norm at the end of each level, the configuration {others} "
+                f"(model.level_norms={str(head.level_norms).lower()}, ActionFormer's fpn_with_ln)"
+            )
     return "; ".join(differences) or None
 
 

@@ -216,6 +216,8 @@ class FeaturePyramid(nn.Module):
             inputs get it stretched.
         input_dropout: rate at which whole channels of the features are dropped.
         dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
+        level_norms: end each level with a layer norm; without, as ActionFormer's ``fpn_with_ln: false``, a level is
+            what its block returns.
         padding: see the module.
 
     Raises:
@@ -239,6 +241,7 @@ class FeaturePyramid(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.1,
         layer_scale: float | None = 1e-4,
+        level_norms: bool = True,
         padding: Padding = "reference",
     ) -> None:
         super().__init__()
@@ -273,7 +276,9 @@ class FeaturePyramid(nn.Module):
 
         self.stem = nn.ModuleList(block(1, windows[0]) for _ in range(stem_blocks))
         self.branch = nn.ModuleList(block(2, w) for w in windows[1:])
-        self.norms = nn.ModuleList(ChannelNorm(channels, eps=1e-6) for _ in range(levels))
+        self.norms = nn.ModuleList(
+            ChannelNorm(channels, eps=1e-6) if level_norms else nn.Identity() for _ in range(levels)
+        )
 
     def _check(self, channels: int, heads: int, windows: list[int | None]) -> None:
         coarsest = self.strides[-1]

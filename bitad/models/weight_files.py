@@ -7,6 +7,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from bitad.archives import UnsoundFileError, check_archive
 from bitad.data.detections import named
 from bitad.files import RepeatedKeyError, parse_json, replacing
+from bitad.models.foreign import instead_of_names
+from bitad.models.weight_folders import file_in
 from bitad.signatures import signature_in, signature_of
 
 # What a safetensors file says in its `format` where it is one of our checkpoints; else it is tensors alone.
@@ -52,17 +55,22 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
 # What files of weights are called in a folder.
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # Tensors may share what is stored: two networks what is frozen in both.
 _MOST_SHARED = 8
 _KNOWN = {"argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 
 
 def weights_path(weights: Path) -> Path:
-    """Where a file of weights lies; ``package:NAME`` is one that comes with the package."""
+    """Where a file of weights lies; ``package:NAME`` is one that comes with the package.
+
+    A folder is the file that it stands for; where that is not clear it stays, and reading it says why.
+    """
     name = str(weights)
     if name.startswith("package:"):
         return Path(str(resources.files("bitad") / "presets" / name.removeprefix("package:")))
+    if weights.is_dir():
+        with suppress(ValueError, FileNotFoundError):
+            return file_in(weights)
     return weights
 
 
@@ -75,13 +83,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     A checkpoint of ours, which a run that goes on replaces, is read from one opened file, into memory, and its
     checksums are looked at. Tensors of other PyTorch files stay in them until they are used, where their form allows.
 
+    Args:
+        path: a file, or a folder that stands for one (:func:`~bitad.models.weight_folders.file_in`).
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of weights, a damaged one, or one that holds more than weights.
+        ValueError: not a file of weights, a damaged one, or one that holds more than weights; a folder of several.
     """
     if path.is_dir():
-        inside = sorted(one.name for one in path.iterdir() if one.suffix.lower() in _SUFFIXES)
-        raise ValueError(f"{path} is a folder; name a file of weights{f' in it: {named(inside)}' if inside else ''}")
+        path = file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; check the path")
     unreadable = f"{path} is not a readable checkpoint or file of weights"
@@ -99,7 +109,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         # What the libraries say is for those who call them: PyTorch advises to run what is in the file.
         raise ValueError(f"{unreadable}: {_instead(path)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named weights")
+        kind = type(content).__name__
+        raise ValueError(f"{path} holds a {kind}, not named weights: {instead_of_names(content)}")
     return content
 
 

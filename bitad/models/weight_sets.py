@@ -8,19 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, equal, strided
 
+from bitad.models.foreign import instead_of_names
 from bitad.models.formats import is_known
 
 # Where weights usually are in a file, the first first.
-_USUAL = ("state_dict", "model", "module", "net")
+_USUAL = (
+    "state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "net_state_dict", "params",
+    "weights",
+)  # fmt: skip
 # A key with one of these words keeps averaged weights: `model_ema`, `ema_state_dict`, `ModelEMA`, `swa_model`.
 _OF_AVERAGES = {"ema", "average", "averaged", "avg", "swa", "shadow"}
 # What an average holds beside weights: how many there were, and its settings.
 COUNTERS = {"n_averaged", "num_updates", "steps", "step", "decay", "initted"}
 # What DistributedDataParallel, torch.compile and the like put in front of names, and these also within them.
-_WRAPPERS = {"module", "model", "net", "online_model"}
-_WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_WRAPPERS = {"module", "model", "net", "network", "online_model"}
+_WITHIN = re.compile(
+    r"(^|(?<=\.))(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|_fpw_module)\."
+)
 # Mappings in mappings, and all of them: those of an optimiser are many.
 _DEEPEST, _MOST_MAPPINGS = 6, 100_000
 
@@ -34,6 +40,7 @@ class Sets(NamedTuple):
         is_averaged: whether the file says that they are averaged (EMA).
         others: keys of other sets.
         without: keys where averaged weights should be, but none are.
+        rivals: those of ``others`` that may as well be meant, and are not the same.
     """
 
     named: dict[str, Tensor]
@@ -41,6 +48,7 @@ class Sets(NamedTuple):
     is_averaged: bool
     others: tuple[str, ...]
     without: tuple[str, ...]
+    rivals: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,7 @@ def sets_of(content: Mapping[str, Any]) -> Sets:
     known = [one for one in every if is_known(one.names)]
     if not known:
         if not every:
-            keys = ", ".join(map(repr, [*content][:5]))
-            raise ValueError(f"weights of no known project: it names none{keys and f', only {keys}'}")
+            raise ValueError(f"weights of no known project: {instead_of_names(content)}")
         known = [max(every, key=lambda one: len(one.tensors))]  # of a project that is not known
     raw = sorted((one for one in known if not one.averages), key=lambda one: one.rank)
     averaged = [one for one in known if one.averages and (not raw or one.names & raw[0].names)]
@@ -105,9 +112,28 @@ def sets_of(content: Mapping[str, Any]) -> Sets:
     claimed = [*_keys_of_averages(content, raw[0].path if raw else ()), *(one.key for one in every if one.prefix)]
     without = tuple(key for key in claimed if not any(f"{one.key}.".startswith(f"{key}.") for one in averaged))
     first, *others = [*raw, *averaged] if _of_mmengine(content) else [*averaged, *raw]
+    rivals = [one.key for one in others if not averaged and one.rank == first.rank and _differ(first, one)]
     return Sets(
-        first.named(), first.key or None, bool(averaged), tuple(one.key or "the top" for one in others), without
+        named=first.named(),
+        key=first.key or None,
+        is_averaged=bool(averaged),
+        others=tuple(one.key or "the top" for one in others),
+        without=without,
+        rivals=tuple(rivals),
     )
+
+
+def _differ(one: _Set, other: _Set) -> bool:
+    """Whether two sets are of one network, but have other values."""
+    values, others = ({name: tensor for name, _, tensor in each.tensors} for each in (one, other))
+    common = values.keys() & others.keys()
+    return bool(common) and not all(_equal(values[name], others[name]) for name in common)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.is_meta or other.is_meta or not one.layout == other.layout == strided:
+        return one is other
+    return one.shape == other.shape and one.dtype == other.dtype and equal(one, other)
 
 
 def _sets_in(content: Mapping[str, Any]) -> Iterator[_Set]:

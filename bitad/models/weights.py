@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bitad.models.adapters import is_adapter
+from bitad.models.foreign import instead_of_names, require_ours
 from bitad.models.formats import Format, recognise
 from bitad.models.network_size import size_difference
 from bitad.models.videomae import sinusoid_table
@@ -69,15 +70,23 @@ class Weights:
         """The weights in a file's content, of several sets the averaged ones (EMA).
 
         Raises:
-            ValueError: for weights of no known project, two of one name, or ones that are no finite floating-point
-                numbers.
+            ValueError: for weights of no known project or of a network that is not ours, several sets of which none is
+                said to count, two weights of one name, or ones that are no finite floating-point numbers.
         """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"weights of no known project: {instead_of_names(content)}")
         # In a checkpoint of ours `model` is what is tested; it also has what only a resumed run needs.
         ours = str(content.get("format")).startswith(OURS)
         sets = sets_of({"model": content.get("model")} if ours else content)
         counters = [name for name in sets.named if sets.is_averaged and name in COUNTERS]
         weights = {name: tensor for name, tensor in sets.named.items() if name not in counters}
+        require_ours(weights)
         known = recognise(weights)
+        if sets.rivals:
+            raise ValueError(
+                f"it holds {len(sets.rivals) + 1} sets of weights, {', '.join((sets.key or 'the top', *sets.rivals))}; "
+                "save the one that you mean alone"
+            )
         tensors, left_out = known.translate(weights)
         epoch = content.get("epoch")
         return cls(
@@ -352,6 +361,7 @@ def _whole(content: Mapping[str, Any], path: Path) -> Weights:
 
 def _read(path: Path) -> Weights:
     """The weights in a file; errors name it."""
+    path = weights_path(path)
     content = read_weights(path)
     try:
         return _whole(content, path)

@@ -25,6 +25,7 @@ from bitad.files import replacing
 from bitad.models.build import Network, build_network
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.weight_files import OURS, read_weights, weights_path, write_safetensors
+from bitad.models.weight_folders import file_in
 from bitad.models.weights import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 from bitad.outputs import check_apart
 from bitad.training.fingerprints import Fingerprints, is_sound
@@ -255,13 +256,15 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
     """Reads a checkpoint of ours, or with a configuration any known project's detector.
 
     Args:
-        path: a file; a run directory stands for its `best.pt`, else its `last.pt`.
+        path: a file, or a folder that stands for one, as a run directory for its `best.pt`, else its `last.pt`
+            (:func:`~bitad.models.weight_folders.file_in`).
         config: of a detector that brings none; ours have theirs inside. Its data set names the classes.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no checkpoint or detector, a damaged one, or one with a configuration too many or too few.
     """
+    path = weights_path(path)
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint):
         if config is not None:
@@ -292,15 +295,12 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint | Weights:
     """A checkpoint of ours, or the weights of any known project. Raises as :func:`load_checkpoint`."""
     if path.is_dir():
-        runs = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
-        if not runs:
-            raise FileNotFoundError(f"run {path} has no checkpoint (best.pt or last.pt) yet; train it first")
-        path = runs[0]
+        path = file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
     content = read_weights(path)
     if is_ours(content):
-        return _ours(content, path)
+        return checkpoint_in(content, path)
     if str(content.get("format")).startswith(OURS):
         raise ValueError(
             f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
@@ -317,7 +317,8 @@ def is_ours(content: Mapping[str, Any]) -> bool:
     return content.get("format") in _READ
 
 
-def _ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
+def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """The checkpoint of ours in the content of a file. Raises ValueError where it is damaged."""
     sound = {
         "config": lambda value: isinstance(value, dict),
         "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
@@ -363,6 +364,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
+    path = weights_path(path)
     check_apart([out], [path])
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":

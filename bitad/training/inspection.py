@@ -16,9 +16,9 @@ from bitad.config_files import parse_config
 from bitad.models.build import build_network
 from bitad.models.detector import Detector, VideoBackbone
 from bitad.models.network_size import HeadSize, TransformerSize, size_difference
-from bitad.models.weight_files import read_weights
+from bitad.models.weight_files import read_weights, weights_path
 from bitad.models.weights import Pretrained, Weights, defects_of, weights_of, without_adapters
-from bitad.training.checkpoint import class_names, is_ours
+from bitad.training.checkpoint import checkpoint_in, class_names, is_ours
 
 _OPTIMISERS = ("optimizer", "training")
 MILLION = 1_000_000
@@ -137,7 +137,8 @@ class Inspection:
                 (
                     "detector",
                     f"{head.in_channels} -> {head.channels} channels, {head.levels} levels, {head.stem_blocks} stem "
-                    f"blocks, {head.head_convolutions} convolutions in the head, {head.classes} classes",
+                    f"blocks, {head.head_convolutions} convolutions in the head, {head.classes} classes"
+                    + ("" if head.level_norms else "; no layer norm at the levels' ends (model.level_norms=false)"),
                 )
             )
         return rows
@@ -147,7 +148,7 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
     """Looks into a file of weights.
 
     Args:
-        path: of any known project.
+        path: of any known project; a folder stands for the file in it.
         config: of the network to compare it with; None: ours have theirs inside, others are compared with the network
             of the size that they show.
 
@@ -155,22 +156,27 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
         FileNotFoundError: no such file, or not the pre-trained transformer that a checkpoint of ours leaves out.
         ValueError: no weights of a known project.
     """
+    path = weights_path(path)
     content = read_weights(path)
     try:
-        weights = weights_of(content, path)
+        return _inspected(content, path, config)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    ours = is_ours(content)
+
+
+def _inspected(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
+    ours = checkpoint_in(content, path) if is_ours(content) else None
+    weights = weights_of(content, path)
     transformer, head = TransformerSize.of(weights.tensors), HeadSize.of(weights.tensors)
     compared = "the given configuration"
-    if config is None and ours:
-        config, compared = parse_config(content["config"], f"in {path}"), "the network of its configuration"
+    if config is None and ours is not None:
+        config, compared = ours.config, "the network of its configuration"
     if config is None and weights.format.kind != "pair":
         config, compared = _of_size(transformer, head), "a network of its size"
     return Inspection(
         path=path,
         weights=weights,
-        averaged=ours or weights.is_averaged,
+        averaged=ours is not None or weights.is_averaged,
         optimiser=any(content.get(key) is not None for key in _OPTIMISERS),
         also=weights.others,
         pretrained=Pretrained.said_in(content),
@@ -210,7 +216,7 @@ def _of_size(transformer: TransformerSize | None, head: HeadSize | None) -> Conf
         shown = asdict(head)
         shared = ("channels", "levels", "embed_convolutions", "stem_blocks", "head_convolutions")
         model |= {key: shown[key] for key in shared} | {"heads": 1}
-        model["layer_scale"] = 1.0 if head.layer_scale else None
+        model |= {"layer_scale": 1.0 if head.layer_scale else None, "level_norms": head.level_norms}
         data["feature_channels"] = head.in_channels
     if transformer is None:
         data["features"] = "none"

@@ -163,7 +163,7 @@ def reverse_folder(
     Args:
         src: the folder of videos (:func:`~bitad.video.files.list_videos`).
         dst: the folder of reversed videos.
-        workers: processes side by side, one video and one thread each.
+        workers: processes side by side, one video and one thread each; 0: this one.
         rank, world: who we are among so many callers, each of whom has a share of the folder: every ``world``-th video,
             the largest first.
         crf: as for ``reverse_video``.

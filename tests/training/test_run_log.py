@@ -51,6 +51,14 @@ def test_videos_left_out_at_the_start_are_in_the_log(path: Path, capsys: pytest.
         assert all(LINE.match(line) for line in said.splitlines())
 
 
+def test_a_warm_up_that_was_cut_to_the_schedule_is_in_the_log(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(path.read_text().replace("warmup_epochs: 0.5", "warmup_epochs: 3"))
+    assert "warmup_epochs: 3" in path.read_text()
+    assert main(["train", str(path), "training.epochs=2", "training.evaluate_from=1", "--device", "cpu"]) == 0
+    for said in (logged(path), capsys.readouterr().err):
+        assert said.count("training.warmup_epochs is 0.2, a tenth of the 2 epochs of the schedule, and not 3") == 1
+
+
 def test_an_older_checkpoint_and_another_number_of_processes_are_in_the_log(path: Path) -> None:
     assert train(path, "--until", "1") == 0
     run = config_of(path, *QUICK).run_directory

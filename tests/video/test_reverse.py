@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bitad.cli import main
 from bitad.timeline import mirror_frames
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader, probe
@@ -247,3 +251,83 @@ def test_ten_minutes_reverse_twice_in_under_200_megabytes(tmp_path: Path, gop: i
         asked = np.arange(0, count, 97)
         bars = reader.read(asked)[:, :40].mean(axis=(1, 3)).reshape(len(asked), 16, 20).mean(axis=2) > 128  # [T, 16]
         np.testing.assert_array_equal((bars << bits).sum(axis=1), asked)
+
+
+# A full disk.
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As if the disk were full: no file can grow beyond this."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("full", ["store", "container"])
+def test_a_full_disk_is_told_by_the_file_that_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, suffix: str, share: float
+) -> None:
+    if full == "container":  # what waits is elsewhere, and only the container meets the full disk
+        monkeypatch.setattr("bitad.video.reverse.tempfile.TemporaryFile", lambda **_: io.BytesIO())
+    target = tmp_path / "out" / f"back{suffix}"
+    with files_of_at_most(int(share * source.stat().st_size)), pytest.raises(OSError) as error:
+        reverse_video(source, target)
+    assert str(error.value) == f"[Errno {errno.EFBIG}] File too large: '{target}'"
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_full_disk_while_a_folder_is_reversed_is_told_by_its_file(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scene.mp4").write_bytes(source.read_bytes())
+    with files_of_at_most(1000):
+        assert main(["reverse", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", workers]) == 1
+    said = capsys.readouterr().err
+    assert f"error: scene.mp4: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'out' / 'scene.mp4'}'" in said
+
+
+def test_a_full_disk_while_a_video_is_written_is_told_by_its_file(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"File too large: .*film\.mp4"):
+        write_video(tmp_path / "film.mp4", map(scene, range(60)), fps=25)
+
+
+# Processes.
+
+
+def test_no_workers_means_this_process(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a process was begun")
+
+    monkeypatch.setattr("bitad.workers._Worker", refuse)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scene.mp4").write_bytes(source.read_bytes())
+    (tmp_path / "in" / "torn.mp4").write_bytes(source.read_bytes()[:1000])
+    assert main(["reverse", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "0"]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scene.mp4"]
+
+
+@pytest.mark.parametrize("workers", ["-1", "4097", "many", "1.5", "", "9" * 5000, "\u0663", "1_0"])
+def test_another_number_of_workers_is_refused_in_one_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    for src, dst in ((source.parent, tmp_path / "out"), (source, tmp_path / "out.mp4")):
+        assert main(["reverse", str(src), str(dst), f"--workers={workers}"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("bitad reverse: error: --workers: ")
+        assert "give one from 0 (this process does it) to 4096" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [-1, 5000])
+def test_another_number_of_workers_is_refused_by_the_function(source: Path, tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match="no number of workers"):
+        reverse_folder(source.parent, tmp_path / "out", workers=workers)

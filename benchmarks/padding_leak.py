@@ -1,0 +1,67 @@
+"""How much ActionFormer's own release differs from OpenTAD, and so from us, near the padding of a window.
+
+The release does not clear the padding after the norms of its embedding and its heads, so that their biases reach the
+last real steps. How much that is depends on these biases: here they are drawn at random, for networks of the released
+configuration of THUMOS14 (2304 steps, 512 channels) with normal features of a random length.
+
+It prints the largest difference of a logit and of a distance, and how far from the end of the video a logit differs by
+more than a hundredth of the largest difference, in strides of its level.
+
+    python benchmarks/padding_leak.py --networks 30 --bias 0.1
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitad.config_files import load_config
+from bitad.models.build import build_network
+from bitad.models.pyramid import MaskedConv
+
+CLASSES = 20
+
+
+def uncleared(conv: MaskedConv, x: Tensor, mask: Tensor) -> Tensor:
+    """:meth:`MaskedConv.forward` as in the release."""
+    return F.relu(conv.norm(conv.conv(x) * mask[:, None]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=30)
+    parser.add_argument("--bias", type=float, default=0.1, help="standard deviation of the norms' biases (0.1)")
+    parser.add_argument("--scale", type=float, default=0.1, help="layer scale of the blocks (0.1)")
+    arguments = parser.parse_args()
+    config = load_config("thumos14/actionformer-i3d", [f"model.layer_scale={arguments.scale}"])
+    cleared, logits, distances, reaches = MaskedConv.forward, [], [], []
+    for seed in range(arguments.networks):
+        torch.manual_seed(seed)
+        network = build_network(config, CLASSES).eval()
+        for module in network.modules():
+            if isinstance(module, nn.LayerNorm):
+                nn.init.normal_(module.bias, std=arguments.bias)
+        steps = config.window.steps
+        real = int(torch.randint(64, steps - 64, ()))
+        features, mask = torch.randn(1, config.data.feature_channels or 0, steps), torch.arange(steps)[None] < real
+        with torch.no_grad():
+            features = features * mask  # as windows are padded
+            ours = network(features, mask)
+            MaskedConv.forward = uncleared  # type: ignore[method-assign, assignment]
+            theirs = network(features, mask)
+            MaskedConv.forward = cleared  # type: ignore[method-assign]
+        near = (ours.logits - theirs.logits)[0].abs().amax(1)[ours.mask[0]]
+        from_end = (real - ours.points.position[ours.mask[0]]) / ours.points.stride[ours.mask[0]]
+        logits.append(near.max().item())
+        distances.append((ours.distances - theirs.distances)[ours.mask].abs().max().item())
+        reaches.append(from_end[near > logits[-1] / 100].max().item())
+    for name, values in (("logit", logits), ("distance, in strides", distances), ("reach, in strides", reaches)):
+        ordered = sorted(values)
+        print(f"{name}: median {ordered[len(ordered) // 2]:.3f}, largest {ordered[-1]:.3f} of {len(ordered)} networks")
+
+
+if __name__ == "__main__":
+    main()
