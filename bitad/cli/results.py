@@ -108,7 +108,7 @@ def _said_to_be_reversed(detections: Detections, arguments: argparse.Namespace) 
 
     durations = detections.durations_s
     if arguments.annotations is not None:
-        annotations = read_annotations(arguments.annotations, ignore=())
+        annotations = read_annotations(arguments.annotations, ignore=()).require_durations(arguments.annotations)
         _compare_durations(annotations, detections, arguments.b, allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
