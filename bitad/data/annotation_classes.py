@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from bitad.data.annotated import Defect, VideoEntry
+from bitad.files import read_text
 
 # The class names in order, or the path of a list of them.
 Classes = Sequence[str] | PathLike[str]
@@ -27,13 +28,8 @@ def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: it names no class, or one twice.
     """
-    try:
-        # Not splitlines(): a name may hold what Unicode calls a line end.
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; it should hold the class names, a name a line") from None
-    except (OSError, UnicodeDecodeError) as error:  # a folder, say; no text
-        raise ValueError(f"{path}: cannot be read as class names, a name a line: {error}") from None
+    # Not splitlines(): a name may hold what Unicode calls a line end.
+    names = [line.strip() for line in re.split(r"\r\n?|\n", read_text(Path(path), "class names, a name a line"))]
     return _distinct([name for name in names if name], path)
 
 

@@ -101,8 +101,8 @@ def _read_entry(name: str, stated: Any, annotated: set[str]) -> VideoEntry:
     numbers: dict[str, float | None] = {}
     for what in ("duration", "frame", "fps"):
         value = stated.get(what)
-        numbers[what] = number(value)
-        if not is_missing(value) and not (numbers[what] or 0) > 0:
+        numbers[what] = found = number(value)
+        if not is_missing(value) and not (found is not None and (round(found) if what == "frame" else found) > 0):
             note(f"{what} {reprlib.repr(value)} is not a positive number")
             numbers[what] = None
     rows = [] if (key := rows_key(stated)) is None else stated[key]

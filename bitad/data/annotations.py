@@ -23,6 +23,7 @@ from bitad.data.annotation_entries import (
     rows_key,
     segment_of,
 )
+from bitad.data.clock_agreement import require_agreement
 from bitad.files import read_json, write_json
 
 
@@ -89,29 +90,41 @@ def write_annotations(annotations: Annotations, path: str | Path, *, form: Writt
     write_json({"database": database}, path)
 
 
-def reverse_annotation_file(src: str | Path, dst: str | Path) -> None:
+def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mismatch: bool = False) -> str | None:
     """Write the annotations of the reversed videos: ``[a, b]`` becomes ``[D - b, D - a]``, in ascending order.
 
     ActionFormer's ``segment(frames)`` is mirrored in the frame count F, ``[F - b, F - a]``; where the file states none,
     in F = D * fps, so that seconds and frames keep agreeing. Everything else stays as it is, labels and unknown keys
     too. Reversing twice gives the same set of segments within 1e-6 s.
 
+    Args:
+        src: the file.
+        dst: the file to write.
+        allow_clock_mismatch: whether what the file states of a video's time may contradict itself.
+
+    Returns:
+        where it does and may, one line that names the videos.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as annotations, segments in frames are on another clock than those in
-            seconds, or ``dst`` is ``src``.
+        ValueError: the file cannot be read as annotations, contradicts itself about a video's time, or ``dst`` is
+            ``src``.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise ValueError(f"{dst}: the reversed annotations would replace their source; name another file")
     content = read_json(src)
     entries = read_entries(content, src)
     refuse(src, (defect for entry in entries for defect in entry.defects))
+    faults = {entry.video.name: "; ".join(found) for entry in entries if (found := entry.video.contradictions)}
+    remedy = "correct the annotations, or reverse them as they are with --allow-clock-mismatch"
+    said = require_agreement(faults, len(entries), src, allowed=allow_clock_mismatch, remedy=remedy)
     Annotations({entry.video.name: entry.video for entry in entries}, ()).require_durations(src)
     for entry in entries:
         stated = content["database"][entry.video.name]
         if (key := rows_key(stated)) is not None:
             stated[key] = _reversed_rows(stated[key], entry.video, src)
     write_json(content, dst)
+    return said
 
 
 def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
@@ -132,10 +145,6 @@ def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str 
         stated = row.get(FRAME_SEGMENT)
         if stated is None or None in stated:  # not stated
             continue
-        if video.contradictions:  # seconds and frames would be reversed on different clocks
-            raise ValueError(
-                f'{path}: video {video.name}: {video.contradictions[0]}; correct it, or leave out "{FRAME_SEGMENT}"'
-            )
         if video.frames is not None:
             frames: float = video.frames
         elif video.fps is not None:

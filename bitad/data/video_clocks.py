@@ -117,6 +117,8 @@ def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
 def _clock(video: Mapping[str, Any], where: str) -> Clock:
     numbers = {ours: _number(video, names, where) for ours, names in _NAMES.items()}
     frames, fps, duration_s = numbers["frames"], numbers["fps"], numbers["duration_s"]
+    if frames is not None and round(frames) == 0:
+        raise ValueError(f"{where}: {frames:g} frames are not a positive number of them")
     if duration_s is None and frames is not None and fps is not None:
         duration_s = frames / fps
     if duration_s is None:
