@@ -200,7 +200,6 @@ def _first(videos: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda videos: videos["train_1"].pop("duration"), '"duration" is missing'),
         (lambda videos: videos["train_1"].pop("subset"), '"subset" is missing'),
         (lambda videos: _first(videos).pop("label"), 'has no "label"'),
         (lambda videos: _first(videos).pop("segment"), 'has no "segment"'),
@@ -208,7 +207,7 @@ def _first(videos: dict[str, Any]) -> dict[str, Any]:
         (lambda videos: _first(videos).update(segment=["a", 2.0]), "segment ['a', 2.0] is not [start, end]"),
         (lambda videos: videos["train_1"].update(duration=float("nan")), "duration nan is not a positive number"),
     ],
-    ids=["duration", "subset", "label", "segment", "nan", "word", "nan-duration"],
+    ids=["subset", "label", "segment", "nan", "word", "nan-duration"],
 )
 def test_ground_truth_that_lacks_something_or_is_no_number_is_refused_everywhere(
     world: World,
@@ -228,6 +227,21 @@ def test_ground_truth_that_lacks_something_or_is_no_number_is_refused_everywhere
     out, err = capsys.readouterr()
     assert f"train_1: unreadable: {said}" in out or said in out
     assert err == ""
+
+
+def test_ground_truth_without_a_duration_is_refused_where_it_is_needed(
+    world: World, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = changed(world, tmp_path, lambda videos: videos["train_1"].pop("duration"))
+    for command in readers(world, bad, tmp_path / "out"):
+        if command[0] != "evaluate":
+            line = refused(*command)
+            assert f"{bad}: video train_1: its duration is not " in line
+            assert "--video-info" in line
+    evaluate = ("evaluate", "--ground-truth", bad, "--detections", world.found, "--subset", "validation")
+    assert main([*map(str, evaluate), "--allow-clock-mismatch"]) == 0
+    main(["annotations", "check", str(bad)])
+    assert "1 videos are of unknown duration" in capsys.readouterr().out
 
 
 def test_a_label_outside_the_class_list_is_refused_with_its_video(

@@ -6,23 +6,9 @@ import argparse
 from pathlib import Path
 
 from bitad.cli.verbs import Verbs
+from bitad.data.annotation_forms import FORMS
 from bitad.printing import say
 
-# The names in bitad.data.annotation_forms.FORMS, which would be slow to import for --help.
-FORMS = (
-    "native",
-    "actionformer",
-    "activitynet",
-    "hacs",
-    "fineaction",
-    "mmaction2",
-    "ego4d-mq",
-    "thumos14",
-    "multithumos",
-    "charades",
-    "epic-kitchens-verb",
-    "epic-kitchens-noun",
-)
 _MOST_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
@@ -60,17 +46,23 @@ def add_verbs(verbs: Verbs) -> None:
         action = actions.add_parser(
             name,
             help=says,
-            description=f"{says} Forms read: {', '.join(FORMS)}.",
-            epilog="\n".join(["examples:", *(f"  bitad {example}" for example in examples)]),
+            description=says,
+            epilog="\n".join([*_forms(), "", "examples:", *(f"  bitad {example}" for example in examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add(action)
 
 
+def _forms() -> list[str]:
+    """The table of forms, for --help."""
+    width = max(map(len, FORMS))
+    return ["forms read (--from):", *(f"  {name:{width}}  {form.says}" for name, form in FORMS.items())]
+
+
 def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or folder of a data set's files")
     p.add_argument(
-        "--from", dest="form", choices=FORMS, metavar="FORM", help="its form, where not recognised by itself"
+        "--from", dest="form", choices=tuple(FORMS), metavar="FORM", help="its form, listed below, where not recognised"
     )
     p.add_argument("--classes", type=Path, help="class list, a name a line")
     # Before or after the action; the second parser must not undo what the first one read.
@@ -83,7 +75,11 @@ def _add_check(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--reversed-videos", type=Path, help="folder that must have the reverse playback of every video (slow: decodes)"
     )
-    p.add_argument("--video-info", type=Path, help="JSON of durations, to compare and for files that state none")
+    p.add_argument(
+        "--video-info",
+        type=Path,
+        help="JSON or CSV of videos: durations (and subsets), to compare and for files that state none",
+    )
     p.set_defaults(run=_check)
 
 
@@ -100,7 +96,9 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     known = p.add_mutually_exclusive_group()
     known.add_argument("--videos", type=Path, help="folder of videos, to count the frames of (DST/for_NAME/raw_data)")
     known.add_argument(
-        "--video-info", type=Path, help='instead of videos: JSON {"VIDEO": {"duration": s, "num_frame": n, "fps": f}}'
+        "--video-info",
+        type=Path,
+        help='instead of videos: JSON {"VIDEO": {"duration": s, "num_frame": n, "fps": f}}, or such a CSV',
     )
     p.add_argument("--subsets", default="", metavar="OLD=NEW,...", help="rename subsets (training=Validation,...)")
     p.add_argument("--class-list", type=Path, metavar="FILE", help="write the class names too, a name a line")

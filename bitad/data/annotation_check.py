@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
+from bitad.data.annotated import UNDECIDED, Defect, VideoEntry
+from bitad.data.annotation_classes import class_names
 from bitad.data.annotation_convert import Clocks
-from bitad.data.annotation_documents import read_database
-from bitad.data.annotation_forms import FORMS, read_form, recognise
+from bitad.data.annotation_forms import read_source
 from bitad.data.annotation_policy import segment_defects
-from bitad.data.annotations import UNDECIDED, Defect, VideoEntry, class_names, read_entries
 from bitad.data.video_check import video_defects
-from bitad.files import read_json
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,17 @@ def check_annotations(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file is of no known form, or is not JSON; a line of a table is malformed; or no video is in it.
+        ValueError: the file is of no known form, or is not JSON; or no video is in it.
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
-    entries, classes, clocks = _read(Path(path), form, classes, videos_dir, video_info)
+    _, source = read_source(path, form, classes=classes, video_info=video_info)
+    unknown = [entry.video.name for entry in source.entries if math.isinf(entry.video.duration_s)]
+    clocks = Clocks.of(unknown, videos_dir, video_info)
+    entries = [replace(entry, video=clocks.complete(entry.video)) for entry in source.entries]
     if not entries:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
-    names, defects = class_names(entries, classes, ignore)
+    names, defects = class_names(entries, source.classes, ignore)
     if video_info is not None:  # the clocks of videos_dir are compared below
         defects += (
             Defect(entry.video.name, kind, detail) for entry in entries for kind, detail in clocks.faults(entry.video)
@@ -138,29 +140,3 @@ def _names_alike(entries: Sequence[VideoEntry]) -> list[Defect]:
                 Defect(name, "duplicate", f"the same name as another video's in other code points: {points}")
             )
     return defects
-
-
-def _read(
-    path: Path,
-    form: str | None,
-    classes: Sequence[str] | PathLike[str] | None,
-    videos_dir: str | Path | None,
-    video_info: str | Path | None,
-) -> tuple[list[VideoEntry], Sequence[str] | PathLike[str] | None, Clocks]:
-    """The videos, with what could not be read of each in a JSON with a database; the classes where known; their clocks.
-
-    A JSON with a database is judged as ``read_annotations`` would read it. Other forms are read whole or not at all.
-    """
-    form = recognise(path) if form is None else form
-    if form in FORMS and FORMS[form].read is read_database:
-        entries = read_entries(read_json(path), path)
-        # Counting the frames of videos for what is stated would take long.
-        clocks = (
-            Clocks() if video_info is None else Clocks.of([entry.video.name for entry in entries], None, video_info)
-        )
-        return [replace(entry, video=clocks.complete(entry.video)) for entry in entries], classes, clocks
-    _, read = read_form(path, form)
-    clocks = Clocks.of(read.annotations.videos, videos_dir, video_info)
-    videos = [clocks.complete(video) for video in read.annotations.videos.values()]
-    entries = [VideoEntry(video, [None] * len(video.labels), []) for video in videos]
-    return entries, read.annotations.classes if classes is None else classes, clocks

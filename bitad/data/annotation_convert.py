@@ -21,7 +21,6 @@ from bitad.data.annotations import (
     UNDECIDED,
     AnnotatedVideo,
     Annotations,
-    read_classes,
     reverse_annotation_file,
     write_annotations,
 )
@@ -178,8 +177,8 @@ def convert_annotations(
         ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist,
             clocks disagree, or what the policy calls an error.
     """
-    form, read = read_form(src, form)
-    annotations = _with_classes(read.annotations, classes, src)
+    form, read = read_form(src, form, classes=classes, video_info=video_info)
+    annotations = read.annotations
     report = [Remark("of the files", note) for note in read.notes]
     if undecided == "drop":
         count = _segments(annotations)
@@ -231,21 +230,6 @@ def class_list(classes: Sequence[str]) -> str:
         if name != name.strip() or "\n" in name or "\r" in name or not name:
             raise ValueError(f"class {name!r} cannot stand in a list of a name a line; rename it")
     return "".join(f"{name}\n" for name in classes)
-
-
-def _with_classes(
-    annotations: Annotations, classes: Sequence[str] | PathLike[str] | None, src: str | Path
-) -> Annotations:
-    """The ground truth with the classes asked for."""
-    if classes is None:
-        return annotations
-    names = read_classes(classes) if isinstance(classes, (str, PathLike)) else tuple(classes)
-    known = {*names, *UNDECIDED}
-    for video in annotations.videos.values():
-        for label in video.labels:
-            if label not in known:
-                raise ValueError(f"{src}: video {video.name}: label {label!r} is not one of the {len(names)} classes")
-    return replace(annotations, classes=names)
 
 
 def _segments(annotations: Annotations) -> int:

@@ -1,4 +1,4 @@
-"""Readers of annotation files that are JSON: everything with a ``database``, mmaction2's, Ego4D's moments.
+"""Readers of annotation files that are JSON: everything with a ``database``, mmaction2's, BSN's, Ego4D's moments.
 
 Each docstring says where its form is described. This module does not import torch.
 """
@@ -11,19 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitad.data.annotation_rows import (
-    Row,
-    Source,
-    annotations_of_videos,
-    seconds_of,
-    subset_of_file,
-    video_of_rows,
-)
-from bitad.data.annotations import AnnotatedVideo, annotations_of
+from bitad.data.annotation_entries import read_entries, rows_key
+from bitad.data.annotation_rows import Given, Source, VideoRows, Videos, seconds_of, subset_of_file
+from bitad.data.stated import described
+from bitad.data.video_clocks import read_clocks, read_subsets
 from bitad.files import read_json
 
+_BSN_VIDEOS = "video_info_new.csv"
 # What is carried over from a video of a database, and from one of its annotations.
-_VIDEO_KEYS = {"subset", "duration", "frame", "fps", "annotations"}
+_VIDEO_KEYS = {"subset", "duration", "frame", "fps", "annotations", "annotation"}
 _ROW_KEYS = {"segment", "segment(frames)", "label", "label_id"}
 
 
@@ -39,66 +35,81 @@ def read_database(files: Sequence[Path]) -> Source:
     OpenTAD's ``opentad/datasets``; ActionFormer's ``libs/datasets/thumos14.py``.
     """
     (path,) = files
-    content, notes = _native(read_json(path), path)
-    return Source(annotations_of(content, path), notes)
+    content = read_json(path)
+    entries = read_entries(content, path)
+    return Source(
+        entries, notes=_notes([stated for stated in content["database"].values() if isinstance(stated, dict)])
+    )
 
 
-def _native(content: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
-    """The content of a JSON with a ``database``, in the native form, and what that changed or leaves out."""
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        return content, ()
+def _notes(videos: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What of the videos of a ``database`` is missing or left out."""
     left_out: Counter[str] = Counter()
     unannotated = 0
-    videos: dict[str, Any] = {}
-    for name, stated in database.items():
-        if not isinstance(stated, dict):
-            videos[name] = stated
-            continue
-        video = dict(stated)
-        if isinstance(video.get("duration"), str):
-            video["duration"] = seconds_of(video["duration"], f"{path}: video {name}: duration")
-        if "annotations" not in video and "subset" in video:
-            video["annotations"] = []
-            unannotated += 1
+    for video in videos:
         left_out.update(key for key in video if key not in _VIDEO_KEYS)
-        rows = video.get("annotations")
+        key = rows_key(video)
+        unannotated += key is None
+        rows = None if key is None else video[key]
         sound = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         left_out.update(f"{key} of annotations" for row in sound for key in row if key not in _ROW_KEYS)
-        videos[name] = video
     notes = [f"{count} videos of the file have no list of annotations" for count in [unannotated] if count]
     if left_out:
         notes.append(f"left out, for no form written here holds it: {', '.join(sorted(left_out))}")
-    return {**content, "database": videos}, tuple(notes)
+    return tuple(notes)
 
 
 def read_mmaction2(files: Sequence[Path]) -> Source:
-    """mmaction2's ``anet_anno_{train,val,test}.json``: ``{"VIDEO": {"duration_second", "duration_frame", "annotations":
-    [{"segment", "label"}], "feature_frame", "fps", "rfps"}}``.
+    """mmaction2's ActivityNet files, ``anet_anno_{train,val,test}.json``: videos by name, the file's name the subset.
 
-    The name of a file tells the subset ("training", "validation", "testing"). Frames a second are ``rfps``, those
-    counted, where stated. Segments are seconds of ``duration_second``; ``feature_frame``, the frames that mmaction2's
+    Frames a second are ``rfps``, which mmaction2 counted, where a file states it; ``fps`` is the nominal rate, which
+    contradicts ``duration_frame`` of ``duration_second``; ``feature_frame``, the frames that mmaction2's
     features cover, is left out.
 
     Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py`` and
     ``mmaction/datasets/activitynet_dataset.py``.
     """
-    videos: dict[str, AnnotatedVideo] = {}
+    videos: dict[str, Any] = {}
     for path in files:
         subset = subset_of_file(path, {"train": "training", "val": "validation", "test": "testing"})
-        for name, stated in _items(read_json(path), path).items():
+        for name, stated in videos_by_name(read_json(path), path).items():
             if name in videos:
                 raise ValueError(f"{path}: video {name} is also in another of the files")
-            frames = stated.get("duration_frame")
-            native = {
-                "subset": subset,
-                "duration": stated.get("duration_second"),
-                "annotations": stated.get("annotations", []),
-                **({} if frames is None else {"frame": frames}),
-                **({"fps": stated.get("rfps", stated.get("fps"))} if {"rfps", "fps"} & stated.keys() else {}),
-            }
-            videos |= annotations_of({"database": {name: native}}, path).videos
-    return Source(annotations_of_videos(videos))
+            videos[name] = {"subset": subset, **_native(stated)}
+    return Source(read_entries({"database": videos}, files[0]))
+
+
+def read_bsn(files: Sequence[Path], given: Given) -> Source:
+    """BSN's ``anet_anno_action.json``, which BMN and G-TAD use too: mmaction2's form, all subsets in one file.
+
+    The subsets are in ``video_info_new.csv`` beside it, or in the list of videos that is given, which must then state
+    them; so are frame rates.
+
+    Source: https://github.com/wzmsltw/BSN-boundary-sensitive-network, ``data/activitynet_annotations``.
+    """
+    (path,) = files
+    stated = videos_by_name(read_json(path), path)
+    beside = path.parent / _BSN_VIDEOS
+    table = given.video_info or (beside if beside.is_file() else None)
+    if table is None and not all("subset" in video for video in stated.values()):
+        raise ValueError(f"{path}: it states no subsets; put {_BSN_VIDEOS} beside it, or name that with --video-info")
+    subsets = {} if table is None else read_subsets(table)
+    clocks = {} if table is None else read_clocks(table)
+    videos: dict[str, Any] = {}
+    for name, video in stated.items():
+        rate = {"rfps": clocks[name].fps} if name in clocks else {}
+        subset = {"subset": subsets[name]} if name in subsets else {}
+        videos[name] = {**subset, **_native({**rate, **video})}
+    notes = () if table is None else (f"subsets and frame rates are those of {table}",)
+    return Source(read_entries({"database": videos}, path), notes=notes)
+
+
+def _native(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """A video of mmaction2's or BSN's as the native form states it."""
+    fps = stated.get("rfps", stated.get("fps"))
+    own = {"duration": stated.get("duration_second"), "frame": stated.get("duration_frame"), "fps": fps}
+    subset = {"subset": stated["subset"]} if "subset" in stated else {}
+    return {**subset, **own, "annotations": stated.get("annotations", [])}
 
 
 def read_ego4d_mq(files: Sequence[Path]) -> Source:
@@ -110,56 +121,72 @@ def read_ego4d_mq(files: Sequence[Path]) -> Source:
     Source: https://ego4d-data.org/docs/data/annotations-schemas and OpenTAD's
     ``tools/prepare_data/ego4d/convert_ego4d_anno.py``, which leaves clips without a primary label out; here they stay.
     """
-    videos: dict[str, AnnotatedVideo] = {}
+    videos = Videos()
     secondary = 0
     for path in files:
-        for stated in _list(read_json(path), "videos", str(path)):
-            for clip in _list(stated, "clips", f"{path}: video {stated.get('video_uid')}"):
-                name = str(clip.get("clip_uid"))
-                where = f"{path}: clip {name}"
-                if name in videos:
-                    raise ValueError(f"{where} occurs twice")
-                annotators = _list(clip, "annotations", where) if clip.get("annotations") is not None else []
-                labels = [label for by in annotators for label in _list(by, "labels", where)]
-                primary = [label for label in labels if label.get("primary")]
-                secondary += len(labels) - len(primary)
-                videos[name] = _ego4d_clip(name, str(stated.get("split")), clip, primary, where)
+        for stated in objects(read_json(path), "videos", str(path)):
+            of_video = f"{path}: video {reprlib.repr(stated.get('video_uid'))}"
+            for clip in objects(stated, "clips", of_video):
+                name, subset = clip.get("clip_uid"), stated.get("split")
+                where = f"{path.name}: clip {reprlib.repr(name)}"
+                video = videos.new(as_name(name), as_name(subset), where)
+                with video.noting():
+                    secondary += _read_clip(clip, video, where)
+                if not isinstance(subset, str):
+                    video.note(f"split {reprlib.repr(subset)} is not a name")
     notes = (f"{secondary} labels that are not primary are left out",) if secondary else ()
-    return Source(annotations_of_videos(videos), notes)
+    return Source(videos.entries(), notes=notes)
 
 
-def _ego4d_clip(
-    name: str, subset: str, clip: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], where: str
-) -> AnnotatedVideo:
+def _read_clip(clip: Mapping[str, Any], video: VideoRows, where: str) -> int:
+    """Read a clip as a video; the number of its labels that are not primary."""
+    annotators = objects(clip, "annotations", where) if clip.get("annotations") is not None else []
+    labels = [label for by in annotators for label in objects(by, "labels", where)]
+    primary = [label for label in labels if label.get("primary")]
     start = max(_seconds(clip, "video_start_sec", where), 0.0)
     # Times are rounded as OpenTAD's converter rounds them: differences of stated times are off in their last digits.
     duration_s = round(_seconds(clip, "video_end_sec", where) - start, 4)
     if duration_s <= 0:
         raise ValueError(f"{where}: it ends {-duration_s:g} s before its start")
-    rows: list[Row] = []
-    for label in labels:
-        if not isinstance(label.get("label"), str):
-            raise ValueError(f"{where}: {reprlib.repr(dict(label))} has no label")
-        first, last = (round(_seconds(label, f"video_{edge}_time", where) - start, 4) for edge in ("start", "end"))
-        rows.append((first, last, label["label"]))
-    frames = None
+    video.duration_s = duration_s
+    for label in primary:
+        with video.noting():
+            if not isinstance(label.get("label"), str):
+                raise ValueError(f"{where}: {reprlib.repr(dict(label))} has no label")
+            edges = (_seconds(label, f"video_{edge}_time", where) for edge in ("start", "end"))
+            first, last = (round(edge - start, 4) for edge in edges)
+            video.rows.append((first, last, label["label"]))
     if "video_start_frame" in clip and "video_end_frame" in clip:
         counted = _seconds(clip, "video_end_frame", where) - max(_seconds(clip, "video_start_frame", where), 0)
-        frames = int(counted) if counted > 0 else None
-    return video_of_rows(name, subset, rows, duration_s=duration_s, frames=frames)
+        video.frames = int(counted) if counted > 0 else None
+    return len(labels) - len(primary)
 
 
-def _items(content: Any, where: object) -> Mapping[str, Mapping[str, Any]]:
+def as_name(stated: object) -> str:
+    """A name; none, "", where something else is stated."""
+    return stated if isinstance(stated, str) else ""
+
+
+def videos_by_name(content: Any, where: object) -> Mapping[str, Mapping[str, Any]]:
+    """An object of objects.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise ValueError(f"{where}: not videos by name")
+        raise ValueError(f"{where}: not videos by name: it is {described(content)}")
     return content
 
 
-def _list(stated: Any, key: str, where: str) -> list[dict[str, Any]]:
-    """A list of objects, or a ValueError that says what is there instead."""
+def objects(stated: Any, key: str, where: str) -> list[dict[str, Any]]:
+    """The list of objects under a key.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = stated.get(key) if isinstance(stated, dict) else None
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise ValueError(f'{where}: no list "{key}"')
+        raise ValueError(f'{where}: no list "{key}" of objects in it: it is {described(stated)}')
     return found
 
 

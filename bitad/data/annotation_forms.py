@@ -1,22 +1,42 @@
 """The forms in which ground truth is found: how each is recognised, and its reader.
 
-This module does not import torch.
+This module does not import torch, nor NumPy: the command line's help lists the forms. Readers are imported when used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from bitad.data.annotation_documents import read_database, read_ego4d_mq, read_mmaction2
-from bitad.data.annotation_rows import Source
-from bitad.data.annotation_tables import read_charades, read_epic_kitchens, read_multithumos, read_thumos14
+from bitad.data.csv_tables import columns_of
+from bitad.data.stated import described, some
 from bitad.files import read_json
 from bitad.folders import is_below
 from bitad.signatures import signature_of
+
+if TYPE_CHECKING:
+    from bitad.data.annotation_classes import Classes
+    from bitad.data.annotation_rows import Source
+
+# A folder that has no form is looked through for so many files that have one.
+_MOST_FILES = 20
+_LINE = 60
+
+
+class Columns(tuple[str, ...]):
+    """The columns of a table."""
+
+
+class Fields(tuple[str, ...]):
+    """The fields of a text's first line."""
+
+
+# What is neither JSON, a table nor a text.
+_OTHER = object()
 
 
 @dataclass(frozen=True)
@@ -25,15 +45,26 @@ class Form:
 
     Args:
         says: what is read, for people.
+        reader: "module:function" in ``bitad.data``, which takes the files and, with ``asks``, what is ``Given``.
+        needs: keys, columns or lines that files of this form have, for people.
+        fits: whether a file, whose head is the second argument (``_head``), has this form; by default whether it has
+            the columns that it needs.
         folder: which files of a folder are read; none where only a file can be named.
-        fits: whether a file, whose head is the second argument (``_head``), has this form.
-        read: reads the files.
+        asks: for "classes" that its numbers are names of, or the "subsets" of videos.
     """
 
     says: str
-    folder: tuple[str, ...]
-    fits: Callable[[Path, Any], bool]
-    read: Callable[[Sequence[Path]], Source]
+    reader: str
+    needs: tuple[str, ...]
+    fits: Callable[[Path, Any], bool] | None = None
+    folder: tuple[str, ...] = ()
+    asks: Literal["classes", "subsets"] | None = None
+
+    def has(self, path: Path, head: Any) -> bool:
+        """Whether a file has this form."""
+        if self.fits is None:
+            return isinstance(head, Columns) and set(head).issuperset(self.needs)
+        return self.fits(path, head)
 
     def files(self, src: Path) -> list[Path]:
         """The file, or the files of a folder that would be read; hidden ones and file managers' are passed over."""
@@ -41,9 +72,18 @@ class Form:
             return [src]
         return sorted({path for pattern in self.folder for path in src.rglob(pattern) if is_below(src, path)})
 
+    def read(self, files: Sequence[Path], classes: Classes | None, video_info: Path | None) -> Source:
+        """Read the files."""
+        from bitad.data.annotation_rows import Given
+
+        module, _, function = self.reader.partition(":")
+        read = getattr(import_module(f"bitad.data.{module}"), function)
+        source: Source = read(files, Given(classes, video_info)) if self.asks else read(files)
+        return source if classes is None or self.asks == "classes" else replace(source, classes=classes)
+
 
 def _is_row(head: Any) -> bool:
-    return isinstance(head, tuple) and len(head) == 3 and head[0].startswith("video_")
+    return isinstance(head, Fields) and len(head) == 3 and head[0].startswith("video_")
 
 
 def _of_thumos14(path: Path, head: Any) -> bool:
@@ -52,10 +92,6 @@ def _of_thumos14(path: Path, head: Any) -> bool:
 
 def _of_multithumos(path: Path, head: Any) -> bool:
     return not path.stem.endswith(("_val", "_test")) and _is_row(head)
-
-
-def _has_columns(*columns: str) -> Callable[[Path, Any], bool]:
-    return lambda _, head: isinstance(head, set) and head.issuperset(columns)
 
 
 def _frames_stated(head: Any) -> bool:
@@ -67,21 +103,38 @@ def _frames_stated(head: Any) -> bool:
     )
 
 
-def _of_database(path: Path, head: Any) -> bool:
+def _of_database(head: Any) -> bool:
     return isinstance(head, dict) and isinstance(head.get("database"), dict)
 
 
-def _of_actionformer(path: Path, head: Any) -> bool:
-    return _of_database(path, head) and _frames_stated(head)
+def _of_actionformer(_: Path, head: Any) -> bool:
+    return _of_database(head) and _frames_stated(head)
 
 
-def _of_native(path: Path, head: Any) -> bool:
-    return _of_database(path, head) and not _frames_stated(head)
+def _of_native(_: Path, head: Any) -> bool:
+    return _of_database(head) and not _frames_stated(head)
 
 
-def _of_mmaction2(_: Path, head: Any) -> bool:
+def _first_video(head: Any) -> dict[str, Any]:
+    """The first of videos by name."""
     first = next(iter(head.values()), None) if isinstance(head, dict) else None
-    return isinstance(first, dict) and "duration_second" in first
+    return first if isinstance(first, dict) else {}
+
+
+def _of_mmaction2(path: Path, head: Any) -> bool:
+    return "duration_second" in _first_video(head) and _subset_in_name(path)
+
+
+def _of_bsn(path: Path, head: Any) -> bool:
+    return "duration_second" in _first_video(head) and not _subset_in_name(path)
+
+
+def _subset_in_name(path: Path) -> bool:
+    return any(part in path.name.lower() for part in ("train", "val", "test"))
+
+
+def _of_multilabel(_: Path, head: Any) -> bool:
+    return isinstance(_first_video(head).get("actions"), list)
 
 
 def _of_ego4d(_: Path, head: Any) -> bool:
@@ -93,48 +146,101 @@ def _never(_: Path, __: Any) -> bool:
     return False
 
 
+_DATABASE = ("database", "subset", "annotations", "segment", "label")
+_SECONDS = ("duration_second", "annotations", "segment", "label")
 _EPIC_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv")
 _EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp")
 
 FORMS = {
-    "native": Form("JSON with a database of videos, as OpenTAD's", (), _of_native, read_database),
-    "actionformer": Form("ActionFormer's JSON, with segment(frames)", (), _of_actionformer, read_database),
-    "activitynet": Form("activity_net.v1-3.min.json", (), _never, read_database),
-    "hacs": Form("HACS_segments_v1.1.1.json", (), _never, read_database),
-    "fineaction": Form("FineAction's annotations_gt.json", (), _never, read_database),
+    "native": Form(
+        "JSON with a database of videos, as OpenTAD's", "annotation_documents:read_database", _DATABASE, _of_native
+    ),
+    "actionformer": Form(
+        "ActionFormer's JSON, with segment(frames)",
+        "annotation_documents:read_database",
+        (*_DATABASE, "segment(frames)"),
+        _of_actionformer,
+    ),
+    "activitynet": Form(
+        "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
+        "annotation_documents:read_database",
+        _DATABASE,
+        _never,
+    ),
+    "hacs": Form("HACS_segments_v1.1.1.json", "annotation_documents:read_database", _DATABASE, _never),
+    "fineaction": Form("FineAction's annotations_gt.json", "annotation_documents:read_database", _DATABASE, _never),
     "mmaction2": Form(
-        "anet_anno_{train,val,test}.json",
-        ("anet_anno_train.json", "anet_anno_val.json", "anet_anno_test.json"),
+        "mmaction2's anet_anno_{train,val,test}.json",
+        "annotation_documents:read_mmaction2",
+        _SECONDS,
         _of_mmaction2,
-        read_mmaction2,
+        ("anet_anno_train.json", "anet_anno_val.json", "anet_anno_test.json"),
+    ),
+    "bsn": Form(
+        "BSN's and BMN's anet_anno_action.json, with video_info_new.csv",
+        "annotation_documents:read_bsn",
+        _SECONDS,
+        _of_bsn,
+        ("anet_anno_action.json",),
+        asks="subsets",
+    ),
+    "multilabel": Form(
+        "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
+        "annotation_multilabel:read_multilabel",
+        ("subset", "duration", "actions"),
+        _of_multilabel,
+        asks="classes",
     ),
     "ego4d-mq": Form(
-        "moments_{train,val,test_unannotated}.json",
-        ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
+        "Ego4D's moments_{train,val,test_unannotated}.json",
+        "annotation_documents:read_ego4d_mq",
+        ("videos", "split", "clips", "clip_uid", "video_start_sec", "video_end_sec"),
         _of_ego4d,
-        read_ego4d_mq,
+        ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
     "thumos14": Form(
-        "folder of CLASS_val.txt and CLASS_test.txt", ("*_val.txt", "*_test.txt"), _of_thumos14, read_thumos14
+        "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
+        "annotation_tables:read_thumos14",
+        ('lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt',),
+        _of_thumos14,
+        ("*_val.txt", "*_test.txt"),
     ),
-    "multithumos": Form("folder of CLASS.txt", ("*.txt",), _of_multithumos, read_multithumos),
+    "multithumos": Form(
+        "MultiTHUMOS' folder of CLASS.txt",
+        "annotation_tables:read_multithumos",
+        ('lines "video_... start end" in files CLASS.txt',),
+        _of_multithumos,
+        ("*.txt",),
+    ),
+    "thumos14-groundtruth": Form(
+        "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
+        "annotation_tables:read_thumos14_groundtruth",
+        ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
+        folder=("*_groundtruth.csv",),
+    ),
+    "gtad": Form(
+        "G-TAD's and AFSD's {val,test}_Annotation.csv",
+        "annotation_tables:read_gtad",
+        ("video", "type", "start", "end"),
+        folder=("*_Annotation.csv", "*_Annotation_ours.csv"),
+    ),
     "charades": Form(
         "Charades_v1_{train,test}.csv",
-        ("Charades*_train.csv", "Charades*_test.csv"),
-        _has_columns("id", "actions", "length"),
-        read_charades,
+        "annotation_tables:read_charades",
+        ("id", "actions", "length"),
+        folder=("Charades*_train.csv", "Charades*_test.csv"),
     ),
     "epic-kitchens-verb": Form(
-        "EPIC_100_{train,validation,test_timestamps}.csv",
-        _EPIC_FILES,
-        _has_columns(*_EPIC_COLUMNS),
-        partial(read_epic_kitchens, part="verb"),
+        "EPIC_100_{train,validation,test_timestamps}.csv, their verbs",
+        "annotation_tables:read_epic_verbs",
+        _EPIC_COLUMNS,
+        folder=_EPIC_FILES,
     ),
     "epic-kitchens-noun": Form(
-        "EPIC_100_{train,validation,test_timestamps}.csv",
-        _EPIC_FILES,
-        _has_columns(*_EPIC_COLUMNS),
-        partial(read_epic_kitchens, part="noun"),
+        "EPIC_100_{train,validation,test_timestamps}.csv, their nouns",
+        "annotation_tables:read_epic_nouns",
+        _EPIC_COLUMNS,
+        folder=_EPIC_FILES,
     ),
 }
 
@@ -155,28 +261,37 @@ def recognise(src: str | Path) -> str:
         for path in form.files(src):
             if path not in heads:
                 heads[path] = _head(path)
-            if form.fits(path, heads[path]):
+            if form.has(path, heads[path]):
                 found.append(name)
                 break
     if not found:
-        if src.is_file() and (kind := signature_of(src)).kind not in ("text", "json", "unknown"):
-            raise ValueError(f"{src}: no annotations: it is {kind}")
-        raise ValueError(f"{src}: none of the known forms of annotations; name one with --from: {', '.join(FORMS)}")
+        raise ValueError(
+            f"{src}: none of the known forms of annotations: it is {_looks(src, heads)}; name one with --from: "
+            f"{', '.join(FORMS)}"
+        )
     if len(found) > 1:
         raise ValueError(f"{src}: could be {' or '.join(found)}; say which with --from")
     return found[0]
 
 
-def read_form(src: str | Path, form: str | None = None) -> tuple[str, Source]:
-    """Read ground truth in any of the ``FORMS``; the form's name and what was read.
+def read_source(
+    src: str | Path,
+    form: str | None = None,
+    *,
+    classes: Classes | None = None,
+    video_info: str | Path | None = None,
+) -> tuple[str, Source]:
+    """Read ground truth in any of the ``FORMS``: the form's name, and the videos with what cannot be read of each.
 
     Args:
         src: a file, or a folder of files of one data set.
         form: the form's name; recognised where not given.
+        classes: the class names in order, or a list of them; by default the files' own.
+        video_info: a list of videos, whose subsets a form takes that states none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a form unknown, unrecognised or not that of the files; a line or value that is malformed.
+        ValueError: a form unknown, unrecognised or not that of the files.
     """
     src = Path(src)
     name = recognise(src) if form is None else form
@@ -188,15 +303,119 @@ def read_form(src: str | Path, form: str | None = None) -> tuple[str, Source]:
     if not files:
         wanted = ", ".join(FORMS[name].folder)
         raise ValueError(f"{src}: " + (f"no {wanted} there" if wanted else f"a folder; form {name} is one file"))
-    return name, FORMS[name].read(files)
+    try:
+        source = FORMS[name].read(files, classes, None if video_info is None else Path(video_info))
+    except ValueError as error:
+        raise ValueError(f"{error}{_instead(src, name)}") from None
+    return name, replace(source, path=src)
+
+
+def read_form(
+    src: str | Path,
+    form: str | None = None,
+    *,
+    classes: Classes | None = None,
+    video_info: str | Path | None = None,
+) -> tuple[str, Source]:
+    """As :func:`read_source`, where everything can be read.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_source`; a line or value that is malformed; a label that is not
+            one of the classes.
+    """
+    name, source = read_source(src, form, classes=classes, video_info=video_info)
+    _ = source.annotations  # refuses what could not be read
+    return name, source
 
 
 def _head(path: Path) -> Any:
-    """What tells a file's form: the content of JSON, a table's columns as a set, a text's first fields as a tuple."""
+    """What tells a file's form: the content of JSON, a table's columns, a text's first fields."""
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if path.is_dir() or path.suffix.lower() not in (".csv", ".txt"):
-        return None
+        return _OTHER
+    if path.suffix.lower() == ".csv":
+        return Columns(columns_of(path))
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = next((line for line in file if line.strip()), "")
-    return set(line.strip().split(",")) if path.suffix.lower() == ".csv" else tuple(line.split())
+        return Fields(next((line for line in file if line.strip()), "").split())
+
+
+def _looks(src: Path, heads: dict[Path, Any]) -> str:
+    """What a file or folder of no known form looks like, and the form that is nearest."""
+    if src.is_dir():
+        names = sorted(path.name for path in src.iterdir() if not path.name.startswith("."))
+        inner = _inner_form(src)
+        return f"a folder {f'with {some(names)}' if names else 'without files'}" + (f"; {inner}" if inner else "")
+    head = heads[src]
+    signature = signature_of(src)
+    if isinstance(head, Columns | Fields) and signature.kind == "json":
+        return f"{signature.says}; give it a name that ends in .json"
+    if head is _OTHER or (isinstance(head, Columns | Fields) and signature.kind not in ("text", "empty")):
+        return str(signature)
+    if isinstance(head, Columns):
+        looks = f"a CSV file with columns {some(head)}"
+    elif isinstance(head, Fields):
+        looks = f'a text with lines such as "{_shortened(" ".join(head))}"'
+    else:
+        looks = described(head)
+    near = _nearest(head)
+    return f"{looks}; the nearest form is {near}" if near else looks
+
+
+def _instead(src: Path, name: str) -> str:
+    """What a file is instead of the form that was named, for the end of an error."""
+    try:
+        other = recognise(src)
+    except ValueError as error:
+        _, found, looks = str(error).partition("it is ")
+        return f"; it is {looks.partition('; name one')[0]}" if found else ""
+    return "" if FORMS[other].reader == FORMS[name].reader else f"; it is of form {other}"
+
+
+def _inner_form(folder: Path) -> str | None:
+    """A file in a folder that has a form by itself."""
+    for path in sorted(path for path in folder.iterdir() if is_below(folder, path))[:_MOST_FILES]:
+        with suppress(ValueError):
+            if path.is_file():
+                return f"{path.name} in it is of form {recognise(path)}: name that file"
+    return None
+
+
+def _nearest(head: Any) -> str | None:
+    """The form that shares most keys or columns with a file, and what the file lacks of it."""
+    if isinstance(head, Fields):
+        near = len(head) >= 3 and all(_is_number(field) for field in head[-2:])
+        return f"thumos14, which has {FORMS['thumos14'].needs[0]}" if near else None
+    table = isinstance(head, Columns)
+    keys = set(head) if table else set(_keys(head))
+    shares = {
+        name: len(keys.intersection(form.needs)) / len(form.needs)
+        for name, form in FORMS.items()
+        if (form.fits is None) == table
+    }
+    name = max(shares, key=lambda name: shares[name])
+    if not shares[name]:
+        return None
+    lacks = [key for key in FORMS[name].needs if key not in keys]
+    what = "columns" if table else "keys"
+    return f"{name}, " + (f"of which it lacks the {what} {', '.join(lacks)}" if lacks else "with its keys elsewhere")
+
+
+def _keys(content: Any, depth: int = 6) -> Iterator[str]:
+    """The keys of objects in a JSON document, of the first few of each list and object."""
+    if depth and isinstance(content, dict):
+        yield from content
+        for value in list(content.values())[:3]:
+            yield from _keys(value, depth - 1)
+    elif depth and isinstance(content, list):
+        for value in content[:3]:
+            yield from _keys(value, depth - 1)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()
+
+
+def _shortened(text: str) -> str:
+    text = "".join(one if one.isprintable() else "?" for one in text)
+    return text if len(text) <= _LINE else f"{text[:_LINE]}..."

@@ -1,4 +1,4 @@
-"""Readers of annotation files that are text or tables: THUMOS14, MultiTHUMOS, Charades, EPIC-Kitchens-100.
+"""Readers of annotation files that are text or tables: THUMOS14, MultiTHUMOS, Charades, EPIC-Kitchens-100, G-TAD's.
 
 Each docstring says where its form is described. This module does not import torch.
 """
@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from bitad.data.annotated import UNDECIDED, VideoEntry
 from bitad.data.annotation_rows import (
     Row,
     Source,
-    annotations_of_videos,
+    Videos,
+    positive,
     seconds_of,
     subset_of_file,
-    video_of_rows,
+    subset_of_thumos_video,
 )
-from bitad.data.annotations import AnnotatedVideo
 from bitad.data.csv_tables import rows_of_table
 from bitad.data.video_clocks import read_clocks
 from bitad.files import read_text
@@ -27,6 +28,13 @@ from bitad.files import read_text
 _CLASS_LIST = "class_list.txt"
 _EPIC_VIDEOS = "EPIC_100_video_info.csv"
 _CHARADES_CLASSES = "Charades_v1_classes.txt"
+# fmt: off
+_THUMOS14 = (
+    "BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving", "CricketBowling", "CricketShot",
+    "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "JavelinThrow", "LongJump", "PoleVault",
+    "Shotput", "SoccerPenalty", "TennisSwing", "ThrowDiscus", "VolleyballSpiking",
+)
+# fmt: on
 
 
 def read_thumos14(files: Sequence[Path]) -> Source:
@@ -48,7 +56,7 @@ def read_thumos14(files: Sequence[Path]) -> Source:
         if path.name in seen:
             raise ValueError(f"{path}: also found as {seen[path.name]}; keep one of the two")
         seen[path.name] = path
-    return Source(annotations_of_videos(_read_class_files(files, label_and_subset)))
+    return Source(_read_class_files(files, label_and_subset))
 
 
 def read_multithumos(files: Sequence[Path]) -> Source:
@@ -59,18 +67,17 @@ def read_multithumos(files: Sequence[Path]) -> Source:
 
     Source: the readme at http://ai.stanford.edu/~syyeung/everymoment.html; OpenTAD's configurations for the subsets.
     """
-    subsets = {"video_validation_": "training", "video_test_": "validation"}
 
     def label_and_subset(path: Path, video: str) -> tuple[str, str]:
-        for start, subset in subsets.items():
-            if video.startswith(start):
-                return path.stem, subset
-        raise ValueError(f"{path}: video {video}: its name should begin with {' or '.join(subsets)}")
+        subset = subset_of_thumos_video(video)
+        if subset is None:
+            raise ValueError(f"{path}: video {video}: its name should begin with video_validation_ or video_test_")
+        return path.stem, subset
 
     of_classes = [path for path in files if path.name != _CLASS_LIST and not path.stem.lower().startswith("readme")]
     listed = [path for path in files if path.name == _CLASS_LIST]
-    classes = [fields[-1] for path in listed for _, fields in _lines_of(path)]
-    return Source(annotations_of_videos(_read_class_files(of_classes, label_and_subset), classes))
+    classes = tuple(fields[-1] for path in listed for _, fields in _lines_of(path))
+    return Source(_read_class_files(of_classes, label_and_subset), classes or None)
 
 
 def read_charades(files: Sequence[Path]) -> Source:
@@ -82,13 +89,97 @@ def read_charades(files: Sequence[Path]) -> Source:
     Source: https://prior.allenai.org/projects/data/charades/README.txt
     """
     names, notes = _names_beside(files[0].parent / _CHARADES_CLASSES)
-    videos: dict[str, AnnotatedVideo] = {}
+    videos = Videos()
     for path in files:
         subset = subset_of_file(path, {"train": "training", "test": "testing"})
-        for where, row in rows_of_table(path, ("id", "actions", "length")):
-            rows = [_charades_row(action, names, where) for action in row["actions"].split(";") if action.strip()]
-            _add(videos, where, row["id"], subset, rows, seconds_of(row["length"], f"{where}: length"))
-    return Source(annotations_of_videos(videos, names.values()), notes)
+        for line, row in rows_of_table(path, ("id", "actions", "length")):
+            where = f"{path.name}:{line}"
+            video = videos.new(row["id"], subset, where)
+            for action in row["actions"].split(";"):
+                with video.noting():
+                    video.rows += [_charades_row(action, names, where)] if action.strip() else []
+            with video.noting():
+                video.duration_s = _duration(row["length"], f"{where}: video {video.name}")
+    return Source(videos.entries(), tuple(names.values()) or None, notes)
+
+
+def read_epic_verbs(files: Sequence[Path]) -> Source:
+    """EPIC-Kitchens-100's verbs: see :func:`read_epic_kitchens`."""
+    return read_epic_kitchens(files, "verb")
+
+
+def read_epic_nouns(files: Sequence[Path]) -> Source:
+    """EPIC-Kitchens-100's nouns: see :func:`read_epic_kitchens`."""
+    return read_epic_kitchens(files, "noun")
+
+
+def read_gtad(files: Sequence[Path]) -> Source:
+    """G-TAD's ``{val,test}_Annotation.csv``: a row a segment with ``video``, ``type``, ``start``, ``end`` in seconds.
+
+    AFSD's ``{val,test}_Annotation_ours.csv`` has the same columns. Subsets are those of :func:`read_thumos14` where
+    the videos' names are THUMOS14's, else what the file's name tells. Durations are not stated; ``startFrame`` and
+    ``endFrame``, seconds at 30 frames a second whatever the video's rate, are not read.
+
+    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations`` and ``gtad_lib/dataset.py``;
+    https://github.com/TencentYoutuResearch/ActionDetection-AFSD, ``thumos_annotations``.
+    """
+    parts = [path.name.lower().partition("_annotation")[0] for path in files]
+    if repeated := [path for path, part in zip(files, parts, strict=True) if parts.count(part) > 1]:
+        raise ValueError(f"{repeated[0]}: {repeated[1].name} beside it holds the same videos; name one of the two")
+    videos = Videos()
+    for path in files:
+        for line, row in rows_of_table(path, ("video", "type", "start", "end")):
+            where = f"{path.name}:{line}"
+            video = videos.of(row["video"], _subset_of(row["video"], path), where)
+            with video.noting():
+                start, end = (seconds_of(row[edge], where) for edge in ("start", "end"))
+                if not row["type"]:
+                    raise ValueError(f"{where}: the type, which is the class, is empty")
+                video.rows.append((start, end, row["type"]))
+    return Source(videos.entries())
+
+
+def read_thumos14_groundtruth(files: Sequence[Path]) -> Source:
+    """``thumos14_test_groundtruth.csv`` of DAPs, BSN and G-TAD: a row a segment, with its video's duration and frames.
+
+    ``label-idx`` is the place of the class among THUMOS14's twenty in alphabetical order, -1 ``Ambiguous``. Values are
+    separated by commas, or by spaces as in DAPs'. Subsets are as for :func:`read_gtad`.
+
+    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``: its rows are those of THUMOS14's own
+    files, with these numbers.
+    """
+    names = dict(enumerate((*UNDECIDED, *_THUMOS14), start=-1))
+    videos = Videos()
+    for path in files:
+        for line, row in rows_of_table(path, ("video-name", "t-init", "t-end", "video-duration", "label-idx")):
+            where = f"{path.name}:{line}"
+            video = videos.of(row["video-name"], _subset_of(row["video-name"], path), where)
+            with video.noting():
+                duration_s = _duration(row["video-duration"], f"{where}: video {video.name}")
+                if math.isfinite(video.duration_s) and video.duration_s != duration_s:
+                    raise ValueError(
+                        f"{where}: it lasts {duration_s:g} s here, {video.duration_s:g} s in an earlier row"
+                    )
+                video.duration_s = duration_s
+                if row.get("video-frames"):
+                    video.frames = max(1, round(positive(row["video-frames"], f"{where}: video-frames")))
+                if row.get("frame-rate"):
+                    video.fps = positive(row["frame-rate"], f"{where}: frame-rate")
+            with video.noting():
+                start, end = (seconds_of(row[edge], where) for edge in ("t-init", "t-end"))
+                number = row["label-idx"].removesuffix(".0")
+                label = {str(number): name for number, name in names.items()}.get(number)
+                if label is None:
+                    raise ValueError(f"{where}: label-idx {row['label-idx']!r} is not one of -1 to {len(names) - 2}")
+                video.rows.append((start, end, label))
+    return Source(videos.entries(), _THUMOS14)
+
+
+def _subset_of(video: str, path: Path) -> str:
+    """The subset of a THUMOS14 video, or of a file of other ones."""
+    return subset_of_thumos_video(video) or subset_of_file(
+        path, {"train": "training", "val": "validation", "test": "testing"}
+    )
 
 
 def read_epic_kitchens(files: Sequence[Path], part: Literal["verb", "noun"]) -> Source:
@@ -106,49 +197,44 @@ def read_epic_kitchens(files: Sequence[Path], part: Literal["verb", "noun"]) -> 
     clocks = read_clocks(beside / _EPIC_VIDEOS) if (beside / _EPIC_VIDEOS).is_file() else {}
     if clocks:
         notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
-    rows_of: dict[str, list[Row]] = {}
-    subset_of: dict[str, str] = {}
+    videos = Videos()
     unlabelled = 0
     for path in files:
         subset = subset_of_file(path, {"train": "train", "val": "val", "test": "test"})
-        for where, row in rows_of_table(path, ("video_id", "start_timestamp", "stop_timestamp")):
-            video = row["video_id"]
-            if subset_of.setdefault(video, subset) != subset:
-                raise ValueError(f"{where}: video {video} is also in subset {subset_of[video]!r}")
-            rows = rows_of.setdefault(video, [])
+        for line, row in rows_of_table(path, ("video_id", "start_timestamp", "stop_timestamp")):
+            where = f"{path.name}:{line}"
+            video = videos.of(row["video_id"], subset, where)
             if f"{part}_class" not in row and subset == "test":
                 unlabelled += 1
                 continue
-            start, end = (_clock_time(row[f"{edge}_timestamp"], where) for edge in ("start", "stop"))
-            rows.append((start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class")))
+            with video.noting():
+                start, end = (_clock_time(row[f"{edge}_timestamp"], where) for edge in ("start", "stop"))
+                label = _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class")
+                video.rows.append((start, end, label))
     if unlabelled:
         notes = (*notes, f"{unlabelled} segments of the test set have no {part} and are left out")
-    videos = {}
-    for video, rows in rows_of.items():
-        clock = clocks.get(video)
-        duration_s, fps = (math.inf, None) if clock is None else (clock.duration_s, clock.fps)
-        videos[video] = video_of_rows(video, subset_of[video], rows, duration_s=duration_s, fps=fps)
-    return Source(annotations_of_videos(videos, names.values()), notes)
+    for name, video in videos.items():
+        if name in clocks:
+            video.duration_s, video.fps = clocks[name].duration_s, clocks[name].fps
+    return Source(videos.entries(), tuple(names.values()) or None, notes)
 
 
 def _read_class_files(
     files: Sequence[Path], label_and_subset: Callable[[Path, str], tuple[str, str]]
-) -> dict[str, AnnotatedVideo]:
+) -> list[VideoEntry]:
     """The videos of text files with "video start end" a line, a file a class, ordered by subset and name."""
-    rows_of: dict[tuple[str, str], list[Row]] = {}
-    subset_of: dict[str, str] = {}
+    videos = Videos()
     for path in files:
         for line, fields in _lines_of(path):
-            where = f"{path}:{line}"
-            if len(fields) != 3:
-                raise ValueError(f"{where}: {' '.join(fields)!r} is not 'video start end'")
-            video, start, end = fields
-            label, subset = label_and_subset(path, video)
-            if subset_of.setdefault(video, subset) != subset:
-                raise ValueError(f"{where}: video {video} is in subset {subset_of[video]!r} elsewhere, here {subset!r}")
-            row = (seconds_of(start, where), seconds_of(end, where), label)
-            rows_of.setdefault((subset, video), []).append(row)
-    return {video: video_of_rows(video, subset, rows) for (subset, video), rows in sorted(rows_of.items())}
+            where = f"{path.name}:{line}"
+            name = fields[0]
+            label, subset = label_and_subset(path, name)
+            video = videos.of(name, subset, where)
+            with video.noting():
+                if len(fields) != 3:
+                    raise ValueError(f"{where}: {' '.join(fields)!r} is not 'video start end'")
+                video.rows.append((seconds_of(fields[1], where), seconds_of(fields[2], where), label))
+    return [video.entry() for video in sorted(videos.values(), key=lambda video: (video.subset, video.name))]
 
 
 def _lines_of(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -157,14 +243,11 @@ def _lines_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     return ((number, line.split()) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def _add(
-    videos: dict[str, AnnotatedVideo], where: str, name: str, subset: str, rows: list[Row], duration_s: float
-) -> None:
-    if not name or name in videos:
-        raise ValueError(f"{where}: video {name!r} " + ("occurs twice" if name else "has no name"))
-    if duration_s <= 0:
-        raise ValueError(f"{where}: video {name}: a duration of {duration_s:g} s")
-    videos[name] = video_of_rows(name, subset, rows, duration_s=duration_s)
+def _duration(stated: str, where: str) -> float:
+    seconds = seconds_of(stated, f"{where}: length")
+    if seconds <= 0:
+        raise ValueError(f"{where}: a duration of {seconds:g} s")
+    return seconds
 
 
 def _names_beside(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -191,8 +274,8 @@ def _epic_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
     names: dict[str, str] = {}
-    for where, row in rows_of_table(path, ("id", "key")):
-        _add_name(names, row["id"], row["key"], where)
+    for line, row in rows_of_table(path, ("id", "key")):
+        _add_name(names, row["id"], row["key"], f"{path}:{line}")
     return names, (f"classes are named by {path.name}",)
 
 

@@ -10,12 +10,13 @@ def read_ground_truth(data: DataConfig) -> Annotations:
     """All videos, with the classes that networks learn: the data set's own, or a single one of all.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~bitad.data.annotations.read_annotations`.
+        FileNotFoundError, ValueError: as :func:`~bitad.data.annotations.read_annotations`, and for a video of unknown
+            duration.
     """
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; name the right one in data.{key}")
-    annotations = read_annotations(data.annotations, classes=data.classes)
+    annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
     return annotations.class_agnostic() if data.class_agnostic else annotations
 
 

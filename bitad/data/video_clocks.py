@@ -5,25 +5,27 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitad.data.clock_agreement import Clock
-from bitad.data.csv_tables import rows_of_table
+from bitad.data.csv_tables import columns_of, rows_of_table
+from bitad.data.stated import described, is_missing, number
 from bitad.files import read_json
 from bitad.video.finder import VideoFinder
 from bitad.video.indexing import index_video
 
-# The names under which lists state a video's frames, frames a second (mmaction2's "rfps" is the counted one), and
-# seconds.
+# The names under which lists state a video's frames, frames a second (the "rfps" of BSN and mmaction2 is the counted
+# one, their "fps" rounded), and seconds. "count" is AFSD's.
 _NAMES = {
-    "frames": ("num_frame", "frame", "frames", "num_frames", "duration_frame"),
-    "fps": ("rfps", "fps"),
-    "duration_s": ("duration", "duration_second"),
+    "frames": ("num_frame", "frame", "frames", "num_frames", "duration_frame", "numFrame", "video-frames", "count"),
+    "fps": ("rfps", "fps", "frame-rate"),
+    "duration_s": ("duration", "duration_second", "seconds", "video-duration", "length"),
 }
+# The names of the column of videos in tables; the first is EPIC-Kitchens', "id" Charades'.
+_VIDEO_COLUMNS = ("video_id", "video", "video-name", "video_name", "id")
 
 
 def probe_clocks(
@@ -64,31 +66,53 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
 
     Of duration, frames and fps a video needs the first or the other two. The JSON may hold the videos under
     ``database``, so that an annotation file of OpenTAD's serves too, and use mmaction2's names (``duration_second``,
-    ``duration_frame``). A table (``.csv``) has columns ``video_id`` and ``duration`` or the others, as
-    EPIC-Kitchens-100's ``EPIC_100_video_info.csv`` does.
+    ``duration_frame``). A table (``.csv``) has a column ``video_id`` or ``video`` and ``duration`` or the others:
+    EPIC-Kitchens-100's ``EPIC_100_video_info.csv``, BSN's ``video_info_new.csv`` (``seconds``, ``numFrame``, ``rfps``),
+    AFSD's ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such list, or lacks what a video needs.
     """
-    path = Path(path)
+    return {name: _clock(video, f"{path}: video {name}") for name, video in _listed(Path(path)).items()}
+
+
+def read_subsets(path: str | Path) -> dict[str, str]:
+    """The subsets of the videos in such a list, as far as it states them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such list.
+    """
+    stated = {name: video.get("subset") for name, video in _listed(Path(path)).items()}
+    return {name: subset for name, subset in stated.items() if isinstance(subset, str) and subset}
+
+
+def _listed(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What a list of videos says of each."""
     if path.suffix.lower() == ".csv":
-        stated: Any = _rows_by_video(path)
-    else:
-        stated = read_json(path)
-        if isinstance(stated, dict):
-            stated = stated.get("database", stated)
+        return _rows_by_video(path)
+    stated = content = read_json(path)
+    if isinstance(stated, dict):
+        stated = stated.get("database", stated)
     if not isinstance(stated, dict) or not all(isinstance(video, dict) for video in stated.values()):
-        raise ValueError(f'{path}: not a list of videos; one is {{"VIDEO": {{"duration": 12.5, "num_frame": 375}}}}')
-    return {name: _clock(video, f"{path}: video {name}") for name, video in stated.items()}
+        raise ValueError(
+            f'{path}: not a list of videos; one is {{"VIDEO": {{"duration": 12.5, "num_frame": 375}}}}, and this is '
+            f"{described(content)}"
+        )
+    return stated
 
 
 def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
+    """A table's rows by video; rows of segments may repeat their video's, where they state the same of it."""
+    key = next((column for column in _VIDEO_COLUMNS if column in columns_of(path)), _VIDEO_COLUMNS[0])
     rows: dict[str, dict[str, str]] = {}
-    for where, row in rows_of_table(path, ("video_id",)):
-        if (name := row["video_id"]) in rows:
-            raise ValueError(f"{where}: video {name} is also in an earlier row; keep one of the two")
-        rows[name] = row
+    for line, row in rows_of_table(path, (key,)):
+        own = {name: row[name] for names in (*_NAMES.values(), ("subset",)) for name in names if name in row}
+        if not (name := row[key]):
+            raise ValueError(f"{path}:{line}: its video has no name")
+        if rows.setdefault(name, own) != own:
+            raise ValueError(f"{path}:{line}: video {name} is also in an earlier row, with other values; keep one")
     return rows
 
 
@@ -107,14 +131,10 @@ def _clock(video: Mapping[str, Any], where: str) -> Clock:
 def _number(video: Mapping[str, Any], names: Iterable[str], where: str) -> float | None:
     """The first of these that is stated, a positive number."""
     for name in names:
-        value = video.get(name)
-        if value in (None, ""):
+        if is_missing(stated := video.get(name)):
             continue
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{where}: {name} {value!r} is not a positive number")
-        return number
+        value = number(stated)
+        if value is None or value <= 0:
+            raise ValueError(f"{where}: {name} {stated!r} is not a positive number")
+        return float(value)
     return None

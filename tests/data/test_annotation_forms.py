@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitad.cli.annotation_files import FORMS as FORMS_IN_HELP
+from bitad.cli import main
+from bitad.data.annotation_check import check_annotations
 from bitad.data.annotation_forms import FORMS, read_form, recognise
 from bitad.data.annotation_rows import Source
 from bitad.data.annotations import AnnotatedVideo
@@ -253,7 +257,11 @@ def test_ego4d_takes_primary_labels_of_clips(tmp_path: Path) -> None:
             "'0:3' is not",
         ),
         ({"EPIC_100_train.csv": EPIC_HEADER + "a,b,c,d,0:0:1,0:0:2,f\n"}, "epic-kitchens-noun", "'' is not the number"),
-        ({"anet_anno_val.json": {"a": {"annotations": []}}}, "mmaction2", "video a: duration None is not a positive"),
+        (
+            {"anet_anno_val.json": {"a": {"duration_second": "x", "annotations": []}}},
+            "mmaction2",
+            "video a: duration 'x' is not a positive",
+        ),
         ({"anet_anno_val.json": {"a": 3}}, "mmaction2", "anet_anno_val.json: not videos by name"),
         ({"moments_val.json": {"videos": [{"clips": [{}]}]}}, "ego4d-mq", '"video_start_sec" is missing'),
         ({"moments_val.json": {"videos": [{"clips": 3}]}}, "ego4d-mq", 'no list "clips"'),
@@ -280,24 +288,49 @@ def test_unknown_forms_name_the_known_ones(tmp_path: Path) -> None:
         read_form(tmp_path / "nowhere")
 
 
-def test_the_command_line_lists_the_forms() -> None:
-    assert tuple(FORMS) == FORMS_IN_HELP
+def test_help_lists_the_table_of_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("check", "convert"):
+        with pytest.raises(SystemExit):
+            main(["annotations", action, "--help"])
+        said = capsys.readouterr().out
+        assert all(f"\n  {name} " in said and form.says in said for name, form in FORMS.items())
+
+
+def test_every_form_has_its_reader() -> None:
+    for form in FORMS.values():
+        module, _, name = form.reader.partition(":")
+        assert callable(getattr(importlib.import_module(f"bitad.data.{module}"), name))
+
+
+def test_the_table_of_forms_is_light() -> None:
+    code = "import sys, bitad.data.annotation_forms; print('numpy' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
 
 
 def refused_in_a_line(path: Path, form: str | None) -> None:
-    """Read a file that may be anything: only a ValueError that names the file may come of it."""
+    """Read and check a file that may be anything: only a ValueError that names the file may come of it.
+
+    What can be read has no defect that says that it can't, and what can't has one.
+    """
     reason = None
     try:
         read_form(path, form)
     except ValueError as error:
         reason = str(error)
     assert reason is None or str(path) in reason
+    refused, defects = None, False
+    try:
+        defects = any(defect.kind == "unreadable" for defect in check_annotations(path, form=form).defects)
+    except ValueError as error:
+        refused = str(error)
+    assert str(path) in refused if refused is not None else (reason is not None) == defects
 
 
 words = st.sampled_from(
     ["database", "videos", "clips", "annotations", "labels", "segment", "label", "duration", "subset", "a", "nan"]
 ) | st.sampled_from(
-    ["duration_second", "duration_frame", "clip_uid", "video_start_sec", "video_end_sec", "primary", "fps"]
+    ["duration_second", "duration_frame", "clip_uid", "video_start_sec", "video_end_sec", "primary", "fps", "actions"]
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words,
@@ -308,25 +341,55 @@ FIXED = [HealthCheck.function_scoped_fixture]
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=FIXED)
-@given(content=json_values, form=st.sampled_from(["native", "mmaction2", "ego4d-mq", None]))
+@given(content=json_values, form=st.sampled_from(["native", "mmaction2", "bsn", "multilabel", "ego4d-mq", None]))
 def test_any_json_is_read_or_refused_with_a_reason(tmp_path: Path, content: Any, form: str | None) -> None:
     (tmp_path / "train.json").write_text(json.dumps(content))
     refused_in_a_line(tmp_path / "train.json", form)
 
 
+# Shapes that are nearly right: anything may stand where one value should.
+video = st.fixed_dictionaries(
+    {},
+    optional={
+        "subset": st.just("test") | json_values,
+        "duration": st.floats() | json_values,
+        "annotations": st.lists(
+            st.fixed_dictionaries({"segment": st.lists(json_values, max_size=3), "label": json_values}) | json_values,
+            max_size=2,
+        ),
+        "actions": st.lists(st.lists(st.integers(-1, 3) | json_values, min_size=2, max_size=4), max_size=3),
+        "duration_second": json_values,
+        "clips": st.lists(st.dictionaries(words, json_values, max_size=4) | json_values, max_size=2),
+    },
+)
+videos = st.dictionaries(st.sampled_from(["a", "b", ""]), video | json_values, max_size=2)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=FIXED)
+@given(
+    content=videos | st.fixed_dictionaries({"database": videos}) | st.fixed_dictionaries({"videos": st.lists(video)}),
+    form=st.sampled_from(["native", "mmaction2", "multilabel", "ego4d-mq", None]),
+)
+def test_what_is_nearly_a_form_is_read_or_refused_with_a_reason(tmp_path: Path, content: Any, form: str | None) -> None:
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    refused_in_a_line(tmp_path / "train.json", form)
+
+
+HEADERS = {
+    "charades": "id,actions,length",
+    "epic-kitchens-verb": "video_id,start_timestamp,stop_timestamp,verb_class",
+    "gtad": "video,type,start,end",
+    "thumos14-groundtruth": "video-name,t-init,t-end,video-duration,label-idx",
+    "thumos14": "",
+}
 cells = st.text(st.sampled_from("c0 1.:;,\"'\nx\t\0é"), max_size=12)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=FIXED)
-@given(lines=st.lists(cells, max_size=4), form=st.sampled_from(["charades", "epic-kitchens-verb", "thumos14"]))
+@given(lines=st.lists(cells, max_size=4), form=st.sampled_from(list(HEADERS)))
 def test_any_text_is_read_or_refused_with_a_reason(tmp_path: Path, lines: list[str], form: str) -> None:
-    header = {
-        "charades": "id,actions,length",
-        "epic-kitchens-verb": "video_id,start_timestamp,stop_timestamp,verb_class",
-        "thumos14": "",
-    }
     path = tmp_path / ("A_val.txt" if form == "thumos14" else "train.csv")
-    path.write_text("\n".join([header[form], *lines]), encoding="utf-8")
+    path.write_text("\n".join([HEADERS[form], *lines]), encoding="utf-8")
     refused_in_a_line(path, form)
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config import DataConfig
 from bitad.data.annotation_check import check_annotations
 from bitad.data.annotations import (
     AnnotatedVideo,
@@ -23,6 +24,7 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
+from bitad.data.ground_truth import read_ground_truth
 from bitad.video.indexing import index_video
 from bitad.video.writer import write_video
 
@@ -118,11 +120,13 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
     ("video", "message"),
     [
         ({"duration": 3.0, "annotations": []}, '"subset" is missing'),
-        ({"subset": "t", "annotations": []}, '"duration" is missing'),
         ({"subset": "t", "duration": 3.0}, '"annotations" is missing'),
         ([1, 2], "is not a video's"),
-        (entry(duration=None), "duration None is not a positive number"),
-        (entry(duration="3"), "duration '3' is not a positive number"),
+        (entry(duration="00:03"), "duration '00:03' is not a positive number"),
+        (entry(duration="nan"), "duration 'nan' is not a positive number"),
+        (entry(duration="1_0"), "duration '1_0' is not a positive number"),
+        (entry(duration=False), "duration False is not a positive number"),
+        (entry(duration=[3]), r"duration \[3\] is not a positive number"),
         (entry(duration=0), "duration 0 is not a positive number"),
         (entry(duration=math.inf), "duration inf is not a positive number"),
         (entry(frame=-1), "frame -1 is not a positive number"),
@@ -134,7 +138,12 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         (entry(annotations=[{"segment": [0, 1]}]), 'has no "label"'),
         (entry((math.nan, 1, "x")), r"segment \[nan, 1\] is not"),
         (entry((0, math.inf, "x")), r"segment \[0, inf\] is not"),
-        (entry(annotations=[{"segment": ["0", "1"], "label": "x"}]), r"segment \['0', '1'\] is not"),
+        (entry(annotations=[{"segment": ["0", "one"], "label": "x"}]), r"segment \['0', 'one'\] is not"),
+        (entry(annotations=[{"segment": ["0", None], "label": "x"}]), r"segment \['0', None\] is not"),
+        (
+            entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": True}]),
+            "label_id True is not a whole number",
+        ),
         (entry(annotations=[{"segment": [0, 1, 2], "label": "x"}]), r"segment \[0, 1, 2\] is not"),
         (entry(annotations=[{"segment": [0, 1], "label": 7}]), "label 7 is not a name"),
         (entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]), "label_id '7' is not a whole number"),
@@ -153,6 +162,63 @@ def test_unreadable_videos_are_refused_in_one_line(tmp_path: Path, video: Any, m
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "reversed.json").exists()
     assert [defect.kind for defect in check_annotations(path).by_video()["bad"]].count("unreadable") >= 1
+
+
+def test_numbers_may_be_strings_and_what_is_not_stated_null(tmp_path: Path) -> None:
+    row = {"segment": ["1.5", "2"], "label": "x", "label_id": None, "segment(frames)": None}
+    stated = {
+        "strings": {"subset": "t", "duration": "9.5", "frame": "95", "fps": "10", "annotations": [row]},
+        "nothing": {"subset": "t", "annotations": [row | {"segment(frames)": [None, None]}]},
+        "null": {"subset": "t", "duration": None, "frame": None, "fps": None, "annotations": [row]},
+        "counted": {"subset": "t", "frame": 95, "fps": 10, "annotations": [row]},
+    }
+    videos = read_annotations(save(tmp_path, stated)).videos
+    assert [(v.duration_s, v.frames, v.fps) for v in videos.values()] == [
+        (9.5, 95, 10.0),
+        (math.inf, None, None),
+        (math.inf, None, None),
+        (9.5, 95, 10.0),
+    ]
+    assert all(rows_of(video) == Counter([(1.5, 2.0, "x")]) for video in videos.values())
+    report = check_annotations(tmp_path / "anno.json")
+    assert (report.defects, report.unmeasured, report.segments) == ((), 2, 4)
+
+
+def test_a_test_set_needs_no_annotations_and_other_videos_do(tmp_path: Path) -> None:
+    unlisted = {"duration": 3.0}
+    path = save(tmp_path, {"a": entry((0, 1, "x")), "b": unlisted | {"subset": "testing"}})
+    assert read_annotations(path).videos["b"].labels == ()
+    path = save(tmp_path, {"a": entry((0, 1, "x"), subset="testing"), "b": unlisted | {"subset": "testing"}})
+    with pytest.raises(ValueError, match='video b: "annotations" is missing'):
+        read_annotations(path)
+
+
+def test_coin_calls_its_list_annotation(tmp_path: Path) -> None:
+    stated = entry((1, 2, "x"))
+    stated["annotation"] = stated.pop("annotations")
+    path = save(tmp_path, {"a": stated})
+    assert rows_of(read_annotations(path).videos["a"]) == Counter([(1, 2, "x")])
+    reverse_annotation_file(path, tmp_path / "back.json")
+    assert rows_of(read_annotations(tmp_path / "back.json").videos["a"]) == Counter([(8, 9, "x")])
+
+
+def test_strings_are_reversed_as_numbers(tmp_path: Path) -> None:
+    row = {"segment": ["1", "2"], "segment(frames)": ["25", "50"], "label": "x"}
+    video = {"subset": "t", "duration": "10", "fps": "25", "annotations": [row, row | {"segment(frames)": None}]}
+    reverse_annotation_file(save(tmp_path, {"v": video}), tmp_path / "back.json")
+    back = json.loads((tmp_path / "back.json").read_text())["database"]["v"]["annotations"]
+    assert [(row["segment"], row["segment(frames)"]) for row in back] == [
+        ([8.0, 9.0], [200.0, 225.0]),
+        ([8.0, 9.0], None),
+    ]
+
+
+def test_what_needs_durations_names_the_video_that_has_none(tmp_path: Path) -> None:
+    path = save(tmp_path, {"good": entry(), "bad": {"subset": "t", "annotations": []}})
+    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated; write .*--video-info"):
+        reverse_annotation_file(path, tmp_path / "back.json")
+    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated"):
+        read_ground_truth(DataConfig(annotations=path))
 
 
 @pytest.mark.parametrize(
