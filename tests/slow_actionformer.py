@@ -1,8 +1,8 @@
 """ActionFormer's network as its authors' release runs it, one position and one head at a time where that is clearer.
 
 It reads the weights under that release's names (github.com/happyharrycn/actionformer_release, libs/modeling), so
-neither our translation of names nor our pyramid is needed to know what a file of theirs should give. Unlike OpenTAD, the
-release does not clear the padding after a norm and its ReLU, and all of its norms have an epsilon of 1e-5.
+neither our translation of names nor our pyramid is needed to know what a file of theirs should give. Unlike OpenTAD,
+the release does not clear the padding after a norm and its ReLU, and all of its norms have an epsilon of 1e-5.
 """
 
 from __future__ import annotations
