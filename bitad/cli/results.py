@@ -134,7 +134,6 @@ def _said_to_be_reversed(
 
     durations = detections.durations_s
     if annotations is not None:
-        annotations = annotations.require_durations(arguments.annotations)
         _compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:

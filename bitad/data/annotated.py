@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.clock_agreement import Clock
+from bitad.log import say_once
 from bitad.timeline import reverse_seconds
+from bitad.video.names import listed
 
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.
 UNDECIDED = ("Ambiguous",)
@@ -94,26 +97,40 @@ class Annotations:
         return replace(self, videos=videos, classes=(ANY_CLASS,))
 
     def require_durations(self, path: str | Path) -> Annotations:
-        """The same, where every video's duration is known.
+        """The videos whose duration is known. Videos without one and without a segment of a class are left out, and
+        the log says so.
 
         Args:
-            path: the file of the annotations, for the error.
+            path: the file of the annotations, for the messages.
 
         Raises:
-            ValueError: a video's is not: its file states none.
+            ValueError: a video with a segment of a class has no duration.
         """
-        unknown = [name for name, video in self.videos.items() if math.isinf(video.duration_s)]
-        if unknown:
-            more = f" (nor is that of {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-            raise ValueError(
-                f"{path}: video {unknown[0]}: its duration is not stated{more}; write a file with durations: "
-                "`bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
-            )
-        return self
+        known = set(self.classes)
+        unknown = {name: video for name, video in self.videos.items() if math.isinf(video.duration_s)}
+        refuse_without_duration([name for name, video in unknown.items() if known.intersection(video.labels)], path)
+        if not unknown:
+            return self
+        say_once(f"{path}: left out, without a duration and a segment of a class: {listed(list(unknown))}")
+        return replace(self, videos={name: video for name, video in self.videos.items() if name not in unknown})
 
     def reversed(self) -> Annotations:
         """The ground truth of the same videos played backwards."""
         return replace(self, videos={name: video.reversed() for name, video in self.videos.items()})
+
+
+def refuse_without_duration(names: Sequence[str], path: str | Path) -> None:
+    """Refuse videos whose file states no duration.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if names:
+        more = f" (nor is that of {len(names) - 1} more)" if len(names) > 1 else ""
+        raise ValueError(
+            f"{path}: video {names[0]}: its duration is not stated{more}; write a file with durations: "
+            "`bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
+        )
 
 
 Kind = Literal[

@@ -93,7 +93,9 @@ def check_annotations(
         raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
     _, source = read_source(path, form, classes=classes, video_info=video_info)
     unknown = [entry.video.name for entry in source.entries if math.isinf(entry.video.duration_s)]
-    clocks = Clocks.of(unknown, videos_dir, video_info)
+    # A list is compared with what is stated; counting the frames of such videos would take long.
+    names_timed = unknown if video_info is None else [entry.video.name for entry in source.entries]
+    clocks = Clocks.of(names_timed, videos_dir, video_info)
     entries = [replace(entry, video=clocks.complete(entry.video)) for entry in source.entries]
     if not entries:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")

@@ -21,7 +21,6 @@ from bitad.data.annotations import (
     UNDECIDED,
     AnnotatedVideo,
     Annotations,
-    reverse_annotation_file,
     write_annotations,
 )
 from bitad.data.clock_agreement import Clock, Difference, contradictions, differences, require_agreement
@@ -198,7 +197,8 @@ def convert_annotations(
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
     """Write the ground truth of forward and of reverse playback in the research group's layout; the files.
 
-    What the annotations state of a video's time is not compared; :func:`convert_annotations` has done so.
+    What the annotations state of a video's time is not compared; :func:`convert_annotations` has done so. Videos of
+    unknown duration, which cannot be reversed, are in the forward file only.
 
     ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
     ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos.
@@ -207,7 +207,8 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
     file = f"{name.replace('-', '_')}_anno.json"
     write_annotations(annotations, forward / file)
-    reverse_annotation_file(forward / file, back / file, allow_clock_mismatch=True)
+    with_duration = {name: video for name, video in annotations.videos.items() if math.isfinite(video.duration_s)}
+    write_annotations(replace(annotations, videos=with_duration).reversed(), back / file)
     for directory in (forward, back):
         write_classes(annotations.classes, directory / CLASS_LIST)
     return forward / file, forward / CLASS_LIST, back / file, back / CLASS_LIST
@@ -254,27 +255,33 @@ def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: s
 def _timed(
     annotations: Annotations, clocks: Clocks, missing: Literal["error", "drop"], src: str | Path
 ) -> tuple[Annotations, list[Remark]]:
-    """The ground truth with durations and frames filled in, without the videos that nobody states a duration of."""
+    """The ground truth with durations and frames filled in, without the videos that nobody states a duration of.
+
+    Of these, the ones with only undecided segments stay unless ``missing`` is "drop": the rule of THUMOS14's kit needs
+    no duration of them, but its figures depend on their segments.
+    """
     videos: dict[str, AnnotatedVideo] = {}
     unknown: list[AnnotatedVideo] = []
+    kept: list[AnnotatedVideo] = []
     for name, video in annotations.videos.items():
         completed = clocks.complete(video)
         if math.isfinite(completed.duration_s):
             videos[name] = completed
+        elif missing == "error" and video.labels and not set(video.labels).intersection(annotations.classes):
+            videos[name] = completed
+            kept.append(video)
         else:
             unknown.append(video)
     if missing == "error":
-        _refuse_unknown([video for video in unknown if video.labels], annotations, clocks, src)
-    report = list(_left_out(unknown, annotations, clocks))
+        _refuse_unknown([video for video in unknown if video.labels], clocks, src)
+    report = [*_kept(kept, clocks), *_left_out(unknown, annotations, clocks)]
     if filled := sum(name in clocks.known for name in videos):
         says = f"what the files do not state of {filled} videos' durations and frames is from {clocks.source}"
         report.append(Remark("durations", says))
     return replace(annotations, videos=videos), report
 
 
-def _refuse_unknown(
-    needed: Sequence[AnnotatedVideo], annotations: Annotations, clocks: Clocks, src: str | Path
-) -> None:
+def _refuse_unknown(needed: Sequence[AnnotatedVideo], clocks: Clocks, src: str | Path) -> None:
     """Refuses to leave out videos that have segments.
 
     Raises:
@@ -285,18 +292,28 @@ def _refuse_unknown(
     first, count = needed[0], len(needed)
     more = f" (and of {count - 1} more)" if count > 1 else ""
     remedy = "state it, or leave such videos out with --missing drop"
-    if not any(set(video.labels).intersection(annotations.classes) for video in needed):
-        remedy += f"; they have only {', '.join(UNDECIDED)} segments, which --ambiguous drop leaves out"
     why = clocks.why_unknown(first.name) + (f"; {clocks.sides}" if clocks.sides else "")
     raise ValueError(f"{src}: video {first.name}: its duration{more} is not known: {why}; {remedy}")
+
+
+def _counts(video: AnnotatedVideo) -> str:
+    counts = sorted(Counter(video.labels).items())
+    return ", ".join(f"{count} {label}" for label, count in counts) or "no segments"
+
+
+def _kept(videos: Sequence[AnnotatedVideo], clocks: Clocks) -> Iterator[Remark]:
+    """What is said of the videos that are written without a duration."""
+    for video in videos:
+        why = clocks.why_unknown(video.name)
+        says = f"{video.name}: written without a duration ({_counts(video)}): {why}; --ambiguous drop leaves it out"
+        yield Remark("videos without a duration", says)
 
 
 def _left_out(unknown: Sequence[AnnotatedVideo], annotations: Annotations, clocks: Clocks) -> Iterator[Remark]:
     """What is said of the videos that are left out, since nobody states their durations."""
     for video in unknown:
-        counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(video.labels).items()))
         why = clocks.why_unknown(video.name)
-        says = f"{video.name}: left out ({counts or 'no segments'}): its duration is not known: {why}"
+        says = f"{video.name}: left out ({_counts(video)}): its duration is not known: {why}"
         yield Remark("videos left out", says)
     undecided = [
         video for video in unknown if set(video.labels).intersection(UNDECIDED).difference(annotations.classes)

@@ -16,6 +16,7 @@ from bitad.data.annotation_rows import Given, Source, VideoRows, Videos, seconds
 from bitad.data.stated import described
 from bitad.data.video_clocks import read_clocks, read_subsets
 from bitad.files import read_json
+from bitad.video.names import renamed
 
 _BSN_VIDEOS = "video_info_new.csv"
 # What is carried over from a video of a database, and from one of its annotations.
@@ -93,8 +94,8 @@ def read_bsn(files: Sequence[Path], given: Given) -> Source:
     table = given.video_info or (beside if beside.is_file() else None)
     if table is None and not all("subset" in video for video in stated.values()):
         raise ValueError(f"{path}: it states no subsets; put {_BSN_VIDEOS} beside it, or name that with --video-info")
-    subsets = {} if table is None else read_subsets(table)
-    clocks = {} if table is None else read_clocks(table)
+    subsets = {} if table is None else renamed(read_subsets(table), stated, table)
+    clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
     for name, video in stated.items():
         rate = {"rfps": clocks[name].fps} if name in clocks else {}

@@ -18,6 +18,7 @@ from bitad.data.clock_agreement import Clock, same_length
 from bitad.data.stated import is_missing, number
 from bitad.data.video_clocks import read_clocks
 from bitad.files import read_json
+from bitad.video.names import renamed
 
 # MultiTHUMOS' and Charades'.
 _CLASS_LISTS = ("class_list.txt", "Charades_v1_classes.txt")
@@ -41,7 +42,9 @@ def read_multilabel(files: Sequence[Path], given: Given) -> Source:
     videos = Videos()
     for name, stated in videos_by_name(read_json(path), path).items():
         _read_video(stated, videos.of(name, as_name(stated.get("subset")), path.name))
-    notes = _in_seconds(videos, read_clocks(given.video_info) if given.video_info else {}, path)
+    table = given.video_info
+    clocks = {} if table is None else renamed(read_clocks(table), videos, table)
+    notes = _in_seconds(videos, clocks, path)
     classes, numbers, named = _classes(videos, given.classes, path)
     entries = [video.entry(numbers) for video in videos.values()]
     return Source(entries, classes, (*notes, *named))

@@ -5,12 +5,13 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bitad.data.annotated import ANY_CLASS as ANY_CLASS
-from bitad.data.annotated import UNDECIDED, AnnotatedVideo, Annotations, reversed_ascending
+from bitad.data.annotated import UNDECIDED, AnnotatedVideo, Annotations, refuse_without_duration, reversed_ascending
 from bitad.data.annotated import Defect as Defect
 from bitad.data.annotated import Kind as Kind
 from bitad.data.annotation_classes import Classes
@@ -44,7 +45,7 @@ def read_annotations(
             reads with ``ignore=()``.
 
     Segments that end after their video or not after their start are kept: ``check_annotations`` names them. Videos
-    whose duration the file does not state last ``inf`` seconds: ``Annotations.require_durations`` refuses them.
+    whose duration the file does not state last ``inf`` seconds, see ``Annotations.require_durations``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,7 +63,8 @@ def write_annotations(annotations: Annotations, path: str | Path, *, form: Writt
     """Write the native form or ActionFormer's, whole or not at all; ``.gz`` compresses.
 
     ``label_id`` keeps the order of the classes; labels that are none of them (``Ambiguous``) are numbered after them.
-    ``read_annotations`` gives the same back; a class without a segment only where it is given the classes.
+    ``read_annotations`` gives the same back; a class without a segment only where it is given the classes. A video
+    of unknown duration, ``inf``, is written without one.
     ActionFormer's form adds ``segment(frames)``, seconds times ``fps``, as in its ``thumos14.json``.
 
     Raises:
@@ -83,7 +85,7 @@ def write_annotations(annotations: Annotations, path: str | Path, *, form: Writt
                 row[FRAME_SEGMENT] = frames
         database[video.name] = {
             "subset": video.subset,
-            "duration": video.duration_s,
+            **({"duration": video.duration_s} if math.isfinite(video.duration_s) else {}),
             **{key: value for key, value in known.items() if value is not None},
             "annotations": rows,
         }
@@ -118,7 +120,8 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
     faults = {entry.video.name: "; ".join(found) for entry in entries if (found := entry.video.contradictions)}
     remedy = "correct the annotations, or reverse them as they are with --allow-clock-mismatch"
     said = require_agreement(faults, len(entries), src, allowed=allow_clock_mismatch, remedy=remedy)
-    Annotations({entry.video.name: entry.video for entry in entries}, ()).require_durations(src)
+    videos = [entry.video for entry in entries]
+    refuse_without_duration([video.name for video in videos if video.labels and math.isinf(video.duration_s)], src)
     for entry in entries:
         stated = content["database"][entry.video.name]
         if (key := rows_key(stated)) is not None:
@@ -130,7 +133,7 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
 def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     if video.fps is not None:
         return video.fps
-    if video.frames is None:
+    if video.frames is None or math.isinf(video.duration_s):
         raise ValueError(
             f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos"
         )

@@ -146,8 +146,8 @@ def _read_csv(path: Path, content: _Table) -> Found:
     names = _columns_of(content.columns)
     columns: dict[str, list[Any]] = {role: [] for role in names}
     places = []
-    for where, row in rows_of_table(path, list(names.values())):
-        places.append(where)
+    for line, row in rows_of_table(path, list(names.values())):
+        places.append(f"{path}:{line}")
         for role, name in names.items():
             columns[role].append(row[name])
     return of_table(columns, places.__getitem__)

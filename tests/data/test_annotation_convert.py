@@ -456,15 +456,21 @@ def test_videos_left_out_are_named_ten_at_most(tmp_path: Path, run: Callable[...
     assert "and 4 more (videos left out): --all lists every one" in said
 
 
-def test_a_video_with_only_ambiguous_segments_is_needed(
-    official: Path, info: Path, tmp_path: Path, run: Callable[..., str], failing: Callable[..., str]
+def test_a_video_with_only_ambiguous_segments_is_kept(
+    official: Path, info: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
     convert = ("annotations", "convert", official, tmp_path / "gt.json", "--video-info", info)
-    said = failing(*convert)
-    assert f"video {NAMES[2]}: its duration is not known: {info} does not list it" in said
-    assert "--missing drop" in said
+    said = run(*convert)
+    assert f"{NAMES[2]}: written without a duration (1 Ambiguous): {info} does not list it" in said
     assert "--ambiguous drop" in said
-    assert not (tmp_path / "gt.json").exists()
+    assert "duration" not in json.loads((tmp_path / "gt.json").read_text())["database"][NAMES[2]]
+    kept = read_annotations(tmp_path / "gt.json", ignore=()).videos
+    assert (list(kept), kept[NAMES[2]].labels) == ([*NAMES], ("Ambiguous",))
+    learnt = read_annotations(tmp_path / "gt.json").require_durations("gt.json")  # as a training reads it
+    assert list(learnt.videos) == [name for name in NAMES if name != NAMES[2]]
+    run("annotations", "convert", official, tmp_path / "data", "--both-directions", "--video-info", info)
+    back = tmp_path / "data" / "back_thumos-14" / "annotations" / "thumos_14_anno.json"
+    assert NAMES[2] not in read_annotations(back).videos
     said = run(*convert, "--missing", "drop")
     assert f"{NAMES[2]}: left out (1 Ambiguous)" in said
     assert "figures by the rule of THUMOS14's kit change: 1 of these videos have Ambiguous segments" in said
@@ -481,7 +487,6 @@ def test_a_video_with_only_ambiguous_segments_is_needed(
 def test_the_kits_figures_depend_on_a_video_with_only_ambiguous_segments(
     official: Path, info: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    info.write_text(json.dumps({**INFO, NAMES[2]: {"duration": 5.0}}))
     found = {
         NAMES[1]: [
             {"segment": [1.5, 2.0], "label": "Cliff", "score": 0.5},
@@ -502,7 +507,8 @@ def test_the_kits_figures_depend_on_a_video_with_only_ambiguous_segments(
 
 
 @needs_thumos
-def test_thumos14_needs_the_video_that_has_only_ambiguous_segments(tmp_path: Path, failing: Callable[..., str]) -> None:
+def test_thumos14_keeps_the_video_that_has_only_ambiguous_segments(tmp_path: Path, run: Callable[..., str]) -> None:
     convert = ("annotations", "convert", THUMOS / "official", tmp_path / "gt.json")
-    said = failing(*convert, "--video-info", THUMOS / "video_info.json")
-    assert "video video_test_0001292: its duration is not known: " in said
+    said = run(*convert, "--video-info", THUMOS / "video_info.json")
+    assert said.startswith("thumos14: 413 videos, 6365 segments of 20 classes, and 188 Ambiguous\n")
+    assert "video_test_0001292: written without a duration (3 Ambiguous)" in said
