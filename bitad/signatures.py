@@ -58,6 +58,7 @@ _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
         rb"(\xef\xbb\xbf)?\s*<(\?xml|Error>)",
         Signature("xml", "an XML document, as a failed download gives one", _DOWNLOAD),
     ),
+    (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00[^\x00]", Signature("utf-16", "a text in UTF-16", "save it as UTF-8")),
     (rb"\x1f\x8b", Signature("gzip", "a gzip file", _EXTRACT)),
     (rb"BZh[1-9]", Signature("bzip2", "a bzip2 file", _EXTRACT)),
     (rb"\xfd7zXZ\x00", Signature("xz", "an xz file", _EXTRACT)),

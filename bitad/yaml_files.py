@@ -83,10 +83,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _as_typed(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float | str:
-    """A number or truth value that is written as Python writes it, in small letters; else the text itself."""
+    """A number or truth value that is written as Python writes it, in small letters; else the text itself.
+
+    Infinity and NaN are written as YAML writes them: ``.inf``, ``-.inf``, ``.nan``.
+    """
     text: str = loader.construct_scalar(node)
     if text in ("true", "false"):
         return text == "true"
+    if text.lower().lstrip("+-") in (".inf", ".nan"):
+        return float(text.replace(".", ""))
     for number in (int, float):
         try:
             value: int | float = number(text)

@@ -155,6 +155,17 @@ def test_a_header_that_claims_what_is_not_there_is_refused(
         assert str(tmp_path / ("v.npz" if packed else "v.npy")) in str(error.value)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_of_another_compression_is_refused(tmp_path: Path, method: int) -> None:
+    """What bounds the reading of a deflated array does not bound these."""
+    with zipfile.ZipFile(tmp_path / "v.npz", "w", method) as archive:
+        archive.writestr("v.npy", header((2, 4)) + bytes(32))
+    with pytest.raises(
+        ValueError, match=rf"v\.npz: v\.npy in it .*method {method}\); write it again with numpy\.savez"
+    ):
+        FeatureStore(tmp_path).read("v")
+
+
 def test_a_transposed_array_is_read_as_it_is(tmp_path: Path) -> None:
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.save(tmp_path / "v.npy", np.asfortranarray(rows))

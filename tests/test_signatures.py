@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitad.cli import main
+from bitad.data.annotations import read_classes
 from bitad.data.feature_files import FeatureStore
 from bitad.files import read_json
 from bitad.models.weight_files import read_weights
@@ -191,6 +192,11 @@ def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
         ("x.json.gz", b"{}", "it is a JSON text, not compressed; leave .gz out of its name"),
         ("x.json.gz", HTML, "cannot be read: it is an HTML page"),
         ("x.json", b"{", "not a JSON file: Expecting property name"),
+        ("x.json", b'"caf\xe9"', "not a JSON file: it is not UTF-8"),
+        ("x.json", b'{"a": %s}' % (b"9" * 5000), "it has a whole number of more digits than any that is meant"),
+        ("x.json", b"[" * 100_000, "nested too deeply"),
+        ("x.json.gz", gzip.compress(b"{}", mtime=0)[:-3], "damaged or cut off; copy or download it again"),
+        ("x.json.gz", gzip.compress(b"{}", mtime=0) + b"junk", "damaged or cut off; copy or download it again"),
     ],
 )
 def test_a_file_that_is_no_json_is_called_what_it_is(
@@ -209,9 +215,65 @@ def test_a_file_that_is_no_json_is_called_what_it_is(
         assert said in capsys.readouterr().err
 
 
+TEXTS: dict[str, tuple[bytes, str]] = {
+    "lfs": (LFS, "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    "html": (HTML, "an HTML page"),
+    "gzip": (gzip.compress(b"a\n", mtime=0), "a gzip file; decompress it first"),
+    "utf-16": ("a\nb\n".encode("utf-16"), "a text in UTF-16; save it as UTF-8"),
+    "latin": (b"caf\xe9\n", "byte 3 is not UTF-8; save it as UTF-8"),
+    "json": (b'["a",\n"b"]', "a JSON text"),
+    "zeros": (bytes(500), "nothing but zero bytes"),
+    "zero": (b"a\0\n", "has a zero byte"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_file_that_is_no_text_of_its_kind_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    content, said = TEXTS[name]
+    path, table = tmp_path / "list.txt", tmp_path / "EPIC_100_train.csv"
+    path.write_bytes(content)
+    table.write_bytes(content)
+    truth, found, out = (str(tmp_path / file) for file in ("truth.json", "found.json", "out.json"))
+    row = {"segment": [1, 2], "label": "a"}
+    Path(truth).write_text(json.dumps({"database": {"v": {"subset": "t", "duration": 9, "annotations": [row]}}}))
+    Path(found).write_text(json.dumps({"results": {"v": [row | {"score": 0.5}]}}))
+    evaluate = ["evaluate", "--ground-truth", truth, "--detections", found, "--subset", "t", "--rule", "thumos-kit"]
+    for command, file in (
+        (["annotations", "check", truth, "--classes", str(path)], path),
+        (["annotations", "convert", truth, out, "--classes", str(path)], path),
+        (["annotations", "convert", str(path), out, "--from", "multithumos"], path),
+        (["annotations", "convert", str(table), out, "--from", "epic-kitchens-verb"], table),
+        (["annotations", "check", truth, "--video-info", str(table)], table),
+        ([*evaluate, "--ambiguous", str(path)], path),
+    ):
+        assert main(command) == 1, command
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(file) in line
+        assert said in line
+    assert not Path(out).exists()
+
+
+def test_annotations_of_no_known_form_are_called_what_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content, said in (("a.csv", LFS, "a Git LFS pointer"), ("a.json.bz2", b"BZh91AY&SY", "a bzip2 file")):
+        (tmp_path / name).write_bytes(content)
+        assert main(["annotations", "check", str(tmp_path / name)]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[a]\nb\n", "{b\n[a]\n", "\ufeff[a]\r\nb\r\n"])
+def test_class_names_may_begin_with_a_bracket(tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    assert {"[a]"} < set(read_classes(tmp_path / "classes.txt"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("v.npy", LFS, "run `git lfs pull`"),
         ("v.npy", LFS, "no array that numpy reads: it is a Git LFS pointer"),
         ("v.npy", HTML, "no array that numpy reads: it is an HTML page"),
         ("v.npy", b"", "no array that numpy reads: it is empty"),

@@ -39,6 +39,11 @@ def add_verbs(verbs: Verbs) -> None:
         help="processes that reverse a folder's videos side by side; 0: this process, one after another (1)",
     )
     add_damaged_frames(p)
+    p.add_argument(
+        "--allow-clock-mismatch",
+        action="store_true",
+        help="reverse annotations that state a video's time in ways that disagree (duration, frames, fps)",
+    )
 
 
 def _reverse(arguments: argparse.Namespace) -> int:
@@ -57,7 +62,9 @@ def _reverse(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
         return 0
     if src.name.endswith((".json", ".json.gz")):
-        reverse_annotation_file(src, dst)
+        said = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
+        if said is not None:
+            say(said, file=sys.stderr)
         return 0
     with following(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.damaged_frames, on_progress=on_progress)

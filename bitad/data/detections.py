@@ -311,8 +311,10 @@ def _columns(path: Path, results: dict[str, list[Any]]) -> tuple[NDArray[np.floa
         segments = np.array([row["segment"] for row in rows])
         scores = np.array([row["score"] for row in rows])
         names = [row["label"] for row in rows]
+        kinds = {*map(type, chain.from_iterable(row["segment"] for row in rows)), *(type(row["score"]) for row in rows)}
         sound = (
-            segments.shape == (len(rows), 2)
+            kinds <= {int, float}  # among numbers, NumPy takes true and false for numbers
+            and segments.shape == (len(rows), 2)
             and scores.shape == (len(rows),)
             and segments.dtype.kind in "fiu"
             and scores.dtype.kind in "fiu"
