@@ -245,7 +245,7 @@ def test_other_forms_are_checked_too(official: Path, info: Path, run: Callable[.
 def test_missing_durations_name_the_video(official: Path, tmp_path: Path, failing: Callable[..., str]) -> None:
     convert = ("annotations", "convert", official, tmp_path / "gt.json")
     said = failing(*convert)
-    assert f"video {NAMES[0]}: its duration (and of 2 more) is not known: its file states none; give --videos" in said
+    assert f"video {NAMES[0]}: its duration (and of 1 more) is not known: its file states none; give --videos" in said
     (tmp_path / "info.json").write_text(json.dumps({NAMES[0]: INFO[NAMES[0]]}))
     said = failing(*convert, "--video-info", tmp_path / "info.json")
     assert (
