@@ -62,10 +62,12 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
         if member.flag_bits & 1:
             raise UnsoundFileError(f"{where}: {member.filename} in it is encrypted; write it without a password")
         if member.compress_type not in allowed:
-            raise UnsoundFileError(
-                f"{where}: {member.filename} in it is compressed, {member.compress_size:,} bytes for "
-                f"{member.file_size:,}, which the project that writes such files never does; it is not read"
+            how, remedy = (
+                (f"compressed in a way that NumPy does not write (zip's method {member.compress_type})", "numpy.savez")
+                if compressed
+                else ("compressed, which PyTorch never does", "torch.save")
             )
+            raise UnsoundFileError(f"{where}: {member.filename} in it is {how}; write it again with {remedy}")
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise UnsoundFileError(
                 f"{where}: {member.filename} in it claims {member.file_size:,} bytes, but has {member.compress_size:,}"

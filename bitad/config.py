@@ -82,7 +82,7 @@ class DataConfig(Section):
     )
     allow_clock_mismatch: bool = Field(
         default=False,
-        description="go on, with a warning, where features, videos and annotations disagree about a video's time",
+        description="continue, with a warning, where features, videos and annotations disagree about a video's time",
     )
     class_agnostic: bool = Field(default=False, description="learn one class of all: when, and not what")
     training_subset: Name = "training"

@@ -1,6 +1,6 @@
 """How a configuration is read.
 
-A configuration is a YAML file (or the name of one of ours, such as ``playroom``) that may stand on another one by
+A configuration is a YAML file (or the name of one of ours, such as ``playroom``) that may be based on another one by
 ``base:``, changed by dotted overrides from the command line. It becomes one :class:`~bitad.config.Config`; unknown
 keys, wrong types and impossible combinations are all reported at once, by path, before anything is loaded.
 """
@@ -8,7 +8,6 @@ keys, wrong types and impossible combinations are all reported at once, by path,
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import resources
@@ -25,9 +24,9 @@ from bitad.yaml_files import YamlError, parse_yaml, read_yaml
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 # The sections that say how a network learns, and nothing of what it is or sees.
 _OF_TRAINING = frozenset({"training"})
+_MOST_BASES = 30
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -199,8 +198,10 @@ def _describe(fault: ErrorDetails) -> str:
         case "missing":
             return f"{path}: missing"
         case "model_type":
-            keys = [f"{path}.{key}" for key in sections[-1].model_fields][:3]
-            return f"{path}: a section of keys ({', '.join(keys)}, ...), not a value (is {_SHORT.repr(fault['input'])})"
+            keys = [".".join(map(str, (*location, key))) for key in sections[-1].model_fields][:3]
+            given = _SHORT.repr(fault["input"])
+            given = _SHORT.repr(fault["input"])
+            return f"{path or 'it'}: a section of keys ({', '.join(keys)}, ...), not a value (is {given})"
         case "value_error":
             return f"{path}: {message}"
         case _:
@@ -229,6 +230,8 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
 def _suggestion(section: type[Section], path: str) -> str:
     """The keys that an unknown one may stand for: like it in its section, else of its name elsewhere."""
     within, dot, key = path.rpartition(".")
+    if path in _all_paths(Config):
+        return "; in a file, write each part of its path as a key of its own"
     near = [f"{within}{dot}{one}" for one in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.7)]
     if not near:
         paths = list(_all_paths(Config))
@@ -249,34 +252,58 @@ def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    packaged = Path(str(resources.files("bitad") / "presets" / f"{source}.yaml"))
-    if packaged.is_file():
+    if (packaged := _preset(source)) is not None:
         return packaged
     raise FileNotFoundError(f"no configuration '{source}': neither a file nor one of ours ({', '.join(presets())})")
 
 
-def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file with the files it stands on (``base:``, relative to it or a preset) merged below it.
+def _preset(name: str | Path) -> Path | None:
+    path = Path(str(resources.files("bitad") / "presets" / f"{name}.yaml"))
+    return path if path.is_file() else None
 
-    ``above`` are the files that stand on this one. A base must be a ``.yaml`` file: a configuration of someone else's
-    names it, and must not have others read.
+
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file merged over the files that it is based on (``base:``, relative to it or a preset).
+
+    ``above`` are the files that are based on this one.
     """
-    if above and path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{above[-1]}: base {path} is no .yaml file; name a configuration")
-    if path.resolve() in above:
-        raise ConfigError(f"{path} stands on itself: follow the `base:` of {', '.join(str(p) for p in above)}")
     try:
         document = read_yaml(path)
     except YamlError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds {type(document).__name__}, not a mapping of keys to values")
+        held = "nothing" if document is None else f"a {type(document).__name__}"
+        raise ConfigError(f"{path} holds {held}, not a mapping of keys to values")
     base = document.pop("base", None)
     if base is None:
         return document
-    beside = path.parent / str(base)
-    below = beside if beside.is_file() else _find(str(base))
-    return _merge(_read_yaml(below, (*above, path.resolve())), document)
+    above = (*above, path.resolve())
+    return _merge(_read_yaml(_base(path, base, above), above), document)
+
+
+def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
+    """The file that ``path`` names as its ``base``.
+
+    A configuration of someone else's may name it, and must not have other files read: only ``.yaml`` files are, also
+    behind a link.
+    """
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {_SHORT.repr(base)} is no name of a configuration")
+    beside = path.parent / base
+    found = beside if beside.is_file() else _preset(base)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path}: base: no configuration '{base}': neither a file beside it nor one of ours "
+            f"({', '.join(presets())})"
+        )
+    if any(one.suffix.lower() not in (".yaml", ".yml") for one in (found, found.resolve())):
+        raise ConfigError(f"{path}: base {found} is no .yaml file; name a configuration")
+    if found.resolve() in above:
+        chain = ", ".join(map(str, (*above, found.resolve())))
+        raise ConfigError(f"{path}: base {found} is based on {path.name} itself, in a circle: {chain}")
+    if len(above) > _MOST_BASES:
+        raise ConfigError(f"{path}: base follows base more than {_MOST_BASES} times; use fewer files")
+    return found
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -287,19 +314,10 @@ def _parse_override(override: str) -> dict[str, Any]:
         nested: Any = parse_yaml(value)
     except YamlError as error:
         raise ConfigError(f"override '{override}': the value is not YAML: {error}") from None
-    if isinstance(nested, str):
-        nested = _number(nested)
-    elif isinstance(nested, int) and not isinstance(nested, bool) and str(nested) != value.strip():
-        nested = value.strip()  # such as 007 or 12:30, which YAML 1.1 reads as another number; names keep their form
     for part in reversed(key.split(".")):
         nested = {part: nested}
     result: dict[str, Any] = nested
     return result
-
-
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
-    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -79,31 +79,18 @@ def _features_have_a_width(config: Config) -> Iterator[str]:
 
 
 @_rule
-def _reversed_features(config: Config) -> Iterator[str]:
-    data = config.data
-    if data.reversed_features is None:
-        return
-    if data.features is None:
-        yield "data.reversed_features needs data.features: windows are laid on the forward clock"
-    elif data.features == data.reversed_features:
-        yield (
-            f"data.reversed_features: {data.features} is data.features too; name the features of reversed playback, or "
-            "leave it out and windows are flipped"
-        )
-
-
-@_rule
-def _reversed_videos(config: Config) -> Iterator[str]:
-    data = config.data
-    if data.reversed_videos is None:
-        return
-    if data.videos is None:
-        yield "data.reversed_videos needs data.videos: windows are laid on the forward clock"
-    elif data.videos == data.reversed_videos:
-        yield (
-            f"data.reversed_videos: {data.videos} is data.videos too; name the folder that `bitad reverse` wrote, or "
-            "leave it out and windows are flipped"
-        )
+def _reversed_playback(config: Config) -> Iterator[str]:
+    for kind, remedy in (
+        ("features", "name the features of reversed playback"),
+        ("videos", "name the folder that `bitad reverse` wrote"),
+    ):
+        forward, back = getattr(config.data, kind), getattr(config.data, f"reversed_{kind}")
+        if back is not None and forward is None:
+            yield f"data.reversed_{kind} needs data.{kind}: windows are laid on the forward clock"
+        elif back is not None and forward == back:
+            yield (
+                f"data.reversed_{kind}: {forward} is data.{kind} too; {remedy}, or leave it out and windows are flipped"
+            )
 
 
 @_rule

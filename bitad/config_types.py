@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,22 +42,35 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
 def _path(value: object) -> object:
     if value is None:
         raise ValueError("no path is given; name a file or folder")
-    if not isinstance(value, str | Path):
-        raise ValueError(f"YAML reads {value!r} here, not a path; write it in quotes within the value")
-    if "\0" in str(value) or not str(value).strip():
-        raise ValueError(f"{str(value)!r} is no path; name a file or folder")
-    return value
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+        raise ValueError(f"{_as_yaml(value)} is no path; name a file or folder")
+    text = str(value)
+    if "\0" in text or not text.strip() or not _is_encodable(text):
+        raise ValueError(f"{text!r} is no path; name a file or folder")
+    return value if isinstance(value, Path) else text
 
 
 def _text(value: object) -> object:
-    # `experiment=1` is YAML's number 1, but experiments are named by strings.
-    if isinstance(value, int) and not isinstance(value, bool):
+    # `experiment=1` is a number in YAML, but experiments are named by strings.
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f"{_as_yaml(value)} is no name; give one, in quotes if it is that")
     if isinstance(value, str) and not value.strip():
         raise ValueError(f"{value!r} is no name; give one")
-    if value is not None and not isinstance(value, str | list | dict):
-        raise ValueError(f"YAML reads {value!r} here, not text; write it in quotes within the value")
     return value
+
+
+def _as_yaml(value: object) -> str:
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _of_a_folder(name: str) -> str:
@@ -102,7 +116,5 @@ class Section(BaseModel):
         takes_numbers = re.search(r"\b(int|float)\b", str(cls.model_fields[info.field_name].annotation))
         given = value if isinstance(value, list | tuple) else [value]
         if takes_numbers and any(isinstance(one, bool) for one in given):
-            raise ValueError(
-                f"{str(value).lower()} is no value for it; YAML reads yes, no, on and off as true or false"
-            )
+            raise ValueError(f"{str(value).lower()} is no number")
         return value

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON files, compressed or not.
+"""Files written whole or not at all, text files, and JSON files, compressed or not.
 
 This module does not import torch.
 """
@@ -29,6 +29,9 @@ _PIECE_BYTES = 2**20
 # Begins the names of temporary files: process numbers mean something on one machine only.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{4})[0-9a-f]{12}\.\d+\.tmp")
+# What a text may be by its first bytes, and what may be JSON.
+_MAYBE_JSON = {"json", "shards"}
+_MAYBE_TEXT = {"text", "empty", "unknown"} | _MAYBE_JSON
 # An error names so many of a document's repeated keys.
 _MOST_NAMED = 5
 
@@ -131,10 +134,52 @@ def read_json(path: str | Path) -> Any:
         return parse_json(data, str(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; check its name") from None
-    except (OSError, EOFError, zlib.error) as error:  # a folder; not gzip, cut short or damaged
-        raise ValueError(f"{path}: cannot be read: {_instead(path) or error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        reason = _instead(path) or "it is a gzip file that is damaged or cut off; copy or download it again"
+        raise ValueError(f"{path}: cannot be read: {reason}") from None
+    except OSError as error:  # a folder
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except NotJsonError as error:
         raise NotJsonError(f"{path}: not a JSON file: {_instead(path) or error.reason}", error.reason) from None
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The content of a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        what: what should be in it, for errors: ``"class names, a name a line"``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is something else than a text of its own.
+    """
+    path = Path(path)
+    try:
+        found, data = signature_of(path), path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; it should hold {what}") from None
+    except OSError as error:  # a folder, say
+        raise ValueError(f"{path}: cannot be read as {what}: {error.strerror}") from None
+    if found.kind not in _MAYBE_TEXT or (found.kind in _MAYBE_JSON and _is_json(data)):
+        raise ValueError(f"{path}: cannot be read as {what}: it is {found}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: cannot be read as {what}: byte {error.start} is not UTF-8; save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{path}: cannot be read as {what}: it has a zero byte; check where it comes from")
+    return text
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):  # a text that begins with a bracket
+        return False
+    return True
 
 
 class RepeatedKeyError(ValueError):
@@ -170,8 +215,20 @@ def parse_json(data: bytes | str, where: str) -> Any:
             f"{where}: {_said_of_repeated(data)}; only the last of each would count: keep one"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise NotJsonError(f"{where}: not JSON: {error}", str(error)) from None
+        reason = _said_of_json(error)
+        raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None
     return content
+
+
+def _said_of_json(error: ValueError | RecursionError) -> str:
+    """Why a text is not JSON, without what Python advises its programmers."""
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8, or has half of a character"
+    if isinstance(error, RecursionError):
+        return "its lists and objects are nested too deeply"
+    return "it has a whole number of more digits than any that is meant"
 
 
 class _RepeatedError(Exception):

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bitad.log import log, say_last
+from bitad.outputs import check_folder, check_places
 
 LOCK = "bitad.lock"
 OTHER_OUT = "wait until that has ended, or choose another --out"
@@ -54,30 +55,35 @@ class InUse(ValueError):
 
 
 @contextmanager
-def locked(folder: Path, *, remedy: str, patience_s: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: float = 0.0) -> Iterator[None]:
     """Within, this process is the only one that has locked the folder, which is made if need be.
 
     Folders that were made, and are empty in the end, are removed.
 
     Args:
         remedy: for the message: what to do where another process has locked it.
+        option: for the message: what names the folder.
         patience_s: seconds to wait for it.
 
     Raises:
         InUse: another process has, with its machine, number and since when.
-        OSError: the folder cannot be made or written to.
+        ValueError, OSError: the folder cannot be made or written to; in the place of the lock's file is something else.
     """
+    check_folder(folder, option)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, end = folder / LOCK, time.monotonic() + patience_s
-    while (lock := _Lock.taken(path)) is None:
-        if time.monotonic() >= end:
-            raise InUse(f"{folder} is in use {_said_by(path)}; {remedy}")
-        time.sleep(_SECONDS_BETWEEN_TRIES)
     try:
-        yield
+        check_places([path])
+        while (lock := _Lock.taken(path)) is None:
+            if time.monotonic() >= end:
+                raise InUse(f"{folder} is in use {_said_by(path)}; {remedy}")
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        try:
+            yield
+        finally:
+            lock.release()
     finally:
-        lock.release()
         with suppress(OSError):  # one is not empty
             for place in made:
                 place.rmdir()
@@ -129,7 +135,7 @@ class _Lock:
                     os.close(descriptor)
 
     def _claim(self) -> bool:
-        """Writes down that this process holds the lock, unless another one turns out to hold it all the same."""
+        """Writes down that this process holds the lock, unless another process turns out to hold it."""
         before = _read(self.path)
         host = _parsed(before).get("host")
         if before and (not self.is_sure or host != platform.node()) and _lives(self.path):

@@ -50,6 +50,18 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
                 raise ValueError(f"{output}: the output would replace the input {path}; write it somewhere else")
 
 
+def check_places(files: Iterable[Path]) -> None:
+    """Refuse output files in whose places there is something else than a file.
+
+    Raises:
+        ValueError: a folder, a link to nothing, a pipe or a device.
+    """
+    for file in files:
+        if os.path.lexists(file) and not file.is_file():
+            kind = "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "a pipe or a device"
+            raise ValueError(f"{file} will be written but is {kind}; move or remove it")
+
+
 def check_file(file: Path, option: str = "--out", inputs: Iterable[Path] = ()) -> None:
     """Refuse a file that cannot be written, or whose writing would replace an input.
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 # Control characters (ESC begins a terminal's commands), what Unicode calls line ends, marks that reverse the order in
 # which text is shown, and halves of characters, which stand for bytes of file names that are no text.
-_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 

@@ -51,10 +51,14 @@ _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
         Signature("git-annex", "a git-annex pointer, not the file itself", "run `git annex get` in its repository"),
     ),
     (
-        rb"(?is)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,1000}?-->\s*)?(<!doctype\s+html|<html|<head|<body)",
+        rb"(?is)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,1000}?-->\s*)?<(!doctype\s+html|html|head|body|meta|title|script)",
         Signature("html", "an HTML page, as a login or an error gives one", _DOWNLOAD),
     ),
-    (rb"(\xef\xbb\xbf)?\s*<\?xml", Signature("xml", "an XML document, as a failed download gives one", _DOWNLOAD)),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(\?xml|Error>)",
+        Signature("xml", "an XML document, as a failed download gives one", _DOWNLOAD),
+    ),
+    (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00[^\x00]", Signature("utf-16", "a text in UTF-16", "save it as UTF-8")),
     (rb"\x1f\x8b", Signature("gzip", "a gzip file", _EXTRACT)),
     (rb"BZh[1-9]", Signature("bzip2", "a bzip2 file", _EXTRACT)),
     (rb"\xfd7zXZ\x00", Signature("xz", "an xz file", _EXTRACT)),
@@ -70,7 +74,7 @@ _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
     (rb"model_checkpoint_path:", Signature("tensorflow", "TensorFlow's list of checkpoints", _CONVERT)),
     (rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a]", Signature("onnx", "an ONNX model", _CONVERT)),
     (
-        rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+        rb"(?s)\x80.(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
         Signature("pytorch", "a PyTorch file of the form before 1.6", "give it a name that ends in .pth"),
     ),
     (
@@ -117,29 +121,34 @@ _ZIP = Signature("zip", "a zip archive", "extract it and name the file inside")
 
 def signature_of(path: str | Path) -> Signature:
     """What a file is by its bytes. Raises OSError where it cannot be read."""
-    path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        size = file.seek(0, 2)
-        if not head:
-            return _EMPTY
-        if not head.strip(b"\x00"):
-            return _ZEROS
-        if head.startswith(b"PK\x03\x04"):
-            return _zip(file)
-        for pattern, signature in _BY_HEAD:
-            if re.match(pattern, head):
-                return signature
-        header = int.from_bytes(head[:8], "little")
-        if head[8:9] == b"{" and 2 <= header <= size - 8:
-            return _SAFETENSORS
-        file.seek(max(size - len(_TABLE_END), 0))
-        if file.read() == _TABLE_END:
-            return _TENSORFLOW
-        if not _is_text(head):
-            return _UNKNOWN
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-            return _index_of_shards(file, size) or _JSON
+    with Path(path).open("rb") as file:
+        return signature_in(file)
+
+
+def signature_in(file: BinaryIO) -> Signature:
+    """What an opened file is by its bytes, wherever it stands; afterwards it stands anywhere."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    size = file.seek(0, 2)
+    if not head:
+        return _EMPTY
+    if not head.strip(b"\x00"):
+        return _ZEROS
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip(file)
+    for pattern, signature in _BY_HEAD:
+        if re.match(pattern, head):
+            return signature
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= header <= size - 8:
+        return _SAFETENSORS
+    file.seek(max(size - len(_TABLE_END), 0))
+    if file.read() == _TABLE_END:
+        return _TENSORFLOW
+    if not _is_text(head):
+        return _UNKNOWN
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+        return _index_of_shards(file, size) or _JSON
     return _TEXT
 
 

@@ -1,7 +1,7 @@
-"""Jobs in several processes at once, where a process that dies costs the job that it had and no other.
+"""Jobs in several processes at once: a process that dies fails its own job and no other.
 
-``concurrent.futures`` gives up all jobs when one process dies, and its processes go on working when their parent is
-killed. Here a dead process is replaced, and none outlives its parent. This module does not import torch.
+``concurrent.futures`` fails all jobs when one process dies, and its processes continue when their parent is killed.
+Here a dead process is replaced, and no process outlives its parent. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any, Generic, TypeVar, cast
 
 Result = TypeVar("Result")
 
-# A process that is told to end removes its temporary files first; it is killed after this long.
+# A process that is asked to end removes its temporary files first; after this long it is killed.
 _SECONDS_TO_END = 10.0
 
 
 def in_processes(
     work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], *, workers: int
 ) -> Generator[tuple[int, Result | Exception]]:
-    """Call ``work(*job)`` for every job, in fresh processes side by side; the results as they come.
+    """Call ``work(*job)`` for every job, in new processes; yield the results in the order in which they arrive.
 
-    A process that dies (killed for want of memory, say) fails its job with a ``ChildProcessError`` and is replaced. If
-    the loop over the results ends early, or this process dies, the others remove what they had begun and end too.
+    The job of a process that dies (killed because memory ran out, say) fails with a ``ChildProcessError``, and the
+    process is replaced. If the loop over the results ends early, or this process dies, the others remove their
+    temporary files and end too.
 
     Args:
         work: a function of a module, so that another process finds it.
@@ -61,7 +62,7 @@ def in_processes(
                 yield number, result
     finally:
         for worker in (*idle, *busy.values()):
-            worker.tell_to_end()
+            worker.ask_to_end()
         for worker in (*idle, *busy.values()):
             worker.end()
 
@@ -76,7 +77,7 @@ class _Worker(Generic[Result]):
     """
 
     def __init__(self, work: Callable[..., Result]) -> None:
-        # A fresh interpreter: forked copies of a process with threads may hang.
+        # A new interpreter: forked copies of a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.number, self.lives = -1, True
@@ -102,12 +103,12 @@ class _Worker(Generic[Result]):
                 f"the process that worked on it {how}; see that there is enough memory, and run the command again"
             )
 
-    def tell_to_end(self) -> None:
+    def ask_to_end(self) -> None:
         if self._process.is_alive():
             self._process.terminate()
 
     def end(self) -> None:
-        """Wait for the process to end, not for long."""
+        """Wait for the process to end, and kill it if that takes long."""
         self.connection.close()
         self._process.join(_SECONDS_TO_END)
         if self._process.is_alive():
@@ -117,11 +118,13 @@ class _Worker(Generic[Result]):
 
 
 def _serve(connection: Connection, work: Callable[..., Any]) -> None:
-    """What a process does: jobs, until there are no more or it is told to end."""
-    # An interruption from the keyboard reaches all processes; the parent then tells the others to end.
+    """What a process does: one job after another, until it is asked to end."""
+    # Ctrl-C reaches all processes; the parent then asks the others to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent is done or gone; told to end
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_when(lambda: wait([parent.sentinel]))
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent is done or gone; asked to end
         while True:
             job = connection.recv()
             try:
@@ -131,21 +134,27 @@ def _serve(connection: Connection, work: Callable[..., Any]) -> None:
             try:
                 connection.send(result)
             except Exception as error:  # it cannot be pickled
-                told = result if isinstance(result, Exception) else f"its result cannot be sent: {error}"
-                connection.send(RuntimeError(str(told)))
+                reason = result if isinstance(result, Exception) else f"its result cannot be sent: {error}"
+                connection.send(RuntimeError(str(reason)))
 
 
-def end_with_parent() -> None:
-    """Let this process, a child of ``multiprocessing``, end when its parent does, however that ends.
+def end_with_input() -> None:
+    """Let this process end when its standard input does: a pipe from its parent, which never writes to it."""
+    end_when(lambda: os.read(0, 1))
 
-    It is interrupted, so that it removes its temporary files, and ended if that takes long.
+
+def end_when(gone: Callable[[], object]) -> None:
+    """Let this process end when its parent does, however the parent ends.
+
+    It is interrupted, so that it removes its temporary files, and ends at once if that takes long.
+
+    Args:
+        gone: returns once the parent has ended; called in a thread.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def watch() -> None:
-        wait([parent.sentinel])
+        gone()
         if hasattr(signal, "pthread_kill"):  # interrupts what the main thread waits for, too
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         else:

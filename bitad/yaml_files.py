@@ -1,11 +1,15 @@
-"""YAML as configurations are written in it: without keys that occur twice, and bounded.
+"""YAML as configurations are written in it: values as they are typed, no key twice, and bounded.
+
+YAML 1.1 reads ``12:30`` as 750, ``010`` as 8, ``no`` as false and ``1e-4`` as text. Here a value is a number only where
+Python writes the number like that, and a truth value only as ``true`` or ``false``. All else is text, and the type of
+its key says what it means: a name of ``007`` is that, and a rate of ``1e-4`` is 0.0001.
 
 This module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ import yaml
 # A configuration has some hundred values in a few kilobytes.
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
-_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
+# What YAML's errors quote of a text, but for names of its own syntax.
+_QUOTED = re.compile(r"'(?!<).{2,}'")
 
 
 class YamlError(ValueError):
@@ -53,7 +59,7 @@ def parse_yaml(text: str) -> Any:
             root = loader.get_single_node()
             if root is None:
                 return None
-            _check_size(root)
+            _check(loader, root)
             return loader.construct_document(root)
         finally:
             loader.dispose()
@@ -62,34 +68,46 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        raise YamlError(where + " ".join(str(error.problem or error.context).split())) from None
+        problem = ", ".join(said for said in (error.context, error.problem) if said)
+        raise YamlError(where + _QUOTED.sub("'...'", problem)) from None
     except RecursionError:
         raise YamlError("nested too deeply") from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise YamlError(" ".join(str(error).split())) from None
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"character {error.position + 1} of it is one that YAML does not allow") from None
     except Exception as error:  # a value that its own tag contradicts raises whatever YAML's constructors lead to
         raise YamlError(f"a value is not what its tag says ({type(error).__name__})") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that occur twice: only the last would be kept."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            # A key that is no scalar may be one that no mapping can have, which the constructor says.
-            key = "<<" if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                continue
-            if key in seen:
-                raise YamlError(f"key {key!r} occurs twice, in lines {seen[key]} and {line}; keep one")
-            seen[key] = line
-        return super().construct_mapping(node, deep=deep)
+    """Takes values as they are typed."""
 
 
-def _check_size(root: yaml.Node) -> None:
-    """Refuse what aliases would make huge; each is counted as what it stands for."""
+def _as_typed(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float | str:
+    """A number or truth value that is written as Python writes it, in small letters; else the text itself.
+
+    Infinity and NaN are written as YAML writes them: ``.inf``, ``-.inf``, ``.nan``.
+    """
+    text: str = loader.construct_scalar(node)
+    if text in ("true", "false"):
+        return text == "true"
+    if text.lower().lstrip("+-") in (".inf", ".nan"):
+        return float(text.replace(".", ""))
+    for number in (int, float):
+        try:
+            value: int | float = number(text)
+            if str(value) == text:
+                return value
+        except ValueError:  # also an integer of thousands of digits
+            continue
+    return text
+
+
+for _sort in ("bool", "int", "float", "timestamp", "value"):
+    _Loader.add_constructor(f"{_TAG}{_sort}", _as_typed)
+
+
+def _check(loader: _Loader, root: yaml.Node) -> None:
+    """Refuse keys that occur twice, of which only the last would be kept, and what aliases would make huge."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, above: frozenset[int]) -> int:
@@ -98,9 +116,11 @@ def _check_size(root: yaml.Node) -> None:
         if id(node) not in sizes:
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.MappingNode):
+                _check_keys(loader, node)
                 inner = [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 inner = node.value
+            # An alias counts as what it stands for.
             sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in inner)
             if sizes[id(node)] > _MOST_VALUES:
                 raise YamlError(
@@ -109,3 +129,15 @@ def _check_size(root: yaml.Node) -> None:
         return sizes[id(node)]
 
     size(root, frozenset())
+
+
+def _check_keys(loader: _Loader, node: yaml.MappingNode) -> None:
+    lines: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue  # a key that no mapping can have, which the constructor says
+        key = "<<" if key_node.tag == f"{_TAG}merge" else loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in lines:
+            raise YamlError(f"key {key!r} occurs twice, in lines {lines[key]} and {line}; keep one")
+        lines[key] = line

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -44,3 +45,19 @@ def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
     with team(2, ["-m", "bitad", *map(str, command)]) as both:
         said = [process.communicate(timeout=200) for process in both]
         return [(process.returncode, *texts) for process, texts in zip(both, said, strict=True)]
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has locked a folder."""
+    program = "import sys; from pathlib import Path; from bitad.locking import locked\n"
+    program += "with locked(Path(sys.argv[1]), remedy='wait'): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -404,6 +405,30 @@ def test_the_videos_of_our_features_must_be_those_that_are_annotated(
     said = refused("train", data, own, changed(data, with_frames(0.9)), "name=other")
     assert "train_0 (features.json says that it has " in said
     assert " frames, the annotations state " in said
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("settings", "feature_stride_frames", "4"),
+        ("settings", "direction", "backward"),
+        ("v", "fps", math.nan),
+        ("v", "steps", True),
+        ("v", "frames", 0),
+        ("v", "source", "film.mp4"),
+    ],
+)
+def test_a_features_json_with_a_value_that_cannot_be_is_refused(
+    data: Path, tmp_path: Path, refused: Fails, section: str, key: str, value: object
+) -> None:
+    folder = described(data, "forward", tmp_path / "forward")
+    content = json.loads((folder / "features.json").read_text())
+    name, *_ = content["videos"]
+    (content["settings"] if section == "settings" else content["videos"][name])[key] = value
+    (folder / "features.json").write_text(json.dumps(content))
+    line = refused("train", data, f"data.features={folder}")
+    place = "settings" if section == "settings" else f"videos.{name}"
+    assert f"{folder / 'features.json'} is damaged: {place}.{key}" in line
 
 
 def test_a_features_json_of_another_project_is_no_matter(data: Path, done: Fails) -> None:

@@ -369,7 +369,7 @@ def test_an_unknown_base_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path / "a.yaml", "base: nowhere\n"))
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [1", "is not YAML"), ("- 1\n- 2", "list"), ("", "NoneType")])
+@pytest.mark.parametrize(("text", "said"), [("a: [1", "not YAML"), ("- 1\n- 2", "a list"), ("", "nothing")])
 def test_a_file_without_keys_and_values_is_refused(tmp_path: Path, text: str, said: str) -> None:
     assert said in refusal(written(tmp_path / "odd.yaml", text))
 

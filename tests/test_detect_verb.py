@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -16,6 +17,7 @@ from builders import CLASSES, FPS, config_of, numbered_picture, video_data
 
 from bitad.cli import main
 from bitad.data.detections import read_detections
+from bitad.inference import detect as detecting
 from bitad.models.build import build_network
 from bitad.reports import detections as report
 from bitad.training import checkpoint as checkpoints
@@ -213,6 +215,26 @@ def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(film: Path, 
     shutil.copy(film, here / "other.mp4")
     assert detect("other.mp4", "--overwrite") == 0
     assert (here / "precious.srt").read_text() == "mine"
+
+
+def test_of_two_at_once_into_one_folder_the_second_is_refused(
+    film: Path, here: Path, detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, seconds = detecting.detect_videos, []
+
+    def detect_beside_another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(detecting, "detect_videos", alone)
+        seconds.extend([detect(film), detect(film, "--overwrite")])
+        return alone(*arguments, **options)
+
+    monkeypatch.setattr(detecting, "detect_videos", detect_beside_another)
+    assert detect(film) == 0
+    assert seconds == [1, 1]
+    errors = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert len(errors) == 2
+    for error in errors:
+        assert f"detections is in use by process {os.getpid()} on " in error
+    assert read_detections(here / "detections" / "detections.json").videos == ("film",)
 
 
 # Bad videos.

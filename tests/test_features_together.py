@@ -7,12 +7,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from builders import FPS, numbered_picture
 
+from bitad.cli import main
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, read_sidecar
-from bitad.identity import FileIdentity
+from bitad.inference import extract
 from bitad.video.writer import write_video
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
@@ -31,7 +34,7 @@ SETTINGS = FeatureSettings(
     checkpoint="tiny.pth",
     checkpoint_sha256="0" * 64,
 )
-VIDEO = FeatureVideo(16, 8.0, 1, 2, FileIdentity(5, 6, "a"), FileIdentity(7, 8, "b"))
+VIDEO = FeatureVideo(16, 8.0, 1)
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
@@ -48,6 +51,12 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     finally:
         for process in processes:
             process.kill()
+
+
+def done(folder: FeatureFolder, name: str) -> None:
+    with folder.writing(name, VIDEO) as write:
+        write(np.ones((1, SETTINGS.feature_channels), np.float32))
+    folder.finish(name, VIDEO)
 
 
 @pytest.mark.slow  # each process imports PyTorch
@@ -78,11 +87,67 @@ assert "torch" not in sys.modules
 
 def test_records_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     first = FeatureFolder(tmp_path, SETTINGS)
-    first.finish("first", VIDEO)
+    first.begin()
+    done(first, "first")
     first.record()
     assert ended([started("-c", RECORD, tmp_path, who) for who in "abc"]) == [(0, "")] * 3
     names = {"first", *(f"{who}-{number}" for who in "abc" for number in range(15))}
     assert read_sidecar(tmp_path) == (SETTINGS, dict.fromkeys(names, VIDEO))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "first.npy"]
+
+
+def then(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """Another command runs when the next one has written the features of its first video, and not yet recorded it."""
+    one = extract._extract
+
+    def followed(*arguments: Any) -> None:
+        monkeypatch.setattr(extract, "_extract", one)
+        one(*arguments)
+        assert main(command) == 0
+
+    monkeypatch.setattr(extract, "_extract", followed)
+
+
+def test_what_another_command_has_described_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    commands = {}
+    for name in ("a", "b"):
+        write_video(tmp_path / name / f"{name}.mp4", (numbered_picture(frame) for frame in range(24)), fps=FPS)
+        commands[name] = ["features", str(tmp_path / name), *TINY, "--out", str(tmp_path / "out")]
+    then(monkeypatch, commands["b"])
+    assert main(commands["a"]) == 0
+    assert sorted(read_sidecar(tmp_path / "out")[1]) == ["a", "b"]
+
+
+def test_features_of_a_name_are_those_of_one_command_and_are_recorded_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    for number, part in enumerate(("a", "b")):
+        write_video(tmp_path / part / "v.mp4", (numbered_picture(frame + number) for frame in range(24)), fps=FPS)
+
+    def command(part: str, out: str) -> list[str]:
+        return ["features", str(tmp_path / part), *TINY, "--out", str(tmp_path / out)]
+
+    def features(part: str, out: str) -> bytes:
+        assert main(command(part, out)) == 0
+        return (tmp_path / out / "v.npy").read_bytes()
+
+    then(monkeypatch, command("b", "out"))
+    both, said = features("a", "out"), capsys.readouterr().err
+    assert both == features("b", "alone")
+    assert "v.npy: was replaced by another process meanwhile" in said
+    kept = (tmp_path / "out" / "v.npy").stat().st_mtime_ns
+    assert features("b", "out") == both
+    assert (tmp_path / "out" / "v.npy").stat().st_mtime_ns == kept
+    assert features("a", "out") != both
+
+
+def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / f".v.npy.{killed.pid}.tmp").write_bytes(bytes(64))
+    FeatureFolder(tmp_path, SETTINGS).begin()
     assert [path.name for path in tmp_path.iterdir()] == ["features.json"]
 
 
@@ -90,9 +155,9 @@ def test_what_was_recorded_meanwhile_is_kept(tmp_path: Path) -> None:
     one, other = FeatureFolder(tmp_path, SETTINGS), FeatureFolder(tmp_path, SETTINGS)
     one.begin()
     other.begin()
-    one.finish("a", VIDEO)
+    done(one, "a")
     one.record()
-    other.finish("b", VIDEO)
+    done(other, "b")
     other.record()
     one.begin()
     assert sorted(read_sidecar(tmp_path)[1]) == ["a", "b"]

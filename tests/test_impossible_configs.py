@@ -6,22 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from test_config import FEATURES, VIDEOS
 
 from bitad.cli import main
 from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
 
-FEATURES = """
-name: small
-data: {annotations: gt.json, features: features, feature_channels: 8}
-window: {steps: 64}
-model: {channels: 16, levels: 3}
-"""
-VIDEOS = """
-name: small
-data: {annotations: gt.json, videos: videos}
-window: {steps: 64}
-model: {channels: 16, levels: 3, backbone: {size: tiny, pixels: 64}}
-"""
 RANGES = "model.regression_ranges="
 
 # Override -> what its line says: the path, the value and the remedy. On features.
@@ -31,19 +20,21 @@ IMPOSSIBLE = {
     "name=' '": "name: ' ' is no name; give one",
     "name=a/b": "name: 'a/b' cannot begin a folder's name; give one without /",
     f"name={'x' * 201}": "is too long to begin a folder's name; use 200 bytes at most",
-    "name=yes": "name: YAML reads True here, not text; write it in quotes",
-    "name=1.5": "name: YAML reads 1.5 here, not text; write it in quotes",
+    "name=true": "name: true is no name; give one, in quotes if it is that",
+    "name=null": "name: null is no name; give one, in quotes if it is that",
     "seed=-1": "seed: Input should be greater than or equal to 0 (is -1)",
     "threads=0": "threads: Input should be greater than or equal to 1 (is 0)",
     "output=''": "output: '' is no path; name a file or folder",
     "data.features=''": "data.features: '' is no path; name a file or folder",
     "data.annotations=null": "data.annotations: no path is given; name a file or folder",
-    "data.classes=3": "data.classes: YAML reads 3 here, not a path; write it in quotes",
+    "data.classes=false": "data.classes: false is no path; name a file or folder",
+    "data.classes=[a]": "data.classes: ['a'] is no path; name a file or folder",
+    'output="\\ud800"': "output: '\\ud800' is no path; name a file or folder",
     "data.training_subset=''": "data.training_subset: '' is no name; give one",
     "data.feature_channels=0": "data.feature_channels: Input should be greater than or equal to 1 (is 0)",
     "data.feature_stride_frames=0": "data.feature_stride_frames: Input should be greater than 0 (is 0)",
     "data.feature_stride_frames=1e300": "data.feature_stride_frames: single precision cannot compute with 1e+300; use",
-    "data.feature_offset_frames=.nan": "data.feature_offset_frames: Input should be a finite number (is nan)",
+    "data.feature_offset_frames=.nan": "data.feature_offset_frames: Input should be a valid number, unable to parse",
     "data.feature_fps=-25": "data.feature_fps: Input should be greater than 0 (is -25)",
     "window.steps=0": "window.steps: Input should be greater than or equal to 1 (is 0)",
     "window.overlap=1": "window.overlap: Input should be less than 1 (is 1)",
@@ -68,9 +59,9 @@ IMPOSSIBLE = {
     f"{RANGES}[[0, 4], [4, 4], [4, 99]]": "model.regression_ranges: no distance is in the range [4, 4]; give each as",
     f"{RANGES}[[-9, -4], [0, 8], [8, 99]]": "model.regression_ranges: no distance is in the range [-9, -4]; give each",
     f"{RANGES}[[0, 4], [6, 8], [8, 99]]": "distances between 4 and 6 steps are in no range",
-    f"{RANGES}[[0, .inf], [4, 8], [8, 99]]": "model.regression_ranges.0.1: Input should be a finite number (is inf)",
+    f"{RANGES}[[0, .inf], [4, 8], [8, 99]]": "model.regression_ranges.0.1: Input should be a valid number, unable",
     "training.epochs=0": "training.epochs: Input should be greater than or equal to 1 (is 0)",
-    "training.epochs=1e300": "training.epochs: Unable to parse input string as an integer",
+    "training.epochs=1e300": "training.epochs: Input should be a valid integer, unable to parse string",
     "training.warmup_epochs=-1": "training.warmup_epochs: Input should be greater than or equal to 0 (is -1)",
     "training.batch=0": "training.batch: Input should be greater than or equal to 1 (is 0)",
     "training.accumulate=0": "training.accumulate: Input should be greater than or equal to 1 (is 0)",
@@ -81,8 +72,8 @@ IMPOSSIBLE = {
     "training.lr=inf": "training.lr: Input should be a finite number (is 'inf')",
     "training.lr=1e300": "training.lr: single precision cannot compute with 1e+300; use a value from 1e-12 to 1e+12",
     "training.lr=1e-300": "training.lr: single precision cannot compute with 1e-300; use a value from 1e-12 to 1e+12",
-    "training.lr=true": "training.lr: true is no value for it; YAML reads yes, no, on and off as true or false",
-    "training.epochs=on": "training.epochs: true is no value for it; YAML reads yes, no, on and off as true or false",
+    "training.lr=true": "training.lr: true is no number",
+    "training.epochs=on": "training.epochs: Input should be a valid integer, unable to parse string",
     "training.adapter_lr=-1": "training.adapter_lr: Input should be greater than 0 (is -1)",
     "training.weight_decay=-1": "training.weight_decay: Input should be greater than or equal to 0 (is -1)",
     "training.clip_norm=0": "training.clip_norm: Input should be greater than 0 (is 0)",
@@ -119,7 +110,7 @@ IMPOSSIBLE = {
     "test.tiou=[0.5, 0.5, 0.7]": "test.tiou: 0.5 counts twice in the average; give it once",
     "test.tiou=[0.5, 1.5]": "test.tiou.1: Input should be less than or equal to 1 (is 1.5)",
     "test.tiou=[0]": "test.tiou.0: Input should be greater than 0 (is 0)",
-    "test.tiou=[true]": "test.tiou: [true] is no value for it",
+    "test.tiou=[true]": "test.tiou: [true] is no number",
     "training=5": "training: a section of keys (training.epochs, training.schedule_epochs, training.warmup_epochs,",
     "test=null": "test: a section of keys (test.backbone, test.precision, test.batch, ...), not a value (is None)",
     # Values that make no sense together.
@@ -251,6 +242,27 @@ def test_train_refuses_before_it_writes_anything(
     assert [path.name for path in tmp_path.iterdir()] == ["features.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("train", "playroom", "--until", "0"), "--until 0 is no epoch; the first is 1"),
+        (("train", "playroom", "--until", "-3"), "--until -3 is no epoch; the first is 1"),
+        (("demo", "--seed", "-1"), "--seed -1 is not from 0 to 2^63 - 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command]) == 1
+    assert capsys.readouterr().err == f"bitad {command[0]}: error: {said}\n"
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_broken_rule_is_told_once(features: str) -> None:
     assert refusal(features, "model.attention_window=8").count("attention_window 8") == 1
     assert refusal(features, "model.attention_window=[1, 1, 1]").count("attention_window 1") == 1
@@ -358,8 +370,36 @@ def test_all_overrides_that_cannot_be_read_are_told_at_once(features: str, capsy
         assert said in told
 
 
+@pytest.mark.parametrize("typed", ["007", "12:30", "0x10", "nan", "1e5", "1.50", "no", "2026-01-31", "1_000", "="])
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_name_is_taken_as_it_is_typed(features: str, where: str, typed: str) -> None:
+    if where == "file":
+        written(Path(features), FEATURES.replace("small", typed))
+    config = load_config(features, [f"name={typed}"] if where == "override" else [])
+    assert config.name == typed
+
+
 @pytest.mark.parametrize(
-    ("override", "name"), [("name=007", "007"), ("name=12:30", "12:30"), ("name=0x10", "0x10"), ("name=nan", "nan")]
+    ("typed", "number"),
+    [("010", 10), ("1_0", 10), ("+7", 7), ("12:30", None), ("0x10", None), ("0o17", None), ("2026-01-31", None)],
 )
-def test_a_name_is_taken_as_it_is_typed(features: str, override: str, name: str) -> None:
-    assert load_config(features, [override]).name == name
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_number_is_what_people_read_or_refused(features: str, where: str, typed: str, number: int | None) -> None:
+    """YAML 1.1 reads 12:30 as 750, and 010 as 8."""
+    if where == "file":
+        written(Path(features), f"{FEATURES}seed: {typed}\n")
+    overrides = [f"seed={typed}"] if where == "override" else []
+    if number is None:
+        assert f"unable to parse string as an integer (is '{typed}')" in refusal(features, *overrides)
+    else:
+        assert load_config(features, overrides).seed == number
+
+
+@pytest.mark.parametrize(("typed", "value"), [("no", False), ("on", True), ("true", True), ("False", False)])
+def test_a_truth_value_may_be_written_in_any_usual_way(features: str, typed: str, value: bool) -> None:
+    assert load_config(features, [f"test.rounding={typed}"]).test.rounding is value
+
+
+def test_a_path_in_one_key_of_a_file_is_explained(features: str) -> None:
+    written(Path(features), f"{FEATURES}training.lr: 0.5\n")
+    assert "training.lr: unknown key; in a file, write each part of its path as a key of its own" in refusal(features)

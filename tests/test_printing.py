@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -86,6 +88,24 @@ def test_errors_and_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys:
         out, err = capsys.readouterr()
         assert r"\x1b" in err
         assert printable(out + err, keep="\n") == out + err
+
+
+def test_wrong_usage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([EVIL], ["annotations", "check", "x.json", EVIL], ["merge", "a", "b", "--out", "c", f"--{EVIL}"]):
+        with pytest.raises(SystemExit):
+            main(command)
+        err = capsys.readouterr().err
+        assert printable(err, keep="\n") == err
+        assert r"\x1b" in err
+
+
+def test_a_traceback_that_was_asked_for_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bitad", "annotations", "check", str(tmp_path / EVIL), "--debug"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert SHOWN in ended.stderr
+    assert printable(ended.stderr, keep="\n") == ended.stderr
 
 
 def test_a_message_of_the_log_is_one_line_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,18 @@ def test_no_method_merges_scores_that_are_none(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("score", True), ("segment", [True, 9])])
+def test_true_is_no_number_among_numbers(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    truth, found = files
+    content = json.loads(found.read_text())
+    content["results"]["b"][0][key] = value
+    found.write_text(json.dumps(content))
+    assert main(["evaluate", "--ground-truth", str(truth), "--detections", str(found), "--subset", "test"]) == 1
+    assert f"{found}: video b: {key} {value} is not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["soft-nms", "mean", "product", "wsf"])
 def test_scores_of_one_scale_are_merged_whatever_it_is(tmp_path: Path, method: str) -> None:
     """Percentages in both files, or nothing but zeros in one."""

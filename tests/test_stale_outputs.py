@@ -143,14 +143,21 @@ def test_a_copy_of_a_data_set_is_not_computed_again(verb: Verb, monkeypatch: pyt
     assert is_kept(verb)
 
 
-@pytest.mark.parametrize("how", ["cut short", "of another video", "empty"])
+@pytest.mark.parametrize("how", ["cut short", "of another video", "empty", "damaged", "an archive"])
 def test_an_output_that_was_spoilt_is_made_again(verb: Verb, how: str) -> None:
     write(verb.video)
     write(verb.src / "w.mp4", first=40)
     assert verb() == 0
     content = verb.output.read_bytes()
     other = verb.output.with_stem("w").read_bytes()
-    verb.output.write_bytes({"cut short": content[:-200], "of another video": other, "empty": b""}[how])
+    spoilt = {
+        "cut short": content[:-200],
+        "of another video": other,
+        "empty": b"",
+        "damaged": content[:10] + b"{" * 40 + content[50:],  # a header that is no Python
+        "an archive": b"PK\x05\x06" + bytes(18),
+    }
+    verb.output.write_bytes(spoilt[how])
     assert not is_kept(verb)
     assert verb.output.read_bytes() == verb.fresh() == content
 

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import NoReturn
 
 import bitad
 from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
-from bitad.cli.verbs import Run, Verbs
+from bitad.cli.verbs import Parser, Run, Verbs
 from bitad.log import logging_of_a_command, say_last
-from bitad.printing import printing_to_anything
+from bitad.printing import printable, printing_to_anything
 from bitad.training.stopping import Stopped
 
 
@@ -29,7 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         with logging_of_a_command():
-            return _run(parsed)
+            status = _run(parsed)
+        if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _leave(status)
+        return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End one of several processes at once: threads of PyTorch's that have lost the others may abort the usual end."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -51,8 +67,13 @@ def _run(parsed: argparse.Namespace) -> int:
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
         say_last(f"bitad {parsed.verb}: error: {message}{hint}")
         if parsed.debug:
+            sys.excepthook = _show_traceback
             raise
         return 1
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), file=sys.stderr, end="")
 
 
 def _said(error: Exception) -> str:
@@ -84,9 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
-    parser = argparse.ArgumentParser(
-        prog="bitad", description="Bidirectional temporal action detection: what happens when in a video."
-    )
+    parser = Parser(prog="bitad", description="Bidirectional temporal action detection: what happens when in a video.")
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     verbs = Verbs(parser)
     for part in (networks, plan, reverse, annotation_files, features, results, weights):

@@ -100,12 +100,12 @@ def _checkpoint(place: Path, config: str | None, overrides: Sequence[str] = ()) 
 def _demo(arguments: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
     from bitad.locking import OTHER_OUT, locked
-    from bitad.outputs import check_folder
 
     if arguments.results and not arguments.full:
         raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed {arguments.seed} is not from 0 to 2^63 - 1")
     scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
-    check_folder(arguments.out)
     with locked(arguments.out, remedy=OTHER_OUT):
         run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
     return 0
@@ -122,6 +122,8 @@ def _train(arguments: argparse.Namespace) -> int:
     changed = arguments.allow_changed_data
     if changed and not arguments.resume:
         raise ValueError("--allow-changed-data is for a run that is resumed; add --resume, or leave it out")
+    if arguments.until is not None and arguments.until < 1:
+        raise ValueError(f"--until {arguments.until} is no epoch; the first is 1")
     config = load_config(arguments.config, arguments.overrides)
     set_up_process(config.threads)
     with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
@@ -135,7 +137,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.testing import run_test
-    from bitad.outputs import check_folder
     from bitad.reports.tables import evaluation_table
     from bitad.training.distributed import processes
     from bitad.training.environment import set_up_process
@@ -145,7 +146,6 @@ def _test(arguments: argparse.Namespace) -> int:
     set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
-    check_folder(out)
     with processes(arguments.device) as team, only_writer(out, team):
         evaluations = run_test(checkpoint, out, team)
         if team.is_main:
@@ -157,12 +157,13 @@ def _detect(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
     from bitad.reports.detections import check_detection_report, write_detection_report
     from bitad.training.distributed import processes
+    from bitad.training.starting import only_writer
     from bitad.video.files import videos_by_name
 
     videos, out, min_score = videos_by_name(arguments.videos), arguments.out, arguments.min_score
     inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
-    check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
-    with processes(arguments.device) as team:
+    with processes(arguments.device) as team, only_writer(out, team):
+        check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
         checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
         damaged = arguments.damaged_frames
         detections, failed = detect_videos(checkpoint, videos, team, damaged=damaged)

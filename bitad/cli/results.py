@@ -98,7 +98,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-clock-mismatch",
         action="store_true",
-        help="go on where detections and annotations state different durations of a video",
+        help="continue where detections and annotations state different durations of a video",
     )
 
 
@@ -181,7 +181,7 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
         detections.durations_s,
         source,
         allowed=allowed,
-        remedy="name the annotations of these videos, or go on all the same with --allow-clock-mismatch",
+        remedy="name the annotations of these videos, or continue with --allow-clock-mismatch",
     )
     if said is not None:
         say(said, file=sys.stderr)
@@ -200,7 +200,6 @@ def _by_rule(
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from bitad.outputs import check_folder
     from bitad.progress import following
     from bitad.reports.comparison import compare
     from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
@@ -209,9 +208,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.training.distributed import processes
     from bitad.training.starting import only_writer
 
-    check_folder(arguments.out)
-    check_page(arguments.out / "index.html")
     with processes(arguments.device) as team, only_writer(arguments.out, team):
+        check_page(arguments.out / "index.html")
         with following("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
         sensitive = sensitivity_of_runs(comparison, team) if arguments.sensitivity else None

@@ -34,6 +34,11 @@ def add_verbs(verbs: Verbs) -> None:
     )
     p.add_argument("--workers", type=int, default=1, help="videos of a folder a process reverses side by side (1)")
     add_damaged_frames(p)
+    p.add_argument(
+        "--allow-clock-mismatch",
+        action="store_true",
+        help="reverse annotations that state a video's time in ways that disagree (duration, frames, fps)",
+    )
 
 
 def _reverse(arguments: argparse.Namespace) -> int:
@@ -47,7 +52,9 @@ def _reverse(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
         return 0
     if src.name.endswith((".json", ".json.gz")):
-        reverse_annotation_file(src, dst)
+        said = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
+        if said is not None:
+            say(said, file=sys.stderr)
         return 0
     with following(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.damaged_frames, on_progress=on_progress)

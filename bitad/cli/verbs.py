@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bitad.printing import printable
 
 Run = Callable[[argparse.Namespace], int]
 
 # A line of text names so many videos.
 _NAMES_SHOWN = 5
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name arguments (of a shell's ``*``, say) without letting them steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 class Verbs:

@@ -25,7 +25,7 @@ from bitad.data.annotations import (
     reverse_annotation_file,
     write_annotations,
 )
-from bitad.data.clock_agreement import Clock, Difference, contradictions, differences, disagreement
+from bitad.data.clock_agreement import Clock, Difference, contradictions, differences, require_agreement
 from bitad.data.video_clocks import probe_clocks, read_clocks
 from bitad.files import replacing
 
@@ -186,6 +186,8 @@ def convert_annotations(
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
     """Write the ground truth of forward and of reverse playback in the research group's layout; the files.
 
+    What the annotations state of a video's time is not compared; :func:`convert_annotations` has done so.
+
     ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
     ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos.
     """
@@ -193,7 +195,7 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
     file = f"{name.replace('-', '_')}_anno.json"
     write_annotations(annotations, forward / file)
-    reverse_annotation_file(forward / file, back / file)
+    reverse_annotation_file(forward / file, back / file, allow_clock_mismatch=True)
     for directory in (forward, back):
         write_classes(annotations.classes, directory / CLASS_LIST)
     return forward / file, forward / CLASS_LIST, back / file, back / CLASS_LIST
@@ -243,12 +245,9 @@ def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: s
     for name, video in annotations.videos.items():
         if found := [*video.contradictions, *(detail for _, detail in clocks.faults(video))]:
             faults[name] = "; ".join(found)
-    if not faults:
-        return []
-    if not allowed:
-        remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
-        raise ValueError(f"{src}: {disagreement(faults, len(annotations.videos), remedy)}")
-    return [disagreement(faults, len(annotations.videos), "written as they are")]
+    remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
+    said = require_agreement(faults, len(annotations.videos), src, allowed=allowed, remedy=remedy)
+    return [] if said is None else [said]
 
 
 def _timed(

@@ -16,6 +16,7 @@ from bitad.data.annotation_rows import Source
 from bitad.data.annotation_tables import read_charades, read_epic_kitchens, read_multithumos, read_thumos14
 from bitad.files import read_json
 from bitad.folders import is_below
+from bitad.signatures import signature_of
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def recognise(src: str | Path) -> str:
                 found.append(name)
                 break
     if not found:
+        if src.is_file() and (kind := signature_of(src)).kind not in ("text", "json", "unknown"):
+            raise ValueError(f"{src}: no annotations: it is {kind}")
         raise ValueError(f"{src}: none of the known forms of annotations; name one with --from: {', '.join(FORMS)}")
     if len(found) > 1:
         raise ValueError(f"{src}: could be {' or '.join(found)}; say which with --from")

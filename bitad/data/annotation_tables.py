@@ -21,6 +21,7 @@ from bitad.data.annotation_rows import (
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.csv_tables import rows_of_table
 from bitad.data.video_clocks import read_clocks
+from bitad.files import read_text
 
 # A file of MultiTHUMOS that lists its classes, "number name" a line.
 _CLASS_LIST = "class_list.txt"
@@ -152,10 +153,7 @@ def _read_class_files(
 
 def _lines_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Numbers and fields of a text file's lines, without the empty ones."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
+    lines = read_text(path, "lines of a data set's annotations").splitlines()
     return ((number, line.split()) for number, line in enumerate(lines, start=1) if line.strip())
 
 

@@ -6,6 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import sys
 from collections import Counter
@@ -18,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.clock_agreement import Clock, contradictions
-from bitad.files import read_json, write_json
+from bitad.data.clock_agreement import Clock, contradictions, require_agreement
+from bitad.files import read_json, read_text, write_json
 from bitad.timeline import reverse_seconds
 
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.
@@ -212,27 +213,39 @@ def write_annotations(annotations: Annotations, path: str | Path, *, form: Writt
     write_json({"database": database}, path)
 
 
-def reverse_annotation_file(src: str | Path, dst: str | Path) -> None:
+def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mismatch: bool = False) -> str | None:
     """Write the annotations of the reversed videos: ``[a, b]`` becomes ``[D - b, D - a]``, in ascending order.
 
     ActionFormer's ``segment(frames)`` is mirrored in the frame count F, ``[F - b, F - a]``; where the file states none,
     in F = D * fps, so that seconds and frames keep agreeing. Everything else stays as it is, labels and unknown keys
     too. Reversing twice gives the same set of segments within 1e-6 s.
 
+    Args:
+        src: the file.
+        dst: the file to write.
+        allow_clock_mismatch: whether what the file states of a video's time may contradict itself.
+
+    Returns:
+        where it does and may, one line that names the videos.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as annotations, segments in frames are on another clock than those in
-            seconds, or ``dst`` is ``src``.
+        ValueError: the file cannot be read as annotations, contradicts itself about a video's time, or ``dst`` is
+            ``src``.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise ValueError(f"{dst}: the reversed annotations would replace their source; name another file")
     content = read_json(src)
     entries = read_entries(content, src)
     _refuse(src, (defect for entry in entries for defect in entry.defects))
+    faults = {entry.video.name: "; ".join(found) for entry in entries if (found := entry.video.contradictions)}
+    remedy = "correct the annotations, or reverse them as they are with --allow-clock-mismatch"
+    said = require_agreement(faults, len(entries), src, allowed=allow_clock_mismatch, remedy=remedy)
     for entry in entries:
         stated = content["database"][entry.video.name]
         stated["annotations"] = _reversed_rows(stated["annotations"], entry.video, src)
     write_json(content, dst)
+    return said
 
 
 def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
@@ -242,13 +255,8 @@ def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: it names no class, or one twice.
     """
-    try:
-        # Not splitlines(): a name may hold what Unicode calls a line end.
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; it should hold the class names, a name a line") from None
-    except (OSError, UnicodeDecodeError) as error:  # a folder, say; no text
-        raise ValueError(f"{path}: cannot be read as class names, a name a line: {error}") from None
+    # Not splitlines(): a name may hold what Unicode calls a line end.
+    names = [line.strip() for line in re.split(r"\r\n?|\n", read_text(Path(path), "class names, a name a line"))]
     return _distinct([name for name in names if name], path)
 
 
@@ -302,7 +310,7 @@ def _read_entry(name: str, stated: Any) -> VideoEntry:
     numbers: dict[str, float | None] = {}
     for key in ("duration", "frame", "fps"):
         number = stated.get(key)
-        if key in stated and not (_is_number(number) and number > 0):
+        if key in stated and not (_is_number(number) and (round(number) if key == "frame" else number) > 0):
             note(f"{key} {reprlib.repr(number)} is not a positive number")
             number = None
         numbers[key] = number
@@ -429,10 +437,6 @@ def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str 
     for row in reversed_rows:
         if _FRAME_SEGMENT not in row:
             continue
-        if video.contradictions:  # seconds and frames would be reversed on different clocks
-            raise ValueError(
-                f'{path}: video {video.name}: {video.contradictions[0]}; correct it, or leave out "{_FRAME_SEGMENT}"'
-            )
         if video.frames is not None:
             frames: float = video.frames
         elif video.fps is not None:

@@ -53,7 +53,7 @@ class Clock:
 
 
 def tolerance_s(duration_s: float) -> float:
-    """How many seconds two statements of a length may differ. Sound that goes on after the last picture is within."""
+    """How many seconds two statements of a length may differ. Sound that continues after the last picture is within."""
     return max(_SHARE * duration_s, min(_SECONDS, _SHORT_SHARE * duration_s))
 
 
@@ -98,7 +98,7 @@ def contradictions(clock: Clock, segments: NDArray[np.float64], frame_segments: 
         seconds = clock.frames / clock.fps
         if not same_length(seconds, clock.duration_s, slack_s=1 / clock.fps):
             found.append(
-                f"{clock.frames} frames at {clock.fps:g} a second are {seconds:.2f} s, its duration is "
+                f"{clock.frames:.9g} frames at {clock.fps:g} a second are {seconds:.2f} s, its duration is "
                 f"{clock.duration_s:g} s"
             )
     if clock.rate is None:
@@ -162,11 +162,32 @@ def require_durations(
         for name, seconds in found.items()
         if name in stated and not same_length(seconds, stated[name])
     }
+    return require_agreement(faults, len(found), source, allowed=allowed, remedy=remedy)
+
+
+def require_agreement(
+    faults: Mapping[str, str], videos: int, source: object, *, allowed: bool, remedy: str
+) -> str | None:
+    """Refuses videos whose clocks disagree, or says so.
+
+    Args:
+        faults: what is wrong, by the video's name.
+        videos: the number of videos looked at.
+        source: the file, for the message.
+        allowed: whether they may disagree.
+        remedy: where that is not allowed.
+
+    Returns:
+        where there are faults and they are allowed, one line that names the videos.
+
+    Raises:
+        ValueError: there are faults, and they are not allowed.
+    """
     if not faults:
         return None
     if not allowed:
-        raise ValueError(f"{source}: {disagreement(faults, len(found), remedy)}")
-    return f"{source}: {disagreement(faults, len(found), 'measured all the same')}"
+        raise ValueError(f"{source}: {disagreement(faults, videos, remedy)}")
+    return f"{source}: {disagreement(faults, videos, 'used as they are')}"
 
 
 def rate_fault(rate_hz: float, trained_hz: float) -> str | None:

@@ -6,9 +6,12 @@ This module does not import torch.
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from bitad.files import read_text
 
 
 def rows_of_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -22,19 +25,15 @@ def rows_of_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dic
         FileNotFoundError: there is no such file.
         ValueError: it is no such table, or lacks one of ``columns``, or has two columns of one name.
     """
+    file = io.StringIO(read_text(path, f"a table with columns {', '.join(columns)}"), newline="")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            names = [name for name in reader.fieldnames or () if name]
-            if missing := [column for column in columns if column not in names]:
-                raise ValueError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}")
-            if repeated := [name for name, count in Counter(names).items() if count > 1]:
-                raise ValueError(f"{path}: column {repeated[0]!r} occurs twice; only the last would be read: keep one")
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
+        reader = csv.DictReader(file, restval="")
+        names = [name for name in reader.fieldnames or () if name]
+        if missing := [column for column in columns if column not in names]:
+            raise ValueError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{path}: column {repeated[0]!r} occurs twice; only the last would be read: keep one")
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None

@@ -134,6 +134,9 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
     """
     shape = (len(values),) if width is None else (len(values), width)
     found = np.array(values) if values else np.empty(shape)
+    kinds = set(map(type, chain.from_iterable(values) if width else values))
+    if not kinds <= {int, float, str}:  # among numbers, NumPy takes true and false for numbers
+        raise ValueError("not numbers")
     if found.dtype.kind == "U" and found.shape == shape:
         found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)
     if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():

@@ -60,7 +60,7 @@ class FeatureStore:
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
             raise ValueError(
                 f"{self.path}: features are a folder of .npy or .npz files, or one .npz file; this is "
-                f"{signature_of(self.path).says}"
+                f"{signature_of(self.path)}"
             )
         if self.path.is_file() and key is not None:
             raise ValueError(f"{self.path}: arrays in one .npz are named after the videos; leave out the key {key!r}")
@@ -182,7 +182,7 @@ class _Stored:
             shape, _, dtype = (npy.read_array_header_1_0 if first_form else npy.read_array_header_2_0)(stream)
         except Exception:  # NumPy parses the header as Python: damaged bytes raise whatever that leads to
             found = None if file is None else signature_of(file)
-            reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found.says}"
+            reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
             raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
         if any(length < 0 for length in shape):
             raise ValueError(
@@ -204,6 +204,18 @@ class _Stored:
             return npy.read_array(self.stream, allow_pickle=False)
         except _DAMAGED as error:
             raise ValueError(f"{self.where}: no array that numpy reads: {error}") from None
+
+
+def header_of(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an ``.npy`` file, which has as many bytes as these say; only its header is read.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it holds no array, or one of another size.
+    """
+    with file.open("rb") as stream:
+        array = _Stored.of(stream, file.stat().st_size, str(file), file)
+    return array.shape, array.dtype
 
 
 def _keys(file: Path) -> list[str]:

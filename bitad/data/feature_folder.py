@@ -8,22 +8,27 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from bitad.config_types import Count
 from bitad.data.detections import Basis
-from bitad.files import read_json, replacing, write_json
+from bitad.data.feature_files import header_of
+from bitad.files import read_json, remove_leftovers, replacing, write_json
 from bitad.folders import is_leftover
 from bitad.identity import FileIdentity
 from bitad.locking import locked
+from bitad.log import log
 from bitad.video.damage import Damaged
 
 FORMAT = "bitad features 1"
@@ -31,12 +36,12 @@ SIDECAR = "features.json"
 
 Precision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
-Row = TypeVar("Row", "FeatureSettings", "FeatureVideo", FileIdentity)
-
 # Records of finished videos are written so often; a process that is killed loses those since.
 _SECONDS_BETWEEN_RECORDS = 10.0
 # Another process holds the lock for the writing of one small file.
 _PATIENCE_S = 60.0
+# Of what features.json holds: no other keys, no text in the place of a number.
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,14 @@ class FeatureSettings:
         checkpoint_sha256: of its content.
     """
 
-    feature_stride_frames: int
+    __pydantic_config__ = _STRICT
+
+    feature_stride_frames: Count
     feature_offset_frames: float
-    feature_channels: int
+    feature_channels: Count
     direction: Basis
     model: str
-    clip_frames: int
+    clip_frames: Count
     window_steps: int | None
     window_overlap: float | None
     pixels: int
@@ -107,10 +114,12 @@ class FeatureVideo:
         rows: the file of features.
     """
 
-    frames: int
-    fps: float
-    steps: int
-    repeated: int = 0
+    __pydantic_config__ = _STRICT
+
+    frames: Count
+    fps: Annotated[float, Field(gt=0)]
+    steps: Count
+    repeated: Annotated[int, Field(ge=0)] = 0
     source: FileIdentity | None = None
     rows: FileIdentity | None = None
 
@@ -124,6 +133,26 @@ class FeatureVideo:
         return (self.frames, self.fps, self.steps) == (other.frames, other.fps, other.steps)
 
 
+@dataclass(frozen=True)
+class _Sidecar:
+    """The content of ``features.json``.
+
+    Args:
+        format: :data:`FORMAT`.
+        settings: of all features.
+        videos: by name.
+        records_all: whether features of a video that is not among them are unfinished business of a process that was
+            killed, or is running. Earlier versions recorded videos at their end only.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    format: str
+    settings: FeatureSettings
+    videos: dict[str, FeatureVideo] = field(default_factory=dict)
+    records_all: bool = False
+
+
 def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]]:
     """What a folder's ``features.json`` says: of all its features, and of each video.
 
@@ -131,27 +160,24 @@ def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]
         FileNotFoundError: the folder has none.
         ValueError: it is not one of ours.
     """
+    content = _read(folder)
+    return content.settings, content.videos
+
+
+def _read(folder: Path) -> _Sidecar:
     path = folder / SIDECAR
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe features of BiTAD ('{FORMAT}'); name another folder")
-    settings = _read(FeatureSettings, content.get("settings"), path)
-    return settings, {name: _read_video(video, path) for name, video in content.get("videos", {}).items()}
-
-
-def _read_video(values: Any, path: Path) -> FeatureVideo:
-    video = _read(FeatureVideo, values, path)
-    if not video.is_recorded:
-        return replace(video, source=None, rows=None)
-    return replace(video, source=_read(FileIdentity, video.source, path), rows=_read(FileIdentity, video.rows, path))
-
-
-def _read(kind: type[Row], values: Any, path: Path) -> Row:
-    known = [field.name for field in fields(kind)]
-    wanted = [field.name for field in fields(kind) if field.default is MISSING]
-    if not isinstance(values, dict) or not set(wanted) <= values.keys() <= set(known):
-        raise ValueError(f"{path} is damaged: it must have {', '.join(wanted)}; remove the folder and begin again")
-    return kind(**values)
+    try:
+        # As JSON: objects become dataclasses, and true is no number.
+        return TypeAdapter(_Sidecar).validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path} is damaged: {place}: {first['msg']}; correct or restore it, or name another folder"
+        ) from None
 
 
 class FeatureFolder:
@@ -170,10 +196,12 @@ class FeatureFolder:
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
         self.path, self.settings = path, settings
         self.videos: dict[str, FeatureVideo] = {}
+        self._records_all = True
         self._waiting: dict[str, FeatureVideo] = {}
+        self._written: dict[str, FileIdentity] = {}
         self._recorded = time.monotonic()
         if (path / SIDECAR).is_file():
-            self.videos = self._described()
+            self._read()
         elif path.is_dir() and any(
             file.suffix in (".npy", ".npz") and not is_leftover(file.name) for file in path.iterdir()
         ):
@@ -187,10 +215,12 @@ class FeatureFolder:
         Raises:
             ValueError: another process has meanwhile begun with other settings.
         """
+        remove_leftovers(self.path)
         self._record({})
 
     def finish(self, name: str, video: FeatureVideo) -> None:
         """Notes a video whose features are there; :meth:`record` writes it down, at the latest."""
+        video = replace(video, rows=self._written.pop(name, video.rows))
         if name in self.videos and _row(self.videos[name]) == _row(video):
             return
         self._waiting[name] = video
@@ -213,14 +243,16 @@ class FeatureFolder:
             source: its file.
             damaged: what to do about damaged frames now.
         """
+        try:
+            shape, dtype = header_of(self.file(name))
+        except (FileNotFoundError, ValueError):  # none; damaged or cut off
+            return None
+        if name not in self.videos and self._records_all:
+            return None
         record = self.videos.get(name, video)
         if not record.has_clock_of(video) or (record.repeated and damaged == "error"):
             return None
-        try:
-            rows = np.load(self.file(name), mmap_mode="r", allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError):  # none; damaged; cut short
-            return None
-        if rows.shape != (video.steps, self.settings.feature_channels) or rows.dtype != self.settings.stored:
+        if shape != (video.steps, self.settings.feature_channels) or dtype != self.settings.stored:
             return None
         if record.source is None or record.rows is None:
             return record
@@ -240,41 +272,51 @@ class FeatureFolder:
         """
         shape, dtype = (video.steps, self.settings.feature_channels), np.dtype(self.settings.stored)
         header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        with replacing(self.file(name)) as partial, partial.open("wb") as stream:
-            npy.write_array_header_1_0(stream, header)
-            begins = stream.tell()
+        with replacing(self.file(name)) as partial:
+            with partial.open("wb") as stream:
+                npy.write_array_header_1_0(stream, header)
+                begins = stream.tell()
 
-            def write(rows: NDArray[np.float32]) -> None:
-                with np.errstate(over="ignore"):  # what is too large for half precision becomes infinite
-                    stored = np.ascontiguousarray(rows, dtype)
-                if not np.isfinite(stored).all():
-                    remedy = "; leave out --half" if dtype == np.float16 else ""
-                    raise ValueError(f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}")
-                stream.write(stored.tobytes())
+                def write(rows: NDArray[np.float32]) -> None:
+                    with np.errstate(over="ignore"):  # what is too large for half precision becomes infinite
+                        stored = np.ascontiguousarray(rows, dtype)
+                    if not np.isfinite(stored).all():
+                        remedy = "; leave out --half" if dtype == np.float16 else ""
+                        raise ValueError(f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}")
+                    stream.write(stored.tobytes())
 
-            yield write
-            assert stream.tell() == begins + dtype.itemsize * shape[0] * shape[1], "a row for every step"
+                yield write
+                assert stream.tell() == begins + dtype.itemsize * shape[0] * shape[1], "a row for every step"
+            self._written[name] = FileIdentity.of(partial)  # another process may replace the file at any time
 
     def file(self, name: str) -> Path:
         """Where a video's features are."""
         return self.path / f"{name}.npy"
 
-    def _described(self) -> dict[str, FeatureVideo]:
-        """What ``features.json`` says of each video."""
-        before, videos = read_sidecar(self.path)
-        if changes := before.changes(self.settings):
+    def _read(self) -> None:
+        """Learns what ``features.json`` says."""
+        before = _read(self.path)
+        if changes := before.settings.changes(self.settings):
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
-        return videos
+        self.videos, self._records_all = before.videos, before.records_all
 
     def _record(self, videos: Mapping[str, FeatureVideo]) -> None:
         remedy = "wait until that has ended, or choose another --out"
         with locked(self.path, remedy=remedy, patience_s=_PATIENCE_S):
             if (self.path / SIDECAR).is_file():
-                self.videos = self._described()
-            self.videos |= videos
+                self._read()
+            self.videos |= {name: video for name, video in videos.items() if self._is_still_there(name, video)}
             rows = {name: _row(video) for name, video in sorted(self.videos.items())}
-            write_json({"format": FORMAT, "settings": asdict(self.settings), "videos": rows}, self.path / SIDECAR)
+            content = {"format": FORMAT, "settings": asdict(self.settings), "videos": rows}
+            write_json(content | {"records_all": self._records_all}, self.path / SIDECAR)
         self._recorded = time.monotonic()
+
+    def _is_still_there(self, name: str, video: FeatureVideo) -> bool:
+        """Whether a video's file has the rows that were noted; else whoever has replaced it records it."""
+        if video.rows is None or video.rows.now(self.file(name)) is not None:
+            return True
+        log.warning("%s: was replaced by another process meanwhile; its features count", self.file(name))
+        return False
 
 
 def _row(video: FeatureVideo) -> dict[str, Any]:

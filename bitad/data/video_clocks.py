@@ -93,6 +93,8 @@ def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
 def _clock(video: Mapping[str, Any], where: str) -> Clock:
     numbers = {ours: _number(video, names, where) for ours, names in _NAMES.items()}
     frames, fps, duration_s = numbers["frames"], numbers["fps"], numbers["duration_s"]
+    if frames is not None and round(frames) == 0:
+        raise ValueError(f"{where}: {frames:g} frames are not a positive number of them")
     if duration_s is None and frames is not None and fps is not None:
         duration_s = frames / fps
     if duration_s is None:
@@ -107,7 +109,7 @@ def _number(video: Mapping[str, Any], names: Iterable[str], where: str) -> float
         if value in (None, ""):
             continue
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not (math.isfinite(number) and number > 0):

@@ -35,6 +35,7 @@ from bitad.data.detections import Detections, named
 from bitad.data.overlap import tiou_pairs
 from bitad.evaluation.matching import Ranked, Truth, checked_thresholds, take_turns
 from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.files import read_text
 
 # Two ways to compute one overlap differ in the last digits; pairs are sought a little below the threshold.
 _ROUNDING = 1e-6
@@ -109,10 +110,7 @@ def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _read_lines(path: Path) -> dict[str, NDArray[np.float64]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+    lines = read_text(path, "lines of 'video start end'").splitlines()
     rows: dict[str, list[tuple[float, float]]] = {}
     for number, line in enumerate(lines, start=1):
         if not (fields := line.split()):

@@ -60,7 +60,7 @@ def decode(
         names: of the windows' videos, for messages.
 
     Raises:
-        ValueError: what the network says at a real point is no number; nothing would score above any threshold.
+        ValueError: a score or distance at a real point is not finite.
     """
     logits, distances, mask, points = prediction
     broken = ((logits.isnan().any(-1) | ~distances.isfinite().all(-1)) & mask).any(1)  # [B]

@@ -36,6 +36,8 @@ from bitad.training.environment import say_repeated
 from bitad.training.first_look import say_rates
 from bitad.video.damage import Damaged
 
+DETECTION_FILES = ("detections.json", "detections.forward.json", "detections.reverse.json")
+
 
 def nms_settings(config: NmsConfig) -> NmsSettings | None:
     """The settings of the suppression that a configuration names, if any."""

@@ -46,6 +46,8 @@ _OF_ONE_FILE = {
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ESTALE,
 }
 
 
@@ -156,7 +158,7 @@ def extract_features(
     index_of = index_video if cache is None else cache.index
     found = _look_at(encoder, videos, folders, team, index_of, damaged)
     known, missing, failed = found.known, found.missing, found.failed
-    again = {name for name in missing for view in missing[name] if folders[view].file(name).exists()}
+    again = {name for name in missing for view in missing[name] if os.path.exists(folders[view].file(name))}
     team.barrier()  # nobody writes before all have looked
     hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
     mine = hands[team.rank]
@@ -173,13 +175,13 @@ def extract_features(
                     with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
                         _extract(encoder, name, reader, source, known[name], wanted, team.device, meter.advance)
                 except (ValueError, OSError) as error:
-                    errors[name] = _said_of_one(error)
+                    errors[name] = _said_of_one(error, videos[name])
                     meter.advance(goal - meter.done)
                     continue
                 repeated += reader.repeated
                 done = replace(known[name], repeated=reader.repeated, source=source)
                 for folder in wanted.values():
-                    folder.finish(name, replace(done, rows=FileIdentity.of(folder.file(name))))
+                    folder.finish(name, done)
     finally:
         for folder in folders.values():
             folder.record()
@@ -237,7 +239,7 @@ def _look_at(
             video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
             held = {view: folder.held(name, video, path, damaged) for view, folder in folders.items()}
         except (ValueError, OSError) as error:
-            found.failed[name] = _said_of_one(error)
+            found.failed[name] = _said_of_one(error, path)
             continue
         found.known[name] = video
         found.missing[name] = [view for view, record in held.items() if record is None]
@@ -260,13 +262,13 @@ def _said_of_earlier(name: str, folders: Mapping[Basis, FeatureFolder]) -> str:
     return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
 
 
-def _said_of_one(error: ValueError | OSError) -> str:
-    """What is wrong with one video; an error that is not of one video is raised again."""
+def _said_of_one(error: ValueError | OSError, path: Path) -> str:
+    """What is wrong with one video, of this file; an error that is not of one video is raised again."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     if error.errno not in _OF_ONE_FILE:
         raise error
-    return f"{error.filename}: {error.strerror}"
+    return f"{error.filename or path}: {error.strerror}"  # a read that fails does not say of what
 
 
 @torch.inference_mode()

@@ -10,8 +10,9 @@ from bitad.data.ground_truth import read_test_ground_truth
 from bitad.data.sources import FeatureFiles, VideoFiles, build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import write_json
-from bitad.inference.detect import detect
+from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.log import log
+from bitad.outputs import check_places
 from bitad.training.checkpoint import Checkpoint, class_names
 from bitad.training.distributed import Processes
 from bitad.training.fingerprints import TEST, changes, fingerprints, of_tests
@@ -49,7 +50,8 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
         ValueError: if the data set has other classes than the network; if its clocks disagree; if the subset has no
             ground truth, and then the message says where the detections are.
     """
-    config = checkpoint.config
+    config, metrics = checkpoint.config, out / "metrics.json"
+    check_places([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
         raise ValueError(
@@ -63,7 +65,7 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
     network = checkpoint.network().to(team.device)
     results = detect(network, subset, source, config, team, details=details)
-    named, metrics = results.named(), out / "metrics.json"
+    named = results.named()
     if team.is_main:
         _say_changed(checkpoint, subset)
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own

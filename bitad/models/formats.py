@@ -8,7 +8,7 @@ Names and layouts are those of the projects' own code: VideoMAE (github.com/MCG-
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -211,10 +211,18 @@ def recognise(names: Iterable[str]) -> Format:
         ValueError: for names of no known project.
     """
     names = list(names)
-    for known in FORMATS:
-        if any(re.search(known.mark, name) for name in names):
-            return known
+    if (known := _recognised(names)) is not None:
+        return known
     raise ValueError(
         f"weights of no known project: the first is {next(iter(names), 'none')!r}; known are "
         + ", ".join(known.title for known in FORMATS)
     )
+
+
+def is_known(names: Collection[str]) -> bool:
+    """Whether :func:`recognise` knows whose parameter names these are."""
+    return _recognised(names) is not None
+
+
+def _recognised(names: Collection[str]) -> Format | None:
+    return next((known for known in FORMATS if any(re.search(known.mark, name) for name in names)), None)

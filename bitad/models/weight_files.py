@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitad.archives import UnsoundFileError, check_archive
+from bitad.data.detections import named
 from bitad.files import RepeatedKeyError, parse_json, replacing
-from bitad.signatures import signature_of
+from bitad.signatures import signature_in, signature_of
 
 # What a safetensors file says in its `format` where it is one of our checkpoints; else it is tensors alone.
 OURS = "bitad checkpoint"
@@ -50,6 +51,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_numpy_number, "numpy.core.multiarray.scalar"),
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
+# What files of weights are called in a folder.
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # Tensors may share what is stored: two networks what is frozen in both.
 _MOST_SHARED = 8
 _KNOWN = {"argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
@@ -76,17 +79,20 @@ def read_weights(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: not a file of weights, a damaged one, or one that holds more than weights.
     """
+    if path.is_dir():
+        inside = sorted(one.name for one in path.iterdir() if one.suffix.lower() in _SUFFIXES)
+        raise ValueError(f"{path} is a folder; name a file of weights{f' in it: {named(inside)}' if inside else ''}")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; check the path")
     unreadable = f"{path} is not a readable checkpoint or file of weights"
     try:
-        content = (_read_safetensors if path.suffix == ".safetensors" else _read_pytorch)(path, unreadable)
+        content = (_read_safetensors if _is_safetensors(path) else _read_pytorch)(path, unreadable)
     except (UnsoundFileError, RepeatedKeyError):
         raise
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         if needs := _needs(path, error):
             raise ValueError(
-                f"{path} needs {', '.join(needs)}, and weights are read without running anything; where you trust it "
+                f"{path} needs {named(needs)}, and weights are read without running anything; where you trust it "
                 "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
@@ -99,6 +105,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def _read_pytorch(path: Path, unreadable: str) -> Any:
     with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:
+        if (found := signature_in(file)).kind != "pytorch":  # PyTorch would warn, and advise to run what is in it
+            raise UnsoundFileError(f"{unreadable}: it is {found}")
         if not zipfile.is_zipfile(file):  # the form before PyTorch 1.6, which cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
         size = file.seek(0, 2)
@@ -114,6 +122,10 @@ def _read_pytorch(path: Path, unreadable: str) -> Any:
         content = torch.load(file if ours else path, map_location="cpu", weights_only=True, mmap=not ours)
     _check_tensors(content, size, records, unreadable)
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
 
 
 def _is_pickle(name: str) -> bool:
@@ -152,10 +164,10 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 def _needs(path: Path, error: Exception) -> list[str]:
     """The classes and functions by which a PyTorch file is more than weights."""
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         return []
     if not zipfile.is_zipfile(path):
-        return re.findall(r"Unsupported global: GLOBAL ([\w.]+)", str(error))[:1]
+        return re.findall(r"(?i)unsupported (?:global: )?GLOBAL ([\w.]+)", str(error))[:1]
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a damaged file: what was raised before says so
@@ -166,7 +178,7 @@ def _needs(path: Path, error: Exception) -> list[str]:
 def _instead(path: Path) -> str:
     """What a file is that should be weights, and what to do."""
     found = signature_of(path)
-    if found.kind == ("safetensors" if path.suffix == ".safetensors" else "pytorch"):
+    if found.kind == ("safetensors" if _is_safetensors(path) else "pytorch"):
         return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
     return f"it is {found}"
 

@@ -24,7 +24,7 @@ from bitad.models.formats import Format, recognise
 from bitad.models.network_size import size_difference
 from bitad.models.videomae import sinusoid_table
 from bitad.models.weight_files import OURS, read_weights, weights_path
-from bitad.models.weight_sets import COUNTERS, named_in, sets_of, without_wrappers
+from bitad.models.weight_sets import COUNTERS, sets_of
 
 __all__ = ["Pretrained", "Weights", "convert", "load_backbone", "load_weights", "read_weights"]
 
@@ -72,10 +72,11 @@ class Weights:
             ValueError: for weights of no known project, two of one name, or ones that are no finite floating-point
                 numbers.
         """
-        sets = sets_of(content)
-        named = without_wrappers(content if sets.key is None else named_in(content[sets.key]))
-        counters = [name for name in named if sets.is_averaged and name in COUNTERS]
-        weights = {name: tensor for name, tensor in named.items() if name not in counters}
+        # In a checkpoint of ours `model` is what is tested; it also has what only a resumed run needs.
+        ours = str(content.get("format")).startswith(OURS)
+        sets = sets_of({"model": content.get("model")} if ours else content)
+        counters = [name for name in sets.named if sets.is_averaged and name in COUNTERS]
+        weights = {name: tensor for name, tensor in sets.named.items() if name not in counters}
         known = recognise(weights)
         tensors, left_out = known.translate(weights)
         epoch = content.get("epoch")
@@ -361,8 +362,9 @@ def _read(path: Path) -> Weights:
 def _say(weights: Weights, path: Path) -> None:
     if weights.without and not weights.is_averaged:
         log.warning("%s has no averaged weights in %s; others are taken", path, " and ".join(weights.without))
-    if weights.is_averaged and weights.others:
-        log.info("%s: the averaged weights (%s) are taken, not %s", path, weights.key, " and ".join(weights.others))
+    if weights.others:
+        sort, others = "averaged weights" if weights.is_averaged else "weights", " and ".join(weights.others)
+        log.info("%s: the %s (%s) are taken, not %s", path, sort, weights.key or "the top", others)
     if weights.converted:
         log.info("%s holds %s; taken as float32", path, " and ".join(weights.dtype_names))
 

@@ -22,10 +22,10 @@ from bitad.reports.plots import (
     plot_precision_recall,
     plot_sensitivity,
     plot_training_curves,
-    read_metrics,
 )
 from bitad.reports.standing import standing_table
 from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table
+from bitad.training.metrics import METRICS, read_metrics
 
 SHOWN_VIDEOS = 8
 KINDS = {label: kind_of(label) for label in CLASSES}
@@ -128,7 +128,7 @@ def _page_video(results: DemoResults, name: str) -> PageVideo:
 
 def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
     """The pictures: caption and path relative to ``out``."""
-    curves = {name: read_metrics(run / "metrics.jsonl") for name, run in results.runs.items()}
+    curves = {name: read_metrics(run / METRICS) for name, run in results.runs.items()}
     plot_training_curves(curves, out / "training.png")
     tiou = 0.5
     found = {name: precision_recall(results.truth, results.detections[name], tiou=tiou) for name in results.compared}

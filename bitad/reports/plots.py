@@ -5,7 +5,6 @@ The first three of several runs or results are blue, orange and green: F, B and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,26 +60,6 @@ _STYLE: Any = {
     "ytick.labelsize": 9,
     "ytick.major.size": 3,
 }
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl``, in order.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object.
-    """
-    records = []
-    # What is no text is no JSON either, and told by its line.
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); remove the line") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: {line[:40]} is no record; remove the line")
-        records.append(record)
-    return records
 
 
 def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

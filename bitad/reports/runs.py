@@ -12,7 +12,7 @@ from bitad.config_files import load_config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.ground_truth import read_test_ground_truth
 from bitad.experiments import EXPERIMENTS, RESULTS_OF_PAIRS
-from bitad.reports.plots import read_metrics
+from bitad.training.metrics import METRICS, read_metrics
 
 # Where earlier versions wrote what the control's second network found, though that is in forward time.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
@@ -88,7 +88,7 @@ class Run:
 
     def records(self) -> list[dict[str, Any]]:
         """The records of its ``metrics.jsonl``; none where it has no such file. Raises as ``read_metrics``."""
-        path = self.directory / "metrics.jsonl"
+        path = self.directory / METRICS
         return read_metrics(path) if path.is_file() else []
 
     def ground_truth(self) -> Annotations:

@@ -301,8 +301,11 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
     content = read_weights(path)
     if is_ours(content):
         return _ours(content, path)
-    if "format" in content:
-        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}') but {content['format']!r}; train anew")
+    if str(content.get("format")).startswith(OURS):
+        raise ValueError(
+            f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
+            "that version, or train again"
+        )
     try:
         return weights_of(content, path)
     except ValueError as error:

@@ -124,7 +124,7 @@ def _compare_clocks(
             "be in seconds, and may be in frames"
         )
     if said and not config.data.allow_clock_mismatch:
-        raise ValueError(f"{'; '.join(said)}; or go on all the same with data.allow_clock_mismatch=true")
+        raise ValueError(f"{'; '.join(said)}; or continue with data.allow_clock_mismatch=true")
     if team.is_main:
         for line in said:
             log.warning("%s", line)

@@ -33,6 +33,11 @@ class Keeper:
         return self._last[0]
 
     @property
+    def files(self) -> list[Path]:
+        """Where checkpoints are written."""
+        return [self.best, *self._last]
+
+    @property
     def exists(self) -> bool:
         """Whether there is a run to go on with."""
         return any(path.exists() for path in self._last)
@@ -62,13 +67,15 @@ class Keeper:
         """
         self.require()
         there = [path for path in self._last if path.exists()]
+        if there[0] != self.last:
+            log.warning("%s is not there; resuming from %s, made before it", self.last, there[0])
         for path, older in zip(there, [*there[1:], None], strict=True):
             try:
                 saved = load_checkpoint(path)
             except ValueError as error:
                 if older is None:
                     raise
-                log.warning("%s; going on from %s, made before it", error, older)
+                log.warning("%s; resuming from %s, made before it", error, older)
                 continue
             if saved.training is None:
                 raise ValueError(f"{path} holds weights only and cannot be resumed")

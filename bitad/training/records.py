@@ -1,8 +1,7 @@
-"""What a run has to say in numbers: `metrics.jsonl`, a JSON record a line."""
+"""What a run has to say in numbers, see :mod:`bitad.training.metrics`."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from bitad.files import replacing
 from bitad.training.descent import Step
 from bitad.training.distributed import Processes
 from bitad.training.losses import Losses
+from bitad.training.metrics import METRICS, metrics_line, read_metrics
 
 
 class Records:
@@ -27,7 +27,7 @@ class Records:
     """
 
     def __init__(self, directory: Path, team: Processes) -> None:
-        self.path, self.team, self.step = directory / "metrics.jsonl", team, 0
+        self.path, self.team, self.step = directory / METRICS, team, 0
 
     def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
         """Records a step of training: the mean of all processes' losses."""
@@ -56,10 +56,9 @@ class Records:
         """Writes a record behind the others."""
         if not self.team.is_main:
             return
-        line = json.dumps(_writable(record), allow_nan=False) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(metrics_line(record))
         except OSError as error:
             error.filename = str(self.path)  # a full disk does not say whose line it has no room for
             raise
@@ -76,23 +75,9 @@ class Records:
         if not self.path.exists():
             return
         kept = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                behind, same = record["step"] > self.step, record["step"] == self.step
-                comes_again = behind or (same and untested and record["kind"] == "evaluation")
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"{self.path}, line {number} is not a record of a run; mend or delete the line, or the file"
-                ) from None
-            if not comes_again:
-                kept.append(line + "\n")
+        for record in read_metrics(self.path):
+            behind, same = record["step"] > self.step, record["step"] == self.step
+            if not (behind or (same and untested and record["kind"] == "evaluation")):
+                kept.append(metrics_line(record))
         with replacing(self.path) as partial_file:
             partial_file.write_text("".join(kept), encoding="utf-8")
-
-
-def _writable(value: Any) -> Any:
-    """What JSON can say: null for a number that is none."""
-    if isinstance(value, dict):
-        return {key: _writable(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,11 +62,11 @@ def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool)
     said = f"the data have changed since {saved.source} was written: {'; '.join(changed)}"
     if not allow:
         raise ValueError(
-            f"{said}; resume with the data that the run began with, start another run, or resume all the same with "
-            "--allow-changed-data"
+            f"{said}; resume with the data that the run began with, start another run, or resume on the changed "
+            "data with --allow-changed-data"
         )
     if show:
-        log.warning("%s; resumed all the same (--allow-changed-data)", said)
+        log.warning("%s; resumed on the changed data (--allow-changed-data)", said)
 
 
 def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, ...]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,17 @@ from bitad.progress import Meter
 from bitad.training.checkpoint import load_checkpoint
 from bitad.training.fingerprints import Fingerprints, fingerprints
 from bitad.training.fingerprints import changes as data_changes
+from bitad.training.metrics import METRICS, read_metrics
 
 SECONDS_BETWEEN_LOOKS = 0.5
+
+_PROGRAM = """
+import sys
+from bitad.cli import main
+from bitad.workers import end_with_input
+end_with_input()
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,9 @@ class Job:
 
     def network_steps_done(self) -> int:
         """As far as the run's records tell."""
-        metrics = self.directory / "metrics.jsonl"
-        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-        return int(json.loads(lines[-1])["step"]) * len(self.config.views) if lines else 0
+        metrics = self.directory / METRICS
+        records = read_metrics(metrics) if metrics.exists() else []
+        return int(records[-1]["step"]) * len(self.config.views) if records else 0
 
     def is_done(self) -> bool:
         """Whether the run has finished all its epochs.
@@ -87,14 +96,19 @@ class Job:
         return fingerprints(self.config, learnt, read_test_ground_truth(self.config))
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Begins the training, or goes on with it, on one thread; what it says goes to output.txt of the run."""
-        command = [sys.executable, "-m", "bitad", "train", self.preset, *self.overrides, "--device", "cpu"]
+        """Begins or resumes the training, on one thread; it ends when this process does.
+
+        What it says goes to output.txt of the run.
+        """
+        command = [sys.executable, "-c", _PROGRAM, "train", self.preset, *self.overrides, "--device", "cpu"]
         if (self.directory / "last.pt").exists():
             command.append("--resume")
         self.directory.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.directory / "output.txt").open("wb") as output:
-            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
 
 
 def cores() -> int:
@@ -120,13 +134,13 @@ def train_side_by_side(jobs: Sequence[Job], *, what: str, processes: int | None 
     done_before = sum(job.network_steps_done() for job in waiting)
     running: dict[Job, subprocess.Popen[bytes]] = {}
     finished: set[Job] = set()
-    try:
-        with Meter(what, sum(steps.values()) - done_before) as meter:
+    with ExitStack() as started, Meter(what, sum(steps.values()) - done_before) as meter:
+        try:
             while waiting or running:
                 not_done = {job.directory for job in (*waiting, *running)}
                 ready = [job for job in waiting if not (job.needs() & not_done)]
                 for job in ready[: (processes or cores()) - len(running)]:
-                    running[job] = job.start()
+                    running[job] = started.enter_context(job.start())
                     waiting.remove(job)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 finished |= _ended_well(running)
@@ -136,9 +150,9 @@ def train_side_by_side(jobs: Sequence[Job], *, what: str, processes: int | None 
                 now += sum(job.network_steps_done() for job in (*waiting, *running))
                 names = ", ".join(job.directory.name for job in running)
                 meter.advance(max(0, now - done_before - meter.done), note=names)
-    finally:
-        for process in running.values():
-            process.kill()
+        finally:
+            for process in running.values():
+                process.kill()
 
 
 def _ended_well(running: Mapping[Job, subprocess.Popen[bytes]]) -> set[Job]:

@@ -21,9 +21,11 @@ from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
 from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.files import remove_leftovers, replacing, write_json
-from bitad.inference.detect import detect
+from bitad.inference.detect import DETECTION_FILES, detect
+from bitad.log import LOG_FILE
 from bitad.models.build import Network, build_network, load_pretrained, require_pretrained
 from bitad.models.pair import Pair
+from bitad.outputs import check_places
 from bitad.progress import Meter
 from bitad.training.checkpoint import Checkpoint
 from bitad.training.descent import Descent, Step, together
@@ -35,6 +37,7 @@ from bitad.training.initial import load_initial
 from bitad.training.keeping import Keeper
 from bitad.training.learner import Learner
 from bitad.training.losses import DetectionLoss
+from bitad.training.metrics import METRICS
 from bitad.training.optimizer import LearningRates
 from bitad.training.records import Records
 from bitad.training.resuming import check_data, load_saved_weights, random_state, saved_run, set_random_state
@@ -66,6 +69,8 @@ class Trainer:
         self.directory = config.run_directory
         self.keeper = Keeper(self.directory, config.training.keep)
         self.records = Records(self.directory, team)
+        written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
+        check_places([*self.keeper.files, *(self.directory / name for name in written)])
         saved = saved_run(self.keeper, config) if resume else None
         if not resume and self.keeper.exists:
             raise self.keeper.in_the_way()
@@ -403,7 +408,7 @@ class Trainer:
         elif self.team.is_main:
             log.warning(
                 "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and "
-                "its random numbers start anew",
+                "its random numbers begin again",
                 training["world"],
                 self.team.world,
                 self.team.world,

@@ -1,4 +1,4 @@
-"""When a video's frames are shown: presentation times made one increasing clock, and the average rate on it.
+"""When a video's frames are shown: presentation times as one increasing clock, and the average rate on it.
 
 This module does not import torch.
 """
@@ -11,34 +11,35 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-# No codec shows a picture after more than this many that are stored behind it.
+# No codec stores a picture before more than this many that are shown earlier.
 MOST_REORDERED = 16
 
-# A keyframe is shown after all that is stored before it, so one that is not starts the clock again. Where every frame
-# is a keyframe, some may have changed places: there it takes this many intervals.
+# A keyframe is shown after all frames that are stored before it. One that is shown earlier starts the clock again.
+# Where every frame is a keyframe, neighbours may have changed places; there the clock must go back this many intervals.
 _JITTER = 2.0
 
-# An interval this much longer than the usual one is a gap, and not part of what is usual.
+# An interval this many times as long as the median is a gap, and is left out of the usual interval.
 _GAP = 1.5
 
 
 def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
     """The packets at which a clock starts again, as where recordings are joined.
 
-    A keyframe that is shown before what is stored before it tells. Its part may begin within a group, earlier than it.
+    A keyframe with a time before that of an earlier packet shows it. The new part may begin some packets before that
+    keyframe, within a group of pictures.
 
     Args:
         times: ``[packets]``, presentation times in ticks in the order of storage; NaN where there is none.
         keyframes: bool ``[packets]``, whether decoding can begin there.
-        wrap: ticks after which the container's times begin at 0 again. FFmpeg adds these to all times that are less
-            than the first, so that an earlier time comes out as one much later.
+        wrap: ticks after which the container's times begin at 0 again. FFmpeg adds these to all times below the first
+            one, so that an earlier time looks like a much later one.
     """
     intervals = np.diff(np.unique(times[np.isfinite(times)]))
     if not len(intervals):
         return []
     interval = float(np.median(intervals))
     jitter = interval * _JITTER if keyframes.all() else 0.0
-    # The two fields of a keyframe may be a packet each, of one time.
+    # Each field of a keyframe may have its own packet, both with the same time.
     second = np.append(False, (np.diff(times) == 0) & keyframes[:-1])
     starts: list[int] = []
     latest, fallen = -np.inf, None
@@ -79,9 +80,9 @@ def one_after_another(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int
 
 
 def by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
-    """When frames are shown, of a container that states only when each packet is decoded (AVI: its chunk's place).
+    """When frames are shown, where a container states only when each packet is decoded (AVI: the chunk's position).
 
-    The picture shown first comes out of the decoder with packet number ``delay``, and every further one with the next.
+    The decoder gives the first picture with packet number ``delay``, and one more with every further packet.
 
     Args:
         decoded: ``[frames]``, decoding times in ticks, ascending.
@@ -103,7 +104,7 @@ def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction
     Args:
         times: ``[frames]``, when each is shown, in ticks, ascending.
         time_base: seconds a tick.
-        stated: what the file states, kept where the times bear it out; 0 where it states nothing.
+        stated: the rate that the file states, returned where the times agree with it; 0 where it states none.
         rounded: by how many ticks the times may differ from it.
     """
     frames, span = len(times), int(times[-1] - times[0])
@@ -115,12 +116,13 @@ def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction
 def _simplest(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
     """A rate of few digits, as encoders take it, at which so many frames last so long, to within ``error`` seconds."""
     rate = frames / seconds
-    slow = rate < 1  # then the interval is what is written in few digits
-    exact = 1 / rate if slow else rate
-    near = exact
-    for digits in (1001, max(1, 10**9 // (1 + int(exact)))):
-        near = exact.limit_denominator(digits)
-        near = 1 / near if slow else near
-        if abs(frames / near - seconds) <= error:
-            break
-    return near
+    simple = near_rate(rate)
+    if abs(frames / simple - seconds) <= error:
+        return simple
+    return near_rate(rate, digits=max(1, 10**9 // (1 + int(max(rate, 1 / rate)))))
+
+
+def near_rate(rate: Fraction | float, *, digits: int = 1001) -> Fraction:
+    """The nearest rate, of frames a second, whose denominator is at most ``digits``; below 1, whose numerator is."""
+    rate = Fraction(rate)
+    return 1 / (1 / rate).limit_denominator(digits) if 0 < rate < 1 else rate.limit_denominator(digits)

@@ -1,4 +1,4 @@
-"""Whether a file is as long as its container says, or longer, told by the lengths and headers in it.
+"""Whether a file is cut off, holds several recordings or needs other files, by the lengths and headers in it.
 
 This module does not import torch.
 """
@@ -6,19 +6,31 @@ This module does not import torch.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from av.container import InputContainer
 
+# With what a recording begins, by FFmpeg's name of its container, where FFmpeg may stop at the end of the first one.
+_BEGINNINGS = {
+    "flv": b"FLV\x01",
+    "matroska": b"\x1a\x45\xdf\xa3",
+    "asf": b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",
+}
+_PIECE_BYTES = 2**20
+
+# The boxes of an MP4 file that lead to the list of the files that hold its data.
+_TO_DATA_REFERENCES = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")
+
 
 def breaks_off(path: Path, container: InputContainer) -> bool | None:
-    """Whether a file is shorter than its container says; None where that says nothing of it."""
+    """Whether a file is shorter than its container says; None where the container does not say."""
     names = set(container.format.name.split(","))
     size = path.stat().st_size
     with path.open("rb") as file:
         if "mp4" in names:
-            end: int | None = _boxes_end(file, size)
+            end: int | None = max((start + length for _, start, length in _boxes(file, 0, size)), default=0)
         elif "matroska" in names:
             end = _segment_end(file)
         elif "avi" in names:
@@ -29,8 +41,8 @@ def breaks_off(path: Path, container: InputContainer) -> bool | None:
     return None if end is None else end > size
 
 
-def another_behind(path: Path, container: InputContainer, end: int) -> bool:
-    """Whether another recording stands behind the one that FFmpeg reads, as where `cat` has joined files.
+def holds_another(path: Path, container: InputContainer, end: int) -> bool:
+    """Whether another recording follows the ones that FFmpeg reads, as where `cat` has joined files.
 
     Args:
         path: the file.
@@ -38,32 +50,59 @@ def another_behind(path: Path, container: InputContainer, end: int) -> bool:
         end: where the last packet ends, at least, in bytes.
     """
     names = set(container.format.name.split(","))
+    size = path.stat().st_size
     with path.open("rb") as file:
         if "mp4" in names:
-            boxes: list[bytes] = []
-            _boxes_end(file, path.stat().st_size, boxes)
-            return boxes.count(b"moov") > 1
-        file.seek(end)
-        return "flv" in names and b"FLV\x01" in file.read(64)
+            return sum(name == b"moov" for name, _, _ in _boxes(file, 0, size)) > 1
+        return any(_contains(file, end, _BEGINNINGS[name]) for name in names & set(_BEGINNINGS))
 
 
-def _boxes_end(file: BinaryIO, size: int, names: list[bytes] | None = None) -> int:
-    """Where the last box of an MP4 file should end, in bytes; the boxes' names are added to ``names``."""
-    at = 0
-    while at < size:
-        file.seek(at)
+def _contains(file: BinaryIO, start: int, sought: bytes) -> bool:
+    """Whether bytes are in a file from a place on."""
+    file.seek(start)
+    before = b""
+    while piece := file.read(_PIECE_BYTES):
+        if sought in before + piece:
+            return True
+        before = piece[-len(sought) :]
+    return False
+
+
+def needs_other_files(path: Path, container: InputContainer) -> bool:
+    """Whether a file says that some of its pictures or sound are in another one, as QuickTime's reference movies do."""
+    if "mp4" not in set(container.format.name.split(",")):
+        return False
+    with path.open("rb") as file:
+        return any(_names_files(file, 0, path.stat().st_size, _TO_DATA_REFERENCES))
+
+
+def _names_files(file: BinaryIO, start: int, end: int, steps: tuple[bytes, ...]) -> Iterator[bool]:
+    """For each data reference in some boxes whether it names another file (ISO/IEC 14496-12, 8.7.2)."""
+    for name, at, length in _boxes(file, start, end):
+        if not steps:
+            file.seek(at + 8)
+            yield not file.read(4).endswith(b"\x01")  # flag 1: the data is in this file
+        elif name == steps[0]:
+            # A list of references begins with a version and a count of four bytes each.
+            inside = at + (16 if name == b"dref" else 8)
+            yield from _names_files(file, inside, min(at + length, end), steps[1:])
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of an MP4 file between two places: the name of each, where it begins, and its length in bytes."""
+    while start < end:
+        file.seek(start)
         header = file.read(16)
         if len(header) < 8:
-            return at + 8
-        (length,) = struct.unpack(">I", header[:4])
-        if names is not None:
-            names.append(header[4:8])
+            yield b"", start, 8  # cut off
+            return
+        length, name = struct.unpack(">I4s", header[:8])
         if length == 1 and len(header) == 16:
             (length,) = struct.unpack(">Q", header[8:])
-        if length < 8:  # 0: to the end of the file; else no box
-            return size
-        at += length
-    return at
+        if length < 8:  # 0: to the end; else no box
+            length = end - start
+        yield name, start, length
+        start += length
 
 
 def _transport_packet(file: BinaryIO) -> int:
@@ -85,7 +124,7 @@ def _segment_end(file: BinaryIO) -> int | None:
         head = file.read(12)
         if not head.startswith(element) or len(head) < 5:
             return None
-        width = 9 - head[4].bit_length()  # bytes of the length, told by its leading zero bits
+        width = 9 - head[4].bit_length()  # bytes of the length, which its leading zero bits give
         if width > 8 or len(head) < 4 + width:
             return None
         value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)

@@ -1,4 +1,4 @@
-"""The one place where FFmpeg opens files: local ones by their absolute path, and no others that these name.
+"""The one place where FFmpeg opens files: local files by their absolute path, and no other files that these name.
 
 FFmpeg takes a name such as ``http:host.mp4`` or ``concat:a|b`` for an address, and some formats (playlists, session
 descriptions, scripts) name further files and addresses. A video file must never make the reader open anything else.
@@ -16,7 +16,7 @@ from av.container import InputContainer, OutputContainer
 
 from bitad.signatures import signature_of
 
-# FFmpeg's names of the formats read: those that hold video and are read from one file alone.
+# FFmpeg's names of the formats that are read: they hold video and are read from one file alone.
 FORMATS = (
     *("mov", "mp4", "matroska", "webm", "avi", "flv", "live_flv", "kux", "asf", "asf_o", "mpegts", "mpeg", "mpegvideo"),
     *("h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "av1", "obu", "ivf", "vc1", "vc1test", "dirac", "cavsvideo"),
@@ -24,8 +24,9 @@ FORMATS = (
     *("rm", "ivr", "ty", "pva", "dhav", "swf", "gif", "apng", "amv", "yuv4mpegpipe", "roq", "smk", "bink", "flic"),
 )
 
-# Both are needed: a format that is read from several files would find its neighbours by the file protocol.
-_READING = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+# The protocol alone is not enough: a format that is read from several files finds the others by the file protocol, and
+# a QuickTime file may refer to another one that holds its pictures.
+_READING = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "enable_drefs": "0"}
 
 
 def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputContainer:
@@ -45,8 +46,8 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
         return av.open(str(path.absolute()), options={**(options or {}), **_READING})
     except av.ArgumentError:
         raise ValueError(
-            f"{path}: not a video that FFmpeg can read from this file alone (playlists and scripts, which name other "
-            "files, are not read)"
+            f"{path}: not a video that FFmpeg can read from this file alone (pictures, sound, subtitles, playlists and "
+            "scripts are not read)"
         ) from None
     except av.FFmpegError as error:
         raise ValueError(f"{path}: not a video that FFmpeg can read: {instead(path) or error.strerror}") from None
@@ -64,6 +65,6 @@ def open_output(path: Path, container: str, options: Mapping[str, str] | None = 
 
 
 def instead(path: Path) -> str | None:
-    """What a file is that should be a video; None: nothing that is known better than FFmpeg knows it."""
+    """What a file is that should be a video; None where FFmpeg's own message says as much."""
     found = signature_of(path)
     return None if found.kind in ("video", "picture", "text", "unknown", "empty", "zeros") else f"it is {found}"

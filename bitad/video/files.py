@@ -108,14 +108,14 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """The video files of a folder and of its sub-folders, by name; hidden ones and file managers' are passed over.
+    """The video files of a folder and of its sub-folders, by name, without hidden ones and those of file managers.
 
     What has a video's name without being a file that can be read (a link to nothing, a folder) is listed too, and so
     is a sub-folder that cannot be listed: :func:`require_video_file` says what is wrong with it.
 
     Args:
         folder: the folder.
-        but: a folder in it that is passed over.
+        but: a folder in it that is left out.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no videos.

@@ -35,7 +35,7 @@ class FrameIndex:
         stream: the file's stream that holds the frames.
         joins: int64 ``[j, 2]``, the packets of that stream, counted from 0, at which its clock starts again, and the
             ticks added to the times from there on.
-        sound: frames whose packets FFmpeg marks as damaged for a break in the stream behind them, and that are whole.
+        sound: whole frames whose packets FFmpeg marks as damaged, because the stream breaks after them.
         notes: what is unusual about the file, a sentence each.
     """
 
@@ -59,7 +59,7 @@ class FrameIndex:
         """The frames shown nearest to positions on the average clock, where frame i stands at i / rate seconds.
 
         At a constant rate they are the positions themselves. At a variable rate the clock, on which annotations are,
-        advances evenly while the frames do not. Positions behind the last frame, which a cut-off file has lost, stay.
+        advances evenly while the frames do not. Positions after the last frame, which a cut-off file has lost, stay.
 
         Args:
             positions: int64 ``[T]``, counted from 0.

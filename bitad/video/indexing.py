@@ -27,7 +27,8 @@ from bitad.video.clock import (
     one_after_another,
     restarts,
 )
-from bitad.video.containers import another_behind, breaks_off
+from bitad.video.containers import breaks_off, holds_another, needs_other_files
+from bitad.video.ffmpeg import open_input
 from bitad.video.frame_index import FrameIndex
 from bitad.video.notes import gaps, say_notes
 from bitad.video.streams import (
@@ -48,10 +49,10 @@ from bitad.video.streams import (
 # Wrong times show within the first few reordered frames; this many are decoded to see whether the times hold.
 _FRAMES_TRIED = 16
 
-# FFmpeg marks the last but one packet before a break in a transport stream, whose end its parser is still waiting for.
+# Before a break in a transport stream FFmpeg may mark the last packet but one, whose end its parser still waits for.
 _MARKED_EARLY = 2
 
-# In which times are counted where a file states none.
+# Seconds a tick where a file states no times.
 _TICK = Fraction(1, 90_000)
 
 
@@ -95,10 +96,10 @@ class _Stored:
         cut: number of packets at the end that are not whole and left out.
         stated: number of packets that the file states; 0 where it does not.
         seconds: duration that the file states; 0 where it does not.
-        unread: whether another recording stands behind what FFmpeg reads.
+        unread: whether another recording follows what FFmpeg reads.
         breaks_off: whether the file is shorter than it states; None where it states nothing.
-        states_times: whether the container states when each frame is shown; else FFmpeg reckons it.
-        states_presentation: whether any time of presentation is stated; else only the decoding times are to be had.
+        states_times: whether the container states when each frame is shown; else FFmpeg computes it.
+        states_presentation: whether any presentation time is stated; else there are decoding times at most.
         rate: frames a second as stated; 0 where nothing is.
         assumed: whether the rate is FFmpeg's own guess.
         time_base: seconds a tick.
@@ -166,7 +167,7 @@ class _Stored:
                 cut=len(times) - kept,
                 stated=max(0, stream.frames - (len(columns) - len(numbers))),
                 seconds=(container.duration or 0) / av.time_base,
-                unread=another_behind(path, container, end),
+                unread=holds_another(path, container, end),
                 breaks_off=breaks_off(path, container),
                 states_times=states_times(container),
                 states_presentation=presented,
@@ -193,7 +194,7 @@ class _Stored:
 def _marked_at_breaks(
     path: Path, film: int, numbers: NDArray[np.int64], groups: NDArray[np.int64], damaged: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Which of the packets marked as damaged are whole: they stand before a group's first, and a break in the stream.
+    """Which of the packets marked as damaged are whole: those that end a group of pictures before a break.
 
     Args:
         path: the file.
@@ -221,7 +222,7 @@ def _by_times(path: Path, stored: _Stored) -> FrameIndex | None:
     starts = stored.numbers[stored.parts]
     first, seen = first_times(path, stored.film.stream, starts.tolist(), _FRAMES_TRIED)
     if first is None:
-        raise ValueError(f"{path}: no frame in it can be decoded")
+        raise _nothing_decoded(path)
     bounds = [*zip(stored.parts, [*stored.parts[1:], len(stored.times)], strict=True)]
     orders: list[NDArray[np.int64]] = []
     skipped = 0
@@ -280,7 +281,7 @@ def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
         stored = replace(stored, delay=max(stored.delay, stream.codec_context.reorder_depth))
     frames = len(origins)
     if first is None or not frames:
-        raise ValueError(f"{path}: no frame in it can be decoded")
+        raise _nothing_decoded(path)
     time_base = stored.time_base or _TICK
     shown = _shown(stored, origins, time_base)
     if shown is None:
@@ -308,7 +309,7 @@ def _by_counting(path: Path, stored: _Stored) -> FrameIndex:
 
 
 def _shown(stored: _Stored, origins: list[int | None], time_base: Fraction) -> NDArray[np.int64] | None:
-    """When the frames are shown that come in this order from these packets; None where nothing says so.
+    """When frames are shown that come in this order from these packets; None where nothing says when.
 
     Args:
         stored: the packets.
@@ -322,8 +323,10 @@ def _shown(stored: _Stored, origins: list[int | None], time_base: Fraction) -> N
         rows.sort()
         times, decoded = stored.times[rows], stored.decoded[rows]
         if stored.states_presentation and np.isfinite(times).all():
-            parts = np.split(times, np.searchsorted(rows, stored.parts[1:]))
-            return np.concatenate(one_after_another([np.sort(part).astype(np.int64) for part in parts if len(part)]))
+            split = np.split(times, np.searchsorted(rows, stored.parts[1:]))
+            parts = [np.sort(part).astype(np.int64) for part in split if len(part)]
+            if all(2 * len(np.unique(part)) >= len(part) for part in parts):  # else the times stand still
+                return np.concatenate(one_after_another(parts))
         if not stored.states_presentation and np.isfinite(decoded).all():
             return by_position(np.sort(decoded), stored.delay)
         if not stored.assumed and (stored.durations > 0).all():
@@ -376,17 +379,27 @@ def _frames_before_hole(stored: _Stored, order: NDArray[np.int64]) -> int:
     return int(order.argmax()) if cut_off else frames
 
 
+def _nothing_decoded(path: Path) -> ValueError:
+    with open_input(path) as container:
+        if needs_other_files(path, container):
+            return ValueError(
+                f"{path}: its pictures are in another file, and files that a video names are not opened; "
+                "export it as one self-contained file"
+            )
+    return ValueError(f"{path}: no frame in it can be decoded")
+
+
 def _quarter_turns(picture: VideoFrame) -> int:
     """Degrees anticlockwise by which players turn a picture, as whole quarters."""
     return round(picture.rotation / 90) * 90 % 360
 
 
 def _notes(stored: _Stored, index: FrameIndex) -> Iterator[str]:
-    """What a person should know who relies on the file's frames and clock, a sentence each."""
+    """What a user of the file's frames and clock should know, a sentence each."""
     if stored.film.note:
         yield stored.film.note
     if stored.unread:
-        yield "holds another recording behind the first one, which FFmpeg does not read; join them with FFmpeg"
+        yield "holds another recording that FFmpeg does not read, or not correctly; join the recordings with FFmpeg"
     if restarted := len(stored.parts) - 1:
         times = "once" if restarted == 1 else f"{restarted} times"
         yield f"its clock starts again {times}; the parts are taken to follow one another without a gap"

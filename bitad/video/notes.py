@@ -1,4 +1,4 @@
-"""What is unusual about a video file, said in the log.
+"""What is unusual about a video file, for the log.
 
 This module does not import torch.
 """
@@ -22,7 +22,7 @@ log = logging.getLogger("bitad")
 
 
 def gaps(index: FrameIndex) -> Iterator[str]:
-    """Where a video has no frames for long, in a sentence."""
+    """Where a video has no frames for a long time, in a sentence."""
     if index.frames < 2:
         return
     intervals = np.diff(index.shown)

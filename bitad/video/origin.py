@@ -1,4 +1,4 @@
-"""What a reversed video was made from, as its own file says it in the container's comment.
+"""What a reversed video was made from, as recorded in the comment of its container.
 
 This module does not import torch.
 """
@@ -37,7 +37,7 @@ class Origin:
 
     @staticmethod
     def read(path: Path) -> Origin | None:
-        """What a file says of its origin; None: it says nothing, as those of earlier versions.
+        """The origin that a file states; None where it states none, as files of earlier versions.
 
         Raises:
             FileNotFoundError, ValueError: it cannot be opened.

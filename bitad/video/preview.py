@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from bitad.files import replacing
+from bitad.video.clock import near_rate
 from bitad.video.damage import Damaged
 from bitad.video.reader import VideoInfo, VideoReader, probe
 from bitad.video.reverse import Progress
@@ -54,7 +55,7 @@ def write_preview(
     if dst.suffix.lower() != ".mp4":
         raise ValueError(f"{dst}: a preview is an .mp4 file")
     with VideoReader(src, damaged=damaged) as reader:
-        rate, limit = reader.index.rate, Fraction(max_fps).limit_denominator(1001)
+        rate, limit = reader.index.rate, near_rate(max_fps)
         small = reader.info.height <= max_height and rate <= limit
         if small and not reader.index.lost and _browsers_play(reader.info):
             with replacing(dst) as partial:

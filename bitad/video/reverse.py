@@ -49,15 +49,15 @@ _GROUP_BYTES = 96 * 2**20
 
 @dataclass(frozen=True)
 class ReverseReport:
-    """What became of a folder's videos, by file name.
+    """The outcome for a folder's videos, by file name.
 
     Args:
         done: reversed now.
         skipped: reversed earlier, with all their frames.
         failed: why a video has no reversed file.
         repeated: of those reversed now, how many frames stand in the place of damaged ones, where any do.
-        again: of those done, they replace a file that was not whole, or not made from this video in this way.
-        unrecorded: of those skipped, they do not say from which file they were made, but samples of their frames agree.
+        again: of those done, the ones whose earlier file was not whole, or not made from this video in this way.
+        unrecorded: of those skipped, the ones that do not record their source but agree with it in samples of frames.
     """
 
     done: tuple[str, ...]
@@ -69,7 +69,7 @@ class ReverseReport:
 
     @classmethod
     def together(cls, parts: Iterable[ReverseReport]) -> ReverseReport:
-        """What became of a folder's videos in the hands of several."""
+        """The reports of several processes on one folder as one."""
         parts = list(parts)
         return cls(
             tuple(sorted(name for part in parts for name in part.done)),
@@ -83,7 +83,7 @@ class ReverseReport:
 
 @dataclass(frozen=True)
 class Reversed:
-    """What became of one video.
+    """The outcome for one video.
 
     Args:
         frames: number of frames written.

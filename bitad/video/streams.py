@@ -36,21 +36,20 @@ _STATING_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
 # Not every packet of a container that states when frames are shown need have a time of its own.
 _PACKETS_TRIED = 32
 
-# A whole picture of these codecs says where it ends, so what stands behind it changes nothing of it.
+# A whole picture of these codecs says where it ends, so bytes that follow do not change it.
 _ENDING_THEMSELVES = {"h264", "hevc"}
-_BEHIND = (b"\x55" * 24, b"\xaa" * 24, b"\xff" * 24)
+_FOLLOWING = (b"\x55" * 24, b"\xaa" * 24, b"\xff" * 24)
 
-
-# av_find_best_stream's own: of two streams neither is a still if both have this many pictures.
+# As in FFmpeg's av_find_best_stream: a stream with this many pictures is no still.
 _FILM_PICTURES = 5
 
-# Pictures beside the film that a player shows in its place or above its time line.
+# Pictures that belong to a film: a player shows them in its place or above its time line.
 _COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 @dataclass(frozen=True)
 class Film:
-    """Which stream of a file is watched.
+    """Which stream of a file is read.
 
     Args:
         stream: its number in the file.
@@ -62,7 +61,7 @@ class Film:
 
 
 def find_film(path: Path) -> Film:
-    """Choose the stream that FFmpeg itself would, but neither a cover nor a still where there is a film.
+    """Choose the stream that FFmpeg would, but never a cover, nor a still where there is a film.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,13 +96,13 @@ def _pictures_up_to(most: int, container: InputContainer, streams: Sequence[Vide
                 pictures[packet.stream_index] += 1
                 if min(pictures.values()) == most:
                     break
-    except av.FFmpegError:  # what can be read tells
+    except av.FFmpegError:  # those counted so far decide
         pass
     return pictures
 
 
 def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
-    """What av_find_best_stream goes by, and the size where that does not tell."""
+    """By what av_find_best_stream ranks streams, and then by size."""
     context = stream.codec_context
     return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, context.width * context.height
 
@@ -179,7 +178,7 @@ def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStre
 def joined(
     stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
 ) -> Iterator[Packet[VideoStream]]:
-    """Packets from a file's beginning with the times of one clock; an empty one where a decoder begins afresh.
+    """Packets from a file's beginning with the times of one clock; an empty one where the decoder must restart.
 
     Args:
         stored: the packets.
@@ -288,9 +287,9 @@ def ends_in_whole_picture(path: Path, container: InputContainer, film: int, keyf
 
 
 def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
-    """Of groups of pictures that end where a stream breaks and goes on, those that end in whole pictures.
+    """Of groups of pictures that end where a stream breaks, those whose last picture is whole.
 
-    FFmpeg marks packets there as damaged, though it may be that two whole recordings are joined.
+    FFmpeg marks packets there as damaged, even where two whole recordings are joined.
 
     Args:
         path: the file.
@@ -313,22 +312,22 @@ def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
 
 
 def _is_whole(codec: str, last_picture: Callable[[bytes], list[bytes] | None]) -> bool:
-    """Whether a picture is whole: it has no errors, and what stands behind it changes nothing of it.
+    """Whether a picture is whole: it has no errors, and bytes that follow it do not change it.
 
     Args:
         codec: FFmpeg's name of it.
-        last_picture: what stands behind a picture -> what the decoder makes of it.
+        last_picture: bytes that follow the picture -> what the decoder gives for it.
     """
     plain = last_picture(b"")
     if plain is None:
         return False
     if codec not in _ENDING_THEMSELVES:
         return True  # decoded with every error told
-    return all(plain == last_picture(behind) for behind in _BEHIND)
+    return all(plain == last_picture(following) for following in _FOLLOWING)
 
 
-def _picture_at_end(path: Path, film: int, keyframe: int | None, behind: bytes) -> list[bytes] | None:
-    """What the decoder gives out last of a file, with something behind the last packet; None where that has errors."""
+def _picture_at_end(path: Path, film: int, keyframe: int | None, following: bytes) -> list[bytes] | None:
+    """The pictures that the decoder gives last for a file, with bytes after its end; None where these have errors."""
     container, stream = open_video(path, film)
     with container:
         if stream.codec_context.name not in _ENDING_THEMSELVES:
@@ -338,12 +337,13 @@ def _picture_at_end(path: Path, film: int, keyframe: int | None, behind: bytes) 
         stored = (packet for packet in packets(container, stream) if packet.size)
         group = stored if keyframe is None else dropwhile(lambda packet: packet.pts != keyframe, stored)
         if (first := next(group, None)) is not None:
-            return _last_picture(stream, chain([first], group), behind)
-    return None if keyframe is None else _picture_at_end(path, film, None, behind)  # the seek led behind the keyframe
+            return _last_picture(stream, chain([first], group), following)
+    # The seek may have led past the keyframe.
+    return None if keyframe is None else _picture_at_end(path, film, None, following)
 
 
-def _last_picture(stream: VideoStream, group: Iterable[Packet[VideoStream]], behind: bytes) -> list[bytes] | None:
-    """What the decoder gives out for the last of some packets, with something behind it; None where that has errors."""
+def _last_picture(stream: VideoStream, group: Iterable[Packet[VideoStream]], following: bytes) -> list[bytes] | None:
+    """What the decoder gives last for some packets, with bytes after them; None where these have errors."""
     context = stream.codec_context
     context.flush_buffers()
     last: Packet[VideoStream] | None = None
@@ -352,7 +352,7 @@ def _last_picture(stream: VideoStream, group: Iterable[Packet[VideoStream]], beh
             decode(last)
         last = packet
     assert last is not None
-    extended = _packet(bytes(last) + behind, stream)
+    extended = _packet(bytes(last) + following, stream)
     extended.pts, extended.dts, extended.time_base = last.pts, last.dts, last.time_base
     pictures, whole = decode(extended)
     try:

@@ -132,6 +132,7 @@ def test_a_clock_is_compared_in_what_both_state() -> None:
     [
         ({"fps": 30, "frame": 200}, "200 frames at 30 a second are 6.67 s, its duration is 8 s"),
         ({"fps": 25, "frame": 240}, "240 frames at 25 a second are 9.60 s, its duration is 8 s"),
+        ({"fps": 50, "frame": 200, "duration": 8.0}, "200 frames at 50 a second are 4.00 s, its duration is 8 s"),
         ({"fps": 25, "frame": 200, "duration": 200.0}, "200 frames at 25 a second are 8.00 s, its duration is 200 s"),
     ],
 )
@@ -147,7 +148,7 @@ def test_frames_and_fps_and_duration_must_agree(
     assert f"v ({said})" in refused
     assert "--allow-clock-mismatch" in refused
     assert not (tmp_path / "out.json").exists()
-    assert f"v ({said}); written as they are" in run("convert", path, tmp_path / "out.json", "--allow-clock-mismatch")
+    assert f"v ({said}); used as they are" in run("convert", path, tmp_path / "out.json", "--allow-clock-mismatch")
     assert read_annotations(tmp_path / "out.json").videos["v"].frames == video["frame"]
 
 
@@ -164,6 +165,18 @@ def test_segments_in_frames_must_agree_with_those_in_seconds(
     assert f"v ({said})" in run("convert", path, tmp_path / "out.json", status=1)
 
 
+@pytest.mark.parametrize("frame", [0, 0.3, -1, True])
+def test_a_number_of_frames_is_one_or_more(tmp_path: Path, run: Callable[..., str], frame: object) -> None:
+    row = {"segment": [1, 2], "segment(frames)": [1, 2], "label": "x"}
+    assert f"frame {frame} is not a positive number" in run("check", annotated(tmp_path, row, frame=frame), status=1)
+    info = save(tmp_path, {"v": {"num_frame": frame, "duration": 8}}, "info.json")
+    for verb in ("check", "convert"):
+        out = [tmp_path / "out.json"] if verb == "convert" else []
+        said = run(verb, annotated(tmp_path), *out, "--video-info", info, status=1)
+        assert str(info) in said
+        assert "positive number" in said
+
+
 @pytest.mark.parametrize(("fps", "frames"), [(30, 240), (29.97, 240), (30, 241), (30, 232)])
 def test_rounding_is_no_contradiction(tmp_path: Path, run: Callable[..., str], fps: float, frames: int) -> None:
     row = {"segment": [1, 2], "segment(frames)": [31, 60], "label": "x"}
@@ -174,9 +187,12 @@ def test_segments_on_two_clocks_are_not_reversed(tmp_path: Path, capsys: pytest.
     row = {"segment": [1, 4], "segment(frames)": [25, 100], "label": "x"}
     command = ["reverse", str(annotated(tmp_path, row, fps=25, frame=240)), str(tmp_path / "back.json")]
     assert main(command) == 1
-    said = "video v: 240 frames at 25 a second are 9.60 s, its duration is 8 s; correct it"
+    said = "v (240 frames at 25 a second are 9.60 s, its duration is 8 s); correct the annotations"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "back.json").exists()
+    assert main([*command, "--allow-clock-mismatch"]) == 0
+    assert "its duration is 8 s); used as they are" in capsys.readouterr().err
+    assert main(["reverse", str(annotated(tmp_path, fps=25, frame=240)), str(tmp_path / "seconds.json")]) == 1
     annotated(tmp_path, row, fps=25, frame=200)
     assert main(command) == 0
 

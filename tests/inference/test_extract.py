@@ -436,9 +436,12 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
         extract(tiny_encoder(backbone), [videos], tmp_path)
     monkeypatch.setattr(Encoder, "to", encode)
     assert begun == [["features.json"]]  # what will be there is said before anything is
-    extract(tiny_encoder(backbone), [videos / "v9.mp4"], tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "v9.npy", tmp_path / "v9.npy")  # the one that was finished
-    assert extract(tiny_encoder(backbone), [videos], tmp_path).kept == ("v9",)
+    extract(tiny_encoder(backbone), [videos / "v9.mp4", videos / "v16.mp4"], tmp_path)
+    described = json.loads((tmp_path / "features.json").read_text())
+    del described["videos"]["v16"]  # of a process that was killed, or has not recorded it yet: of which file is it?
+    (tmp_path / "features.json").write_text(json.dumps(described))
+    report = extract(tiny_encoder(backbone), [videos], tmp_path)
+    assert (report.kept, report.again) == (("v9",), ("v16",))
     assert sorted(read_sidecar(tmp_path)[1]) == ["v16", "v43", "v76", "v9"]
 
 

@@ -19,7 +19,10 @@ from bitad.models.weights import Weights, load_backbone
 from bitad.training.checkpoint import convert_weights
 
 # Every key under which the averaged weights of some project lie.
-AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "module_ema", "ema_model", "model_ema_state_dict")
+AVERAGED = (
+    "model_ema", "ema", "ema_state_dict", "state_dict_ema", "module_ema", "ema_model", "model_ema_state_dict",
+    "ema_weights", "params_ema", "ModelEMA", "swa_model", "averaged_model", "shadow",
+)  # fmt: skip
 
 
 def vit() -> VisionTransformer:
@@ -30,6 +33,10 @@ def named(value: float) -> dict[str, Tensor]:
     """Weights as VideoMAE names them, all of one value."""
     weights = layouts.videomae_finetuned(vit().state_dict())["module"]
     return {name: torch.full_like(tensor, value) for name, tensor in weights.items()}
+
+
+def prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
 
 
 def taken(content: dict[str, Any], path: Path) -> float:
@@ -46,7 +53,7 @@ def taken(content: dict[str, Any], path: Path) -> float:
     return value
 
 
-@pytest.mark.parametrize("raw", ["model", "state_dict", "module", "net", None])
+@pytest.mark.parametrize("raw", ["model", "state_dict", "module", "net", "model_state_dict", "network", None])
 @pytest.mark.parametrize("key", AVERAGED)
 def test_averaged_weights_are_taken_wherever_they_are(tmp_path: Path, key: str, raw: str | None) -> None:
     content = {key: named(2.0)} if raw is None else {raw: named(1.0), key: named(2.0), "epoch": 5}
@@ -66,11 +73,73 @@ def test_averaged_weights_are_taken_wherever_they_are(tmp_path: Path, key: str, 
         lambda weights: {"decay": 0.99, "updates": 3, "module": weights},
         lambda weights: {"decay": 0.99, "shadow": weights},
         lambda weights: {"state_dict": weights, "num_updates": torch.tensor(3)},
+        lambda weights: {"params": weights},
+        lambda weights: {"ema_model": {"module": weights}},
+        lambda weights: prefixed(weights, "ema_model") | {"step": torch.tensor(7)},
+        lambda weights: prefixed(named(3.0), "online_model") | prefixed(weights, "ema_model"),
     ],
-    ids=["AveragedModel", "module", "shadow", "state_dict"],
+    ids=["AveragedModel", "module", "shadow", "state_dict", "params", "nested", "prefixed", "both"],
 )
 def test_averages_are_found_in_what_keeps_them(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
     assert taken({"model": named(1.0), "model_ema": wrap(named(2.0))}, tmp_path / "w.pth") == 2.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda raw, averaged: {"checkpoint": {"model": raw, "model_ema": averaged}},
+        lambda raw, averaged: {"state_dict": {"model": raw, "model_ema": averaged}},
+        lambda raw, averaged: {"model": {"state_dict": raw, "ema_state_dict": averaged}},
+        lambda raw, averaged: {"model": prefixed(raw, "module"), "model_ema": prefixed(averaged, "module.module")},
+        lambda raw, averaged: {"model": raw, "model_ema": prefixed(averaged, "module._orig_mod")},
+        lambda raw, averaged: {"state_dict": prefixed(raw, "model") | prefixed(averaged, "ema_model")},
+        lambda raw, averaged: raw | prefixed(averaged, "ema.module"),
+        lambda raw, averaged: {"state_dict": raw, "callbacks": {"EMA": {"ema_state_dict": averaged}}},
+    ],
+    ids=["above", "state_dict", "model", "parallel", "compiled", "lightning", "top", "callback"],
+)
+def test_averages_are_found_however_deep_they_are(tmp_path: Path, content: Callable[[Any, Any], Any]) -> None:
+    assert taken(content(named(1.0), named(2.0)), tmp_path / "w.pth") == 2.0
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_wrappers_within_a_name_are_no_part_of_it(tmp_path: Path, wrapper: str) -> None:
+    weights = {name.replace("blocks.0.", f"blocks.0.{wrapper}."): tensor for name, tensor in named(3.0).items()}
+    assert taken({"model": weights}, tmp_path / "w.pth") == 3.0
+
+
+def test_an_optimiser_has_no_weights(tmp_path: Path) -> None:
+    state = {"state": {0: {"exp_avg": torch.ones(3)}, "exp_avg": {"step": torch.ones(())}}}
+    assert taken({"model": named(1.0), "optimizer": state}, tmp_path / "w.pth") == 1.0
+    assert Weights.of({"model": named(1.0), "optimizer": state}).without == ()
+
+
+def test_of_two_sets_that_are_no_averages_it_is_said_which_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("bitad").propagate = True
+    with caplog.at_level(logging.INFO, "bitad"):
+        assert taken({"student": named(5.0), "model": named(1.0)}, tmp_path / "w.pth") == 1.0
+    assert "the weights (model) are taken, not student" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"model": None},
+        {"model": {1: torch.ones(2)}},
+        {1: torch.ones(2), "a": torch.ones(2)},
+        {"a": [torch.ones(2)]},
+    ],
+)
+def test_a_file_that_names_no_weights_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any
+) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: {tmp_path / 'w.pth'}: weights of no known project: " in line
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_only_numbers_of_numpy_are_read(code: str, tmp_path: Path) -> None:
 def test_unknown_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no known project: the first is 'conv1\.weight'"):
         convert({"conv1.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="the first is 'none'"):
+    with pytest.raises(ValueError, match="it names none"):
         convert({})
     torch.save({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match=r"resnet\.pth: weights of no known project"):

@@ -255,7 +255,7 @@ def test_the_loss_table_gives_the_first_losses_and_the_mean_of_the_last(new_run:
 def test_losses_that_were_not_told_apart_or_are_not_finite_are_said_so(new_run: Callable[..., Path]) -> None:
     run = new_run("experiment=1")
     (run / "metrics.jsonl").write_text(
-        '{"kind": "training", "step": 0, "loss": 3.0}\n{"kind": "training", "step": 1, "loss": NaN}\n', encoding="utf-8"
+        '{"kind": "training", "step": 0, "loss": 3.0}\n{"kind": "training", "step": 1, "loss": null}\n'
     )
     assert compare([run]).loss_table().rows == (("1", 3.0, None, None, "not finite", 1),)
     (run / "metrics.jsonl").unlink()

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -13,7 +11,6 @@ from bitad.reports.plots import (
     plot_precision_recall,
     plot_sensitivity,
     plot_training_curves,
-    read_metrics,
     smoothed,
 )
 
@@ -142,12 +139,3 @@ def test_smoothing_is_the_mean_of_the_neighbours(n):
     reach = n // 60
     expected = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(n)]
     np.testing.assert_allclose(smoothed(values), expected)
-
-
-def test_metrics_are_read_as_written(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in run()), encoding="utf-8")
-    assert read_metrics(path) == run()
-    path.write_text('{"kind": "training"}\n{"kind": "tra', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: not JSON"):
-        read_metrics(path)

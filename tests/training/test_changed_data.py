@@ -16,11 +16,8 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run
 
 from bitad.cli import main
-from bitad.config import Config
-from bitad.config_files import load_config
 from bitad.data.annotations import read_annotations, write_annotations
 from bitad.training.checkpoint import load_checkpoint, save_checkpoint
-from bitad.training.fingerprints import changes, fingerprints
 from bitad.training.side_by_side import Job
 from bitad.training.trainer import Trainer
 
@@ -221,39 +218,6 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> N
     shift_features(data, "train_1")
     with pytest.raises(ValueError, match=r"a run of other data \(features of 7 videos: 1 changed \(train_1\)\)"):
         job.is_done()
-
-
-# Fingerprints alone.
-
-
-def found(config: Config) -> dict[str, dict[str, str]]:
-    truth = read_annotations(config.data.annotations)
-    return fingerprints(config, truth.subset("training").videos.values(), truth.subset("validation"))
-
-
-def test_arrays_in_one_archive_are_told_apart(data: Path) -> None:
-    arrays = {path.stem: np.load(path) for path in (data / "features").iterdir()}
-    np.savez(data / "all.npz", **arrays)
-    config = load_config(data / "config.yaml", [f"data.features={data / 'all.npz'}"])
-    before = found(config)
-    arrays["train_2"] = arrays["train_2"] + 1
-    np.savez(data / "all.npz", **arrays)
-    assert changes(before, found(config)) == ["features of 7 videos: 1 changed (train_2)"]
-
-
-def test_a_large_file_is_known_by_pieces_of_it(data: Path) -> None:
-    config = load_config(data / "config.yaml", [])
-    path = data / "features" / "train_0.npy"
-    path.write_bytes(bytes(5 << 20))
-    before = found(config)
-    with path.open("r+b") as file:
-        file.seek(-10, os.SEEK_END)
-        file.write(b"x")
-    assert changes(before, found(config)) == ["features of 7 videos: 1 changed (train_0)"]
-    path.write_bytes(bytes((5 << 20) + 1))
-    assert changes(before, found(config)) == ["features of 7 videos: 1 changed (train_0)"]
-    path.write_bytes(bytes(5 << 20))
-    assert changes(before, found(config)) == []
 
 
 def test_unsound_fingerprints_are_a_damaged_checkpoint(data: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import layouts
 import pytest
 import torch
+import yaml
 from builders import CLASSES, PIXELS, config_of, video_data
 from runs import ALONE, assert_same
 from torch import Tensor, nn
@@ -444,16 +445,42 @@ def test_inspection_says_where_it_is(whole: Path, vit: Path, capsys: pytest.Capt
 NOTHING = ("model.backbone.random=false", "model.backbone.weights=null")
 
 
+@pytest.fixture
+def unasked(videos: Path, tmp_path: Path) -> Path:
+    """That configuration, as it is written by who does not think of weights."""
+    document = yaml.safe_load(videos.read_text())
+    document["model"]["backbone"].pop("random", None)
+    path = tmp_path / "unasked.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
 @pytest.mark.parametrize("experiment", ["baseline", "1"])
 def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
-    videos: Path, tmp_path: Path, refused: Callable[..., str], experiment: str
+    unasked: Path, tmp_path: Path, refused: Callable[..., str], experiment: str
 ) -> None:
-    said = refused("train", videos, f"experiment={experiment}", f"output={tmp_path / 'runs'}", *NOTHING)
+    said = refused("train", unasked, f"experiment={experiment}", f"output={tmp_path / 'runs'}", *QUICK)
     assert "model.backbone.weights is null: the transformer is frozen and would keep random weights" in said
     assert "model.backbone.random=true" in said
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ValueError, match=r"model\.backbone\.weights is null"):
-        network_of(config_of(videos, *NOTHING))
+        network_of(config_of(unasked))
+
+
+def test_a_plan_needs_no_weights(unasked: Path) -> None:
+    assert main(["plan", str(unasked)]) == 0
+
+
+def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
+    whole: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """As a file of an earlier version would be that trained around no file, or one that was cut by hand."""
+    content = torch.load(whole / "best.pt", weights_only=True)
+    torch.save({**content, "pretrained": None}, tmp_path / "best.pt")
+    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.backward={whole}")
+    said = refused("train", videos, *QUICK, *NOTHING, *pair, f"output={tmp_path / 'runs'}")
+    assert f"weights of init.forward={tmp_path}" in said
+    assert "do not fit the network; 55 missing: backbone.vit." in said
 
 
 def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from processes import of_two_processes, team
 
 from bitad.cli import main
 from bitad.inference import testing
-from bitad.log import LOG_FILE, log
+from bitad.training.environment import log
 from bitad.training.trainer import Trainer
 
 QUICK = ("training.epochs=2", "training.warmup_epochs=0", "training.evaluate_from=1")
+LOG_FILE = "log.txt"
 LINE = re.compile(r"\d\d:\d\d:\d\d .")
 
 pytestmark = pytest.mark.usefixtures("one_thread")

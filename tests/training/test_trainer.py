@@ -219,7 +219,7 @@ def test_a_run_may_be_moved_and_resumed_with_other_threads_after_half_a_line_was
 ) -> None:
     shutil.copytree(short_run, tmp_path / short_run.name)
     metrics = tmp_path / short_run.name / "metrics.jsonl"
-    lines = '{"kind": "training", "step": 1}\n'
+    lines = '{"kind": "training", "step": 1, "loss": null}\n'
     metrics.write_text(lines + '{"kind": "trai')
     moved = config_of(features, f"output={tmp_path}", "training.epochs=2", "training.evaluate_from=1", "threads=1")
     Trainer(moved, ALONE, resume=True).run(until=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from bar_codes import KINDS, Kind, numbers_shown
+from bar_codes import KINDS, NTSC, Kind, numbers_shown
 from numpy.typing import NDArray
 
 from bitad.cli import main
@@ -26,6 +26,7 @@ from bitad.video.indexing import index_video
 from bitad.video.pictures import PictureStream
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import Reversed, reverse_video
+from bitad.video.writer import write_video
 
 FRAMES = 60
 
@@ -300,13 +301,30 @@ def test_frames_of_the_same_or_swapped_times_are_all_there(tmp_path: Path, suffi
     assert_exact(uneven, list(range(FRAMES)))
 
 
-@pytest.mark.parametrize("kind", ["h264 mp4", "h264 flv"])
+@pytest.mark.parametrize(("kind", "copies"), [("h264 mp4", 2), ("h264 flv", 2), ("wmv", 2), ("h264 mkv", 3)])
 def test_a_recording_that_ffmpeg_does_not_reach_is_named(
-    tmp_path: Path, kind: str, said: pytest.LogCaptureFixture
+    tmp_path: Path, kind: str, copies: int, said: pytest.LogCaptureFixture
 ) -> None:
-    path = twice(KINDS[kind], tmp_path / f"v.{KINDS[kind].suffix}")
-    assert probe(path).frames == FRAMES
-    assert f"{path}: holds another recording behind the first one, which FFmpeg does not read" in said.text
+    path = KINDS[kind].write(tmp_path / f"v.{KINDS[kind].suffix}", FRAMES)
+    path.write_bytes(path.read_bytes() * copies)
+    assert probe(path).frames == FRAMES * (copies - 1)
+    assert f"{path}: holds another recording that FFmpeg does not read" in said.text
+
+
+def test_times_that_stand_still_are_no_clock(tmp_path: Path) -> None:
+    """As of MXF files that are joined: FFmpeg gives all packets of the second the last time of the first."""
+    path = KINDS["mjpeg mkv"].write(tmp_path / "plain.mkv", FRAMES)
+    still = tmp_path / "v.mkv"
+    with av.open(str(path)) as source, av.open(str(still), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream = stream
+            packet.pts = packet.dts = 40 * min(number, FRAMES // 4)
+            packet.time_base, packet.duration = Fraction(1, 1000), 40
+            target.mux(packet)
+    assert probe(still).frames == FRAMES
+    assert probe(still).fps == pytest.approx(30, rel=0.3)
+    assert (np.diff(seconds(still)) > 0).all()
 
 
 # Rates.
@@ -331,6 +349,13 @@ def test_a_rate_holds_to_the_last_frame(frames: int, seconds_long: float) -> Non
     rate = average_rate(times, tick, Fraction(0))
     assert float(frames / rate) == pytest.approx(seconds_long, abs=0.01, rel=1e-8)
     assert max(rate.as_integer_ratio()) < 2**31, "encoders take no more"
+
+
+@pytest.mark.parametrize("fps", [1 / 5000, 0.0003, Fraction(1, 2500), 0.5, 29.97, NTSC])
+def test_a_video_is_written_at_the_rate_asked_for(tmp_path: Path, fps: float) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, [np.zeros((48, 64, 3), np.uint8)] * 4, fps=fps)
+    assert probe(path).fps == pytest.approx(float(fps), rel=1e-4)
 
 
 def test_a_pause_of_the_recorder_is_time_and_is_named(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
