@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(parsed)
         if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _leave(status)
-    return status
+        return status
 
 
 def _leave(status: int) -> NoReturn:
     """End one of several processes at once: threads of PyTorch's that have lost the others may abort the usual end."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     os._exit(status)
 

@@ -136,6 +136,9 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
     if bool in set(map(type, chain.from_iterable(values) if width else values)):
         raise TypeError("a truth value, which NumPy would take for a number")
     found = np.array(values) if values else np.empty(shape)
+    kinds = set(map(type, chain.from_iterable(values) if width else values))
+    if not kinds <= {int, float, str}:  # among numbers, NumPy takes true and false for numbers
+        raise ValueError("not numbers")
     if found.dtype.kind == "U" and found.shape == shape:
         found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)
     if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():

@@ -24,6 +24,9 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 # Weight of a detection without score in a weighted mean: two of them need some.
 _LEAST_WEIGHT = 1e-100
 
+# Pairs are made of about so many detections at once, to bound memory.
+_ROWS_AT_ONCE = 2**15
+
 
 def merge(
     *sets: Detections,
@@ -180,6 +183,20 @@ def _groups(
     union: Detections, source: NDArray[np.int64], threshold: float, method: Literal["mean", "product", "wsf"]
 ) -> NDArray[np.int64]:
     """The number of each row's group ``[n]``, which is that of its first row."""
+    groups = np.arange(len(union))
+    # Some videos at a time, whose pairs fit into memory; videos have nothing to do with each other.
+    count = np.bincount(union.video, minlength=len(union.videos))
+    piece = ((np.cumsum(count) - count) // _ROWS_AT_ONCE)[union.video]
+    for number in np.unique(piece):
+        rows = np.flatnonzero(piece == number)
+        groups[rows] = rows[_groups_at_once(union.take(rows), source[rows], threshold, method)]
+    return groups
+
+
+def _groups_at_once(
+    union: Detections, source: NDArray[np.int64], threshold: float, method: Literal["mean", "product", "wsf"]
+) -> NDArray[np.int64]:
+    """As :func:`_groups`, of all videos together."""
     a, b, tiou = _pairs_of_sets(union, source, threshold)
     rank = np.empty(len(union), np.int64)
     rank[np.argsort(-union.scores, kind="stable")] = np.arange(len(union))
@@ -219,9 +236,11 @@ def _joined(a: NDArray[np.int64], b: NDArray[np.int64], source: NDArray[np.int64
     while pairs.size:
         one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
         # Within a pair of groups each pair of rows occurs once, and pairs of a set with itself never do: all rows are
-        # paired exactly where no set is in both groups and all overlap enough.
-        _, inverse, count = np.unique(one * n + other, return_inverse=True, return_counts=True)
-        complete = (count[inverse] == size[one] * size[other]) & (one != other)
+        # paired exactly where no set is in both groups and all overlap enough. Single rows of a pair are.
+        complete, needed = one != other, size[one] * size[other]
+        large = np.flatnonzero(complete & (needed > 1))
+        _, inverse, count = np.unique(one[large] * n + other[large], return_inverse=True, return_counts=True)
+        complete[large] = count[inverse] == needed[large]
         pairs, one, other = pairs[complete], one[complete], other[complete]
         first = np.full(n, len(a))
         np.minimum.at(first, one, pairs)
