@@ -118,7 +118,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     sets = [read_detections(path, arguments.classes) for path in files]
     annotations = None
     if arguments.annotations is not None:
-        annotations = read_annotations(arguments.annotations, ignore=())
+        annotations = read_annotations(arguments.annotations).require_durations(arguments.annotations)
     sets = alike(sets, files, annotations.videos if annotations else ())
     if arguments.reverse_b:
         sets[1] = _said_to_be_reversed(sets[1], annotations, arguments)
