@@ -109,12 +109,12 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
         ("--ambiguous", ["keep", "drop"], "segments labelled Ambiguous, which are of no class"),
     )
     for flag, choices, what in kinds:
-        p.add_argument(flag, choices=choices, default="keep", help=f"what becomes of {what} (keep)")
+        p.add_argument(flag, choices=choices, default="keep", help=f"what to do with {what} (keep)")
     p.add_argument(
         "--missing",
         choices=["error", "drop"],
         default="error",
-        help="what becomes of videos of no known duration (error)",
+        help="what to do with videos whose duration is not known (error)",
     )
     p.add_argument("--all", action="store_true", help=f"list every remark, not the first {_MOST_REMARKS} of a kind")
     p.add_argument(

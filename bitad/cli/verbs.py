@@ -41,7 +41,7 @@ class Verbs:
 
 
 def add_damaged_frames(parser: argparse.ArgumentParser) -> None:
-    """The option that says what becomes of frames that cannot be decoded."""
+    """The option that says what to do with frames that cannot be decoded."""
     parser.add_argument(
         "--damaged-frames",
         choices=["error", "repeat"],
