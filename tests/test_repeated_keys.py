@@ -167,7 +167,8 @@ def test_weights_that_a_file_has_twice_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"x and module\.x are both the weight x"):
         Weights.of({"x": torch.ones(2), "module.x": torch.zeros(2), "patch_embed.bias": torch.ones(2)})
-    videomae = {"patch_embed.proj.bias": torch.ones(2), "encoder.patch_embed.proj.bias": torch.ones(2)}
+    names = ("patch_embed.proj.bias", "encoder.patch_embed.proj.bias")
+    videomae = {"patch_embed.proj.weight": torch.ones(2, 3, 2, 16, 16), **{name: torch.ones(2) for name in names}}
     with pytest.raises(ValueError, match=r"are both the weight patch_embed\.bias"):
         Weights.of(videomae)
 

@@ -157,8 +157,9 @@ class PictureStream:
         spoilt = np.zeros(index.frames, np.bool_)
         held: deque[tuple[int, VideoFrame]] = deque()
         latest, due = -1, first
-        context, skips = self._stream.codec_context, False
+        skips: bool | None = None  # a decoder that is used again still has what it was last told
         for packet in stored:
+            context = self._stream.codec_context  # of the file as it is open now
             if skips != (skips := self._may_skip(packet)):
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
             if packet.is_corrupt and index.number(packet.pts) in index.sound:
