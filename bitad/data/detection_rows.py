@@ -62,6 +62,7 @@ def by_video(
         segments, scores = _numbers([row["segment"] for row in rows], 2), _numbers([row[score] for row in rows])
         labels = None if proposals else [row[label] for row in rows]
         sound = bool((segments[..., 0] <= segments[..., 1]).all()) and set(map(type, labels or ())) <= {str, int}
+        sound = sound and "" not in set(labels or ())
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -88,7 +89,7 @@ def _defect(row: Any, label: str, score: str, *, proposals: bool) -> str | None:
         return f"segment {reprlib.repr(segment)} is not two finite numbers [start, end]"
     if end < start:
         return f"segment {segment} ends before it starts"
-    if not proposals and type(row[label]) not in (str, int):
+    if not proposals and (type(row[label]) not in (str, int) or row[label] == ""):
         return f"label {reprlib.repr(row[label])} is not a class name or number"
     if number_of(row[score]) is None:
         return f"score {reprlib.repr(row[score])} is not a finite number"
@@ -122,8 +123,9 @@ def _labels(labels: Sequence[Any], where: Callable[[int], str]) -> Iterator[Labe
     for row, label in enumerate(labels):
         if type(label) not in (str, int, float) or label == "":
             raise ValueError(f"{where(row)}: label {reprlib.repr(label)} is not a class name or number")
-    numbered = all(re.fullmatch(r"\d+(\.0*)?", str(label)) for label in set(labels))
-    yield from (int(float(label)) if numbered else str(label) for label in labels)
+    texts = {label: str(label) for label in labels}
+    numbered = all(re.fullmatch(r"-?\d{1,18}(\.0*)?", text) for text in texts.values())
+    yield from (int(texts[label].partition(".")[0]) if numbered else texts[label] for label in labels)
 
 
 def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]:
