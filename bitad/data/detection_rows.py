@@ -5,7 +5,6 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# No time or score is so large. The bound is that of int64; JSON's integers have none.
+_BEYOND = 2**63
 
 # A class as a file states it: its name, or its number in a list of classes.
 Label = str | int
@@ -132,7 +134,7 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
     """Numbers, or texts of numbers, ``[n]`` or ``[n, width]``.
 
     Raises:
-        TypeError, ValueError: they are not all of this shape and finite.
+        TypeError, ValueError: they are not all of this shape, finite and below ``_BEYOND``.
     """
     shape = (len(values),) if width is None else (len(values), width)
     if bool in set(map(type, chain.from_iterable(values) if width else values)):
@@ -143,18 +145,17 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
         raise ValueError("not numbers")
     if found.dtype.kind == "U" and found.shape == shape:
         found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)
-    if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+    if found.shape != shape or found.dtype.kind not in "fiu" or not (np.abs(found) < _BEYOND).all():
         raise ValueError("not numbers")
     return found.astype(np.float64)
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, or the text of one."""
+    """A number whose size is below ``_BEYOND``, or the text of one."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    # The bound is that of int64: JSON's integers have none, and NaN compares false.
-    return number if abs(number) < 2**63 and math.isfinite(number) else None
+    return number if abs(number) < _BEYOND else None  # NaN compares false

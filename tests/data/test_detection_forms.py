@@ -317,6 +317,8 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
         ({**COLUMNS, "video-id": [1, 2, 3]}, "row 0: video 1 is not a name"),
         ([RECORDS[0], {"video-id": "a"}], "row 1: detection {'video-id': 'a'} has no t-start"),
         ([RECORDS[0], 7], "row 1: detection 7 has no video-id"),
+        ({"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}}, "segment [-1e+308, 2] is not two"),
+        ({**COLUMNS, "score": [1.0, 2.0, 1e300]}, "row 2: score 1e+300 is not a finite number"),
         ("a 1 2 3 0.5\na 5 6 run 0.5\n", ":2: class 'run' is not a class number of the kit"),
         ("a 1 2 3 0.5\na 5 6 -3 0.5\n", ":2: class '-3' is not a class number of the kit"),
         (f"a 1 2 {'9' * 5000} 0.5\n", "9' is not a class number of the kit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,14 @@ def test_the_weights_of_two_networks_are_no_backbone(tmp_path: Path) -> None:
     torch.save({"first.network.head.scales": torch.ones(2)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="the weights of two networks, without a configuration"):
         load_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_sound_file_whose_name_pytorch_cannot_open_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.pth")
+    torch.save(vit().state_dict(), tmp_path / "w.pth")
+    try:
+        (tmp_path / "w.pth").rename(path)
+    except OSError:
+        pytest.skip("the file system takes only names that are UTF-8")
+    with pytest.raises(ValueError, match="PYTHONUTF8=1, or rename it"):
+        load_backbone(vit(), path)
