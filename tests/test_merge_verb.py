@@ -127,3 +127,22 @@ def test_reverse_and_forward_files_are_merged_on_the_forward_clock(tmp_path: Pat
     for command in ([forward, forward, reverse], [reverse, silent, forward, "--reverse-b"]):
         assert main(["merge", *command, "--out", str(out), "--method", "mean"]) == 0
         assert merged(out) == pytest.approx({("a", "run", 10): 0.9})
+
+
+def test_what_files_say_of_durations_is_told_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "z.json", {"a": [row(1, 2, "run", 0.5)]}, durations_s={"a": 10})
+    other = write(tmp_path / "b.json", {"a": [row(1, 2, "run", 0.5)]}, durations_s={"a": 12})
+    unknown = write(tmp_path / "c.json", {"a": [row(1, 2, "run", 0.4)]}, basis="reverse")
+    empty = tmp_path / "gt.json"
+    empty.write_text(json.dumps({"database": {"a": {"subset": "x", "annotations": []}}}), encoding="utf-8")
+    out = ["--out", str(tmp_path / "m.json")]
+    assert main(["merge", one, one, other, *out]) == 1
+    said = capsys.readouterr().err
+    assert f"10 s in {one}" in said
+    assert f"12 s in {other}" in said
+    assert main(["merge", one, one, unknown, *out]) == 1
+    assert f"{unknown}: the duration of a is not known" in capsys.readouterr().err
+    assert main(["merge", one, unknown, "--reverse-b", *out]) == 1
+    assert f"{unknown} has none" in capsys.readouterr().err
+    assert main(["merge", one, unknown, "--reverse-b", "--annotations", str(empty), *out]) == 1
+    assert f"{empty} has none" in capsys.readouterr().err

@@ -122,9 +122,17 @@ def _merge(arguments: argparse.Namespace) -> int:
     sets = alike(sets, files, annotations.videos if annotations else ())
     if arguments.reverse_b:
         sets[1] = _said_to_be_reversed(sets[1], annotations, arguments)
-    merged = merge(*(found.forward() for found in sets), method=arguments.method, names=list(map(str, files)))
+    forward = [_forward(found, path) for found, path in zip(sets, files, strict=True)]
+    merged = merge(*forward, method=arguments.method, names=list(map(str, files)))
     write_detections(merged, arguments.out)
     return 0
+
+
+def _forward(detections: Detections, source: Path) -> Detections:
+    try:
+        return detections.forward()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _said_to_be_reversed(
@@ -137,7 +145,8 @@ def _said_to_be_reversed(
         _compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
-        raise ValueError("--reverse-b needs the videos' durations and B has none; name their --annotations")
+        source = arguments.annotations or arguments.files[1]
+        raise ValueError(f"--reverse-b needs the videos' durations, and {source} has none; name their --annotations")
     return replace(detections, basis="reverse", durations_s=durations)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
     if path.name.lower().endswith((".json", ".json.gz")):
         return _of_annotations(path)
     lines = read_classes(path)
-    pairs = [(int(found[1]), found[2]) for line in lines if (found := re.fullmatch(r"(\d+)[\s,;:]+(\S.*)", line))]
+    pairs = [(int(found[1]), found[2]) for line in lines if (found := re.fullmatch(r"(\d{1,18})[\s,;:]+(\S.*)", line))]
     if len(pairs) < len(lines):
         return dict(enumerate(lines))
     return _one_to_one(pairs, path)
@@ -40,7 +41,8 @@ def _of_annotations(path: Path) -> dict[int, str]:
     content = read_json(path)
     database = content.get("database") if isinstance(content, dict) else None
     videos = database.values() if isinstance(database, dict) else ()
-    rows = [row for video in videos if isinstance(video, dict) for row in video.get("annotations") or ()]
+    lists = [video.get("annotations") for video in videos if isinstance(video, dict)]
+    rows = chain.from_iterable(rows for rows in lists if isinstance(rows, list))
     pairs = {
         (row["label_id"], row["label"])
         for row in rows
@@ -91,7 +93,7 @@ def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str]
             f"label {label} is the number of a class; name the classes with --classes FILE: names, a line each, or the "
             "annotations whose label_id it is"
         )
-    if isinstance(label, str) and not label.isdecimal():
+    if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
         raise ValueError(f"label {label} is not among the classes that {source} names")
     if int(label) not in numbers:
         raise ValueError(

@@ -5,7 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import csv
+import re
 import reprlib
 import shlex
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bitad.data.csv_tables import rows_of_table
+from bitad.data.csv_tables import columns_of, rows_of_table
 from bitad.data.detection_rows import Found, by_video, number_of, of_table
 from bitad.files import read_json
 from bitad.signatures import signature_of
@@ -108,12 +108,17 @@ def _read_columns(path: Path, content: dict[str, Any]) -> Found:
     which writes a column as an object of values by row number.
     """
     names = _columns_of(content)
+    index = content[names["video"]]
     columns: dict[str, list[Any]] = {}
     for role, name in names.items():
         column = content[name]
-        columns[role] = list(column.values()) if isinstance(column, dict) else column
-        if not isinstance(columns[role], list):
+        if isinstance(column, dict):
+            if not isinstance(index, dict) or column.keys() != index.keys():
+                raise ValueError(f"{path}: columns {names['video']} and {name} have different rows")
+            column = [column[row] for row in index]
+        if not isinstance(column, list):
             raise ValueError(f"{path}: column {name} is {reprlib.repr(column)}; it must be a list")
+        columns[role] = column
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{names[role]} {len(column)}" for role, column in columns.items())
         raise ValueError(f"{path}: its columns are of different lengths: {lengths}")
@@ -165,6 +170,8 @@ def _read_kit(path: Path, _: _Text) -> Found:
             where = f"{path}:{number}"
             if len(fields) != len(columns):
                 raise ValueError(f"{where}: {len(fields)} fields; a line has a video, start, end, class and score")
+            if not re.fullmatch(r"\d{1,18}", fields[3]):
+                raise ValueError(f"{where}: class {reprlib.repr(fields[3])} is not a class number of the kit")
             places.append(where)
             for column, value in zip(columns.values(), fields, strict=True):
                 column.append(value)
@@ -278,15 +285,17 @@ def _content(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file; check its name") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read as detections: {error.strerror}; name one file") from None
-    if kind == "pickle":
+    if kind == "pickle" or path.suffix.lower() in (".pkl", ".pickle"):  # old ones have no mark at their start
         raise ValueError(_about_pickle(path))
     if kind in ("json", "shards", "gzip") or path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if kind != "text":
         raise ValueError(f"{path}: no detections: it is {signature_of(path)}")
     line = next((line for line in _text(path).split("\n") if line.strip()), "")
-    if "," in line:
-        return _Table(tuple(next(csv.reader([line]))))
+    # Lines of the kit are separated by spaces, as a table may be: names of columns tell them apart.
+    columns = columns_of(path)
+    if "," in line or _is_table(columns):
+        return _Table(columns)
     return _Text(tuple(line.split()))
 
 

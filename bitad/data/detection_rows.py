@@ -5,7 +5,6 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# No time or score is so large. The bound is that of int64; JSON's integers have none.
+_BEYOND = 2**63
 
 # A class as a file states it: its name, or its number in a list of classes.
 Label = str | int
@@ -62,6 +64,7 @@ def by_video(
         segments, scores = _numbers([row["segment"] for row in rows], 2), _numbers([row[score] for row in rows])
         labels = None if proposals else [row[label] for row in rows]
         sound = bool((segments[..., 0] <= segments[..., 1]).all()) and set(map(type, labels or ())) <= {str, int}
+        sound = sound and "" not in set(labels or ())
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -88,7 +91,7 @@ def _defect(row: Any, label: str, score: str, *, proposals: bool) -> str | None:
         return f"segment {reprlib.repr(segment)} is not two finite numbers [start, end]"
     if end < start:
         return f"segment {segment} ends before it starts"
-    if not proposals and type(row[label]) not in (str, int):
+    if not proposals and (type(row[label]) not in (str, int) or row[label] == ""):
         return f"label {reprlib.repr(row[label])} is not a class name or number"
     if number_of(row[score]) is None:
         return f"score {reprlib.repr(row[score])} is not a finite number"
@@ -122,15 +125,16 @@ def _labels(labels: Sequence[Any], where: Callable[[int], str]) -> Iterator[Labe
     for row, label in enumerate(labels):
         if type(label) not in (str, int, float) or label == "":
             raise ValueError(f"{where(row)}: label {reprlib.repr(label)} is not a class name or number")
-    numbered = all(re.fullmatch(r"\d+(\.0*)?", str(label)) for label in set(labels))
-    yield from (int(float(label)) if numbered else str(label) for label in labels)
+    texts = {label: str(label) for label in labels}
+    numbered = all(re.fullmatch(r"-?\d{1,18}(\.0*)?", text) for text in texts.values())
+    yield from (int(texts[label].partition(".")[0]) if numbered else texts[label] for label in labels)
 
 
 def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]:
     """Numbers, or texts of numbers, ``[n]`` or ``[n, width]``.
 
     Raises:
-        TypeError, ValueError: they are not all of this shape and finite.
+        TypeError, ValueError: they are not all of this shape, finite and below ``_BEYOND``.
     """
     shape = (len(values),) if width is None else (len(values), width)
     if bool in set(map(type, chain.from_iterable(values) if width else values)):
@@ -141,18 +145,17 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
         raise ValueError("not numbers")
     if found.dtype.kind == "U" and found.shape == shape:
         found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)
-    if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+    if found.shape != shape or found.dtype.kind not in "fiu" or not (np.abs(found) < _BEYOND).all():
         raise ValueError("not numbers")
     return found.astype(np.float64)
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, or the text of one."""
+    """A number whose size is below ``_BEYOND``, or the text of one."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    # The bound is that of int64: JSON's integers have none, and NaN compares false.
-    return number if abs(number) < 2**63 and math.isfinite(number) else None
+    return number if abs(number) < _BEYOND else None  # NaN compares false

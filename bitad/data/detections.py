@@ -119,8 +119,15 @@ class Detections:
         )
 
     @staticmethod
-    def concatenate(parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None) -> Detections:
+    def concatenate(
+        parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+    ) -> Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
+
+        Args:
+            parts: on one clock.
+            details: of the result.
+            names: what errors call the parts: their files, for example.
 
         Raises:
             ValueError: no parts, or parts that disagree about the basis or a video's duration.
@@ -131,16 +138,19 @@ class Detections:
         videos = tuple(dict.fromkeys(chain.from_iterable(part.videos for part in parts)))
         classes = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
         durations_s: dict[str, float] = {}
-        for part in parts:
+        source: dict[str, str] = {}
+        called = names or [f"part {number}" for number in range(1, len(parts) + 1)]
+        for part, own in zip(parts, called, strict=True):
             if part.basis != first.basis:
                 raise ValueError(
                     f"detections on the {first.basis} and on the {part.basis} clock cannot be put together; "
                     "bring both to one clock with .forward()"
                 )
             for name, duration in part.durations_s.items():
+                other = source.setdefault(name, own)
                 if abs(durations_s.setdefault(name, duration) - duration) > _SAME_DURATION_S:
                     raise ValueError(
-                        f"video {name} lasts {durations_s[name]} s in one part and {duration} s in another; "
+                        f"video {name} lasts {durations_s[name]} s in {other} and {duration} s in {own}; "
                         "give both the duration of the annotations"
                     )
         return Detections(

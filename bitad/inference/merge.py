@@ -79,8 +79,9 @@ def merge(
         log.info("%s", said)
     # Of equal scores and overlaps the first ones come first: that must not depend on which file was named first. (The
     # two sets of a forward and a reverse network have an order.)
-    ordered = sets if len(sets) == 2 else sorted(sets, key=_content)
-    union = Detections.concatenate(ordered, details=details)
+    order = range(len(sets)) if len(sets) == 2 else sorted(range(len(sets)), key=lambda number: _content(sets[number]))
+    ordered = [sets[number] for number in order]
+    union = Detections.concatenate(ordered, details=details, names=[names[number] for number in order])
     source = np.repeat(np.arange(len(sets)), [len(one) for one in ordered])
     if method == "soft-nms":
         return _through_nms(union, settings)

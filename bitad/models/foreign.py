@@ -184,7 +184,7 @@ FOREIGN = (
         r"^(.*\.)?(head|heads|cls_head|fc\d*|fc_cls|fc_norm|classifier|linear|logits|proj|norm)\.(.*\.)?(weight|bias)$"
         r"|^(weight|bias)$",
         alone=True,
-        lacks=r"\.(blocks|layers?|attn|convs?|scale)\.|(^|\.)patch_embed\.|^rpn_head\.|^(cls|reg)_head\.(cls|offset)_head\.",
+        lacks=r"patch_embed|\.(blocks|layers?|attn|convs?|scale)\.|^rpn_head\.|^(cls|reg)_head\.(cls|offset)_head\.",
     ),
 )
 

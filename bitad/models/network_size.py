@@ -135,13 +135,16 @@ class HeadSize:
     def of(cls, weights: Mapping[str, Tensor]) -> HeadSize | None:
         """Those of a detector's weights; None where they are none's, or not enough."""
         embed, output = weights.get("pyramid.embed.0.conv.weight"), weights.get("head.classification.output.weight")
-        if embed is None or output is None or embed.ndim < 2 or not output.ndim:
+        if embed is None or output is None or embed.ndim < 2 or not (output.ndim and embed.numel() and output.numel()):
             return None
         scales, norms = weights.get("head.scales"), _numbers(weights, r"^pyramid\.norms\.(\d+)\.")
+        levels = len(norms) if scales is None else scales.numel()
+        if not levels:
+            return None
         return cls(
             in_channels=embed.shape[1],
             channels=embed.shape[0],
-            levels=len(norms) if scales is None else scales.numel(),
+            levels=levels,
             embed_convolutions=len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
             stem_blocks=len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.attn\.")),
             head_convolutions=len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import stat
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -100,6 +101,11 @@ def read_weights(path: Path) -> dict[str, Any]:
     except (UnsoundFileError, RepeatedKeyError):
         raise
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        if isinstance(error, UnicodeEncodeError) and error.object == str(path):
+            raise ValueError(
+                f"{path}: PyTorch can open only names that are UTF-8, and in this locale, whose encoding is "
+                f"{sys.getfilesystemencoding()}, this one is not; set PYTHONUTF8=1, or rename it"
+            ) from None
         if needs := _needs(path, error):
             raise ValueError(
                 f"{path} needs {named(needs)}, and weights are read without running anything; where you trust it "

@@ -270,6 +270,11 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
         if config is not None:
             raise ValueError(f"{path} has its configuration inside; leave out --config, and change keys by key=value")
         return found
+    if found.format.kind == "pair":
+        raise ValueError(
+            f"{path} is not a checkpoint of BiTAD but the weights of two networks, without a configuration; give the "
+            "run or the checkpoint that they were taken from"
+        )
     if found.format.kind != "detector":
         raise ValueError(
             f"{path} is not a checkpoint of BiTAD but a backbone: {found.format.title}; name it in "

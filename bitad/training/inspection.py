@@ -223,9 +223,8 @@ def _of_size(transformer: TransformerSize | None, head: HeadSize | None) -> Conf
     else:
         data = {"annotations": "none", "videos": "none"}
         model["backbone"] = _backbone(transformer)
-    steps = math.lcm(CLIP_FRAMES, 1 if head is None else 2 ** (head.levels - 1))
-    if head is None:
-        steps = math.lcm(steps, 2**5)
+    levels = 6 if head is None else min(head.levels, 64)  # of more, parse_config says that there are too many
+    steps = math.lcm(CLIP_FRAMES, 2 ** (levels - 1))
     return parse_config({"name": "inspected", "data": data, "window": {"steps": steps}, "model": model}, "of this size")
 
 

@@ -317,6 +317,15 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
         ({**COLUMNS, "video-id": [1, 2, 3]}, "row 0: video 1 is not a name"),
         ([RECORDS[0], {"video-id": "a"}], "row 1: detection {'video-id': 'a'} has no t-start"),
         ([RECORDS[0], 7], "row 1: detection 7 has no video-id"),
+        ({"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}}, "segment [-1e+308, 2] is not two"),
+        ({**COLUMNS, "score": [1.0, 2.0, 1e300]}, "row 2: score 1e+300 is not a finite number"),
+        ("a 1 2 3 0.5\na 5 6 run 0.5\n", ":2: class 'run' is not a class number of the kit"),
+        ("a 1 2 3 0.5\na 5 6 -3 0.5\n", ":2: class '-3' is not a class number of the kit"),
+        (f"a 1 2 {'9' * 5000} 0.5\n", "9' is not a class number of the kit"),
+        (table("video-id,t-start,t-end,label,score", lambda number: number - 1), "class number -1 is not one of the 3"),
+        (table("video-id,t-start,t-end,label,score", lambda _: "9" * 5000), "9 is not among the classes that"),
+        ({**COLUMNS, "label": {"0": 1, "1": 2, "2": 0}}, "columns video-id and label have different rows"),
+        ({"results": {"a": [{"segment": [1, 2], "label": "", "score": 0.5}]}}, "label '' is not a class name"),
     ],
 )
 def test_a_defect_of_a_table_is_named_with_its_place(tmp_path: Path, classes: Path, content: Any, says: str) -> None:
@@ -339,3 +348,34 @@ def test_names_with_commas_and_quotes_are_read_from_tables(tmp_path: Path) -> No
 def test_a_folder_is_no_detection_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name one file"):
         read_detections(tmp_path)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", " "])
+def test_values_of_a_table_are_separated_as_its_names_are(tmp_path: Path, classes: Path, delimiter: str) -> None:
+    content = table("video-id,t-start,t-end,label,score").replace(",", delimiter)
+    found = read_detections(write(tmp_path / "found.csv", content), classes)
+    assert sorted(found.scores.tolist()) == sorted(row[-1] for row in ROWS)
+    assert set(found.videos) == {"v_a", "v_b"}
+
+
+def test_columns_by_row_number_are_put_in_one_order(tmp_path: Path, classes: Path) -> None:
+    content = {name: dict(zip("012", column, strict=True)) for name, column in COLUMNS.items()}
+    content["t-start"] = dict(reversed(content["t-start"].items()))
+    found = read_detections(write(tmp_path / "found.json", content), classes)
+    assert found.segments.tolist() == [[row[1], row[2]] for row in ROWS]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_refused_with_how_to_export_it(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "eval_results.pkl"
+    path.write_bytes(pickle.dumps(COLUMNS, protocol=protocol))
+    with pytest.raises(ValueError, match=r"a Python pickle.*python -c"):
+        read_detections(path)
+
+
+@pytest.mark.parametrize("rows", [5, {"a": 1}, "text", None])
+def test_annotations_that_list_nothing_name_no_class_number(tmp_path: Path, rows: object) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps({"database": {"a": {"annotations": rows}}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="it names no class with a number"):
+        read_class_numbers(path)

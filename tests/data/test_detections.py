@@ -112,7 +112,7 @@ def test_concatenation_keeps_every_row():
     ("other", "message"),
     [
         (some(basis="reverse"), "forward and on the reverse clock"),
-        (some(durations_s={"kite": 31.5}), "video kite lasts 31.25 s in one part and 31.5 s in another"),
+        (some(durations_s={"kite": 31.5}), "video kite lasts 31.25 s in part 1 and 31.5 s in part 2"),
     ],
 )
 def test_parts_that_disagree_cannot_be_concatenated(other, message):

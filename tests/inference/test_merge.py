@@ -341,7 +341,7 @@ def test_sets_that_cannot_be_merged_say_why():
     a, b = random_pair(2, 5, 5)
     for other, message in [
         (b.reversed(), "forward and on the reverse clock"),
-        (replace(b, durations_s={"u": 29.0}), "video u lasts 30.0 s in one part and 29.0 s in another"),
+        (replace(b, durations_s={"u": 29.0}), "video u lasts 30.0 s in set 1 and 29.0 s in set 2"),
     ]:
         with pytest.raises(ValueError, match=message):
             merge(a, other, method="mean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,43 @@ def test_of_two_sets_of_which_none_is_meant_more_both_are_named(
     )
     torch.save({"student": first, "copy": first}, tmp_path / "w.pth")
     assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        (weights(pyramid__embed__0__conv=(0, 4, 3), head__classification__output=(2, 8, 3)), "too little of a network"),
+        (weights(pyramid__embed__0__conv=(8, 4, 3), head__classification__output=(0, 8, 3)), "too little of a network"),
+        (weights(pyramid__embed__0__conv=(8, 4, 3), head__classification__output=(2, 8, 3)), "too little of a network"),
+        (
+            weights(pyramid__embed__0__conv=(8, 4, 3), head__classification__output=(2, 8, 3))
+            | {"head.scales": torch.ones(20000)},
+            "model.levels: Input should be less than or equal to 30 (is 20000)",
+        ),
+        (weights(patch_embed__proj=CLIP), "too little of a network"),
+    ],
+)
+def test_a_network_that_cannot_be_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: dict[str, Tensor], says: str
+) -> None:
+    torch.save(named, tmp_path / "w.pth")
+    assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 1
+    captured = capsys.readouterr()
+    assert says in captured.out + captured.err
+
+
+def test_the_weights_of_two_networks_are_no_backbone(tmp_path: Path) -> None:
+    torch.save({"first.network.head.scales": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="the weights of two networks, without a configuration"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_sound_file_whose_name_pytorch_cannot_open_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.pth")
+    torch.save(vit().state_dict(), tmp_path / "w.pth")
+    try:
+        (tmp_path / "w.pth").rename(path)
+    except OSError:
+        pytest.skip("the file system takes only names that are UTF-8")
+    with pytest.raises(ValueError, match="PYTHONUTF8=1, or rename it"):
+        load_backbone(vit(), path)
