@@ -79,10 +79,8 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
         FileNotFoundError, ValueError: as :func:`read_classes`; or it is not told from where the numbers count.
     """
     source = f"{classes}" if isinstance(classes, (str, PathLike)) else "the classes"
-    lines = read_classes(classes) if isinstance(classes, (str, PathLike)) else _distinct(classes, source)
-    found = [_NUMBERED.fullmatch(line) for line in lines]
-    numbered = {int(match[1]): match[2] for match in found if match is not None}
-    if len(numbered) == len(lines):
+    lines, numbered = _lines_and_numbers(classes)
+    if numbered:
         names = tuple(numbered.values())
         if set(numbers) <= numbered.keys():
             return numbered
@@ -97,6 +95,30 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
             'not told whether they count from 0 or 1; number the names in the list, "0 NAME" or "1 NAME" a line'
         )
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
+
+
+def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
+    """The names of a list of classes, without their numbers where the list numbers them and the labels have none.
+
+    Args:
+        labels: those that occur in the file.
+        classes: the names in order, or the path of the list.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_classes`.
+    """
+    lines, numbered = _lines_and_numbers(classes)
+    if not numbered or not set(lines).isdisjoint(labels):
+        return lines
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def _lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str]]:
+    """The lines of a list of classes, and the names by number if every line has a number of its own."""
+    lines = read_classes(classes) if isinstance(classes, (str, PathLike)) else _distinct(classes, "the classes")
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbered = {int(match[1]): match[2] for match in found if match is not None}
+    return lines, numbered if len(numbered) == len(lines) else {}
 
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:

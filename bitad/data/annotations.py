@@ -134,8 +134,10 @@ def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     if video.fps is not None:
         return video.fps
     if video.frames is None or math.isinf(video.duration_s):
+        remedy = "; or leave it out with --missing drop" if math.isinf(video.duration_s) else ""
         raise ValueError(
-            f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos"
+            f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos that "
+            f"has it{remedy}"
         )
     return video.frames / video.duration_s
 
