@@ -12,7 +12,7 @@ from typing import Any
 
 from bitad.data.clock_agreement import Clock
 from bitad.data.csv_tables import columns_of, rows_of_table
-from bitad.data.stated import described, is_missing, number
+from bitad.data.stated import described, is_missing, number, some
 from bitad.files import read_json
 from bitad.video.finder import VideoFinder
 from bitad.video.indexing import index_video
@@ -105,7 +105,12 @@ def _listed(path: Path) -> Mapping[str, Mapping[str, Any]]:
 
 def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
     """A table's rows by video; rows of segments may repeat their video's, where they state the same of it."""
-    key = next((column for column in _VIDEO_COLUMNS if column in columns_of(path)), _VIDEO_COLUMNS[0])
+    columns = columns_of(path)
+    key = next((column for column in _VIDEO_COLUMNS if column in columns), None)
+    if key is None and path.is_file():
+        has = f"; it has {some(columns)}" if columns else ""
+        raise ValueError(f"{path}: no column {' or '.join(map(repr, _VIDEO_COLUMNS))} of the videos' names{has}")
+    key = key or _VIDEO_COLUMNS[0]
     rows: dict[str, dict[str, str]] = {}
     for line, row in rows_of_table(path, (key,)):
         own = {name: row[name] for names in (*_NAMES.values(), ("subset",)) for name in names if name in row}

@@ -447,3 +447,29 @@ def test_a_video_without_a_duration_is_said_not_to_be_reversed(tmp_path: Path, r
     assert "leave it out with --missing drop" in failing(*convert)
     run(*convert, "--missing", "drop")
     assert read_annotations(out).subsets() == {"validation": 1}
+
+
+@pytest.mark.parametrize("empty", [None, [], "", ["", None], [None, None]])
+def test_an_empty_segment_in_frames_is_not_stated(empty: Any, tmp_path: Path, run: Run) -> None:
+    rows_stated = [{"segment": [1, 2], "segment(frames)": empty, "label": "x"}, {"segment": [5, 6], "label": "x"}]
+    src = save(tmp_path / "a.json", database(duration=10, annotations=rows_stated))
+    assert run("annotations", "check", src).endswith("0 defects\n")
+    run("annotations", "convert", src, tmp_path / "out.json")
+    run("reverse", src, tmp_path / "reversed.json")
+    assert rows(read_annotations(tmp_path / "reversed.json")) == {"a": [(4, 5, "x"), (8, 9, "x")]}
+
+
+@pytest.mark.parametrize("label", ["", " "])
+def test_an_empty_label_is_no_class(label: str, tmp_path: Path, run: Run, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(duration=10, annotations=[{"segment": [1, 2], "label": label}]))
+    says = f"label {label!r} is not a name"
+    assert says in run("annotations", "check", src, status=1)
+    assert says in failing("annotations", "convert", src, tmp_path / "out.json")
+
+
+def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_path: Path, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(annotations=[]))
+    info = save(tmp_path / "info.csv", "file,duration\na,3\n")
+    said = failing("annotations", "convert", src, tmp_path / "out.json", "--video-info", info)
+    assert "no column 'video_id' or 'video' or " in said
+    assert "it has file, duration" in said
