@@ -89,6 +89,11 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
         names = tuple(numbered[number] for number in sorted(numbered))
     else:
         names = lines
+    if numbers and 0 not in numbers and max(numbers) > len(names):
+        raise ValueError(
+            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names only {len(names)}; "
+            "name the list of these classes"
+        )
     if numbers and 0 not in numbers and len(names) not in numbers:
         raise ValueError(
             f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names {len(names)}: it is "
@@ -114,11 +119,20 @@ def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
 
 
 def _lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str]]:
-    """The lines of a list of classes, and the names by number if every line has a number of its own."""
+    """The lines of a list of classes, and the names by number if every line has a number.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_classes`; a number or a name occurs twice.
+    """
     lines = read_classes(classes) if isinstance(classes, (str, PathLike)) else _distinct(classes, "the classes")
-    found = [_NUMBERED.fullmatch(line) for line in lines]
-    numbered = {int(match[1]): match[2] for match in found if match is not None}
-    return lines, numbered if len(numbered) == len(lines) else {}
+    found = [match for match in map(_NUMBERED.fullmatch, lines) if match is not None]
+    if len(found) < len(lines):
+        return lines, {}
+    numbered = {int(match[1]): match[2] for match in found}
+    if min(len(numbered), len(set(numbered.values()))) < len(lines):
+        source = classes if isinstance(classes, (str, PathLike)) else "the classes"
+        raise ValueError(f"{source}: a number has two class names in it, or a class name two numbers; keep one")
+    return lines, numbered
 
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:

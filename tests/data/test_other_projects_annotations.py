@@ -473,3 +473,18 @@ def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_pat
     said = failing("annotations", "convert", src, tmp_path / "out.json", "--video-info", info)
     assert "no column 'video_id' or 'video' or " in said
     assert "it has file, duration" in said
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ("A\nB\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("1 A\n1 B\n3 C\n", "{}: a number has two class names in it"),
+        ("1 A\n2 A\n3 C\n", "{}: a number has two class names in it, or a class name two numbers"),
+    ],
+)
+def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, tmp_path: Path, failing: Run) -> None:
+    video = {"subset": "t", "duration": 9, "actions": [[1, 1, 2], [3, 2, 3]]}
+    src, named = save(tmp_path / "m.json", {"v": video}), save(tmp_path / "classes.txt", classes)
+    assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
