@@ -89,15 +89,13 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
         names = tuple(numbered[number] for number in sorted(numbered))
     else:
         names = lines
-    if numbers and 0 not in numbers and max(numbers) > len(names):
-        raise ValueError(
-            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names only {len(names)}; "
-            "name the list of these classes"
-        )
     if numbers and 0 not in numbers and len(names) not in numbers:
+        says = f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names"
+        if max(numbers) > len(names):
+            raise ValueError(f"{says} only {len(names)}; name the list of these classes")
         raise ValueError(
-            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names {len(names)}: it is "
-            'not told whether they count from 0 or 1; number the names in the list, "0 NAME" or "1 NAME" a line'
+            f"{says} {len(names)}: it is not told whether they count from 0 or 1; number the names in the list, "
+            '"0 NAME" or "1 NAME" a line'
         )
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
 

@@ -124,7 +124,8 @@ def _native(stated: Mapping[str, Any]) -> dict[str, Any]:
     fps = stated.get("rfps", stated.get("fps"))
     own = {"duration": stated.get("duration_second"), "frame": stated.get("duration_frame"), "fps": fps}
     subset = {"subset": stated["subset"]} if "subset" in stated else {}
-    return {**subset, **own, "annotations": stated.get("annotations", [])}
+    rows = {"annotations": stated["annotations"]} if "annotations" in stated else {}
+    return {**subset, **own, **rows}
 
 
 def read_ego4d_mq(files: Sequence[Path]) -> Source:

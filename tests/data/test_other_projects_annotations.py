@@ -11,7 +11,7 @@ import pytest
 
 from bitad.cli import main
 from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_forms import recognise
+from bitad.data.annotation_forms import FORMS, recognise
 from bitad.data.annotations import Annotations, read_annotations
 from bitad.data.clock_agreement import Clock
 from bitad.data.video_clocks import read_clocks, read_subsets
@@ -488,3 +488,23 @@ def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, t
     video = {"subset": "t", "duration": 9, "actions": [[1, 1, 2], [3, 2, 3]]}
     src, named = save(tmp_path / "m.json", {"v": video}), save(tmp_path / "classes.txt", classes)
     assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", None),
+        ("a.json", {"v": {"subset": "training", "duration": 3, "actions": 3}}),
+        ("a.json", {"v": {"subset": "training", "file": "v.mp4"}}),
+        ("a.csv", "video-name,t-init,t-end\nvideo_test_1,1,2\n"),
+        ("a.txt", "video_test_1 1\n"),
+    ],
+)
+def test_a_file_named_as_of_a_form_that_it_has_not_is_refused_with_the_cause(
+    form: str, name: str, content: Any, tmp_path: Path, failing: Run
+) -> None:
+    src = save(tmp_path / name, content)
+    said = failing("annotations", "convert", src, tmp_path / "out.json", "--from", form)
+    assert str(src) in said
+    assert "--debug" not in said  # as of an error that nobody foresaw
