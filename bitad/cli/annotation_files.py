@@ -161,14 +161,19 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.annotation_convert import class_list, convert_annotations, write_both_directions, write_classes
     from bitad.data.annotation_policy import Policy
     from bitad.data.annotations import write_annotations
-    from bitad.outputs import check_apart
+    from bitad.outputs import check_file, check_folder
     from bitad.progress import following
     from bitad.video.names import listed
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
-    inputs = (arguments.src, arguments.classes, arguments.video_info)
-    check_apart(*([path for path in paths if path] for paths in ((arguments.dst, arguments.class_list), inputs)))
+    inputs = [path for path in (arguments.src, arguments.classes, arguments.video_info) if path is not None]
+    if arguments.both_directions:
+        check_folder(arguments.dst, "DST")
+    else:
+        check_file(arguments.dst, "DST", inputs)
+    if arguments.class_list is not None:
+        check_file(arguments.class_list, "--class-list", inputs)
     with following("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,

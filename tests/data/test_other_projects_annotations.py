@@ -508,3 +508,23 @@ def test_a_file_named_as_of_a_form_that_it_has_not_is_refused_with_the_cause(
     said = failing("annotations", "convert", src, tmp_path / "out.json", "--from", form)
     assert str(src) in said
     assert "--debug" not in said  # as of an error that nobody foresaw
+
+
+def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(duration=3, annotations=[{"segment": [1, 2], "label": "x"}]))
+    folder, file = tmp_path / "folder", tmp_path / "out.json"
+    folder.mkdir()
+    says = f"{folder}: it is a folder; give the name of a file"
+    assert says in failing("annotations", "convert", src, folder)
+    assert says in failing("annotations", "convert", src, file, "--class-list", folder)
+    assert says in failing("reverse", src, folder)
+    assert f"{src} is no folder" in failing("annotations", "convert", src, src, "--both-directions")
+    assert not file.exists()
+
+
+def test_annotations_that_are_not_json_are_not_reversed_as_a_video(tmp_path: Path, run: Run, failing: Run) -> None:
+    table = save(tmp_path / "a.csv", GTAD)
+    assert f"`bitad annotations convert {table} FILE.json`" in failing("reverse", table, tmp_path / "out.csv")
+    src = save(tmp_path / "A.JSON", database(duration=3, annotations=[{"segment": [1, 2.5], "label": "x"}]))
+    run("reverse", src, tmp_path / "out.json")
+    assert rows(read_annotations(tmp_path / "out.json")) == {"a": [(0.5, 2, "x")]}
