@@ -174,6 +174,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         check_file(arguments.dst, "DST", inputs)
     if arguments.class_list is not None:
         check_file(arguments.class_list, "--class-list", inputs)
+        if arguments.class_list.resolve() == arguments.dst.resolve():
+            raise ValueError(
+                f"--class-list {arguments.class_list}: the annotations are written there; name another file"
+            )
     with following("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,

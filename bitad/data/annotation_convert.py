@@ -71,7 +71,7 @@ class Clocks:
             names = tuple(names)
             listed = read_clocks(video_info)
             known = renamed(listed, names, video_info)
-            unlisted = {name: f"{video_info} does not list it" for name in names if name not in known}
+            unlisted = {name: f"{video_info} does not list its duration" for name in names if name not in known}
             sides = Matching.of(names, listed).sides() if unlisted else ""
             if unlisted and len(unlisted) == len(names):
                 raise ValueError(f"{video_info} lists none of the videos: {sides}; name the list of these videos")

@@ -68,13 +68,20 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
     ``database``, so that an annotation file of OpenTAD's serves too, and use mmaction2's names (``duration_second``,
     ``duration_frame``). A table (``.csv``) has a column ``video_id`` or ``video`` and ``duration`` or the others:
     EPIC-Kitchens-100's ``EPIC_100_video_info.csv``, BSN's ``video_info_new.csv`` (``seconds``, ``numFrame``, ``rfps``),
-    AFSD's ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``.
+    AFSD's ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``. Videos of which it states none
+    of these are passed over, unless it does so of all.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such list, or lacks what a video needs.
     """
-    return {name: _clock(video, f"{path}: video {name}") for name, video in _listed(Path(path)).items()}
+    listed = _listed(Path(path))
+    stated = {name: video for name, video in listed.items() if any(map(partial(_states, video), _NAMES.values()))}
+    return {name: _clock(video, f"{path}: video {name}") for name, video in (stated or listed).items()}
+
+
+def _states(video: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return not all(is_missing(video.get(name)) for name in names)
 
 
 def read_subsets(path: str | Path) -> dict[str, str]:

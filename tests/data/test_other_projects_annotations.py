@@ -409,7 +409,7 @@ def test_what_a_list_of_videos_lacks_is_told_by_the_names_of_both(
     video = {"subset": "test", "annotations": [{"segment": [1, 2], "label": "x"}]}
     src = save(tmp_path / "a.json", {"database": {"a.mp4": video, "b": video}})
     info = save(tmp_path / "info.json", {"v_a": {"duration": 5}, "c": {"duration": 5}, "d": {"duration": 5}})
-    sides = "info.json does not list it; missing: 'b'; there: 'c', 'd'"
+    sides = "info.json does not list its duration; missing: 'b'; there: 'c', 'd'"
     convert = ["annotations", "convert", str(src), str(tmp_path / "out.json"), "--video-info", str(info)]
     assert main(convert) == 1
     assert sides in capsys.readouterr().err
@@ -519,6 +519,7 @@ def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: R
     assert says in failing("annotations", "convert", src, file, "--class-list", folder)
     assert says in failing("reverse", src, folder)
     assert f"{src} is no folder" in failing("annotations", "convert", src, src, "--both-directions")
+    assert "the annotations are written there" in failing("annotations", "convert", src, file, "--class-list", file)
     assert not file.exists()
 
 
@@ -528,3 +529,15 @@ def test_annotations_that_are_not_json_are_not_reversed_as_a_video(tmp_path: Pat
     src = save(tmp_path / "A.JSON", database(duration=3, annotations=[{"segment": [1, 2.5], "label": "x"}]))
     run("reverse", src, tmp_path / "out.json")
     assert rows(read_annotations(tmp_path / "out.json")) == {"a": [(0.5, 2, "x")]}
+
+
+def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(tmp_path: Path, run: Run, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
+    convert = ("annotations", "convert", src, tmp_path / "out.json", "--video-info")
+    timed, untimed = {"subset": "t", "duration": 5}, {"subset": "t", "duration": None}
+    run(*convert, save(tmp_path / "info.json", {"database": {"a": timed, "b": untimed, "c": {}}}))
+    assert read_annotations(tmp_path / "out.json").videos["a"].duration_s == 5
+    said = failing(*convert, save(tmp_path / "other.json", {"database": {"a": untimed, "b": timed}}))
+    assert "other.json lists none of the videos: missing: 'a'; there: 'b'" in said
+    said = failing(*convert, save(tmp_path / "none.json", {"database": {"a": untimed}}))
+    assert "video a: neither its duration nor its frames and fps are stated" in said
