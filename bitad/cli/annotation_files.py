@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from bitad.cli.verbs import Verbs
@@ -114,7 +115,7 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
         "--missing",
         choices=["error", "drop"],
         default="error",
-        help="what to do with videos whose duration is not known (error)",
+        help="what to do with videos of no known duration (error)",
     )
     p.add_argument("--all", action="store_true", help=f"list every remark, not the first {_MOST_REMARKS} of a kind")
     p.add_argument(
@@ -147,7 +148,10 @@ def _check(arguments: argparse.Namespace) -> int:
     for subset, count in report.without_truth.items():
         say(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
-        say(f"{report.unmeasured} videos are of unknown duration; --videos or --video-info tells segments beyond it")
+        say(
+            f"{report.unmeasured} videos are of unknown duration, and segments beyond it are not noticed: "
+            f"{report.why_unmeasured}"
+        )
     count = len(report.defects) + len(report.without_truth)
     say(f"{count} defects")
     return 1 if count else 0
@@ -157,13 +161,23 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.annotation_convert import class_list, convert_annotations, write_both_directions, write_classes
     from bitad.data.annotation_policy import Policy
     from bitad.data.annotations import write_annotations
-    from bitad.outputs import check_apart
+    from bitad.outputs import check_file, check_folder
     from bitad.progress import following
+    from bitad.video.names import listed
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
-    inputs = (arguments.src, arguments.classes, arguments.video_info)
-    check_apart(*([path for path in paths if path] for paths in ((arguments.dst, arguments.class_list), inputs)))
+    inputs = [path for path in (arguments.src, arguments.classes, arguments.video_info) if path is not None]
+    if arguments.both_directions:
+        check_folder(arguments.dst, "DST")
+    else:
+        check_file(arguments.dst, "DST", inputs)
+    if arguments.class_list is not None:
+        check_file(arguments.class_list, "--class-list", inputs)
+        if arguments.class_list.resolve() == arguments.dst.resolve():
+            raise ValueError(
+                f"--class-list {arguments.class_list}: the annotations are written there; name another file"
+            )
     with following("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
@@ -190,6 +204,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         written = (*written, arguments.class_list)
     for line in converted.lines(None if arguments.all else _MOST_REMARKS):
         say(line)
+    unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
+    if arguments.both_directions and unknown:
+        say(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
     say("written: " + ", ".join(map(str, written)))
     return 0
 

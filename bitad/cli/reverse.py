@@ -48,6 +48,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.annotations import reverse_annotation_file
+    from bitad.outputs import check_file
     from bitad.progress import following
     from bitad.video.reverse import reverse_video
     from bitad.workers import worker_count
@@ -61,7 +62,10 @@ def _reverse(arguments: argparse.Namespace) -> int:
         return _reverse_folder(arguments, workers)
     if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
         return 0
-    if src.name.endswith((".json", ".json.gz")):
+    check_file(dst, "DST")
+    if src.name.lower().endswith((".csv", ".txt")):
+        raise ValueError(f"{src}: of annotations, JSON is reversed: first `bitad annotations convert {src} FILE.json`")
+    if src.name.lower().endswith((".json", ".json.gz")):
         said = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
         if said is not None:
             say(said, file=sys.stderr)

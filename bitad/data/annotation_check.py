@@ -33,6 +33,7 @@ class AnnotationReport:
         defects: everything found, video after video.
         without_truth: number of videos in each subset none of whose videos has a segment of a class.
         unmeasured: number of videos of unknown duration, whose segments may be outside unnoticed.
+        why_unmeasured: why their durations are unknown, and the remedy; empty where there are none.
     """
 
     path: str
@@ -42,6 +43,7 @@ class AnnotationReport:
     defects: tuple[Defect, ...]
     without_truth: dict[str, int]
     unmeasured: int
+    why_unmeasured: str = ""
 
     @property
     def videos(self) -> int:
@@ -119,6 +121,7 @@ def check_annotations(
     with_truth = {entry.video.subset for entry in entries if not set(names).isdisjoint(entry.video.labels)}
     place = {entry.video.name: index for index, entry in enumerate(entries)}
     counts = Counter(label for entry in entries for label in entry.video.labels)
+    unmeasured = [entry.video.name for entry in entries if math.isinf(entry.video.duration_s)]
     return AnnotationReport(
         path=str(path),
         subsets=dict(subsets),
@@ -126,7 +129,8 @@ def check_annotations(
         ignored={label: counts[label] for label in ignore if label in counts and label not in names},
         defects=tuple(sorted(defects, key=lambda defect: place[defect.video])),
         without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
-        unmeasured=sum(math.isinf(entry.video.duration_s) for entry in entries),
+        unmeasured=len(unmeasured),
+        why_unmeasured=clocks.why_several_unknown(unmeasured) if unmeasured else "",
     )
 
 

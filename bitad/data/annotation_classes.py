@@ -79,10 +79,8 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
         FileNotFoundError, ValueError: as :func:`read_classes`; or it is not told from where the numbers count.
     """
     source = f"{classes}" if isinstance(classes, (str, PathLike)) else "the classes"
-    lines = read_classes(classes) if isinstance(classes, (str, PathLike)) else _distinct(classes, source)
-    found = [_NUMBERED.fullmatch(line) for line in lines]
-    numbered = {int(match[1]): match[2] for match in found if match is not None}
-    if len(numbered) == len(lines):
+    lines, numbered = _lines_and_numbers(classes)
+    if numbered:
         names = tuple(numbered.values())
         if set(numbers) <= numbered.keys():
             return numbered
@@ -92,11 +90,47 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
     else:
         names = lines
     if numbers and 0 not in numbers and len(names) not in numbers:
+        says = f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names"
+        if max(numbers) > len(names):
+            raise ValueError(f"{says} only {len(names)}; name the list of these classes")
         raise ValueError(
-            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source} names {len(names)}: it is "
-            'not told whether they count from 0 or 1; number the names in the list, "0 NAME" or "1 NAME" a line'
+            f"{says} {len(names)}: it is not told whether they count from 0 or 1; number the names in the list, "
+            '"0 NAME" or "1 NAME" a line'
         )
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
+
+
+def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
+    """The names of a list of classes, without their numbers where the list numbers them and the labels have none.
+
+    Args:
+        labels: those that occur in the file.
+        classes: the names in order, or the path of the list.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_classes`.
+    """
+    lines, numbered = _lines_and_numbers(classes)
+    if not numbered or not set(lines).isdisjoint(labels):
+        return lines
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def _lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str]]:
+    """The lines of a list of classes, and the names by number if every line has a number.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_classes`; a number or a name occurs twice.
+    """
+    lines = read_classes(classes) if isinstance(classes, (str, PathLike)) else _distinct(classes, "the classes")
+    found = [match for match in map(_NUMBERED.fullmatch, lines) if match is not None]
+    if len(found) < len(lines):
+        return lines, {}
+    numbered = {int(match[1]): match[2] for match in found}
+    if min(len(numbered), len(set(numbered.values()))) < len(lines):
+        source = classes if isinstance(classes, (str, PathLike)) else "the classes"
+        raise ValueError(f"{source}: a number has two class names in it, or a class name two numbers; keep one")
+    return lines, numbered
 
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:

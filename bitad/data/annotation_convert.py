@@ -69,9 +69,10 @@ class Clocks:
         """
         if video_info is not None:
             names = tuple(names)
-            known = renamed(read_clocks(video_info), names, video_info)
-            unlisted = {name: f"{video_info} does not list it" for name in names if name not in known}
-            sides = Matching.of(names, known).sides() if unlisted else ""
+            listed = read_clocks(video_info)
+            known = renamed(listed, names, video_info)
+            unlisted = {name: f"{video_info} does not list its duration" for name in names if name not in known}
+            sides = Matching.of(names, listed).sides() if unlisted else ""
             if unlisted and len(unlisted) == len(names):
                 raise ValueError(f"{video_info} lists none of the videos: {sides}; name the list of these videos")
             return cls(known, unlisted, str(video_info), sides)
@@ -109,6 +110,10 @@ class Clocks:
             return self.missing[name]
         return "its file states none; give --videos DIR or --video-info JSON"
 
+    def why_several_unknown(self, names: Sequence[str]) -> str:
+        """Why videos have no duration, told of the first, and the remedy."""
+        return self.why_unknown(names[0]) + (f"; {self.sides}" if self.sides else "")
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -134,7 +139,7 @@ class Conversion:
         return [
             f"{self.form}: {len(self.annotations.videos)} videos, {of_classes} segments of {len(classes)} classes"
             + "".join(beside),
-            f"subsets: {subsets}",
+            f"subsets: {subsets or 'none'}",
             *abridged(self.report, most, "--all lists every one, `bitad annotations check` every defect"),
         ]
 
@@ -178,6 +183,8 @@ def convert_annotations(
     """
     form, read = read_form(src, form, classes=classes, video_info=video_info)
     annotations = read.annotations
+    if not annotations.videos:
+        raise ValueError(f"{src}: no videos in it; there is nothing to convert")
     report = [Remark("of the files", note) for note in read.notes]
     if undecided == "drop":
         count = _segments(annotations)
@@ -275,6 +282,8 @@ def _timed(
     if missing == "error":
         _refuse_unknown([video for video in unknown if video.labels], clocks, src)
     report = [*_kept(kept, clocks), *_left_out(unknown, annotations, clocks)]
+    if not videos:
+        report.insert(0, Remark("no videos", "no video is left: what is written holds no ground truth"))
     if filled := sum(name in clocks.known for name in videos):
         says = f"what the files do not state of {filled} videos' durations and frames is from {clocks.source}"
         report.append(Remark("durations", says))
@@ -292,7 +301,7 @@ def _refuse_unknown(needed: Sequence[AnnotatedVideo], clocks: Clocks, src: str |
     first, count = needed[0], len(needed)
     more = f" (and of {count - 1} more)" if count > 1 else ""
     remedy = "state it, or leave such videos out with --missing drop"
-    why = clocks.why_unknown(first.name) + (f"; {clocks.sides}" if clocks.sides else "")
+    why = clocks.why_several_unknown([video.name for video in needed])
     raise ValueError(f"{src}: video {first.name}: its duration{more} is not known: {why}; {remedy}")
 
 

@@ -16,7 +16,7 @@ from bitad.data.annotation_rows import Given, Source, VideoRows, Videos, seconds
 from bitad.data.stated import described
 from bitad.data.video_clocks import read_clocks, read_subsets
 from bitad.files import read_json
-from bitad.video.names import renamed
+from bitad.video.names import Matching, renamed
 
 _BSN_VIDEOS = "video_info_new.csv"
 # What is carried over from a video of a database, and from one of its annotations.
@@ -56,7 +56,7 @@ def _notes(videos: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         left_out.update(f"{key} of annotations" for row in sound for key in row if key not in _ROW_KEYS)
     notes = [f"{count} videos of the file have no list of annotations" for count in [unannotated] if count]
     if left_out:
-        notes.append(f"left out, for no form written here holds it: {', '.join(sorted(left_out))}")
+        notes.append(f"left out, as the written form has no place for them: {', '.join(sorted(left_out))}")
     return tuple(notes)
 
 
@@ -92,9 +92,9 @@ def read_bsn(files: Sequence[Path], given: Given) -> Source:
     stated = videos_by_name(read_json(path), path)
     beside = path.parent / _BSN_VIDEOS
     table = given.video_info or (beside if beside.is_file() else None)
-    if table is None and not all("subset" in video for video in stated.values()):
-        raise ValueError(f"{path}: it states no subsets; put {_BSN_VIDEOS} beside it, or name that with --video-info")
     subsets = {} if table is None else renamed(read_subsets(table), stated, table)
+    if unlisted := [name for name, video in stated.items() if name not in subsets and "subset" not in video]:
+        _refuse_unlisted(unlisted, table, path)
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
     for name, video in stated.items():
@@ -105,12 +105,27 @@ def read_bsn(files: Sequence[Path], given: Given) -> Source:
     return Source(read_entries({"database": videos}, path), notes=notes)
 
 
+def _refuse_unlisted(unlisted: Sequence[str], table: Path | None, path: Path) -> None:
+    """Refuses BSN's videos whose subsets neither their file nor the list of videos states."""
+    if table is None:
+        raise ValueError(f"{path}: it states no subsets; put {_BSN_VIDEOS} beside it, or name that with --video-info")
+    if not (subsets := read_subsets(table)):
+        raise ValueError(f"{path}: it states no subsets, nor does {table}; name {_BSN_VIDEOS} with --video-info")
+    more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
+    sides = Matching.of(unlisted, subsets).sides()
+    raise ValueError(
+        f"{table}: no subset of video {unlisted[0]}{more} of {path}; {sides}; name the list of these videos with "
+        "--video-info"
+    )
+
+
 def _native(stated: Mapping[str, Any]) -> dict[str, Any]:
     """A video of mmaction2's or BSN's as the native form states it."""
     fps = stated.get("rfps", stated.get("fps"))
     own = {"duration": stated.get("duration_second"), "frame": stated.get("duration_frame"), "fps": fps}
     subset = {"subset": stated["subset"]} if "subset" in stated else {}
-    return {**subset, **own, "annotations": stated.get("annotations", [])}
+    rows = {"annotations": stated["annotations"]} if "annotations" in stated else {}
+    return {**subset, **own, **rows}
 
 
 def read_ego4d_mq(files: Sequence[Path]) -> Source:

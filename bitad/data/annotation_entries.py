@@ -154,14 +154,25 @@ def _read_row(row: Any) -> _Row:
         if key not in row:
             raise ValueError(f'annotation {reprlib.repr(row)} has no "{key}"')
     segment = segment_of(row["segment"], "segment")
-    stated = row.get(FRAME_SEGMENT)
-    in_frames = (math.nan, math.nan) if stated in (None, [None, None]) else segment_of(stated, FRAME_SEGMENT)
+    in_frames = segment_in_frames(row) or (math.nan, math.nan)
     label, label_id = row["label"], row.get("label_id")
-    if not isinstance(label, str):
+    if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label {reprlib.repr(label)} is not a name")
     if label_id is not None and (not isinstance(label_id, int) or isinstance(label_id, bool)):
         raise ValueError(f"label_id {reprlib.repr(label_id)} is not a whole number")
     return _Row(segment, in_frames, label, label_id)
+
+
+def segment_in_frames(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Start and end in frames that an annotation states, as ActionFormer's do; None where it leaves them empty.
+
+    Raises:
+        ValueError: what it states is no start and end.
+    """
+    stated = row.get(FRAME_SEGMENT)
+    if is_missing(stated) or (isinstance(stated, list) and all(map(is_missing, stated))):
+        return None
+    return segment_of(stated, FRAME_SEGMENT)
 
 
 def segment_of(stated: Any, key: str) -> tuple[float, float]:

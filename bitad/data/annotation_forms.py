@@ -115,18 +115,21 @@ def _of_native(_: Path, head: Any) -> bool:
     return _of_database(head) and not _frames_stated(head)
 
 
-def _first_video(head: Any) -> dict[str, Any]:
-    """The first of videos by name."""
-    first = next(iter(head.values()), None) if isinstance(head, dict) else None
-    return first if isinstance(first, dict) else {}
+def _videos(head: Any) -> list[dict[str, Any]]:
+    """Videos by name; any of them may be the one that lacks something."""
+    return [video for video in head.values() if isinstance(video, dict)] if isinstance(head, dict) else []
 
 
 def _of_mmaction2(path: Path, head: Any) -> bool:
-    return "duration_second" in _first_video(head) and _subset_in_name(path)
+    return _seconds_stated(head) and _subset_in_name(path)
 
 
 def _of_bsn(path: Path, head: Any) -> bool:
-    return "duration_second" in _first_video(head) and not _subset_in_name(path)
+    return _seconds_stated(head) and not _subset_in_name(path)
+
+
+def _seconds_stated(head: Any) -> bool:
+    return any("duration_second" in video for video in _videos(head))
 
 
 def _subset_in_name(path: Path) -> bool:
@@ -134,7 +137,7 @@ def _subset_in_name(path: Path) -> bool:
 
 
 def _of_multilabel(_: Path, head: Any) -> bool:
-    return isinstance(_first_video(head).get("actions"), list)
+    return any(isinstance(video.get("actions"), list) for video in _videos(head))
 
 
 def _of_ego4d(_: Path, head: Any) -> bool:
@@ -348,18 +351,27 @@ def _looks(src: Path, heads: dict[Path, Any]) -> str:
         return f"a folder {f'with {some(names)}' if names else 'without files'}" + (f"; {inner}" if inner else "")
     head = heads[src]
     signature = signature_of(src)
-    if isinstance(head, Columns | Fields) and signature.kind == "json":
-        return f"{signature.says}; give it a name that ends in .json"
-    if head is _OTHER or (isinstance(head, Columns | Fields) and signature.kind not in ("text", "empty")):
-        return str(signature)
+    if not _is_json(head):
+        if remedy := {
+            "json": "give it a name that ends in .json, if it is one JSON document",
+            "text": "give it a name that ends in .csv or .txt, if it is a table or lines" if head is _OTHER else "",
+            "pickle": "write it as JSON with the project that wrote it",
+        }.get(signature.kind):
+            return f"{signature.says}; {remedy}"
+        if signature.kind != "text":
+            return str(signature)
+    if isinstance(head, Columns | Fields) and not head:
+        return "a file of empty lines"
     if isinstance(head, Columns):
         looks = f"a CSV file with columns {some(head)}"
     elif isinstance(head, Fields):
         looks = f'a text with lines such as "{_shortened(" ".join(head))}"'
     else:
         looks = described(head)
+        if isinstance(head, dict) and isinstance(head.get("results"), dict):
+            return f"{looks}; these are detections, which `bitad evaluate` reads"
     near = _nearest(head)
-    return f"{looks}; the nearest form is {near}" if near else looks
+    return f"{looks}; the nearest form is {near}"
 
 
 def _instead(src: Path, name: str) -> str:
@@ -381,11 +393,10 @@ def _inner_form(folder: Path) -> str | None:
     return None
 
 
-def _nearest(head: Any) -> str | None:
+def _nearest(head: Any) -> str:
     """The form that shares most keys or columns with a file, and what the file lacks of it."""
     if isinstance(head, Fields):
-        near = len(head) >= 3 and all(_is_number(field) for field in head[-2:])
-        return f"thumos14, which has {FORMS['thumos14'].needs[0]}" if near else None
+        return f"thumos14, which has {FORMS['thumos14'].needs[0]}"
     table = isinstance(head, Columns)
     keys = set(head) if table else set(_keys(head))
     shares = {
@@ -394,8 +405,8 @@ def _nearest(head: Any) -> str | None:
         if (form.fits is None) == table
     }
     name = max(shares, key=lambda name: shares[name])
-    if not shares[name]:
-        return None
+    if not shares[name]:  # the commonest one
+        name = "gtad" if table else "native"
     lacks = [key for key in FORMS[name].needs if key not in keys]
     what = "columns" if table else "keys"
     return f"{name}, " + (f"of which it lacks the {what} {', '.join(lacks)}" if lacks else "with its keys elsewhere")
@@ -412,8 +423,8 @@ def _keys(content: Any, depth: int = 6) -> Iterator[str]:
             yield from _keys(value, depth - 1)
 
 
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal()
+def _is_json(head: Any) -> bool:
+    return not isinstance(head, Columns | Fields) and head is not _OTHER
 
 
 def _shortened(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitad.data.annotation_classes import Classes, names_of_numbers
+from bitad.data.annotation_classes import Classes, names_in_list, names_of_numbers
 from bitad.data.annotation_documents import as_name, videos_by_name
 from bitad.data.annotation_rows import Given, Row, Source, VideoRows, Videos, positive, seconds_of
 from bitad.data.clock_agreement import Clock, same_length
@@ -84,7 +84,7 @@ def _classes(
     """The classes in order, the numbers of the labels, and a note; numbers are replaced by names where there are."""
     labels = {row[2] for video in videos.values() for row in video.rows}
     if not all(label.isdecimal() for label in labels):
-        return given, {}, ()
+        return (None if given is None else names_in_list(labels, given)), {}, ()
     numbers = {label: int(label) for label in labels}
     beside = [path.parent / name for name in _CLASS_LISTS if (path.parent / name).is_file()]
     source = given if given is not None else next(iter(beside), None)

@@ -49,6 +49,8 @@ def read_thumos14(files: Sequence[Path]) -> Source:
 
     def label_and_subset(path: Path, _: str) -> tuple[str, str]:
         label, _, part = path.stem.rpartition("_")
+        if part not in subsets:
+            raise ValueError(f"{path}: not a file of THUMOS14: its name should be CLASS_val.txt or CLASS_test.txt")
         return label, subsets[part]
 
     seen: dict[str, Path] = {}

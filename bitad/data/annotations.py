@@ -22,7 +22,7 @@ from bitad.data.annotation_entries import (
     read_entries,
     refuse,
     rows_key,
-    segment_of,
+    segment_in_frames,
 )
 from bitad.data.clock_agreement import require_agreement
 from bitad.files import read_json, write_json
@@ -134,8 +134,10 @@ def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     if video.fps is not None:
         return video.fps
     if video.frames is None or math.isinf(video.duration_s):
+        remedy = "; or leave it out with --missing drop" if math.isinf(video.duration_s) else ""
         raise ValueError(
-            f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos"
+            f"{path}: video {video.name}: ActionFormer's form needs its frame rate; give --video-info or --videos that "
+            f"has it{remedy}"
         )
     return video.frames / video.duration_s
 
@@ -145,8 +147,7 @@ def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str 
     segments, order = reversed_ascending(video.segments, video.duration_s)
     reversed_rows = [rows[i] | {"segment": segment} for i, segment in zip(order, segments.tolist(), strict=True)]
     for row in reversed_rows:
-        stated = row.get(FRAME_SEGMENT)
-        if stated is None or None in stated:  # not stated
+        if (in_frames := segment_in_frames(row)) is None:
             continue
         if video.frames is not None:
             frames: float = video.frames
@@ -154,6 +155,6 @@ def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str 
             frames = video.duration_s * video.fps
         else:
             raise ValueError(f'{path}: video {video.name}: to reverse "{FRAME_SEGMENT}", state "frame" or "fps"')
-        start, end = segment_of(stated, FRAME_SEGMENT)
+        start, end = in_frames
         row[FRAME_SEGMENT] = [frames - end, frames - start]
     return reversed_rows

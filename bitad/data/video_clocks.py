@@ -12,7 +12,7 @@ from typing import Any
 
 from bitad.data.clock_agreement import Clock
 from bitad.data.csv_tables import columns_of, rows_of_table
-from bitad.data.stated import described, is_missing, number
+from bitad.data.stated import described, is_missing, number, some
 from bitad.files import read_json
 from bitad.video.finder import VideoFinder
 from bitad.video.indexing import index_video
@@ -68,13 +68,20 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
     ``database``, so that an annotation file of OpenTAD's serves too, and use mmaction2's names (``duration_second``,
     ``duration_frame``). A table (``.csv``) has a column ``video_id`` or ``video`` and ``duration`` or the others:
     EPIC-Kitchens-100's ``EPIC_100_video_info.csv``, BSN's ``video_info_new.csv`` (``seconds``, ``numFrame``, ``rfps``),
-    AFSD's ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``.
+    AFSD's ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``. Videos of which it states none
+    of these are passed over, unless it does so of all.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such list, or lacks what a video needs.
     """
-    return {name: _clock(video, f"{path}: video {name}") for name, video in _listed(Path(path)).items()}
+    listed = _listed(Path(path))
+    stated = {name: video for name, video in listed.items() if any(map(partial(_states, video), _NAMES.values()))}
+    return {name: _clock(video, f"{path}: video {name}") for name, video in (stated or listed).items()}
+
+
+def _states(video: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return not all(is_missing(video.get(name)) for name in names)
 
 
 def read_subsets(path: str | Path) -> dict[str, str]:
@@ -105,7 +112,12 @@ def _listed(path: Path) -> Mapping[str, Mapping[str, Any]]:
 
 def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
     """A table's rows by video; rows of segments may repeat their video's, where they state the same of it."""
-    key = next((column for column in _VIDEO_COLUMNS if column in columns_of(path)), _VIDEO_COLUMNS[0])
+    columns = columns_of(path)
+    key = next((column for column in _VIDEO_COLUMNS if column in columns), None)
+    if key is None and path.is_file():
+        has = f"; it has {some(columns)}" if columns else ""
+        raise ValueError(f"{path}: no column {' or '.join(map(repr, _VIDEO_COLUMNS))} of the videos' names{has}")
+    key = key or _VIDEO_COLUMNS[0]
     rows: dict[str, dict[str, str]] = {}
     for line, row in rows_of_table(path, (key,)):
         own = {name: row[name] for names in (*_NAMES.values(), ("subset",)) for name in names if name in row}

@@ -11,7 +11,7 @@ import pytest
 
 from bitad.cli import main
 from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_forms import recognise
+from bitad.data.annotation_forms import FORMS, recognise
 from bitad.data.annotations import Annotations, read_annotations
 from bitad.data.clock_agreement import Clock
 from bitad.data.video_clocks import read_clocks, read_subsets
@@ -254,7 +254,12 @@ def test_bsn_without_subsets_says_where_they_are_looked_for(tmp_path: Path, fail
     convert = ("annotations", "convert", src, tmp_path / "out.json")
     assert "it states no subsets; put video_info_new.csv beside it, or name that with --video-info" in failing(*convert)
     save(tmp_path / "video_info_new.csv", BSN_VIDEOS.rpartition("v_b")[0])
-    assert 'video v_b: "subset" is missing' in failing(*convert)
+    for action in (convert, ("annotations", "check", src)):
+        said = failing(*action)
+        assert "video_info_new.csv: no subset of video v_b of " in said
+        assert "missing: 'v_b'; there: 'v_a'; name the list of these videos" in said
+    save(tmp_path / "video_info_new.csv", "video,numFrame,seconds\nv_a,600,20\nv_b,250,10\n")
+    assert "it states no subsets, nor does " in failing(*convert)
 
 
 def test_lists_of_videos_are_read_under_the_names_that_projects_use(tmp_path: Path) -> None:
@@ -338,7 +343,14 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
             "a CSV file with columns id, start, end, label; the nearest form is gtad, of ",
         ),
         ("a.csv", "id,start,end,label\n", "of which it lacks the columns video, type;"),
-        ("a.csv", "\n", "a CSV file with columns ;"),
+        ("a.csv", "\n", "a file of empty lines;"),
+        ("a.csv", "", "empty: it has no bytes"),
+        ("a.csv", "name,begin\n", "a CSV file with columns name, begin; the nearest form is gtad, of which"),
+        ("a.txt", "hello\n", 'a text with lines such as "hello"; the nearest form is thumos14'),
+        ("a.json", [["a", 1, 2]], "a JSON list of 1 values; the nearest form is native, of which"),
+        ("a.json", {"results": {"a": []}}, "these are detections, which `bitad evaluate` reads;"),
+        ("a.jsonl", "{}\n{}\n", "a JSON text; give it a name that ends in .json, if it is one JSON document;"),
+        ("a.dat", "x", "a text; give it a name that ends in .csv or .txt, if it is a table or lines;"),
         (
             "a.txt",
             "vid 1.5 2.5\n",
@@ -347,7 +359,7 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
         ("a.txt", '{"database": {}}', "a JSON text; give it a name that ends in .json"),
         ("a.txt", "\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("a.mat", "MATLAB 5.0 MAT-file", "a MATLAB file"),
-        ("a.pkl", "\x80\x04\x95", "a Python pickle"),
+        ("a.pkl", "\x80\x04\x95", "write it as JSON with the project that wrote it;"),
         ("sub/a.bin", "x", "a folder with a.bin;"),
         ("sub/gt.json", {"database": {}}, "a folder with gt.json; gt.json in it is of form native: name that file"),
     ],
@@ -380,3 +392,152 @@ def test_the_wrong_form_says_which_is_right(tmp_path: Path, failing: Run) -> Non
     assert "`bitad annotations convert` makes one of other forms" in failing(
         "evaluate", "--ground-truth", save(tmp_path / "m.json", MULTILABEL), "--detections", native, "--subset", "t"
     )
+
+
+def test_a_conversion_without_a_video_says_so(tmp_path: Path, run: Run, failing: Run) -> None:
+    out = tmp_path / "out.json"
+    src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
+    said = run("annotations", "convert", src, out, "--missing", "drop")
+    assert "subsets: none\nno video is left: what is written holds no ground truth\n" in said
+    assert "no videos in it" in failing("annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json")
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_what_a_list_of_videos_lacks_is_told_by_the_names_of_both(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = {"subset": "test", "annotations": [{"segment": [1, 2], "label": "x"}]}
+    src = save(tmp_path / "a.json", {"database": {"a.mp4": video, "b": video}})
+    info = save(tmp_path / "info.json", {"v_a": {"duration": 5}, "c": {"duration": 5}, "d": {"duration": 5}})
+    sides = "info.json does not list its duration; missing: 'b'; there: 'c', 'd'"
+    convert = ["annotations", "convert", str(src), str(tmp_path / "out.json"), "--video-info", str(info)]
+    assert main(convert) == 1
+    assert sides in capsys.readouterr().err
+    assert sides in run("annotations", "check", src, "--video-info", info)
+    save(info, {"v_a": {"duration": 5}})
+    assert main(convert) == 1
+    assert "missing: 'b'; there: 'v_a'" in capsys.readouterr().err
+
+
+def test_a_form_is_recognised_though_its_first_video_lacks_something(tmp_path: Path, failing: Run) -> None:
+    src = save(tmp_path / "m.json", {"v": {"subset": "t", "duration": 3, "actions": None}, **MULTILABEL})
+    assert recognise(src) == "multilabel"
+    assert "video v: actions None are not a list" in failing("annotations", "convert", src, tmp_path / "out.json")
+    assert recognise(save(tmp_path / "anet_anno_action.json", {"v": {}, **BSN})) == "bsn"
+
+
+def test_a_list_may_number_the_classes_that_a_file_names(tmp_path: Path, run: Run) -> None:
+    video = {"subset": "t", "duration": 9, "actions": [["Walk", 1, 2], ["Run", 2, 3]]}
+    src = save(tmp_path / "m.json", {"v": video})
+    classes = save(tmp_path / "classes.txt", "1 Walk\n2 Run\n3 Sit\n")
+    out = tmp_path / "out.txt"
+    run("annotations", "convert", src, tmp_path / "out.json", "--classes", classes, "--class-list", out)
+    assert out.read_text() == "Walk\nRun\nSit\n"
+    assert "of 3 classes" in run("annotations", "check", src, "--classes", classes)
+
+
+def test_a_video_without_a_duration_is_said_not_to_be_reversed(tmp_path: Path, run: Run, failing: Run) -> None:
+    save(tmp_path / "t" / "Diving_test.txt", "video_test_1 1 2\n")
+    src = save(tmp_path / "t" / "Ambiguous_test.txt", "video_test_2 1 2\n").parent
+    info = save(tmp_path / "info.json", {"video_test_1": {"duration": 9, "fps": 30}})
+    said = run("annotations", "convert", src, tmp_path / "out", "--both-directions", "--video-info", info)
+    assert "forward annotations only, as a video without a duration cannot be reversed: 'video_test_2'" in said
+    out = tmp_path / "out.json"
+    convert = ("annotations", "convert", src, out, "--to", "actionformer", "--video-info", info)
+    assert "leave it out with --missing drop" in failing(*convert)
+    run(*convert, "--missing", "drop")
+    assert read_annotations(out).subsets() == {"validation": 1}
+
+
+@pytest.mark.parametrize("empty", [None, [], "", ["", None], [None, None]])
+def test_an_empty_segment_in_frames_is_not_stated(empty: Any, tmp_path: Path, run: Run) -> None:
+    rows_stated = [{"segment": [1, 2], "segment(frames)": empty, "label": "x"}, {"segment": [5, 6], "label": "x"}]
+    src = save(tmp_path / "a.json", database(duration=10, annotations=rows_stated))
+    assert run("annotations", "check", src).endswith("0 defects\n")
+    run("annotations", "convert", src, tmp_path / "out.json")
+    run("reverse", src, tmp_path / "reversed.json")
+    assert rows(read_annotations(tmp_path / "reversed.json")) == {"a": [(4, 5, "x"), (8, 9, "x")]}
+
+
+@pytest.mark.parametrize("label", ["", " "])
+def test_an_empty_label_is_no_class(label: str, tmp_path: Path, run: Run, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(duration=10, annotations=[{"segment": [1, 2], "label": label}]))
+    says = f"label {label!r} is not a name"
+    assert says in run("annotations", "check", src, status=1)
+    assert says in failing("annotations", "convert", src, tmp_path / "out.json")
+
+
+def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_path: Path, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(annotations=[]))
+    info = save(tmp_path / "info.csv", "file,duration\na,3\n")
+    said = failing("annotations", "convert", src, tmp_path / "out.json", "--video-info", info)
+    assert "no column 'video_id' or 'video' or " in said
+    assert "it has file, duration" in said
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ("A\nB\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("1 A\n1 B\n3 C\n", "{}: a number has two class names in it"),
+        ("1 A\n2 A\n3 C\n", "{}: a number has two class names in it, or a class name two numbers"),
+    ],
+)
+def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, tmp_path: Path, failing: Run) -> None:
+    video = {"subset": "t", "duration": 9, "actions": [[1, 1, 2], [3, 2, 3]]}
+    src, named = save(tmp_path / "m.json", {"v": video}), save(tmp_path / "classes.txt", classes)
+    assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", None),
+        ("a.json", {"v": {"subset": "training", "duration": 3, "actions": 3}}),
+        ("a.json", {"v": {"subset": "training", "file": "v.mp4"}}),
+        ("a.csv", "video-name,t-init,t-end\nvideo_test_1,1,2\n"),
+        ("a.txt", "video_test_1 1\n"),
+    ],
+)
+def test_a_file_named_as_of_a_form_that_it_has_not_is_refused_with_the_cause(
+    form: str, name: str, content: Any, tmp_path: Path, failing: Run
+) -> None:
+    src = save(tmp_path / name, content)
+    said = failing("annotations", "convert", src, tmp_path / "out.json", "--from", form)
+    assert str(src) in said
+    assert "--debug" not in said  # as of an error that nobody foresaw
+
+
+def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(duration=3, annotations=[{"segment": [1, 2], "label": "x"}]))
+    folder, file = tmp_path / "folder", tmp_path / "out.json"
+    folder.mkdir()
+    says = f"{folder}: it is a folder; give the name of a file"
+    assert says in failing("annotations", "convert", src, folder)
+    assert says in failing("annotations", "convert", src, file, "--class-list", folder)
+    assert says in failing("reverse", src, folder)
+    assert f"{src} is no folder" in failing("annotations", "convert", src, src, "--both-directions")
+    assert "the annotations are written there" in failing("annotations", "convert", src, file, "--class-list", file)
+    assert not file.exists()
+
+
+def test_annotations_that_are_not_json_are_not_reversed_as_a_video(tmp_path: Path, run: Run, failing: Run) -> None:
+    table = save(tmp_path / "a.csv", GTAD)
+    assert f"`bitad annotations convert {table} FILE.json`" in failing("reverse", table, tmp_path / "out.csv")
+    src = save(tmp_path / "A.JSON", database(duration=3, annotations=[{"segment": [1, 2.5], "label": "x"}]))
+    run("reverse", src, tmp_path / "out.json")
+    assert rows(read_annotations(tmp_path / "out.json")) == {"a": [(0.5, 2, "x")]}
+
+
+def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(tmp_path: Path, run: Run, failing: Run) -> None:
+    src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
+    convert = ("annotations", "convert", src, tmp_path / "out.json", "--video-info")
+    timed, untimed = {"subset": "t", "duration": 5}, {"subset": "t", "duration": None}
+    run(*convert, save(tmp_path / "info.json", {"database": {"a": timed, "b": untimed, "c": {}}}))
+    assert read_annotations(tmp_path / "out.json").videos["a"].duration_s == 5
+    said = failing(*convert, save(tmp_path / "other.json", {"database": {"a": untimed, "b": timed}}))
+    assert "other.json lists none of the videos: missing: 'a'; there: 'b'" in said
+    said = failing(*convert, save(tmp_path / "none.json", {"database": {"a": untimed}}))
+    assert "video a: neither its duration nor its frames and fps are stated" in said
