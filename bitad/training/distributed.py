@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ _NAMES = ("forward_sync_buffers", "broadcast_buffers")
 _CONSTANT_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
+
+
+# torchrun reports the first process that it finds ended. A process that has only lost another one waits so long before
+# it ends, in seconds, so that this is the other one.
+_HEAD_START_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     except BaseException as error:
         watch.stop(failed=not isinstance(error, Stopped))
         if _is_lost_connection(error):
+            time.sleep(_HEAD_START_S)
             raise ValueError(f"another process of this run has ended; {REMEDY}") from error
         raise
     watch.stop(failed=False)
