@@ -13,7 +13,7 @@ from typing import Any
 from bitad.data.clock_agreement import Clock
 from bitad.data.csv_tables import columns_of, rows_of_table
 from bitad.data.stated import described, is_missing, number, some
-from bitad.files import read_json
+from bitad.files import read_json, read_text
 from bitad.video.finder import VideoFinder
 from bitad.video.indexing import index_video
 
@@ -115,6 +115,7 @@ def _rows_by_video(path: Path) -> dict[str, dict[str, str]]:
     columns = columns_of(path)
     key = next((column for column in _VIDEO_COLUMNS if column in columns), None)
     if key is None and path.is_file():
+        read_text(path, "a list of videos")  # which tells what is no text
         has = f"; it has {some(columns)}" if columns else ""
         raise ValueError(f"{path}: no column {' or '.join(map(repr, _VIDEO_COLUMNS))} of the videos' names{has}")
     key = key or _VIDEO_COLUMNS[0]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -133,20 +132,6 @@ def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputCont
     return open_output(path, H264_CONTAINERS[suffix.lower()], options)
 
 
-@cache
-def _repeatable() -> dict[str, str]:
-    """The options with which x264 encodes the same pictures to the same bytes every time.
-
-    On AVX-512 some of its code depends on what memory holds by chance: of 930 encodings of one video, 32 differed in
-    some pixels. None did with AVX2, which every processor with AVX-512 has. Linux alone says what its processor has.
-    """
-    try:
-        has_avx512 = b"avx512f" in Path("/proc/cpuinfo").read_bytes()
-    except OSError:
-        has_avx512 = False
-    return {"x264-params": "asm=AVX2"} if has_avx512 else {}
-
-
 def add_h264_stream(
     container: OutputContainer,
     like: av.VideoFrame,
@@ -162,7 +147,7 @@ def add_h264_stream(
     if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
         raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
     # forced-idr: a picture marked I begins a group of pictures that stands alone.
-    options = {"crf": str(crf), "preset": preset, "forced-idr": "1", **_repeatable()}
+    options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
     stream = container.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
     stream.codec_context.time_base = 1 / rate
