@@ -258,11 +258,11 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
     """
     data, window = config.data, config.window
     wanted = partial(annotated_names, data)  # asked for where a name is not found
-    twins = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
+    reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
         store = open_store(data.features)  # there, or nothing is compared
-        reversed_store = None if twins is None else open_store(twins)
+        reversed_store = None if reversed_files is None else open_store(reversed_files)
         return FeatureFiles(
             store,
             stride_frames=data.feature_stride_frames,
@@ -282,7 +282,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
         steps=window.resized_steps,
         clock=window.resized_clock,
         frames_per_step=window.frames_per_step,
-        find_reversed=None if twins is None else VideoFinder(twins, wanted),
+        find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.damaged_frames,
         cache=cache,
     )

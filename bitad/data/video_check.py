@@ -59,7 +59,7 @@ def video_defects(
         else:
             yield from _differences(video, path, index)
         if find_reversed is not None:
-            yield from _twin_defects(video, path, index, find_reversed)
+            yield from _reversal_defects(video, path, index, find_reversed)
         if on_progress is not None:
             on_progress(done, len(videos))
     for finder in (find, find_reversed):
@@ -76,14 +76,14 @@ def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterat
         yield Defect(video.name, kind, f"{path} {detail}")
 
 
-def _twin_defects(
+def _reversal_defects(
     video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, find: VideoFinder
 ) -> Iterator[Defect]:
-    """Why there is no true reverse playback of a video."""
+    """Why a folder has no true time-reversed copy of a video."""
     try:
-        twin = find(video.name)
-        if path is not None and index is not None and (detail := twin_defect(path, twin, index=index)):
-            yield Defect(video.name, "not the reverse of its video", f"{twin} {detail}")
+        reversed_copy = find(video.name)
+        if path is not None and index is not None and (detail := twin_defect(path, reversed_copy, index=index)):
+            yield Defect(video.name, "not the reverse of its video", f"{reversed_copy} {detail}")
     except FileNotFoundError:
         yield Defect(video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")
     except ValueError as error:
