@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from builders import feature_data, video_data
+from full_disk import files_of_at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import opentad_file
@@ -666,18 +667,6 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
 
 
 # A full disk.
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As if the disk were full: no file can grow beyond this."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 FULL = {

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data
+from full_disk import files_of_at_most
 from runs import ALONE, assert_same_run, records
 
 from bitad.cli import main
@@ -190,18 +191,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a small disk cannot be mounted here (it takes Linux and its root)")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """What comes nearest to a full disk where none can be mounted: no file grows beyond this."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 from numpy.typing import NDArray
 
 from bitad.cli import main
@@ -254,18 +254,6 @@ def test_ten_minutes_reverse_twice_in_under_200_megabytes(tmp_path: Path, gop: i
 
 
 # A full disk.
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As if the disk were full: no file can grow beyond this."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
