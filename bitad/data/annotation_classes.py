@@ -17,8 +17,8 @@ from bitad.files import read_text
 # The class names in order, or the path of a list of them.
 Classes = Sequence[str] | PathLike[str]
 
-# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades'.
-_NUMBERED = re.compile(r"c?(\d{1,6})[\s,:]+(\S.*)")
+# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades', "7 BaseballPitch" in the THUMOS'14 kit's.
+_NUMBERED = re.compile(r"c?(\d{1,18})[\s,;:]+(\S.*)")
 
 
 def read_classes(path: str | PathLike[str]) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
         FileNotFoundError, ValueError: as :func:`read_classes`; or it is not told from where the numbers count.
     """
     source = f"{classes}" if isinstance(classes, (str, PathLike)) else "the classes"
-    lines, numbered = _lines_and_numbers(classes)
+    lines, numbered = lines_and_numbers(classes)
     if numbered:
         names = tuple(numbered.values())
         if set(numbers) <= numbered.keys():
@@ -110,13 +110,13 @@ def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
     Raises:
         FileNotFoundError, ValueError: as :func:`read_classes`.
     """
-    lines, numbered = _lines_and_numbers(classes)
+    lines, numbered = lines_and_numbers(classes)
     if not numbered or not set(lines).isdisjoint(labels):
         return lines
     return tuple(numbered[number] for number in sorted(numbered))
 
 
-def _lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str]]:
+def lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str]]:
     """The lines of a list of classes, and the names by number if every line has a number.
 
     Raises:
@@ -126,11 +126,20 @@ def _lines_and_numbers(classes: Classes) -> tuple[tuple[str, ...], dict[int, str
     found = [match for match in map(_NUMBERED.fullmatch, lines) if match is not None]
     if len(found) < len(lines):
         return lines, {}
-    numbered = {int(match[1]): match[2] for match in found}
-    if min(len(numbered), len(set(numbered.values()))) < len(lines):
-        source = classes if isinstance(classes, (str, PathLike)) else "the classes"
+    source = classes if isinstance(classes, (str, PathLike)) else "the classes"
+    return lines, names_by_number([(int(match[1]), match[2]) for match in found], source)
+
+
+def names_by_number(pairs: Collection[tuple[int, str]], source: object) -> dict[int, str]:
+    """Class names by number.
+
+    Raises:
+        ValueError: a number has two names, or a name two numbers; ``source`` says where in the message.
+    """
+    numbered = dict(pairs)
+    if min(len(numbered), len(set(numbered.values()))) < len(pairs):
         raise ValueError(f"{source}: a number has two class names in it, or a class name two numbers; keep one")
-    return lines, numbered
+    return numbered
 
 
 def _distinct(names: Sequence[str], source: object) -> tuple[str, ...]:

@@ -258,6 +258,19 @@ def recognise(src: str | Path) -> str:
     src = Path(src)
     if not src.exists():
         raise FileNotFoundError(f"{src}: no such file or folder of annotations")
+    found, heads = _fitting(src)
+    if not found:
+        raise ValueError(
+            f"{src}: none of the known forms of annotations: it is {_looks(src, heads)}; name one with --from: "
+            f"{', '.join(FORMS)}"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{src}: could be {' or '.join(found)}; say which with --from")
+    return found[0]
+
+
+def _fitting(src: Path) -> tuple[list[str], dict[Path, Any]]:
+    """The names of the forms that a file or a folder may have, and what tells it: the heads of its files."""
     heads: dict[Path, Any] = {}
     found = []
     for name, form in FORMS.items():
@@ -267,14 +280,7 @@ def recognise(src: str | Path) -> str:
             if form.has(path, heads[path]):
                 found.append(name)
                 break
-    if not found:
-        raise ValueError(
-            f"{src}: none of the known forms of annotations: it is {_looks(src, heads)}; name one with --from: "
-            f"{', '.join(FORMS)}"
-        )
-    if len(found) > 1:
-        raise ValueError(f"{src}: could be {' or '.join(found)}; say which with --from")
-    return found[0]
+    return found, heads
 
 
 def read_source(
@@ -377,11 +383,14 @@ def _looks(src: Path, heads: dict[Path, Any]) -> str:
 def _instead(src: Path, name: str) -> str:
     """What a file is instead of the form that was named, for the end of an error."""
     try:
-        other = recognise(src)
-    except ValueError as error:
-        _, found, looks = str(error).partition("it is ")
-        return f"; it is {looks.partition('; name one')[0]}" if found else ""
-    return "" if FORMS[other].reader == FORMS[name].reader else f"; it is of form {other}"
+        found, heads = _fitting(src)
+    except ValueError:  # JSON by name that cannot be read, as the error itself says
+        return ""
+    if not found:
+        return f"; it is {_looks(src, heads)}"
+    if len(found) > 1 or FORMS[found[0]].reader == FORMS[name].reader:
+        return ""
+    return f"; it is of form {found[0]}"
 
 
 def _inner_form(folder: Path) -> str | None:

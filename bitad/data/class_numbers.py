@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import ANY_CLASS, read_classes
+from bitad.data.annotated import ANY_CLASS
+from bitad.data.annotation_classes import lines_and_numbers, names_by_number
 from bitad.files import read_json
 
 
@@ -30,11 +31,8 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
     path = Path(path)
     if path.name.lower().endswith((".json", ".json.gz")):
         return _of_annotations(path)
-    lines = read_classes(path)
-    pairs = [(int(found[1]), found[2]) for line in lines if (found := re.fullmatch(r"(\d{1,18})[\s,;:]+(\S.*)", line))]
-    if len(pairs) < len(lines):
-        return dict(enumerate(lines))
-    return _one_to_one(pairs, path)
+    lines, numbered = lines_and_numbers(path)
+    return dict(sorted(numbered.items())) or dict(enumerate(lines))
 
 
 def _of_annotations(path: Path) -> dict[int, str]:
@@ -50,14 +48,7 @@ def _of_annotations(path: Path) -> dict[int, str]:
     }
     if not pairs:
         raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")
-    return _one_to_one(sorted(pairs), path)
-
-
-def _one_to_one(pairs: Sequence[tuple[int, str]], path: Path) -> dict[int, str]:
-    numbers = dict(pairs)
-    if len(numbers) < len(pairs) or len(set(numbers.values())) < len(pairs):
-        raise ValueError(f"{path}: a class has two numbers in it, or a number two classes")
-    return dict(sorted(numbers.items()))
+    return names_by_number(sorted(pairs), path)
 
 
 def named_classes(

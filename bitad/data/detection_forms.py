@@ -16,8 +16,10 @@ from typing import Any
 
 from bitad.data.csv_tables import columns_of, rows_of_table
 from bitad.data.detection_rows import Found, by_video, number_of, of_table
-from bitad.files import read_json
+from bitad.files import read_json, read_text
 from bitad.signatures import signature_of
+
+_WHAT = "detections"
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _read_kit(path: Path, _: _Text) -> Found:
     """
     columns: dict[str, list[Any]] = {role: [] for role in ("video", "start", "end", "label", "score")}
     places = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, _WHAT).split("\n"), start=1):
         if fields := line.split():
             where = f"{path}:{number}"
             if len(fields) != len(columns):
@@ -291,19 +293,12 @@ def _content(path: Path) -> Any:
         return read_json(path)
     if kind != "text":
         raise ValueError(f"{path}: no detections: it is {signature_of(path)}")
-    line = next((line for line in _text(path).split("\n") if line.strip()), "")
+    line = next((line for line in read_text(path, _WHAT).split("\n") if line.strip()), "")
     # Lines of the kit are separated by spaces, as a table may be: names of columns tell them apart.
     columns = columns_of(path)
     if "," in line or _is_table(columns):
         return _Table(columns)
     return _Text(tuple(line.split()))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
 
 
 def _about_pickle(path: Path) -> str:

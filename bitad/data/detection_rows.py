@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.data.stated import number
+
 # No time or score is so large. The bound is that of int64; JSON's integers have none.
 _BEYOND = 2**63
 
@@ -137,25 +139,19 @@ def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]
         TypeError, ValueError: they are not all of this shape, finite and below ``_BEYOND``.
     """
     shape = (len(values),) if width is None else (len(values), width)
-    if bool in set(map(type, chain.from_iterable(values) if width else values)):
-        raise TypeError("a truth value, which NumPy would take for a number")
     found = np.array(values) if values else np.empty(shape)
     kinds = set(map(type, chain.from_iterable(values) if width else values))
     if not kinds <= {int, float, str}:  # among numbers, NumPy takes true and false for numbers
         raise ValueError("not numbers")
     if found.dtype.kind == "U" and found.shape == shape:
-        found = np.array([float(value) for value in (chain.from_iterable(values) if width else values)]).reshape(shape)
+        texts = chain.from_iterable(values) if width else values
+        found = np.array([number_of(text) for text in texts], np.float64).reshape(shape)  # what is no number is NaN
     if found.shape != shape or found.dtype.kind not in "fiu" or not (np.abs(found) < _BEYOND).all():
         raise ValueError("not numbers")
     return found.astype(np.float64)
 
 
 def number_of(value: Any) -> float | None:
-    """A number whose size is below ``_BEYOND``, or the text of one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if abs(number) < _BEYOND else None  # NaN compares false
+    """A finite number, or the text of one, that int64 can hold."""
+    found = number(value)
+    return float(found) if found is not None and abs(found) < _BEYOND else None

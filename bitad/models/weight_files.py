@@ -55,7 +55,6 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_numpy_number, "numpy.core.multiarray.scalar"),
     (_numpy_number, "numpy._core.multiarray.scalar"),
 ]
-# What files of weights are called in a folder.
 # Tensors may share what is stored: two networks what is frozen in both.
 _MOST_SHARED = 8
 _KNOWN = {"argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}

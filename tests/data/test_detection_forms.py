@@ -155,7 +155,11 @@ def test_class_numbers_may_have_gaps(tmp_path: Path) -> None:
         (FILES["csv"][0], [], "label 1 is the number of a class; name the classes with --classes FILE"),
         ({"results": {"a": [{**named(ROWS[0]), "label": 3}]}}, ["list"], "class number 3 is not one of the 3 of"),
         ({"results": {"a": [{**named(ROWS[0]), "label": "walk"}]}}, ["list"], "label walk is not among the classes"),
-        ({"results": {"a": [named(ROWS[0])]}}, ["twice"], "a class has two numbers in it, or a number two classes"),
+        (
+            {"results": {"a": [named(ROWS[0])]}},
+            ["twice"],
+            "a number has two class names in it, or a class name two numbers",
+        ),
         ({"results": {"a": [named(ROWS[0])]}}, ["none.json"], "it names no class with a number"),
     ],
 )
