@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from bitad.video.writer import write_video
 
+# Linux alone says what its processor has.
+_CPU = Path("/proc/cpuinfo")
+_HAS_AVX512 = _CPU.is_file() and b"avx512f" in _CPU.read_bytes()
+
 FRAMES, HEIGHT, WIDTH, BITS = 100, 48, 64, 8
 NTSC = Fraction(30000, 1001)
 
@@ -76,7 +80,7 @@ class Kind:
     def write(self, path: Path, frames: int = 60) -> Path:
         """A video of so many busy bar codes."""
         with av.open(str(path), "w", options=dict(self.container)) as target:
-            stream = target.add_stream(self.codec, rate=30, options=dict(self.options))
+            stream = target.add_stream(self.codec, rate=30, options=self._repeatable_options())
             stream.height, stream.width = HEIGHT - self.drops, WIDTH - self.drops
             stream.pix_fmt = self.pixel_format
             stream.codec_context.time_base = self.tick
@@ -89,6 +93,13 @@ class Kind:
                 target.mux(stream.encode(picture))
             target.mux(stream.encode(None))
         return path
+
+    def _repeatable_options(self) -> dict[str, str]:
+        """The options, with which x264 gives the same bytes every time: its code for AVX-512 does not always."""
+        options = dict(self.options)
+        if self.codec == "libx264" and _HAS_AVX512:
+            options["x264-params"] = ":".join(filter(None, (options.get("x264-params"), "asm=AVX2")))
+        return options
 
 
 _X265 = {"x265-params": "log-level=none:pools=1:frame-threads=1"}
