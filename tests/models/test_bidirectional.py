@@ -80,8 +80,8 @@ def test_it_equals_a_search_for_the_nearest_point(window: tuple[Points, Tensor],
 def test_exact_distances_stay_exact(window: tuple[Points, Tensor], ends: tuple[float, float]) -> None:
     points, real = window
     other = predicted(points, real)
-    start, end = ((real - 1)[:, None] * fraction for fraction in sorted(ends))  # [B, 1]
-    position, last = points.position.double(), (real - 1)[:, None]
+    position, last = points.position.double(), (real - 1)[:, None].double()
+    start, end = (last * fraction for fraction in sorted(ends))  # [B, 1]
     emitted = torch.stack((position - (last - end), (last - start) - position), dim=-1) / points.stride[:, None]
     # What a network would floor itself is not exact: NaN keeps such points apart.
     found = aligned(other._replace(distances=torch.where(emitted >= 0, emitted, torch.nan)))
