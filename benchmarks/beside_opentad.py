@@ -30,16 +30,15 @@ import torch.nn.functional as F
 from measuring import Alone, FailedError, Measured, alone, machine, parser_of, seconds, timed
 from torch import Tensor, nn
 
-from bitad.files import write_json
+from bitad.config.names import SIZES
 from bitad.models.adapters import TemporalAdapter, is_adapter
-from bitad.models.detector import PIXEL_MEAN, PIXEL_STD, VideoBackbone
-from bitad.models.recompute import Checkpointing
-from bitad.models.sizes import SIZES
-from bitad.models.videomae import VisionTransformer, sinusoid_table
-from bitad.models.weights import convert, load_weights
-from bitad.progress import Meter
+from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD, VideoBackbone
+from bitad.models.vit import Checkpointing, VisionTransformer, sinusoid_table
 from bitad.reports.tables import Cell, Table
-from bitad.training.environment import set_up_process
+from bitad.runtime.environment import set_up_process
+from bitad.runtime.files import write_json
+from bitad.runtime.progress import Meter
+from bitad.weights.loading import convert, load_weights
 
 THEIRS = "OpenTAD"
 WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}

@@ -24,8 +24,8 @@ from reading import FPS, HEIGHT, KINDS, STRIDE, WIDTH, Windows, decode, frames_o
 
 from bitad.data.dataset import DECODE_MARGIN
 from bitad.data.sources import build_source
-from bitad.files import write_json
 from bitad.reports.tables import Cell, Table
+from bitad.runtime.files import write_json
 from bitad.video.reader import VideoReader
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from measuring import Alone, Measured, alone, best_of, timed
 
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.files import read_json
+from bitad.runtime.files import read_json
 
 TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 SUBSET = "test"

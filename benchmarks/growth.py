@@ -24,9 +24,9 @@ from evaluation_speed import evaluation, write_made_up
 from measuring import Alone, FailedError, Measured, alone, machine, parser_of, seconds
 from networks import forward, make_data, make_long_video, make_weights, step, tested_features, tested_video
 
-from bitad.files import write_json
-from bitad.progress import Meter
 from bitad.reports.tables import Cell, Table
+from bitad.runtime.files import write_json
+from bitad.runtime.progress import Meter
 
 NETWORK: dict[str, Any] = {"size": "tiny", "pixels": 64}
 COLUMNS = ("work", "grows", "sizes", "CPU", "exponent", "clock", "its exponent", "peak MiB")

@@ -32,17 +32,18 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
-from bitad.data.detections import Basis, Detections, read_detections, write_detections
+from bitad.config.experiments import EXPERIMENTS
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.formats.database import write_annotations
+from bitad.demo.jobs import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.experiments import EXPERIMENTS
-from bitad.files import read_json, replacing, write_json
-from bitad.progress import following
-from bitad.reports.comparison import UNTRAINED, Comparison, Result, compare
-from bitad.reports.runs import Run
-from bitad.reports.standing import standing_table
+from bitad.reports.comparison import UNTRAINED, Comparison, Result, Run, compare
+from bitad.reports.comparison_page import standing_table
 from bitad.reports.tables import Cell, Table
-from bitad.training.side_by_side import Job, train_side_by_side
+from bitad.runtime.files import read_json, replacing, write_json
+from bitad.runtime.progress import following
+from bitad.timeline import Basis
 
 # The files state no rate; mAP does not depend on it, but for the rounding of seconds.
 ROWS_PER_SECOND = 2.9

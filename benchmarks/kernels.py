@@ -19,11 +19,11 @@ from measuring import Alone, FailedError, Measured, alone, machine, machine_rate
 from networks import configuration, make_data, make_weights, one_forward, one_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitad.files import write_json
-from bitad.models.cost import flops_of
-from bitad.progress import Meter
 from bitad.reports.tables import Cell, Table
-from bitad.training.environment import set_up_process
+from bitad.runtime.environment import set_up_process
+from bitad.runtime.files import write_json
+from bitad.runtime.progress import Meter
+from bitad.training.step_cost import flops_of
 
 WORK = ("forward", "training step")
 REST = "all else"

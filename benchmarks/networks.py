@@ -13,22 +13,24 @@ from measuring import Measured, Took, best_of, now, timed
 from reading import FPS, STRIDE, decode, render
 
 from bitad.cli import main as bitad
-from bitad.config import Config
-from bitad.config_files import parse_config
-from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
+from bitad.config.loading import parse_config
+from bitad.config.schema import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, TestWindows
+from bitad.data.formats.database import write_annotations
 from bitad.data.sources import build_source
 from bitad.models.adapters import is_adapter
-from bitad.models.build import build_network, load_pretrained
-from bitad.models.cost import Hollow, Tally
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.weight_files import write_safetensors
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.training.distributed import processes
-from bitad.training.environment import set_up_process
-from bitad.training.step_cost import network_on_meta, step_cost
+from bitad.models.backbone import VideoBackbone
+from bitad.models.build import build_network
+from bitad.models.network import Detector
+from bitad.runtime.distributed import processes
+from bitad.runtime.environment import set_up_process
+from bitad.training.step_cost import Hollow, Tally, network_on_meta, step_cost
 from bitad.training.trainer import Trainer
 from bitad.video.writer import write_video
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
+from bitad.weights.files import write_safetensors
+from bitad.weights.loading import load_pretrained
 
 CLASSES = tuple(f"class_{i:02d}" for i in range(20))
 ONE_GRAPH = "1, one graph"

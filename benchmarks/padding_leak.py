@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitad.config_files import load_config
+from bitad.config.loading import load_config
 from bitad.models.build import build_network
 from bitad.models.pyramid import MaskedConv
 

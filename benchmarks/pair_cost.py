@@ -18,9 +18,9 @@ from pathlib import Path
 from measuring import alone
 from networks import ONE_GRAPH, make_data, make_weights, step
 
-from bitad.files import write_json
-from bitad.progress import Meter
 from bitad.reports.tables import Cell, Table
+from bitad.runtime.files import write_json
+from bitad.runtime.progress import Meter
 
 ROWS = ("baseline", "1", ONE_GRAPH, "1x", "2x", "3-1")
 

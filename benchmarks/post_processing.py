@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from measuring import Measured, best_of
 
-from bitad.inference.decode import Candidates, decode
 from bitad.inference.nms import NmsSettings, nms
-from bitad.inference.stitch import Stitcher, stitch
-from bitad.models.head import Points, Prediction
+from bitad.inference.postprocess import Candidates, Stitcher, decode, stitch
+from bitad.models.heads import Points, Prediction
 from bitad.timeline import Grid
 
 # AdaTAD's, for THUMOS14.

@@ -9,7 +9,7 @@ are those of playroom, the reverses of the irreversible ones, and "nothing happe
 Two things make so small a transformer learn this from nothing: creatures brighter than the room (on a wall
 as bright as they are, the loss stays at chance), and channels that start as the difference of a tubelet's two frames.
 
-    python benchmarks/pretrain_playroom.py --out bitad/presets/playroom_backbone.safetensors
+    python benchmarks/pretrain_playroom.py --out bitad/config/presets/playroom_backbone.safetensors
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bitad.data.playroom import CLASSES, REVERSED, render, sample_scene
-from bitad.models.sizes import SIZES
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weight_files import write_safetensors
+from bitad.config.names import SIZES
+from bitad.demo.playroom import CLASSES, REVERSED, render, sample_scene
+from bitad.models.vit import VisionTransformer
+from bitad.weights.files import write_safetensors
 
 IDLE = "idle"
 NAMES = (*CLASSES, *(f"{name} reversed" for name in CLASSES if REVERSED[name] is None), IDLE)

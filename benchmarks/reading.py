@@ -14,14 +14,15 @@ from av.video.reformatter import VideoReformatter
 from measuring import Measured, best_of
 from numpy.typing import NDArray
 
-from bitad.config import Config
-from bitad.config_files import parse_config
-from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
+from bitad.config.loading import parse_config
+from bitad.config.schema import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Sample, TestWindows, TrainingWindows, collate
+from bitad.data.formats.database import write_annotations
 from bitad.data.sources import VideoFiles, build_source
 from bitad.data.transforms import recolour
+from bitad.video.container import open_video
 from bitad.video.reverse import reverse_video
-from bitad.video.streams import open_video
 from bitad.video.writer import write_pictures, write_video
 
 FPS, STRIDE = 30, 4

@@ -24,9 +24,9 @@ from evaluation_speed import average_map, evaluation, parsing, write_made_up
 from measuring import Alone, FailedError, Measured, Took, alone, machine, machine_rates, parser_of, seconds
 from networks import forward, make_data, make_long_video, make_weights, step, tested_video
 
-from bitad.files import write_json
-from bitad.progress import Meter
 from bitad.reports.tables import Cell, Table
+from bitad.runtime.files import write_json
+from bitad.runtime.progress import Meter
 
 PRECISIONS = ("fp32", "bf16")
 COLUMNS = (

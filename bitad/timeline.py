@@ -17,7 +17,7 @@ Every conversion lives here. The functions take and return floats, numpy arrays 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,3 +141,6 @@ def reverse_seconds(segments: NDArray[np.float64], duration_s: float) -> NDArray
 def mirror_frames(frames: NDArray[np.int64], frame_count: int) -> NDArray[np.int64]:
     """Frames of a video -> where the same pictures lie in its reversed file: ``n - 1 - i``; its own inverse."""
     return frame_count - 1 - frames
+
+
+Basis = Literal["forward", "reverse"]

@@ -10,9 +10,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from bitad.config import Config
-from bitad.config_files import load_config
-from bitad.data.annotations import AnnotatedVideo, Annotations, write_annotations
+from bitad.config.loading import load_config
+from bitad.config.schema import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.formats.database import write_annotations
 from bitad.video.writer import write_video
 
 CLASSES = ("alpha", "beta", "gamma")

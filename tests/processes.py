@@ -50,7 +50,7 @@ def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has locked a folder."""
-    program = "import sys; from pathlib import Path; from bitad.locking import locked\n"
+    program = "import sys; from pathlib import Path; from bitad.runtime.locking import locked\n"
     program += "with locked(Path(sys.argv[1]), remedy='wait'): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(folder)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -11,9 +11,9 @@ from builders import config_of
 from torch import Tensor
 
 from bitad.data.detections import read_detections
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.distributed import Processes
+from bitad.runtime.distributed import Processes
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from layouts import opentad_file
 
 from bitad.cli import main
-from bitad.config_files import load_config
-from bitad.data.annotation_forms import FORMS
+from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
-from bitad.files import read_json
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.environment import set_up_logging
+from bitad.data.formats.annotations import FORMS
+from bitad.runtime.files import read_json
+from bitad.runtime.log import set_up_logging
+from bitad.weights.checkpoint import load_checkpoint
 
 Refused = Callable[..., str]
 

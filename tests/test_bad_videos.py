@@ -17,7 +17,7 @@ from processes import of_two_processes
 from test_bad_input import contents
 
 from bitad.cli import main
-from bitad.training.environment import set_up_logging
+from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader, probe
 
 FRAMES = 60

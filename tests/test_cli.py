@@ -19,14 +19,14 @@ from builders import CLASSES, FPS, config_of, feature_data, numbered_picture, vi
 import bitad
 from bitad import cli
 from bitad.cli import build_parser, main
-from bitad.data.annotations import read_annotations
 from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.environment import set_up_logging
+from bitad.runtime.log import set_up_logging
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
+from bitad.weights.checkpoint import load_checkpoint
 
 VERBS = (
     "demo",

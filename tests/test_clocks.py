@@ -16,10 +16,10 @@ from builders import CHANNELS, CLASSES, FEATURE_OFFSET, FEATURE_STRIDE, FPS, con
 
 from bitad.cli import main
 from bitad.data.detections import Detections, read_detections, write_detections
-from bitad.files import read_json
 from bitad.models.build import build_network
-from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from bitad.training.environment import set_up_logging
+from bitad.runtime.files import read_json
+from bitad.runtime.log import set_up_logging
+from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
 ALLOW = "data.allow_clock_mismatch=true"

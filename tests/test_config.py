@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
-from bitad.experiments import EXPERIMENTS
-from bitad.models.sizes import VitSize
+from bitad.config.experiments import EXPERIMENTS
+from bitad.config.loading import ConfigError, load_config, override_config, parse_config, presets
+from bitad.config.names import VitSize
 
 FEATURES = """
 name: small

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitad.cli import main
-from bitad.config_files import ConfigError, load_config
+from bitad.config.loading import ConfigError, load_config
 
 SECRET = "s3cr3t-value"
 

@@ -6,8 +6,8 @@ import pytest
 from chromium import chromium
 
 from bitad.cli import main
-from bitad.data.playroom import CLASSES, REVERSED, kind_of
 from bitad.demo import Plan, Scale, run_demo
+from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 
 MIDDLING = Scale(
     "middling",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bitad.config.experiments import EXPERIMENTS
 from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Plan, Scale
-from bitad.experiments import EXPERIMENTS
-from bitad.training.side_by_side import Job
+from bitad.demo.jobs import Job
 
 SCALES = pytest.mark.parametrize("scale", [DEFAULT, FULL, SMOKE], ids=lambda scale: scale.name)
 

@@ -20,10 +20,10 @@ from bitad.data.detections import read_detections
 from bitad.inference import detect as detecting
 from bitad.models.build import build_network
 from bitad.reports import detections as report
-from bitad.training import checkpoint as checkpoints
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
+from bitad.weights import checkpoint as checkpoints
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,10 +18,10 @@ import torch
 from numpy.lib import format as npy
 
 from bitad.cli import main
-from bitad.config_files import ConfigError, load_config
+from bitad.config.loading import ConfigError, load_config
 from bitad.data.feature_files import FeatureStore
-from bitad.files import read_json
-from bitad.models.weight_files import read_weights
+from bitad.runtime.files import read_json
+from bitad.weights.files import read_weights
 
 MIB = 2**20
 
@@ -58,9 +58,9 @@ def pt_bomb(path: Path) -> None:
 
 # Of each sort: who makes it, what is imported to read it, and how it is read.
 BOMBS: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "bomb.json.gz": (gzip_bomb, "from bitad.files import read_json", "read_json(path)"),
+    "bomb.json.gz": (gzip_bomb, "from bitad.runtime.files import read_json", "read_json(path)"),
     "bomb.npz": (npz_bomb, "from bitad.data.feature_files import FeatureStore", "FeatureStore(path).read('v')"),
-    "bomb.pt": (pt_bomb, "from bitad.models.weight_files import read_weights", "read_weights(path)"),
+    "bomb.pt": (pt_bomb, "from bitad.weights.files import read_weights", "read_weights(path)"),
 }
 READING = """
 import resource, sys
@@ -114,8 +114,8 @@ def test_regular_but_honest_files_are_read(tmp_path: Path) -> None:
 def test_a_large_gzip_file_is_read_whole_or_refused_though_it_hardly_compresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("bitad.archives.MOST_BYTES", limit)
-    monkeypatch.setattr("bitad.files.SMALL_BYTES", MIB // 2)
+    monkeypatch.setattr("bitad.runtime.signatures.MOST_BYTES", limit)
+    monkeypatch.setattr("bitad.runtime.signatures.SMALL_BYTES", MIB // 2)
     numbers = list(range(300_000))
     (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps(numbers).encode()))
     if limit > MIB:

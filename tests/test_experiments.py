@@ -15,21 +15,21 @@ from builders import CLASSES, config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, baseline, both_baselines, records
 
 from bitad.cli import main
-from bitad.data.annotations import AnnotatedVideo, read_annotations
+from bitad.config.experiments import EXPERIMENTS
+from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Detections, read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.experiments import EXPERIMENTS
-from bitad.inference.detect import detect, nms_settings
+from bitad.inference.detect import detect, nms_settings, run_test
 from bitad.inference.merge import merge
-from bitad.inference.testing import run_test
-from bitad.models.pair import Pair
+from bitad.models.network import Pair
+from bitad.runtime.log import set_up_logging
 from bitad.timeline import Grid
-from bitad.training.checkpoint import load_checkpoint, save_checkpoint
-from bitad.training.environment import set_up_logging
 from bitad.training.trainer import Trainer
 from bitad.video.reverse import reverse_folder
+from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
 TWO_FORWARD = "pair.second=forward"
 # An epoch is one step of all training videos.

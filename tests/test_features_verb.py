@@ -13,8 +13,8 @@ from processes import of_two_processes
 
 from bitad.cli import main
 from bitad.data.feature_folder import read_sidecar
-from bitad.training.environment import set_up_logging
-from bitad.video import index_cache
+from bitad.runtime.log import set_up_logging
+from bitad.video import indexing as index_cache
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
 

@@ -14,8 +14,8 @@ from builders import FPS, numbered_picture, video_data
 
 from bitad.cli import main
 from bitad.data.feature_files import FeatureStore
-from bitad.files import read_json, write_json
-from bitad.training.environment import set_up_logging
+from bitad.runtime.files import read_json, write_json
+from bitad.runtime.log import set_up_logging
 from bitad.video.files import find_video, list_videos, require_video_file
 from bitad.video.writer import write_video
 

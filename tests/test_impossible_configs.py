@@ -9,7 +9,7 @@ import pytest
 from test_config import FEATURES, VIDEOS
 
 from bitad.cli import main
-from bitad.config_files import ConfigError, load_config, override_config, parse_config, presets
+from bitad.config.loading import ConfigError, load_config, override_config, parse_config, presets
 
 RANGES = "model.regression_ranges="
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from processes import holder
 
-from bitad import locking
-from bitad.locking import LOCK, InUse, locked
+from bitad.runtime import locking
+from bitad.runtime.locking import LOCK, InUse, locked
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_forked_process_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -
     program = """
 import os, signal, sys, time
 from pathlib import Path
-from bitad.locking import locked
+from bitad.runtime.locking import locked
 with locked(Path(sys.argv[1]), remedy="wait"):
     parent = os.getpid()
     if not os.fork():
@@ -91,7 +91,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_locks_of_the_file_system_a_living_holder_is_noticed_and_a_dead_one_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitad.log.log.propagate", True)
+    monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     with locked(tmp_path, remedy="wait"):
         assert "this file system has no locks" in caplog.text
         with pytest.raises(InUse, match=f"process {os.getpid()} on "), locked(tmp_path, remedy="wait"):
@@ -129,7 +129,7 @@ windows = types.ModuleType("msvcrt")
 windows.LK_NBLCK, windows.locking = 2, lambda *arguments: None
 sys.modules["msvcrt"], sys.modules["fcntl"] = windows, None
 sys.platform = "win32"
-from bitad.locking import locked
+from bitad.runtime.locking import locked
 with tempfile.TemporaryDirectory() as folder, locked(pathlib.Path(folder), remedy="wait"):
     print("held")
 """

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from bitad import memory
+from bitad.runtime import environment as memory
 
 HOLES = """
 import torch
-from bitad.memory import give_back_holes, keep_freed_memory
+from bitad.runtime.environment import give_back_holes, keep_freed_memory
 
 def resident():
     lines = open("/proc/self/status").read().splitlines()

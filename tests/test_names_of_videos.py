@@ -16,15 +16,13 @@ import pytest
 from builders import config_of, feature_data, numbered_picture, video_data
 
 from bitad.cli import main
-from bitad.data.annotations import read_annotations
-from bitad.data.detections import read_detections
+from bitad.data.detections import alike, read_detections
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import FeatureVideo
-from bitad.data.ground_truth import annotated_names, read_ground_truth
-from bitad.data.named_alike import alike
-from bitad.data.sources import FeatureFiles
-from bitad.files import read_json
-from bitad.training.environment import set_up_logging
+from bitad.data.formats.database import read_annotations
+from bitad.data.sources import FeatureFiles, annotated_names, read_ground_truth
+from bitad.runtime.files import read_json
+from bitad.runtime.log import set_up_logging
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 

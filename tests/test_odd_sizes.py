@@ -14,9 +14,10 @@ import yaml
 from builders import CHANNELS, FEATURE_OFFSET, FEATURE_STRIDE, FPS, feature_data, numbered_picture, video_data
 
 from bitad.cli import main
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, read_classes, write_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations, read_classes
 from bitad.data.detections import read_detections
-from bitad.training.environment import set_up_logging
+from bitad.data.formats.database import read_annotations, write_annotations
+from bitad.runtime.log import set_up_logging
 from bitad.video.writer import write_video
 
 HARMFUL = "<script>alert(1)</script>"

@@ -17,18 +17,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bitad.cli import main
-from bitad.config import Config
-from bitad.config_files import load_config, presets
-from bitad.experiments import EXPERIMENTS
+from bitad.config.experiments import EXPERIMENTS
+from bitad.config.loading import load_config, presets
+from bitad.config.schema import Config
+from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
-from bitad.models.cost import Tally, storage_bytes
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.pair import Pair
-from bitad.planning import Plan, plan_of
-from bitad.training.distributed import Processes
-from bitad.training.losses import DetectionLoss
-from bitad.training.step_cost import POLICIES, PRECISIONS, step_cost
-from bitad.training.targets import Targets
+from bitad.models.network import Detector, Pair
+from bitad.reports.plan import Plan, plan_of
+from bitad.runtime.distributed import Processes
+from bitad.training.losses import DetectionLoss, Targets
+from bitad.training.step_cost import POLICIES, PRECISIONS, Tally, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.printing import LineFormatter, printable
-from bitad.progress import Meter
 from bitad.reports.tables import Table
-from bitad.training.environment import set_up_logging
+from bitad.runtime.log import LineFormatter, printable, set_up_logging
+from bitad.runtime.progress import Meter
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066"
@@ -137,7 +136,7 @@ def test_tables_are_shown_as_text_and_kept_as_they_are() -> None:
 
 
 def test_what_is_said_of_progress_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitad.progress.SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr("bitad.runtime.progress.SECONDS_BETWEEN_LINES", -1)
     with Meter(f"reversing {EVIL}", 2) as meter:
         meter.advance(note=EVIL)
     err = capsys.readouterr().err

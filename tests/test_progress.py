@@ -8,8 +8,8 @@ from contextlib import contextmanager, redirect_stderr
 
 import pytest
 
-from bitad import progress
-from bitad.progress import Meter, following, track
+from bitad.runtime import progress
+from bitad.runtime.progress import Meter, following, track
 
 
 class Terminal(io.StringIO):

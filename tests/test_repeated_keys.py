@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from bitad.cli import main
-from bitad.config_files import ConfigError, load_config
-from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_tables import read_charades, read_epic_kitchens
+from bitad.config.loading import ConfigError, load_config
+from bitad.data.check import check_annotations
+from bitad.data.clocks import read_clocks
 from bitad.data.detections import read_detections
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import read_sidecar
-from bitad.data.video_clocks import read_clocks
-from bitad.files import parse_json, read_json
+from bitad.data.formats.tables import read_charades, read_epic_kitchens
 from bitad.inference.video_scores import read_video_scores
-from bitad.models.weight_files import read_weights
-from bitad.models.weights import Weights
+from bitad.runtime.files import parse_json, read_json
+from bitad.weights.files import read_weights
+from bitad.weights.loading import Weights
 
 VIDEO = '{"subset": "Test", "duration": 9, "annotations": [{"segment": [1, 2], "label": "a"}]}'
 

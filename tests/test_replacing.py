@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitad.files import read_json, remove_leftovers, replacing, write_json
-from bitad.models.weight_files import write_safetensors
-from bitad.training.keeping import _copy_by_name
+from bitad.runtime.files import read_json, remove_leftovers, replacing, write_json
+from bitad.training.checkpoints import _copy_by_name
+from bitad.weights.files import write_safetensors
 
 
 def test_the_name_written_to_is_new_short_and_another_each_time(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_other_machines_are_writing_to_a_shared_disk_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with replacing(tmp_path / "x") as ours:
-        monkeypatch.setattr("bitad.files._HOST", "beef")
+        monkeypatch.setattr("bitad.runtime.files._HOST", "beef")
         remove_leftovers(tmp_path)
         assert ours.exists()
         ours.write_text("whole")

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from bitad.cli import main
 from bitad.data.annotations import read_classes
 from bitad.data.feature_files import FeatureStore
-from bitad.files import read_json
-from bitad.models.weight_files import read_weights
+from bitad.runtime.files import read_json
+from bitad.weights.files import read_weights
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
 HTML = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"

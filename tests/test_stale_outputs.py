@@ -14,9 +14,9 @@ from builders import FPS, numbered_picture
 from numpy.typing import NDArray
 
 from bitad.cli import main
-from bitad.files import read_json
 from bitad.inference import extract
-from bitad.training.environment import set_up_logging
+from bitad.runtime.files import read_json
+from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video

@@ -13,9 +13,10 @@ import yaml
 from builders import FPS, numbered_picture
 
 from bitad.cli import main
-from bitad.config_files import load_config, presets
-from bitad.data.annotations import read_annotations, read_classes
-from bitad.experiments import EXPERIMENTS
+from bitad.config.experiments import EXPERIMENTS
+from bitad.config.loading import load_config, presets
+from bitad.data.annotations import read_classes
+from bitad.data.formats.database import read_annotations
 from bitad.video.writer import write_video
 
 pytestmark = pytest.mark.timeout(900)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitad.runtime.workers import in_processes
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
-from bitad.workers import in_processes
 
 # A module of jobs: processes that are begun afresh must find it.
 JOBS = """
@@ -24,7 +24,7 @@ import os, signal, sys, time
 from contextlib import closing
 from pathlib import Path
 
-from bitad.workers import in_processes
+from bitad.runtime.workers import in_processes
 
 
 def work(value, place):

@@ -1,6 +1,6 @@
-"""The command line: one function a verb, each a few lines over the code that does the work.
+"""The command line: one function for each command, a few lines over the code that does the work.
 
-Nothing heavy is imported before it is known which verb runs: `bitad evaluate` never loads torch.
+Nothing heavy is imported before the command is known: ``bitad evaluate`` never loads torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from types import TracebackType
 from typing import NoReturn
 
 import bitad
-from bitad.cli import annotation_files, features, networks, plan, results, reverse, weights
-from bitad.cli.verbs import Parser, Run, Verbs
-from bitad.files import NO_ROOM
-from bitad.log import logging_of_a_command, say_last
-from bitad.printing import printable, printing_to_anything
-from bitad.training.stopping import Stopped
+from bitad.cli import data, results, tools, train
+from bitad.cli.commands import Parser, Run, Verbs
+from bitad.runtime.files import NO_ROOM
+from bitad.runtime.log import logging_of_a_command, printable, printing_to_anything, say_last
+from bitad.runtime.signals import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,6 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="bitad", description="Bidirectional temporal action detection: what happens when in a video.")
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     verbs = Verbs(parser)
-    for part in (networks, plan, reverse, annotation_files, features, results, weights):
-        part.add_verbs(verbs)
+    train.add_commands(verbs)
+    tools.add_plan(verbs)
+    data.add_reverse(verbs)
+    data.add_annotations(verbs)
+    data.add_features(verbs)
+    results.add_commands(verbs)
+    tools.add_weights(verbs)
     return parser

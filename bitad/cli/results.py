@@ -1,4 +1,4 @@
-"""The verbs that merge, measure and compare what was found."""
+"""The commands ``merge``, ``evaluate`` and ``report``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.verbs import Verbs
-from bitad.printing import as_typed, say
+from bitad.cli.commands import Verbs
+from bitad.runtime.log import as_typed, say
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
     from bitad.evaluation.mean_average_precision import Evaluation
+
 
 FUSIONS = ("soft-nms", "mean", "product", "wsf")
 RULES = ("activitynet", "thumos-kit")
@@ -22,7 +23,7 @@ RULES = ("activitynet", "thumos-kit")
 _MOST_THRESHOLDS = 1000
 
 
-def add_verbs(verbs: Verbs) -> None:
+def add_commands(verbs: Verbs) -> None:
     p = verbs.add(
         "merge",
         _merge,
@@ -103,11 +104,10 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from bitad.data.annotations import read_annotations
-    from bitad.data.detections import read_detections, write_detections
-    from bitad.data.named_alike import alike
+    from bitad.data.detections import alike, read_detections, write_detections
+    from bitad.data.formats.database import read_annotations
     from bitad.inference.merge import merge
-    from bitad.outputs import check_file
+    from bitad.runtime.files import check_file
 
     if arguments.annotations and not arguments.reverse_b:
         raise ValueError("--annotations is only for reversing B; add --reverse-b, or leave it out")
@@ -151,12 +151,10 @@ def _said_to_be_reversed(
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from bitad.data.annotations import read_annotations
-    from bitad.data.detections import read_detections
-    from bitad.data.named_alike import require_any, under_names
-    from bitad.files import write_json
-    from bitad.outputs import check_file
+    from bitad.data.detections import read_detections, require_any, under_names
+    from bitad.data.formats.database import read_annotations
     from bitad.reports.tables import class_table, evaluation_table
+    from bitad.runtime.files import check_file, write_json
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
@@ -194,7 +192,7 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
     """Refuses detections of videos that last longer or less than annotated; where that is allowed, says so."""
     import sys
 
-    from bitad.data.clock_agreement import require_durations
+    from bitad.data.clocks import require_durations
 
     said = require_durations(
         {name: video.duration_s for name, video in annotations.videos.items()},
@@ -223,13 +221,13 @@ def _by_rule(
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from bitad.progress import following
     from bitad.reports.comparison import compare
     from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
-    from bitad.training.distributed import processes
-    from bitad.training.starting import only_writer
+    from bitad.runtime.distributed import processes
+    from bitad.runtime.progress import following
+    from bitad.training.checkpoints import only_writer
 
     with processes(arguments.device) as team, only_writer(arguments.out, team):
         check_page(arguments.out / "index.html")

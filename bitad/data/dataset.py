@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bitad.config import AugmentationConfig, Config
+from bitad.config.schema import AugmentationConfig, Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.detections import Basis
 from bitad.data.readers import Readers
 from bitad.data.sources import Source
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop, room_for_frames
 from bitad.data.windows import Timebase, random_window, sliding_windows
-from bitad.timeline import Grid, mirror_points, mirror_positions, mirror_segments
+from bitad.timeline import Basis, Grid, mirror_points, mirror_positions, mirror_segments
 
 Content = TypeVar("Content")
 

@@ -1,29 +1,105 @@
-"""Detections of a set of videos, as columns, and the files that hold them.
+"""Detections of a set of videos, as columns; their files, their classes, and their videos under other names.
 
 Columns rather than a list of objects: a test set has 400,000 detections, and everything done with them (mAP, NMS,
-late fusion, conversion of clocks) is done to all of them at once. This module does not import torch.
+late fusion, conversion of clocks) is done to all of them at once.
 """
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import ANY_CLASS
-from bitad.data.class_numbers import named_classes
-from bitad.data.detection_forms import read_found
-from bitad.files import write_json
-from bitad.log import log
-from bitad.timeline import reverse_seconds
+from bitad.data.annotations import ANY_CLASS, lines_and_numbers, names_by_number
+from bitad.data.formats.detections import read_found
+from bitad.runtime.files import read_json, write_json
+from bitad.runtime.log import log
+from bitad.timeline import Basis, reverse_seconds
+from bitad.video.names import Matching, new_names
 
-Basis = Literal["forward", "reverse"]
+
+def read_class_numbers(path: str | Path) -> dict[int, str]:
+    """The names of a data set's classes by number.
+
+    Three kinds of files are read: names, a line each, numbered from 0; lines of a number and a name, as the THUMOS'14
+    kit's ``detclasslist.txt``; and annotations, JSON whose ``label_id`` are the numbers.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it names no class, or a name or a number twice.
+    """
+    path = Path(path)
+    if path.name.lower().endswith((".json", ".json.gz")):
+        return _of_annotations(path)
+    lines, numbered = lines_and_numbers(path)
+    return dict(sorted(numbered.items())) or dict(enumerate(lines))
+
+
+def _of_annotations(path: Path) -> dict[int, str]:
+    content = read_json(path)
+    database = content.get("database") if isinstance(content, dict) else None
+    videos = database.values() if isinstance(database, dict) else ()
+    lists = [video.get("annotations") for video in videos if isinstance(video, dict)]
+    rows = chain.from_iterable(rows for rows in lists if isinstance(rows, list))
+    pairs = {
+        (row["label_id"], row["label"])
+        for row in rows
+        if isinstance(row, dict) and type(row.get("label_id")) is int and isinstance(row.get("label"), str)
+    }
+    if not pairs:
+        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")
+    return names_by_number(sorted(pairs), path)
+
+
+def named_classes(
+    labels: Sequence[str | int] | None, n: int, stated: Sequence[str] | None, classes: str | Path | None
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The class names of n detections, and each one's index among them, int64 ``[n]``.
+
+    Args:
+        labels: as a file states them; None where all are of one class without a name.
+        stated: the classes that the file itself lists.
+        classes: a list to use instead of that.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_class_numbers`; a label is not among the classes, or a number
+            without a list of classes.
+    """
+    if labels is None:
+        return (ANY_CLASS,), np.zeros(n, np.int64)
+    numbers = read_class_numbers(classes) if classes is not None else dict(enumerate(stated or ()))
+    source = str(classes) if classes is not None else "external_data"
+    listed = tuple(numbers.values()) if classes is not None or stated is not None else None
+    known = {label: _name_of(label, numbers, listed, source) for label in dict.fromkeys(labels)}
+    names = tuple(sorted(set(known.values()))) if listed is None else listed
+    place = {name: number for number, name in enumerate(names)}
+    return names, np.array([place[known[label]] for label in labels], np.int64)
+
+
+def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str] | None, source: str) -> str:
+    if isinstance(label, str) and (listed is None or label in listed):
+        return label
+    if listed is None:
+        raise ValueError(
+            f"label {label} is the number of a class; name the classes with --classes FILE: names, a line each, or the "
+            "annotations whose label_id it is"
+        )
+    if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
+        raise ValueError(f"label {label} is not among the classes that {source} names")
+    if int(label) not in numbers:
+        raise ValueError(
+            f"class number {label} is not one of the {len(numbers)} of {source}, {min(numbers, default=0)} to "
+            f"{max(numbers, default=0)}; where classes have other numbers, write lines of NUMBER NAME"
+        )
+    return numbers[int(label)]
+
 
 # One video's detections: segments float64 [n, 2] in seconds, scores float64 [n], labels int64 [n].
 VideoColumns = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
@@ -248,14 +324,14 @@ def named(names: Sequence[str], most: int = 3) -> str:
 
 
 def read_detections(path: str | Path, classes: str | Path | None = None) -> Detections:
-    """Read a detection file in any of the forms of :data:`bitad.data.detection_forms.FORMS`; ``.json.gz`` too.
+    """Read a detection file in any of the forms of :data:`bitad.data.formats.detections.FORMS`; ``.json.gz`` too.
 
     A file that names no classes has those that occur in it, in alphabetical order. Proposals, which have no label, are
     of the class :data:`~bitad.data.annotations.ANY_CLASS`, as is said in the log.
 
     Args:
         path: the file.
-        classes: a file of class names (:func:`~bitad.data.class_numbers.read_class_numbers`): labels may be numbers
+        classes: a file of class names (:func:`~bitad.data.detections.read_class_numbers`): labels may be numbers
             of its classes, and are all of them.
 
     Raises:
@@ -319,3 +395,62 @@ def write_detections(detections: Detections, path: str | Path) -> None:
 def _is_number(value: Any) -> bool:
     # JSON's integers have no bound, and NaN compares false.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def under_names(detections: Detections, wanted: Iterable[str], source: object) -> Detections:
+    """The detections with the wanted names of their videos, where these differ by habits; other names stay.
+
+    Args:
+        detections: of these and maybe other videos.
+        wanted: the names to have.
+        source: of the detections, for messages; what was matched is said in the log.
+
+    Raises:
+        ValueError: several videos may be meant by a wanted name, or one by several.
+    """
+    wanted = tuple(wanted)
+    if set(wanted).issuperset(detections.videos):
+        return detections
+    names = new_names(detections.videos, wanted, source)
+    if not names:
+        return detections
+    return replace(
+        detections,
+        videos=tuple(names.get(name, name) for name in detections.videos),
+        durations_s={names.get(name, name): seconds for name, seconds in detections.durations_s.items()},
+    )
+
+
+def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
+    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
+
+    Args:
+        sets: of any videos.
+        sources: of each, for messages.
+        wanted: as of :func:`under_names`. Raises likewise.
+    """
+    names = list(wanted)
+    found = []
+    for one, source in zip(sets, sources, strict=True):
+        found.append(under_names(one, names, source))
+        names.extend(found[-1].videos)
+    return found
+
+
+def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:
+    """Refuses detections none of which is in a wanted video: they would be measured as if nothing had been found.
+
+    Args:
+        detections: under the wanted names.
+        wanted: the videos of the ground truth.
+        source: of the detections, for the message.
+        truth: of the ground truth.
+
+    Raises:
+        ValueError: there are detections, and all are in other videos.
+    """
+    if len(detections) and set(wanted).isdisjoint(detections.videos):
+        raise ValueError(
+            f"{source}: no detection is in a video of {truth}: {Matching.of(wanted, detections.videos).sides()}; name "
+            "the detections or the subset of these videos"
+        )

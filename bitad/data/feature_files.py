@@ -1,7 +1,4 @@
-"""Features computed beforehand: one array a video, in a folder of ``.npy`` / ``.npz`` files or in a single ``.npz``.
-
-This module does not import torch.
-"""
+"""Features computed beforehand: one array a video, in a folder of ``.npy`` / ``.npz`` files or in a single ``.npz``."""
 
 from __future__ import annotations
 
@@ -19,9 +16,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from bitad.archives import check_archive
-from bitad.folders import is_file_named, is_leftover
-from bitad.signatures import signature_of
+from bitad.runtime.files import is_file_named, is_leftover
+from bitad.runtime.signatures import check_archive, signature_of
 from bitad.video.names import Lookup
 
 _SUFFIXES = (".npy", ".npz")

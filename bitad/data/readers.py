@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch.utils.data import get_worker_info
 
-from bitad.data.patience import within
+from bitad.runtime.workers import within
 
 # A read that its own process can interrupt is interrupted in time; so much later it will not be.
 _GRACE_S = 30.0

@@ -1,4 +1,6 @@
-"""Where the content of windows comes from: video files or pre-computed features, and their reverse-playback twins."""
+"""What a configuration's ``data`` section names: ground truth, and video files or features with their time-reversed
+copies.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,54 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitad.config import Config
-from bitad.data.annotations import AnnotatedVideo
-from bitad.data.clock_agreement import Clock, coverage_fault, differences, same_rate
-from bitad.data.detections import Basis
+from bitad.config.schema import Config, DataConfig
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
-from bitad.data.feature_folder import SIDECAR, FeatureVideo
-from bitad.data.feature_sidecars import require_described
-from bitad.data.ground_truth import annotated_names
+from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
+from bitad.data.formats.database import read_annotations
 from bitad.data.windows import ResizedClock, Timebase
-from bitad.timeline import Grid, mirror_frames
-from bitad.video.damage import Damaged, counted, require_whole
-from bitad.video.finder import VideoFinder
-from bitad.video.frame_index import FrameIndex
-from bitad.video.index_cache import IndexCache
-from bitad.video.indexing import index_video
+from bitad.timeline import Basis, Grid, mirror_frames
+from bitad.video.decoding import Damaged, counted, require_whole
+from bitad.video.index import FrameIndex
+from bitad.video.indexing import IndexCache, index_video
+from bitad.video.names import VideoFinder
 from bitad.video.reader import VideoReader
+
+
+def read_ground_truth(data: DataConfig) -> Annotations:
+    """All videos, with the classes that networks learn: the data set's own, or a single one of all.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`~bitad.data.formats.database.read_annotations`, and for a video of
+            unknown duration.
+    """
+    for key, path in (("annotations", data.annotations), ("classes", data.classes)):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; name the right one in data.{key}")
+    annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
+    return annotations.class_agnostic() if data.class_agnostic else annotations
+
+
+def annotated_names(data: DataConfig) -> tuple[str, ...]:
+    """The names of all annotated videos, whatever their subset.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_ground_truth`.
+    """
+    return tuple(read_ground_truth(data).videos)
+
+
+def read_test_ground_truth(config: Config) -> Annotations:
+    """The test subset, with the classes that detections have: those learnt, or those of the videos' scores.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
+    """
+    data = config.data
+    if config.test.video_scores is not None:
+        data = data.model_copy(update={"class_agnostic": False})
+    return read_ground_truth(data).subset(data.test_subset)
 
 
 class Source(Protocol):

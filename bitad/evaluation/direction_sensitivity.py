@@ -1,7 +1,7 @@
 """What a detector calls each action: in the direction it knows, and played the other way round.
 
 A forward detector that watches reversed playback tells which classes look the same, which turn into another, and which
-into nothing it knows. This module does not import torch.
+into nothing it knows.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ positive over the number of ground-truth segments. Every segment of the file cou
 of its own, one without length is never found. Overlap is intersection over the span of both. ``Ambiguous`` is no class.
 The kit demands ground truth of every class; here classes without any are left out of the mean and named.
 
-All figures are fractions, 0 to 1. This module does not import torch.
+All figures are fractions, 0 to 1.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotation_rows import seconds_of
-from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations, read_annotations
+from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, named
-from bitad.data.overlap import tiou_pairs
-from bitad.evaluation.matching import Ranked, Truth, checked_thresholds, take_turns
-from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.files import read_text
+from bitad.data.formats.database import read_annotations
+from bitad.data.formats.rows import seconds_of
+from bitad.data.tiou import tiou_pairs
+from bitad.evaluation.mean_average_precision import Evaluation, Ranked, Truth, checked_thresholds, take_turns
+from bitad.runtime.files import read_text
 
 # Two ways to compute one overlap differ in the last digits; pairs are sought a little below the threshold.
 _ROUNDING = 1e-6

@@ -1,4 +1,4 @@
-"""Videos in, detections out: a trained network, or a pair of them, over sliding windows."""
+"""Detects actions in videos by one network or a pair of them, and tests trained runs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bitad.config import Config, NmsConfig
-from bitad.config_files import override_config
+from bitad.config.experiments import RESULTS_OF_PAIRS
+from bitad.config.loading import override_config
+from bitad.config.schema import Config, NmsConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, Unread, collate
-from bitad.data.detections import Basis, Detections, write_detections
-from bitad.data.sources import Source, VideoFiles
-from bitad.experiments import RESULTS_OF_PAIRS
-from bitad.inference.decode import Candidates, decode
+from bitad.data.detections import Detections, write_detections
+from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
+from bitad.data.sources import FeatureFiles, Source, VideoFiles, build_source, read_test_ground_truth
+from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
-from bitad.inference.reading import read_ahead, say_unread
-from bitad.inference.stitch import Stitcher, suppressed
-from bitad.inference.video_backbone import Seen, see_videos
+from bitad.inference.postprocess import Candidates, Stitcher, decode, suppressed
+from bitad.inference.validate import look_at_clocks, say_rates
 from bitad.inference.video_scores import read_video_scores
-from bitad.models.build import Network
-from bitad.models.head import Prediction
-from bitad.models.pair import Both, Pair
-from bitad.models.precision import autocast
-from bitad.progress import track
-from bitad.training.checkpoint import Checkpoint
-from bitad.training.distributed import Processes
-from bitad.training.environment import say_repeated
-from bitad.training.first_look import say_rates
-from bitad.video.damage import Damaged
+from bitad.inference.whole_video import Seen, read_ahead, say_unread, see_videos
+from bitad.models.build import Network, autocast
+from bitad.models.heads import Prediction
+from bitad.models.network import Both, Pair
+from bitad.runtime.distributed import Processes
+from bitad.runtime.environment import say_repeated
+from bitad.runtime.files import check_places, write_json
+from bitad.runtime.log import log
+from bitad.runtime.progress import track
+from bitad.timeline import Basis
+from bitad.video.decoding import Damaged
+from bitad.video.indexing import INDEX_FOLDER, IndexCache
+from bitad.weights.checkpoint import Checkpoint, class_names
 
 # Every file of detections that a test may write.
 DETECTION_FILES = tuple(dict.fromkeys(file for files in RESULTS_OF_PAIRS.values() for file in files.values()))
@@ -107,7 +110,7 @@ def detect(
     """Detects in all videos of ``annotations`` (their ground truth is not looked at; their classes name the labels).
 
     Windows are spread over the processes, each seen once and decoded once for both views of a pair; with
-    ``test.backbone=video`` videos are, see :mod:`bitad.inference.video_backbone`. Every process gets all detections, on
+    ``test.backbone=video`` videos are, see :mod:`bitad.inference.whole_video`. Every process gets all detections, on
     the forward clock, also those of a network that watches in reverse.
 
     Args:
@@ -318,3 +321,78 @@ def _durations(
     for others in team.gather(failed):  # all processes must share out the same windows
         failed |= others
     return {name: duration for name, duration in known.items() if name not in failed}, failed
+
+
+def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Detections:
+    """What a forward network finds in its test videos played backwards, on the forward clock.
+
+    The windows are those of forward playback, flipped. What it says there tells how much classes depend on the
+    direction: :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
+    """
+    config = checkpoint.config
+    subset = read_test_ground_truth(config)
+    flipped = config.model_copy(update={"direction": "reverse"})
+    source = _source(checkpoint)
+    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
+    network = checkpoint.network().to(team.device)
+    what = f"testing {config.run_directory.name} on reversed playback"
+    return detect(network, subset, source, flipped, team, what=what).merged
+
+
+def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:
+    """Detects in the test subset and writes what was found; the evaluation of every result, the whole run's last.
+
+    Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (reverse time, D - t) and
+    ``out``/metrics.json. Of one network the two files of detections hold the same ones; of a pair the first holds the
+    merged ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis;
+    of two forward networks ``out``/detections.second.json has those of the second one, in forward time.
+
+    What was found is written before it is evaluated, and stays where that fails.
+
+    Raises:
+        ValueError: if the data set has other classes than the network; if its clocks disagree; if the subset has no
+            ground truth, and then the message says where the detections are.
+    """
+    config, metrics = checkpoint.config, out / "metrics.json"
+    check_places([metrics, *(out / name for name in DETECTION_FILES)])
+    classes = class_names(config)
+    if classes != checkpoint.classes:
+        raise ValueError(
+            f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}, but the detector "
+            f"was trained on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in "
+            "data.classes"
+        )
+    subset = read_test_ground_truth(config)
+    details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
+    source = _source(checkpoint)
+    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
+    network = checkpoint.network().to(team.device)
+    results = detect(network, subset, source, config, team, details=details)
+    named = results.named()
+    if team.is_main:
+        _say_changed(checkpoint, subset)
+        metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
+        results.write(out)
+        if len(named) == 1:
+            write_detections(results.merged.reversed(), out / "detections.reverse.json")
+    try:
+        evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in named.items()}
+    except ValueError as error:
+        raise ValueError(f"{error}; the detections are in {out / 'detections.json'}") from None
+    if team.is_main:
+        write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
+    return evaluations
+
+
+def _say_changed(checkpoint: Checkpoint, subset: Annotations) -> None:
+    """Log what of the test videos has changed since the checkpoint was written, if these are the ones of its run."""
+    before = of_tests(checkpoint.data or {})
+    if before.get(TEST, {}).keys().isdisjoint(subset.videos):
+        return  # an older checkpoint, another data set, or another part of it
+    if changed := changes(before, of_tests(fingerprints(checkpoint.config, [], subset))):
+        log.warning("the test data have changed since %s was written: %s", checkpoint.source, "; ".join(changed))
+
+
+def _source(checkpoint: Checkpoint) -> VideoFiles | FeatureFiles:
+    """Of the windows to test on; what the run knows of its videos' frames need not be found out again."""
+    return build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))

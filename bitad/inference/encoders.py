@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitad.config import CLIP_FRAMES, Config
-from bitad.data.detections import Basis
+from bitad.config.names import SIZES, VitSize
+from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.windows import sliding_windows
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.network_size import TransformerSize
-from bitad.models.sizes import SIZES, VitSize
-from bitad.models.videomae import Block, VisionTransformer, sinusoid_table
-from bitad.models.weight_files import weights_path
-from bitad.models.weights import Weights, load_weights
-from bitad.timeline import Grid
-from bitad.training.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+from bitad.models.backbone import VideoBackbone
+from bitad.models.network import Detector
+from bitad.models.vit import Block, VisionTransformer, sinusoid_table
+from bitad.timeline import Basis, Grid
+from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+from bitad.weights.files import weights_path
+from bitad.weights.loading import Weights, load_weights
+from bitad.weights.sizes import TransformerSize
 
 # Of a backbone file's clips and pictures, if nothing else is asked for.
 CLIP_STRIDE, PIXELS = 4, 224

@@ -20,19 +20,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bitad.data.detections import Basis
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
 from bitad.data.transforms import apply_crop, centre_crop
-from bitad.identity import FileIdentity, sha256_of
 from bitad.inference.encoders import Encoder, Piece
-from bitad.progress import Meter, track
-from bitad.training.distributed import Processes
-from bitad.training.environment import say_repeated
-from bitad.video.damage import Damaged, counted, require_whole
+from bitad.runtime.distributed import Processes
+from bitad.runtime.environment import say_repeated
+from bitad.runtime.progress import Meter, track
+from bitad.runtime.signatures import FileIdentity, sha256_of
+from bitad.timeline import Basis
+from bitad.video.decoding import Damaged, counted, require_whole
 from bitad.video.files import is_same_file, list_videos, require_video_file
-from bitad.video.frame_index import FrameIndex
-from bitad.video.index_cache import IndexCache
-from bitad.video.indexing import index_video
+from bitad.video.index import FrameIndex
+from bitad.video.indexing import IndexCache, index_video
 from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")

@@ -1,7 +1,7 @@
 """Late fusion: the detections of several detectors of the same videos become one set, with no training.
 
 This is what every trained fusion of the forward and the reverse network must be read against. All sets must be on one
-clock: ``merge(forward, reverse.forward(), ...)``. This module does not import torch.
+clock: ``merge(forward, reverse.forward(), ...)``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.detections import Detections, VideoColumns, named
-from bitad.data.overlap import tiou_pairs
+from bitad.data.tiou import tiou_pairs
 from bitad.inference.nms import NmsSettings, nms
-from bitad.log import log
+from bitad.runtime.log import log
 
 MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 

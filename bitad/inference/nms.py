@@ -1,7 +1,7 @@
 """Non-maximum suppression of segments: hard, soft (Bodla et al., ICCV 2017), and segment voting.
 
 Behaves as the 1-D NMS of OpenTAD and ActionFormer, which released numbers were made with, but for equal scores: there
-the order is left to chance, here the one that comes first in the input is first. This module does not import torch.
+the order is left to chance, here the one that comes first in the input is first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.data.overlap import overlap_ranges, ranges, tiou_pairs
+from bitad.data.tiou import overlap_ranges, ranges, tiou_pairs
 
 Method = Literal["gaussian", "linear", "vanilla"]
 

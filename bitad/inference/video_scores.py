@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.data.detections import named
-from bitad.files import read_json
-from bitad.inference.decode import Candidates
+from bitad.inference.postprocess import Candidates
+from bitad.runtime.files import read_json
 from bitad.video.names import Matching, renamed
 
 

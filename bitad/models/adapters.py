@@ -1,5 +1,6 @@
 """The trainable parts of a frozen backbone: AdaTAD's temporal adapter (Liu et al. 2024, arXiv:2311.17241), and one of
-ours that also sees what another network makes of the same time."""
+ours that also sees what another network makes of the same time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitad.models.videomae import TokenGrid
+from bitad.models.vit import TokenGrid
 
 # What adapters are called in the modules that hold them: behind a block, second behind it, between two networks.
 NAMES = frozenset({"adapter", "bi_adapter", "cross_adapters"})

@@ -6,19 +6,26 @@ import os
 import shutil
 import sys
 
+import torch
 from torch import nn
 
-from bitad.config import BackboneConfig, Config
+from bitad.config.schema import BackboneConfig, Config, Precision
 from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
-from bitad.models.detector import Detector, VideoBackbone
+from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
-from bitad.models.head import DetectionHead
-from bitad.models.pair import Pair, Side
+from bitad.models.heads import DetectionHead
+from bitad.models.network import Detector, Pair, Side
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.recompute import Checkpointing
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weight_files import weights_path
-from bitad.models.weights import load_backbone
+from bitad.models.vit import Checkpointing, VisionTransformer
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Within, matrix products and convolutions of this thread are done in a precision; weights are left as they are."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
 
 Network = Detector | Pair
 
@@ -26,7 +33,7 @@ Network = Detector | Pair
 def build_network(config: Config, num_classes: int) -> Network:
     """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set to what trains.
 
-    Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.initial.load_initial`.
+    Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.checkpoints.load_initial`.
     """
     if config.plan.networks == 1:
         network: Network = _detector(config, num_classes)
@@ -153,34 +160,3 @@ def _set_what_trains(network: nn.Module, config: Config) -> None:
         else:
             trains = ".bi_adapter." in name or ".cross_adapters." in name
         parameter.requires_grad_(trains)
-
-
-def require_pretrained(config: Config) -> None:
-    """Refuses to train around a frozen transformer that nothing fills.
-
-    Raises:
-        ValueError: the configuration names no weights for it, starts from no baselines, and does not ask for random
-            ones.
-    """
-    backbone = config.model.backbone
-    if backbone is None or config.plan.starts_from == "baselines" or backbone.random or backbone.weights is not None:
-        return
-    raise ValueError(
-        "model.backbone.weights is null: the transformer is frozen and would keep random weights; name a pre-trained "
-        "file, or use model.backbone.random=true if you want that"
-    )
-
-
-def load_pretrained(network: Network, config: Config) -> None:
-    """Loads the backbone's pre-trained weights into the network or both of a pair, where there is one.
-
-    Raises:
-        FileNotFoundError, ValueError: they are missing or of another network; or as :func:`require_pretrained`.
-    """
-    require_pretrained(config)
-    if config.model.backbone is None or config.model.backbone.weights is None:
-        return
-    detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
-    for detector in detectors:
-        assert isinstance(detector.backbone, VideoBackbone)
-        load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))

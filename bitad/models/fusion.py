@@ -2,7 +2,7 @@
 implements.
 
 Each takes one's own prediction and the other network's, aligned to one's own clock
-(:func:`bitad.models.bidirectional.aligned`), and gives a prediction at one's own points. The layers along the point
+(:func:`bitad.models.alignment.aligned`), and gives a prediction at one's own points. The layers along the point
 axis fix N, the number of points, so a fusion serves windows of the training length only.
 
 ``init="mean"`` starts each as the mean of the two predictions, from which training departs. ``"random"`` is the group's
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bitad.models.head import Prediction
+from bitad.models.heads import Prediction
 
 FusionInit = Literal["mean", "random"]
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitad.models.videomae import DropPath, sinusoid_table
+from bitad.models.vit import DropPath, sinusoid_table
 
 Padding = Literal["reference", "strict"]
 

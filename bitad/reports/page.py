@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bitad
-from bitad.files import replacing
 from bitad.reports.tables import Table
+from bitad.runtime.files import replacing
 
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 

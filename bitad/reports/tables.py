@@ -15,7 +15,7 @@ import rich.table
 
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation, Rule
-from bitad.printing import printable
+from bitad.runtime.log import printable
 
 Cell = str | int | float | None
 

@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl` of a run: a JSON record a line. This module does not import torch."""
+"""The file ``metrics.jsonl`` of a run: a JSON record a line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from bitad.runtime.distributed import Processes
+from bitad.runtime.files import replacing
+from bitad.training.losses import Losses
+from bitad.training.step import Step
 
 METRICS = "metrics.jsonl"  # of a run directory
 
@@ -52,3 +59,71 @@ def _readable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _readable(one) for key, one in value.items()}
     return math.nan if value is None else value
+
+
+class Records:
+    """The records of a run.
+
+    Args:
+        directory: of the run.
+        team: the processes of the run, whose figures are put together; rank 0 writes.
+
+    Attributes:
+        step: of the checkpoint from which the run goes on, as it was counted then.
+    """
+
+    def __init__(self, directory: Path, team: Processes) -> None:
+        self.path, self.team, self.step = directory / METRICS, team, 0
+
+    def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
+        """Records a step of training: the mean of all processes' losses."""
+        figures = [torch.stack(losses) for losses in step.losses.values()]
+        agreement = torch.zeros(()) if step.agreement is None else step.agreement
+        mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
+        mean = torch.stack(self.team.gather(mine)).mean(0)
+        classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
+        record = {
+            "kind": "training",
+            "epoch": epoch,
+            "step": number,
+            "loss": total.sum().item() + mean[-1].item(),
+            "classification": classification.sum().item(),
+            "regression": regression.sum().item(),
+            "gradient_norm": math.hypot(*step.norms.values()),
+            "lr": lr,
+        }
+        if len(step.losses) > 1:
+            record |= {"losses": dict(zip(step.losses, total.tolist(), strict=True)), "gradient_norms": step.norms}
+        if step.agreement is not None:
+            record |= {"agreement": mean[-1].item()}
+        self.add(record)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Writes a record behind the others."""
+        if not self.team.is_main:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(metrics_line(record))
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk does not say whose line it has no room for
+            raise
+
+    def forget_what_comes_again(self, *, untested: bool) -> None:
+        """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).
+
+        Args:
+            untested: whether the evaluation of that checkpoint is still to come.
+
+        Raises:
+            ValueError: a line is no record.
+        """
+        if not self.path.exists():
+            return
+        kept = []
+        for record in read_metrics(self.path):
+            behind, same = record["step"] > self.step, record["step"] == self.step
+            if not (behind or (same and untested and record["kind"] == "evaluation")):
+                kept.append(metrics_line(record))
+        with replacing(self.path) as partial_file:
+            partial_file.write_text("".join(kept), encoding="utf-8")

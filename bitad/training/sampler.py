@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from bitad.training.distributed import Processes
+from bitad.runtime.distributed import Processes
 
 
 class EpochSampler(Sampler[list[int]]):

@@ -15,36 +15,38 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.data.dataset import Batch, TrainingWindows, collate
-from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
-from bitad.data.sources import build_source
+from bitad.data.fingerprints import fingerprints
+from bitad.data.sources import build_source, read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
-from bitad.files import remove_leftovers, replacing, write_json
 from bitad.inference.detect import DETECTION_FILES, detect
-from bitad.log import LOG_FILE
-from bitad.models.build import Network, build_network, load_pretrained, require_pretrained
-from bitad.models.pair import Pair
-from bitad.outputs import check_places
-from bitad.progress import Meter
-from bitad.training.checkpoint import Checkpoint
-from bitad.training.descent import Descent, Step, together
-from bitad.training.distributed import Processes
-from bitad.training.environment import ENVIRONMENT, environment, log, say_repeated, say_skipped
-from bitad.training.fingerprints import fingerprints
-from bitad.training.first_look import look_at_data
-from bitad.training.initial import load_initial
-from bitad.training.keeping import Keeper
-from bitad.training.learner import Learner
+from bitad.inference.validate import look_at_data
+from bitad.models.build import Network, build_network
+from bitad.models.network import Pair
+from bitad.runtime.distributed import Processes, whole
+from bitad.runtime.environment import ENVIRONMENT, environment, say_repeated, say_skipped
+from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
+from bitad.runtime.log import LOG_FILE, log
+from bitad.runtime.progress import Meter
+from bitad.runtime.signals import Stop, Stopped, ignore_signals, listening
+from bitad.training.checkpoints import (
+    Keeper,
+    check_data,
+    load_initial,
+    load_saved_weights,
+    random_state,
+    saved_run,
+    set_random_state,
+)
 from bitad.training.losses import DetectionLoss
-from bitad.training.metrics import METRICS
+from bitad.training.metrics import METRICS, Records
 from bitad.training.optimizer import LearningRates
-from bitad.training.records import Records
-from bitad.training.resuming import check_data, load_saved_weights, random_state, saved_run, set_random_state
 from bitad.training.sampler import EpochSampler
-from bitad.training.sharding import whole
-from bitad.training.stopping import Stop, Stopped, ignore_signals, listening
-from bitad.video.index_cache import INDEX_FOLDER, IndexCache
+from bitad.training.step import Descent, Learner, Step, together
+from bitad.video.indexing import INDEX_FOLDER, IndexCache
+from bitad.weights.checkpoint import Checkpoint
+from bitad.weights.loading import load_pretrained, require_pretrained
 
 STEPS_BETWEEN_RECORDS = 10
 

@@ -1,7 +1,4 @@
-"""Video files in a folder, by name.
-
-This module does not import torch.
-"""
+"""Video files in a folder, by name."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from bitad.folders import is_file_named, walk
+from bitad.runtime.files import is_file_named, walk
 
 # In the order of preference where a folder holds several files of one name.
 VIDEO_SUFFIXES = (

@@ -2,8 +2,6 @@
 
 A frame is found by decoding from the keyframe before it, known from the file's ``FrameIndex``, until the picture with
 exactly its time appears. A frame that cannot be had is said to be so; never is another one given for it unasked.
-
-This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,10 +19,9 @@ from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.video.damage import REMEDY, Damaged, counted, lost_frames, spans
-from bitad.video.frame_index import FrameIndex
+from bitad.video.decoding import REMEDY, Damaged, PictureStream, counted, lost_frames, spans
+from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
-from bitad.video.pictures import PictureStream
 
 # A seek empties the decoder; decoding up to this many unwanted frames is quicker.
 _FRAMES_WORTH_A_SEEK = 12

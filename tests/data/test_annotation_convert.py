@@ -16,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_convert import convert_annotations, write_both_directions, write_classes
-from bitad.data.annotation_policy import Policy
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
-from bitad.data.clock_agreement import Clock
-from bitad.data.video_clocks import read_clocks
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.check import check_annotations
+from bitad.data.clocks import Clock, read_clocks
+from bitad.data.convert import Policy, convert_annotations, write_both_directions, write_classes
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_forms import FORMS, read_form, recognise
-from bitad.data.annotation_rows import Source
 from bitad.data.annotations import AnnotatedVideo
+from bitad.data.check import check_annotations
+from bitad.data.formats.annotations import FORMS, read_form, recognise
+from bitad.data.formats.rows import Source
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 THUMOS = SHARED / "data/thumos14"
@@ -303,7 +303,7 @@ def test_every_form_has_its_reader() -> None:
 
 
 def test_the_table_of_forms_is_light() -> None:
-    code = "import sys, bitad.data.annotation_forms; print('numpy' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, bitad.data.formats.annotations; print('numpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
 

@@ -14,17 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.config import DataConfig
-from bitad.data.annotation_check import check_annotations
-from bitad.data.annotations import (
-    AnnotatedVideo,
-    Annotations,
-    read_annotations,
-    read_classes,
-    reverse_annotation_file,
-    write_annotations,
-)
-from bitad.data.ground_truth import read_ground_truth
+from bitad.config.schema import DataConfig
+from bitad.data.annotations import AnnotatedVideo, Annotations, read_classes
+from bitad.data.check import check_annotations
+from bitad.data.formats.database import read_annotations, reverse_annotation_file, write_annotations
+from bitad.data.sources import read_ground_truth
 from bitad.video.indexing import index_video
 from bitad.video.writer import write_video
 

@@ -14,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.data.annotations import read_annotations
-from bitad.data.clock_agreement import Clock, coverage_fault, differences, same_length, same_rate
+from bitad.data.clocks import Clock, coverage_fault, differences, same_length, same_rate
+from bitad.data.formats.database import read_annotations
 from bitad.video.writer import write_video
 
 RATES = st.sampled_from([5.0, 15.0, 23.976, 24.0, 25.0, 29.97, 30.0, 59.94])

@@ -29,15 +29,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from bitad.config import Config
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.config.schema import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
-from bitad.data.detections import Basis
-from bitad.data.playroom import render, sample_scene
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.windows import Timebase
-from bitad.timeline import Grid
-from bitad.video.index_cache import IndexCache
+from bitad.demo.playroom import render, sample_scene
+from bitad.timeline import Basis, Grid
+from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder, reverse_video
 from bitad.video.writer import write_video

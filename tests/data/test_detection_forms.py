@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from bitad.cli import main
-from bitad.data.class_numbers import read_class_numbers
-from bitad.data.detection_forms import FORMS
-from bitad.data.detections import read_detections
+from bitad.data.detections import read_class_numbers, read_detections
+from bitad.data.formats.detections import FORMS
 
 CLASSES = ("jump", "run", "throw")
 # video, start, end, class number, score

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bitad.cli import main
-from bitad.data.annotation_check import check_annotations
-from bitad.data.annotation_forms import FORMS, recognise
-from bitad.data.annotations import Annotations, read_annotations
-from bitad.data.clock_agreement import Clock
-from bitad.data.video_clocks import read_clocks, read_subsets
+from bitad.data.annotations import Annotations
+from bitad.data.check import check_annotations
+from bitad.data.clocks import Clock, read_clocks, read_subsets
+from bitad.data.formats.annotations import FORMS, recognise
+from bitad.data.formats.database import read_annotations
 
 Run = Callable[..., str]
 

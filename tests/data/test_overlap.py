@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data import overlap
-from bitad.data.overlap import tiou_pairs
+from bitad.data import tiou as overlap
+from bitad.data.tiou import tiou_pairs
 
 
 def slow_pairs(groups_a, segments_a, groups_b, segments_b, threshold) -> dict[tuple[int, int], float]:

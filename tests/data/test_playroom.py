@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitad.data import playroom
-from bitad.data.annotations import read_annotations
-from bitad.data.playroom import (
+from bitad.data.formats.database import read_annotations
+from bitad.demo import playroom
+from bitad.demo.playroom import (
     CLASSES,
     HIGH,
     LOW,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate, precision_recall
 
 SHARED = Path(__file__).parents[2] / "../shared"
@@ -93,7 +94,7 @@ def test_a_test_set_is_evaluated_in_a_fifth_of_the_reference_evaluators_cpu_time
     resource = pytest.importorskip("resource", reason="this system does not count a process's CPU time")
     thumos = SHARED / "data/thumos14"
     code = (
-        "from bitad.data.annotations import read_annotations\n"
+        "from bitad.data.formats.database import read_annotations\n"
         "from bitad.data.detections import read_detections\n"
         "from bitad.evaluation.mean_average_precision import evaluate\n"
         f"truth = read_annotations({str(thumos / 'thumos14.json.gz')!r}).subset('Test')\n"

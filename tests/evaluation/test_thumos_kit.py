@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.inference.decode import Candidates, decode
-from bitad.models.head import Points, Prediction
+from bitad.inference.postprocess import Candidates, decode
+from bitad.models.heads import Points, Prediction
 from bitad.timeline import mirror_positions
 
 POINTS = Points.of_levels((4, 2), (1, 2), [(0.0, 4.0), (4.0, 10000.0)])

@@ -17,30 +17,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.config import Config
-from bitad.config_files import override_config
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
-from bitad.data.detections import Basis, Detections, read_detections
-from bitad.data.ground_truth import read_ground_truth, read_test_ground_truth
-from bitad.data.sources import Source, VideoFiles, build_source
+from bitad.config.loading import override_config
+from bitad.config.schema import Config
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.detections import Detections, read_detections
+from bitad.data.formats.database import read_annotations
+from bitad.data.sources import Source, VideoFiles, build_source, read_ground_truth, read_test_ground_truth
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.files import write_json
-from bitad.inference.detect import _in_stretches, detect, detect_videos, nms_settings
+from bitad.inference.detect import _in_stretches, detect, detect_videos, nms_settings, run_test
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
-from bitad.inference.testing import run_test
 from bitad.models.build import build_network
-from bitad.models.detector import Detector
 from bitad.models.fusion import ColumnFusion
-from bitad.models.head import Points, Prediction
-from bitad.models.pair import Pair, Side
-from bitad.timeline import Grid
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.training.distributed import Processes
-from bitad.video import index_cache
-from bitad.video.index_cache import IndexCache
+from bitad.models.heads import Points, Prediction
+from bitad.models.network import Detector, Pair, Side
+from bitad.runtime.distributed import Processes
+from bitad.runtime.files import write_json
+from bitad.timeline import Basis, Grid
+from bitad.video import indexing as index_cache
+from bitad.video.indexing import IndexCache
 from bitad.video.writer import write_video
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 INIT = ("init.forward=f", "init.backward=b")  # asked for; nothing here reads them

@@ -21,24 +21,25 @@ from numpy.typing import NDArray
 from runs import ALONE
 from safetensors.torch import load_file, save_file
 
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations, write_annotations
+from bitad.config.names import SIZES
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows, collate
-from bitad.data.detections import Basis
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import Precision, Stored, read_sidecar
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.sources import build_source
 from bitad.inference.encoders import ClipEncoder, Encoder, Piece, WindowEncoder, load_encoder
 from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos
+from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
-from bitad.models.detector import PIXEL_MEAN, PIXEL_STD, Detector
-from bitad.models.pair import Pair
-from bitad.models.sizes import SIZES
-from bitad.models.videomae import VisionTransformer, sinusoid_table
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.video.pictures import PictureStream
+from bitad.models.network import Detector, Pair
+from bitad.models.vit import VisionTransformer, sinusoid_table
+from bitad.timeline import Basis
+from bitad.video.decoding import PictureStream
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_video
 from bitad.video.writer import write_video
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.inference import stitch as stitching
-from bitad.inference.decode import Candidates
+from bitad.inference import postprocess as stitching
 from bitad.inference.nms import NmsSettings, nms
-from bitad.inference.stitch import Stitcher, stitch, to_seconds
+from bitad.inference.postprocess import Candidates, Stitcher, stitch, to_seconds
 from bitad.timeline import Grid
 
 SOFT = NmsSettings(sigma=0.7, max_segments=50)

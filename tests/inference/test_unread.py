@@ -19,17 +19,18 @@ from builders import CLASSES, config_of, video_data
 from torch import Tensor
 
 from bitad.cli import main
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.data import readers
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import VideoFiles, build_source
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import Results, detect
 from bitad.models.build import build_network
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.training.distributed import Processes
-from bitad.training.environment import log
+from bitad.runtime.distributed import Processes
+from bitad.runtime.log import log
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

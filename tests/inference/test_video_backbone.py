@@ -17,22 +17,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-import bitad.inference.video_backbone
+import bitad.inference.whole_video
 from bitad.cli import main
-from bitad.config import Config
-from bitad.data.annotations import Annotations, read_annotations
+from bitad.config.schema import Config
+from bitad.data.annotations import Annotations
 from bitad.data.detections import read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import build_source
 from bitad.inference.detect import Results, detect
-from bitad.inference.video_backbone import FeatureStream
+from bitad.inference.whole_video import FeatureStream
 from bitad.models.adapters import TemporalAdapter
+from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
-from bitad.models.detector import VideoBackbone
-from bitad.models.videomae import VisionTransformer
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.training.distributed import Processes
+from bitad.models.vit import VisionTransformer
+from bitad.runtime.distributed import Processes
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.inference.decode import Candidates
+from bitad.inference.postprocess import Candidates
 from bitad.inference.video_scores import VideoScores, read_video_scores
 
 CLASSES = ["run", "jump", "throw"]

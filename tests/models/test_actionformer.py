@@ -12,11 +12,11 @@ from slow_actionformer import SlowActionFormer
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.config import Config
-from bitad.config_files import parse_config
+from bitad.config.loading import parse_config
+from bitad.config.schema import Config
 from bitad.models.build import build_network
-from bitad.models.detector import Detector
-from bitad.training.checkpoint import load_checkpoint
+from bitad.models.network import Detector
+from bitad.weights.checkpoint import load_checkpoint
 
 CLASSES = ("a", "b", "c", "d", "e")
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitad.models.adapters import Bottleneck, CrossAdapter, TemporalAdapter, is_adapter
-from bitad.models.videomae import TokenGrid
+from bitad.models.vit import TokenGrid
 
 GRID = TokenGrid(clips=3, time=2, height=2, width=1)
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.bidirectional import Alignment, aligned
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.head import DetectionHead, Points, Prediction
+from bitad.models.alignment import Alignment, aligned
+from bitad.models.backbone import VideoBackbone
+from bitad.models.heads import DetectionHead, Points, Prediction
+from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.videomae import VisionTransformer
+from bitad.models.vit import VisionTransformer
 
 STEPS = 32
 laws = settings(deadline=None, max_examples=50)

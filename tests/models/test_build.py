@@ -10,14 +10,15 @@ import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
-from bitad.config_files import load_config
-from bitad.models.build import build_network, load_pretrained
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.sizes import SIZES
-from bitad.models.weight_files import weights_path
-from bitad.models.weights import load_weights
-from bitad.training.distributed import Processes
+from bitad.config.loading import load_config
+from bitad.config.names import SIZES
+from bitad.models.backbone import VideoBackbone
+from bitad.models.build import build_network
+from bitad.models.network import Detector
+from bitad.runtime.distributed import Processes
 from bitad.training.trainer import Trainer
+from bitad.weights.files import weights_path
+from bitad.weights.loading import load_pretrained, load_weights
 
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitad.models.adapters import TemporalAdapter, is_adapter
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.head import DetectionHead, Prediction
+from bitad.models.backbone import VideoBackbone
+from bitad.models.heads import DetectionHead, Prediction
+from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.videomae import VisionTransformer
+from bitad.models.vit import VisionTransformer
 
 STEPS = 32
 

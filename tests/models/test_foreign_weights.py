@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.models.foreign import FOREIGN
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import Weights, load_backbone
-from bitad.training.checkpoint import FORMAT, load_checkpoint
+from bitad.models.vit import VisionTransformer
+from bitad.weights.checkpoint import FORMAT, load_checkpoint
+from bitad.weights.formats import FOREIGN
+from bitad.weights.loading import Weights, load_backbone
 
 
 def vit() -> VisionTransformer:

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitad.config import Config
-from bitad.config_files import parse_config
+from bitad.config.loading import parse_config
+from bitad.config.names import SIZES
+from bitad.config.schema import Config
 from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.build import build_network
-from bitad.models.formats import FORMATS, recognise
-from bitad.models.sizes import SIZES
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import Weights, convert, load_backbone, load_weights
+from bitad.models.vit import VisionTransformer
+from bitad.weights.formats import FORMATS, recognise
+from bitad.weights.loading import Weights, convert, load_backbone, load_weights
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 

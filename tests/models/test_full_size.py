@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitad.config_files import load_config
+from bitad.config.loading import load_config
 from bitad.models.build import build_network
-from bitad.models.detector import Detector
+from bitad.models.network import Detector
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitad.models.bidirectional import aligned
+from bitad.models.alignment import aligned
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, FusionInit, MeanFusion, PointLayer
-from bitad.models.head import Points, Prediction
+from bitad.models.heads import Points, Prediction
 
 LENGTH, LEVELS, CLASSES = 8, 3, 4
 AnyFusion = type[ColumnFusion] | type[ConvolutionFusion] | type[MeanFusion]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitad.models.head import DetectionHead, Points, RecoveringReLU
+from bitad.models.heads import DetectionHead, Points, RecoveringReLU
 from bitad.models.pyramid import Level
 
 STRIDES, RANGES = (1, 2, 4), [(0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bitad.models.adapters import CrossAdapter, TemporalAdapter
-from bitad.models.cost import Tally, storage_bytes
-from bitad.models.detector import VideoBackbone
-from bitad.models.lockstep import Meeting, encode_together
-from bitad.models.recompute import Checkpointing
-from bitad.models.videomae import VisionTransformer
+from bitad.models.alignment import Meeting, encode_together
+from bitad.models.backbone import VideoBackbone
+from bitad.models.vit import Checkpointing, VisionTransformer
 from bitad.timeline import mirror_points
+from bitad.training.step_cost import Tally, storage_bytes
 
 DIM, STEPS = 8, 32
 

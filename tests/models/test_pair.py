@@ -9,16 +9,15 @@ import torch
 from builders import CHANNELS, CLASSES, PIXELS, config_of, feature_data, video_data
 from torch import Tensor, nn
 
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.models.adapters import is_adapter
-from bitad.models.bidirectional import aligned
+from bitad.models.alignment import aligned
 from bitad.models.build import build_network
-from bitad.models.detector import Detector
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, MeanFusion
-from bitad.models.head import Prediction
-from bitad.models.pair import Pair
-from bitad.models.weights import load_weights
-from bitad.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bitad.models.heads import Prediction
+from bitad.models.network import Detector, Pair
+from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bitad.weights.loading import load_weights
 
 INIT = ("init.forward=f.pt", "init.backward=b.pt")  # asked for, and not read by what is tested here
 TWO_FORWARD = "pair.second=forward"

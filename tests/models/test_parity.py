@@ -1,6 +1,6 @@
 """Parity with OpenTAD: the recorded tensors of the reference folder, fp32, relative error at most 1e-4.
 
-The seam between our parameter names and OpenTAD's, ``bitad.models.weights``, is tested by the way: nothing here would
+The seam between our parameter names and OpenTAD's, ``bitad.weights.loading``, is tested by the way: nothing here would
 match if a name went astray.
 """
 
@@ -19,19 +19,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitad.inference.decode import Candidates, decode
 from bitad.inference.nms import NmsSettings, nms
-from bitad.inference.stitch import Stitcher, to_seconds
+from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.detector import Detector, VideoBackbone
-from bitad.models.head import DetectionHead, Prediction
+from bitad.models.backbone import VideoBackbone
+from bitad.models.heads import DetectionHead, Prediction
+from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid, Level
-from bitad.models.recompute import Checkpointing
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import convert, load_weights, read_weights
+from bitad.models.vit import Checkpointing, VisionTransformer
 from bitad.timeline import Grid
-from bitad.training.losses import DetectionLoss
-from bitad.training.targets import Targets, assign
+from bitad.training.losses import DetectionLoss, Targets, assign
+from bitad.weights.files import read_weights
+from bitad.weights.loading import convert, load_weights
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 TOLERANCE = 1e-4

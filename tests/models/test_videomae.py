@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.recompute import Checkpointing
-from bitad.models.videomae import Block, DropPath, TokenGrid, VisionTransformer, sinusoid_table
+from bitad.models.vit import Block, Checkpointing, DropPath, TokenGrid, VisionTransformer, sinusoid_table
 
 DIM, DEPTH, HEADS, PATCH, SIZE = 12, 2, 3, 4, 8
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bitad.cli import main
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weight_files import read_weights, weights_path
-from bitad.models.weights import load_backbone
+from bitad.models.vit import VisionTransformer
+from bitad.weights.files import read_weights, weights_path
+from bitad.weights.loading import load_backbone
 
 
 def vit() -> VisionTransformer:
@@ -109,7 +109,7 @@ def test_the_output_of_convert_may_not_be_the_file_in_the_folder(tmp_path: Path)
 
 def test_a_frozen_transformer_may_be_named_by_its_folder(tmp_path: Path) -> None:
     """What a run's checkpoints leave out is found again where the configuration names a folder."""
-    from bitad.models.weights import Pretrained
+    from bitad.weights.loading import Pretrained
 
     written(tmp_path / "hub" / "model.safetensors", 2.0)
     network = nn.ModuleDict({"backbone": nn.ModuleDict({"vit": vit()})})

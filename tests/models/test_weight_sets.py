@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bitad.cli import main
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weights import Weights, load_backbone
-from bitad.training.checkpoint import convert_weights
+from bitad.models.vit import VisionTransformer
+from bitad.weights.checkpoint import convert_weights
+from bitad.weights.loading import Weights, load_backbone
 
 # Every key under which the averaged weights of some project lie.
 AVERAGED = (

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weight_files import _numpy_number, _NumpyType, write_safetensors
-from bitad.models.weights import Weights, convert, load_backbone, load_weights, read_weights
+from bitad.models.vit import VisionTransformer
+from bitad.weights.files import _numpy_number, _NumpyType, read_weights, write_safetensors
+from bitad.weights.loading import Weights, convert, load_backbone, load_weights
 
 
 def tiny_vit(adapters: bool = False, **sizes: int) -> VisionTransformer:

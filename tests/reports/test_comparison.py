@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from builders import config_of, feature_data
 
-from bitad.config import Config
-from bitad.data.annotations import Annotations, read_annotations, write_annotations
+from bitad.config.schema import Config
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, write_detections
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import nms_settings
 from bitad.inference.merge import merge
-from bitad.reports.comparison import Comparison, Result, compare
+from bitad.reports.comparison import Comparison, Result, compare, label_of
 from bitad.reports.comparison_page import write_comparison
-from bitad.reports.runs import label_of
 
 STARTS = ("init.forward=f", "init.backward=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.reports.subtitles import write_srt
+from bitad.reports.detections import write_srt
 
 TIME = r"(\d\d+):([0-5]\d):([0-5]\d),(\d{3})"
 

@@ -20,15 +20,15 @@ from runs import ALONE
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.data import readers
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.dataset import collate
 from bitad.data.detections import read_detections
-from bitad.data.patience import within
 from bitad.data.sources import VideoFiles
-from bitad.training.environment import log
-from bitad.training.stopping import ignore_signals
+from bitad.runtime.log import log
+from bitad.runtime.signals import ignore_signals
+from bitad.runtime.workers import within
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

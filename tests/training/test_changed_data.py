@@ -16,10 +16,10 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run
 
 from bitad.cli import main
-from bitad.data.annotations import read_annotations, write_annotations
-from bitad.training.checkpoint import load_checkpoint, save_checkpoint
-from bitad.training.side_by_side import Job
+from bitad.data.formats.database import read_annotations, write_annotations
+from bitad.demo.jobs import Job
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
 QUICK = ("training.epochs=3", "model.dropout=0.2", "training.warmup_epochs=0")
 

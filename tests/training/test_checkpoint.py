@@ -17,11 +17,11 @@ from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.inference.detect import detect_videos
 from bitad.models.build import build_network
-from bitad.training.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
-from bitad.training.distributed import Processes
+from bitad.runtime.distributed import Processes
+from bitad.weights.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

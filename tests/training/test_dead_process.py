@@ -17,9 +17,9 @@ from builders import config_of, feature_data
 from processes import team
 from runs import assert_same_run, records
 
-from bitad.config import Config
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.watch import Watch
+from bitad.config.schema import Config
+from bitad.runtime.distributed import Watch
+from bitad.weights.checkpoint import load_checkpoint
 
 # Long enough to be met alive: 40 steps an epoch; and a checkpoint every third.
 OFTEN_SAVED = ("training.windows_per_video=40", "training.checkpoint_steps=3", "model.dropout=0.2")
@@ -29,7 +29,7 @@ HOW = (*OFTEN_SAVED, "training.epochs=2")
 PROGRAM = """
 import sys
 from functools import partial
-import bitad.training.distributed as distributed
+import bitad.runtime.distributed as distributed
 from bitad.cli import main
 distributed.Watch = partial(distributed.Watch, beat_s=0.2, gone_s=3)
 sys.exit(main(sys.argv[1:]))

@@ -16,15 +16,15 @@ from processes import free_port, team
 from runs import ALONE, assert_same_run, both_baselines
 from torch import nn
 
-from bitad.config import Config
-from bitad.data.annotations import read_annotations
+from bitad.config.schema import Config
 from bitad.data.detections import Detections, read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import build_source
 from bitad.inference.detect import detect
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.distributed import Processes, processes
-from bitad.training.environment import set_up_process
+from bitad.runtime.distributed import Processes, processes
+from bitad.runtime.environment import set_up_process
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 PROGRAM = """
 import json, os, sys

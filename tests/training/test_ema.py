@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitad.training.ema import Ema
+from bitad.training.optimizer import Ema
 
 
 def network() -> nn.Sequential:

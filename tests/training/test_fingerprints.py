@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from builders import feature_data
 
-from bitad.config import Config
-from bitad.config_files import load_config
-from bitad.data.annotations import read_annotations
-from bitad.training.fingerprints import changes, fingerprints
+from bitad.config.loading import load_config
+from bitad.config.schema import Config
+from bitad.data.fingerprints import changes, fingerprints
+from bitad.data.formats.database import read_annotations
 
 
 @pytest.fixture

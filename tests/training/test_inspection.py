@@ -12,11 +12,11 @@ import torch
 from builders import CLASSES, config_of, feature_data, video_data
 
 from bitad.cli import main
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.models.build import build_network
-from bitad.models.videomae import VisionTransformer
-from bitad.training.checkpoint import Checkpoint, save_checkpoint
-from bitad.training.inspection import Inspection, inspect_weights
+from bitad.models.vit import VisionTransformer
+from bitad.weights.checkpoint import Checkpoint, save_checkpoint
+from bitad.weights.inspect import Inspection, inspect_weights
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ import pytest
 from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, both_baselines, records
 
-from bitad.config import Config
-from bitad.files import remove_leftovers
-from bitad.training.checkpoint import load_checkpoint
+from bitad.config.schema import Config
+from bitad.runtime.files import remove_leftovers
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.models.head import Points, Prediction
-from bitad.training.losses import DetectionLoss, diou_loss, sigmoid_focal_loss
-from bitad.training.targets import Targets
+from bitad.models.heads import Points, Prediction
+from bitad.training.losses import DetectionLoss, Targets, diou_loss, sigmoid_focal_loss
 
 POINTS = Points.of_levels((4, 2), (1, 2), [(0.0, 4.0), (4.0, 10000.0)])
 

@@ -11,8 +11,7 @@ from builders import config_of, feature_data, video_data
 from torch import nn
 
 from bitad.models.build import build_network
-from bitad.models.detector import Detector
-from bitad.models.pair import Pair
+from bitad.models.network import Detector, Pair
 from bitad.training.optimizer import LearningRates, build_optimizer, build_schedule
 
 RATES = LearningRates(lr=1e-3, adapter_lr=2e-3, fusion_lr=1e-3, reference_batch=2, effective_batch=8)

@@ -13,20 +13,14 @@ from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from bitad.config import Config
-from bitad.config_files import parse_config
+from bitad.config.loading import parse_config
+from bitad.config.schema import Config
 from bitad.data.annotations import ANY_CLASS
-from bitad.models.build import build_network, load_pretrained
-from bitad.models.detector import Detector
-from bitad.models.pair import Pair
-from bitad.training.checkpoint import (
-    FRAME_RATE_HZ,
-    Checkpoint,
-    convert_weights,
-    load_checkpoint,
-    save_checkpoint,
-)
-from bitad.training.initial import load_initial
+from bitad.models.build import build_network
+from bitad.models.network import Detector, Pair
+from bitad.training.checkpoints import load_initial
+from bitad.weights.checkpoint import FRAME_RATE_HZ, Checkpoint, convert_weights, load_checkpoint, save_checkpoint
+from bitad.weights.loading import load_pretrained
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 

@@ -13,10 +13,9 @@ from runs import ALONE, assert_same_run, both_baselines, records
 from torch import Tensor
 
 from bitad.data.dataset import collate
-from bitad.data.ground_truth import read_test_ground_truth
-from bitad.data.sources import build_source
+from bitad.data.sources import build_source, read_test_ground_truth
 from bitad.inference.detect import detect
-from bitad.training.learner import Learner
+from bitad.training.step import Learner
 from bitad.training.trainer import Trainer
 
 NOTHING_DROPPED = "model.drop_path=0"

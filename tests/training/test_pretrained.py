@@ -18,19 +18,19 @@ from runs import ALONE, assert_same
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.config import Config
-from bitad.models import weights as weights_module
+from bitad.config.names import SIZES
+from bitad.config.schema import Config
+from bitad.demo.jobs import Job
 from bitad.models.adapters import is_adapter
-from bitad.models.build import build_network, load_pretrained
-from bitad.models.sizes import SIZES
-from bitad.models.videomae import VisionTransformer
-from bitad.models.weight_files import OURS, read_weights, write_safetensors
-from bitad.models.weights import Pretrained, content_hash
-from bitad.training.checkpoint import Checkpoint, convert_weights, load_checkpoint
-from bitad.training.environment import set_up_logging
-from bitad.training.keeping import Keeper
-from bitad.training.side_by_side import Job
+from bitad.models.build import build_network
+from bitad.models.vit import VisionTransformer
+from bitad.runtime.log import set_up_logging
+from bitad.training.checkpoints import Keeper
 from bitad.training.trainer import Trainer
+from bitad.weights import loading as weights_module
+from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint
+from bitad.weights.files import OURS, read_weights, write_safetensors
+from bitad.weights.loading import Pretrained, content_hash, load_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from builders import config_of, feature_data
 from runs import ALONE
 
 from bitad.cli import main
-from bitad.training.checkpoint import load_checkpoint
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 QUICK = ("training.epochs=2", "training.warmup_epochs=0")
 TRAINING = '{"kind": "training", "epoch": 0, "step": 1, "loss": 3.5}\n'

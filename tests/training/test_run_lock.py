@@ -18,7 +18,7 @@ from builders import config_of, feature_data
 from processes import holder, of_two_processes
 
 from bitad.cli import main
-from bitad.training.checkpoint import load_checkpoint
+from bitad.weights.checkpoint import load_checkpoint
 
 LOCK = "bitad.lock"
 LONG = ("training.epochs=4000", "training.warmup_epochs=0", "training.evaluate_every=4000")

@@ -18,8 +18,8 @@ from builders import config_of, feature_data, video_data
 from processes import of_two_processes, team
 
 from bitad.cli import main
-from bitad.inference import testing
-from bitad.training.environment import log
+from bitad.inference import detect as testing
+from bitad.runtime.log import log
 from bitad.training.trainer import Trainer
 
 QUICK = ("training.epochs=2", "training.warmup_epochs=0", "training.evaluate_from=1")
@@ -127,7 +127,7 @@ def test_what_other_processes_have_to_say_is_in_the_log_with_their_number(path: 
     program = """
 import os, sys
 from bitad.cli import main
-from bitad.log import log
+from bitad.runtime.log import log
 from bitad.training.trainer import Trainer
 run = Trainer.run
 def said(trainer, **options):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from builders import feature_data
 
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.side_by_side import Job, train_side_by_side
+from bitad.demo.jobs import Job, train_side_by_side
+from bitad.weights.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_ends_leaves_no_training_behind(jobs: list[Job], tmp_path: Path, how: signal.Signals) -> None:
     program = (
-        "import sys; from bitad import cli; from bitad.training.side_by_side import Job, train_side_by_side;"
+        "import sys; from bitad import cli; from bitad.demo.jobs import Job, train_side_by_side;"
         "job = Job(sys.argv[1], tuple(sys.argv[2:]));"
         "cli.networks._demo = lambda arguments: train_side_by_side([job], what='training');"
         "sys.exit(cli.main(['demo']))"

@@ -20,11 +20,11 @@ from full_disk import files_of_at_most
 from runs import ALONE, assert_same_run, records
 
 from bitad.cli import main
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.distributed import Processes
-from bitad.training.environment import set_up_logging
-from bitad.training.stopping import Stopped
+from bitad.runtime.distributed import Processes
+from bitad.runtime.log import set_up_logging
+from bitad.runtime.signals import Stopped
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
 RANDOM = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.epochs=3")
@@ -172,7 +172,7 @@ def test_what_is_wrong_with_a_damaged_checkpoint_is_logged(
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     Trainer(config, ALONE).run(until=2)
     (config.run_directory / "last.pt").write_bytes(b"PK")
-    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     resumed = Trainer(config, ALONE, resume=True)
     assert resumed.epoch == 1
     assert f"resuming from {config.run_directory / 'last-1.pt'}, made before it" in caplog.text
@@ -293,7 +293,7 @@ def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
     np.save(broken, np.load(broken) + np.float32(1e38))
     quick = ("training.batch=1", "training.epochs=2", "training.evaluate_from=2")
     config = config_of(path, *quick, "training.bad_steps=2", f"output={tmp_path / 'two'}")
-    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     trainer = Trainer(config, ALONE)
     trainer.run()
     left_out = {record.getMessage() for record in caplog.records if "left out" in record.getMessage()}
@@ -329,7 +329,7 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
         def total(self, number: torch.Tensor) -> torch.Tensor:
             return number
 
-    monkeypatch.setattr("bitad.training.environment.log.propagate", True)
+    monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     two = Trainer(config, Two(0, 2, torch.device("cpu")), resume=True)  # 4 steps an epoch
     assert "the run had 1 processes and now has 2" in caplog.text
     assert (two.epoch, two.done, two.step) == (1, 2, 6)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitad.models.head import Points
-from bitad.training.targets import SAME_LENGTH, assign
+from bitad.models.heads import Points
+from bitad.training.losses import SAME_LENGTH, assign
 
 CLASSES = 4
 POINTS = Points.of_levels((16, 8, 4), (1, 2, 4), [(0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)])

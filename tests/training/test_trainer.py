@@ -17,17 +17,18 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same, assert_same_run, records
 
 import bitad.training.trainer as trainer_module
-from bitad.config_files import load_config
-from bitad.data.annotations import read_annotations
+from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
+from bitad.data.formats.database import read_annotations
 from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
-from bitad.training.checkpoint import load_checkpoint, save_checkpoint
-from bitad.training.distributed import Processes
-from bitad.training.environment import environment, set_up_logging
+from bitad.runtime.distributed import Processes
+from bitad.runtime.environment import environment
+from bitad.runtime.log import set_up_logging
 from bitad.training.sampler import EpochSampler
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
 RANDOM = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.epochs=3")

@@ -11,12 +11,12 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same, both_baselines
 from torch import Tensor
 
-from bitad.config import Config
+from bitad.config.schema import Config
 from bitad.models.fusion import Fusion
-from bitad.models.pair import Both, Pair
-from bitad.training.checkpoint import load_checkpoint
-from bitad.training.learner import Learner
+from bitad.models.network import Both, Pair
+from bitad.training.step import Learner
 from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import load_checkpoint
 
 # So that a network draws no random numbers, which two in step would draw in turn.
 NOTHING_DROPPED = "model.drop_path=0"

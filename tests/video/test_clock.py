@@ -19,11 +19,10 @@ from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.sources import VideoFiles
 from bitad.timeline import Grid
-from bitad.video import notes
-from bitad.video.clock import average_rate, by_position, one_after_another, restarts, usual_interval
-from bitad.video.index_cache import IndexCache
-from bitad.video.indexing import index_video
-from bitad.video.pictures import PictureStream
+from bitad.video import index as notes
+from bitad.video.decoding import PictureStream
+from bitad.video.index import average_rate, by_position, one_after_another, restarts, usual_interval
+from bitad.video.indexing import IndexCache, index_video
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import Reversed, reverse_video
 from bitad.video.writer import write_video

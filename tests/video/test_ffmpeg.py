@@ -17,7 +17,7 @@ from bar_codes import KINDS, numbers_shown, write_bar_codes
 
 import bitad
 from bitad.cli import main
-from bitad.video.ffmpeg import FORMATS
+from bitad.video.container import FORMATS
 from bitad.video.reader import VideoReader, probe
 from bitad.video.writer import write_video
 
@@ -234,4 +234,4 @@ def test_files_are_opened_with_ffmpeg_in_one_place_only() -> None:
             and any(name.name == "open" for name in node.names)
         )
     }
-    assert opening == {"bitad/video/ffmpeg.py"}
+    assert opening == {"bitad/video/container.py"}

@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 from bar_codes import HEIGHT, WIDTH, busy_bar_code, numbers_shown
 
 from bitad.cli import main
-from bitad.video import notes
+from bitad.video import index as notes
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import reverse_video
 

@@ -14,10 +14,9 @@ from bar_codes import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.video import index_cache
-from bitad.video.frame_index import FrameIndex
-from bitad.video.index_cache import FileStamp, IndexCache
-from bitad.video.indexing import index_video
+from bitad.video import indexing as index_cache
+from bitad.video.index import FrameIndex
+from bitad.video.indexing import FileStamp, IndexCache, index_video
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bitad.video import pictures
+from bitad.video import decoding as pictures
+from bitad.video.container import breaks_off, open_video
+from bitad.video.decoding import PictureStream
 from bitad.video.indexing import index_video
-from bitad.video.pictures import PictureStream
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import Reversed, reverse_video
-from bitad.video.streams import breaks_off, open_video
 
 FRAMES = 60
 SIZE = HEIGHT, WIDTH  # an odd size is scaled so that its bars are where they should be

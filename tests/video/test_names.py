@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitad.folders import is_file_named
-from bitad.video.finder import VideoFinder
-from bitad.video.names import Lookup, Matching, new_names, renamed
+from bitad.runtime.files import is_file_named
+from bitad.video.names import Lookup, Matching, VideoFinder, new_names, renamed
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -153,5 +152,5 @@ def test_a_file_is_of_its_own_name_where_folders_do_not_tell_case(
 
 
 def test_names_are_compared_without_torch() -> None:
-    code = "import bitad.video.finder, bitad.data.named_alike, sys; assert 'torch' not in sys.modules"
+    code = "import bitad.video.names, bitad.data.detections, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.video.preview import write_preview
 from bitad.video.reader import VideoReader, probe
-from bitad.video.writer import write_pictures, write_video
+from bitad.video.writer import write_pictures, write_preview, write_video
 
 
 def brightening(frames: int, height: int, width: int) -> list[NDArray[np.uint8]]:

@@ -295,7 +295,7 @@ def test_no_workers_means_this_process(source: Path, tmp_path: Path, monkeypatch
     def refuse(*arguments: object) -> None:
         raise AssertionError("a process was begun")
 
-    monkeypatch.setattr("bitad.workers._Worker", refuse)
+    monkeypatch.setattr("bitad.runtime.workers._Worker", refuse)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "scene.mp4").write_bytes(source.read_bytes())
     (tmp_path / "in" / "torn.mp4").write_bytes(source.read_bytes()[:1000])

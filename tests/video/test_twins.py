@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.video.reverse import reverse_video
-from bitad.video.twins import twin_defect
+from bitad.video.reverse import reverse_video, twin_defect
 from bitad.video.writer import write_video
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 50

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bitad.video import reader as videos
+from bitad.video.decoding import PictureStream
 from bitad.video.files import find_video
 from bitad.video.indexing import index_video
-from bitad.video.pictures import PictureStream
 from bitad.video.reader import VideoReader, probe
 from bitad.video.writer import write_video
 

@@ -1,0 +1,55 @@
+"""How commands are added to the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bitad.runtime.log import printable
+
+Run = Callable[[argparse.Namespace], int]
+
+# A line of text names so many videos.
+_NAMES_SHOWN = 5
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name arguments (of a shell's ``*``, say) without letting them steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+class Verbs:
+    """Adds verbs to the parser, each with what all verbs have."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(self, name: str, run: Run, says: str, *examples: str) -> argparse.ArgumentParser:
+        parser = self.parsers.add_parser(
+            name,
+            help=says,
+            description=says,
+            epilog="\n".join(["examples:", *(f"  bitad {example}" for example in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser.set_defaults(run=run)
+        return parser
+
+
+def add_damaged_frames(parser: argparse.ArgumentParser) -> None:
+    """The option that says what to do with frames that cannot be decoded."""
+    parser.add_argument(
+        "--damaged-frames",
+        choices=["error", "repeat"],
+        default="error",
+        help="of damaged or cut-off videos: show the last good one in their place, and say how often (error)",
+    )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of several names, for a line of text."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")

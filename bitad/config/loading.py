@@ -1,0 +1,514 @@
+"""Reads configurations.
+
+A configuration is a YAML file, or the name of a preset such as ``playroom``. It may extend another one by ``base:``,
+and dotted overrides from the command line change it. It becomes one :class:`~bitad.config.schema.Config`. Unknown keys,
+wrong types and impossible combinations are reported all at once, by path, before anything is loaded.
+
+YAML 1.1 reads ``12:30`` as 750, ``010`` as 8, ``no`` as false and ``1e-4`` as text. Here a value is a number only where
+Python writes the number like that, and a truth value only as ``true`` or ``false``. All else is text, and the type of
+its key says what it means: a name of ``007`` stays that name, and a rate of ``1e-4`` is 0.0001.
+
+A warm-up of the preset or the defaults that is longer than the schedule is cut to the schedule: a user who asks for one
+epoch does not ask for a warm-up of five. Where one file or command line sets both, :mod:`bitad.config.rules` refuses
+them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from bitad.config.rules import broken_rules
+from bitad.config.schema import FIELDS_ALONE, KINDS, Config, Section, TrainingConfig
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+# A configuration has some hundred values in a few kilobytes.
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+_TAG = "tag:yaml.org,2002:"
+# What YAML's errors quote of a text, but for names of its own syntax.
+_QUOTED = re.compile(r"'(?!<).{2,}'")
+
+
+class YamlError(ValueError):
+    """A text that is not YAML of ours; the message is one line, without the text's own lines."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        YamlError: as :func:`parse_yaml`, or it is larger than a configuration can be.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise YamlError(f"larger than {_MOST_BYTES // 2**20} MiB, which no configuration is")
+    try:
+        return parse_yaml(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise YamlError(f"no text: {error.reason} at byte {error.start}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Aliases (``*name``) and merges (``<<``) are allowed as long as they do not repeat so much that the content explodes.
+
+    Raises:
+        YamlError: it is not YAML, a mapping has a key twice, or it has too many values. The message says the line, but
+            not what stands there: a file named by mistake, or by someone else, may hold secrets.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            _check(loader, root)
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except YamlError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        problem = ", ".join(said for said in (error.context, error.problem) if said)
+        raise YamlError(where + _QUOTED.sub("'...'", problem)) from None
+    except RecursionError:
+        raise YamlError("nested too deeply") from None
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"character {error.position + 1} of it is one that YAML does not allow") from None
+    except Exception as error:  # a value that its own tag contradicts raises whatever YAML's constructors lead to
+        raise YamlError(f"a value is not what its tag says ({type(error).__name__})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes values as they are typed."""
+
+
+def _as_typed(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float | str:
+    """A number or truth value that is written as Python writes it, in small letters; else the text itself.
+
+    Infinity and NaN are written as YAML writes them: ``.inf``, ``-.inf``, ``.nan``.
+    """
+    text: str = loader.construct_scalar(node)
+    if text in ("true", "false"):
+        return text == "true"
+    if text.lower().lstrip("+-") in (".inf", ".nan"):
+        return float(text.replace(".", ""))
+    for number in (int, float):
+        try:
+            value: int | float = number(text)
+            if str(value) == text:
+                return value
+        except ValueError:  # also an integer of thousands of digits
+            continue
+    return text
+
+
+for _sort in ("bool", "int", "float", "timestamp", "value"):
+    _Loader.add_constructor(f"{_TAG}{_sort}", _as_typed)
+
+
+def _check(loader: _Loader, root: yaml.Node) -> None:
+    """Refuse keys that occur twice, of which only the last would be kept, and what aliases would make huge."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise YamlError(f"line {node.start_mark.line + 1}: an alias stands within what it stands for")
+        if id(node) not in sizes:
+            inner: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(loader, node)
+                inner = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                inner = node.value
+            # An alias counts as what it stands for.
+            sizes[id(node)] = 1 + sum(size(part, above | {id(node)}) for part in inner)
+            if sizes[id(node)] > _MOST_VALUES:
+                raise YamlError(
+                    f"line {node.start_mark.line + 1}: more than {_MOST_VALUES:,} values, by aliases or not"
+                )
+        return sizes[id(node)]
+
+    size(root, frozenset())
+
+
+def _check_keys(loader: _Loader, node: yaml.MappingNode) -> None:
+    lines: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue  # a key that no mapping can have, which the constructor says
+        key = "<<" if key_node.tag == f"{_TAG}merge" else loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in lines:
+            raise YamlError(f"key {key!r} occurs twice, in lines {lines[key]} and {line}; keep one")
+        lines[key] = line
+
+
+_SCHEDULE = ("epochs", "schedule_epochs")
+_WARM_UP = "warmup_epochs"
+# Of the schedule, where the warm-up is cut.
+_SHARE = 0.1
+
+
+def with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """A configuration's document whose warm-up fits its schedule, if whoever set the schedule did not set the warm-up.
+
+    Args:
+        document: with the keys of ``above`` merged into it.
+        above: the file or the command line that comes last.
+        notes: gets a line, instead of any other, that says what was cut.
+    """
+    training, set_last = document.get("training", {}), above.get("training", {})
+    if not isinstance(training, dict) or not isinstance(set_last, dict) or _WARM_UP in set_last:
+        return document
+    if _WARM_UP in training and not any(key in set_last for key in _SCHEDULE):
+        return document
+    values = {key: training.get(key, TrainingConfig.model_fields[key].default) for key in (*_SCHEDULE, _WARM_UP)}
+    schedule, warm_up = values["schedule_epochs"] or values["epochs"], values[_WARM_UP]
+    if not _is_number(schedule) or not _is_number(warm_up) or not 1 <= schedule <= warm_up:
+        return document
+    fitting = round(schedule * _SHARE, 10)
+    notes[:] = [
+        f"training.{_WARM_UP} is {fitting:g}, a tenth of the {schedule:g} epochs of the schedule, and not {warm_up:g}, "
+        "which was meant for a longer one"
+    ]
+    return {**document, "training": {**training, _WARM_UP: fitting}}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# The sections that say how a network learns, and nothing of what it is or sees.
+_OF_TRAINING = frozenset({"training"})
+_MOST_BASES = 30
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names every fault by its path."""
+
+
+def presets() -> list[str]:
+    """The names of the configurations that come with the package."""
+    root = resources.files("bitad.config") / "presets"
+    with resources.as_file(root) as folder:
+        return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = (), notes: list[str] | None = None) -> Config:
+    """Reads a configuration.
+
+    Args:
+        source: a YAML file, or the name of one of :func:`presets`.
+        overrides: ``key.sub=value`` each; the value is read as YAML.
+        notes: gets what was made to fit, a line each (:mod:`bitad.config.loading`).
+
+    Raises:
+        FileNotFoundError: if there is no such file or preset.
+        ConfigError: naming every fault by its path.
+    """
+    notes = [] if notes is None else notes
+    return _changed(_read_yaml(_find(source), notes), overrides, str(source), notes=notes)
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration of a trained network with some keys changed, as on the command line.
+
+    Rules of the training are not applied, as in :func:`parse_config`. Raises as :func:`load_config`.
+    """
+    return _changed(config.model_dump(mode="json"), overrides, "with overrides", without=_OF_TRAINING)
+
+
+def parse_config(document: dict[str, Any], origin: str) -> Config:
+    """The configuration of a trained network; ``origin`` says in messages where it comes from.
+
+    Rules of the training are not applied: a network that an earlier version has trained under others can be tested.
+    """
+    return _parsed(document, origin, [], _OF_TRAINING)
+
+
+def _changed(
+    document: dict[str, Any],
+    overrides: Sequence[str],
+    origin: str,
+    *,
+    without: Collection[str] = (),
+    notes: list[str] | None = None,
+) -> Config:
+    """A document with the keys of overrides, as a configuration.
+
+    Args:
+        without: sections whose rules are not applied.
+        notes: as :func:`load_config`; None: nothing is made to fit.
+
+    Raises:
+        ConfigError: naming every override that cannot be read, every key that two of them set, and all else.
+    """
+    faults, unread, set_by = list[str](), set(without), dict[str, str]()
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        try:
+            change = _parse_override(override)
+        except ConfigError as error:
+            faults.append(str(error))
+            unread.add(override.partition("=")[0])
+            continue
+        for path in _paths_set(change):
+            # A key within a section that another override sets as a whole is set twice too.
+            twice = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
+            faults += [
+                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in twice
+            ]
+            unread.update(twice)
+            set_by[path] = override
+        changes = _merge(changes, change)
+    document = _merge(document, changes)
+    if notes is not None:
+        document = with_fitting_warm_up(document, changes, notes)
+    return _parsed(document, origin, faults, unread)
+
+
+def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in change.items():
+        if isinstance(value, dict):
+            yield from _paths_set(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def _parsed(document: dict[str, Any], origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
+    """A mapping -> :class:`Config`.
+
+    Args:
+        faults: those that are known already.
+        unread: the paths whose values are not known for sure.
+    """
+    try:
+        config = Config.model_validate(document, context=FIELDS_ALONE)
+        told, broken = list(faults), broken_rules(config, unread)
+    except ValidationError as error:
+        told = [*faults, *(_describe(fault) for fault in error.errors())]
+        broken = _broken_among_the_sound(document, error.errors(), unread)
+    if told or broken:
+        raise ConfigError(f"configuration {origin}: {'; '.join(dict.fromkeys([*told, *broken]))}")
+    return config
+
+
+def _broken_among_the_sound(document: Any, faults: Sequence[ErrorDetails], unread: Collection[str]) -> list[str]:
+    """The rules that are broken by those values of a document that have no fault."""
+    unread = set(unread)
+    for _ in range(4):  # what stands for a missing section may lack keys itself
+        # Text, numbers and paths can all be read from "1"; what is there is left out.
+        missing = {_place(document, fault): fault["type"] == "missing" for fault in faults}
+        for path, is_missing in missing.items():
+            value: Any = {} if path == ("data",) else "1"
+            document = _with(document, path, *([value] if is_missing else []))
+        unread.update(".".join(map(str, path)) for path in missing)
+        try:
+            return broken_rules(Config.model_validate(document, context=FIELDS_ALONE), unread)
+        except ValidationError as error:
+            faults = error.errors()
+    return []
+
+
+def _place(document: Any, fault: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys of a document to a value that has a fault, or is missing."""
+    location = fault["loc"]
+    keys = _keys(document, location)
+    return location if fault["type"] == "missing" and len(keys) == len(location) - 1 else keys
+
+
+def _keys(document: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The part of a fault's location that is keys of the document; then follow places in lists, or types."""
+    keys: list[int | str] = []
+    for part in location:
+        if not isinstance(document, dict) or part not in document:
+            break
+        document = document[part]
+        keys.append(part)
+    return tuple(keys)
+
+
+def _with(document: Any, path: Sequence[int | str], *value: Any) -> Any:
+    """The document with a value at this path, or without any."""
+    if not path:
+        return value[0] if value else {}
+    key, *below = path
+    if below and not isinstance(document.get(key), dict):  # it was left out as a whole
+        return document
+    changed = {name: one for name, one in document.items() if name != key or below}
+    if below:
+        changed[key] = _with(document[key], below, *value)
+    elif value:
+        changed[key] = value[0]
+    return changed
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys in which two mappings of a configuration differ, by path, with both values."""
+    for key, new in now.items():
+        old = before.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{path}{key}.")
+        elif old != new:
+            yield f"{path}{key}", old, new
+
+
+def _describe(fault: ErrorDetails) -> str:
+    sections, location = _sections_along(fault["loc"])
+    path, message = ".".join(map(str, location)), str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_suggestion(sections[-1], path)}"
+        case "missing":
+            return f"{path}: missing"
+        case "model_type":
+            keys = [".".join(map(str, (*location, key))) for key in sections[-1].model_fields][:3]
+            given = _SHORT.repr(fault["input"])
+            given = _SHORT.repr(fault["input"])
+            return f"{path or 'it'}: a section of keys ({', '.join(keys)}, ...), not a value (is {given})"
+        case "value_error":
+            return f"{path}: {message}"
+        case _:
+            return f"{path}: {message} (is {_SHORT.repr(fault['input'])})"
+
+
+def _sections_along(location: Sequence[int | str]) -> tuple[list[type[Section]], list[int | str]]:
+    """The sections that a fault's location goes through, and the location without the names of types in it."""
+    sections: list[type[Section]] = [Config]
+    kept: list[int | str] = []
+    for part in location:
+        if part in KINDS:
+            continue
+        kept.append(part)
+        field = sections[-1].model_fields.get(str(part))
+        sections += [] if field is None else _sections_in(field.annotation)[:1]
+    return sections, kept
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for one in get_args(annotation) for section in _sections_in(one)]
+
+
+def _suggestion(section: type[Section], path: str) -> str:
+    """The keys that an unknown one may stand for: like it in its section, else of its name elsewhere."""
+    within, dot, key = path.rpartition(".")
+    if path in _all_paths(Config):
+        return "; in a file, write each part of its path as a key of its own"
+    near = [f"{within}{dot}{one}" for one in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.7)]
+    if not near:
+        paths = list(_all_paths(Config))
+        near = [one for one in paths if one.rpartition(".")[2] == key] or difflib.get_close_matches(
+            path, paths, n=1, cutoff=0.7
+        )
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _all_paths(section: type[Section], path: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{path}{name}"
+        for below in _sections_in(field.annotation):
+            yield from _all_paths(below, f"{path}{name}.")
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if (packaged := _preset(source)) is not None:
+        return packaged
+    raise FileNotFoundError(f"no configuration '{source}': neither a file nor one of ours ({', '.join(presets())})")
+
+
+def _preset(name: str | Path) -> Path | None:
+    path = Path(str(resources.files("bitad.config") / "presets" / f"{name}.yaml"))
+    return path if path.is_file() else None
+
+
+def _read_yaml(path: Path, notes: list[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file merged over the files that it is based on (``base:``, relative to it or a preset).
+
+    ``above`` are the files that are based on this one; ``notes`` as :func:`load_config`.
+    """
+    try:
+        document = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(document, dict):
+        held = "nothing" if document is None else f"a {type(document).__name__}"
+        raise ConfigError(f"{path} holds {held}, not a mapping of keys to values")
+    base = document.pop("base", None)
+    if base is None:
+        return document
+    above = (*above, path.resolve())
+    merged = _merge(_read_yaml(_base(path, base, above), notes, above), document)
+    return with_fitting_warm_up(merged, document, notes)
+
+
+def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
+    """The file that ``path`` names as its ``base``.
+
+    A configuration of someone else's may name it, and must not have other files read: only ``.yaml`` files are, also
+    behind a link.
+    """
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {_SHORT.repr(base)} is no name of a configuration")
+    beside = path.parent / base
+    found = beside if beside.is_file() else _preset(base)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path}: base: no configuration '{base}': neither a file beside it nor one of ours "
+            f"({', '.join(presets())})"
+        )
+    if any(one.suffix.lower() not in (".yaml", ".yml") for one in (found, found.resolve())):
+        raise ConfigError(f"{path}: base {found} is no .yaml file; name a configuration")
+    if found.resolve() in above:
+        chain = ", ".join(map(str, (*above, found.resolve())))
+        raise ConfigError(f"{path}: base {found} is based on {path.name} itself, in a circle: {chain}")
+    if len(above) > _MOST_BASES:
+        raise ConfigError(f"{path}: base follows base more than {_MOST_BASES} times; use fewer files")
+    return found
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, sign, value = override.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ConfigError(f"override '{override}' is not of the form key.sub=value")
+    try:
+        nested: Any = parse_yaml(value)
+    except YamlError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    result: dict[str, Any] = nested
+    return result
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,162 @@
+"""Two networks, one clock: the prediction of a network that watches in the other direction, in one's own view.
+
+The other view shows the V real steps of the same window in the opposite order, padding at the end in both. The times
+are :func:`bitad.timeline.mirror_points`'s; here rows are gathered by them. One function serves both directions: network
+B's predictions on the forward clock, network F's on the reverse clock. Experiment 2x aligns tokens of the two backbones
+block by block (:func:`encode_together`).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bitad.models.backbone import VideoBackbone
+from bitad.models.heads import Prediction
+from bitad.models.vit import Checkpointing, TokenGrid, run_part
+from bitad.timeline import mirror_points
+
+Alignment = Literal["exact", "naive"]
+
+
+def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
+    """What the other view's network says, point by point of this view; K classes, N points.
+
+    Every point takes the words of the nearest real point of its level in the other view, with the roles of the two
+    distances swapped: what reaches the action's end there reaches its start here. ``"exact"`` also corrects them by
+    the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
+    segment keeps its place. ``"naive"`` is the research group's first implementation, kept for comparison: each level
+    is turned round as a whole, padding included, and the distances swapped, which is up to ``stride - 1`` steps off on
+    full windows and shifted by the padding's length on others.
+
+    Args:
+        prediction: of the other view: logits ``[B, N, K]``, distances ``[B, N, 2]``, mask ``[B, N]``.
+        how: see above.
+
+    Returns:
+        the same shapes; the mask, which depends on the windows' lengths alone, and the points are the argument's.
+
+    Raises:
+        ValueError: if there is no such alignment.
+    """
+    if how not in get_args(Alignment):
+        raise ValueError(f"alignment {how!r} is not one of {', '.join(get_args(Alignment))}")
+    logits, distances, mask, points = prediction
+    rows = torch.arange(len(points), device=mask.device)  # [N]
+    if how == "naive":
+        rows = torch.cat([level.flip(0) for level in rows.split(points.sizes)])
+        return prediction._replace(logits=logits[:, rows], distances=distances[:, rows].flip(-1))
+    stride = points.stride.long()
+    number = points.position.long() // stride  # of the point within its level, [N]
+    steps = mask[:, : points.sizes[0]].sum(1, keepdim=True)  # V, [B, 1]
+    index, gap = mirror_points(number, stride, steps)  # [B, N]
+    rows = (rows - number + index)[..., None]  # [B, N, 1]
+    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(-1)  # this view's names; the order is the other's
+    gap = gap.to(distances.dtype)
+    return prediction._replace(
+        logits=logits.take_along_dim(rows, dim=1),
+        distances=torch.stack((to_start - gap, to_end + gap), dim=-1).relu(),
+    )
+
+
+class Meeting(NamedTuple):
+    """Which tubelet of the other view each tubelet of a batch of windows meets, n of them in a window.
+
+    A window's V real frames are its first ceil(V / tubelet) tubelets; the rest is padding. In views that mirror one
+    another, these real tubelets meet in the opposite order: on the same frames where the tubelet divides V, else up to
+    ``tubelet - 1`` frames off. It holds from either view to the other.
+
+    Args:
+        tubelet: its number in the other view, ``[B, n]``; of padded ones it means nothing.
+        real: bool ``[B, n]``; padded tubelets meet nothing.
+    """
+
+    tubelet: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> Meeting:
+        """Of windows with the mask ``[B, T]``, true at the real frames, in tubelets of as many frames.
+
+        Args:
+            mirrored: the other view shows the real frames in the opposite order; else in the same.
+        """
+        numbers = torch.arange(mask.shape[1] // tubelet, device=mask.device)
+        count = -(-mask.sum(1, keepdim=True) // tubelet)  # real tubelets, [B, 1]
+        index = mirror_points(numbers, 1, count)[0] if mirrored else numbers.expand(len(mask), -1)
+        return cls(index, numbers < count)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros where it has nothing."""
+        windows, count = self.tubelet.shape
+        rows = self.tubelet + count * torch.arange(windows, device=x.device)[:, None]
+        met = x.reshape(windows * count, -1).index_select(0, rows.flatten())
+        return met.masked_fill(~self.real.flatten()[:, None], 0).reshape(x.shape)
+
+
+def encode_together(
+    first: VideoBackbone,
+    second: VideoBackbone,
+    frames: tuple[Tensor, Tensor],
+    mask: Tensor,
+    cross_adapters: tuple[nn.ModuleList, nn.ModuleList],
+    *,
+    mirrored: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two views of the same windows through two backbones of one architecture.
+
+    Behind each block and its own adapters, each network's cross adapter sees the tokens that the other network has
+    there, before its cross adapter, at the aligned time. New cross adapters change nothing.
+
+    Args:
+        first, second: the backbones. What they recompute in the backward pass they recompute with their cross adapters;
+            if they differ in it, their blocks.
+        frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
+        mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
+        cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
+        mirrored: the second view shows the real frames in the opposite order; else both views show the same.
+
+    Returns:
+        the features of both, ``[B, C, T]`` each, on its own view's clock.
+
+    Raises:
+        ValueError: if the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
+    """
+    mask = mask.repeat_interleave(first.frames_per_step, dim=1)  # of frames
+    if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
+        raise ValueError(
+            f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "
+            "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
+        )
+    (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])
+    meeting = Meeting.of(mask, first.vit.tubelet, mirrored=mirrored)
+    policies = {first.vit.checkpointing, second.vit.checkpointing}
+    checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
+    depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
+    for before, depth in pairwise((None, *depths, None)):
+        x, y = run_part(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
+    shape = (grid.time, grid.height, grid.width)
+    return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
+
+
+def _step(
+    x: Tensor,
+    y: Tensor,
+    grid: TokenGrid,
+    meeting: Meeting,
+    before: tuple[Any, ...] | None,
+    depth: tuple[Any, ...] | None,
+    checkpointing: Checkpointing,
+) -> tuple[Tensor, Tensor]:
+    """From behind the clips of one depth to behind those of the next: the adapters of the one, and what the networks
+    tell each other; the clips of the other. A depth is a block of each network and a cross adapter of each."""
+    if before is not None:
+        block_x, block_y, cross_x, cross_y = before
+        x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
+        x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
+    if depth is not None:
+        x, y = (block.over_pieces(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+    return x, y

@@ -1,0 +1,103 @@
+"""The backbone of a detector: frames of windows -> features. VideoMAE's transformer, and what surrounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitad.models.vit import TokenGrid, VisionTransformer
+
+# ImageNet's mean and standard deviation, on pixels of 0..255: what VideoMAE was trained with.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+_CLIPS_AT_A_TIME = 4
+
+
+class VideoBackbone(nn.Module):
+    """Frames of windows -> one feature for each grid step.
+
+    Normalises the pixels, cuts the window into the transformer's clips, averages its tokens over space and
+    interpolates them linearly from one a tubelet to one a grid step, as AdaTAD does.
+
+    Args:
+        vit: the transformer.
+        frames_per_step: frames of a grid step.
+        mean, std: of the pixels, RGB, on 0..255.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        frames_per_step: int = 1,
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.vit, self.frames_per_step = vit, frames_per_step
+        # Constants, not weights: they do not belong into a checkpoint.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encodes frames.
+
+        Args:
+            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step; T * k a multiple of the
+                transformer's clip.
+
+        Returns:
+            features ``[B, C, T]``, at least single precision.
+
+        Raises:
+            ValueError: if the frames do not divide into clips, or clips into patches.
+        """
+        tokens, grid = self.begin(frames)
+        return self.features(self.vit.encode(tokens, grid), grid.clips)
+
+    def begin(self, frames: Tensor) -> tuple[Tensor, TokenGrid]:
+        """What the transformer's first block takes: tokens of all clips, and how they lie.
+
+        The clips are normalised and embedded some at a time, as single precision takes four times the frames' memory.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        clips, per_window = self._cut(frames)
+        pieces = [self.vit.begin(self._normalised(piece), per_window) for piece in clips.split(_CLIPS_AT_A_TIME)]
+        return torch.cat([tokens for tokens, _ in pieces]), pieces[0][1]
+
+    def clips(self, frames: Tensor) -> tuple[Tensor, int]:
+        """Frames ``[B, T, H, W, 3]`` -> what the transformer takes: clips ``[B * n, 3, t, H, W]`` and n, T / t.
+
+        Raises:
+            ValueError: if the frames do not divide into clips.
+        """
+        clips, per_window = self._cut(frames)
+        return self._normalised(clips), per_window
+
+    def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
+        """As :meth:`clips`, of the pixels as they are."""
+        if frames.ndim != 5 or frames.shape[-1] != 3:
+            raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
+        length = frames.shape[1]
+        if length % self.vit.clip_frames:
+            raise ValueError(
+                f"window of {length} frames is not a multiple of the backbone's clip of {self.vit.clip_frames}; "
+                f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
+            )
+        clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        return clips, length // self.vit.clip_frames
+
+    def _normalised(self, clips: Tensor) -> Tensor:
+        return (clips - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def features(self, tokens: Tensor, per_window: int) -> Tensor:
+        """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
+        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, n * t]
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        length = per_window * self.vit.clip_frames // self.frames_per_step
+        return F.interpolate(features, size=length, mode="linear", align_corners=False)

@@ -1,0 +1,161 @@
+"""ActionFormer's anchor-free head (Zhang et al. 2022, arXiv:2202.07925): at every point of the pyramid, which actions
+are going on, and how far away their start and their end are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bitad.models.pyramid import Level, MaskedConv
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the N points of all levels lie, finest level first.
+
+    Args:
+        position: ``[N]``, in grid steps: ``stride * j`` for the j-th point of its level.
+        stride: ``[N]``, in grid steps.
+        low, high: ``[N]``, in grid steps: in training a point is responsible for segments whose farther end is at
+            least ``low`` and at most ``high`` away.
+        sizes: the number of points of each level.
+    """
+
+    position: Tensor
+    stride: Tensor
+    low: Tensor
+    high: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of_levels(
+        cls,
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        ranges: Sequence[tuple[float, float]],
+        device: torch.device | None = None,
+    ) -> Points:
+        """The points of levels with ``sizes`` positions at ``strides``, responsible for ``ranges`` (low, high)."""
+        counts = torch.tensor(sizes)
+        levels = torch.tensor([(stride, *limits) for stride, limits in zip(strides, ranges, strict=True)])
+        stride, low, high = levels.float().repeat_interleave(counts, dim=0).unbind(1)
+        position = torch.cat([torch.arange(size) for size in sizes]) * stride
+        return cls(position.to(device), stride.to(device), low.to(device), high.to(device), tuple(sizes))
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def segments(self, distances: Tensor) -> Tensor:
+        """Distances to start and end ``[..., N, 2]`` in strides -> segments ``[..., N, 2]`` in grid steps."""
+        offsets = distances * self.stride[:, None]
+        return torch.stack((self.position - offsets[..., 0], self.position + offsets[..., 1]), dim=-1)
+
+
+class Prediction(NamedTuple):
+    """What a detector says about a batch of windows; N points, K classes.
+
+    Args:
+        logits: ``[B, N, K]``.
+        distances: ``[B, N, 2]``, to the start and to the end of the action, in strides of the point, >= 0.
+        mask: bool ``[B, N]``; the rest are points in the padding, whose values mean nothing.
+        points: where the N points lie.
+    """
+
+    logits: Tensor
+    distances: Tensor
+    mask: Tensor
+    points: Points
+
+
+class RecoveringReLU(torch.autograd.Function):
+    """ReLU of channels ``[..., C]``, whose gradient reaches a channel that would get none.
+
+    Where a channel is negative at all points that have a gradient, it passes at those where a step against it makes
+    the channel larger; everywhere else this is the plain ReLU, forwards and backwards. One network in sixteen begins
+    with a distance that is cut off at nearly all points (its inputs, all positive, decide the sign together); it could
+    stay so to the end, and the network found no start (or no end) of any action.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x > 0)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        reached = (positive & (gradient != 0)).any(-2, keepdim=True)  # [..., 1, C]
+        return gradient * (positive | (~reached & (gradient < 0)))
+
+
+class Tower(nn.Module):
+    """Convolutions and an output layer, the same for every level."""
+
+    def __init__(self, channels: int, outputs: int, *, convs: int, kernel_size: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(MaskedConv(channels, channels, kernel_size=kernel_size) for _ in range(convs))
+        self.output = nn.Conv1d(channels, outputs, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, level: Level) -> Tensor:  # -> [B, T, outputs]
+        x = level.features
+        for conv in self.convs:
+            x = conv(x, level.mask)
+        out: Tensor = self.output(x).transpose(1, 2)
+        # Distances of a long action do not fit into half precision.
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+class DetectionHead(nn.Module):
+    """Levels of a pyramid -> prediction.
+
+    Args:
+        channels: of the levels.
+        classes: K.
+        strides: of the levels, in grid steps.
+        ranges: (low, high) of each level in grid steps, see :class:`Points`.
+        convs, kernel_size: of the two towers.
+        prior_probability: what an untrained head says of every class at every point (Lin et al. 2017).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        strides: Sequence[int],
+        ranges: Sequence[tuple[float, float]],
+        convs: int = 2,
+        kernel_size: int = 3,
+        prior_probability: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
+        if len(self.ranges) != len(self.strides):
+            raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
+        self.classification = Tower(channels, classes, convs=convs, kernel_size=kernel_size)
+        self.regression = Tower(channels, 2, convs=convs, kernel_size=kernel_size)
+        self.scales = nn.Parameter(torch.ones(len(strides)))
+        for tower, bias in (
+            (self.classification, math.log(prior_probability / (1 - prior_probability))),
+            (self.regression, 0.0),
+        ):
+            assert tower.output.bias is not None
+            nn.init.constant_(tower.output.bias, bias)
+
+    def forward(self, levels: Sequence[Level]) -> Prediction:
+        """``levels`` as :class:`~bitad.models.pyramid.FeaturePyramid` returns them, one for each stride."""
+        logits = [self.classification(level) for level in levels]
+        raw = [self.regression(level) * scale for level, scale in zip(levels, self.scales, strict=True)]
+        sizes = [level.mask.shape[1] for level in levels]
+        return Prediction(
+            logits=torch.cat(logits, dim=1),
+            distances=RecoveringReLU.apply(torch.cat(raw, dim=1)),
+            mask=torch.cat([level.mask for level in levels], dim=1),
+            points=Points.of_levels(sizes, self.strides, self.ranges, levels[0].mask.device),
+        )

@@ -1,0 +1,334 @@
+"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024,
+arXiv:2311.17241), with activation checkpointing.
+
+A window of frames is cut into clips of 16 frames; each clip becomes tubelets of 2 frames x patch x patch pixels and
+goes through the transformer by itself. After every block a temporal adapter or two, where given, look along the whole
+window: they are the only parts that see beyond their clip. The output is not normalised (the ``fc_norm`` of published
+files belongs to their classifier), and the bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
+
+Such a network is a chain of parts that see the window as a whole and parts that see it clip by clip::
+
+    whole -> clips -> whole -> clips -> ...
+
+:func:`run_part` runs a whole part with the clips after it, and keeps only its input. In the backward pass, the whole
+part is recomputed for the input of the clips; :func:`run_pieces` then recomputes the clips, some at a time, so that
+only the activations of a few clips of one block exist at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+
+from bitad.runtime.environment import give_back_holes
+
+Checkpointing = Literal["none", "blocks", "selective"]
+Result = TypeVar("Result")
+
+_aten = torch.ops.aten
+# What `selective` keeps: dear to make again, and no larger than what goes in. Layers in front of frozen weights, which
+# want no inputs kept for their gradients, are quickly made again; what they make is three and four times as large.
+_ATTENTION = [
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+class _Repeating(threading.local):
+    """Whether this thread repeats a part, of which only what is kept on the way matters, not what comes out."""
+
+    now = False
+
+
+_repeating = _Repeating()
+
+
+@contextmanager
+def _repetition() -> Iterator[None]:
+    _repeating.now = True
+    try:
+        yield
+    finally:
+        _repeating.now = False
+
+
+def run_part(part: Callable[..., Result], *inputs: object, checkpointing: Checkpointing) -> Result:
+    """``part(*inputs)``; repeated in the backward pass, unless nothing is to be, instead of keeping its activations."""
+    if checkpointing == "none" or not torch.is_grad_enabled():
+        return part(*inputs)
+    result: Result = checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _repetition()))
+    return result
+
+
+def run_pieces(part: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
+    """``part`` of ``size`` rows of x at a time, which do not see each other; repeated likewise, piece by piece.
+
+    To stand at the end of what :func:`run_part` is given.
+    """
+    pieces = x.split(size)
+    if checkpointing == "none" or not torch.is_grad_enabled():
+        return torch.cat([part(piece) for piece in pieces])
+    # The backward pass asks for the pieces first, and only then, one by one, for what is within them.
+    run = _unchanged if _repeating.now else part
+    contexts = noop_context_fn
+    if checkpointing == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, _ATTENTION)
+    return torch.cat([checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in pieces])
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+class TokenGrid(NamedTuple):
+    """How the tokens of a window lie: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
+
+    clips: int
+    time: int
+    height: int
+    width: int
+
+
+def sinusoid_table(positions: int, dim: int) -> Tensor:
+    """Fixed position table ``[1, positions, dim]``: sines on even channels, cosines on odd (Vaswani et al. 2017)."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
+    return table.float()[None]
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples (stochastic depth, Huang et al. 2016); identity in evaluation mode."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask / keep
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens of one clip."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, N, C]
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, C / heads]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
+
+    # What the widest layer makes at a time on a CPU. The activations of a few clips stay in its caches, and their
+    # memory is handed on from layer to layer. None: all clips at once, as on a GPU.
+    piece_bytes: int | None = 20 * 2**20
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        *,
+        drop_path: float,
+        adapter: nn.Module | None = None,
+        bi_adapter: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.mlp_dim = mlp_dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+        self.adapter = adapter
+        self.bi_adapter = bi_adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[n, t*h*w, C]`` of any clips, each by itself, up to the adapters."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def over_pieces(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
+        """The same of many clips, on a CPU only so many at a time as its caches hold."""
+        size = len(x)
+        if x.device.type == "cpu" and self.piece_bytes is not None:
+            give_back_holes()  # which the clips of the block before have left
+            widest = x.shape[1] * self.mlp_dim * x.element_size()  # of a clip
+            size = max(1, self.piece_bytes // widest)
+        return run_pieces(self, x, size, checkpointing=checkpointing)
+
+    def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """The adapters, over the time of whole windows: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
+        for adapter in (self.adapter, self.bi_adapter):
+            if adapter is not None:
+                x = adapter(x, grid)
+        return x
+
+    def initialise(self) -> None:
+        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters have initialised themselves."""
+        for module in (*self.attn.modules(), *self.mlp.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+class VisionTransformer(nn.Module):
+    """VideoMAE's encoder over the clips of windows.
+
+    Args:
+        dim, depth, heads, mlp_dim, patch_size: see :class:`VitSize`.
+        image_size: pixels of the square picture that the position table is made for; other sizes get the table
+            bicubically resized over space, as AdaTAD does (recomputing the sinusoid instead would not match).
+        clip_frames: frames of one clip; a multiple of ``tubelet``.
+        tubelet: frames of one token.
+        drop_path: rate of the last block; rises linearly from 0 at the first.
+        adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
+        bi_adapters: the same, each right behind the block's adapter.
+        checkpointing: what of the blocks' activations is kept for the backward pass and what recomputed in it: all is
+            kept; only what passes from block to block; or attention too, of which recomputing costs most.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        patch_size: int = 16,
+        image_size: int = 224,
+        clip_frames: int = 16,
+        tubelet: int = 2,
+        drop_path: float = 0.0,
+        adapters: Sequence[nn.Module | None] | None = None,
+        bi_adapters: Sequence[nn.Module | None] | None = None,
+        checkpointing: Checkpointing = "none",
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of its {heads} attention heads")
+        for modules, what in ((adapters, "adapters"), (bi_adapters, "second adapters")):
+            if modules is not None and len(modules) != depth:
+                raise ValueError(f"{len(modules)} {what} for {depth} blocks; give one for each block")
+        self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
+        self.table_size = image_size // patch_size
+        self.checkpointing: Checkpointing = checkpointing
+        self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size))
+        positions = clip_frames // tubelet * self.table_size**2
+        self.register_buffer("pos_embed", sinusoid_table(positions, dim))
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        blocks = [
+            Block(
+                dim,
+                heads,
+                mlp_dim,
+                drop_path=rate,
+                adapter=adapters[i] if adapters is not None else None,
+                bi_adapter=bi_adapters[i] if bi_adapters is not None else None,
+            )
+            for i, rate in enumerate(rates)
+        ]
+        for block in blocks:
+            block.initialise()
+        self.blocks = nn.ModuleList(blocks)
+
+    def position_table(self, height: int, width: int) -> Tensor:
+        """The position table ``[1, t*h*w, C]`` for pictures of ``height`` x ``width`` patches."""
+        table: Tensor = self.get_buffer("pos_embed")
+        if (height, width) == (self.table_size, self.table_size):
+            return table
+        table = table.unflatten(1, (-1, self.table_size, self.table_size))[0].permute(0, 3, 1, 2)  # [t, C, h0, w0]
+        table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d.
+
+        What is left over of the picture at the right and at the bottom is not seen, as with a strided convolution.
+        """
+        dt, p = self.tubelet, self.patch_size
+        clips = clips[..., : clips.shape[3] // p * p, : clips.shape[4] // p * p]
+        b, c, frames, height, width = clips.shape
+        patches = clips.reshape(b, c, frames // dt, dt, height // p, p, width // p, p)
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # [B, t, h, w, 3 * dt * p * p]
+        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
+    def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
+        """What the first block takes.
+
+        Args:
+            clips: as :meth:`forward`.
+            clips_per_window: as :meth:`forward`.
+
+        Returns:
+            tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie.
+
+        Raises:
+            ValueError: if the clips are of another length, or smaller than a patch.
+        """
+        if clips.shape[2] != self.clip_frames or min(clips.shape[3:]) < self.patch_size:
+            raise ValueError(
+                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
+                f"{self.clip_frames} frames and sides of at least {self.patch_size} pixels"
+            )
+        tokens = self.embed(clips)
+        _, time, height, width, _ = tokens.shape
+        grid = TokenGrid(clips_per_window, time, height, width)
+        return tokens.flatten(1, 3) + self.position_table(height, width), grid
+
+    def forward(self, clips: Tensor, clips_per_window: int) -> Tensor:
+        """Encodes clips.
+
+        Args:
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised; T = ``clip_frames``; H and W best multiples
+                of the patch size, see :meth:`embed`. The clips of a window stand together, in the order of time.
+            clips_per_window: how many consecutive clips the adapters see as one window.
+
+        Returns:
+            tokens ``[B * clips_per_window, t, h, w, C]``.
+
+        Raises:
+            ValueError: as :meth:`begin`.
+        """
+        return self.encode(*self.begin(clips, clips_per_window))
+
+    def encode(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """The blocks: what :meth:`begin` returns -> tokens ``[B * clips, t, h, w, C]``."""
+        before = None
+        for block in self.blocks:
+            x = run_part(self._step, x, grid, before, block, checkpointing=self.checkpointing)
+            before = block
+        x = run_part(self._step, x, grid, before, None, checkpointing=self.checkpointing)
+        return x.unflatten(1, (grid.time, grid.height, grid.width))
+
+    def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
+        """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
+        if before is not None:
+            x = before.adapt(x, grid)
+        return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)

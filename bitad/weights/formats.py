@@ -1,0 +1,444 @@
+"""How projects name weights: tables of the names we can load, and of those we cannot, with what to do instead.
+
+Names and layouts are those of the projects' own code: VideoMAE (github.com/MCG-NJU/VideoMAE) and VideoMAEv2
+(github.com/OpenGVLab/VideoMAEv2), mmaction2 (github.com/open-mmlab/mmaction2), Hugging Face's transformers, OpenTAD
+(github.com/sming256/OpenTAD), ActionFormer (github.com/happyharrycn/actionformer_release); and of networks that are not
+ours: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and MViT
+(github.com/facebookresearch/SlowFast), torchvision, timm, DINOv2 (github.com/facebookresearch/dinov2), I3D
+(github.com/piergiaj/pytorch-i3d), BMN (github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD
+(github.com/frostinassiky/gtad), TriDet (github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kind = Literal["detector", "backbone", "pair"]
+Names = tuple[tuple[str, str], ...]
+Shapes = tuple[tuple[str, Callable[[Tensor], Tensor]], ...]
+
+
+class Translated(NamedTuple):
+    """Weights under our names, and the names of those in the file that our networks have no use for."""
+
+    tensors: dict[str, Tensor]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A project's names.
+
+    Args:
+        name: for machines.
+        title: for people.
+        kind: what its files hold: a detector, a transformer alone, or two detectors that learn together.
+        mark: a pattern; names of which one matches are this project's, if they are not one's above it in FORMATS.
+        names: (pattern, replacement), applied in order. ``NAME#i`` becomes the i-th part of NAME.
+        unused: pattern of names, renamed, that belong to a classifier, a decoder or the training.
+        shapes: (pattern of a name of ours, what makes its shape ours).
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    mark: str
+    names: Names = ()
+    unused: str = r"(?!)"
+    shapes: Shapes = ()
+
+    def translate(self, theirs: Mapping[str, Tensor]) -> Translated:
+        """Their weights -> ours.
+
+        Raises:
+            ValueError: two of theirs are one of ours, or parts of one do not fit together.
+        """
+        ours: dict[str, Tensor] = {}
+        source: dict[str, str] = {}
+        parts: dict[str, dict[int, Tensor]] = {}
+        left_out = []
+        for name, tensor in theirs.items():
+            new = self.rename(name)
+            if re.search(self.unused, new):
+                left_out.append(name)
+                continue
+            for pattern, change in self.shapes:
+                if re.search(pattern, new) and tensor.layout is torch.strided:
+                    tensor = change(tensor)
+            if (other := source.setdefault(new, name)) != name:
+                raise ValueError(f"{other} and {name} are both the weight {new}; keep one of the two")
+            if (part := re.fullmatch(r"(.+)#(\d{1,9})", new)) is not None:
+                parts.setdefault(part[1], {})[int(part[2])] = tensor
+            else:
+                ours[new] = tensor
+        for whole, found in parts.items():
+            pieces = [torch.atleast_1d(found[part]) for part in sorted(found)]
+            if len({(piece.shape[1:], piece.dtype, piece.layout) for piece in pieces}) > 1:
+                raise ValueError(f"the parts of {whole} do not fit together: {[list(piece.shape) for piece in pieces]}")
+            ours[whole] = torch.cat(pieces)
+        return Translated(ours, tuple(left_out))
+
+    def rename(self, name: str) -> str:
+        """Their name -> ours."""
+        for pattern, replacement in self.names:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+_MMACTION_NAMES: Names = (
+    (r"(^|\.)patch_embed\.projection\.", r"\1patch_embed."),
+    (r"\.mlp\.layers\.0\.0\.", ".mlp.0."),
+    (r"\.mlp\.layers\.1\.", ".mlp.2."),
+    (r"\.adapter\.dwconv\.", ".adapter.depthwise."),
+    (r"\.adapter\.conv\.", ".adapter.pointwise."),
+    (r"\.adapter\.down_proj\.", ".adapter.down."),
+    (r"\.adapter\.up_proj\.", ".adapter.up."),
+)
+_MMACTION_SHAPES: Shapes = (
+    # Convolutions over time there; over time and place, and a linear map, here.
+    (r"\.adapter\.depthwise\.weight$", lambda weight: weight.unsqueeze(-1)),
+    (r"\.adapter\.pointwise\.weight$", lambda weight: weight.squeeze(-1)),
+)
+# Blocks are ActionFormer's, in OpenTAD under the same names.
+_PYRAMID_NAMES: Names = (
+    (r"^neck\.fpn_norms\.", "pyramid.norms."),
+    (r"^(pyramid\..*)\.ln([12])\.", r"\1.norm\2."),
+    (r"\.attn\.(query|key|value)_conv\.conv\.", r".attn.\1.depthwise."),
+    (r"\.attn\.(query|key|value)_norm\.", r".attn.\1.norm."),
+    (r"^(pyramid\..*\.attn)\.(query|key|value)\.(weight|bias)$", r"\1.\2.pointwise.\3"),
+)
+# Per-channel values [1, C, 1] there, [C] here.
+_PYRAMID_SHAPES: Shapes = (
+    (r"\.drop_path_\w+\.scale$|(\.norm\d?|^pyramid\.norms\.\d+)\.(weight|bias)$", lambda values: values.flatten()),
+)
+
+FORMATS = (
+    Format("bitad-pair", "BiTAD, two networks", "pair", mark=r"^(first|second)\.network\."),
+    Format(
+        "bitad", "BiTAD", "detector", mark=r"^pyramid\.|^head\.(scales$|classification\.|regression\.)|^backbone\.vit\."
+    ),
+    Format(
+        "opentad",
+        "OpenTAD (AdaTAD or ActionFormer)",
+        "detector",
+        mark=r"^(rpn_head|projection)\.",
+        names=(
+            (r"^backbone\.model\.backbone\.", "backbone.vit."),
+            *_MMACTION_NAMES,
+            (r"^projection\.", "pyramid."),
+            *_PYRAMID_NAMES,
+            (r"^rpn_head\.cls_convs\.", "head.classification.convs."),
+            (r"^rpn_head\.reg_convs\.", "head.regression.convs."),
+            (r"^rpn_head\.cls_head\.", "head.classification.output."),
+            (r"^rpn_head\.reg_head\.", "head.regression.output."),
+            (r"^rpn_head\.scale\.(\d+)\.scale$", r"head.scales#\1"),
+        ),
+        unused=r"^backbone\.vit\.(fc_norm|norm)\.|^backbone\.model\.cls_head\.|^rpn_head\.loss_normalizer$",
+        shapes=_MMACTION_SHAPES + _PYRAMID_SHAPES,
+    ),
+    Format(
+        "actionformer",
+        "ActionFormer (its own release)",
+        "detector",
+        mark=r"^backbone\.embd\.|^reg_head\.offset_head\.",
+        names=(
+            (r"^backbone\.embd\.(\d+)\.", r"pyramid.embed.\1."),
+            (r"^backbone\.embd_norm\.(\d+)\.", r"pyramid.embed.\1.norm."),
+            (r"^backbone\.", "pyramid."),
+            *_PYRAMID_NAMES,
+            (r"^cls_head\.(head|norm)\.(\d+)\.(conv\.)?", r"head.classification.convs.\2.\1."),
+            (r"^reg_head\.(head|norm)\.(\d+)\.(conv\.)?", r"head.regression.convs.\2.\1."),
+            (r"\.convs\.(\d+)\.head\.", r".convs.\1.conv."),
+            (r"^cls_head\.cls_head\.conv\.", "head.classification.output."),
+            (r"^reg_head\.offset_head\.conv\.", "head.regression.output."),
+            (r"^reg_head\.scale\.(\d+)\.scale$", r"head.scales#\1"),
+        ),
+        shapes=_PYRAMID_SHAPES,
+    ),
+    Format(
+        "huggingface",
+        "VideoMAE of Hugging Face's transformers",
+        "backbone",
+        mark=r"(^|\.)embeddings\.patch_embeddings\.projection\.",
+        names=(
+            (r"^videomae\.", ""),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed."),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.attention\.attention\.query\.weight$", ".attn.qkv.weight#0"),
+            (r"\.attention\.attention\.key\.weight$", ".attn.qkv.weight#1"),
+            (r"\.attention\.attention\.value\.weight$", ".attn.qkv.weight#2"),
+            (r"\.attention\.attention\.(q_bias|query\.bias)$", ".attn.q_bias"),
+            (r"\.attention\.attention\.(v_bias|value\.bias)$", ".attn.v_bias"),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.intermediate\.dense\.", ".mlp.0."),
+            (r"\.output\.dense\.", ".mlp.2."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+        ),
+        unused=r"^(layernorm|fc_norm|classifier|decoder|encoder_to_decoder)\.|^(mask_token|position_embeddings)$",
+    ),
+    Format(
+        "mmaction2",
+        "VideoMAE of mmaction2",
+        "backbone",
+        mark=r"^(backbone\.)?patch_embed\.projection\.",
+        names=((r"^backbone\.", ""), *_MMACTION_NAMES),
+        unused=r"^(fc_norm|norm|cls_head)\.",
+        shapes=_MMACTION_SHAPES,
+    ),
+    Format(
+        "videomae",
+        "VideoMAE or VideoMAEv2 (the original repositories)",
+        "backbone",
+        mark=r"^((backbone|encoder)\.)?patch_embed\.proj\.",
+        names=(
+            (r"^(backbone|encoder)\.", ""),
+            (r"^patch_embed\.proj\.", "patch_embed."),
+            (r"\.mlp\.fc1\.", ".mlp.0."),
+            (r"\.mlp\.fc2\.", ".mlp.2."),
+        ),
+        unused=r"^(fc_norm|norm|head|decoder|encoder_to_decoder)\.|^mask_token$",
+    ),
+    Format("bitad-backbone", "BiTAD's VideoMAE", "backbone", mark=r"^patch_embed\.(weight|bias)$"),
+)
+
+
+def recognise(names: Iterable[str]) -> Format:
+    """The project whose parameter names these are, wrappers' prefixes removed.
+
+    Raises:
+        ValueError: for names of no known project.
+    """
+    names = list(names)
+    if (known := _recognised(names)) is not None:
+        return known
+    first, *more = [repr(name)[:80] for name in names[:3]] or ["none"]
+    then = f", then {' and '.join(more)}" if more else ""
+    raise ValueError(
+        f"weights of no known project: the first is {first}{then}, of {len(names)} tensors; known are "
+        + ", ".join(known.title for known in FORMATS)
+    )
+
+
+def is_known(names: Collection[str]) -> bool:
+    """Whether :func:`recognise` knows whose parameter names these are."""
+    return _recognised(names) is not None
+
+
+def _recognised(names: Collection[str]) -> Format | None:
+    return next((known for known in FORMATS if any(re.search(known.mark, name) for name in names)), None)
+
+
+_ANOTHER_BACKBONE = (
+    "the backbone here is VideoMAE: name a file of it, or compute features with that network and train on them "
+    "(data.features)"
+)
+_ANOTHER_DETECTOR = (
+    "the detectors here are ActionFormer and AdaTAD: run it in its own project, and read its detections with "
+    "bitad evaluate or bitad merge"
+)
+_ANOTHER_ACTIONFORMER = "train it with the options of the released configurations, or train one here"
+_NOT_A_NETWORK = "name the file, or the key in it, that has the network's weights"
+
+_PATCHES = r"(^|\.)(patch_embed|patch_embed\.proj|patch_embed\.projection|patch_embeddings?\.proj(ection)?)\.weight$"
+_IMAGE_PATCHES = rf"{_PATCHES}|(^|\.)(patch_embedding|conv_proj|visual\.conv1)\.weight$"
+_SWIN = r"(^|\.)layers\.\d+\.blocks\.|(^|\.)features\.\d+\.\d+\..*relative_position_bias_table$"
+_RESNET = r"(^|\.)(conv1|conv1a|stem\.0|stem\.conv|layer[1-4]\.\d+\.conv\d)\.((conv|0)\.)?weight$"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A kind of weights that is not ours.
+
+    Args:
+        what: it is, after "weights of".
+        remedy: what to do.
+        mark: a pattern that finds one of the names.
+        ndim: dimensions of that weight; None: any.
+        also: a pattern that finds one of the names too.
+        lacks: a pattern that finds none of the names.
+        alone: whether ``mark`` finds all of the names.
+    """
+
+    what: str
+    remedy: str
+    mark: str
+    ndim: int | None = None
+    also: str = ""
+    lacks: str = r"(?!)"
+    alone: bool = False
+
+    def shown_by(self, weights: Mapping[str, Tensor]) -> str | None:
+        """The name that shows that weights are of this kind; None: they are not."""
+        found = [
+            name
+            for name, tensor in weights.items()
+            if re.search(self.mark, name) and (self.ndim is None or tensor.ndim == self.ndim)
+        ]
+        fits = (
+            found
+            and (len(found) == len(weights) or not self.alone)
+            and any(re.search(self.also, name) for name in weights)
+            and not any(re.search(self.lacks, name) for name in weights)
+        )
+        return found[0] if fits else None
+
+
+# The first that fits counts.
+FOREIGN = (
+    Foreign(
+        "an optimiser's state",
+        _NOT_A_NETWORK,
+        r"(^|\.)(exp_avg|exp_avg_sq|exp_inf|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|sum|step)$",
+        alone=True,
+    ),
+    Foreign(
+        "one process of a sharded training (FSDP)",
+        "gather them where they were trained, as a full state dict",
+        r"(^|\.)_?flat_param(_\d+)?$",
+    ),
+    Foreign("LoRA's changes of a network", "merge them into the network's own weights first", r"\.lora_[AB]\."),
+    # Detectors.
+    Foreign("DyFADet", _ANOTHER_DETECTOR, r"\.(kernel_conv|dynamic_convs)\."),
+    Foreign("TriDet", _ANOTHER_DETECTOR, r"\.(convkw|psi|global_fc)\.|(^|\.)(cls_)?(start|end)_(head|convs)\."),
+    Foreign("a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."),
+    Foreign("BMN", _ANOTHER_DETECTOR, r"(^|\.)(x_1d_[bsep]|x_[23]d_p)\."),
+    Foreign("G-TAD", _ANOTHER_DETECTOR, r"(^|\.)(regu_[se]|goi_align)\.|^backbone[12]\.\d"),
+    Foreign("BSN's temporal evaluation", _ANOTHER_DETECTOR, r"^conv[123]\.(weight|bias)$", also="^conv3", alone=True),
+    Foreign("BSN's proposal evaluation", _ANOTHER_DETECTOR, r"^fc[12]\.(weight|bias)$", also=r"^fc2\.", alone=True),
+    Foreign("AFSD", _ANOTHER_DETECTOR, r"(^|\.)(coarse_pyramid_detection|loc_tower|conf_tower)\."),
+    Foreign(
+        "a detector of proposals (BMN, G-TAD, TSI or ETAD of OpenTAD)",
+        _ANOTHER_DETECTOR,
+        r"(^|\.)(roi_head|proposal_roi_extractor|proposal_head|rpn_head\.tem)\.",
+    ),
+    Foreign(
+        "a detector of the DETR kind (TadTR, RTD-Net, ...)",
+        _ANOTHER_DETECTOR,
+        r"(^|\.)(class_embed|segment_embed|bbox_embed|query_embed|query_embedding|sampling_offsets)(\.|$)",
+    ),
+    Foreign(
+        "TemporalMaxer",
+        _ANOTHER_DETECTOR,
+        r"^(reg_head|rpn_head)\.scale\.1\.scale$",
+        also=r"(embd|embed)\.",
+        lacks=r"\.attn\.",
+    ),
+    # ActionFormer with other options than any released configuration of it has.
+    Foreign(
+        "ActionFormer with a top-down neck (fpn_type: fpn)",
+        _ANOTHER_ACTIONFORMER,
+        r"^neck\.(lateral_convs|fpn_convs)\.",
+        also=r"^(reg_head|rpn_head)\.",
+    ),
+    Foreign(
+        "ActionFormer with relative positions (use_rel_pe: true)",
+        _ANOTHER_ACTIONFORMER,
+        r"^(backbone|projection)\..*\.rel_pe$",
+    ),
+    Foreign(
+        "ActionFormer on several features at once (input_dim: a list)",
+        _ANOTHER_ACTIONFORMER,
+        r"^(backbone|projection)\.proj\.\d+\.",
+    ),
+    Foreign(
+        "ActionFormer without norms in its embedding (embd_with_ln: false)",
+        _ANOTHER_ACTIONFORMER,
+        r"^(backbone\.embd|projection\.embed)\.\d+\.conv\.bias$",
+    ),
+    Foreign(
+        "ActionFormer without norms in its heads (head_with_ln: false)",
+        _ANOTHER_ACTIONFORMER,
+        r"^((cls|reg)_head\.head|rpn_head\.(cls|reg)_convs)\.\d+\.conv\.bias$",
+    ),
+    Foreign(
+        "ActionFormer of convolutions alone (backbone_type: conv)",
+        _ANOTHER_ACTIONFORMER,
+        r"^backbone\.(stem|branch)\.\d+\.conv[12]\.",
+    ),
+    # Backbones.
+    Foreign("a network of Mamba (VideoMamba)", _ANOTHER_BACKBONE, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)"),
+    Foreign("Video Swin", _ANOTHER_BACKBONE, _PATCHES, ndim=5, also=_SWIN),
+    Foreign("Swin, of images", _ANOTHER_BACKBONE, _PATCHES, ndim=4, also=_SWIN),
+    Foreign("Swin or Video Swin", _ANOTHER_BACKBONE, _SWIN),
+    Foreign("MViT", _ANOTHER_BACKBONE, r"\.attn\.(pool|norm)_[qkv](\.|$)|\.rel_pos_[hwt]$|(^|\.)pos_embed_spatial$"),
+    Foreign("UniFormer", _ANOTHER_BACKBONE, r"(^|\.)(patch_embed[1-4]|blocks[1-4]\.\d+)\."),
+    Foreign(
+        "CLIP or another network of images and texts",
+        _ANOTHER_BACKBONE,
+        r"(^|\.)(logit_scale$|transformer\.resblocks\.|vision_model\.|text_model\.|pre_layrnorm\.)",
+    ),
+    Foreign("TimeSformer", _ANOTHER_BACKBONE, r"(^|\.)(temporal_attn|temporal_attention|time_embeddings?)(\.|$)"),
+    Foreign(
+        "DINO or DINOv2, of images",
+        _ANOTHER_BACKBONE,
+        _IMAGE_PATCHES,
+        ndim=4,
+        also=r"\.ls1\.gamma$|\.layer_scale1\.lambda1$|(^|\.)(register_tokens$|dino_head\.|last_layer\.)",
+    ),
+    Foreign("a transformer of images (ViT, DeiT, MAE, DINO, ...)", _ANOTHER_BACKBONE, _IMAGE_PATCHES, ndim=4),
+    Foreign(
+        "another video transformer than VideoMAE, with a class token or a bias of the keys (V-JEPA, ViViT, ...)",
+        _ANOTHER_BACKBONE,
+        _PATCHES,
+        ndim=5,
+        also=r"(^|\.)cls_token$|^(?!.*decoder).*\.(attn\.qkv|attention\.key|attention\.k_proj)\.bias$|\.ls1\.gamma$",
+    ),
+    Foreign("SlowFast", _ANOTHER_BACKBONE, r"(^|\.)(slow_path|fast_path)\.|pathway[01]_|multipathway"),
+    Foreign("R(2+1)D", _ANOTHER_BACKBONE, r"\.conv_s\.weight$|\.conv\d\.0\.0\.weight$", ndim=5),
+    Foreign("I3D", _ANOTHER_BACKBONE, r"(?i)(^|\.)(conv3d_1a_7x7|mixed_3b)\."),
+    Foreign("a 3-D ResNet (I3D, SlowOnly, R3D, CSN, C3D, ...)", _ANOTHER_BACKBONE, _RESNET, ndim=5),
+    Foreign("a 2-D ResNet (TSN, TSM, or one of images)", _ANOTHER_BACKBONE, _RESNET, ndim=4),
+    Foreign("a language model", _ANOTHER_BACKBONE, r"(^|\.)(embed_tokens|wte|word_embeddings)\.weight$"),
+    Foreign(
+        "a classifier's last layers alone",
+        _NOT_A_NETWORK,
+        r"^(.*\.)?(head|heads|cls_head|fc\d*|fc_cls|fc_norm|classifier|linear|logits|proj|norm)\.(.*\.)?(weight|bias)$"
+        r"|^(weight|bias)$",
+        alone=True,
+        lacks=r"patch_embed|\.(blocks|layers?|attn|convs?|scale)\.|^rpn_head\.|^(cls|reg)_head\.(cls|offset)_head\.",
+    ),
+)
+
+
+def require_ours(weights: Mapping[str, Tensor]) -> None:
+    """Names the project or the part of a training whose weights our networks cannot take.
+
+    Args:
+        weights: by the names in the file, without wrappers' prefixes.
+
+    Raises:
+        ValueError: they are of a kind in :data:`FOREIGN`.
+    """
+    for kind in FOREIGN:
+        if (name := kind.shown_by(weights)) is not None:
+            shown = f"{name} {list(weights[name].shape)}"
+            raise ValueError(f"weights of {kind.what}, as {shown} shows, which no network here takes; {kind.remedy}")
+
+
+def instead_of_names(content: Any) -> str:
+    """What a file's content is that names no weights, and what to do; a line's end."""
+    match content:
+        case Tensor():
+            shape = list(content.shape)
+            return f"it is one tensor, {shape}; save all weights by name: torch.save(network.state_dict(), ...)"
+        case list() | tuple() | set():
+            kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
+            held = f" ({kinds})" if kinds else ""
+            return f"it is a list of {len(content)}{held}; save the part that names weights alone"
+        case {"param_groups": _}:
+            return f"it is an optimiser's state; {_NOT_A_NETWORK}"
+        case Mapping() if not content:
+            return "it names none, being empty; write or download it again"
+        case Mapping():
+            keys = [repr(key)[:60] for key in content]
+            return f"it names none, only {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}; {_NOT_A_NETWORK}"
+        case _:
+            return f"it is a {type(content).__name__}; {_NOT_A_NETWORK}"
