@@ -43,11 +43,11 @@ from bitad.reports.comparison_page import standing_table
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.files import read_json, replacing, write_json
 from bitad.runtime.progress import following
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 
 # The files state no rate; mAP does not depend on it, but for the rounding of seconds.
 ROWS_PER_SECOND = 2.9
-DIRECTIONS: tuple[Basis, ...] = get_args(Basis)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 POOLED = "pooled"
 # Of two networks, those that add nothing to a backbone; the one from scratch, which takes longest, last.
 PAIRS = sorted(
@@ -151,19 +151,19 @@ class Plan:
         jobs += [self._pair(test, name, 0, *AS_THE_GROUP_RAN_THEM) for name in fusing if name in RUN_BY_THE_GROUP]
         return jobs
 
-    def _baseline(self, test: str, direction: Basis, seed: int) -> Job:
+    def _baseline(self, test: str, direction: Direction, seed: int) -> Job:
         return Job("gtea", (f"direction={direction}", *self._common(test, seed)))
 
     def _pair(self, test: str, experiment: str, seed: int, *changes: str) -> Job:
         own = (f"experiment={experiment}", *changes, *self._common(test, seed))
         if EXPERIMENTS[experiment].starts_from == "backbone":
             return Job("gtea", own)  # by the baselines' recipe
-        second: tuple[Basis, int] = ("reverse", seed)
+        second: tuple[Direction, int] = ("reverse", seed)
         if "pair.second=forward" in changes:
             second = ("forward", (seed + 1) % self.seeds)
         initial = (
             f"init.forward={self._baseline(test, 'forward', seed).directory}",
-            f"init.backward={self._baseline(test, *second).directory}",
+            f"init.reverse={self._baseline(test, *second).directory}",
         )
         return Job("gtea-pair", (*own, *initial))
 

@@ -119,16 +119,16 @@ def alone(work: Callable[..., Measured], given: Mapping[str, Any], *, threads: i
     """
     # By the file: in a script that is being run the module's name says less.
     command = [sys.executable, __file__, Path(inspect.getfile(work)).stem, work.__name__, json.dumps(given)]
-    team = {}
+    ranks = {}
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        team = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     began = time.monotonic()
     running = []
     for rank in range(processes):
-        place = {**team, "RANK": str(rank), "LOCAL_RANK": str(rank)} if team else {}
+        place = {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks else {}
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), **place}
         running.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:

@@ -23,7 +23,7 @@ from bitad.models.adapters import is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector
-from bitad.runtime.distributed import processes
+from bitad.runtime.distributed import process_group
 from bitad.runtime.environment import set_up_process
 from bitad.training.step_cost import Hollow, Tally, network_on_meta, step_cost
 from bitad.training.trainer import Trainer
@@ -68,7 +68,7 @@ def configuration(
         "test": {"nms": {"sigma": 0.7}},
     }
     if experiment not in ("baseline", "1"):
-        document["init"] = {key: str(folder / f"{key}.pt") for key in ("forward", "backward")}
+        document["init"] = {key: str(folder / f"{key}.pt") for key in ("forward", "reverse")}
     return parse_config(document, "of this benchmark")
 
 
@@ -90,11 +90,11 @@ def make_weights(folder: Path, **sizes: Any) -> None:
     assert isinstance(network.backbone, VideoBackbone)
     frozen = {name: tensor for name, tensor in network.backbone.vit.state_dict().items() if not is_adapter(name)}
     write_safetensors(frozen, folder / _BACKBONE, said={})
-    for key, direction in (("forward", "forward"), ("backward", "reverse")):
+    for direction in ("forward", "reverse"):
         config = config.model_copy(update={"direction": direction})
         network = build_network(config, len(CLASSES))
         load_pretrained(network, config)
-        save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), folder / f"{key}.pt")
+        save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), folder / f"{direction}.pt")
 
 
 def make_long_video(folder: Path, *, count: int) -> None:
@@ -150,23 +150,23 @@ def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int =
     """Steps of a training, the mean of all but the first; processes divide the ``batch``."""
     set_up_process(threads)
     name = "1" if experiment == ONE_GRAPH else experiment
-    with processes("cpu") as team:
-        config = configuration(folder, experiment=name, batch=batch // team.world, **sizes)
-        trainer = Trainer(config, team)
+    with process_group("cpu") as ranks:
+        config = configuration(folder, experiment=name, batch=batch // ranks.world, **sizes)
+        trainer = Trainer(config, ranks)
         trainer.network.train(config.trains_detectors)
         take = partial(_take_steps, trainer, next(iter(trainer.loader)), one_graph=experiment == ONE_GRAPH)
         take(1)
-        team.barrier()
+        ranks.barrier()
         took = timed(partial(take, steps))
     took = Took(took.cpu_s / steps, took.wall_s / steps)
-    flops = team.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
+    flops = ranks.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
     return Measured(took, flops / 1e9, "GFLOP", flops=flops)
 
 
 def one_step(config: Config) -> Callable[[], None]:
     """Takes a step of a training of one process each time it is called, on the same windows."""
-    with processes("cpu") as team:
-        trainer = Trainer(config, team)
+    with process_group("cpu") as ranks:
+        trainer = Trainer(config, ranks)
     trainer.network.train(config.trains_detectors)
     return partial(_take_steps, trainer, next(iter(trainer.loader)), 1, one_graph=False)
 

@@ -143,4 +143,4 @@ def mirror_frames(frames: NDArray[np.int64], frame_count: int) -> NDArray[np.int
     return frame_count - 1 - frames
 
 
-Basis = Literal["forward", "reverse"]
+Direction = Literal["forward", "reverse"]

@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def team(world: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
+def ranks(world: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes of Python with these arguments, by rank, on one thread each; ended in the end, whatever they do."""
     place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     processes = []
@@ -42,7 +42,7 @@ def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
     Returns:
         each one's status, and what it said on standard output and standard error.
     """
-    with team(2, ["-m", "bitad", *map(str, command)]) as both:
+    with ranks(2, ["-m", "bitad", *map(str, command)]) as both:
         said = [process.communicate(timeout=200) for process in both]
         return [(process.returncode, *texts) for process, texts in zip(both, said, strict=True)]
 

@@ -11,11 +11,11 @@ from builders import config_of
 from torch import Tensor
 
 from bitad.data.detections import read_detections
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 
 
 def baseline(path: Path, *overrides: str, epochs: int = 1) -> Path:
@@ -31,7 +31,7 @@ def both_baselines(path: Path, *overrides: str, epochs: int = 1) -> tuple[str, s
     forward, reverse = (
         baseline(path, f"direction={view}", *overrides, epochs=epochs) for view in ("forward", "reverse")
     )
-    return f"init.forward={forward}", f"init.backward={reverse}"
+    return f"init.forward={forward}", f"init.reverse={reverse}"
 
 
 def records(directory: Path, *, kind: str | None = None) -> list[dict[str, Any]]:

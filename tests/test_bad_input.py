@@ -122,7 +122,7 @@ MISSING = {
     ),
     "train-classes": ("train {config} name=x data.classes={none}.txt", "name the right one in data.classes"),
     "train-features": ("train {config} name=x data.features={none}", "name the right one, or make it: bitad features"),
-    "train-init": ("train {config} experiment=1-1 init.forward={none} init.backward={none}", "give a run directory"),
+    "train-init": ("train {config} experiment=1-1 init.forward={none} init.reverse={none}", "give a run directory"),
     "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "check the path"),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
     "test-run": ("test {none}", "give a run directory or a .pt file"),
@@ -316,7 +316,7 @@ def test_resume_wants_the_classes_that_the_run_learns(world: World, tmp_path: Pa
     said = refused("train", moved, *QUICK, "--resume")
     assert "trained on the classes ('alpha', 'beta', 'gamma'), not ('beta', 'alpha', 'gamma')" in said
     assert "resume with the class list that it was trained with" in said
-    said = refused("train", moved, "experiment=1-1", f"init.forward={world.run}", f"init.backward={world.run}")
+    said = refused("train", moved, "experiment=1-1", f"init.forward={world.run}", f"init.reverse={world.run}")
     assert "its classes are alpha, beta, gamma, here beta, alpha, gamma" in said
 
 
@@ -510,7 +510,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_everywhere(
     others: list[tuple[object, ...]] = [
         ("weights", "inspect", tmp_path / name),
         ("train", world.video_config, "name=never", f"model.backbone.weights={tmp_path / name}"),
-        ("train", world.config, "experiment=1-1", f"init.forward={tmp_path / name}", f"init.backward={world.run}"),
+        ("train", world.config, "experiment=1-1", f"init.forward={tmp_path / name}", f"init.reverse={world.run}"),
     ]
     for command in [*uses(world, tmp_path / name, tmp_path / "out"), *others]:
         assert f"{tmp_path / name} is not a readable checkpoint" in refused(*command)
@@ -540,7 +540,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_keys_that_differ(
         assert "1 missing: head.scales; 1 not in the network: head.extra" in said
     said = refused("test", world.run, "model.channels=32", "--out", tmp_path / "out")
     assert "model.channels was 16, is 32" in said
-    said = refused("train", world.config, "experiment=1-1", f"init.forward={other}", f"init.backward={other}")
+    said = refused("train", world.config, "experiment=1-1", f"init.forward={other}", f"init.reverse={other}")
     assert f"init.forward={other} does not fit this run" in said
     assert "model.backbone is " in said
 

@@ -107,7 +107,7 @@ BAD = {
     broken_in_the_middle: "cannot be decoded (",
     cut_in_two: "cut off, about ",
 }
-REMEDY = "have the last good frame repeated (data.damaged_frames=repeat or --damaged-frames repeat)"
+REMEDY = "have the last good frame repeated (data.on_decode_error=repeat or --on-decode-error repeat)"
 MENDABLE = (broken_in_the_middle, cut_in_two)
 
 
@@ -153,7 +153,7 @@ def test_of_a_folder_the_good_videos_are_reversed(
     for path, make in zip(bad, BAD, strict=True):
         if make not in MENDABLE:
             path.unlink()
-    assert main(["reverse", str(source), str(target), "--damaged-frames", "repeat"]) == 0
+    assert main(["reverse", str(source), str(target), "--on-decode-error", "repeat"]) == 0
     out, _ = capsys.readouterr()
     assert "2 reversed, 2 kept from before, 0 failed" in out
     assert "broken.mp4: " in out
@@ -234,7 +234,7 @@ def test_a_cut_off_video_is_refused_before_training_or_repeated_and_counted(
     assert f"{video}: cut off, about " in line
     assert REMEDY in line
     assert contents(tmp_path / "runs") == {}
-    assert main([str(one) for one in (*train, "data.damaged_frames=repeat", "--device", "cpu")]) == 0
+    assert main([str(one) for one in (*train, "data.on_decode_error=repeat", "--device", "cpu")]) == 0
     assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_a_cut_off_video_is_refused_or_repeated_and_counted(
     assert f"{video}: cut off, about " in line
     assert REMEDY in line
     assert [path for path in contents(out) if path.suffix in (".npy", ".html", ".srt")] == []
-    assert main([str(one) for one in (*arguments, "--damaged-frames", "repeat")]) == 0
+    assert main([str(one) for one in (*arguments, "--on-decode-error", "repeat")]) == 0
     assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import ConfigError, load_config, override_config, parse_config, presets
-from bitad.config.names import VitSize
+from bitad.config.names import RENAMED_KEYS, VitSize
 
 FEATURES = """
 name: small
@@ -229,7 +229,7 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(features: Path, o
 
 def test_an_experiment_is_named_by_a_string_even_where_yaml_reads_a_number(features: Path) -> None:
     assert load_config(features, ["experiment=1"]).experiment == "1"
-    init = ["init.forward=f", "init.backward=b"]
+    init = ["init.forward=f", "init.reverse=b"]
     assert load_config(features, ["experiment=1-1", *init]).plan is EXPERIMENTS["1-1"]
 
 
@@ -280,7 +280,7 @@ def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
         (("model.attention_window=[3, null]",), "2 attention windows for 3 levels"),
         (("model.attention_window=[3, 4, null]",), "attention_window 4 must be odd"),
         (
-            ("window.layout=whole", "experiment=3-1", "init.forward=f", "init.backward=b"),
+            ("window.layout=whole", "experiment=3-1", "init.forward=f", "init.reverse=b"),
             "window.layout=whole makes each",
         ),
         (("test.nms.method=none", "experiment=1"), "test.nms.method=none would leave unmerged"),
@@ -316,7 +316,7 @@ def test_a_backbone_may_have_a_size_that_is_published_nowhere(videos: Path) -> N
     assert parse_config(yaml.safe_load(config.to_yaml()), "again") == config
 
 
-INIT = ("init.forward=f", "init.backward=b")
+INIT = ("init.forward=f", "init.reverse=b")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ INIT = ("init.forward=f", "init.backward=b")
             for experiment in ("1-1", "1x", "3-1", "3-2", "3-3")
             for init in ((), INIT[:1], INIT[1:])
         ],
-        (INIT, "experiment baseline starts from the pre-trained backbone: leave out init.forward and init.backward"),
+        (INIT, "experiment baseline starts from the pre-trained backbone: leave out init.forward and init.reverse"),
         (("experiment=1", INIT[0]), "experiment 1 starts from the pre-trained backbone: leave out init.forward"),
         *[
             (
@@ -352,7 +352,7 @@ INIT = ("init.forward=f", "init.backward=b")
             ("experiment=1x", "pair.fusion_init=random", *INIT),
             "pair.fusion_init=random is of no use to experiment 1x, which fuses nothing",
         ),
-        (("experiment=3-2", "pair.detector_too=true", *INIT), "pair.detector_too is of no use to experiment 3-2"),
+        (("experiment=3-2", "pair.train_detector=true", *INIT), "pair.train_detector is of no use to experiment 3-2"),
         (("experiment=3-1", "pair.align=best", *INIT), "pair.align"),
         (("experiment=3-1", "pair.second=both", *INIT), "pair.second"),
         (("experiment=1x", "pair.agreement=0", *INIT), "pair.agreement"),
@@ -373,7 +373,7 @@ def test_each_option_of_a_pair_is_accepted_where_it_counts(features: Path, video
     ):
         assert load_config(features, [*overrides, *INIT]).plan.networks == 2
     for experiment in ("2", "2x"):
-        config = load_config(videos, [f"experiment={experiment}", "pair.detector_too=true", *INIT])
+        config = load_config(videos, [f"experiment={experiment}", "pair.train_detector=true", *INIT])
         assert config.trains_detectors
         assert not load_config(videos, [f"experiment={experiment}", *INIT]).trains_detectors
 
@@ -444,3 +444,54 @@ def test_ranges_double_from_level_to_level_and_the_last_has_no_end(features: Pat
 def test_runs_of_other_names_directions_and_seeds_have_other_directories(features: Path) -> None:
     variants = [(), ("direction=reverse",), ("seed=1",), ("name=other",), ("output=elsewhere",)]
     assert len({load_config(features, overrides).run_directory for overrides in variants}) == len(variants)
+
+
+# A value of each renamed key that is not its default.
+RENAMED_VALUES = {
+    "data.damaged_frames": "repeat",
+    "init.backward": "b",
+    "pair.detector_too": True,
+    "training.bad_steps": 7,
+    "training.bad_videos": "skip",
+    "training.keep": 5,
+    "training.reading_s": 11.0,
+    "test.bad_videos": "skip",
+    "test.reading_s": 12.0,
+}
+
+
+def test_there_is_a_value_of_each_renamed_key() -> None:
+    assert RENAMED_VALUES.keys() == RENAMED_KEYS.keys()
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_a_former_name_of_a_key_is_read_with_a_warning(
+    videos: Path, tmp_path: Path, old: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    new, value = RENAMED_KEYS[old], RENAMED_VALUES[old]
+    others = {
+        "init.backward": ("experiment=1-1", "init.forward=f"),
+        "pair.detector_too": ("experiment=2", "init.forward=f", "init.reverse=b"),
+    }.get(old, ())
+    wanted = load_config(videos, [*others, f"{new}={value}"])
+    assert wanted != load_config(videos, [*others, *(["init.reverse=other"] if old == "init.backward" else [])])
+    section, _, key = old.partition(".")
+    file = written(tmp_path / "former.yaml", yaml.safe_dump({"base": str(videos), section: {key: value}}))
+    for source, overrides, where in ((videos, [f"{old}={value}"], "override"), (file, [], "former.yaml")):
+        caplog.clear()
+        assert load_config(source, [*others, *overrides]) == wanted
+        (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert where in said
+        assert f"{old} is now called {new}" in said
+    caplog.clear()
+    document = wanted.model_dump(mode="json")
+    document[section][key] = document[section].pop(new.partition(".")[2])
+    assert parse_config(document, "a checkpoint's") == wanted
+    assert not caplog.records  # a user cannot change what is in a checkpoint
+
+
+def test_a_key_under_both_its_names_is_refused(videos: Path, tmp_path: Path) -> None:
+    both = written(tmp_path / "both.yaml", f"base: {videos}\ntraining: {{keep: 3, keep_last: 3}}\n")
+    assert "training.keep is the former name of training.keep_last, and both are given" in refusal(both)
+    message = refusal(videos, "training.keep=3", "training.keep_last=3")
+    assert "both set training.keep_last; give one" in message

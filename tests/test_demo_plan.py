@@ -32,14 +32,14 @@ def test_a_pair_starts_from_the_baselines_of_its_own_seed(scale: Scale) -> None:
         config = job.config
         if config.plan.starts_from == "baselines" and config.views == ("forward", "reverse"):
             assert config.init.forward == Path(f"out/runs/playroom-forward-seed{config.seed}")
-            assert config.init.backward == Path(f"out/runs/playroom-reverse-seed{config.seed}")
+            assert config.init.reverse == Path(f"out/runs/playroom-reverse-seed{config.seed}")
 
 
 def test_a_control_is_of_two_different_forward_networks_each_used_as_often() -> None:
     controls = [
         job.config for job in planned(FULL) if job.config.plan.networks == 2 and job.config.views[1] == "forward"
     ]
-    pairs = {(c.init.forward, c.init.backward) for c in controls}
+    pairs = {(c.init.forward, c.init.reverse) for c in controls}
     assert all(first != second and "forward" in str(second) for first, second in pairs)
     assert {first for first, _ in pairs} == {second for _, second in pairs}
     assert len(pairs) == FULL.seeds

@@ -252,7 +252,7 @@ def test_bad_videos_are_named_and_the_good_ones_are_done(
     _, err = capsys.readouterr()
     errors = [line for line in err.splitlines() if "error" in line]
     assert [line.split(": ")[2] for line in errors] == ["text", "empty", "damaged"]
-    assert "--damaged-frames repeat" in errors[2]
+    assert "--on-decode-error repeat" in errors[2]
     found, alone = (read_detections(here / out / "detections.json") for out in ("detections", "alone"))
     assert found.videos == ("film",)
     assert len(found) == len(alone) > 0
@@ -280,7 +280,7 @@ def test_damaged_frames_are_repeated_in_the_preview_too(film: Path, here: Path, 
     cut = here / "cut.mkv"
     write_video(cut, map(numbered_picture, range(150)), fps=FPS, gop=12)
     cut.write_bytes(cut.read_bytes()[: 2 * cut.stat().st_size // 3])
-    assert detect("damaged.mp4", "cut.mkv", "--damaged-frames", "repeat") == 0
+    assert detect("damaged.mp4", "cut.mkv", "--on-decode-error", "repeat") == 0
     for name, duration in read_detections(here / "detections" / "detections.json").durations_s.items():
         preview = probe(here / "detections" / "media" / f"{name}.mp4")
         assert preview.duration_s == pytest.approx(duration, abs=2 / 15)

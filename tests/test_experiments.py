@@ -57,7 +57,7 @@ class Data:
 
 def with_baselines(path: Path) -> Data:
     forward, backward = both_baselines(path)
-    return Data(path, (forward, backward), (forward, f"init.backward={baseline(path, 'seed=1')}"))
+    return Data(path, (forward, backward), (forward, f"init.reverse={baseline(path, 'seed=1')}"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ RUNS = [
     ("features", "3-3", ()),
     ("videos", "3-1", ()),
     ("features", "3-1", (TWO_FORWARD,)),
-    ("videos", "2", ("pair.detector_too=true",)),
+    ("videos", "2", ("pair.train_detector=true",)),
 ]
 
 
@@ -114,9 +114,9 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     saved = load_checkpoint(whole.run_directory / "last.pt")
     assert saved.training is not None
     assert saved.training["step"] == 3
-    assert saved.training["learners"].keys() == {"forward", "backward"}
+    assert saved.training["learners"].keys() == {"forward", "reverse"}
     (first,) = records(whole.run_directory, kind="training")
-    assert first["losses"].keys() == {"forward", "backward"}
+    assert first["losses"].keys() == {"forward", "reverse"}
     assert first["loss"] == pytest.approx(sum(first["losses"].values()) + first.get("agreement", 0), rel=1e-5)
     assert ("agreement" in first) == EXPERIMENTS[experiment].agreement
     assert math.isfinite(first["loss"])
@@ -177,7 +177,7 @@ class Counting:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.has_twins, self.repeated = source.has_twins, 0
+        self.has_reversed_copies, self.repeated = source.has_reversed_copies, 0
         self.windows: list[tuple[str, float, int, str]] = []
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
@@ -236,7 +236,7 @@ def refusal(data: Data, experiment: str, *overrides: str, kind: type[Exception] 
     return message
 
 
-@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["forward", "reverse"])
 @pytest.mark.parametrize("experiment", ["1-1", "3-1"])
 def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str, name: str, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
@@ -249,8 +249,8 @@ def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str
 def test_what_is_no_checkpoint_is_refused(features: Data, tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
-    message = refusal(features, "1-1", f"init.backward={tmp_path / 'text.pt'}")
-    assert message.startswith(f"init.backward: {tmp_path / 'text.pt'} is not a readable checkpoint")
+    message = refusal(features, "1-1", f"init.reverse={tmp_path / 'text.pt'}")
+    assert message.startswith(f"init.reverse: {tmp_path / 'text.pt'} is not a readable checkpoint")
     message = refusal(features, "3-1", f"init.forward={tmp_path / 'other.pt'}")
     assert message.startswith(f"init.forward: {tmp_path / 'other.pt'} is not a checkpoint of BiTAD")
 
@@ -265,23 +265,23 @@ def test_a_run_of_two_networks_is_no_baseline(features: Data, tmp_path: Path) ->
 
 def test_baselines_that_were_swapped_are_refused(features: Data) -> None:
     forward, backward = (override.partition("=")[2] for override in features.init)
-    message = refusal(features, "3-1", f"init.forward={backward}", f"init.backward={forward}")
+    message = refusal(features, "3-1", f"init.forward={backward}", f"init.reverse={forward}")
     assert f"init.forward={backward}" in message
     assert "it watches reverse playback, this network forward" in message
-    message = refusal(features, "3-1", f"init.backward={forward}")
-    assert f"init.backward={forward}" in message
+    message = refusal(features, "3-1", f"init.reverse={forward}")
+    assert f"init.reverse={forward}" in message
     assert "it watches forward playback, this network reverse" in message
 
 
 def test_the_control_wants_two_forward_baselines(features: Data) -> None:
     message = refusal(features, "3-1", TWO_FORWARD, features.init[1])
-    assert "init.backward=" in message
+    assert "init.reverse=" in message
     assert "it watches reverse playback, this network forward" in message
 
 
-@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["forward", "reverse"])
 def test_a_baseline_of_other_classes_is_refused_with_both_lists(features: Data, name: str, tmp_path: Path) -> None:
-    run = Path(features.init[name == "backward"].partition("=")[2])
+    run = Path(features.init[name == "reverse"].partition("=")[2])
     save_checkpoint(replace(load_checkpoint(run), classes=("alpha", "gamma", "beta")), tmp_path / "other.pt")
     message = refusal(features, "1-1", f"init.{name}={tmp_path / 'other.pt'}")
     assert f"init.{name}={tmp_path / 'other.pt'} does not fit this run" in message
@@ -314,8 +314,8 @@ def test_baselines_that_saw_other_windows_or_are_another_network_are_refused_wit
 
 def test_a_baseline_may_be_of_another_window_than_its_twin_and_is_then_named(features: Data) -> None:
     longer = baseline(features.path, "direction=reverse", "window.steps=64", "name=longer")
-    message = refusal(features, "3-1", f"init.backward={longer}")
-    assert message.startswith(f"init.backward={longer} does not fit this run: window.steps is 64 there and 32 here")
+    message = refusal(features, "3-1", f"init.reverse={longer}")
+    assert message.startswith(f"init.reverse={longer} does not fit this run: window.steps is 64 there and 32 here")
 
 
 def test_a_baseline_on_videos_is_none_for_features(features: Data, videos: Data) -> None:
@@ -345,9 +345,9 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
 ) -> None:
     forward, backward = features.init
     cases = {
-        "give init.forward=RUN and init.backward=RUN": ("experiment=3-1", forward),
-        "leave out init.forward and init.backward": ("experiment=1", forward, backward),
-        "init.backward: no checkpoint at": ("experiment=1-1", forward, f"init.backward={tmp_path / 'none'}"),
+        "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
+        "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
+        "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
         "pre-computed features have no backbone": ("experiment=2", forward, backward),
         "unknown experiment '3-4'": ("experiment=3-4", forward, backward),
     }
@@ -400,7 +400,7 @@ def test_runs_are_reported_side_by_side_with_what_reversed_playback_makes_of_cla
     singles = [config_of(path, *common, f"direction={view}") for view in ("forward", "reverse")]
     for config in singles:
         Trainer(config, ALONE).run()
-    start = [f"init.{key}={config.run_directory}" for key, config in zip(("forward", "backward"), singles, strict=True)]
+    start = [f"init.{key}={config.run_directory}" for key, config in zip(("forward", "reverse"), singles, strict=True)]
     pair = config_of(path, *common, "experiment=3-3", *start)
     Trainer(pair, ALONE).run()
     runs = [str(config.run_directory) for config in (*singles, pair)]

@@ -143,7 +143,7 @@ def test_a_pair_starts_from_its_own_fold_and_a_control_from_the_next_seed_too(tm
             reverse = config.pair.second == "reverse"
             second = ("reverse", config.seed) if reverse else ("forward", (config.seed + 1) % 3)
             assert config.init.forward == tmp_path / f"runs/fold2-forward-seed{config.seed}"
-            assert config.init.backward == tmp_path / "runs/fold2-{}-seed{}".format(*second)
+            assert config.init.reverse == tmp_path / "runs/fold2-{}-seed{}".format(*second)
 
 
 def test_a_pooled_result_is_of_the_same_training_on_every_fold(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.reports.plan import Plan, plan_of
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.training.losses import DetectionLoss, Targets
 from bitad.training.step_cost import POLICIES, PRECISIONS, Tally, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
@@ -55,7 +55,7 @@ CPU_ATTENTION = {
 
 
 def small(*overrides: str, experiment: str = "baseline") -> Config:
-    starts = ("init.forward=NONE", "init.backward=NONE") if EXPERIMENTS[experiment].starts_from == "baselines" else ()
+    starts = ("init.forward=NONE", "init.reverse=NONE") if EXPERIMENTS[experiment].starts_from == "baselines" else ()
     return load_config("thumos14/videomae-s", [f"experiment={experiment}", *starts, *SMALL, *overrides])
 
 
@@ -169,7 +169,7 @@ def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(ex
     real = list(network.parameters())
     assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(p.numel() for p in real)
     assert plan.trainable == sum(p.numel() for p in real if p.requires_grad)
-    assert set(plan.sizes) == ({"forward", "backward"} if isinstance(network, Pair) else {"forward"})
+    assert set(plan.sizes) == ({"forward", "reverse"} if isinstance(network, Pair) else {"forward"})
     if isinstance(network, Pair):  # of baselines, whose frozen parts are the same
         if experiment != "1":
             network.second.network.backbone.load_state_dict(network.first.network.backbone.state_dict())
@@ -206,7 +206,7 @@ def test_recomputing_takes_less_memory_and_more_operations() -> None:
 def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
     path = feature_data(tmp_path / "data")
     config = config_of(path, "training.windows_per_video=5", "training.reference_batch=8")
-    trainer = Trainer(config, Processes(0, 1, torch.device("cpu")))
+    trainer = Trainer(config, Ranks(0, 1, torch.device("cpu")))
     plan = plan_of(config)
     assert (plan.steps, plan.windows, plan.videos) == (len(trainer.sampler), 20, 4)
     assert plan.rates == trainer.rates

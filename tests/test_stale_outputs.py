@@ -104,8 +104,8 @@ def test_another_film_of_the_same_length_is_not_taken_for_the_first(
 def test_a_repaired_file_replaces_what_was_made_of_the_damaged_one(verb: Verb) -> None:
     whole = write(verb.video).read_bytes()
     damage(verb.video)
-    assert verb("--damaged-frames", "repeat") == 0
-    assert is_kept(verb, "--damaged-frames", "repeat")
+    assert verb("--on-decode-error", "repeat") == 0
+    assert is_kept(verb, "--on-decode-error", "repeat")
     verb.video.write_bytes(whole)
     assert not is_kept(verb)
     assert verb.output.read_bytes() == verb.fresh()
@@ -116,7 +116,7 @@ def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
 ) -> None:
     write(verb.video)
     damage(verb.video)
-    assert verb("--damaged-frames", "repeat") == 0
+    assert verb("--on-decode-error", "repeat") == 0
     capsys.readouterr()
     assert verb() == 1
     err = capsys.readouterr().err
@@ -126,9 +126,9 @@ def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
 
 def test_what_has_no_damaged_frames_is_the_same_with_either_policy(verb: Verb) -> None:
     write(verb.video)
-    assert verb("--damaged-frames", "repeat") == 0
+    assert verb("--on-decode-error", "repeat") == 0
     assert is_kept(verb)
-    assert is_kept(verb, "--damaged-frames", "repeat")
+    assert is_kept(verb, "--on-decode-error", "repeat")
 
 
 def test_a_copy_of_a_data_set_is_not_computed_again(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_testing_and_reporting_give_their_tables(done: Path) -> None:
 @pytest.mark.parametrize("preset", [name for name in presets() if name.startswith("thumos14/")])
 def test_every_preset_takes_every_experiment_that_it_can(preset: str, experiment: str) -> None:
     what = EXPERIMENTS[experiment]
-    init = ["init.forward=f", "init.backward=b"] if what.starts_from == "baselines" else []
+    init = ["init.forward=f", "init.reverse=b"] if what.starts_from == "baselines" else []
     features = preset.endswith("-i3d")
     if features and (what.adds or what.fusion):
         with pytest.raises(ValueError, match=f"experiment {experiment} (adds modules|fuses windows of one length)"):

@@ -19,9 +19,9 @@ from typing import NoReturn
 
 import bitad
 from bitad.cli import data, results, tools, train
-from bitad.cli.commands import Parser, Run, Verbs
+from bitad.cli.commands import Commands, Parser, Run
 from bitad.runtime.files import NO_ROOM
-from bitad.runtime.log import logging_of_a_command, printable, printing_to_anything, say_last
+from bitad.runtime.log import log_last, logging_of_a_command, printable, printing_to_anything
 from bitad.runtime.signals import Stopped
 
 
@@ -55,16 +55,16 @@ def _run(parsed: argparse.Namespace) -> int:
             sys.stdout.flush()  # that it cannot be written is an error of this command
         return status
     except Stopped as stopped:
-        say_last(f"bitad {parsed.verb}: stopped {stopped}")
+        log_last(f"bitad {parsed.verb}: stopped {stopped}")
         return stopped.status
     except KeyboardInterrupt:
-        say_last(f"bitad {parsed.verb}: interrupted")
+        log_last(f"bitad {parsed.verb}: interrupted")
         return 130
     except Exception as error:
         message = " ".join(_said(error).split()) or type(error).__name__
         foreseen = isinstance(error, (ValueError, OSError))
         hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
-        say_last(f"bitad {parsed.verb}: error: {message}{hint}")
+        log_last(f"bitad {parsed.verb}: error: {message}{hint}")
         if parsed.debug:
             sys.excepthook = _show_traceback
             raise
@@ -106,12 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     parser = Parser(prog="bitad", description="Bidirectional temporal action detection: what happens when in a video.")
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
-    verbs = Verbs(parser)
-    train.add_commands(verbs)
-    tools.add_plan(verbs)
-    data.add_reverse(verbs)
-    data.add_annotations(verbs)
-    data.add_features(verbs)
-    results.add_commands(verbs)
-    tools.add_weights(verbs)
+    commands = Commands(parser)
+    train.add_commands(commands)
+    tools.add_plan(commands)
+    data.add_reverse(commands)
+    data.add_annotations(commands)
+    data.add_features(commands)
+    results.add_commands(commands)
+    tools.add_weights(commands)
     return parser

@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-class Verbs:
+class Commands:
     """Adds verbs to the parser, each with what all verbs have."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,11 @@ class Verbs:
         return parser
 
 
-def add_damaged_frames(parser: argparse.ArgumentParser) -> None:
+def add_on_decode_error(parser: argparse.ArgumentParser) -> None:
     """The option that says what to do with frames that cannot be decoded."""
     parser.add_argument(
-        "--damaged-frames",
+        "--on-decode-error",
+        "--damaged-frames",  # its name in earlier versions
         choices=["error", "repeat"],
         default="error",
         help="of damaged or cut-off videos: show the last good one in their place, and say how often (error)",

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bitad.cli.commands import Verbs, add_damaged_frames, some
+from bitad.cli.commands import Commands, add_on_decode_error, some
 from bitad.data.formats.annotations import FORMS
-from bitad.runtime.log import say
+from bitad.runtime.log import echo
 
 if TYPE_CHECKING:
-    from bitad.timeline import Basis
+    from bitad.timeline import Direction
     from bitad.video.reverse import ReverseReport
 
 
@@ -36,8 +36,8 @@ _CONVERT_EXAMPLES = (
 )
 
 
-def add_annotations(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_annotations(commands: Commands) -> None:
+    p = commands.add(
         "annotations",
         _check,
         "Check annotation files: what they hold and every defect, by video; or convert them into another form.",
@@ -150,20 +150,20 @@ def _check(arguments: argparse.Namespace) -> int:
             classes=arguments.classes,
             on_progress=on_progress,
         )
-    say(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
-    say("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
+    echo(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
+    echo("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
     for video, defects in report.by_video().items():
         for defect in defects:
-            say(f"{video}: {defect.kind}: {defect.detail}")
+            echo(f"{video}: {defect.kind}: {defect.detail}")
     for subset, count in report.without_truth.items():
-        say(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
+        echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
-        say(
+        echo(
             f"{report.unmeasured} videos are of unknown duration, and segments beyond it are not noticed: "
             f"{report.why_unmeasured}"
         )
     count = len(report.defects) + len(report.without_truth)
-    say(f"{count} defects")
+    echo(f"{count} defects")
     return 1 if count else 0
 
 
@@ -212,11 +212,11 @@ def _convert(arguments: argparse.Namespace) -> int:
         write_classes(converted.annotations.classes, arguments.class_list)
         written = (*written, arguments.class_list)
     for line in converted.lines(None if arguments.all else _MOST_REMARKS):
-        say(line)
+        echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
     if arguments.both_directions and unknown:
-        say(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
-    say("written: " + ", ".join(map(str, written)))
+        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
+    echo("written: " + ", ".join(map(str, written)))
     return 0
 
 
@@ -256,8 +256,8 @@ found, too; no two may have one name.
 """
 
 
-def add_features(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_features(commands: Commands) -> None:
+    p = commands.add(
         "features",
         _features,
         "Compute features of videos with a VideoMAE, or with a trained run's backbone, in forward or reverse playback.",
@@ -279,7 +279,7 @@ def add_features(verbs: Verbs) -> None:
     p.add_argument("--half", action="store_true", help="write half precision")
     p.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
     p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="computed at once; not of a run (8)")
-    add_damaged_frames(p)
+    add_on_decode_error(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
 
@@ -287,7 +287,7 @@ def _features(arguments: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
-    from bitad.runtime.distributed import processes
+    from bitad.runtime.distributed import process_group
     from bitad.video.indexing import INDEX_FOLDER, IndexCache
 
     videos = find_videos(arguments.videos)
@@ -299,8 +299,8 @@ def _features(arguments: argparse.Namespace) -> int:
         pixels=arguments.pixels,
         clips=arguments.batch,
     )
-    asked: Basis | Literal["both"] | None = arguments.direction
-    directions: tuple[Basis, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    asked: Direction | Literal["both"] | None = arguments.direction
+    directions: tuple[Direction, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
     folders = feature_folders(
         encoder,
         arguments.out,
@@ -308,19 +308,19 @@ def _features(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         stored="float16" if arguments.half else "float32",
     )
-    with processes(arguments.device) as team:
+    with process_group(arguments.device) as ranks:
         cache = IndexCache(arguments.out / INDEX_FOLDER)
-        report = extract_features(encoder, videos, folders, team, damaged=arguments.damaged_frames, cache=cache)
-        if team.is_main:
-            say(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
+        report = extract_features(encoder, videos, folders, ranks, damaged=arguments.on_decode_error, cache=cache)
+        if ranks.is_main:
+            echo(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
-                say(f"data.features={folder.path} {folder.settings.overrides()}")
+                echo(f"data.features={folder.path} {folder.settings.overrides()}")
             for name in report.again:
-                say(f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr)
+                echo(f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr)
             if report.unrecorded:
-                say(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+                echo(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
             for name, reason in report.failed.items():
-                say(f"bitad features: error: {name}: {reason}", file=sys.stderr)
+                echo(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0
 
@@ -332,8 +332,8 @@ def _said_features_unrecorded(names: Sequence[str]) -> str:
     )
 
 
-def add_reverse(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_reverse(commands: Commands) -> None:
+    p = commands.add(
         "reverse",
         _reverse,
         "Make the reverse-playback twin of a video, of a folder of videos, or of an annotation file.",
@@ -353,7 +353,7 @@ def add_reverse(verbs: Verbs) -> None:
         default="1",
         help="processes that reverse a folder's videos side by side; 0: this process, one after another (1)",
     )
-    add_damaged_frames(p)
+    add_on_decode_error(p)
     p.add_argument(
         "--allow-clock-mismatch",
         action="store_true",
@@ -383,10 +383,10 @@ def _reverse(arguments: argparse.Namespace) -> int:
     if src.name.lower().endswith((".json", ".json.gz")):
         said = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
         if said is not None:
-            say(said, file=sys.stderr)
+            echo(said, file=sys.stderr)
         return 0
     with following(f"reversing {src.name}") as on_progress:
-        done = reverse_video(src, dst, damaged=arguments.damaged_frames, on_progress=on_progress)
+        done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
     _say_repeated(src.name, done.repeated)
     return 0
 
@@ -398,9 +398,9 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
     with ExitStack() as stack:
         rank, world, others = 0, 1, None
         if "RANK" in os.environ:  # only then is PyTorch needed
-            from bitad.runtime.distributed import processes
+            from bitad.runtime.distributed import process_group
 
-            others = stack.enter_context(processes("cpu"))
+            others = stack.enter_context(process_group("cpu"))
             rank, world = others.rank, others.world
         on_progress = stack.enter_context(following("reversing videos")) if rank == 0 else None
         report = reverse_folder(
@@ -409,7 +409,7 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
             workers=workers,
             rank=rank,
             world=world,
-            damaged=arguments.damaged_frames,
+            damaged=arguments.on_decode_error,
             on_progress=on_progress,
         )
         if others is not None:
@@ -420,13 +420,13 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
 
 
 def _say(report: ReverseReport) -> None:
-    say(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+    echo(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
     for name in report.again:
-        say(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
+        echo(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
     if report.unrecorded:
-        say(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+        echo(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
     for name, reason in report.failed.items():
-        say(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+        echo(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     for name, count in report.repeated.items():
         _say_repeated(name, count)
     sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
@@ -441,4 +441,4 @@ def _said_unrecorded(names: Sequence[str]) -> str:
 
 def _say_repeated(name: str, count: int) -> None:
     if count:
-        say(f"{name}: {count} damaged frames, the last good one in the place of each")
+        echo(f"{name}: {count} damaged frames, the last good one in the place of each")

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.commands import Verbs
-from bitad.runtime.log import as_typed, say
+from bitad.cli.commands import Commands
+from bitad.runtime.log import as_typed, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -23,8 +23,8 @@ RULES = ("activitynet", "thumos-kit")
 _MOST_THRESHOLDS = 1000
 
 
-def add_commands(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_commands(commands: Commands) -> None:
+    p = commands.add(
         "merge",
         _merge,
         "Late fusion of detection files, of a forward and a reverse detector for example.",
@@ -40,7 +40,7 @@ def add_commands(verbs: Verbs) -> None:
     _add_classes(p)
     _add_allow(p)
 
-    p = verbs.add(
+    p = commands.add(
         "evaluate",
         _evaluate,
         "Average mAP of a detection file, by ActivityNet's rule or the THUMOS'14 kit's.",
@@ -70,7 +70,7 @@ def add_commands(verbs: Verbs) -> None:
     p.add_argument("--per-class", action="store_true", help="also the AP of each class")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
-    p = verbs.add(
+    p = commands.add(
         "report",
         _report,
         "Compare runs: one table (mean and spread over seeds), late fusion and its control, plots and a page.",
@@ -202,7 +202,7 @@ def _compare_durations(annotations: Annotations, detections: Detections, source:
         remedy="name the annotations of these videos, or continue with --allow-clock-mismatch",
     )
     if said is not None:
-        say(said, file=sys.stderr)
+        echo(said, file=sys.stderr)
 
 
 def _by_rule(
@@ -225,16 +225,16 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
-    from bitad.runtime.distributed import processes
+    from bitad.runtime.distributed import process_group
     from bitad.runtime.progress import following
-    from bitad.training.checkpoints import only_writer
+    from bitad.training.checkpoints import lock_folder
 
-    with processes(arguments.device) as team, only_writer(arguments.out, team):
+    with process_group(arguments.device) as ranks, lock_folder(arguments.out, ranks):
         check_page(arguments.out / "index.html")
         with following("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
-        sensitive = sensitivity_of_runs(comparison, team) if arguments.sensitivity else None
-        if not team.is_main:
+        sensitive = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
+        if not ranks.is_main:
             return 0
         page = write_comparison(arguments.out, comparison, sensitive)
     print(comparison.table().text())
@@ -242,7 +242,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print("\n" + losses.text())
     if sensitive is not None:
         print("\n" + sensitivity_table(sensitive).text())
-    say("", f"see {page}")
+    echo("", f"see {page}")
     return 0
 
 

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.commands import Verbs
-from bitad.runtime.log import say
+from bitad.cli.commands import Commands
+from bitad.runtime.log import echo
 
 if TYPE_CHECKING:
     from bitad.config.schema import Config
 
 
 # Which baselines a run starts from does not change its cost.
-_ANY_BASELINES = ("init.forward=RUN", "init.backward=RUN")
+_ANY_BASELINES = ("init.forward=RUN", "init.reverse=RUN")
 
 
-def add_plan(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_plan(commands: Commands) -> None:
+    p = commands.add(
         "plan",
         _plan,
         "Say what a training will cost, before there are weights, videos or a GPU: parameters, FLOPs, memory, steps.",
@@ -49,9 +49,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         plan = plan_of(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.plan.says}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")
-    say(*plan.lines())
+    echo(*plan.lines())
     if memory is not None:
-        say(plan.fit(round(memory * 2**30)))
+        echo(plan.fit(round(memory * 2**30)))
     if arguments.json:
         write_json(plan.to_json(), arguments.json)
     return 0
@@ -70,8 +70,8 @@ def _config(source: str, overrides: Sequence[str]) -> Config:
     raise min(faults, key=lambda fault: len(str(fault)))  # the longer one also tells of baselines
 
 
-def add_weights(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_weights(commands: Commands) -> None:
+    p = commands.add(
         "weights",
         _weights,
         "Tell what a file of weights of any known project holds, or write it as safetensors with our names.",
@@ -102,7 +102,7 @@ def _weights(arguments: argparse.Namespace) -> int:
         if arguments.json:
             raise ValueError("--json is for inspect; leave it out")
         convert_weights(arguments.file, arguments.out, config)
-        say(arguments.out)
+        echo(arguments.out)
         return 0
     from bitad.weights.inspect import inspect_weights
 
@@ -112,5 +112,5 @@ def _weights(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(inspection.to_json(), indent=1))
     else:
-        say(*inspection.lines())
+        echo(*inspection.lines())
     return 1 if inspection.defects else 0

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitad.cli.commands import Verbs, add_damaged_frames
-from bitad.runtime.log import say
+from bitad.cli.commands import Commands, add_on_decode_error
+from bitad.runtime.log import echo
 
 if TYPE_CHECKING:
     from bitad.weights.checkpoint import Checkpoint
 
 
-def add_commands(verbs: Verbs) -> None:
-    p = verbs.add(
+def add_commands(commands: Commands) -> None:
+    p = commands.add(
         "demo",
         _demo,
         "Render a data set, train on it forwards and backwards, compare and report: no data, GPU or download needed.",
@@ -32,7 +32,7 @@ def add_commands(verbs: Verbs) -> None:
     p.add_argument("--results", type=Path, help="where --full writes its tables (OUT/results-playroom.md)")
     p.add_argument("--seed", type=int, default=0, help="of data and training (0)")
 
-    p = verbs.add(
+    p = commands.add(
         "train",
         _train,
         "Train a detector; also under torchrun -m bitad train.",
@@ -50,7 +50,7 @@ def add_commands(verbs: Verbs) -> None:
     p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch, to be resumed later")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
-    p = verbs.add(
+    p = commands.add(
         "test",
         _test,
         "Test a trained run: detections in forward and in reverse time, and their mAP.",
@@ -64,7 +64,7 @@ def add_commands(verbs: Verbs) -> None:
     p.add_argument("--out", type=Path, help="folder to write to (RUN/test)")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
-    p = verbs.add(
+    p = commands.add(
         "detect",
         _detect,
         "Detect actions in videos of any length: JSON, subtitles and a page.",
@@ -78,7 +78,7 @@ def add_commands(verbs: Verbs) -> None:
     p.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier bitad detect has written to OUT, all of it"
     )
-    add_damaged_frames(p)
+    add_on_decode_error(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
 
 
@@ -114,10 +114,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
-    from bitad.runtime.distributed import processes
+    from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.runtime.log import add_log_file
-    from bitad.training.checkpoints import only_run
+    from bitad.training.checkpoints import lock_run
     from bitad.training.trainer import Trainer
 
     changed = arguments.allow_changed_data
@@ -128,31 +128,31 @@ def _train(arguments: argparse.Namespace) -> int:
     notes: list[str] = []
     config = load_config(arguments.config, arguments.overrides, notes)
     set_up_process(config.threads)
-    with processes(arguments.device) as team, only_run(config, team, resume=arguments.resume) as resume:
-        trainer = Trainer(config, team, resume=resume, allow_changed_data=changed)
+    with process_group(arguments.device) as ranks, lock_run(config, ranks, resume=arguments.resume) as resume:
+        trainer = Trainer(config, ranks, resume=resume, allow_changed_data=changed)
         add_log_file(config.run_directory)  # a start that was refused has written nothing
         for note in notes:
             logging.getLogger("bitad").info(note)
         best = trainer.run(until=arguments.until)
-        if team.is_main:
-            say(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+        if ranks.is_main:
+            echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0
 
 
 def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import run_test
     from bitad.reports.tables import evaluation_table
-    from bitad.runtime.distributed import processes
+    from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
-    from bitad.training.checkpoints import only_writer
+    from bitad.training.checkpoints import lock_folder
 
     checkpoint = _checkpoint(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
     set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
-    with processes(arguments.device) as team, only_writer(out, team):
-        evaluations = run_test(checkpoint, out, team)
-        if team.is_main:
+    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
+        evaluations = run_test(checkpoint, out, ranks)
+        if ranks.is_main:
             print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())
     return 0
 
@@ -160,24 +160,24 @@ def _test(arguments: argparse.Namespace) -> int:
 def _detect(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
     from bitad.reports.detections import check_detection_report, write_detection_report
-    from bitad.runtime.distributed import processes
-    from bitad.training.checkpoints import only_writer
+    from bitad.runtime.distributed import process_group
+    from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
 
     videos, out, min_score = videos_by_name(arguments.videos), arguments.out, arguments.min_score
     inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
-    with processes(arguments.device) as team, only_writer(out, team):
+    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
         check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
         checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
-        damaged = arguments.damaged_frames
-        detections, failed = detect_videos(checkpoint, videos, team, damaged=damaged)
-        if team.is_main:
+        damaged = arguments.on_decode_error
+        detections, failed = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+        if ranks.is_main:
             if detections.videos:
                 page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
                 failed |= {name: f"no preview of it on the page: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
-                say(f"{count} detections with a score of at least {min_score}; see {page}")
+                echo(f"{count} detections with a score of at least {min_score}; see {page}")
             for name, reason in failed.items():
-                say(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
+                echo(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if failed else 0

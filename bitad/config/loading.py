@@ -16,6 +16,7 @@ them.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,8 +27,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from bitad.config.names import RENAMED_KEYS
 from bitad.config.rules import broken_rules
 from bitad.config.schema import FIELDS_ALONE, KINDS, Config, Section, TrainingConfig
+from bitad.runtime.log import log_once
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -243,7 +246,7 @@ def parse_config(document: dict[str, Any], origin: str) -> Config:
 
     Rules of the training are not applied: a network that an earlier version has trained under others can be tested.
     """
-    return _parsed(document, origin, [], _OF_TRAINING)
+    return _parsed(_with_current_names(document, origin, said=False), origin, [], _OF_TRAINING)
 
 
 def _changed(
@@ -267,7 +270,7 @@ def _changed(
     changes: dict[str, Any] = {}
     for override in overrides:
         try:
-            change = _parse_override(override)
+            change = _with_current_names(_parse_override(override), f"override '{override}'")
         except ConfigError as error:
             faults.append(str(error))
             unread.add(override.partition("=")[0])
@@ -458,12 +461,37 @@ def _read_yaml(path: Path, notes: list[str], above: tuple[Path, ...] = ()) -> di
     if not isinstance(document, dict):
         held = "nothing" if document is None else f"a {type(document).__name__}"
         raise ConfigError(f"{path} holds {held}, not a mapping of keys to values")
+    document = _with_current_names(document, str(path))
     base = document.pop("base", None)
     if base is None:
         return document
     above = (*above, path.resolve())
     merged = _merge(_read_yaml(_base(path, base, above), notes, above), document)
     return with_fitting_warm_up(merged, document, notes)
+
+
+def _with_current_names(document: dict[str, Any], origin: str, *, said: bool = True) -> dict[str, Any]:
+    """The document with the keys of earlier versions (:data:`RENAMED_KEYS`) under their current names.
+
+    Args:
+        said: whether the log names them.
+
+    Raises:
+        ConfigError: a key is given under both names.
+    """
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.partition(".")
+        held = document.get(section)
+        if not isinstance(held, dict) or key not in held:
+            continue
+        new_key = new.partition(".")[2]
+        if new_key in held:
+            raise ConfigError(f"{origin}: {old} is the former name of {new}, and both are given; keep {new}")
+        if said:
+            line = f"{origin}: {old} is now called {new}; the next release does not read the former name"
+            log_once(line, logging.WARNING)
+        document = {**document, section: {new_key if one == key else one: value for one, value in held.items()}}
+    return document
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:

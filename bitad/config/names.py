@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Keys of earlier versions, and what they are called now. They are read for one release, with a warning.
+RENAMED_KEYS = {
+    "data.damaged_frames": "data.on_decode_error",
+    "init.backward": "init.reverse",
+    "pair.detector_too": "pair.train_detector",
+    "training.bad_steps": "training.max_nonfinite_steps",
+    "training.bad_videos": "training.on_read_error",
+    "training.keep": "training.keep_last",
+    "training.reading_s": "training.read_timeout_s",
+    "test.bad_videos": "test.on_read_error",
+    "test.reading_s": "test.read_timeout_s",
+}
+
 
 @dataclass(frozen=True)
 class VitSize:

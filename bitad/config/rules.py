@@ -324,11 +324,11 @@ def _two_networks_are_merged(config: Config) -> Iterator[str]:
 
 @_rule
 def _first_weights(config: Config) -> Iterator[str]:
-    says, given = f"experiment {config.experiment}", (config.init.forward, config.init.backward)
+    says, given = f"experiment {config.experiment}", (config.init.forward, config.init.reverse)
     if config.plan.starts_from == "baselines" and None in given:
-        yield f"init: {says} starts from two finished baselines: give init.forward=RUN and init.backward=RUN"
+        yield f"init: {says} starts from two finished baselines: give init.forward=RUN and init.reverse=RUN"
     if config.plan.starts_from == "backbone" and given != (None, None):
-        yield f"init: {says} starts from the pre-trained backbone: leave out init.forward and init.backward"
+        yield f"init: {says} starts from the pre-trained backbone: leave out init.forward and init.reverse"
 
 
 @_rule
@@ -384,5 +384,5 @@ def _first_fusion(config: Config) -> Iterator[str]:
 
 @_rule
 def _detectors_that_train_too(config: Config) -> Iterator[str]:
-    if config.pair.detector_too and config.plan.adds is None:
-        yield f"pair.detector_too is of no use to experiment {config.experiment}"
+    if config.pair.train_detector and config.plan.adds is None:
+        yield f"pair.train_detector is of no use to experiment {config.experiment}"

@@ -29,7 +29,7 @@ from pydantic import (
 from bitad.config.experiments import EXPERIMENTS, Experiment
 from bitad.config.names import SIZES, VitSize
 from bitad.config.rules import broken_rules
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 
 _SMALLEST, LARGEST = 1e-12, 1e12
 _NAME_BYTES = 200  # file systems allow 255, and a run appends its variant and seed
@@ -168,7 +168,7 @@ class DataConfig(Section):
     reversed_videos: Place | None = Field(
         default=None, description="folder of their reverse-playback twins; none: windows are flipped"
     )
-    damaged_frames: Literal["error", "repeat"] = Field(
+    on_decode_error: Literal["error", "repeat"] = Field(
         default="error",
         description="of video files: those that cannot be decoded, or that a cut-off file has lost; `repeat` shows the "
         "last good one in their place, and the log says how often",
@@ -389,16 +389,16 @@ class TrainingConfig(Section):
     checkpoint_steps: Count | None = Field(
         default=None, description="a checkpoint every so many steps; none: at epochs' ends, and when asked to stop"
     )
-    keep: Count = Field(default=2, description="checkpoints to go on from: the last one and those before it")
-    bad_videos: Literal["error", "skip"] = Field(
+    keep_last: Count = Field(default=2, description="checkpoints to go on from: the last one and those before it")
+    on_read_error: Literal["error", "skip"] = Field(
         default="error",
         description="of windows that cannot be read, or not in time: `skip` takes another video's in their place, and "
         "the log says of which how many",
     )
-    reading_s: Positive | None = Field(
+    read_timeout_s: Positive | None = Field(
         default=300.0, description="seconds that reading a window may take; none: any time"
     )
-    bad_steps: Count = Field(
+    max_nonfinite_steps: Count = Field(
         default=1, description="stop at so many steps in a row whose loss or gradient is not finite; fewer are left out"
     )
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -427,12 +427,12 @@ class TestConfig(Section):
     precision: Precision = Field(default="fp32", description="of the networks' computation")
     batch: Count = 2
     workers: Workers | None = Field(default=None, description="processes that read videos; none: training.workers")
-    bad_videos: Literal["error", "skip"] = Field(
+    on_read_error: Literal["error", "skip"] = Field(
         default="error",
         description="that cannot be read, or not in time: `skip` finds nothing in them, which counts against the mAP, "
         "and the log names them",
     )
-    reading_s: Positive | None = Field(
+    read_timeout_s: Positive | None = Field(
         default=300.0, description="seconds that reading a window may take; none: any time"
     )
     score_threshold: ShareBelowAll = 0.001
@@ -453,13 +453,13 @@ class InitConfig(Section):
     """The finished baselines whose averaged weights two networks start from: run directories or checkpoints."""
 
     forward: Place | None = Field(default=None, description="baseline of the first network")
-    backward: Place | None = Field(default=None, description="baseline of the second network")
+    reverse: Place | None = Field(default=None, description="baseline of the second network")
 
 
 class PairConfig(Section):
     """What can be chosen where two networks learn together."""
 
-    second: Basis = Field(
+    second: Direction = Field(
         default="reverse",
         description="playing direction of the second network; `forward`: the control, two forward ones",
     )
@@ -469,7 +469,7 @@ class PairConfig(Section):
     fusion_init: Literal["mean", "random"] = Field(
         default="mean", description="`random`: the layers' own initialisation, as the research group did"
     )
-    detector_too: bool = Field(
+    train_detector: bool = Field(
         default=False, description="experiments 2 and 2x train the detectors too, as the research group did"
     )
     agreement: Positive = Field(default=1.0, description="weight of experiment 1x's agreement loss")
@@ -515,10 +515,10 @@ class Config(Section):
     @property
     def trains_detectors(self) -> bool:
         """Whether the networks train, or only what an experiment adds to them."""
-        return self.plan.adds is None or self.pair.detector_too
+        return self.plan.adds is None or self.pair.train_detector
 
     @property
-    def views(self) -> tuple[Basis, ...]:
+    def views(self) -> tuple[Direction, ...]:
         """The playing direction of each network."""
         return (self.direction,) if self.plan.networks == 1 else ("forward", self.pair.second)
 
@@ -531,7 +531,7 @@ class Config(Section):
             (self.pair.second == "forward", "two-forward"),
             (self.pair.align == "naive", "naive"),
             (self.pair.fusion_init == "random", "random"),
-            (self.pair.detector_too, "detector-too"),
+            (self.pair.train_detector, "detector-too"),
         )
         return "-".join([self.experiment, *(word for holds, word in words if holds)])
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bitad.data.clocks import Clock
 from bitad.runtime.files import read_text
-from bitad.runtime.log import say_once
+from bitad.runtime.log import log_once
 from bitad.timeline import reverse_seconds
 from bitad.video.names import listed
 
@@ -111,7 +111,7 @@ class Annotations:
         refuse_without_duration([name for name, video in unknown.items() if known.intersection(video.labels)], path)
         if not unknown:
             return self
-        say_once(f"{path}: left out, without a duration and a segment of a class: {listed(list(unknown))}")
+        log_once(f"{path}: left out, without a duration and a segment of a class: {listed(list(unknown))}")
         return replace(self, videos={name: video for name, video in self.videos.items() if name not in unknown})
 
     def reversed(self) -> Annotations:

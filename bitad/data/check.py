@@ -15,12 +15,12 @@ from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Defect, VideoEntry
 from bitad.data.clocks import Clock, differences
 from bitad.data.convert import Clocks, segment_defects
 from bitad.data.formats.annotations import read_source
-from bitad.runtime.log import say_once
+from bitad.runtime.log import log_once
 from bitad.video.decoding import lost_frames
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import VideoFinder
-from bitad.video.reverse import twin_defect
+from bitad.video.reverse import copy_defect
 
 
 def video_defects(
@@ -37,7 +37,7 @@ def video_defects(
     Args:
         videos: as annotated.
         folder: of their files, which are read through but not decoded.
-        reversed_folder: where given, of their reverse playback, of which samples are compared (:func:`twin_defect`).
+        reversed_folder: where given, of their reverse playback, of which samples are compared (:func:`copy_defect`).
         on_progress: called after each video with the number of videos done and in all.
 
     Raises:
@@ -68,7 +68,7 @@ def video_defects(
             on_progress(done, len(videos))
     for finder in (find, find_reversed):
         if finder is not None and (line := finder.line()):
-            say_once(line)
+            log_once(line)
 
 
 def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
@@ -86,7 +86,7 @@ def _reversal_defects(
     """Why a folder has no true time-reversed copy of a video."""
     try:
         reversed_copy = find(video.name)
-        if path is not None and index is not None and (detail := twin_defect(path, reversed_copy, index=index)):
+        if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):
             yield Defect(video.name, "not the reverse of its video", f"{reversed_copy} {detail}")
     except FileNotFoundError:
         yield Defect(video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")

@@ -25,7 +25,7 @@ from bitad.data.readers import Readers
 from bitad.data.sources import Source
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop, room_for_frames
 from bitad.data.windows import Timebase, random_window, sliding_windows
-from bitad.timeline import Basis, Grid, mirror_points, mirror_positions, mirror_segments
+from bitad.timeline import Direction, Grid, mirror_points, mirror_positions, mirror_segments
 
 Content = TypeVar("Content")
 
@@ -56,29 +56,29 @@ class Sample:
     grid: Grid
     segments: NDArray[np.float64]
     labels: NDArray[np.int64]
-    view: Basis = "forward"
+    view: Direction = "forward"
     colour: NDArray[np.float32] | None = None
-    twin: Tensor | None = None
+    reversed_copy: Tensor | None = None
     repeated: int = 0
     skipped: tuple[str, ...] = ()
 
     def cropped(self, crop: Crop, pixels: int) -> Sample:
         """One rectangle of every picture, as ``pixels`` x ``pixels``."""
         cut = partial(apply_crop, crop=crop, pixels=pixels)
-        twin = None if self.twin is None else cut(self.twin.numpy())
-        return replace(self, content=cut(self.content.numpy()), twin=twin)
+        reversed_copy = None if self.reversed_copy is None else cut(self.reversed_copy.numpy())
+        return replace(self, content=cut(self.content.numpy()), reversed_copy=reversed_copy)
 
     def behind(self, before: Sample, shared: int) -> Sample:
         """This stretch of a video with the last ``shared`` steps of the one before it, both in forward order."""
         rows = shared * (len(self.content) // self.grid.steps)
-        twin = None
-        if self.twin is not None and before.twin is not None:
-            twin = torch.cat((before.twin[-rows:], self.twin))
+        reversed_copy = None
+        if self.reversed_copy is not None and before.reversed_copy is not None:
+            reversed_copy = torch.cat((before.reversed_copy[-rows:], self.reversed_copy))
         first = self.grid.first_frame - shared * self.grid.stride_frames
         return replace(
             self,
             content=torch.cat((before.content[-rows:], self.content)),
-            twin=twin,
+            reversed_copy=reversed_copy,
             grid=replace(self.grid, first_frame=first, steps=shared + self.grid.steps),
         )
 
@@ -86,8 +86,8 @@ class Sample:
         """The same window played the other way round; twice gives the first again."""
         return replace(
             self,
-            content=(self.content if self.twin is None else self.twin).flip(0),
-            twin=None if self.twin is None else self.content.flip(0),
+            content=(self.content if self.reversed_copy is None else self.reversed_copy).flip(0),
+            reversed_copy=None if self.reversed_copy is None else self.content.flip(0),
             segments=mirror_segments(self.segments, self.grid.steps),
             view="reverse" if self.view == "forward" else "forward",
         )
@@ -117,7 +117,7 @@ class Batch:
     grids: list[Grid]
     videos: list[str]
     colour: Tensor | None = None
-    twin: Tensor | None = None
+    reversed_copy: Tensor | None = None
     repeated: int = 0
     skipped: tuple[str, ...] = ()
 
@@ -137,7 +137,7 @@ class Batch:
             segments=[change(segments) for segments in self.segments],
             labels=[change(labels) for labels in self.labels],
             colour=None if self.colour is None else change(self.colour),
-            twin=None if self.twin is None else change(self.twin),
+            reversed_copy=None if self.reversed_copy is None else change(self.reversed_copy),
         )
 
     def reversed(self) -> Batch:
@@ -147,9 +147,9 @@ class Batch:
         """
         return replace(
             self,
-            inputs=_turned(self.inputs if self.twin is None else self.twin, self.mask),
+            inputs=_turned(self.inputs if self.reversed_copy is None else self.reversed_copy, self.mask),
             segments=self.reversed_segments(),
-            twin=None if self.twin is None else _turned(self.inputs, self.mask),
+            reversed_copy=None if self.reversed_copy is None else _turned(self.inputs, self.mask),
         )
 
     def reversed_segments(self) -> list[Tensor]:
@@ -181,7 +181,9 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
     rows = length * (len(samples[0].content) // samples[0].grid.steps)
     colours = [sample.colour for sample in samples]
     identity = np.eye(3, 4, dtype=np.float32)
-    twins = [sample.twin for sample in samples if sample.twin is not None]  # of all, or of none
+    reversed_copies = [
+        sample.reversed_copy for sample in samples if sample.reversed_copy is not None
+    ]  # of all, or of none
     return Batch(
         inputs=_padded([sample.content for sample in samples], rows),
         mask=torch.arange(length) < steps[:, None],
@@ -193,7 +195,7 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         colour=torch.from_numpy(np.stack([identity if c is None else c for c in colours]))
         if any(c is not None for c in colours)
         else None,
-        twin=_padded(twins, rows) if twins else None,
+        reversed_copy=_padded(reversed_copies, rows) if reversed_copies else None,
         repeated=sum(s.repeated for s in samples),
         skipped=tuple(one for s in samples for one in s.skipped),
     )
@@ -215,7 +217,7 @@ def _read(
     source: Source,
     video: AnnotatedVideo,
     grid: Grid,
-    views: Sequence[Basis],
+    views: Sequence[Direction],
     segments: NDArray[np.float64],
     labels: NDArray[np.int64],
     *,
@@ -224,15 +226,17 @@ def _read(
     """A window in the first view, with the content of the other one where that is wanted and is another."""
     repeated = source.repeated
     content = source.read(video, grid, view=views[0], margin=margin)
-    twin = None
-    if source.has_twins and len(set(views)) > 1:
-        twin = source.read(video, grid, view=views[1], margin=margin)
-    if twin is not None and twin.shape != content.shape:
+    reversed_copy = None
+    if source.has_reversed_copies and len(set(views)) > 1:
+        reversed_copy = source.read(video, grid, view=views[1], margin=margin)
+    if reversed_copy is not None and reversed_copy.shape != content.shape:
         raise ValueError(
-            f"a window of {video.name} is {list(content.shape)} and of its reversed playback {list(twin.shape)}: "
-            "remake that with `bitad reverse` or `bitad features`"
+            f"a window of {video.name} is {list(content.shape)} and of its reversed playback "
+            f"{list(reversed_copy.shape)}: remake that with `bitad reverse` or `bitad features`"
         )
-    return Sample(video.name, content, grid, segments, labels, twin=twin, repeated=source.repeated - repeated)
+    return Sample(
+        video.name, content, grid, segments, labels, reversed_copy=reversed_copy, repeated=source.repeated - repeated
+    )
 
 
 def grid_truth(
@@ -260,7 +264,7 @@ class TrainingWindows(Dataset[Sample]):
         if not self.videos:
             raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth to learn from")
         training = config.training
-        self.readers = Readers([video.name for video in self.videos], training.workers, training.reading_s)
+        self.readers = Readers([video.name for video in self.videos], training.workers, training.read_timeout_s)
         # A tensor in shared memory, so that workers that live on see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -297,7 +301,7 @@ class TrainingWindows(Dataset[Sample]):
                     sample = self._window(place % len(self), video)
                 return replace(sample, skipped=tuple(skipped))
             except (OSError, ValueError) as error:
-                if training.bad_videos == "error" or place == item + len(self.videos) - 1:
+                if training.on_read_error == "error" or place == item + len(self.videos) - 1:
                     raise
                 skipped.append(f"{video.name}: {error}")
         raise AssertionError("there is a video")
@@ -339,7 +343,7 @@ def _training_colour(rng: np.random.Generator, how: AugmentationConfig) -> NDArr
 
 
 @dataclass(frozen=True)
-class Unread:
+class ReadFailure:
     """What there is instead of a window of a video that cannot be read.
 
     Args:
@@ -351,7 +355,7 @@ class Unread:
     reason: str
 
 
-class TestWindows(Dataset[Sample | Unread]):
+class TestWindows(Dataset[Sample | ReadFailure]):
     """All windows of a subset, video after video. Ground truth is not needed and not given.
 
     Whoever asks for them in their order reads what neighbours share once.
@@ -364,7 +368,7 @@ class TestWindows(Dataset[Sample | Unread]):
         unread: by name, why videos cannot be read, as far as this process knows; they are not tried again.
 
     Raises:
-        ValueError, OSError: for a video that cannot be read, where that is an error (``test.bad_videos``).
+        ValueError, OSError: for a video that cannot be read, where that is an error (``test.on_read_error``).
     """
 
     __test__ = False  # not a test, whatever its name makes pytest think
@@ -373,7 +377,7 @@ class TestWindows(Dataset[Sample | Unread]):
         self.source, self.config, self.videos = source, config, annotations.videos
         test, self.unread = config.test, dict[str, str]()
         workers = config.training.workers if test.workers is None else test.workers
-        self.readers = Readers(list(annotations.videos), workers, test.reading_s)
+        self.readers = Readers(list(annotations.videos), workers, test.read_timeout_s)
         self.bases = {
             name: base
             for name, video in self.videos.items()
@@ -407,20 +411,20 @@ class TestWindows(Dataset[Sample | Unread]):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, item: int) -> Sample | Unread:
+    def __getitem__(self, item: int) -> Sample | ReadFailure:
         video, grid = self.windows[item]
         sample = self._unless_bad(video, partial(self._read_on, video, grid))
         followed = item + 1 < len(self) and self.windows[item + 1][0] is video
         self._before = sample if followed else None
         return self._shown(video, sample)
 
-    def read(self, video: AnnotatedVideo, grid: Grid) -> Sample | Unread:
+    def read(self, video: AnnotatedVideo, grid: Grid) -> Sample | ReadFailure:
         """A stretch of a video as one window."""
         return self._shown(video, self._unless_bad(video, partial(self._read, video, grid)))
 
-    def _shown(self, video: AnnotatedVideo, sample: Sample | None) -> Sample | Unread:
+    def _shown(self, video: AnnotatedVideo, sample: Sample | None) -> Sample | ReadFailure:
         if sample is None:
-            return Unread(video.name, self.unread[video.name])
+            return ReadFailure(video.name, self.unread[video.name])
         return sample.reversed() if self.config.views[0] == "reverse" else sample
 
     def _read_on(self, video: AnnotatedVideo, grid: Grid) -> Sample:
@@ -451,7 +455,7 @@ class TestWindows(Dataset[Sample | Unread]):
             with self.readers.reading(video.name):
                 return read()
         except (OSError, ValueError) as error:
-            if self.config.test.bad_videos == "error":
+            if self.config.test.on_read_error == "error":
                 raise
             self.unread[video.name] = str(error)
             return None

@@ -21,7 +21,7 @@ from bitad.data.annotations import ANY_CLASS, lines_and_numbers, names_by_number
 from bitad.data.formats.detections import read_found
 from bitad.runtime.files import read_json, write_json
 from bitad.runtime.log import log
-from bitad.timeline import Basis, reverse_seconds
+from bitad.timeline import Direction, reverse_seconds
 from bitad.video.names import Matching, new_names
 
 
@@ -137,7 +137,7 @@ class Detections:
     segments: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
-    basis: Basis = "forward"
+    basis: Direction = "forward"
     durations_s: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -162,8 +162,8 @@ class Detections:
                 f"video {self.videos[self.video[row]]}: segment [{start}, {end}] with score {self.scores[row]}; all "
                 "three must be finite, and the end no earlier than the start"
             )
-        if self.basis not in get_args(Basis):
-            raise ValueError(f"basis {self.basis!r} is not one of {', '.join(get_args(Basis))}")
+        if self.basis not in get_args(Direction):
+            raise ValueError(f"basis {self.basis!r} is not one of {', '.join(get_args(Direction))}")
         for name, duration in self.durations_s.items():
             if not (_is_number(duration) and duration > 0):
                 raise ValueError(f"video {name}: duration {duration!r} is not a positive number of seconds")
@@ -176,7 +176,7 @@ class Detections:
         found: Mapping[str, VideoColumns],
         *,
         classes: Sequence[str],
-        basis: Basis = "forward",
+        basis: Direction = "forward",
         durations_s: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:

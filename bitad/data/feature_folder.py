@@ -26,7 +26,7 @@ from bitad.runtime.files import is_leftover, read_json, remove_leftovers, replac
 from bitad.runtime.locking import locked
 from bitad.runtime.log import log
 from bitad.runtime.signatures import FileIdentity
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 from bitad.video.decoding import Damaged
 
 FORMAT = "bitad features 1"
@@ -67,7 +67,7 @@ class FeatureSettings:
     feature_stride_frames: Count
     feature_offset_frames: float
     feature_channels: Count
-    direction: Basis
+    direction: Direction
     model: str
     clip_frames: Count
     window_steps: int | None
@@ -362,7 +362,7 @@ class Described:
         ]
 
 
-def require_described(data: DataConfig, views: Sequence[Basis]) -> Mapping[str, FeatureVideo]:
+def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:
     """Compares a configuration with the ``features.json`` of its features; what that says of each video, by name.
 
     Args:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch.utils.data import get_worker_info
 
-from bitad.runtime.workers import within
+from bitad.runtime.workers import time_limit
 
 # A read that its own process can interrupt is interrupted in time; so much later it will not be.
 _GRACE_S = 30.0
@@ -55,7 +55,7 @@ class Readers:
             row[0] = os.getpid()
             row[1] = self._places[video]  # last: with it the row counts
         try:
-            with within(self.seconds, f"reading video {video}"):
+            with time_limit(self.seconds, f"reading video {video}"):
                 yield
         finally:
             if row is not None:

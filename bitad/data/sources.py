@@ -23,7 +23,7 @@ from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
 from bitad.data.windows import ResizedClock, Timebase
-from bitad.timeline import Basis, Grid, mirror_frames
+from bitad.timeline import Direction, Grid, mirror_frames
 from bitad.video.decoding import Damaged, counted, require_whole
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -70,7 +70,7 @@ class Source(Protocol):
     """Where the content of windows comes from."""
 
     @property
-    def has_twins(self) -> bool:
+    def has_reversed_copies(self) -> bool:
         """Whether the reverse view is read from content of its own."""
 
     @property
@@ -80,7 +80,7 @@ class Source(Protocol):
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         """How the grid lies in the video; reads no content."""
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         """The real steps of a window, in forward order whatever the view.
 
         Args:
@@ -129,7 +129,7 @@ class VideoFiles:
         self._indices: dict[Path, FrameIndex] = {}
 
     @property
-    def has_twins(self) -> bool:
+    def has_reversed_copies(self) -> bool:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
@@ -150,7 +150,7 @@ class VideoFiles:
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         index = self.index(self.find(video.name))
-        self._twin(video)  # what is wrong with it is said here too, before anything is read
+        self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
         fps = float(index.rate)
         frames = counted(index, self.damaged)
         if self.steps is not None:
@@ -165,7 +165,7 @@ class VideoFiles:
         found = Clock(self.frames(path) / base.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
         if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
@@ -173,19 +173,19 @@ class VideoFiles:
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         count = self.frames(path)
         frames = self.index(path).nearest(frames.clip(0, count - 1))  # of the last step there may be less
-        twin = None if view == "forward" else self._twin(video)
-        if twin is None:
+        reversed_copy = None if view == "forward" else self._reversed_copy(video)
+        if reversed_copy is None:
             return torch.from_numpy(self._decode(path, frames, margin))
-        return torch.from_numpy(self._decode(twin, mirror_frames(frames, count), margin))
+        return torch.from_numpy(self._decode(reversed_copy, mirror_frames(frames, count), margin))
 
-    def _twin(self, video: AnnotatedVideo) -> Path | None:
+    def _reversed_copy(self, video: AnnotatedVideo) -> Path | None:
         """The reverse-playback twin of a video, if it has one, of as many frames."""
         if self.find_reversed is None:
             return None
-        path, twin = self.find(video.name), self.find_reversed(video.name)
-        if (count := self.frames(path)) != (twin_count := self.frames(twin)):
-            raise ValueError(f"{twin} has {twin_count} frames, {path} has {count}: remake it with `bitad reverse`")
-        return twin
+        path, reversed_copy = self.find(video.name), self.find_reversed(video.name)
+        if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
+            raise ValueError(f"{reversed_copy} has {copied} frames, {path} has {count}: remake it with `bitad reverse`")
+        return reversed_copy
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
@@ -229,7 +229,7 @@ class FeatureFiles:
         self.repeated = 0
 
     @property
-    def has_twins(self) -> bool:
+    def has_reversed_copies(self) -> bool:
         return self.reversed_store is not None
 
     def timebase(self, video: AnnotatedVideo) -> Timebase:
@@ -270,7 +270,7 @@ class FeatureFiles:
                 return f"{SIDECAR} says that it {difference[1]}"
         return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
         first_frame = self.offset_frames
@@ -317,6 +317,6 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
         clock=window.resized_clock,
         frames_per_step=window.frames_per_step,
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
-        damaged=data.damaged_frames,
+        damaged=data.on_decode_error,
         cache=cache,
     )

@@ -36,22 +36,22 @@ from bitad.reports.comparison import Run, compare
 from bitad.reports.comparison_page import write_comparison
 from bitad.reports.page import check_page
 from bitad.reports.tables import Cell, Table
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json, write_json
-from bitad.runtime.log import say
+from bitad.runtime.log import echo
 from bitad.runtime.progress import following
-from bitad.timeline import Basis, Grid
+from bitad.timeline import Direction, Grid
 from bitad.video.reverse import reverse_folder
 from bitad.weights.checkpoint import load_checkpoint
 from bitad.weights.loading import load_pretrained
 
-DIRECTIONS: tuple[Basis, ...] = ("forward", "reverse")
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 ABLATIONS = (
     ("pair.align=naive", "pair.fusion_init=random"),  # the research group's own
     ("pair.align=naive",),
     ("pair.fusion_init=random",),
 )
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 # A step of one network on playroom, on one core of the machine that this was written on.
 SECONDS_PER_NETWORK_STEP = 0.55
 
@@ -103,10 +103,10 @@ class Plan:
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.scale.seeds)
 
-    def baseline(self, direction: Basis, seed: int) -> Job:
+    def baseline(self, direction: Direction, seed: int) -> Job:
         """F or B."""
-        twins = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
-        own = (f"direction={direction}", f"seed={seed}", twins)
+        reversed_copies = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
+        own = (f"direction={direction}", f"seed={seed}", reversed_copies)
         return Job("playroom", (*own, *self._everywhere(), *self.scale.overrides))
 
     def pair(self, experiment: str, seed: int, *changes: str) -> Job:
@@ -115,12 +115,12 @@ class Plan:
         if EXPERIMENTS[experiment].starts_from == "backbone":
             # By the baselines' recipe, from which it is to differ in nothing else.
             return Job("playroom", (*own, "data.reversed_videos=null", *self.scale.overrides))
-        second: tuple[Basis, int] = ("reverse", seed)
+        second: tuple[Direction, int] = ("reverse", seed)
         if "pair.second=forward" in changes:
             second = ("forward", self.seed + (seed - self.seed + 1) % self.scale.seeds)
         initial = (
             f"init.forward={self.baseline('forward', seed).directory}",
-            f"init.backward={self.baseline(*second).directory}",
+            f"init.reverse={self.baseline(*second).directory}",
         )
         return Job("playroom-pair", (*own, *initial, *self.scale.pair_overrides))
 
@@ -205,7 +205,7 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     )
     page = write_demo_report(out, results)
     print(results.table().text())
-    say("", f"{results.seconds / 60:.1f} minutes; open {page}")
+    echo("", f"{results.seconds / 60:.1f} minutes; open {page}")
     if scale.ablations:
         comparison = compare([job.directory for job in jobs])
         write_comparison(out / "comparison", comparison)
@@ -260,14 +260,14 @@ class StandingStill:
         return self.source.timebase(video)
 
     @property
-    def has_twins(self) -> bool:
-        return self.source.has_twins
+    def has_reversed_copies(self) -> bool:
+        return self.source.has_reversed_copies
 
     @property
     def repeated(self) -> int:
         return self.source.repeated
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         frames = self.source.read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)
 

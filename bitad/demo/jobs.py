@@ -55,7 +55,7 @@ class Job:
 
     def needs(self) -> set[Path]:
         """The run directories (or checkpoints) that its networks start from."""
-        return {path for path in (self.config.init.forward, self.config.init.backward) if path is not None}
+        return {path for path in (self.config.init.forward, self.config.init.reverse) if path is not None}
 
     def network_steps(self) -> int:
         """The steps of the whole training, counted once for each network: a measure of its cost."""

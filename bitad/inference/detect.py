@@ -15,7 +15,7 @@ from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
 from bitad.config.schema import Config, NmsConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, Sample, TestWindows, Unread, collate
+from bitad.data.dataset import Batch, ReadFailure, Sample, TestWindows, collate
 from bitad.data.detections import Detections, write_detections
 from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.data.sources import FeatureFiles, Source, VideoFiles, build_source, read_test_ground_truth
@@ -23,18 +23,18 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
 from bitad.inference.nms import NmsSettings
 from bitad.inference.postprocess import Candidates, Stitcher, decode, suppressed
-from bitad.inference.validate import look_at_clocks, say_rates
+from bitad.inference.validate import log_rates, validate_clocks
 from bitad.inference.video_scores import read_video_scores
-from bitad.inference.whole_video import Seen, read_ahead, say_unread, see_videos
+from bitad.inference.whole_video import WindowOutputs, log_read_failures, read_ahead, see_videos
 from bitad.models.build import Network, autocast
 from bitad.models.heads import Prediction
 from bitad.models.network import Both, Pair
-from bitad.runtime.distributed import Processes
-from bitad.runtime.environment import say_repeated
+from bitad.runtime.distributed import Ranks
+from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.files import check_places, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 from bitad.video.decoding import Damaged
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint, class_names
@@ -72,8 +72,8 @@ class Results:
         unread: by name, why videos could not be read.
     """
 
-    bases: dict[Basis, Detections]
-    views: tuple[Basis, ...]
+    bases: dict[Direction, Detections]
+    views: tuple[Direction, ...]
     merged: Detections
     unread: dict[str, str]
 
@@ -102,7 +102,7 @@ def detect(
     annotations: Annotations,
     source: Source,
     config: Config,
-    team: Processes,
+    ranks: Ranks,
     *,
     details: Mapping[str, Any] | None = None,
     what: str = "testing",
@@ -114,18 +114,18 @@ def detect(
     the forward clock, also those of a network that watches in reverse.
 
     Args:
-        network: in evaluation mode, on the device of ``team``.
+        network: in evaluation mode, on the device of ``ranks``.
         source: of the windows.
         details: for :class:`~bitad.data.detections.Detections`, which also say which videos could not be read, and why,
-            where that is allowed (``test.bad_videos``).
+            where that is allowed (``test.on_read_error``).
         what: for the progress display.
 
     Raises:
         ValueError, OSError: a video cannot be read, where that is an error; or none can.
         ChildProcessError: a process that reads has died or hangs.
     """
-    results = _detect(network, annotations, source, config, team, details=details or {}, what=what)
-    say_unread(results.unread, len(annotations.videos), what, team)
+    results = _detect(network, annotations, source, config, ranks, details=details or {}, what=what)
+    log_read_failures(results.unread, len(annotations.videos), what, ranks)
     return results
 
 
@@ -135,7 +135,7 @@ def _detect(
     annotations: Annotations,
     source: Source,
     config: Config,
-    team: Processes,
+    ranks: Ranks,
     *,
     details: Mapping[str, Any],
     what: str,
@@ -148,11 +148,11 @@ def _detect(
     durations = {video.name: video.duration_s for video in annotations.videos.values()}
     repeated = 0
     windows = TestWindows(annotations, source, config)
-    for unread in team.gather(windows.unread):  # all processes must share out the same windows
+    for unread in ranks.gather(windows.unread):  # all processes must share out the same windows
         windows.leave_out(unread)
     see = see_videos if config.test.backbone == "video" else _see_windows
-    with windows.readers.watched(), autocast(team.device, config.test.precision):
-        for seen in see(network, windows, team, what=what):
+    with windows.readers.watched(), autocast(ranks.device, config.test.precision):
+        for seen in see(network, windows, ranks, what=what):
             repeated += seen.repeated
             for prediction, view, stitcher in zip(seen.predictions, views, stitchers, strict=True):
                 found = decode(
@@ -164,11 +164,11 @@ def _detect(
                 for name, grid, candidates in zip(seen.videos, seen.grids, found, strict=True):
                     kept = suppressed(candidates, settings) if one_window else candidates
                     stitcher.add(name, kept, grid, durations[name], reverse_view=view == "reverse")
-    say_repeated(repeated, what, team)
-    for others in team.gather(stitchers):
+    log_repeated_frames(repeated, what, ranks)
+    for others in ranks.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
-    for unread in team.gather(windows.unread):
+    for unread in ranks.gather(windows.unread):
         windows.leave_out(unread)
     for stitcher in stitchers:
         stitcher.leave_out(windows.unread)  # of some, there are windows that could be read
@@ -202,11 +202,11 @@ class _Shown(NamedTuple):
     unread: dict[str, str]
 
 
-def _collate(samples: Sequence[Sample | Unread], *, length: int, multiple: int) -> _Shown:
+def _collate(samples: Sequence[Sample | ReadFailure], *, length: int, multiple: int) -> _Shown:
     read = [sample for sample in samples if isinstance(sample, Sample)]
     return _Shown(
         collate(read, length, multiple=multiple) if read else None,
-        {sample.video: sample.reason for sample in samples if isinstance(sample, Unread)},
+        {sample.video: sample.reason for sample in samples if isinstance(sample, ReadFailure)},
     )
 
 
@@ -220,29 +220,29 @@ def _in_stretches(first: int, stop: int, *, batch: int, readers: int) -> list[li
     return [batches[own[turn]] for turn in range(len(stretches[0])) for own in stretches if turn < len(own)]
 
 
-def _see_windows(network: Network, windows: TestWindows, team: Processes, *, what: str) -> Iterator[Seen]:
+def _see_windows(network: Network, windows: TestWindows, ranks: Ranks, *, what: str) -> Iterator[WindowOutputs]:
     """What a network or a pair says about this process' share of all windows, each by itself."""
     config = windows.config
     loader = read_ahead(
         windows,
         windows.workers,
         batch_sampler=_in_stretches(
-            len(windows) * team.rank // team.world,
-            len(windows) * (team.rank + 1) // team.world,
+            len(windows) * ranks.rank // ranks.world,
+            len(windows) * (ranks.rank + 1) // ranks.world,
             batch=1 if config.window.layout == "whole" else config.test.batch,  # their lengths differ
             readers=max(1, windows.workers),
         ),
         collate_fn=partial(_collate, length=config.window.steps, multiple=config.clip_steps),
-        pin_memory=team.device.type == "cuda",
+        pin_memory=ranks.device.type == "cuda",
     )
-    for batch, unread in track(loader, what, len(loader), show=team.is_main):
+    for batch, unread in track(loader, what, len(loader), show=ranks.is_main):
         windows.unread.update(unread)
         if batch is not None:
-            predictions = _predict(network, batch.to(team.device), config.views)
-            yield Seen(batch.videos, batch.grids, predictions, batch.repeated)
+            predictions = _predict(network, batch.to(ranks.device), config.views)
+            yield WindowOutputs(batch.videos, batch.grids, predictions, batch.repeated)
 
 
-def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[Prediction]:
+def _predict(network: Network, batch: Batch, views: tuple[Direction, ...]) -> list[Prediction]:
     """What each basis says about a batch that comes in the first view."""
     if not isinstance(network, Pair):
         return [network(batch.inputs, batch.mask)]
@@ -252,7 +252,7 @@ def _predict(network: Network, batch: Batch, views: tuple[Basis, ...]) -> list[P
 
 
 def detect_videos(
-    checkpoint: Checkpoint, videos: Mapping[str, Path], team: Processes, *, damaged: Damaged = "error"
+    checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: Damaged = "error"
 ) -> tuple[Detections, dict[str, str]]:
     """Detects in video files, sampled at the rate of the training.
 
@@ -281,21 +281,21 @@ def detect_videos(
         frames_per_step=config.window.frames_per_step,
         damaged=damaged,
     )
-    known, failed = _durations(source, videos, team)
+    known, failed = _durations(source, videos, ranks)
     if not known:
         return Detections.from_videos({}, classes=checkpoint.classes), failed
     annotations = Annotations(
         {name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ()) for name, duration in known.items()},
         checkpoint.classes,
     )
-    if config.window.layout != "resized" and team.is_main:  # there each video has a rate of its own
+    if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
         bases = {name: source.timebase(video) for name, video in annotations.videos.items()}
-        say_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
-    network = checkpoint.network().to(team.device)
+        log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
+    network = checkpoint.network().to(ranks.device)
     # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what
     # the machine that trained had room for, other processes and what they share, this one need not have.
-    config = override_config(config, ["test.video_scores=null", "test.bad_videos=skip", "test.workers=0"])
-    results = _detect(network, annotations, source, config, team, details={}, what="detecting")
+    config = override_config(config, ["test.video_scores=null", "test.on_read_error=skip", "test.workers=0"])
+    results = _detect(network, annotations, source, config, ranks, details={}, what="detecting")
     found, failed = results.merged, failed | results.unread
     of_each = {name: found.of_video(name) for name in known if name not in failed}
     detections = Detections.from_videos(
@@ -307,23 +307,21 @@ def detect_videos(
     return detections, failed
 
 
-def _durations(
-    source: VideoFiles, videos: Mapping[str, Path], team: Processes
-) -> tuple[dict[str, float], dict[str, str]]:
+def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> tuple[dict[str, float], dict[str, str]]:
     """How many seconds videos last, which reads each file through; and why others cannot be read, by name."""
     known: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name, path in track(videos.items(), "reading through", len(videos), show=team.is_main):
+    for name, path in track(videos.items(), "reading through", len(videos), show=ranks.is_main):
         try:
             known[name] = float(source.frames(path) / source.index(path).rate)
         except (OSError, ValueError) as error:
             failed[name] = str(error)
-    for others in team.gather(failed):  # all processes must share out the same windows
+    for others in ranks.gather(failed):  # all processes must share out the same windows
         failed |= others
     return {name: duration for name, duration in known.items() if name not in failed}, failed
 
 
-def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Detections:
+def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detections:
     """What a forward network finds in its test videos played backwards, on the forward clock.
 
     The windows are those of forward playback, flipped. What it says there tells how much classes depend on the
@@ -333,13 +331,13 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, team: Processes) -> Dete
     subset = read_test_ground_truth(config)
     flipped = config.model_copy(update={"direction": "reverse"})
     source = _source(checkpoint)
-    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
-    network = checkpoint.network().to(team.device)
+    validate_clocks(subset, source, config, checkpoint.rate_hz, ranks)
+    network = checkpoint.network().to(ranks.device)
     what = f"testing {config.run_directory.name} on reversed playback"
-    return detect(network, subset, source, flipped, team, what=what).merged
+    return detect(network, subset, source, flipped, ranks, what=what).merged
 
 
-def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Evaluation]:
+def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
     """Detects in the test subset and writes what was found; the evaluation of every result, the whole run's last.
 
     Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (reverse time, D - t) and
@@ -365,11 +363,11 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
     subset = read_test_ground_truth(config)
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     source = _source(checkpoint)
-    look_at_clocks(subset, source, config, checkpoint.rate_hz, team)
-    network = checkpoint.network().to(team.device)
-    results = detect(network, subset, source, config, team, details=details)
+    validate_clocks(subset, source, config, checkpoint.rate_hz, ranks)
+    network = checkpoint.network().to(ranks.device)
+    results = detect(network, subset, source, config, ranks, details=details)
     named = results.named()
-    if team.is_main:
+    if ranks.is_main:
         _say_changed(checkpoint, subset)
         metrics.unlink(missing_ok=True)  # an earlier test's, which would be taken for these detections' own
         results.write(out)
@@ -379,7 +377,7 @@ def run_test(checkpoint: Checkpoint, out: Path, team: Processes) -> dict[str, Ev
         evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in named.items()}
     except ValueError as error:
         raise ValueError(f"{error}; the detections are in {out / 'detections.json'}") from None
-    if team.is_main:
+    if ranks.is_main:
         write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations
 

@@ -24,7 +24,7 @@ from bitad.data.windows import sliding_windows
 from bitad.models.backbone import VideoBackbone
 from bitad.models.network import Detector
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
-from bitad.timeline import Basis, Grid
+from bitad.timeline import Direction, Grid
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
 from bitad.weights.loading import Weights, load_weights
@@ -63,7 +63,7 @@ class Encoder(ABC):
     window_overlap: float | None = None
 
     def __init__(
-        self, backbones: Mapping[Basis, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
+        self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
     ) -> None:
         self.backbones, self.stride_frames, self.pixels, self.file = dict(backbones), stride_frames, pixels, file
         self.vit = next(iter(self.backbones.values())).vit
@@ -73,7 +73,7 @@ class Encoder(ABC):
             raise ValueError(f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}")
 
     @property
-    def direction(self) -> Basis:
+    def direction(self) -> Direction:
         """The playing direction that the network is meant for."""
         return next(iter(self.backbones))
 
@@ -101,7 +101,7 @@ class Encoder(ABC):
         """A video of so many frames in parts, in order; what one shares with the next is to be read once."""
 
     @abstractmethod
-    def encode(self, pictures: Tensor, piece: Piece, direction: Basis) -> Tensor:
+    def encode(self, pictures: Tensor, piece: Piece, direction: Direction) -> Tensor:
         """The rows ``[stop - first, C]`` of a piece, single precision, in forward order whatever the direction.
 
         Args:
@@ -121,7 +121,7 @@ class ClipEncoder(Encoder):
     """
 
     def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
-        both: dict[Basis, VideoBackbone] = {"forward": backbone, "reverse": backbone}
+        both: dict[Direction, VideoBackbone] = {"forward": backbone, "reverse": backbone}
         super().__init__(both, stride_frames=stride_frames, pixels=pixels, file=file)
         if clips < 1:
             raise ValueError(f"a batch of {clips} clips; it must be at least 1")
@@ -138,7 +138,7 @@ class ClipEncoder(Encoder):
             clips = self.stride_frames * np.arange(first, stop)[:, None] + within  # [N, 16]
             yield Piece(np.unique(clips), first, stop)
 
-    def encode(self, pictures: Tensor, piece: Piece, direction: Basis) -> Tensor:
+    def encode(self, pictures: Tensor, piece: Piece, direction: Direction) -> Tensor:
         played = _played(min(len(piece.frames), self.clip_frames), self.clip_frames, direction)
         clips = self.stride_frames * np.arange(piece.first, piece.stop)[:, None] + played  # frames [N, 16]
         backbone = self.backbones[direction]
@@ -164,7 +164,7 @@ class WindowEncoder(Encoder):
 
     def __init__(
         self,
-        backbones: Mapping[Basis, VideoBackbone],
+        backbones: Mapping[Direction, VideoBackbone],
         *,
         steps: int,
         overlap: float,
@@ -193,7 +193,7 @@ class WindowEncoder(Encoder):
             seen = Grid(1.0, self.stride_frames, self.stride_frames * start, steps).frames(self.frames_per_step)
             yield Piece(seen.clip(max=frames - 1), first, stop)  # of the last step there may be less
 
-    def encode(self, pictures: Tensor, piece: Piece, direction: Basis) -> Tensor:
+    def encode(self, pictures: Tensor, piece: Piece, direction: Direction) -> Tensor:
         real, length = len(pictures), self.window_steps * self.frames_per_step
         inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
@@ -203,7 +203,7 @@ class WindowEncoder(Encoder):
         return features[:, piece.first - start : piece.stop - start].T.float()
 
 
-def _played(real: int, length: int, direction: Basis) -> NDArray[np.int64]:
+def _played(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
     """The order in which ``real`` frames are played, ``[length]``; the last one played is repeated to the end."""
     order = np.minimum(np.arange(length), real - 1)
     return order if direction == "forward" else real - 1 - order
@@ -270,10 +270,10 @@ def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> W
     )
 
 
-def _backbones(run: Checkpoint) -> dict[Basis, VideoBackbone]:
+def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     """The backbone for each playing direction: that of a single network for both, its own direction first."""
     network, views = run.network(), run.config.views
-    networks: dict[Basis, Detector] = {}
+    networks: dict[Direction, Detector] = {}
     if isinstance(network, Detector):
         networks = dict.fromkeys((*views, "forward", "reverse"), network)
     elif network.first.cross_adapters is not None:

@@ -23,11 +23,11 @@ from torch import Tensor
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
 from bitad.data.transforms import apply_crop, centre_crop
 from bitad.inference.encoders import Encoder, Piece
-from bitad.runtime.distributed import Processes
-from bitad.runtime.environment import say_repeated
+from bitad.runtime.distributed import Ranks
+from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.progress import Meter, track
 from bitad.runtime.signatures import FileIdentity, sha256_of
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 from bitad.video.decoding import Damaged, counted, require_whole
 from bitad.video.files import is_same_file, list_videos, require_video_file
 from bitad.video.index import FrameIndex
@@ -90,11 +90,11 @@ def find_videos(places: Sequence[Path]) -> dict[str, Path]:
 def feature_folders(
     encoder: Encoder,
     out: Path,
-    directions: Sequence[Basis],
+    directions: Sequence[Direction],
     *,
     precision: Precision = "float32",
     stored: Stored = "float32",
-) -> dict[Basis, FeatureFolder]:
+) -> dict[Direction, FeatureFolder]:
     """The folder of each direction's features: ``out``, or of two ``out/forward`` and ``out/reverse``.
 
     Raises:
@@ -133,8 +133,8 @@ def feature_folders(
 def extract_features(
     encoder: Encoder,
     videos: Mapping[str, Path],
-    folders: Mapping[Basis, FeatureFolder],
-    team: Processes,
+    folders: Mapping[Direction, FeatureFolder],
+    ranks: Ranks,
     *,
     damaged: Damaged = "error",
     cache: IndexCache | None = None,
@@ -149,30 +149,30 @@ def extract_features(
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices, so that whoever goes on need not read them all through again; None does.
     """
-    if team.is_main:
+    if ranks.is_main:
         for folder in folders.values():
             folder.begin()
     if cache is not None:
         cache.begin()
     index_of = index_video if cache is None else cache.index
-    found = _look_at(encoder, videos, folders, team, index_of, damaged)
+    found = _look_at(encoder, videos, folders, ranks, index_of, damaged)
     known, missing, failed = found.known, found.missing, found.failed
     again = {name for name in missing for view in missing[name] if os.path.exists(folders[view].file(name))}
-    team.barrier()  # nobody writes before all have looked
-    hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, team.world)
-    mine = hands[team.rank]
-    encoder.to(team.device)
+    ranks.barrier()  # nobody writes before all have looked
+    hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, ranks.world)
+    mine = hands[ranks.rank]
+    encoder.to(ranks.device)
     errors: dict[str, str] = {}
     repeated, what = 0, "extracting features"
     try:
-        with Meter(what, sum(known[name].steps for name in mine), show=team.is_main) as meter:
+        with Meter(what, sum(known[name].steps for name in mine), show=ranks.is_main) as meter:
             for name in mine:
                 goal = meter.done + known[name].steps
                 wanted = {direction: folders[direction] for direction in missing[name]}
                 try:
                     source = FileIdentity.of(videos[name])
                     with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
-                        _extract(encoder, name, reader, source, known[name], wanted, team.device, meter.advance)
+                        _extract(encoder, name, reader, source, known[name], wanted, ranks.device, meter.advance)
                 except (ValueError, OSError) as error:
                     errors[name] = _said_of_one(error, videos[name])
                     meter.advance(goal - meter.done)
@@ -184,8 +184,8 @@ def extract_features(
     finally:
         for folder in folders.values():
             folder.record()
-    say_repeated(repeated, what, team)
-    failed |= {name: reason for others in team.gather(errors) for name, reason in others.items()}
+    log_repeated_frames(repeated, what, ranks)
+    failed |= {name: reason for others in ranks.gather(errors) for name, reason in others.items()}
     return ExtractionReport(
         done=tuple(name for name in videos if missing.get(name) and name not in failed),
         kept=tuple(name for name in videos if missing.get(name) == []),
@@ -211,7 +211,7 @@ class _Found:
     """By name, what the videos are, in which directions their features are missing, and why some cannot be read."""
 
     known: dict[str, FeatureVideo]
-    missing: dict[str, list[Basis]]
+    missing: dict[str, list[Direction]]
     failed: dict[str, str]
     unrecorded: set[str]
 
@@ -219,16 +219,16 @@ class _Found:
 def _look_at(
     encoder: Encoder,
     videos: Mapping[str, Path],
-    folders: Mapping[Basis, FeatureFolder],
-    team: Processes,
+    folders: Mapping[Direction, FeatureFolder],
+    ranks: Ranks,
     index_of: Callable[[Path], FrameIndex],
     damaged: Damaged,
 ) -> _Found:
     """Each video is looked at by one process, before any of them writes, so that all know the same."""
     names = list(videos)
     found = _Found({}, {}, {}, set())
-    share = team.share(len(names))
-    for name in track((names[i] for i in share), "looking at videos", len(share), show=team.is_main):
+    share = ranks.share(len(names))
+    for name in track((names[i] for i in share), "looking at videos", len(share), show=ranks.is_main):
         path = videos[name]
         try:
             require_video_file(path)
@@ -247,7 +247,7 @@ def _look_at(
                 folders[view].finish(name, record)
                 if not record.is_recorded:
                     found.unrecorded.add(name)
-    for others in team.gather(found):
+    for others in ranks.gather(found):
         found.known.update(others.known)
         found.missing.update(others.missing)
         found.failed.update(others.failed)
@@ -255,7 +255,7 @@ def _look_at(
     return found
 
 
-def _said_of_earlier(name: str, folders: Mapping[Basis, FeatureFolder]) -> str:
+def _said_of_earlier(name: str, folders: Mapping[Direction, FeatureFolder]) -> str:
     """Which features of a video are left from before, in words."""
     left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
     return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
@@ -277,7 +277,7 @@ def _extract(
     reader: VideoReader,
     source: FileIdentity,
     video: FeatureVideo,
-    folders: Mapping[Basis, FeatureFolder],
+    folders: Mapping[Direction, FeatureFolder],
     device: torch.device,
     on_rows: Callable[[int, str], None],
 ) -> None:

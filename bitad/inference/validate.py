@@ -13,17 +13,17 @@ from bitad.data.detections import named
 from bitad.data.sources import FeatureFiles, VideoFiles
 from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import Truth
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
-from bitad.runtime.workers import within
+from bitad.runtime.workers import time_limit
 from bitad.video.indexing import IndexCache
 
 Videos = VideoFiles | FeatureFiles
 
 
-def look_at_data(
-    windows: TrainingWindows, test: Annotations, source: Videos, indices: IndexCache, config: Config, team: Processes
+def validate_data(
+    windows: TrainingWindows, test: Annotations, source: Videos, indices: IndexCache, config: Config, ranks: Ranks
 ) -> None:
     """Looks at every video, without decoding it; training videos that are to be skipped are left out of the windows.
 
@@ -39,21 +39,21 @@ def look_at_data(
     bases: dict[str, Timebase] = {}
 
     def look_at(video: AnnotatedVideo) -> None:
-        with within(config.training.reading_s, f"reading video {video.name}"):
+        with time_limit(config.training.read_timeout_s, f"reading video {video.name}"):
             bases[video.name] = source.timebase(video)
 
-    for number in team.share(len(videos)):  # each process looks at some, and tells the others
+    for number in ranks.share(len(videos)):  # each process looks at some, and tells the others
         with suppress(ValueError, OSError):
             look_at(videos[number])
-    indices.share(team.gather)
+    indices.share(ranks.gather)
     faults: list[ValueError | OSError] = []
     unreadable: dict[str, str] = {}
-    for number, video in enumerate(track(videos, "looking at the data", len(videos), show=team.is_main)):
+    for number, video in enumerate(track(videos, "looking at the data", len(videos), show=ranks.is_main)):
         training = number < len(windows.videos)
         try:
             look_at(video)
         except (ValueError, OSError) as error:
-            if (config.training.bad_videos if training else config.test.bad_videos) == "error":
+            if (config.training.on_read_error if training else config.test.on_read_error) == "error":
                 faults.append(error)
             elif training:  # of others each test says so
                 unreadable[video.name] = str(error)
@@ -61,19 +61,19 @@ def look_at_data(
         raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
     if faults:
         raise faults[0]
-    _compare_clocks({video.name: video for video in videos}, bases, source, config, team)
-    if team.is_main:
+    _compare_clocks({video.name: video for video in videos}, bases, source, config, ranks)
+    if ranks.is_main:
         _say_outside(windows, bases)
-    everywhere = team.gather(unreadable)
+    everywhere = ranks.gather(unreadable)
     left_out = {name: reason for reasons in everywhere for name, reason in reasons.items()}
-    for name, reason in left_out.items() if team.is_main else ():
+    for name, reason in left_out.items() if ranks.is_main else ():
         by = [rank for rank, reasons in enumerate(everywhere) if name in reasons]
-        where = "" if len(by) == team.world else f" (process {', '.join(map(str, by))})"
+        where = "" if len(by) == ranks.world else f" (process {', '.join(map(str, by))})"
         log.warning("training video %s is left out: %s%s", name, reason, where)
     windows.leave_out(left_out)
 
 
-def look_at_clocks(test: Annotations, source: Videos, config: Config, rate_hz: float, team: Processes) -> None:
+def validate_clocks(test: Annotations, source: Videos, config: Config, rate_hz: float, ranks: Ranks) -> None:
     """Compares the time that there is content of with the annotated one, of every video that can be read.
 
     Args:
@@ -86,14 +86,14 @@ def look_at_clocks(test: Annotations, source: Videos, config: Config, rate_hz: f
     """
     bases = {}
     for video in test.videos.values():
-        with suppress(ValueError, OSError), within(config.test.reading_s, f"reading video {video.name}"):
+        with suppress(ValueError, OSError), time_limit(config.test.read_timeout_s, f"reading video {video.name}"):
             bases[video.name] = source.timebase(video)
-    _compare_clocks(test.videos, bases, source, config, team)
-    if config.window.layout != "resized" and team.is_main:  # there each video has a rate of its own
-        say_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, rate_hz)
+    _compare_clocks(test.videos, bases, source, config, ranks)
+    if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
+        log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, rate_hz)
 
 
-def say_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
+def log_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
     """Logs the videos, by name, whose grid steps a second are far from those that a network was trained on."""
     far = {name: fault for name, rate in rates_hz.items() if (fault := rate_fault(rate, trained_hz)) is not None}
     if far:
@@ -102,7 +102,7 @@ def say_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
 
 
 def _compare_clocks(
-    videos: Mapping[str, AnnotatedVideo], bases: Mapping[str, Timebase], source: Videos, config: Config, team: Processes
+    videos: Mapping[str, AnnotatedVideo], bases: Mapping[str, Timebase], source: Videos, config: Config, ranks: Ranks
 ) -> None:
     """Refuses clocks that disagree; where that is allowed, logs them."""
     faults: dict[str, str] = {}
@@ -125,7 +125,7 @@ def _compare_clocks(
         )
     if said and not config.data.allow_clock_mismatch:
         raise ValueError(f"{'; '.join(said)}; or continue with data.allow_clock_mismatch=true")
-    if team.is_main:
+    if ranks.is_main:
         for line in said:
             log.warning("%s", line)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bitad.config.schema import CLIP_FRAMES, Config
-from bitad.data.dataset import Sample, TestWindows, Unread
+from bitad.data.dataset import ReadFailure, Sample, TestWindows
 from bitad.data.windows import Timebase
 from bitad.inference.extract import deal
 from bitad.models.adapters import Bottleneck
@@ -32,7 +32,7 @@ from bitad.models.build import Network
 from bitad.models.heads import Prediction
 from bitad.models.network import Both, Detector, Pair, Side
 from bitad.models.vit import Block, TokenGrid
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
 from bitad.runtime.signals import ignore_signals
@@ -55,7 +55,7 @@ def read_ahead(items: Dataset[Any], workers: int, **how: Any) -> DataLoader[Any]
     )
 
 
-def say_unread(reasons: Mapping[str, str], videos: int, what: str, team: Processes) -> None:
+def log_read_failures(reasons: Mapping[str, str], videos: int, what: str, ranks: Ranks) -> None:
     """Log which videos could not be read.
 
     Args:
@@ -68,7 +68,7 @@ def say_unread(reasons: Mapping[str, str], videos: int, what: str, team: Process
     if reasons and len(reasons) == videos:
         name, reason = next(iter(reasons.items()))
         raise ValueError(f"{what}: none of the {videos} videos can be read; {name}: {reason}")
-    if reasons and team.is_main:
+    if reasons and ranks.is_main:
         log.warning(
             "%s: %d of %d videos could not be read; what happens in them counts as not found",
             what,
@@ -84,7 +84,7 @@ def say_unread(reasons: Mapping[str, str], videos: int, what: str, team: Process
 PIECE_FRAMES = 768
 
 
-class Seen(NamedTuple):
+class WindowOutputs(NamedTuple):
     """What a network or a pair says about some windows.
 
     Args:
@@ -211,7 +211,7 @@ def _reach(adapter: nn.Module) -> int:
     return adapter.depthwise.kernel_size[0] // 2
 
 
-class VideoPieces(Dataset[Sample | Unread]):
+class VideoPieces(Dataset[Sample | ReadFailure]):
     """Videos in pieces that lie end to end, one sample each.
 
     Args:
@@ -231,7 +231,7 @@ class VideoPieces(Dataset[Sample | Unread]):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __getitem__(self, item: int) -> Sample | Unread:
+    def __getitem__(self, item: int) -> Sample | ReadFailure:
         return self.windows.read(*self.pieces[item])
 
 
@@ -242,24 +242,26 @@ def _pieces(timebase: Timebase, config: Config) -> list[Grid]:
     return [timebase.window(start, min(steps, timebase.steps - start)) for start in starts]
 
 
-def see_videos(network: Network, windows: TestWindows, team: Processes, *, what: str = "testing") -> Iterator[Seen]:
+def see_videos(
+    network: Network, windows: TestWindows, ranks: Ranks, *, what: str = "testing"
+) -> Iterator[WindowOutputs]:
     """What a network or a pair says about all windows of this process' videos, which are dealt out by their length.
 
     Args:
-        network: in evaluation mode, on the device of ``team``; with backbones that work alone (not experiment 2x).
+        network: in evaluation mode, on the device of ``ranks``; with backbones that work alone (not experiment 2x).
         windows: of all videos; those of a video that cannot be read are left out, and it is added to its ``unread``.
         what: for the progress display.
     """
     config, bases = windows.config, windows.bases
-    mine = set(deal({name: base.steps for name, base in bases.items()}, team.world)[team.rank])
+    mine = set(deal({name: base.steps for name, base in bases.items()}, ranks.world)[ranks.rank])
     pieces = VideoPieces(windows, mine)
     detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
     on_features = _without_backbones(network).eval()
     loader = read_ahead(pieces, windows.workers, batch_size=None)
-    samples = track(loader, what, len(pieces), show=team.is_main)
+    samples = track(loader, what, len(pieces), show=ranks.is_main)
     for name, of_video in groupby(samples, lambda sample: sample.video):
-        found = _features(detectors, of_video, bases[name], config, team.device)
-        if isinstance(found, Unread):
+        found = _features(detectors, of_video, bases[name], config, ranks.device)
+        if isinstance(found, ReadFailure):
             windows.unread[name] = found.reason
             continue
         features, repeated = found
@@ -267,7 +269,7 @@ def see_videos(network: Network, windows: TestWindows, team: Processes, *, what:
         for i in range(0, len(grids), config.test.batch):
             batch = grids[i : i + config.test.batch]
             predictions = _predict(on_features, features, batch, bases[name], config)
-            yield Seen([name] * len(batch), batch, predictions, 0 if i else repeated)
+            yield WindowOutputs([name] * len(batch), batch, predictions, 0 if i else repeated)
 
 
 def _without_backbones(network: Network) -> Network:
@@ -284,11 +286,11 @@ def _on_features(detector: Detector) -> Detector:
 
 def _features(
     detectors: Sequence[Detector],
-    samples: Iterable[Sample | Unread],
+    samples: Iterable[Sample | ReadFailure],
     base: Timebase,
     config: Config,
     device: torch.device,
-) -> tuple[list[Tensor], int] | Unread:
+) -> tuple[list[Tensor], int] | ReadFailure:
     """Each network's features ``[C, T]`` of a video that comes in pieces, in the order of its view; damaged frames."""
     per_step = config.window.frames_per_step
     streams = []
@@ -298,12 +300,12 @@ def _features(
         streams.append(FeatureStream(detector.backbone, frames=frames, length=length, backwards=view == "reverse"))
     repeated = 0
     for sample in samples:
-        if isinstance(sample, Unread):
+        if isinstance(sample, ReadFailure):
             return sample
         # A single network's reversed view is turned round again: pieces are wanted in forward order.
         forward = sample if sample.view == "forward" else sample.reversed()
         shown = forward.content.to(device)
-        second = shown if forward.twin is None else forward.twin.to(device)
+        second = shown if forward.reversed_copy is None else forward.reversed_copy.to(device)
         for stream, pictures in zip(streams, (shown, second), strict=False):
             stream.push(pictures)
         repeated += sample.repeated

@@ -3,7 +3,7 @@
 The other view shows the V real steps of the same window in the opposite order, padding at the end in both. The times
 are :func:`bitad.timeline.mirror_points`'s; here rows are gathered by them. One function serves both directions: network
 B's predictions on the forward clock, network F's on the reverse clock. Experiment 2x aligns tokens of the two backbones
-block by block (:func:`encode_together`).
+block by block (:func:`joint_forward`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     )
 
 
-class Meeting(NamedTuple):
+class TubeletAlignment(NamedTuple):
     """Which tubelet of the other view each tubelet of a batch of windows meets, n of them in a window.
 
     A window's V real frames are its first ceil(V / tubelet) tubelets; the rest is padding. In views that mirror one
@@ -78,7 +78,7 @@ class Meeting(NamedTuple):
     real: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> Meeting:
+    def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> TubeletAlignment:
         """Of windows with the mask ``[B, T]``, true at the real frames, in tubelets of as many frames.
 
         Args:
@@ -97,7 +97,7 @@ class Meeting(NamedTuple):
         return met.masked_fill(~self.real.flatten()[:, None], 0).reshape(x.shape)
 
 
-def encode_together(
+def joint_forward(
     first: VideoBackbone,
     second: VideoBackbone,
     frames: tuple[Tensor, Tensor],
@@ -132,7 +132,7 @@ def encode_together(
             "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
         )
     (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])
-    meeting = Meeting.of(mask, first.vit.tubelet, mirrored=mirrored)
+    meeting = TubeletAlignment.of(mask, first.vit.tubelet, mirrored=mirrored)
     policies = {first.vit.checkpointing, second.vit.checkpointing}
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
     depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
@@ -146,7 +146,7 @@ def _step(
     x: Tensor,
     y: Tensor,
     grid: TokenGrid,
-    meeting: Meeting,
+    meeting: TubeletAlignment,
     before: tuple[Any, ...] | None,
     depth: tuple[Any, ...] | None,
     checkpointing: Checkpointing,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bitad.models.alignment import Alignment, aligned, encode_together
+from bitad.models.alignment import Alignment, aligned, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import Fusion
 from bitad.models.heads import DetectionHead, Points, Prediction
@@ -153,7 +153,7 @@ class Pair(nn.Module):
             return one.network(inputs[0], mask), two.network(inputs[1], mask)
         assert isinstance(one.network.backbone, VideoBackbone)  # cross adapters are behind its blocks
         assert isinstance(two.network.backbone, VideoBackbone)
-        features = encode_together(
+        features = joint_forward(
             one.network.backbone,
             two.network.backbone,
             inputs,

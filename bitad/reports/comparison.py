@@ -33,7 +33,7 @@ def label_of(config: Config) -> str:
         (config.pair.second == "forward", "two forward networks"),
         (config.pair.align == "naive", "naive"),
         (config.pair.fusion_init == "random", "random"),
-        (config.pair.detector_too, "detector too"),
+        (config.pair.train_detector, "detector too"),
     )
     return ", ".join([config.experiment, *(word for holds, word in words if holds)])
 

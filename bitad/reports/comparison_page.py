@@ -13,7 +13,7 @@ from bitad.reports.comparison import BASELINES, TRAINED_PAIRS, UNTRAINED, Compar
 from bitad.reports.page import Kind, PageVideo, Track, write_page
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
 from bitad.reports.tables import Cell, Table, sensitivity_table
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import replacing, write_json
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
@@ -81,7 +81,7 @@ is worth something where it beats both.
 Of two networks there are three results: what the forward basis says, what the reverse basis says, and both merged."""
 
 
-def sensitivity_of_runs(comparison: Comparison, team: Processes) -> Sensitivity:
+def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     """How classes take being played backwards, by all baselines that are compared; F is tested on reversed playback.
 
     Raises:
@@ -96,7 +96,7 @@ def sensitivity_of_runs(comparison: Comparison, team: Processes) -> Sensitivity:
         comparison.truth,
         forward=[_found(comparison, run.detection_files()[""]) for run in forward],
         backward=[_found(comparison, run.detection_files()[""]) for run in backward],
-        reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), team) for run in forward],
+        reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), ranks) for run in forward],
         tiou=comparison.runs[0].config.test.tiou,
     )
 

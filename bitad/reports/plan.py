@@ -33,7 +33,7 @@ from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
 from bitad.models.network import Pair
 from bitad.reports.tables import Cell, Table
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
 from bitad.training.step_cost import POLICIES, PRECISIONS, Device, StepCost, network_on_meta, policies, step_cost
@@ -296,8 +296,8 @@ def plan_of(
     training = config.training
     classes, videos, left_out = _data(config)
     windows = None if videos is None else videos * training.windows_per_video
-    team = Processes(0, processes, torch.device("cpu"))
-    sampler = partial(EpochSampler, batch=training.batch, team=team, seed=config.seed, accumulate=training.accumulate)
+    ranks = Ranks(0, processes, torch.device("cpu"))
+    sampler = partial(EpochSampler, batch=training.batch, ranks=ranks, seed=config.seed, accumulate=training.accumulate)
     steps = None if windows is None else sampler(windows).steps
     network = network_on_meta(config, classes)
     # What is the same size for fp16; the configuration's first.
@@ -350,7 +350,7 @@ def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
 def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
     """Parameters by network and part."""
     modules = (
-        {"forward": network.first, "backward" if network.mirrored else "second forward": network.second}
+        {"forward": network.first, "reverse" if network.mirrored else "second forward": network.second}
         if isinstance(network, Pair)
         else {config.direction: network}
     )

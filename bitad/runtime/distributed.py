@@ -32,11 +32,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bitad.runtime.log import say_last
+from bitad.runtime.log import log_last
 from bitad.runtime.signals import Stopped
 
 
-def sharded(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) -> nn.Module:
+def shard_model(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) -> nn.Module:
     """Divides the weights of a model among the processes of a mesh, in place.
 
     Args:
@@ -61,7 +61,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, divided as another one of its shape is."""
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
@@ -150,7 +150,7 @@ def _key(rank: int) -> str:
 
 
 def _end(line: str) -> None:
-    say_last(f"bitad: error: {line}")
+    log_last(f"bitad: error: {line}")
     os._exit(1)
 
 
@@ -167,7 +167,7 @@ _HEAD_START_S = 1.0
 
 
 @dataclass(frozen=True)
-class Processes:
+class Ranks:
     """Who we are among the processes of a run, and the device that this one computes on."""
 
     rank: int
@@ -189,7 +189,7 @@ class Processes:
         if self.world == 1:
             return model
         if parts is not None:
-            return sharded(model, parts, init_device_mesh(self.device.type, (self.world,)))
+            return shard_model(model, parts, init_device_mesh(self.device.type, (self.world,)))
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
 
@@ -219,7 +219,7 @@ class Processes:
 
 
 @contextmanager
-def processes(device: str | None = None) -> Iterator[Processes]:
+def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Joins the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
 
     Args:
@@ -246,7 +246,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
             raise ValueError(f"device {chosen} was asked for, but PyTorch sees {count} GPUs; they count from cuda:0")
         torch.cuda.set_device(chosen)
     if world == 1:
-        yield Processes(rank, world, chosen)
+        yield Ranks(rank, world, chosen)
         return
     store, rank, world = next(iter(dist.rendezvous("env://")))
     # Under torchrun a store outlives its processes: those that begin again do not meet the ones before them.
@@ -257,7 +257,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=7))
         watch.start()
-        yield Processes(rank, world, chosen)
+        yield Ranks(rank, world, chosen)
         dist.barrier()  # who ends first does not take the others' meeting point away
     except BaseException as error:
         watch.stop(failed=not isinstance(error, Stopped))
@@ -270,7 +270,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
 
 
 def reducing(model: nn.Module, whole: bool) -> AbstractContextManager[None]:
-    """Within, a backward pass of a model that processes train together (:meth:`Processes.wrap`).
+    """Within, a backward pass of a model that processes train together (:meth:`Ranks.wrap`).
 
     Args:
         whole: it is the last one of its step, whose gradients are averaged; others wait and are added up.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import bitad
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json
 from bitad.runtime.log import log
 
@@ -68,7 +68,7 @@ def _glibc() -> Any:
 ENVIRONMENT = "environment.json"  # of a run directory
 
 
-def environment(team: Processes) -> dict[str, Any]:
+def environment(ranks: Ranks) -> dict[str, Any]:
     """What a run was made with."""
     return {
         "bitad": bitad.__version__,
@@ -76,9 +76,9 @@ def environment(team: Processes) -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "processes": team.world,
+        "processes": ranks.world,
         "launcher": launcher(),
         "command": sys.argv[1:],
     }
@@ -98,16 +98,16 @@ def is_restarted(directory: Path) -> bool:
     return bool(read_json(place).get("launcher") == launcher())
 
 
-def say_repeated(count: int, what: str, team: Processes) -> None:
+def log_repeated_frames(count: int, what: str, ranks: Ranks) -> None:
     """Log how many damaged frames all processes have read with another one in their place."""
-    if (total := sum(team.gather(count))) and team.is_main:
+    if (total := sum(ranks.gather(count))) and ranks.is_main:
         log.warning("%s: %d damaged frames, the last good one in the place of each", what, total)
 
 
-def say_skipped(reasons: Counter[str], what: str, team: Processes) -> None:
+def log_skipped_windows(reasons: Counter[str], what: str, ranks: Ranks) -> None:
     """Log of which videos all processes could not read windows, and how many."""
-    total = sum(team.gather(reasons), Counter[str]())
-    if total and team.is_main:
+    total = sum(ranks.gather(reasons), Counter[str]())
+    if total and ranks.is_main:
         log.warning("%s: %d windows could not be read, others in their place", what, total.total())
         for reason, count in total.most_common():
             log.warning("%d of %s", count, reason)

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bitad.runtime.files import check_folder, check_places
-from bitad.runtime.log import log, say_last
+from bitad.runtime.log import log, log_last
 
 LOCK = "bitad.lock"
 OTHER_OUT = "wait until that has ended, or choose another --out"
@@ -156,7 +156,7 @@ class _Lock:
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S):
             if not self.is_sure and _read(self.path) != self.record:
-                say_last(f"bitad: error: {self.path.parent} was taken over {_said_by(self.path)}: this process ends")
+                log_last(f"bitad: error: {self.path.parent} was taken over {_said_by(self.path)}: this process ends")
                 os._exit(1)
             with suppress(OSError):
                 os.utime(self.path)

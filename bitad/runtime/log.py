@@ -98,7 +98,7 @@ def as_typed(argument: str) -> str:
         return argument
 
 
-def say(*lines: object, file: TextIO | None = None) -> None:
+def echo(*lines: object, file: TextIO | None = None) -> None:
     """Print lines; each is one line, whatever names it holds."""
     print("\n".join(map(printable, lines)), file=sys.stdout if file is None else file)
 
@@ -185,14 +185,14 @@ def add_log_file(directory: Path) -> None:
     log.handlers = [*(handler for handler in log.handlers if not isinstance(handler, MemoryHandler)), file]
 
 
-def say_once(line: str) -> None:
+def log_once(line: str, level: int = logging.INFO) -> None:
     """Log a line, unless this command, or this process where there is no command, has logged it before."""
     if line not in _said:
         _said.add(line)
-        log.info("%s", line)
+        log.log(level, "%s", line)
 
 
-def say_last(line: str) -> None:
+def log_last(line: str) -> None:
     """Prints the line with which a process ends, as it is, on standard error, and logs it in the file if there is one.
 
     That the file cannot be written does not hide the line.

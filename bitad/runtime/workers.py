@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 
 
 @contextmanager
-def within(seconds: float | None, what: str) -> Iterator[None]:
+def time_limit(seconds: float | None, what: str) -> Iterator[None]:
     """Interrupt a block that takes longer; None lets it take any time.
 
     A timer interrupts it, which only a process's main thread can have, and not on Windows: elsewhere any time is

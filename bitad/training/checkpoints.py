@@ -17,12 +17,12 @@ from bitad.config.schema import Config
 from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
 from bitad.models.network import Pair
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import is_restarted
 from bitad.runtime.files import replacing
 from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 from bitad.weights.checkpoint import (
     OF_THE_TRAINING,
     Checkpoint,
@@ -34,7 +34,7 @@ from bitad.weights.checkpoint import (
 from bitad.weights.loading import Pretrained, Weights, load_weights, without_adapters
 
 
-class Keeper:
+class CheckpointManager:
     """Keeps the checkpoints of a run directory: `best.pt`, `last.pt` and before it `last-1.pt`, `last-2.pt`, ...
 
     Args:
@@ -163,11 +163,11 @@ _COMPARED_BY_CONTENT = (
 )
 
 
-def saved_run(keeper: Keeper, config: Config) -> Checkpoint:
+def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
     """The newest checkpoint of a run, which is of this configuration.
 
     Raises:
-        FileNotFoundError, ValueError: as :meth:`Keeper.newest`; the configuration is another one.
+        FileNotFoundError, ValueError: as :meth:`CheckpointManager.newest`; the configuration is another one.
     """
     saved, path = keeper.newest(config)
     moved = [] if saved.data is None else [*_COMPARED_BY_CONTENT]
@@ -245,7 +245,7 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
         ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run. A
             detector of another project says neither its direction nor its windows: these are taken on trust.
     """
-    paths = (("forward", config.init.forward), ("backward", config.init.backward))
+    paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for side, view, (name, path) in zip(pair.sides, config.views, paths, strict=True):
         assert path is not None  # the configuration has seen to it
         found = _open(name, path, config)
@@ -270,7 +270,7 @@ def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:
         raise type(error)(f"init.{name}: {error}") from None
 
 
-def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Basis) -> Iterator[str]:
+def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
     theirs = checkpoint.config
     if theirs.plan.networks != 1:
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
@@ -299,8 +299,8 @@ _OTHER_RUN = "wait until that has ended, or choose another name, seed or output"
 
 
 @contextmanager
-def only_writer(
-    folder: Path, team: Processes, *, remedy: str = OTHER_OUT, option: str = "--out", patience_s: float = 0.0
+def lock_folder(
+    folder: Path, ranks: Ranks, *, remedy: str = OTHER_OUT, option: str = "--out", patience_s: float = 0.0
 ) -> Iterator[None]:
     """Within, no other command that asks writes in the folder. Rank 0 holds the lock for all processes.
 
@@ -309,12 +309,12 @@ def only_writer(
     """
     with ExitStack() as held:
         fault: ValueError | OSError | None = None
-        if team.is_main:
+        if ranks.is_main:
             try:
                 held.enter_context(locked(folder, remedy=remedy, option=option, patience_s=patience_s))
             except (ValueError, OSError) as error:
                 fault = error
-        told = team.gather("" if fault is None else str(fault))[0]
+        told = ranks.gather("" if fault is None else str(fault))[0]
         if fault is not None:
             raise fault  # as it is: how a full disk is told depends on its number
         if told:
@@ -323,7 +323,7 @@ def only_writer(
 
 
 @contextmanager
-def only_run(config: Config, team: Processes, *, resume: bool) -> Iterator[bool]:
+def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
     """Within, these processes are the only ones in the run directory.
 
     Args:
@@ -337,11 +337,11 @@ def only_run(config: Config, team: Processes, *, resume: bool) -> Iterator[bool]
         FileNotFoundError: there is no run to resume.
     """
     directory = config.run_directory
-    keeper = Keeper(directory, config.training.keep)
+    keeper = CheckpointManager(directory, config.training.keep_last)
     if resume:
         keeper.require()  # a mistyped name makes no folder
     # The processes before these may be dying still, or held the lock on a machine that went down.
     patience_s = 0.0 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else RESTART_S
-    with only_writer(directory, team, remedy=_OTHER_RUN, option="output", patience_s=patience_s):
-        exists, restarted = team.gather((keeper.exists, is_restarted(directory)))[0]
+    with lock_folder(directory, ranks, remedy=_OTHER_RUN, option="output", patience_s=patience_s):
+        exists, restarted = ranks.gather((keeper.exists, is_restarted(directory)))[0]
         yield resume or (restarted and exists)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import replacing
 from bitad.training.losses import Losses
 from bitad.training.step import Step
@@ -66,21 +66,21 @@ class Records:
 
     Args:
         directory: of the run.
-        team: the processes of the run, whose figures are put together; rank 0 writes.
+        ranks: the processes of the run, whose figures are put together; rank 0 writes.
 
     Attributes:
         step: of the checkpoint from which the run goes on, as it was counted then.
     """
 
-    def __init__(self, directory: Path, team: Processes) -> None:
-        self.path, self.team, self.step = directory / METRICS, team, 0
+    def __init__(self, directory: Path, ranks: Ranks) -> None:
+        self.path, self.ranks, self.step = directory / METRICS, ranks, 0
 
     def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
         """Records a step of training: the mean of all processes' losses."""
         figures = [torch.stack(losses) for losses in step.losses.values()]
         agreement = torch.zeros(()) if step.agreement is None else step.agreement
         mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
-        mean = torch.stack(self.team.gather(mine)).mean(0)
+        mean = torch.stack(self.ranks.gather(mine)).mean(0)
         classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
         record = {
             "kind": "training",
@@ -100,7 +100,7 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> None:
         """Writes a record behind the others."""
-        if not self.team.is_main:
+        if not self.ranks.is_main:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -109,7 +109,7 @@ class Records:
             error.filename = str(self.path)  # a full disk does not say whose line it has no room for
             raise
 
-    def forget_what_comes_again(self, *, untested: bool) -> None:
+    def drop_after_checkpoint(self, *, untested: bool) -> None:
         """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -26,20 +26,20 @@ class EpochSampler(Sampler[list[int]]):
         done: how many of its steps have been taken and are left out.
     """
 
-    def __init__(self, windows: int, batch: int, team: Processes, seed: int, *, accumulate: int = 1) -> None:
-        self.windows, self.batch, self.team, self.seed, self.accumulate = windows, batch, team, seed, accumulate
+    def __init__(self, windows: int, batch: int, ranks: Ranks, seed: int, *, accumulate: int = 1) -> None:
+        self.windows, self.batch, self.ranks, self.seed, self.accumulate = windows, batch, ranks, seed, accumulate
         self.epoch = self.done = 0
         if self.steps == 0:
             several = f"{accumulate} batches of {batch}" if accumulate > 1 else f"one batch of {batch}"
             raise ValueError(
-                f"{windows} training windows an epoch do not fill {several} on {team.world} processes; "
+                f"{windows} training windows an epoch do not fill {several} on {ranks.world} processes; "
                 "lower training.batch or raise training.windows_per_video"
             )
 
     @property
     def steps(self) -> int:
         """The steps of a whole epoch."""
-        return self.windows // (self.batch * self.accumulate * self.team.world)
+        return self.windows // (self.batch * self.accumulate * self.ranks.world)
 
     def __len__(self) -> int:
         """The batches of a whole epoch."""
@@ -47,8 +47,8 @@ class EpochSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.windows)
-        effective = self.batch * self.accumulate * self.team.world
+        effective = self.batch * self.accumulate * self.ranks.world
         for start in range(self.done * effective, self.steps * effective, effective):
-            mine = order[start : start + effective][self.team.rank :: self.team.world]
+            mine = order[start : start + effective][self.ranks.rank :: self.ranks.world]
             for first in range(0, len(mine), self.batch):
                 yield [int(i) for i in mine[first : first + self.batch]]

@@ -19,7 +19,7 @@ from bitad.models.build import Network, autocast
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Detector, Pair
 from bitad.models.vit import Block
-from bitad.runtime.distributed import Processes, divided_like, reducing, whole
+from bitad.runtime.distributed import Ranks, reducing, shard_like, whole
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -126,13 +126,13 @@ class Learner:
         self.ema.load_state_dict({"updates": state["ema_updates"], "average": average})
         with torch.no_grad():
             for name, tensor in state["raw"].items():
-                parameters[name].copy_(divided_like(tensor, parameters[name]))
+                parameters[name].copy_(shard_like(tensor, parameters[name]))
         self.loss.load_state_dict(state["loss"])
         # The optimiser knows its parameters by their numbers in this order.
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
             number: {
-                name: divided_like(value, ordered[number]) if isinstance(value, Tensor) else value
+                name: shard_like(value, ordered[number]) if isinstance(value, Tensor) else value
                 for name, value in one.items()
             }
             for number, one in state["optimizer"]["state"].items()
@@ -140,7 +140,7 @@ class Learner:
         self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.schedule.load_state_dict(state["schedule"])
 
-    def go_on_at(self, step: int, rates: Sequence[float]) -> None:
+    def resume_at(self, step: int, rates: Sequence[float]) -> None:
         """Goes on from a step of another schedule: other learning rates, and another number of steps.
 
         Args:
@@ -179,7 +179,7 @@ class Descent:
 
     Args:
         config: of the run.
-        team: the processes that take each step together.
+        ranks: the processes that take each step together.
         network: in training.
         models: its parts that one backward pass goes through each, see :func:`together`.
         learners: one, or one for each network of a pair.
@@ -189,15 +189,15 @@ class Descent:
     def __init__(
         self,
         config: Config,
-        team: Processes,
+        ranks: Ranks,
         network: Network,
         models: Sequence[nn.Module],
         learners: Sequence[Learner],
         scaler: torch.amp.GradScaler,
     ) -> None:
-        self.config, self.team, self.learners, self.scaler = config, team, learners, scaler
+        self.config, self.ranks, self.learners, self.scaler = config, ranks, learners, scaler
         self.models = models
-        self.points = _detectors(network)[0].points(config.window.steps, team.device)
+        self.points = _detectors(network)[0].points(config.window.steps, ranks.device)
 
     def step(self, batches: Sequence[Batch]) -> Step:
         """One step of every network, down the gradient of all windows of the batches (:class:`Batch`, on any device).
@@ -233,12 +233,12 @@ class Descent:
     def views(self, batch: Batch) -> list[Batch]:
         """Each network's view of a batch, on the device; decoded and copied there once."""
         first, *others = self.config.views
-        batch = batch.to(self.team.device)
+        batch = batch.to(self.ranks.device)
         return [batch, *(batch if view == first else batch.reversed() for view in others)]
 
     def losses_alone(self, number: int, view: Batch, normaliser: Tensor | None = None) -> Losses:
         """The losses of one network, which depends on no other, on its view of a batch; see :class:`DetectionLoss`."""
-        with autocast(self.team.device, self.config.training.precision):
+        with autocast(self.ranks.device, self.config.training.precision):
             prediction = self.models[number](_pictures(view), view.mask)
         return self.learners[number].judge(prediction, view, normaliser=normaliser).losses
 
@@ -246,7 +246,7 @@ class Descent:
         self, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
         """The losses of both bases of a pair, and the weighted agreement where the experiment asks for it."""
-        with autocast(self.team.device, self.config.training.precision):
+        with autocast(self.ranks.device, self.config.training.precision):
             both = self.models[0](tuple(_pictures(view) for view in views), views[0].mask)
         results = zip(self.learners, (both.first, both.second), views, normalisers, strict=True)
         judged = [learner.judge(prediction, view, normaliser=one) for learner, prediction, view, one in results]
@@ -300,14 +300,14 @@ class Descent:
         return f"the gradient of the {' and the '.join(faults)} network is not finite"
 
 
-def together(network: Network, config: Config, team: Processes) -> list[nn.Module]:
+def together(network: Network, config: Config, ranks: Ranks) -> list[nn.Module]:
     """What one backward pass of a network or pair goes through each, as the processes train it together."""
     parts = [network] if config.plan.joint else _detectors(network)
     if not config.training.shard:
-        return [team.wrap(part) for part in parts]
+        return [ranks.wrap(part) for part in parts]
     # What is within another one comes first.
     units = [[one for one in part.modules() if isinstance(one, Block | Bottleneck)][::-1] for part in parts]
-    return [team.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
+    return [ranks.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
 
 
 def _detectors(network: Network) -> list[Detector]:

@@ -21,17 +21,17 @@ from bitad.data.fingerprints import fingerprints
 from bitad.data.sources import build_source, read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
-from bitad.inference.validate import look_at_data
+from bitad.inference.validate import validate_data
 from bitad.models.build import Network, build_network
 from bitad.models.network import Pair
-from bitad.runtime.distributed import Processes, whole
-from bitad.runtime.environment import ENVIRONMENT, environment, say_repeated, say_skipped
+from bitad.runtime.distributed import Ranks, whole
+from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
 from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
 from bitad.runtime.signals import Stop, Stopped, ignore_signals, listening
 from bitad.training.checkpoints import (
-    Keeper,
+    CheckpointManager,
     check_data,
     load_initial,
     load_saved_weights,
@@ -56,7 +56,7 @@ class Trainer:
 
     Args:
         config: what to run.
-        team: the processes of the run.
+        ranks: the processes of the run.
         resume: go on from the run directory's `last.pt`; without it an existing run is never overwritten.
         allow_changed_data: resume although annotations, features or videos have changed since, and log what has.
 
@@ -64,13 +64,11 @@ class Trainer:
         ValueError, FileNotFoundError: for whatever of data, weights or checkpoint does not fit, before training starts.
     """
 
-    def __init__(
-        self, config: Config, team: Processes, *, resume: bool = False, allow_changed_data: bool = False
-    ) -> None:
-        self.config, self.team = config, team
+    def __init__(self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False) -> None:
+        self.config, self.ranks = config, ranks
         self.directory = config.run_directory
-        self.keeper = Keeper(self.directory, config.training.keep)
-        self.records = Records(self.directory, team)
+        self.keeper = CheckpointManager(self.directory, config.training.keep_last)
+        self.records = Records(self.directory, ranks)
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
         check_places([*self.keeper.files, *(self.directory / name for name in written)])
         saved = saved_run(self.keeper, config) if resume else None
@@ -83,13 +81,13 @@ class Trainer:
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
         self.source = build_source(config, self.indices)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
-        found = fingerprints(config, self.windows.videos, self.test_annotations) if team.is_main else {}
-        self.fingerprints = team.gather(found)[0]
+        found = fingerprints(config, self.windows.videos, self.test_annotations) if ranks.is_main else {}
+        self.fingerprints = ranks.gather(found)[0]
         if saved is not None:
-            check_data(saved, self.fingerprints, allow=allow_changed_data, show=team.is_main)
-        look_at_data(self.windows, self.test_annotations, self.source, self.indices, config, team)
+            check_data(saved, self.fingerprints, allow=allow_changed_data, show=ranks.is_main)
+        validate_data(self.windows, self.test_annotations, self.source, self.indices, config, ranks)
         self.sampler = EpochSampler(
-            len(self.windows), config.training.batch, team, config.seed, accumulate=config.training.accumulate
+            len(self.windows), config.training.batch, ranks, config.seed, accumulate=config.training.accumulate
         )
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         self.network = build_network(config, len(self.annotations.classes))
@@ -97,24 +95,24 @@ class Trainer:
             self._load_first_weights()
         else:
             load_saved_weights(self.network, saved, self.annotations.classes)
-        torch.manual_seed(config.seed + 1000003 * team.rank)  # and drops other things
-        self.network.to(team.device)
+        torch.manual_seed(config.seed + 1000003 * ranks.rank)  # and drops other things
+        self.network.to(ranks.device)
         if isinstance(self.network, Pair):
             self.network.share_frozen()
-        models = together(self.network, config, team)
+        models = together(self.network, config, ranks)
         self.rates = LearningRates(
             config.training.lr,
             config.training.adapter_lr,
             config.training.fusion_lr,
             config.training.reference_batch,
-            config.training.batch * config.training.accumulate * team.world,
+            config.training.batch * config.training.accumulate * ranks.world,
         )
         self.learners = self._learners()
         # Of losses in half precision, whose small gradients would vanish; of others it does nothing.
-        self.scaler = torch.amp.GradScaler(team.device.type, enabled=config.training.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.training.precision == "fp16")
         # Finished epochs, steps of the present one, steps of all; whether the last finished epoch is yet to be tested.
         self.epoch, self.done, self.step, self.best, self.untested = 0, 0, 0, -math.inf, False
-        self.bad_steps = 0
+        self.max_nonfinite_steps = 0
         self.stop = Stop()
         self.loader = DataLoader(
             self.windows,
@@ -123,13 +121,13 @@ class Trainer:
             collate_fn=partial(collate, length=config.window.steps),
             persistent_workers=config.training.workers > 0,
             worker_init_fn=ignore_signals,
-            pin_memory=team.device.type == "cuda",
+            pin_memory=ranks.device.type == "cuda",
             # A loader draws a seed for its workers each time it begins; a resumed run's begins more often.
             generator=torch.Generator(),
         )
         if saved is not None:
             self._restore(saved)
-        self.descent = Descent(config, team, self.network, models, self.learners, self.scaler)
+        self.descent = Descent(config, ranks, self.network, models, self.learners, self.scaler)
 
     def _load_first_weights(self) -> None:
         if self.config.plan.starts_from == "backbone":
@@ -139,9 +137,10 @@ class Trainer:
             load_initial(self.network, self.config, self.annotations.classes)
 
     def _learners(self) -> list[Learner]:
-        training, team = self.config.training, self.team
+        training, ranks = self.config.training, self.ranks
+        names = ("forward", "reverse") if self.config.pair.second == "reverse" else ("first", "second")
         modules = (
-            (("forward", "first.", self.network.first), ("backward", "second.", self.network.second))
+            ((names[0], "first.", self.network.first), (names[1], "second.", self.network.second))
             if isinstance(self.network, Pair)
             else ((self.config.direction, "", self.network),)
         )
@@ -154,9 +153,9 @@ class Trainer:
                     label_smoothing=training.label_smoothing,
                     regression_weight=training.regression_weight,
                     initial_normaliser=training.loss_normaliser,
-                    processes=team.world,
-                    total=team.total,
-                ).to(team.device),
+                    processes=ranks.world,
+                    total=ranks.total,
+                ).to(ranks.device),
                 training,
                 rates=self.rates,
                 steps_per_epoch=self.sampler.steps,
@@ -196,7 +195,7 @@ class Trainer:
         checkpoint.evaluation = evaluation.to_json()
         if evaluation.average_map > self.best:
             self.best = evaluation.average_map
-            if self.team.is_main:
+            if self.ranks.is_main:
                 self.keeper.save_best(checkpoint)
         self.untested = False
         self._save(checkpoint, again=True)
@@ -218,7 +217,7 @@ class Trainer:
         repeated, skipped = 0, Counter[str]()
         with (
             self.windows.readers.watched(),
-            Meter(what, self.sampler.steps - self.done, show=self.team.is_main) as meter,
+            Meter(what, self.sampler.steps - self.done, show=self.ranks.is_main) as meter,
         ):
             batches = iter(self.loader)
             while parts := list(itertools.islice(batches, self.config.training.accumulate)):
@@ -233,8 +232,8 @@ class Trainer:
                 for learner in self.learners:
                     learner.advance()
                 self._keep_step()
-        say_repeated(repeated, what, self.team)
-        say_skipped(skipped, what, self.team)
+        log_repeated_frames(repeated, what, self.ranks)
+        log_skipped_windows(skipped, what, self.ranks)
 
     def _keep_step(self) -> None:
         """A checkpoint within the epoch, where one is due; and the end of the run, where any process is to stop.
@@ -243,7 +242,7 @@ class Trainer:
             Stopped: it is.
         """
         # Whichever process was asked: all stop behind the same step.
-        asked = int(self.team.total(torch.tensor(self.stop.asked, device=self.team.device))) and (
+        asked = int(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device))) and (
             self.stop.asked or int(signal.SIGTERM)
         )
         every = self.config.training.checkpoint_steps
@@ -261,13 +260,13 @@ class Trainer:
         """
         step = self.descent.step(batches)
         if step.fault is None:
-            self.bad_steps = 0
+            self.max_nonfinite_steps = 0
             return step
-        self.bad_steps += 1
+        self.max_nonfinite_steps += 1
         videos = ", ".join(video for batch in batches for video in batch.videos)
         loss = sum(one.total.item() for one in step.losses.values())
         said = f"{step.fault} at step {self.step}, with a loss of {loss} (videos {videos})"
-        if self.bad_steps < self.config.training.bad_steps:
+        if self.max_nonfinite_steps < self.config.training.max_nonfinite_steps:
             log.warning("%s; left out", said)
             return step
         saved = f"{self.keeper.last} is as it was before" if self.keeper.exists else "nothing is saved yet"
@@ -281,13 +280,13 @@ class Trainer:
         began = time.monotonic()
         with self._averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
-            results = detect(network, self.test_annotations, self.source, self.config, self.team, details=details)
+            results = detect(network, self.test_annotations, self.source, self.config, self.ranks, details=details)
         evaluations = {
             name: evaluate(self.test_annotations, found, tiou=self.config.test.tiou)
             for name, found in results.named().items()
         }
         *bases, (_, evaluation) = evaluations.items()
-        if self.team.is_main:
+        if self.ranks.is_main:
             if evaluation.average_map > self.best:
                 results.write(self.directory)
             self.records.add(
@@ -308,12 +307,12 @@ class Trainer:
     @contextmanager
     def _averaged_network(self) -> Iterator[Network]:
         """The network with the averaged weights, in evaluation mode; where these are divided, a whole one."""
-        if self.config.training.shard and self.team.world > 1:
+        if self.config.training.shard and self.ranks.world > 1:
             # Processes see different numbers of windows, and could not bring weights together for each other.
             with torch.random.fork_rng(devices=[]):  # so that testing draws none of the training's random numbers
                 whole_one = build_network(self.config, len(self.annotations.classes))
             whole_one.load_state_dict(self._averaged_weights())
-            yield whole_one.to(self.team.device).eval()
+            yield whole_one.to(self.ranks.device).eval()
             return
         self.network.eval()
         with ExitStack() as averaged:
@@ -335,16 +334,16 @@ class Trainer:
 
     def _begin(self) -> None:
         """The run directory and the first lines of its log."""
-        if not self.team.is_main:
+        if not self.ranks.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for folder in (self.directory, self.directory / INDEX_FOLDER):
             remove_leftovers(folder)
         self.indices.begin()
-        self.records.forget_what_comes_again(untested=self.untested)
+        self.records.drop_after_checkpoint(untested=self.untested)
         with replacing(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
-        write_json(environment(self.team), self.directory / ENVIRONMENT)
+        write_json(environment(self.ranks), self.directory / ENVIRONMENT)
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
         log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
@@ -374,10 +373,10 @@ class Trainer:
                 "done": self.done,
                 "untested": self.untested,
                 "best": self.best,
-                "world": self.team.world,
+                "world": self.ranks.world,
                 "learners": {learner.name: learner.state_dict() for learner in self.learners},
                 "scaler": self.scaler.state_dict(),
-                "rng": self.team.gather(random_state(self.team.device)),
+                "rng": self.ranks.gather(random_state(self.ranks.device)),
             },
             data=self.fingerprints,
         )
@@ -386,7 +385,7 @@ class Trainer:
         """Writes the newest checkpoint to go on from; ``again``, what has been found of it since."""
         assert checkpoint.training is not None
         checkpoint.training |= {"best": self.best, "untested": self.untested}
-        if self.team.is_main:
+        if self.ranks.is_main:
             self.keeper.save_last(checkpoint, again=again)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -395,8 +394,9 @@ class Trainer:
         assert training is not None
         fresh = [[group["initial_lr"] for group in learner.optimizer.param_groups] for learner in self.learners]
         try:
-            for learner in self.learners:
-                learner.load_state_dict(training["learners"][learner.name])
+            # By their order: earlier versions had other names for them.
+            for learner, state in zip(self.learners, training["learners"].values(), strict=True):
+                learner.load_state_dict(state)
             self.scaler.load_state_dict(training["scaler"])
             self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
             self.best, self.untested, self.records.step = training["best"], training["untested"], training["step"]
@@ -405,17 +405,17 @@ class Trainer:
                 f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
                 "anew under another name"
             ) from None
-        if training["world"] == self.team.world:
-            set_random_state(training["rng"][self.team.rank], self.team.device)
-        elif self.team.is_main:
+        if training["world"] == self.ranks.world:
+            set_random_state(training["rng"][self.ranks.rank], self.ranks.device)
+        elif self.ranks.is_main:
             log.warning(
                 "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and "
                 "its random numbers begin again",
                 training["world"],
-                self.team.world,
-                self.team.world,
+                self.ranks.world,
+                self.ranks.world,
             )
-        if training["world"] != self.team.world or self.step != self.epoch * self.sampler.steps + self.done:
+        if training["world"] != self.ranks.world or self.step != self.epoch * self.sampler.steps + self.done:
             self._go_on_with_others(training["world"], fresh)
 
     def _go_on_with_others(self, world: int, rates: list[list[float]]) -> None:
@@ -426,7 +426,7 @@ class Trainer:
             rates: each learner's, of each group, as they are now before the schedule.
         """
         # The windows of a step that would have begun in the middle of one are seen twice.
-        self.done = min(self.done * world // self.team.world, self.sampler.steps)
+        self.done = min(self.done * world // self.ranks.world, self.sampler.steps)
         self.step = self.epoch * self.sampler.steps + self.done
         for learner, own in zip(self.learners, rates, strict=True):
-            learner.go_on_at(self.step, own)
+            learner.resume_at(self.step, own)

@@ -27,8 +27,8 @@ from bitad.video.index import FrameIndex
 Damaged = Literal["error", "repeat"]
 
 REMEDY = (
-    "fetch it again, leave it out, or have the last good frame repeated (data.damaged_frames=repeat or "
-    "--damaged-frames repeat)"
+    "fetch it again, leave it out, or have the last good frame repeated (data.on_decode_error=repeat or "
+    "--on-decode-error repeat)"
 )
 
 # An error names this many stretches of frames.

@@ -263,7 +263,7 @@ def gaps(index: FrameIndex) -> Iterator[str]:
         yield f"has no frames for {seconds:.1f} s after frame {found[0]}{more}; its frames keep their times"
 
 
-def say_notes(path: Path, index: FrameIndex) -> None:
+def log_notes(path: Path, index: FrameIndex) -> None:
     """Log what is unusual about a file, once in a process."""
     for note in index.notes:
         _say(f"{path}: {note}")

@@ -49,9 +49,9 @@ from bitad.video.index import (
     average_rate,
     by_position,
     gaps,
+    log_notes,
     one_after_another,
     restarts,
-    say_notes,
 )
 
 # Wrong times show within the first few reordered frames; this many are decoded to see whether the times hold.
@@ -83,7 +83,7 @@ def index_video(path: str | Path) -> FrameIndex:
     if not index.rate:
         raise ValueError(f"{path}: it states neither a frame rate nor times from which to count one")
     index = replace(index, notes=tuple(_notes(stored, index)))
-    say_notes(path, index)
+    log_notes(path, index)
     return index
 
 
@@ -475,7 +475,7 @@ class IndexCache:
         stamp = FileStamp.of(path)  # before it is read: what changes meanwhile is not taken for the same
         index = self._waiting.get(stamp) or self._read(stamp)
         if index is not None:
-            say_notes(path, index)
+            log_notes(path, index)
         else:
             index = index_video(path)
             if self._begun:

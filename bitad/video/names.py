@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bitad.runtime.files import walk
-from bitad.runtime.log import say_once
+from bitad.runtime.log import log_once
 from bitad.video.files import VIDEO_SUFFIXES, find_video, is_video_name
 
 Content = TypeVar("Content")
@@ -127,7 +127,7 @@ class Lookup:
         """Of all wanted names."""
         matching = Matching.of(self._wanted(), self._available())
         if line := matching.line(self.source):
-            say_once(line)
+            log_once(line)
         return matching
 
     def find(self, name: str) -> str | None:
@@ -174,7 +174,7 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
     if line := matching.line(source):
-        say_once(line)
+        log_once(line)
     return {found: name for name, found in matching.pairs.items()}
 
 

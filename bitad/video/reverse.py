@@ -5,7 +5,7 @@ pictures that stands alone; the encoded groups, small by then, wait in a tempora
 order. So memory is bounded by one group, nothing is decoded twice, and the source's own groups, times and length do not
 matter. (Reading all frames first, or FFmpeg's ``reverse`` filter, hold the whole video.)
 
-A copy records its source in the comment of its container. :func:`twin_defect` compares a copy with its source by count,
+A copy records its source in the comment of its container. :func:`copy_defect` compares a copy with its source by count,
 duration and sampled frames.
 """
 
@@ -53,8 +53,8 @@ _NEAR = 2
 _CODEC_LOSS = 6.0
 
 
-def twin_defect(
-    video: str | Path, twin: str | Path, *, samples: int = 8, index: FrameIndex | None = None
+def copy_defect(
+    video: str | Path, reversed_copy: str | Path, *, samples: int = 8, index: FrameIndex | None = None
 ) -> str | None:
     """What shows that ``twin`` is not ``video`` played backwards; None where nothing does.
 
@@ -65,7 +65,7 @@ def twin_defect(
         FileNotFoundError: there is no such file.
         ValueError: one of them cannot be decoded.
     """
-    with VideoReader(video, index=index) as forward, VideoReader(twin) as backward:
+    with VideoReader(video, index=index) as forward, VideoReader(reversed_copy) as backward:
         n, m = forward.info.frames, backward.info.frames
         if n != m:
             return f"{m} frames, where the video has {n}"
@@ -369,11 +369,11 @@ def _is_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> bool:
                 and (damaged == "repeat" or not origin.repeated)
                 and sha256_of(src) == origin.source_sha256
                 # Frames that replace damaged ones cannot be compared.
-                and (origin.repeated > 0 or twin_defect(src, dst, samples=2) is None)
+                and (origin.repeated > 0 or copy_defect(src, dst, samples=2) is None)
             )
         index = index_video(src)
         require_whole(src, index, damaged)
-        return twin_defect(src, dst, index=index) is None
+        return copy_defect(src, dst, index=index) is None
     except ValueError:  # one of them is damaged; if it is the source, reversing it says so
         return False
 

@@ -43,11 +43,11 @@ WITHOUT_EFFECT = (
     "model.backbone.random",
     "training.workers",
     "training.checkpoint_steps",
-    "training.keep",
-    "training.bad_steps",
+    "training.keep_last",
+    "training.max_nonfinite_steps",
     "training.shard",
     "init.forward",
-    "init.backward",
+    "init.reverse",
 )
 _PRETRAINED = "model.backbone.weights"
 # Parts of `model` that change how a network is trained and not what it is.

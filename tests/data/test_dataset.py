@@ -36,7 +36,7 @@ from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source, VideoFiles, build_source
 from bitad.data.windows import Timebase
 from bitad.demo.playroom import render, sample_scene
-from bitad.timeline import Basis, Grid
+from bitad.timeline import Direction, Grid
 from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder, reverse_video
@@ -75,11 +75,11 @@ class CountingSource:
     """A source that remembers which views were read."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.reads = source, list[Basis]()
+        self.source, self.reads = source, list[Direction]()
 
     @property
-    def has_twins(self) -> bool:
-        return self.source.has_twins
+    def has_reversed_copies(self) -> bool:
+        return self.source.has_reversed_copies
 
     @property
     def repeated(self) -> int:
@@ -88,16 +88,18 @@ class CountingSource:
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         return self.source.timebase(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> torch.Tensor:
+    def read(
+        self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
+    ) -> torch.Tensor:
         self.reads.append(view)
         return self.source.read(video, grid, view=view, margin=margin)
 
 
 def same(a: Sample, b: Sample) -> bool:
     return (
-        (a.video, a.grid, a.view, a.twin is None) == (b.video, b.grid, b.view, b.twin is None)
+        (a.video, a.grid, a.view, a.reversed_copy is None) == (b.video, b.grid, b.view, b.reversed_copy is None)
         and torch.equal(a.content, b.content)
-        and (a.twin is None or b.twin is None or torch.equal(a.twin, b.twin))
+        and (a.reversed_copy is None or b.reversed_copy is None or torch.equal(a.reversed_copy, b.reversed_copy))
         and np.array_equal(a.segments, b.segments)
         and np.array_equal(a.labels, b.labels)
         and np.array_equal(np.asarray(a.colour), np.asarray(b.colour))  # both may be None
@@ -178,10 +180,10 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
     def source(find_reversed: Callable[[str], Path] | None) -> VideoFiles:
         return VideoFiles(lambda name: tmp_path / "a.mp4", pixels=64, stride_frames=stride, find_reversed=find_reversed)
 
-    direct, twin = source(None), source(lambda name: tmp_path / "b.mp4")
+    direct, reversed_copy = source(None), source(lambda name: tmp_path / "b.mp4")
     grid = direct.timebase(video).window(2, 11)
-    assert twin.timebase(video) == direct.timebase(video)
-    ours, theirs = direct.read(video, grid).numpy(), twin.read(video, grid, view="reverse").numpy()
+    assert reversed_copy.timebase(video) == direct.timebase(video)
+    ours, theirs = direct.read(video, grid).numpy(), reversed_copy.read(video, grid, view="reverse").numpy()
     assert psnr(ours, theirs).min() > 32
     assert (psnr(ours, theirs) > psnr(ours[1:], theirs[:-1]).max() + 3).all()
     assert (psnr(ours, theirs) > psnr(ours[:-1], theirs[1:]).max() + 3).all()
@@ -249,28 +251,28 @@ def test_two_networks_get_the_windows_of_one_and_each_is_read_once(
 def test_with_reversed_files_each_network_of_two_gets_what_it_gets_alone_and_each_file_is_read_once(
     videos: Path, make: Callable[..., TrainingWindows]
 ) -> None:
-    twins = f"data.reversed_videos={videos.parent / 'twins'}"
-    config = config_of(videos, *PAIR, twins)
+    reversed_copies = f"data.reversed_videos={videos.parent / 'twins'}"
+    config = config_of(videos, *PAIR, reversed_copies)
     counting = CountingSource(build_source(config))
     items = every_item(make(config, counting))
     assert counting.reads == ["forward", "reverse"] * len(items)
     assert all(
         same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments)) for item in items
     )
-    forward = every_item(make(config_of(videos, twins)))
-    reverse = every_item(make(config_of(videos, twins, "direction=reverse")))
-    assert all(map(same, [replace(item, twin=None) for item in items], forward))
-    assert all(map(same, [replace(item.reversed(), twin=None) for item in items], reverse))
+    forward = every_item(make(config_of(videos, reversed_copies)))
+    reverse = every_item(make(config_of(videos, reversed_copies, "direction=reverse")))
+    assert all(map(same, [replace(item, reversed_copy=None) for item in items], forward))
+    assert all(map(same, [replace(item.reversed(), reversed_copy=None) for item in items], reverse))
     for item in items:
-        assert item.twin is not None
-        assert not torch.equal(item.twin, item.content)  # it went through the codec twice
-        assert psnr(item.content.numpy(), item.twin.numpy()).min() > 30
+        assert item.reversed_copy is not None
+        assert not torch.equal(item.reversed_copy, item.content)  # it went through the codec twice
+        assert psnr(item.content.numpy(), item.reversed_copy.numpy()).min() > 30
 
 
 def test_two_forward_networks_have_no_use_for_reversed_files(videos: Path) -> None:
     config = config_of(videos, *PAIR, "pair.second=forward", f"data.reversed_videos={videos.parent / 'nowhere'}")
-    assert not build_source(config).has_twins
-    assert all(item.twin is None for item in every_item(training_windows(config)))
+    assert not build_source(config).has_reversed_copies
+    assert all(item.reversed_copy is None for item in every_item(training_windows(config)))
 
 
 def test_both_sources_give_two_networks_the_same_training_examples(videos: Path) -> None:
@@ -312,7 +314,7 @@ def test_a_reversed_file_of_another_shape_is_refused(tmp_path: Path, videos: Pat
 @st.composite
 def windows_of_a_batch(draw: st.DrawFn) -> tuple[list[Sample], int]:
     """Samples of frames or features, with twins or without, and the length of their batch."""
-    frames, twins = draw(st.booleans()), draw(st.booleans())
+    frames, reversed_copies = draw(st.booleans()), draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     steps = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
 
@@ -330,24 +332,24 @@ def windows_of_a_batch(draw: st.DrawFn) -> tuple[list[Sample], int]:
             np.sort(rng.uniform(0, count, (n, 2)), axis=1),
             rng.integers(0, 3, n),
             colour=rng.standard_normal((3, 4), dtype=np.float32) if rng.random() < 0.5 else None,
-            twin=content(count) if twins else None,
+            reversed_copy=content(count) if reversed_copies else None,
         )
 
     return [sample(count) for count in steps], draw(st.integers(max(steps), 14))
 
 
 def assert_same_batch(a: Batch, b: Batch) -> None:
-    assert (a.grids, a.videos, a.colour is None, a.twin is None) == (
+    assert (a.grids, a.videos, a.colour is None, a.reversed_copy is None) == (
         b.grids,
         b.videos,
         b.colour is None,
-        b.twin is None,
+        b.reversed_copy is None,
     )
     for one, other in (
         (a.inputs, b.inputs),
         (a.mask, b.mask),
         (a.colour, b.colour),
-        (a.twin, b.twin),
+        (a.reversed_copy, b.reversed_copy),
         *zip(a.segments, b.segments, strict=True),
         *zip(a.labels, b.labels, strict=True),
     ):
@@ -370,12 +372,12 @@ def test_a_batch_turned_round_is_the_batch_of_the_samples_turned_round(drawn: tu
 
 def test_every_tensor_of_a_batch_goes_to_the_device_and_turns_round_there() -> None:
     frames = torch.zeros(3, 4, 4, 3, dtype=torch.uint8)
-    sample = replace(sample_of(frames), twin=frames, colour=np.eye(3, 4, dtype=np.float32))
+    sample = replace(sample_of(frames), reversed_copy=frames, colour=np.eye(3, 4, dtype=np.float32))
     moved = collate([sample], 4).to(torch.device("meta"))
     for batch in (moved, moved.reversed()):
         assert batch.colour is not None
-        assert batch.twin is not None
-        tensors = [batch.inputs, batch.mask, batch.colour, batch.twin, *batch.segments, *batch.labels]
+        assert batch.reversed_copy is not None
+        tensors = [batch.inputs, batch.mask, batch.colour, batch.reversed_copy, *batch.segments, *batch.labels]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -587,8 +589,8 @@ def test_many_frames_a_step_are_padded_and_turned_round_with_it(videos: Path) ->
 
 def test_many_frames_a_step_of_reversed_files_are_the_forward_ones_flipped(videos: Path) -> None:
     flipped = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse")))
-    twins = f"data.reversed_videos={videos.parent / 'twins'}"
-    from_files = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse", twins)))
+    reversed_copies = f"data.reversed_videos={videos.parent / 'twins'}"
+    from_files = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse", reversed_copies)))
     for one, other in zip(flipped, from_files, strict=True):
         assert numbers_shown(one.content.numpy()) == numbers_shown(other.content.numpy())
 
@@ -660,13 +662,13 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_windows_in_their_order_are_those_read_each_alone(
     features: Path, long: Path, kind: str, overlap: float
 ) -> None:
-    twins = f"data.reversed_videos={long.parent / 'twins'}"
+    reversed_copies = f"data.reversed_videos={long.parent / 'twins'}"
     path, *overrides = {
         "features": (features,),
         "frames": (long, "window.frames_per_step=2"),
-        "reverse": (long, "direction=reverse", twins),
+        "reverse": (long, "direction=reverse", reversed_copies),
         "pair": (long, *PAIR),
-        "pair of files": (long, *PAIR, twins),
+        "pair of files": (long, *PAIR, reversed_copies),
     }[kind]
     config = config_of(path, f"window.overlap={overlap}", "window.steps=16", *overrides)
     windows = windows_to_test(config)
@@ -695,7 +697,7 @@ def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
         start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
         content[(start + end) // 2 : (start + 2 * end) // 3] = bytes((start + 2 * end) // 3 - (start + end) // 2)
         (tmp_path / f"test_{i}.mp4").write_bytes(content)
-    config = config_of(long, f"data.videos={tmp_path}", "data.damaged_frames=repeat", "window.steps=16")
+    config = config_of(long, f"data.videos={tmp_path}", "data.on_decode_error=repeat", "window.steps=16")
     windows = windows_to_test(config)
     in_order = every_item(windows)
     assert sum(sample.repeated for sample in in_order) > 0

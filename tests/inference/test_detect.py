@@ -32,16 +32,16 @@ from bitad.models.build import build_network
 from bitad.models.fusion import ColumnFusion
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Detector, Pair, Side
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import write_json
-from bitad.timeline import Basis, Grid
+from bitad.timeline import Direction, Grid
 from bitad.video import indexing as index_cache
 from bitad.video.indexing import IndexCache
 from bitad.video.writer import write_video
 from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
-INIT = ("init.forward=f", "init.backward=b")  # asked for; nothing here reads them
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
+INIT = ("init.forward=f", "init.reverse=b")  # asked for; nothing here reads them
 EXACT = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.method=vanilla", "test.nms.iou_threshold=0.9")
 
 
@@ -51,7 +51,7 @@ class TruthOnTheGrid:
     Channels: one a class, then the steps to the nearer and to the farther end of time, forwards.
     """
 
-    has_twins = False
+    has_reversed_copies = False
     repeated = 0
 
     def __init__(self, source: Source) -> None:
@@ -60,7 +60,7 @@ class TruthOnTheGrid:
     def timebase(self, video: AnnotatedVideo) -> Timebase:
         return self.source.timebase(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Basis = "forward", margin: float = 1.0) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         features = torch.zeros(grid.steps, len(CLASSES) + 2)
         for (start, end), label in zip(grid.to_steps(video.segments), video.labels, strict=True):
             for x in range(max(0, int(np.ceil(start))), min(grid.steps, int(end) + 1)):
@@ -102,11 +102,11 @@ def truth_of(config: Config) -> Annotations:
     return read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
 
 
-def heard(config: Config, *, team: Processes = ALONE, **keywords: Any) -> Detections:
+def heard(config: Config, *, ranks: Ranks = ALONE, **keywords: Any) -> Detections:
     """What is found with an oracle that watches in the configuration's direction."""
     oracle = Oracle(reverse=config.direction == "reverse")
     source = TruthOnTheGrid(build_source(config))
-    return detect(oracle, truth_of(config), source, config, team, **keywords).merged
+    return detect(oracle, truth_of(config), source, config, ranks, **keywords).merged
 
 
 @pytest.mark.parametrize("steps", [16, 32, 64])

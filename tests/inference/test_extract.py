@@ -34,7 +34,7 @@ from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.models.vit import VisionTransformer, sinusoid_table
-from bitad.timeline import Basis
+from bitad.timeline import Direction
 from bitad.video.decoding import PictureStream
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_video
@@ -44,7 +44,7 @@ from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
-DIRECTIONS: tuple[Basis, ...] = ("forward", "reverse")
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def extract(
     encoder: Encoder,
     videos: Iterable[Path],
     out: Path,
-    directions: tuple[Basis, ...] = ("forward",),
+    directions: tuple[Direction, ...] = ("forward",),
     *,
     precision: Precision = "float32",
     stored: Stored = "float32",
@@ -198,7 +198,7 @@ def test_clips_of_other_lengths_have_the_sinusoid_go_on_or_end_earlier(
 @pytest.mark.parametrize("frames_per_step", [1, 2])
 @pytest.mark.parametrize("view", DIRECTIONS)
 def test_a_runs_features_are_what_its_pyramid_stands_on(
-    data: Path, tmp_path: Path, view: Basis, frames_per_step: int
+    data: Path, tmp_path: Path, view: Direction, frames_per_step: int
 ) -> None:
     overrides = ("window.overlap=0.75", f"direction={view}", f"window.frames_per_step={frames_per_step}")
     file, network = untrained(data, tmp_path / "best.pt", *overrides)
@@ -494,7 +494,7 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_half_written(
 ) -> None:
     encode, calls = ClipEncoder.encode, []
 
-    def fail(self: ClipEncoder, pictures: torch.Tensor, piece: Piece, direction: Basis) -> torch.Tensor:
+    def fail(self: ClipEncoder, pictures: torch.Tensor, piece: Piece, direction: Direction) -> torch.Tensor:
         calls.append(piece)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -618,7 +618,7 @@ def test_runs_that_make_no_features_of_videos_say_why(data: Path, tmp_path: Path
     features, _ = untrained(feature_data(tmp_path / "features"), tmp_path / "features.pt")
     with pytest.raises(ValueError, match="detector on features, without a backbone; give one on videos"):
         load_encoder(features)
-    init = (f"init.forward={features}", f"init.backward={features}")
+    init = (f"init.forward={features}", f"init.reverse={features}")
     crossed, _ = untrained(data, tmp_path / "crossed.pt", "experiment=2x", *init)
     with pytest.raises(ValueError, match="experiment 2x neither backbone works alone"):
         load_encoder(crossed)

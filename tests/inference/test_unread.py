@@ -28,13 +28,13 @@ from bitad.data.sources import VideoFiles, build_source
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import Results, detect
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log
 from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 BACKBONES = ("window", "video")
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_found(
     expected = results(of(path, *how), "test_0", "test_1").merged
     reading(monkeypatch, "test_0", hang)
     began = time.monotonic()
-    found = results(of(path, *how, "test.bad_videos=skip", "test.reading_s=1")).merged
+    found = results(of(path, *how, "test.on_read_error=skip", "test.read_timeout_s=1")).merged
     assert time.monotonic() - began < 30
     assert found.videos == ("test_0", "test_1", "test_2", "test_3")
     assert set(np.unique(found.video)) == {2, 3}  # nor is anything found in the windows that can be read
@@ -142,7 +142,7 @@ def test_it_counts_against_the_map(path: Path) -> None:
         },
         classes=CLASSES,
     )
-    found = results(of(path, "test.bad_videos=skip")).merged
+    found = results(of(path, "test.on_read_error=skip")).merged
     assert len(found.of_video("test_1")) == 0
     assert evaluate(truth_of(config, "test_1"), perfect, tiou=[0.5]).average_map == 1
     assert evaluate(truth, perfect, tiou=[0.5]).average_map < 1
@@ -153,7 +153,7 @@ def test_it_counts_against_the_map(path: Path) -> None:
 def test_without_being_asked_to_leave_it_out_it_is_an_error_that_names_it(
     path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, workers: int
 ) -> None:
-    config = of(path, f"test.backbone={backbone}", f"test.workers={workers}", "test.reading_s=1")
+    config = of(path, f"test.backbone={backbone}", f"test.workers={workers}", "test.read_timeout_s=1")
     with pytest.raises(ValueError, match=r"test_1\.mp4: frame"):
         results(config)
     reading(monkeypatch, "test_2", hang)
@@ -171,14 +171,14 @@ def test_a_file_that_is_no_video_is_one_that_cannot_be_read(
     how = (f"test.backbone={backbone}", f"data.videos={tmp_path}")
     with pytest.raises(FileNotFoundError, match="no video 'test_1' there"):
         results(of(path, *how))
-    found = results(of(path, *how, "test.bad_videos=skip")).merged
+    found = results(of(path, *how, "test.on_read_error=skip")).merged
     assert set(np.unique(found.video)) == {0, 2}
     assert set(found.details["unread"]) == {"test_1", "test_3"}
     with pytest.raises(ValueError, match=r"testing: none of the 2 videos can be read; test_1: .*no video 'test_1'"):
-        results(of(path, *how, "test.bad_videos=skip"), "test_0", "test_2")
+        results(of(path, *how, "test.on_read_error=skip"), "test_0", "test_2")
 
 
-class WithAnother(Processes):
+class WithAnother(Ranks):
     """The first of two processes, the other of which cannot read the last video."""
 
     def gather(self, piece: Any) -> list[Any]:
@@ -187,7 +187,7 @@ class WithAnother(Processes):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_what_one_process_cannot_read_is_left_out_by_all(path: Path, backbone: str) -> None:
-    config = of(path, f"test.backbone={backbone}", "test.bad_videos=skip")
+    config = of(path, f"test.backbone={backbone}", "test.on_read_error=skip")
     torch.manual_seed(0)
     network = build_network(config, len(CLASSES)).eval()
     truth = truth_of(config, "test_1")
@@ -206,7 +206,7 @@ def test_a_process_that_is_killed_is_an_error_that_says_what_it_read(
     path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
     reading(monkeypatch, "test_2", die)
-    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.bad_videos=skip")
+    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.on_read_error=skip")
     with pytest.raises(
         ChildProcessError, match=r"was reading video test_2 ended unexpectedly: Killed.*memory runs out"
     ):
@@ -220,7 +220,7 @@ def test_a_process_that_nothing_interrupts_is_ended_and_is_an_error_that_says_wh
     path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
     reading(monkeypatch, "test_2", hang_whatever_comes)
-    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.reading_s=1")
+    config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.read_timeout_s=1")
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match="reading video test_2 took longer than 1 s and could not be interr"):
         results(config, "test_1")
@@ -232,7 +232,7 @@ def test_a_process_that_nothing_interrupts_is_ended_and_is_an_error_that_says_wh
 def test_the_command_ends_with_one_line(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = of(path, "test.workers=1", "test.reading_s=1", "test.bad_videos=skip")
+    config = of(path, "test.workers=1", "test.read_timeout_s=1", "test.on_read_error=skip")
     checkpoint = Checkpoint(config, CLASSES, build_network(config, len(CLASSES)).state_dict(), 1, rate_hz=8.0)
     save_checkpoint(checkpoint, tmp_path / "best.pt")
     assert main(["test", str(tmp_path / "best.pt"), "--device", "cpu"]) == 0

@@ -30,15 +30,15 @@ from bitad.models.adapters import TemporalAdapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
 from bitad.models.vit import VisionTransformer
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder
 from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
-INIT = ("init.forward=f", "init.backward=b")  # asked for; nothing here reads them
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
+INIT = ("init.forward=f", "init.reverse=b")  # asked for; nothing here reads them
 UNROUNDED = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.method=vanilla")
 
 
@@ -144,9 +144,9 @@ def network_of(config: Config) -> Network:
     return network
 
 
-def results(config: Config, *, team: Processes = ALONE, source: Any = None) -> Results:
+def results(config: Config, *, ranks: Ranks = ALONE, source: Any = None) -> Results:
     source = build_source(config) if source is None else source
-    return detect(network_of(config), truth_of(config), source, config, team)
+    return detect(network_of(config), truth_of(config), source, config, ranks)
 
 
 def assert_found_alike(one: Results, other: Results, *, atol: float = 2e-4) -> None:
@@ -189,9 +189,11 @@ def test_of_a_video_that_fits_one_window_nothing_changes(
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("reversed_copies", [False, True])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_windows_are_cut_out_of_the_features_of_the_whole_video(long: Path, experiment: str, twins: bool) -> None:
+def test_windows_are_cut_out_of_the_features_of_the_whole_video(
+    long: Path, experiment: str, reversed_copies: bool
+) -> None:
     """A backbone without adapters sees no further than its clips, so on windows of whole clips nothing changes."""
     overrides = (
         *EXPERIMENTS[experiment],
@@ -200,7 +202,7 @@ def test_windows_are_cut_out_of_the_features_of_the_whole_video(long: Path, expe
         "window.frames_per_step=2",
         "window.steps=16",
         "test.batch=1",
-        *([f"data.reversed_videos={long.parent / 'reversed'}"] if twins else []),
+        *([f"data.reversed_videos={long.parent / 'reversed'}"] if reversed_copies else []),
     )
     found = []
     for how in ("window", "video"):
@@ -271,13 +273,13 @@ def test_neither_workers_nor_batches_nor_processes_matter(long: Path) -> None:
     overrides = ("test.backbone=video", "window.steps=16", *UNROUNDED)
     alone = results(config_of(long, *overrides))
     assert_found_alike(alone, results(config_of(long, *overrides, "test.batch=1", "test.workers=1")))
-    shares = [results(config_of(long, *overrides), team=OneOfTwo(rank=rank)) for rank in range(2)]
+    shares = [results(config_of(long, *overrides), ranks=OneOfTwo(rank=rank)) for rank in range(2)]
     videos = [set(share.merged.of_video(name).scores.tolist()) for share in shares for name in share.merged.videos]
     assert sum(len(share.merged) for share in shares) == len(alone.merged)
     assert [bool(scores) for scores in videos].count(True) == 2  # each video in one process
 
 
-class OneOfTwo(Processes):
+class OneOfTwo(Ranks):
     """One of two processes that hears nothing from the other."""
 
     def __init__(self, *, rank: int) -> None:

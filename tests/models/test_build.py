@@ -15,12 +15,12 @@ from bitad.config.names import SIZES
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.training.trainer import Trainer
 from bitad.weights.files import weights_path
 from bitad.weights.loading import load_pretrained, load_weights
 
-ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

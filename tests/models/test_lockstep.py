@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitad.models.adapters import CrossAdapter, TemporalAdapter
-from bitad.models.alignment import Meeting, encode_together
+from bitad.models.alignment import TubeletAlignment, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import Checkpointing, VisionTransformer
 from bitad.timeline import mirror_points
@@ -64,7 +64,7 @@ def partner(tubelet: int, real: int) -> int | None:
 
 def test_tubelets_meet_the_nearest_real_one_of_the_mirrored_view() -> None:
     lengths = range(1, STEPS + 1)
-    meeting = Meeting.of(first_real(*lengths), 2, mirrored=True)
+    meeting = TubeletAlignment.of(first_real(*lengths), 2, mirrored=True)
     assert meeting.tubelet.shape == meeting.real.shape == (STEPS, STEPS // 2)
     assert meeting.tubelet.min() >= 0
     for row, real in enumerate(lengths):
@@ -75,7 +75,7 @@ def test_tubelets_meet_the_nearest_real_one_of_the_mirrored_view() -> None:
 
 
 def test_meeting_is_mutual() -> None:
-    tubelet, real = Meeting.of(first_real(*range(1, STEPS + 1)), 2, mirrored=True)
+    tubelet, real = TubeletAlignment.of(first_real(*range(1, STEPS + 1)), 2, mirrored=True)
     there_and_back = tubelet.gather(1, tubelet)
     assert torch.equal(there_and_back[real], torch.arange(STEPS // 2).expand_as(real)[real])
 
@@ -83,12 +83,12 @@ def test_meeting_is_mutual() -> None:
 def test_tubelets_meet_as_points_of_a_level_of_stride_2_do() -> None:
     steps = torch.arange(1, STEPS + 1)[:, None]
     index, _ = mirror_points(torch.arange(STEPS // 2), 2, steps)
-    tubelet, real = Meeting.of(first_real(*range(1, STEPS + 1)), 2, mirrored=True)
+    tubelet, real = TubeletAlignment.of(first_real(*range(1, STEPS + 1)), 2, mirrored=True)
     assert torch.equal(tubelet[real], index[real])
 
 
 def test_tubelets_of_two_forward_views_meet_their_like() -> None:
-    tubelet, real = Meeting.of(first_real(*range(1, STEPS + 1)), 2, mirrored=False)
+    tubelet, real = TubeletAlignment.of(first_real(*range(1, STEPS + 1)), 2, mirrored=False)
     assert torch.equal(tubelet, torch.arange(STEPS // 2).expand(STEPS, -1))
     assert real.sum(1).tolist() == [-(-length // 2) for length in range(1, STEPS + 1)]
 
@@ -98,7 +98,7 @@ def test_tubelets_of_two_forward_views_meet_their_like() -> None:
 def test_new_cross_adapters_change_nothing(mirrored: bool) -> None:
     one, two, views = backbone(0), backbone(1), (frames(2), frames(3))
     new = cross_adapters(4, trained=False), cross_adapters(5, trained=False)
-    x, y = encode_together(one, two, views, MASK, new, mirrored=mirrored)
+    x, y = joint_forward(one, two, views, MASK, new, mirrored=mirrored)
     assert torch.equal(x, one(views[0]))
     assert torch.equal(y, two(views[1]))
 
@@ -117,8 +117,8 @@ def test_a_frame_of_one_view_is_felt_in_the_other_at_its_own_time_and_padding_no
     changed = there.clone()
     changed[range(steps), range(steps)] ^= 1  # in window p, frame p
     mask = first_real(*[real] * steps, steps=steps)
-    before, _ = encode_together(one, two, (here, there), mask, cross, mirrored=mirrored)
-    after, _ = encode_together(one, two, (here, changed), mask, cross, mirrored=mirrored)
+    before, _ = joint_forward(one, two, (here, there), mask, cross, mirrored=mirrored)
+    after, _ = joint_forward(one, two, (here, changed), mask, cross, mirrored=mirrored)
     felt = (before != after).any(1)  # [p, frame here]
     expected = torch.zeros(steps, steps, dtype=torch.bool)
     for tubelet in range(-(-real // 2)):
@@ -134,9 +134,9 @@ def test_a_frame_of_one_view_is_felt_in_the_other_at_its_own_time_and_padding_no
 def test_windows_do_not_see_each_other(mirrored: bool) -> None:
     one, two, views = backbone(0), backbone(1), (frames(2), frames(3))
     cross = cross_adapters(4), cross_adapters(5)
-    together = encode_together(one, two, views, MASK, cross, mirrored=mirrored)
+    together = joint_forward(one, two, views, MASK, cross, mirrored=mirrored)
     for window in range(2):
-        alone = encode_together(
+        alone = joint_forward(
             one, two, (views[0][[window]], views[1][[window]]), MASK[[window]], cross, mirrored=mirrored
         )
         for all_windows, single in zip(together, alone, strict=True):
@@ -148,8 +148,8 @@ def test_windows_do_not_see_each_other(mirrored: bool) -> None:
 def test_swapping_the_networks_and_views_swaps_the_features(mirrored: bool) -> None:
     one, two, here, there = backbone(0), backbone(1), frames(2), frames(3)
     cross, crossed = cross_adapters(4), cross_adapters(5)
-    x, y = encode_together(one, two, (here, there), MASK, (cross, crossed), mirrored=mirrored)
-    v, u = encode_together(two, one, (there, here), MASK, (crossed, cross), mirrored=mirrored)
+    x, y = joint_forward(one, two, (here, there), MASK, (cross, crossed), mirrored=mirrored)
+    v, u = joint_forward(two, one, (there, here), MASK, (crossed, cross), mirrored=mirrored)
     assert torch.equal(x, u)
     assert torch.equal(y, v)
     assert not torch.allclose(x, one(here))
@@ -174,10 +174,10 @@ def test_a_network_hears_from_its_mirror_image_what_it_sees_itself() -> None:
         block.bi_adapter.load_state_dict(weights)
 
     views, full = (view, view.flip(1)), first_real(STEPS, STEPS)
-    x, y = encode_together(one, two, views, full, (cross, crossed), mirrored=True)
+    x, y = joint_forward(one, two, views, full, (cross, crossed), mirrored=True)
     torch.testing.assert_close(x, single(view))
     torch.testing.assert_close(y.flip(2), single(view))
-    x, _ = encode_together(one, two, views, full, (cross, crossed), mirrored=False)
+    x, _ = joint_forward(one, two, views, full, (cross, crossed), mirrored=False)
     assert not torch.allclose(x, single(view))
 
 
@@ -190,7 +190,7 @@ def test_checkpointing_gives_the_same_features_and_gradients(drop_path: float) -
         for parameter in (*one.parameters(), *two.parameters()):
             parameter.requires_grad_(False)
         torch.manual_seed(6)
-        x, y = encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
+        x, y = joint_forward(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
         (x.square().mean() + y.square().mean()).backward()
         results.append((x.detach(), y.detach(), *(p.grad for adapters in cross for p in adapters.parameters())))
     for plain, *others in zip(*results, strict=True):
@@ -205,7 +205,7 @@ def test_checkpointing_keeps_only_what_passes_from_depth_to_depth() -> None:
     for checkpointing in ("none", "blocks"):
         one, two = (backbone(seed, checkpointing=checkpointing).requires_grad_(False) for seed in (0, 1))
         with Tally(one, two, *cross, *views, MASK) as tally:
-            features = encode_together(one, two, views, MASK, cross, mirrored=True)
+            features = joint_forward(one, two, views, MASK, cross, mirrored=True)
             kept.append(tally.bytes - storage_bytes(features))
     everything, with_checkpointing = kept
     tokens = 2 * STEPS // 2 * 4 * DIM * 8  # bytes of a network's, of two windows
@@ -215,7 +215,7 @@ def test_checkpointing_keeps_only_what_passes_from_depth_to_depth() -> None:
 
 def test_what_one_network_is_to_say_teaches_the_others_cross_adapters_too() -> None:
     one, two, cross = backbone(0), backbone(1), (cross_adapters(4), cross_adapters(5))
-    x, _ = encode_together(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
+    x, _ = joint_forward(one, two, (frames(2), frames(3)), MASK, cross, mirrored=True)
     x.square().mean().backward()
     taught = [all(p.grad is not None and p.grad.any() for p in adapter.parameters()) for adapter in cross[1]]
     assert taught == [True, False]  # what it says behind the last block, the other does not hear
@@ -224,8 +224,8 @@ def test_what_one_network_is_to_say_teaches_the_others_cross_adapters_too() -> N
 def test_views_of_different_windows_are_refused() -> None:
     one, two, cross = backbone(0), backbone(1), (cross_adapters(4), cross_adapters(5))
     with pytest.raises(ValueError, match=r"shapes \[2, 32, 16, 16, 3\] and \[2, 16, 16, 16, 3\] with a mask of"):
-        encode_together(one, two, (frames(2), frames(3, steps=16)), MASK, cross, mirrored=True)
+        joint_forward(one, two, (frames(2), frames(3, steps=16)), MASK, cross, mirrored=True)
     with pytest.raises(ValueError, match=r"with a mask of \[2, 16\]; give both views"):
-        encode_together(one, two, (frames(2), frames(3)), MASK[:, :16], cross, mirrored=True)
+        joint_forward(one, two, (frames(2), frames(3)), MASK[:, :16], cross, mirrored=True)
     with pytest.raises(ValueError, match=r"window of 24 frames .* clip of 16; use 32"):
-        encode_together(one, two, (frames(2, 2, 24), frames(3, 2, 24)), MASK[:, :24], cross, mirrored=True)
+        joint_forward(one, two, (frames(2, 2, 24), frames(3, 2, 24)), MASK[:, :24], cross, mirrored=True)

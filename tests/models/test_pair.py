@@ -19,7 +19,7 @@ from bitad.models.network import Detector, Pair
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.weights.loading import load_weights
 
-INIT = ("init.forward=f.pt", "init.backward=b.pt")  # asked for, and not read by what is tested here
+INIT = ("init.forward=f.pt", "init.reverse=b.pt")  # asked for, and not read by what is tested here
 TWO_FORWARD = "pair.second=forward"
 FUSIONS = {"3-1": ColumnFusion, "3-2": ConvolutionFusion, "3-3": MeanFusion}
 
@@ -117,7 +117,7 @@ def test_only_what_is_added_trains_unless_the_detectors_shall_too(videos: Path, 
     assert trainable(pair) == {name for name in names if added in name} == names - of_baselines
     depth = len(pair.first.network.backbone.vit.blocks)
     assert sum(name.endswith(".up.weight") for name in trainable(pair)) == 2 * depth
-    too = pair_of(configured(videos, experiment, "pair.detector_too=true"))
+    too = pair_of(configured(videos, experiment, "pair.train_detector=true"))
     assert trainable(too) == {name for name in names if ".vit." not in name or is_adapter(name)}
     assert trainable(too) > trainable(pair)
 

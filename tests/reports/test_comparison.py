@@ -22,7 +22,7 @@ from bitad.inference.merge import merge
 from bitad.reports.comparison import Comparison, Result, compare, label_of
 from bitad.reports.comparison_page import write_comparison
 
-STARTS = ("init.forward=f", "init.backward=b")
+STARTS = ("init.forward=f", "init.reverse=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")
 
 
@@ -77,7 +77,7 @@ def write_run(config: Config, *, noise: float, losses: Sequence[float]) -> None:
         write_detections(reverse, folder / "detections.reverse.json")
     records: list[dict[str, object]] = []
     for step, loss in enumerate(losses):
-        each = {"losses": {"forward": 0.75 * loss, "backward": 0.25 * loss}} if pair else {}
+        each = {"losses": {"forward": 0.75 * loss, "reverse": 0.25 * loss}} if pair else {}
         records.append({"kind": "training", "epoch": 0, "step": 10 * step, "loss": loss, **each})
     records.append({"kind": "evaluation", "epoch": 1, "step": 10, "average_map": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")

@@ -28,7 +28,7 @@ from bitad.data.detections import read_detections
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
 from bitad.runtime.signals import ignore_signals
-from bitad.runtime.workers import within
+from bitad.runtime.workers import time_limit
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,7 +91,7 @@ def test_a_hanging_and_a_corrupt_video_are_named_and_the_run_goes_on(
 ) -> None:
     damage(path, "train_0")
     reading(monkeypatch, "train_1", hang)
-    options = ("training.bad_videos=skip", "training.reading_s=0.5", f"training.workers={workers}")
+    options = ("training.on_read_error=skip", "training.read_timeout_s=0.5", f"training.workers={workers}")
     trainer = Trainer(of(path, *options), ALONE)
     began = time.monotonic()
     trainer.run()
@@ -110,8 +110,8 @@ def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
     path = video_data(tmp_path / "more", training=1, test=3)
     damage(path, "test_0")
     reading(monkeypatch, "test_2", hang)
-    quick = ("training.epochs=1", "training.warmup_epochs=0", f"training.workers={workers}", "test.reading_s=0.5")
-    config = of(path, *quick, "test.bad_videos=skip")
+    quick = ("training.epochs=1", "training.warmup_epochs=0", f"training.workers={workers}", "test.read_timeout_s=0.5")
+    config = of(path, *quick, "test.on_read_error=skip")
     began = time.monotonic()
     Trainer(config, ALONE).run()
     assert time.monotonic() - began < 60
@@ -136,7 +136,9 @@ def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_wh
     monkeypatch.setattr(readers, "_GRACE_S", 0.3)
     monkeypatch.setattr(readers, "_SECONDS_BETWEEN_LOOKS", 0.1)
     reading(monkeypatch, "train_1", does)
-    windows = Trainer(of(path, "training.workers=2", "training.reading_s=1", "training.bad_videos=skip"), ALONE).windows
+    windows = Trainer(
+        of(path, "training.workers=2", "training.read_timeout_s=1", "training.on_read_error=skip"), ALONE
+    ).windows
     loader = DataLoader(
         windows,
         num_workers=2,
@@ -156,7 +158,7 @@ def test_without_being_asked_to_leave_them_out_the_run_ends_in_time_and_names_th
     path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     reading(monkeypatch, "train_2", hang)
-    trainer = Trainer(of(path, "training.reading_s=0.5", f"training.workers={workers}"), ALONE)
+    trainer = Trainer(of(path, "training.read_timeout_s=0.5", f"training.workers={workers}"), ALONE)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"reading video train_2 took longer than 0\.5 s"):
         trainer.run()
@@ -169,12 +171,12 @@ def test_videos_that_cannot_even_be_opened_are_left_out_before_training(
     (path.parent / "videos" / "train_1.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"train_1\.mp4: not a video"):
         Trainer(of(path), ALONE)
-    trainer = Trainer(of(path, "training.bad_videos=skip"), ALONE)
+    trainer = Trainer(of(path, "training.on_read_error=skip"), ALONE)
     assert [video.name for video in trainer.windows.videos] == ["train_0", "train_2"]
     assert "training video train_1 is left out: " in caplog.text
     shutil.rmtree(path.parent / "videos")
     with pytest.raises(FileNotFoundError):  # nor is there anything to test on
-        Trainer(of(path, "training.bad_videos=skip"), ALONE)
+        Trainer(of(path, "training.on_read_error=skip"), ALONE)
 
 
 def test_where_no_window_can_be_read_the_run_ends_whatever_was_asked_for(
@@ -185,12 +187,12 @@ def test_where_no_window_can_be_read_the_run_ends_whatever_was_asked_for(
 
     monkeypatch.setattr(VideoFiles, "read", unreadable)
     with pytest.raises(ValueError, match="not today"):
-        Trainer(of(path, "training.bad_videos=skip", "training.workers=0"), ALONE).run()
+        Trainer(of(path, "training.on_read_error=skip", "training.workers=0"), ALONE).run()
 
 
 def test_a_window_in_anothers_place_is_that_videos_own(path: Path) -> None:
     damage(path, "train_0")
-    windows = Trainer(of(path, "training.bad_videos=skip"), ALONE).windows
+    windows = Trainer(of(path, "training.on_read_error=skip"), ALONE).windows
     instead, own = windows[0], windows[1]
     assert instead.video == own.video == "train_1"
     assert instead.skipped[0].startswith("train_0: ")
@@ -200,10 +202,10 @@ def test_a_window_in_anothers_place_is_that_videos_own(path: Path) -> None:
 
 
 def test_who_is_in_time_is_not_interrupted_later() -> None:
-    with within(0.05, "this"):
+    with time_limit(0.05, "this"):
         pass
     time.sleep(0.1)
-    with within(None, "this"):
+    with time_limit(None, "this"):
         time.sleep(0.01)
-    with pytest.raises(TimeoutError, match=r"this took longer than 0\.05 s"), within(0.05, "this"):
+    with pytest.raises(TimeoutError, match=r"this took longer than 0\.05 s"), time_limit(0.05, "this"):
         time.sleep(5)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from bitad.config.schema import Config
 from bitad.inference.detect import detect_videos
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.weights.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -207,5 +207,5 @@ def test_weights_that_do_not_fit_the_configuration_are_refused_in_one_line(check
 def test_a_detector_of_features_refuses_videos_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
     video_data(tmp_path / "data", training=1, test=0)
     with pytest.raises(ValueError, match="takes pre-computed features, not videos") as refused:
-        detect_videos(checkpoint, {}, Processes(0, 1, torch.device("cpu")))
+        detect_videos(checkpoint, {}, Ranks(0, 1, torch.device("cpu")))
     assert "\n" not in str(refused.value)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import config_of, feature_data, video_data
-from processes import free_port, team
+from processes import free_port, ranks
 from runs import ALONE, assert_same_run, both_baselines
 from torch import nn
 
@@ -21,7 +21,7 @@ from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import build_source
 from bitad.inference.detect import detect
-from bitad.runtime.distributed import Processes, processes
+from bitad.runtime.distributed import Ranks, process_group
 from bitad.runtime.environment import set_up_process
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
@@ -43,7 +43,7 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
         what each process said on standard output.
     """
     work = [(free_port(), [*command, "--device", "cpu"]) for command in commands]
-    with team(world, ["-c", PROGRAM, json.dumps(work)]) as members:
+    with ranks(world, ["-c", PROGRAM, json.dumps(work)]) as members:
         said = [member.communicate(timeout=200) for member in members]
         assert [member.returncode for member in members] == [0] * world, said
     return [out for out, _ in said]
@@ -178,7 +178,7 @@ def test_the_first_process_alone_writes_and_speaks(together: tuple[dict[str, Con
 
 @pytest.mark.parametrize(("total", "world"), [(7, 2), (7, 3), (1, 4), (0, 2)])
 def test_every_piece_of_work_is_in_exactly_one_processs_share(total: int, world: int) -> None:
-    shares = [Processes(rank, world, torch.device("cpu")).share(total) for rank in range(world)]
+    shares = [Ranks(rank, world, torch.device("cpu")).share(total) for rank in range(world)]
     assert sorted(i for share in shares for i in share) == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -195,20 +195,20 @@ def test_one_process_alone_needs_no_others() -> None:
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with processes("cpu") as team:
-        assert team == ALONE
+    with process_group("cpu") as ranks:
+        assert ranks == ALONE
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"cuda.*--device cpu"), processes("cuda"):
+    with pytest.raises(ValueError, match=r"cuda.*--device cpu"), process_group("cuda"):
         pass
-    with processes() as team:
-        assert team.device.type == "cpu"
+    with process_group() as ranks:
+        assert ranks.device.type == "cpu"
 
 
 def test_a_device_that_no_machine_has_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'gpu'; give cpu, cuda"), processes("gpu"):
+    with pytest.raises(ValueError, match=r"'gpu'; give cpu, cuda"), process_group("gpu"):
         pass
 
 
@@ -221,6 +221,6 @@ def test_each_process_takes_the_gpu_of_its_own_number(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    with processes(asked) as team:
-        assert team.device == torch.device(got)
+    with process_group(asked) as ranks:
+        assert ranks.device == torch.device(got)
     assert chosen == ([] if got == "cpu" else [torch.device(got)])

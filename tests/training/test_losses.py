@@ -164,14 +164,14 @@ def test_windows_without_ground_truth_give_finite_gradients_and_no_regression() 
     assert prediction.distances.grad.abs().sum() == 0
 
 
-def twins(seed: int = 0) -> tuple[Prediction, Prediction, Targets]:
+def reversed_copies(seed: int = 0) -> tuple[Prediction, Prediction, Targets]:
     """Two predictions of one batch, and its targets."""
     (first, targets), (second, _) = batch(seed), batch(seed + 1)
     return first, second, targets
 
 
 def test_agreement_is_its_sum_over_points_divided_by_the_normaliser() -> None:
-    first, second, targets = twins()
+    first, second, targets = reversed_copies()
     expected = 0.0
     for window, point in first.mask.nonzero().tolist():
         for a, b in zip(first.logits[window, point].tolist(), second.logits[window, point].tolist(), strict=True):
@@ -185,7 +185,7 @@ def test_agreement_is_its_sum_over_points_divided_by_the_normaliser() -> None:
 @given(seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=30)
 def test_agreement_is_zero_with_oneself_symmetric_and_blind_to_padding(seed: int) -> None:
-    first, second, targets = twins(seed)
+    first, second, targets = reversed_copies(seed)
     loss = DetectionLoss()
     assert loss.agreement(first, first, targets).item() == pytest.approx(0, abs=1e-12)
     apart = loss.agreement(first, second, targets)
@@ -201,7 +201,7 @@ def test_agreement_is_zero_with_oneself_symmetric_and_blind_to_padding(seed: int
 
 
 def test_agreement_draws_both_predictions_towards_one_another_and_leaves_the_normaliser() -> None:
-    first, second, targets = twins()
+    first, second, targets = reversed_copies()
     loss = DetectionLoss()
     before = loss.agreement(first, second, targets)
     before.backward()

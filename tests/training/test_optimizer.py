@@ -72,7 +72,7 @@ def test_fusions_are_not_decayed_and_have_their_rate_over_what_an_output_sums(
 ) -> None:
     """2N inputs of a layer along N points, here 32 + 16 + 8; the 2 x 3 x 3 taps of the convolution."""
     path = feature_data(tmp_path / "data", training=1, test=0)
-    pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.backward=b"), 3)
+    pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.reverse=b"), 3)
     assert isinstance(pair, Pair)
     found = {name: groups for name, groups in groups_by_parameter(pair.first).items() if name.startswith("fusion.")}
     assert {id(groups[0]) for groups in found.values()} == {id(group) for (group,) in found.values()}
@@ -87,7 +87,7 @@ def test_fusions_are_not_decayed_and_have_their_rate_over_what_an_output_sums(
 def test_second_and_cross_adapters_have_the_adapters_rate(tmp_path: Path) -> None:
     path = video_data(tmp_path / "data", training=1, test=0)
     for experiment, added in (("2", "bi_adapter"), ("2x", "cross_adapters")):
-        pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.backward=b"), 3)
+        pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.reverse=b"), 3)
         assert isinstance(pair, Pair)
         found = {name: groups for name, groups in groups_by_parameter(pair.second).items() if groups}
         assert all(added in name.split(".") for name in found)

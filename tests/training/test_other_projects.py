@@ -175,7 +175,7 @@ def test_the_recorded_detectors_load_with_their_configurations(features: Path, t
 
 
 def pair_config(features: Path, forward: Path, backward: Path) -> Config:
-    return config_of(features, "experiment=1-1", f"init.forward={forward}", f"init.backward={backward}")
+    return config_of(features, "experiment=1-1", f"init.forward={forward}", f"init.reverse={backward}")
 
 
 def test_two_networks_start_from_detectors_of_other_projects(features: Path, config: Config, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_second_adapters_are_new_where_two_networks_start_from_detectors_of_othe
     videos = video_data(tmp_path / "data", training=1, test=1)
     source = detector_of(config_of(videos))
     torch.save(layouts.opentad_file(source.state_dict()), tmp_path / "epoch_73.pth")
-    inits = [f"init.{name}={tmp_path / 'epoch_73.pth'}" for name in ("forward", "backward")]
+    inits = [f"init.{name}={tmp_path / 'epoch_73.pth'}" for name in ("forward", "reverse")]
     config = config_of(videos, "experiment=2", *inits)
     pair = build_network(config, len(CLASSES))
     assert isinstance(pair, Pair)
@@ -210,8 +210,8 @@ def test_a_baseline_of_other_classes_or_no_baseline_is_refused_by_its_key(
     torch.save(layouts.opentad_file(detector_of(config, classes=20).state_dict()), tmp_path / "thumos.pth")
     torch.save({"patch_embed.weight": torch.ones(8, 3, 2, 16, 16)}, tmp_path / "vit.pth")
     for name, said in (
-        ("thumos.pth", "init.backward={path} do not fit the network: it has 20 classes, the configuration 3"),
-        ("vit.pth", "init.backward={path} is BiTAD's VideoMAE, not a detector"),
+        ("thumos.pth", "init.reverse={path} do not fit the network: it has 20 classes, the configuration 3"),
+        ("vit.pth", "init.reverse={path} is BiTAD's VideoMAE, not a detector"),
     ):
         path = tmp_path / name
         of_pair = pair_config(features, theirs, path)

@@ -25,7 +25,7 @@ from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
 from bitad.models.vit import VisionTransformer
 from bitad.runtime.log import set_up_logging
-from bitad.training.checkpoints import Keeper
+from bitad.training.checkpoints import CheckpointManager
 from bitad.training.trainer import Trainer
 from bitad.weights import loading as weights_module
 from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint
@@ -158,10 +158,10 @@ def test_with_its_file_a_checkpoint_is_the_network_that_was_saved(
             torch.save(layouts.mmaction2(transformer()), path := tmp_path / "vit.pth")
         case "halved":
             write_safetensors({name: weight.half() for name, weight in transformer().items()}, path, said={})
-    start = () if experiment in ("baseline", "1") else ("init.forward=none", "init.backward=none")
+    start = () if experiment in ("baseline", "1") else ("init.forward=none", "init.reverse=none")
     config = config_of(videos, f"experiment={experiment}", *start, f"model.backbone.weights={path}")
     network = network_of(config)
-    Keeper(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
     names = set(network.state_dict())
     assert held(tmp_path / "last.pt") == names - frozen(names)
     assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
@@ -173,7 +173,7 @@ def test_the_transformer_is_looked_at_once_however_often_a_run_is_saved(
     read: list[Path] = []
     monkeypatch.setattr(weights_module, "read_weights", lambda path: [read.append(path), read_weights(path)][1])
     config = config_of(videos, f"model.backbone.weights={write_vit(tmp_path / 'vit.pth', seed=2)}")
-    checkpoint, keeper = checkpoint_of(config, network_of(config)), Keeper(tmp_path, keep=2)
+    checkpoint, keeper = checkpoint_of(config, network_of(config)), CheckpointManager(tmp_path, keep=2)
     read.clear()
     keeper.save_last(checkpoint)
     first = len(read)
@@ -195,7 +195,7 @@ def test_a_transformer_that_is_not_the_files_stays_in_the_checkpoint(
     for prefix in prefixes:
         with torch.no_grad():
             network.get_parameter(f"{prefix}network.backbone.vit.blocks.3.mlp.0.bias")[-1] += 1e-6
-    Keeper(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
     names = set(network.state_dict())
     assert frozen(held(tmp_path / "last.pt")) == {name for name in frozen(names) if name.startswith(tuple(prefixes))}
     assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
@@ -204,7 +204,7 @@ def test_a_transformer_that_is_not_the_files_stays_in_the_checkpoint(
 def test_a_transformer_that_nothing_names_stays_in_the_checkpoint(videos: Path, tmp_path: Path) -> None:
     config = config_of(videos)
     network = network_of(config)
-    Keeper(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
     assert held(tmp_path / "last.pt") == set(network.state_dict())
     assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
 
@@ -219,7 +219,7 @@ def test_a_run_whose_file_goes_meanwhile_is_saved_all_the_same(becomes: str, vid
         write_vit(path, seed=5)
     elif becomes == "damaged":
         path.write_bytes(b"PK")
-    Keeper(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
     path.unlink(missing_ok=True)
     assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
 
@@ -282,10 +282,10 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
 # Where it is looked for.
 
 
-def verbs(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]]:
+def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]]:
     """Commands that need the whole network of a run."""
     video = videos.parent / "videos" / "test_0.mp4"
-    pair = ("experiment=1-1", f"init.forward={run}", f"init.backward={run}", "pair.second=forward")
+    pair = ("experiment=1-1", f"init.forward={run}", f"init.reverse={run}", "pair.second=forward")
     return {
         "test": ("test", run, "--out", out),
         "detect": ("detect", video, "--checkpoint", run, "--out", out),
@@ -298,7 +298,7 @@ def verbs(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-VERBS = [*verbs(Path(), Path(), Path())]
+VERBS = [*commands(Path(), Path(), Path())]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -310,7 +310,7 @@ def test_where_it_is_not_there_that_is_said_with_what_to_do(
         write_vit(tmp_path / "vit.pth", seed=5)
     name = "last.pt" if verb == "resume" else "best.pt"
     overrides = (f"model.backbone.weights={tmp_path / 'vit.pth'}",) if verb == "resume" else ()
-    said = refused(*verbs(moved, videos, tmp_path / "out")[verb], *overrides)
+    said = refused(*commands(moved, videos, tmp_path / "out")[verb], *overrides)
     assert f"the pre-trained transformer of {moved / name}, {tmp_path / 'vit.pth'}" in said
     assert f"of content {content_hash(vit)[:12]}" in said
     if there == "another":
@@ -321,7 +321,7 @@ def test_where_it_is_not_there_that_is_said_with_what_to_do(
     if verb == "pair":
         assert "init.forward: " in said
     shutil.copy(vit, moved / "vit.pth")  # as it says
-    assert main([str(argument) for argument in (*verbs(moved, videos, tmp_path / "out")[verb], *overrides)]) == 0
+    assert main([str(argument) for argument in (*commands(moved, videos, tmp_path / "out")[verb], *overrides)]) == 0
 
 
 def test_a_run_is_tested_with_the_file_named_anew_and_with_no_other(
@@ -339,7 +339,7 @@ def test_a_run_is_tested_with_the_file_named_anew_and_with_no_other(
 def test_a_baseline_is_started_from_with_the_file_that_the_run_names(
     moved: Path, videos: Path, vit: Path, tmp_path: Path
 ) -> None:
-    command = verbs(moved, videos, tmp_path / "out")["pair"]
+    command = commands(moved, videos, tmp_path / "out")["pair"]
     assert main([*map(str, command), f"model.backbone.weights={vit}", "training.epochs=1"]) == 0
     run = tmp_path / "out" / "tiny-1-1-two-forward-seed0"
     assert frozen(held(run / "last.pt")) == set()
@@ -477,7 +477,7 @@ def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
     """As a file of an earlier version would be that trained around no file, or one that was cut by hand."""
     content = torch.load(whole / "best.pt", weights_only=True)
     torch.save({**content, "pretrained": None}, tmp_path / "best.pt")
-    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.backward={whole}")
+    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.reverse={whole}")
     said = refused("train", videos, *QUICK, *NOTHING, *pair, f"output={tmp_path / 'runs'}")
     assert f"weights of init.forward={tmp_path}" in said
     assert "do not fit the network; 55 missing: backbone.vit." in said
@@ -498,7 +498,7 @@ def test_a_whole_detector_is_tested_with_a_configuration_without_weights(videos:
 def test_a_pair_from_baselines_and_a_resumed_run_need_no_weights_of_their_own(
     whole: Path, videos: Path, tmp_path: Path
 ) -> None:
-    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={whole}", f"init.backward={whole}")
+    pair = ("experiment=1-1", "pair.second=forward", f"init.forward={whole}", f"init.reverse={whole}")
     run = ("train", str(videos), *QUICK, *NOTHING, *pair, f"output={tmp_path}")
     assert main([*run, "--until", "1"]) == 0
     assert main([*run, "--resume"]) == 0

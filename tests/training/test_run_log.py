@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import config_of, feature_data, video_data
-from processes import of_two_processes, team
+from processes import of_two_processes, ranks
 
 from bitad.cli import main
 from bitad.inference import detect as testing
@@ -45,7 +45,7 @@ def logged(path: Path) -> str:
 
 def test_videos_left_out_at_the_start_are_in_the_log(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path.parent / "features" / "train_1.npy").unlink()
-    assert train(path, "training.bad_videos=skip") == 0
+    assert train(path, "training.on_read_error=skip") == 0
     for said in (logged(path), capsys.readouterr().err):
         assert said.count("training video train_1 is left out: ") == 1
         assert all(LINE.match(line) for line in said.splitlines())
@@ -137,7 +137,7 @@ def said(trainer, **options):
 Trainer.run = said
 sys.exit(main(sys.argv[1:]))
 """
-    with team(2, ["-c", program, "train", str(path), *QUICK, "training.batch=1", "--device", "cpu"]) as both:
+    with ranks(2, ["-c", program, "train", str(path), *QUICK, "training.batch=1", "--device", "cpu"]) as both:
         said = [process.communicate(timeout=100)[1] for process in both]
         assert [process.returncode for process in both] == [0, 0], said
     lines = [line[9:] for line in logged(path).splitlines()]

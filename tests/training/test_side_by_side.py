@@ -24,7 +24,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     common = (f"output={output}", "training.epochs=1")
     baselines = [Job(path, (*common, f"direction={direction}")) for direction in ("forward", "reverse")]
     forward, backward = (job.directory for job in baselines)
-    pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.backward={backward}"))
+    pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.reverse={backward}"))
     made = [pair, *baselines]
     train_side_by_side(made, what="training", processes=2)
     return made
@@ -62,8 +62,8 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[J
 
 def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list[Job]) -> None:
     pair, _, backward = jobs
-    moved = f"init.backward={backward.directory / 'last.pt'}"
-    others = [override for override in pair.overrides if not override.startswith("init.backward=")]
+    moved = f"init.reverse={backward.directory / 'last.pt'}"
+    others = [override for override in pair.overrides if not override.startswith("init.reverse=")]
     other = Job(pair.preset, (*others, moved))
     assert other.directory == pair.directory
     with pytest.raises(ValueError, match=r"a run of other settings \(init was .*last\.pt"):

@@ -20,7 +20,7 @@ from full_disk import files_of_at_most
 from runs import ALONE, assert_same_run, records
 
 from bitad.cli import main
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import set_up_logging
 from bitad.runtime.signals import Stopped
 from bitad.training.trainer import Trainer
@@ -140,7 +140,7 @@ def test_a_run_that_dies_goes_on_from_its_last_checkpoint_within_the_epoch(
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_checkpoints_are_kept_each_of_its_epoch(features: Path, tmp_path: Path, keep: int) -> None:
-    config = config_of(features, f"output={tmp_path}", "training.epochs=4", f"training.keep={keep}")
+    config = config_of(features, f"output={tmp_path}", "training.epochs=4", f"training.keep_last={keep}")
     Trainer(config, ALONE).run()
     kept = {path.name: load_checkpoint(path).epoch for path in config.run_directory.glob("last*.pt")}
     assert kept == dict(list({"last.pt": 4, "last-1.pt": 3, "last-2.pt": 2}.items())[:keep])
@@ -292,7 +292,7 @@ def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
     broken = tmp_path / "data" / "features" / "train_1.npy"
     np.save(broken, np.load(broken) + np.float32(1e38))
     quick = ("training.batch=1", "training.epochs=2", "training.evaluate_from=2")
-    config = config_of(path, *quick, "training.bad_steps=2", f"output={tmp_path / 'two'}")
+    config = config_of(path, *quick, "training.max_nonfinite_steps=2", f"output={tmp_path / 'two'}")
     monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     trainer = Trainer(config, ALONE)
     trainer.run()
@@ -317,7 +317,7 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
     with pytest.raises(Stopped, match="behind step 5 of 8 of epoch 2"):
         one.run()
 
-    class Two(Processes):
+    class Two(Ranks):
         """The first of two processes; the other does nothing here."""
 
         def wrap(self, model: torch.nn.Module) -> torch.nn.Module:

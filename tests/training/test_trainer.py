@@ -23,7 +23,7 @@ from bitad.data.formats.database import read_annotations
 from bitad.data.sources import build_source
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
-from bitad.runtime.distributed import Processes
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import environment
 from bitad.runtime.log import set_up_logging
 from bitad.training.sampler import EpochSampler
@@ -399,8 +399,8 @@ def test_records_carry_the_figures_of_training(features: Path, tmp_path: Path) -
 # The order of windows.
 
 
-def ranks(world: int) -> list[Processes]:
-    return [Processes(rank, world, torch.device("cpu")) for rank in range(world)]
+def ranks(world: int) -> list[Ranks]:
+    return [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
 
 
 def test_an_epoch_takes_each_window_once_in_an_order_of_its_own() -> None:
@@ -425,7 +425,7 @@ def test_a_rest_that_fills_no_batch_sits_out() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_ranks_share_the_batches_of_one_process_of_the_whole_batch(world: int) -> None:
     together = list(EpochSampler(25, 2 * world, ALONE, seed=4))
-    apart = zip(*(EpochSampler(25, 2, team, seed=4) for team in ranks(world)), strict=True)
+    apart = zip(*(EpochSampler(25, 2, ranks, seed=4) for ranks in ranks(world)), strict=True)
     for whole, parts in zip(together, apart, strict=True):
         assert sorted(whole) == sorted(i for part in parts for i in part)
         assert all(len(part) == 2 for part in parts)

@@ -21,7 +21,7 @@ from bitad.weights.checkpoint import load_checkpoint
 # So that a network draws no random numbers, which two in step would draw in turn.
 NOTHING_DROPPED = "model.drop_path=0"
 UNTESTED = ("training.epochs=2", "training.evaluate_from=1")
-NAMES = ("forward", "backward")
+NAMES = ("forward", "reverse")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,7 +160,7 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
     (norms, steps), (huge_norms, same_steps) = found
     assert huge_norms["forward"] == pytest.approx(1e4 * norms["forward"], rel=1e-3)
     assert huge_norms["forward"] > 100
-    assert huge_norms["backward"] == norms["backward"]
+    assert huge_norms["reverse"] == norms["reverse"]
     assert_same(steps, same_steps)
 
 
@@ -209,7 +209,7 @@ def test_in_20_steps_nothing_changes_but_the_new_modules(
 def test_with_the_detectors_too_they_change_and_the_transformers_do_not(
     videos: tuple[Path, tuple[str, str]], experiment: str, added: str, tmp_path: Path
 ) -> None:
-    overrides = (*UNTESTED, "training.windows_per_video=5", "pair.detector_too=true", f"output={tmp_path}")
+    overrides = (*UNTESTED, "training.windows_per_video=5", "pair.train_detector=true", f"output={tmp_path}")
     trainer = trainer_of(videos, experiment, *overrides)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.run(until=1)
@@ -218,7 +218,7 @@ def test_with_the_detectors_too_they_change_and_the_transformers_do_not(
     assert changed == {name for name in before if ".vit." not in name or ".adapter." in name or added in name}
 
 
-@pytest.mark.parametrize(("options", "random"), [((), False), (("pair.detector_too=true",), True)])
+@pytest.mark.parametrize(("options", "random"), [((), False), (("pair.train_detector=true",), True)])
 def test_frozen_networks_drop_nothing(
     videos: tuple[Path, tuple[str, str]], options: tuple[str, ...], random: bool, tmp_path: Path
 ) -> None:

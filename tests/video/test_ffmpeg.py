@@ -186,7 +186,7 @@ def test_a_video_whose_pictures_are_in_another_file_is_refused_and_the_other_not
     assert_nobody_called(server)
 
 
-@pytest.mark.parametrize("options", [[], ["--damaged-frames", "repeat"]])
+@pytest.mark.parametrize("options", [[], ["--on-decode-error", "repeat"]])
 def test_what_is_no_video_is_refused_by_name(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str]
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.video.reverse import reverse_video, twin_defect
+from bitad.video.reverse import copy_defect, reverse_video
 from bitad.video.writer import write_video
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 50
@@ -36,12 +36,12 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_reversed_video_is_a_twin(video: Path, tmp_path: Path) -> None:
     reverse_video(video, tmp_path / "twin.mp4")
-    assert twin_defect(video, tmp_path / "twin.mp4") is None
+    assert copy_defect(video, tmp_path / "twin.mp4") is None
 
 
 def test_losses_of_a_codec_are_tolerated(video: Path, tmp_path: Path) -> None:
     reverse_video(video, tmp_path / "twin.mp4", crf=36)
-    assert twin_defect(video, tmp_path / "twin.mp4") is None
+    assert copy_defect(video, tmp_path / "twin.mp4") is None
 
 
 BACKWARDS = list(reversed(range(FRAMES)))
@@ -61,23 +61,23 @@ BACKWARDS = list(reversed(range(FRAMES)))
     ids=["not reversed", "one late", "one early", "one late from the middle", "another", "short", "fast"],
 )
 def test_what_is_no_twin_is_told(video: Path, tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
-    assert said in str(twin_defect(video, make(tmp_path / "twin.mp4")))
+    assert said in str(copy_defect(video, make(tmp_path / "twin.mp4")))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 6])
 def test_the_shortest_videos_have_twins(tmp_path: Path, frames: int) -> None:
     film(tmp_path / "video.mp4", range(frames))
     film(tmp_path / "twin.mp4", range(frames)[::-1])
-    assert twin_defect(tmp_path / "video.mp4", tmp_path / "twin.mp4") is None
+    assert copy_defect(tmp_path / "video.mp4", tmp_path / "twin.mp4") is None
 
 
 def test_a_still_video_has_a_twin(tmp_path: Path) -> None:
     film(tmp_path / "video.mp4", [0] * 30)
     film(tmp_path / "twin.mp4", [0] * 30, crf=28)
-    assert twin_defect(tmp_path / "video.mp4", tmp_path / "twin.mp4") is None
+    assert copy_defect(tmp_path / "video.mp4", tmp_path / "twin.mp4") is None
 
 
 def test_a_video_of_a_few_other_frames_is_no_twin(video: Path, tmp_path: Path) -> None:
     pictures = [scene(number, seed=5 if number < 4 else 0) for number in BACKWARDS]
     write_video(tmp_path / "twin.mp4", pictures, fps=25)
-    assert "shows something else at frame 2" in str(twin_defect(video, tmp_path / "twin.mp4"))
+    assert "shows something else at frame 2" in str(copy_defect(video, tmp_path / "twin.mp4"))
