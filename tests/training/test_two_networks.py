@@ -295,7 +295,7 @@ def test_agreement_is_added_to_the_losses_of_1_1_and_draws_both_networks(
 
 def test_two_networks_that_say_the_same_agree(features: tuple[Path, tuple[str, str]]) -> None:
     trainer = trainer_of(
-        (features[0], (features[1][0], features[1][0].replace("forward=", "backward=", 1))),
+        (features[0], (features[1][0], features[1][0].replace("forward=", "reverse=", 1))),
         "1x",
         "pair.second=forward",
         NOTHING_DROPPED,
