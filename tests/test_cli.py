@@ -166,7 +166,7 @@ def test_wrong_usage_ends_with_status_2(command: str, capsys: pytest.CaptureFixt
 )
 def test_overrides_may_stand_before_between_and_after_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, list[str], bool, str]] = []
-    monkeypatch.setattr(cli.networks, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0)
+    monkeypatch.setattr(cli.train, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0)
     assert main(shlex.split(command)) == 0
     assert seen == [("c.yaml", ["a=1", "b.c=2"], True, "cpu")]
 
@@ -319,7 +319,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     failing: Callable[..., str], features: Path, found: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    for name in ("merge.merge", "testing.run_test"):
+    for name in ("merge.merge", "detect.run_test"):
         monkeypatch.setattr(f"bitad.inference.{name}", lambda *_, **__: pytest.fail("the work began"))
     monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
     monkeypatch.setattr("bitad.demo._claim", lambda *_: pytest.fail("the work began"))
@@ -356,7 +356,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_says_how_to_see_more(
     def broken(arguments: object) -> int:
         raise RuntimeError("first line\n  second line")
 
-    monkeypatch.setattr(cli.networks, "_train", broken)
+    monkeypatch.setattr(cli.train, "_train", broken)
     assert failing("train", "c.yaml") == "first line second line (RuntimeError; --debug shows the traceback)\n"
     with pytest.raises(RuntimeError, match="first line"):
         main(["train", "c.yaml", "--debug"])
@@ -371,7 +371,7 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupted(arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.networks, "_train", interrupted)
+    monkeypatch.setattr(cli.train, "_train", interrupted)
     assert main(["train", "c.yaml"]) == 130
     assert capsys.readouterr().err == "bitad train: interrupted\n"
 

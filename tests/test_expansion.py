@@ -115,7 +115,7 @@ def test_a_large_gzip_file_is_read_whole_or_refused_though_it_hardly_compresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr("bitad.runtime.signatures.MOST_BYTES", limit)
-    monkeypatch.setattr("bitad.runtime.signatures.SMALL_BYTES", MIB // 2)
+    monkeypatch.setattr("bitad.runtime.files.SMALL_BYTES", MIB // 2)
     numbers = list(range(300_000))
     (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps(numbers).encode()))
     if limit > MIB:

@@ -114,9 +114,10 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     saved = load_checkpoint(whole.run_directory / "last.pt")
     assert saved.training is not None
     assert saved.training["step"] == 3
-    assert saved.training["learners"].keys() == {"forward", "reverse"}
+    names = {"first", "second"} if TWO_FORWARD in options else {"forward", "reverse"}
+    assert saved.training["learners"].keys() == names
     (first,) = records(whole.run_directory, kind="training")
-    assert first["losses"].keys() == {"forward", "reverse"}
+    assert first["losses"].keys() == names
     assert first["loss"] == pytest.approx(sum(first["losses"].values()) + first.get("agreement", 0), rel=1e-5)
     assert ("agreement" in first) == EXPERIMENTS[experiment].agreement
     assert math.isfinite(first["loss"])

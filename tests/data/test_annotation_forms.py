@@ -299,7 +299,7 @@ def test_help_lists_the_table_of_forms(capsys: pytest.CaptureFixture[str]) -> No
 def test_every_form_has_its_reader() -> None:
     for form in FORMS.values():
         module, _, name = form.reader.partition(":")
-        assert callable(getattr(importlib.import_module(f"bitad.data.{module}"), name))
+        assert callable(getattr(importlib.import_module(f"bitad.data.formats.{module}"), name))
 
 
 def test_the_table_of_forms_is_light() -> None:

@@ -131,7 +131,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a batch of windows, however short."""
-    monkeypatch.setattr(bitad.inference.video_backbone, "PIECE_FRAMES", 16)
+    monkeypatch.setattr(bitad.inference.whole_video, "PIECE_FRAMES", 16)
 
 
 def truth_of(config: Config) -> Annotations:

@@ -81,7 +81,7 @@ def test_a_demo_that_ends_leaves_no_training_behind(jobs: list[Job], tmp_path: P
     program = (
         "import sys; from bitad import cli; from bitad.demo.jobs import Job, train_side_by_side;"
         "job = Job(sys.argv[1], tuple(sys.argv[2:]));"
-        "cli.networks._demo = lambda arguments: train_side_by_side([job], what='training');"
+        "cli.train._demo = lambda arguments: train_side_by_side([job], what='training');"
         "sys.exit(cli.main(['demo']))"
     )
     arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=20000", "training.evaluate_every=20000")

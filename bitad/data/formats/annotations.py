@@ -73,7 +73,7 @@ class Form:
         from bitad.data.formats.rows import Given
 
         module, _, function = self.reader.partition(":")
-        read = getattr(import_module(f"bitad.data.{module}"), function)
+        read = getattr(import_module(f"bitad.data.formats.{module}"), function)
         source: Source = read(files, Given(classes, video_info)) if self.asks else read(files)
         return source if classes is None or self.asks == "classes" else replace(source, classes=classes)
 
@@ -151,33 +151,31 @@ _EPIC_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_t
 _EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp")
 
 FORMS = {
-    "native": Form(
-        "JSON with a database of videos, as OpenTAD's", "annotation_documents:read_database", _DATABASE, _of_native
-    ),
+    "native": Form("JSON with a database of videos, as OpenTAD's", "documents:read_database", _DATABASE, _of_native),
     "actionformer": Form(
         "ActionFormer's JSON, with segment(frames)",
-        "annotation_documents:read_database",
+        "documents:read_database",
         (*_DATABASE, "segment(frames)"),
         _of_actionformer,
     ),
     "activitynet": Form(
         "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
-        "annotation_documents:read_database",
+        "documents:read_database",
         _DATABASE,
         _never,
     ),
-    "hacs": Form("HACS_segments_v1.1.1.json", "annotation_documents:read_database", _DATABASE, _never),
-    "fineaction": Form("FineAction's annotations_gt.json", "annotation_documents:read_database", _DATABASE, _never),
+    "hacs": Form("HACS_segments_v1.1.1.json", "documents:read_database", _DATABASE, _never),
+    "fineaction": Form("FineAction's annotations_gt.json", "documents:read_database", _DATABASE, _never),
     "mmaction2": Form(
         "mmaction2's anet_anno_{train,val,test}.json",
-        "annotation_documents:read_mmaction2",
+        "documents:read_mmaction2",
         _SECONDS,
         _of_mmaction2,
         ("anet_anno_train.json", "anet_anno_val.json", "anet_anno_test.json"),
     ),
     "bsn": Form(
         "BSN's and BMN's anet_anno_action.json, with video_info_new.csv",
-        "annotation_documents:read_bsn",
+        "documents:read_bsn",
         _SECONDS,
         _of_bsn,
         ("anet_anno_action.json",),
@@ -185,59 +183,59 @@ FORMS = {
     ),
     "multilabel": Form(
         "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
-        "annotation_multilabel:read_multilabel",
+        "documents:read_multilabel",
         ("subset", "duration", "actions"),
         _of_multilabel,
         asks="classes",
     ),
     "ego4d-mq": Form(
         "Ego4D's moments_{train,val,test_unannotated}.json",
-        "annotation_documents:read_ego4d_mq",
+        "documents:read_ego4d_mq",
         ("videos", "split", "clips", "clip_uid", "video_start_sec", "video_end_sec"),
         _of_ego4d,
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
     "thumos14": Form(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
-        "annotation_tables:read_thumos14",
+        "tables:read_thumos14",
         ('lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt',),
         _of_thumos14,
         ("*_val.txt", "*_test.txt"),
     ),
     "multithumos": Form(
         "MultiTHUMOS' folder of CLASS.txt",
-        "annotation_tables:read_multithumos",
+        "tables:read_multithumos",
         ('lines "video_... start end" in files CLASS.txt',),
         _of_multithumos,
         ("*.txt",),
     ),
     "thumos14-groundtruth": Form(
         "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
-        "annotation_tables:read_thumos14_groundtruth",
+        "tables:read_thumos14_groundtruth",
         ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
         folder=("*_groundtruth.csv",),
     ),
     "gtad": Form(
         "G-TAD's and AFSD's {val,test}_Annotation.csv",
-        "annotation_tables:read_gtad",
+        "tables:read_gtad",
         ("video", "type", "start", "end"),
         folder=("*_Annotation.csv", "*_Annotation_ours.csv"),
     ),
     "charades": Form(
         "Charades_v1_{train,test}.csv",
-        "annotation_tables:read_charades",
+        "tables:read_charades",
         ("id", "actions", "length"),
         folder=("Charades*_train.csv", "Charades*_test.csv"),
     ),
     "epic-kitchens-verb": Form(
         "EPIC_100_{train,validation,test_timestamps}.csv, their verbs",
-        "annotation_tables:read_epic_verbs",
+        "tables:read_epic_verbs",
         _EPIC_COLUMNS,
         folder=_EPIC_FILES,
     ),
     "epic-kitchens-noun": Form(
         "EPIC_100_{train,validation,test_timestamps}.csv, their nouns",
-        "annotation_tables:read_epic_nouns",
+        "tables:read_epic_nouns",
         _EPIC_COLUMNS,
         folder=_EPIC_FILES,
     ),
