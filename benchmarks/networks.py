@@ -16,8 +16,9 @@ from bitad.cli import main as bitad
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, TestWindows
+from bitad.data.dataset import TestWindows
 from bitad.data.formats.database import write_annotations
+from bitad.data.samples import Batch
 from bitad.data.sources import build_source
 from bitad.models.adapters import is_adapter
 from bitad.models.backbone import VideoBackbone

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Sample, TestWindows, TrainingWindows, collate
+from bitad.data.dataset import TestWindows, TrainingWindows
 from bitad.data.formats.database import write_annotations
+from bitad.data.samples import Sample, collate
 from bitad.data.sources import VideoFiles, build_source
 from bitad.data.transforms import recolour
 from bitad.video.container import open_video

@@ -1,11 +1,9 @@
-"""What a configuration's ``data`` section names: ground truth, and video files or features with their time-reversed
-copies.
-"""
+"""The data that a configuration names: ground truth, and videos or features with their time-reversed copies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +30,7 @@ from bitad.video.reader import VideoReader
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
-    """All videos, with the classes that networks learn: the data set's own, or a single one of all.
+    """All videos, with the classes that networks learn: the data set's own, or a single one for all.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`~bitad.data.formats.database.read_annotations`, and for a video of
@@ -40,22 +38,18 @@ def read_ground_truth(data: DataConfig) -> Annotations:
     """
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; name the right one in data.{key}")
+            raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
     annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
     return annotations.class_agnostic() if data.class_agnostic else annotations
 
 
 def annotated_names(data: DataConfig) -> tuple[str, ...]:
-    """The names of all annotated videos, whatever their subset.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_ground_truth`.
-    """
+    """The names of all annotated videos; raises like :func:`read_ground_truth`."""
     return tuple(read_ground_truth(data).videos)
 
 
 def read_test_ground_truth(config: Config) -> Annotations:
-    """The test subset, with the classes that detections have: those learnt, or those of the videos' scores.
+    """The test subset, with the classes of the detections: the network's, or those of the video-level scores.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
@@ -71,11 +65,11 @@ class Source(Protocol):
 
     @property
     def has_reversed_copies(self) -> bool:
-        """Whether the reverse view is read from content of its own."""
+        """Whether the reverse view is read from time-reversed copies."""
 
     @property
     def repeated(self) -> int:
-        """The number of damaged frames read so far, in this process, in whose place another one stands."""
+        """The number of damaged frames that this process has read and replaced by the last good one."""
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
@@ -84,62 +78,55 @@ class Source(Protocol):
         """The real steps of a window, in forward order whatever the view.
 
         Args:
-            view: the playing direction that will be shown; without twins, both hold the same.
-            margin: pictures are this many times as large as the network's; or as large as they are in the file, where
-                that is less and not smaller than the network's.
+            view: the playing direction to show; without time-reversed copies both hold the same.
+            margin: factor by which frames exceed the network's size. Frames of the file that are smaller than that,
+                but not smaller than the network's, keep their size.
         """
 
 
+@dataclass(eq=False)
 class VideoFiles:
     """Windows from video files.
 
     Args:
         find: name of a video -> its file.
-        pixels: short side of the frames the network takes.
+        pixels: short side of the network's frames.
         stride_frames: from one grid step to the next.
-        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
-        steps: grid steps of every video, instead: they lie evenly over it.
-        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read of each grid step.
-        find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
-            the same to the frame.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices; None reads every file through.
+        rate_hz: grid steps per second instead; each video gets the nearest stride.
+        steps: grid steps of every video instead, spread evenly over it.
+        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
+        frames_per_step: frames read for each grid step.
+        find_reversed: name of a video -> its time-reversed copy, from which the reverse view reads the same frames.
+        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        cache: of the files' indices; None: every file is indexed again.
     """
 
-    def __init__(
-        self,
-        find: Callable[[str], Path],
-        *,
-        pixels: int,
-        stride_frames: int = 1,
-        rate_hz: float | None = None,
-        steps: int | None = None,
-        clock: ResizedClock = "centre",
-        frames_per_step: int = 1,
-        find_reversed: Callable[[str], Path] | None = None,
-        damaged: OnDecodeError = "error",
-        cache: IndexCache | None = None,
-    ) -> None:
-        self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
-        self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
-        self.frames_per_step, self.damaged = frames_per_step, damaged
-        self.repeated = 0
-        self._index: Callable[[Path], FrameIndex] = index_video if cache is None else cache.index
-        self._indices: dict[Path, FrameIndex] = {}
+    find: Callable[[str], Path]
+    _: KW_ONLY
+    pixels: int
+    stride_frames: int = 1
+    rate_hz: float | None = None
+    steps: int | None = None
+    clock: ResizedClock = "centre"
+    frames_per_step: int = 1
+    find_reversed: Callable[[str], Path] | None = None
+    damaged: OnDecodeError = "error"
+    cache: IndexCache | None = None
+    repeated: int = field(default=0, init=False)
+    _indices: dict[Path, FrameIndex] = field(default_factory=dict, init=False)
 
     @property
     def has_reversed_copies(self) -> bool:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """Where the frames of a file are; read once.
+        """The index of a file's frames, read once.
 
         Raises:
-            ValueError: the file cannot be read; or it is cut off, and damaged frames are an error.
+            ValueError: the file cannot be read; or it is truncated and ``damaged`` is "error".
         """
         if path not in self._indices:
-            index = self._index(path)
+            index = index_video(path) if self.cache is None else self.cache.index(path)
             require_whole(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
@@ -149,53 +136,55 @@ class VideoFiles:
         return counted(self.index(path), self.damaged)
 
     def grid(self, video: AnnotatedVideo) -> Grid:
-        index = self.index(self.find(video.name))
-        self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
-        fps = float(index.rate)
-        frames = counted(index, self.damaged)
+        path = self.find(video.name)
+        self._reversed_copy(video)  # raises for a wrong copy before anything is read
+        fps, frames = float(self.index(path).rate), self.frames(path)
         if self.steps is not None:
             return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
-    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
-        """How the file's duration differs from the annotated one, if it does; ``base`` is the video's video_grid."""
+    def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
+        """How the file's duration differs from the annotated one, if it does."""
         path = self.find(video.name)
-        # Of what annotations state, only the duration is used; frames and rates are the file's own.
-        found = Clock(self.frames(path) / base.fps)
+        # The annotations only give the duration; frames and rates are the file's.
+        found = Clock(self.frames(path) / video_grid.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
-        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
+        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
-        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
+        # A resized video's steps lie in the middle of their share of it, others at its start.
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         count = self.frames(path)
-        frames = self.index(path).nearest(frames.clip(0, count - 1))  # of the last step there may be less
+        frames = self.index(path).nearest(frames.clip(0, count - 1))  # the last step may be incomplete
         reversed_copy = None if view == "forward" else self._reversed_copy(video)
         if reversed_copy is None:
             return torch.from_numpy(self._decode(path, frames, margin))
         return torch.from_numpy(self._decode(reversed_copy, mirror_frames(frames, count), margin))
 
     def _reversed_copy(self, video: AnnotatedVideo) -> Path | None:
-        """The reverse-playback twin of a video, if it has one, of as many frames."""
+        """The time-reversed copy of a video, if there is one; it must have as many frames."""
         if self.find_reversed is None:
             return None
         path, reversed_copy = self.find(video.name), self.find_reversed(video.name)
         if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
-            raise ValueError(f"{reversed_copy} has {copied} frames, {path} has {count}: remake it with `bitad reverse`")
+            raise ValueError(
+                f"{reversed_copy} has {copied} frames, {path} has {count}; create it again with `bitad reverse`"
+            )
         return reversed_copy
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
-            there, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
-            # Pictures large enough for the network are not enlarged for a margin that adds nothing to them.
-            pixels = reader.read(frames, short_side=None if self.pixels <= there <= wanted else wanted)
+            available, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
+            # Frames large enough for the network are not enlarged: the margin would add no detail.
+            pixels = reader.read(frames, short_side=None if self.pixels <= available <= wanted else wanted)
             self.repeated += reader.repeated
             return pixels
 
 
+@dataclass(eq=False)
 class FeatureFiles:
     """Windows from pre-computed features.
 
@@ -203,30 +192,24 @@ class FeatureFiles:
         store: the files.
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
-        fps: frames a second that these count; None: each video's own.
-        steps: grid steps of every video, whose features are resized to them; None: a step a feature.
-        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
-        reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
-        described: what is known of the videos that the features were made of, by the names of their features.
+        fps: frame rate that these refer to; None: each video's own.
+        steps: grid steps of every video, to which its features are resized; None: one step per feature.
+        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
+        reversed_store: features of the time-reversed copies, row by row of the same frames, for the reverse view.
+        described: by the names of features, what is known of the videos they were extracted from.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        stride_frames: float,
-        offset_frames: float,
-        fps: float | None = None,
-        steps: int | None = None,
-        clock: ResizedClock = "centre",
-        reversed_store: FeatureStore | None = None,
-        described: Mapping[str, FeatureVideo] | None = None,
-    ) -> None:
-        self.store, self.reversed_store = store, reversed_store
-        self.described = described or {}
-        self.stride_frames, self.offset_frames = stride_frames, offset_frames
-        self.fps, self.steps, self.clock = fps, steps, clock
-        self.repeated = 0
+    store: FeatureStore
+    _: KW_ONLY
+    stride_frames: float
+    offset_frames: float
+    fps: float | None = None
+    steps: int | None = None
+    clock: ResizedClock = "centre"
+    reversed_store: FeatureStore | None = None
+    described: Mapping[str, FeatureVideo] | None = None
+
+    repeated = 0  # features have no damaged frames
 
     @property
     def has_reversed_copies(self) -> bool:
@@ -236,36 +219,30 @@ class FeatureFiles:
         rows = self.store.length(video.name)
         if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
             raise ValueError(
-                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}: make "
-                "both by one call of `bitad features --direction both`"
+                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}; extract "
+                "both with one call of `bitad features --direction both`"
             )
-        base = Grid(self._rate(video), self.stride_frames, self.offset_frames, rows)
-        return base if self.steps is None else base.resized(self.steps, self.clock)
-
-    def _rate(self, video: AnnotatedVideo) -> float:
-        """The frames a second by which a video's features are placed in time."""
         fps = video.clock.rate if self.fps is None else self.fps
         if fps is None:
             raise ValueError(
                 f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
                 "data.feature_fps"
             )
-        return fps
+        grid = Grid(fps, self.stride_frames, self.offset_frames, rows)
+        return grid if self.steps is None else grid.resized(self.steps, self.clock)
 
-    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
-        """How the time that the features cover differs from the annotated one, if it does.
-
-        Args:
-            base: the video's video_grid.
-        """
-        rows, fps = round(base.steps * base.stride_frames / self.stride_frames), base.fps  # also of a resized video
+    def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
+        """How the time that the features cover differs from the annotated one, if it does."""
+        fps = video_grid.fps
+        rows = round(video_grid.steps * video_grid.stride_frames / self.stride_frames)  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
-            stated = (self.fps or video.fps) is not None  # else the rate is frames over duration, which has sound too
-            if stated and not same_rate(made.fps, fps):
+            # Without a stated rate, it is frames over duration, and a duration includes the sound.
+            is_stated = (self.fps or video.fps) is not None
+            if is_stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
-            clock = Clock(video.duration_s, None if stated else video.frames)
+            clock = Clock(video.duration_s, None if is_stated else video.frames)
             if difference := next(differences(clock, Clock(made.frames / made.fps, made.frames)), None):
                 return f"{SIDECAR} says that it {difference[1]}"
         return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
@@ -281,33 +258,34 @@ class FeatureFiles:
         return features[start : start + grid.steps]
 
 
-def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles | FeatureFiles:
+FileSource = VideoFiles | FeatureFiles
+
+
+def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     """The source of windows that a configuration names.
 
     Args:
         cache: of the indices of video files.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such features, or they are not what the configuration says of them.
+        FileNotFoundError, ValueError: the features do not exist or do not fit the configuration.
     """
     data, window = config.data, config.window
-    wanted = partial(annotated_names, data)  # asked for where a name is not found
+    wanted = partial(annotated_names, data)  # called only when a name is not found
     reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
-        store = open_store(data.features)  # there, or nothing is compared
-        reversed_store = None if reversed_files is None else open_store(reversed_files)
         return FeatureFiles(
-            store,
+            open_store(data.features),
             stride_frames=data.feature_stride_frames,
             offset_frames=data.feature_offset_frames,
             fps=data.feature_fps,
-            reversed_store=reversed_store,
-            described=require_described(data, config.views),
             steps=window.resized_steps,
             clock=window.resized_clock,
+            reversed_store=None if reversed_files is None else open_store(reversed_files),
+            described=require_described(data, config.views),
         )
-    assert data.videos is not None  # the configuration has seen to both
+    assert data.videos is not None  # checked by the configuration
     assert config.model.backbone is not None
     return VideoFiles(
         VideoFinder(data.videos, wanted),

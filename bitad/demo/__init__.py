@@ -292,7 +292,7 @@ def _detect_everything(
         ("F on still windows", detector, StandingStill(source)),
         ("untrained", untrained, source),
     ):
-        found[name] = detect(network, truth, frames, forward, ALONE, what=f"testing {name}").merged
+        found[name] = detect(network, truth, frames, forward, ALONE, description=f"testing {name}").merged
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
 
 

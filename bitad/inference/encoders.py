@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitad.config.names import SIZES, VitSize
 from bitad.config.schema import CLIP_FRAMES, Config
-from bitad.data.windows import sliding_windows
+from bitad.data.dataset import sliding_windows
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
 from bitad.timeline import Direction, Grid

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitad.config.schema import Config, TrainingConfig
-from bitad.data.dataset import Batch
+from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
 from bitad.models.adapters import Bottleneck
 from bitad.models.build import autocast, build_network

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bitad.config.names import Checkpointing, Precision
 from bitad.config.schema import Config
-from bitad.data.dataset import Batch
+from bitad.data.samples import Batch
 from bitad.models.build import Network, build_network, checkpointing_of
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks

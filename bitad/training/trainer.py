@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from bitad.config.schema import Config
-from bitad.data.dataset import Batch, TrainingWindows, collate
+from bitad.data.dataset import TrainingWindows
 from bitad.data.fingerprints import fingerprints
+from bitad.data.samples import Batch, collate
 from bitad.data.sources import build_source, read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
@@ -172,7 +173,7 @@ class Trainer:
         self.sampler.epoch, self.sampler.done = self.epoch, self.done
         self.train_step.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
-        repeated, skipped = 0, Counter[str]()
+        skipped = Counter[str]()
         with (
             self.windows.readers.watched(),
             Meter(what, self.sampler.steps - self.done, show=self.ranks.is_main) as meter,
@@ -181,14 +182,13 @@ class Trainer:
             while parts := list(itertools.islice(batches, self.config.training.accumulate)):
                 step = self._step(parts)
                 self.step, self.done = self.step + 1, self.done + 1
-                repeated += sum(batch.repeated for batch in parts)
                 skipped.update(one for batch in parts for one in batch.skipped)
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self.records.add_step(step, epoch=self.epoch, number=self.step, lr=self.train_step.lr)
                 self.train_step.advance()
                 self._keep_step()
-        log_repeated_frames(repeated, what, self.ranks)
+        log_repeated_frames(self.windows.readers.pop_repeated(), what, self.ranks)
         log_skipped_windows(skipped, what, self.ranks)
 
     def _keep_step(self) -> None:
@@ -290,8 +290,8 @@ class Trainer:
             self.sampler.steps,
             len(self.test_annotations.videos),
         )
-        if self.windows.skipped:
-            log.info("training videos without ground truth, left out: %s", ", ".join(self.windows.skipped))
+        if self.windows.unannotated:
+            log.info("training videos without ground truth, left out: %s", ", ".join(self.windows.unannotated))
 
     def _checkpoint(self) -> Checkpoint:
         """Of the present moment: averaged weights to test with; raw ones and the rest to go on with."""

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.windows import random_window, sliding_windows
+from bitad.data.dataset import random_window, sliding_windows
 from bitad.timeline import Grid
 
 

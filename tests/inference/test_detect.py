@@ -24,7 +24,7 @@ from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source, VideoFiles, build_source, read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.detect import _in_stretches, detect, detect_videos, run_test
+from bitad.inference.detect import _consecutive_batches, detect, detect_videos, run_test
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
 from bitad.models.build import build_network
@@ -444,7 +444,7 @@ def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(featu
 @given(first=st.integers(0, 5), count=st.integers(0, 40), batch=st.integers(1, 4), readers=st.integers(1, 5))
 @settings(deadline=None)
 def test_each_reader_in_turn_gets_a_stretch_of_all_windows(first: int, count: int, batch: int, readers: int) -> None:
-    batches = _in_stretches(first, first + count, batch=batch, readers=readers)
+    batches = _consecutive_batches(first, first + count, batch=batch, readers=readers)
     assert sorted(window for one in batches for window in one) == list(range(first, first + count))
     for reader in range(readers):
         own = [window for one in batches[reader::readers] for window in one]

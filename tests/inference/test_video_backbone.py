@@ -92,7 +92,7 @@ def test_pieces_of_any_length_give_the_features_of_all_frames_at_once(data: st.D
     cuts = data.draw(st.lists(st.integers(1, count), max_size=6))
     backwards = data.draw(st.booleans())
     frames = torch.from_numpy(np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
-    stream = FeatureStream(backbone, frames=count, length=length, backwards=backwards)
+    stream = FeatureStream(backbone, frames=count, length=length, reverse=backwards)
     for first, stop in zip([0, *sorted(cuts)], [*sorted(cuts), count], strict=True):
         if stop > first:
             stream.push(frames[first:stop])
@@ -131,7 +131,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a batch of windows, however short."""
-    monkeypatch.setattr(bitad.inference.whole_video, "PIECE_FRAMES", 16)
+    monkeypatch.setattr(bitad.inference.whole_video, "CHUNK_FRAMES", 16)
 
 
 def truth_of(config: Config) -> Annotations:

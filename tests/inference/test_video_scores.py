@@ -106,7 +106,7 @@ def test_the_data_sets_classes_choose_and_order_the_columns(written):
     [
         ([], 'no "results" object'),
         ({"results": {}}, 'no "results" object'),
-        ({"results": {"a": [1.0]}}, 'video a has scores without names, and the file has no list of names, "class"'),
+        ({"results": {"a": [1.0]}}, 'video a has scores without names, and the file has no "class" list of names'),
         ({"results": {"a": [1.0]}, "class": CLASSES}, "video a has 1 scores for the 3 classes"),
         ({"results": {"a": [1.0, None, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score None, no number"),
         ({"results": {"a": [1.0, math.nan, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score nan"),
@@ -115,7 +115,7 @@ def test_the_data_sets_classes_choose_and_order_the_columns(written):
         ({"results": {"a": [{"label": "run"}]}}, "video a: class 'run' has the score None"),
         ({"results": {"a": [{"label": "run", "score": 1}] * 2}}, "video a scores a class twice"),
         ({"results": {"a": {"fly": 1}}, "class": CLASSES}, "video a scores fly, which the file's list"),
-        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class jump scores -4.0, which is negative"),
+        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class jump has the negative score -4.0"),
         ({"results": {"a": [1.0]}, "class": "run"}, "class 'run' is not a list of names"),
         ({"results": {"a": [1.0, 2.0]}, "class": ["run", "run"]}, "a name occurs twice"),
     ],
@@ -192,6 +192,6 @@ def test_the_rank_is_that_of_the_product():
 
 def test_at_least_one_class_names_a_segment():
     scores = VideoScores("f", ("run",), {"u": np.array([0.5])})
-    with pytest.raises(ValueError, match="0 classes a video name nothing"):
+    with pytest.raises(ValueError, match="top 0 classes of a video label nothing"):
         scores.label(candidates(), "u", top_k=0)
     assert len(scores.label(candidates(), "u")) == 0

@@ -12,7 +12,7 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, both_baselines, records
 from torch import Tensor
 
-from bitad.data.dataset import collate
+from bitad.data.samples import collate
 from bitad.data.sources import build_source, read_test_ground_truth
 from bitad.inference.detect import detect
 from bitad.training.step import Learner
