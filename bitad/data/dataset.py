@@ -1,9 +1,8 @@
-"""A data set as the detector sees it: windows of frames or features with their ground truth, in either direction.
+"""The windows of a data set: random ones for training, all of a subset for testing.
 
-A window is read once, on the forward clock. The reverse view is the same content flipped (:meth:`Sample.reversed`, and
-:meth:`Batch.reversed` on the device), so a pair decodes once. If there are time-reversed copies, the reverse view shows
-the same frames of these. A random window depends only on (seed, epoch, item): resuming, or another number of workers,
-does not change it.
+A window is read once, on the forward clock. The reverse view is its content flipped, so a pair decodes once, or the
+same frames of a time-reversed copy. A random window depends only on (seed, epoch, item), so neither resuming nor the
+number of workers changes it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,16 +27,15 @@ from bitad.timeline import Direction, Grid
 
 Content = TypeVar("Content")
 
-# Training frames are decoded with a margin for cropping: AdaTAD's 182 pixels for a picture of 160.
+# Training frames have a margin for cropping: AdaTAD decodes 182 pixels for a crop of 160.
 DECODE_MARGIN = 182 / 160
 
 
 def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple[int, int]]:
-    """Windows that cover a video: ``(first step, real steps)`` each, ascending, in grid steps on the forward clock.
+    """Windows that cover every step of a video: ``(first step, real steps)`` each, ascending, on the forward clock.
 
-    Neighbours share the fraction ``overlap`` of their length; the last window ends where the video ends, so it may
-    share more. A video no longer than a window gets one window, padded. Every step is in at least one window (the
-    reference loses up to 383 steps at the end of a video at 25% overlap).
+    Neighbours share the fraction ``overlap`` of their length, and the last one, which ends with the video, may share
+    more. (The reference loses up to 383 steps at the end.)
 
     Raises:
         ValueError: for a video without steps, or an overlap outside [0, 1).
@@ -53,15 +51,6 @@ def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple
     return [(start, length) for start in (*starts, total_steps - length)]
 
 
-class RandomWindow(NamedTuple):
-    """A part of a video and the ground truth in it, in grid steps of that part (forward view)."""
-
-    start: int
-    steps: int
-    segments: NDArray[np.float64]  # [n, 2]
-    labels: NDArray[np.int64]  # [n]
-
-
 def random_window(
     rng: np.random.Generator,
     total_steps: int,
@@ -72,16 +61,18 @@ def random_window(
     completeness: float = 0.75,
     crop: tuple[float, float] = (0.9, 1.0),
     tries: int = 200,
-) -> RandomWindow:
+) -> tuple[int, int, NDArray[np.float64], NDArray[np.int64]]:
     """A random window with at least one action in it (random truncation; ActionFormer, arXiv:2202.07925).
 
     A longer video gives a window of ``length`` steps; a shorter one a random share of its own length, within ``crop``.
-    An action belongs to the window if at least ``completeness`` of it lies inside; it is clipped to the window. A video
-    without actions gives a random window without ground truth.
+    An action belongs to the window if at least ``completeness`` of it lies inside; it is clipped to the window.
 
     Args:
         segments, labels: ground truth ``[n, 2]`` and ``[n]`` in grid steps of the video.
         tries: draws after which the last one is taken, with or without an action.
+
+    Returns:
+        the first step, the number of steps, and the window's ground truth in its own grid steps.
     """
     if total_steps > length:
         steps = length
@@ -95,7 +86,7 @@ def random_window(
         kept = (inside[:, 1] - inside[:, 0]) / span >= completeness
         if kept.any() or len(segments) == 0:
             break
-    return RandomWindow(start, steps, inside[kept] - start, labels[kept])
+    return start, steps, inside[kept] - start, labels[kept]
 
 
 def ground_truth_in_steps(
@@ -128,9 +119,9 @@ def _read_sample(
 
 
 class TrainingWindows(Dataset[Sample]):
-    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch (see :meth:`set_epoch`).
+    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch.
 
-    Like the reference, it omits videos without ground truth; ``unannotated`` lists their names.
+    Videos without ground truth (``unannotated``) have none, as in the reference.
     """
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
@@ -224,14 +215,12 @@ class TrainingWindows(Dataset[Sample]):
 class TestWindows(Dataset[Sample | ReadFailure]):
     """All windows of a subset, video after video, without ground truth.
 
-    A process that asks for consecutive windows decodes what neighbours share once.
+    A process that reads consecutive windows decodes what they share once.
 
     Attributes:
-        videos: of the subset, by name.
-        grids: how the grid lies in each video, by name.
+        videos, grids: by name.
         windows: the video and the grid of each.
-        readers: the processes that read them.
-        unread: by name, why videos could not be read, as far as this process knows; they are not tried again.
+        unread: by name, why this process could not read videos; it does not try again.
 
     Raises:
         ValueError, OSError: a video cannot be read and ``test.on_read_error`` is "error".
@@ -247,17 +236,13 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         self.grids = {
             name: grid
             for name, video in self.videos.items()
-            if (grid := self._try_to_read(video, partial(source.grid, video))) is not None
+            if isinstance(grid := self._try_to_read(video, partial(source.grid, video)), Grid)
         }
         self._previous: Sample | None = None  # the last window, in forward order
         self.leave_out({})
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Removes the windows of videos that other processes could not read.
-
-        Args:
-            reasons: why, by name.
-        """
+        """Removes the windows of videos that other processes could not read, by name with the reason."""
         self.unread |= reasons
         self.grids = {name: grid for name, grid in self.grids.items() if name not in self.unread}
         self.windows = [
@@ -268,7 +253,6 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         window = self.config.window
         if window.layout == "whole":
             return [video_grid]
-        # A resized video has the length of a window, so it gives one.
         return [video_grid.window(*one) for one in sliding_windows(video_grid.steps, window.steps, window.overlap)]
 
     def __len__(self) -> int:
@@ -278,17 +262,16 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         video, grid = self.windows[item]
         sample = self._try_to_read(video, partial(self._read_rest, video, grid))
         is_last = item + 1 == len(self) or self.windows[item + 1][0] is not video
-        self._previous = None if is_last else sample
-        return self._in_first_view(video, sample)
+        self._previous = None if is_last or isinstance(sample, ReadFailure) else sample
+        return self._in_first_view(sample)
 
     def read(self, window: tuple[AnnotatedVideo, Grid]) -> Sample | ReadFailure:
         """Any part of a video as one window."""
-        video, grid = window
-        return self._in_first_view(video, self._try_to_read(video, partial(self._read, video, grid)))
+        return self._in_first_view(self._try_to_read(window[0], partial(self._read, *window)))
 
-    def _in_first_view(self, video: AnnotatedVideo, sample: Sample | None) -> Sample | ReadFailure:
-        if sample is None:
-            return ReadFailure(video.name, self.unread[video.name])
+    def _in_first_view(self, sample: Sample | ReadFailure) -> Sample | ReadFailure:
+        if isinstance(sample, ReadFailure):
+            return sample
         self.readers.count_repeated(sample.repeated)
         return sample.reversed() if self.config.views[0] == "reverse" else sample
 
@@ -299,7 +282,7 @@ class TestWindows(Dataset[Sample | ReadFailure]):
             shared = previous.grid.steps - round((grid.first_frame - previous.grid.first_frame) / grid.stride_frames)
             if 0 < shared < min(grid.steps, previous.grid.steps):
                 rest = self._read(video, grid.window(shared, grid.steps - shared))
-                if not rest.repeated:  # else the replacement of damaged frames depends on the full window
+                if not rest.repeated:  # else the replacements depend on the full window
                     return rest.prepended(previous, shared)
         return self._read(video, grid)
 
@@ -308,15 +291,14 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         sample, backbone = _read_sample(self.source, video, grid, self.config.views), self.config.model.backbone
         return sample if backbone is None else sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
 
-    def _try_to_read(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | None:
-        """What ``read`` returns; None if the video cannot be read and that is allowed."""
-        if video.name in self.unread:
-            return None
-        try:
-            with self.readers.reading(video.name):
-                return read()
-        except (OSError, ValueError) as error:
-            if self.config.test.on_read_error == "error":
-                raise
-            self.unread[video.name] = str(error)
-            return None
+    def _try_to_read(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | ReadFailure:
+        """What ``read`` returns, unless the video cannot be read and that is allowed."""
+        if video.name not in self.unread:
+            try:
+                with self.readers.reading(video.name):
+                    return read()
+            except (OSError, ValueError) as error:
+                if self.config.test.on_read_error == "error":
+                    raise
+                self.unread[video.name] = str(error)
+        return ReadFailure(video.name, self.unread[video.name])

@@ -1,4 +1,4 @@
-"""The processes that read windows for a loader: what each one reads, and what happens when one hangs or dies."""
+"""The processes that read windows for a loader, and errors for those that hang or die."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IDLE = -1
 
 
 class Readers:
-    """The processes that read for a loader, and what they share with their parent: current videos and counts.
+    """The processes that read for a loader, and the memory that they share with their parent.
 
     Args:
         names: of the videos.
@@ -40,18 +40,13 @@ class Readers:
     def __init__(self, names: Sequence[str], processes: int, timeout_s: float | None) -> None:
         self.names, self.processes, self.timeout_s = tuple(names), processes, timeout_s
         self._indices = {name: index for index, name in enumerate(self.names)}
-        # For each process, the parent last: its id, the index of the video that it reads, and when it began.
+        # Per process, the parent last: its id, the index of its video, and the time when it began to read.
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
         self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
         self._reported = 0
 
     def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
-        """A loader whose items these processes read.
-
-        Args:
-            items: data that calls :meth:`reading`.
-            options: of PyTorch's loader.
-        """
+        """PyTorch's loader, with these processes; ``items`` read through :meth:`reading`."""
         return DataLoader(
             items,
             num_workers=self.processes,
@@ -62,11 +57,7 @@ class Readers:
 
     @contextmanager
     def reading(self, video: str) -> Iterator[None]:
-        """Records that this process reads a window of a video, and limits the time that it takes.
-
-        Raises:
-            TimeoutError: it takes longer.
-        """
+        """Records that this process reads a window of a video; raises TimeoutError if it takes too long."""
         row = self._reads[self._number()]
         row[2] = time.monotonic()
         row[0] = os.getpid()
@@ -93,12 +84,10 @@ class Readers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turns the death of a process (out of memory, for example) into an error that names its video.
-
-        A process that hangs and cannot be interrupted is killed. If the block fails, all processes are killed.
+        """Kills processes that hang, and all processes if the block fails.
 
         Raises:
-            ChildProcessError: a process died or hung.
+            ChildProcessError: a process died or hung; names its video.
         """
         hung: dict[int, str] = {}
         finished = threading.Event()
@@ -142,7 +131,7 @@ class Readers:
             self.names[int(index)] for process, index, _ in self._reads.tolist() if process in processes and index >= 0
         ]
         doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
-        # The signal is in the error itself or in its cause, depending on who found the process ended.
+        # The signal is in the error itself or in its cause.
         by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
         reason = "" if by_signal is None else f": {' '.join(by_signal[1].split())}"
         if reason.startswith(": Killed"):

@@ -1,10 +1,11 @@
-"""Windows with their ground truth, in either view: one is a :class:`Sample`, several are a :class:`Batch`."""
+"""Windows with their ground truth, alone and in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +22,12 @@ class Sample:
 
     Args:
         video: its name.
-        content: frames uint8 ``[V * k, H, W, 3]``, k of each step, or features float ``[V, C]`` of the real steps, in
-            the order of the view.
-        grid: where the window lies (always on the forward clock).
+        content: of the real steps in the order of the view, frames ``[V * k, H, W, 3]`` or features ``[V, C]``.
+        grid: of the window, on the forward clock.
         segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
         view: the playing direction of ``content`` and ``segments``.
-        colour: float ``[3, 4]``, the window's colour transform.
-        reversed_copy: the window in the video's time-reversed copy, laid out and ordered like ``content``; None: the
-            other view shows ``content``.
+        colour: transform ``[3, 4]`` for :func:`bitad.data.transforms.recolour`.
+        reversed_copy: what the other view shows instead of ``content``, in the same order.
         repeated: number of damaged frames that the last good one replaces.
         skipped: the windows that this one replaces, and why they could not be read.
     """
@@ -51,7 +50,7 @@ class Sample:
         return replace(self, content=cut(self.content.numpy()), reversed_copy=reversed_copy)
 
     def prepended(self, previous: Sample, shared: int) -> Sample:
-        """This window preceded by the last ``shared`` steps of the previous one, both in forward order."""
+        """This window after the last ``shared`` steps of the previous one, both in forward order."""
         rows = shared * (len(self.content) // self.grid.steps)
         reversed_copy = None
         if self.reversed_copy is not None and previous.reversed_copy is not None:
@@ -74,14 +73,8 @@ class Sample:
         )
 
 
-@dataclass(frozen=True)
-class ReadFailure:
-    """Takes the place of a window whose video cannot be read.
-
-    Args:
-        video: its name.
-        reason: why.
-    """
+class ReadFailure(NamedTuple):
+    """Takes the place of a window if its video cannot be read, and says why."""
 
     video: str
     reason: str
@@ -92,15 +85,11 @@ class Batch:
     """Windows of one length T, padded after their real steps.
 
     Args:
-        inputs: frames uint8 ``[B, T * k, H, W, 3]`` (the last real frame repeated) or features float ``[B, C, T]``
-            (zeros).
+        inputs: frames uint8 ``[B, T * k, H, W, 3]`` or features float ``[B, C, T]``, padded by the last or by zeros.
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
-        colour: float ``[B, 3, 4]`` for :func:`bitad.data.transforms.recolour`; None: no window changes colour.
-        reversed_copy: the windows in the videos' time-reversed copies, laid out and ordered like ``inputs``; None: the
-            other view shows ``inputs``.
-        skipped: the windows that these replace, and why they could not be read.
+        colour, reversed_copy, skipped: as of :class:`Sample`, for all windows.
     """
 
     inputs: Tensor
@@ -114,11 +103,11 @@ class Batch:
     skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, which can reverse it (:meth:`reversed`) without another copy."""
+        """The batch on a device."""
         return self._map(partial(torch.Tensor.to, device=device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, so that the copy to a GPU is asynchronous (called by PyTorch's loader)."""
+        """The batch in page-locked memory (called by PyTorch's loader)."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -133,7 +122,7 @@ class Batch:
         )
 
     def reversed(self) -> Batch:
-        """The same windows in the other view: the batch of their :meth:`Sample.reversed`, padded after real steps."""
+        """The same windows in the other view: the batch of their :meth:`Sample.reversed`."""
         return replace(
             self,
             inputs=_reverse_steps(self.inputs if self.reversed_copy is None else self.reversed_copy, self.mask),
@@ -147,10 +136,8 @@ class Batch:
 
     def reversed_segments(self) -> list[Tensor]:
         """The windows' ground truth in the other view, per window ``[n, 2]`` in grid steps."""
-        return [
-            mirror_positions(segments, grid.steps).flip(-1)
-            for segments, grid in zip(self.segments, self.grids, strict=True)
-        ]
+        pairs = zip(self.segments, self.grids, strict=True)
+        return [mirror_positions(segments, grid.steps).flip(-1) for segments, grid in pairs]
 
 
 def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
@@ -160,7 +147,7 @@ def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
     per_step = length // mask.shape[1]
     real = per_step * mask.sum(1, keepdim=True)
     index, _ = mirror_points(torch.arange(length, device=mask.device), 1, real)  # [B, T * k]
-    # After the real steps the index is 0: the frame that is now the last real one, which also pads.
+    # After the real steps the index is 0, which pads by the last real frame of the reversed window.
     if not frames:
         return inputs.gather(2, index[:, None].expand_as(inputs)).masked_fill(~mask[:, None], 0)
     rows = index + length * torch.arange(count, device=mask.device)[:, None]
@@ -168,7 +155,7 @@ def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
 
 
 def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Batch:
-    """Samples -> a batch of windows of ``length`` steps; longer samples are padded to the next ``multiple``."""
+    """Samples -> a batch of ``length`` steps; longer ones are padded to the next ``multiple``."""
     steps = torch.tensor([sample.grid.steps for sample in samples])
     length = max(length, -(-int(steps.max()) // multiple) * multiple)
     rows = length * (len(samples[0].content) // samples[0].grid.steps)

@@ -1,4 +1,4 @@
-"""The data that a configuration names: ground truth, and videos or features with their time-reversed copies."""
+"""The data that a configuration names: ground truth, and videos or features."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def read_ground_truth(data: DataConfig) -> Annotations:
     """All videos, with the classes that networks learn: the data set's own, or a single one for all.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~bitad.data.formats.database.read_annotations`, and for a video of
-            unknown duration.
+        FileNotFoundError, ValueError: a file is missing or wrong, or a video has no duration.
     """
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
@@ -65,11 +64,11 @@ class Source(Protocol):
 
     @property
     def has_reversed_copies(self) -> bool:
-        """Whether the reverse view is read from time-reversed copies."""
+        """Whether the reverse view shows time-reversed copies."""
 
     @property
     def repeated(self) -> int:
-        """The number of damaged frames that this process has read and replaced by the last good one."""
+        """The number of damaged frames that this process has replaced by the last good one."""
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
@@ -78,9 +77,8 @@ class Source(Protocol):
         """The real steps of a window, in forward order whatever the view.
 
         Args:
-            view: the playing direction to show; without time-reversed copies both hold the same.
-            margin: factor by which frames exceed the network's size. Frames of the file that are smaller than that,
-                but not smaller than the network's, keep their size.
+            view: which file to read, if there are time-reversed copies.
+            margin: factor by which frames exceed the network's size; frames in between keep their size.
         """
 
 
@@ -93,12 +91,12 @@ class VideoFiles:
         pixels: short side of the network's frames.
         stride_frames: from one grid step to the next.
         rate_hz: grid steps per second instead; each video gets the nearest stride.
-        steps: grid steps of every video instead, spread evenly over it.
+        steps: grid steps of every video instead.
         clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
         frames_per_step: frames read for each grid step.
-        find_reversed: name of a video -> its time-reversed copy, from which the reverse view reads the same frames.
+        find_reversed: name of a video -> its time-reversed copy, for the reverse view.
         damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices; None: every file is indexed again.
+        cache: of the files' indices.
     """
 
     find: Callable[[str], Path]
@@ -178,7 +176,7 @@ class VideoFiles:
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
             available, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
-            # Frames large enough for the network are not enlarged: the margin would add no detail.
+            # Enlarging frames for a margin would add no detail.
             pixels = reader.read(frames, short_side=None if self.pixels <= available <= wanted else wanted)
             self.repeated += reader.repeated
             return pixels
@@ -192,11 +190,10 @@ class FeatureFiles:
         store: the files.
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
-        fps: frame rate that these refer to; None: each video's own.
-        steps: grid steps of every video, to which its features are resized; None: one step per feature.
-        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
-        reversed_store: features of the time-reversed copies, row by row of the same frames, for the reverse view.
-        described: by the names of features, what is known of the videos they were extracted from.
+        fps: frame rate of these frames; None: each video's own.
+        steps, clock: as of :class:`VideoFiles`; features are resized.
+        reversed_store: features of the time-reversed copies, with rows of the same frames.
+        described: the videos that the features were extracted from, by the features' names.
     """
 
     store: FeatureStore
@@ -238,7 +235,7 @@ class FeatureFiles:
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
-            # Without a stated rate, it is frames over duration, and a duration includes the sound.
+            # Else the rate is frames over duration, which includes the sound.
             is_stated = (self.fps or video.fps) is not None
             if is_stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"

@@ -1,7 +1,4 @@
-"""Augmentation of windows: all frames of a window get the same random transform, which preserves motion.
-
-Cropping, resizing and flipping work on decoded uint8 frames; colour is one matrix per window, applied on the device.
-"""
+"""Augmentation: all frames of a window get the same random crop, flip and colour, which preserves motion."""
 
 from __future__ import annotations
 
@@ -45,11 +42,11 @@ def random_crop(
     aspect: tuple[float, float],
     flip: float,
 ) -> Crop:
-    """A random rectangle (Szegedy et al. 2015, arXiv:1409.4842): share of the area, then the aspect on a log scale.
+    """A random rectangle (Szegedy et al. 2015, arXiv:1409.4842).
 
     Args:
-        area: smallest and largest share of the frame.
-        aspect: smallest and largest width / height.
+        area: smallest and largest share of the frame, drawn uniformly.
+        aspect: smallest and largest width / height, drawn on a log scale.
         flip: probability of a flip.
     """
     flipped = bool(rng.random() < flip)
@@ -62,11 +59,11 @@ def random_crop(
     return replace(centre_crop(height, width), flip=flipped)
 
 
-def empty_frames(*shape: int) -> Tensor:
-    """Uninitialised uint8 frames in main memory.
-
-    NumPy asks Linux for large pages and torch does not; the first write to a window takes a quarter of the time.
-    """
+def empty_frames(*shape: int, device: torch.device | None = None) -> Tensor:
+    """Uninitialised uint8 frames, in main memory if there is no device."""
+    if device is not None and device.type != "cpu":
+        return torch.empty(shape, dtype=torch.uint8, device=device)
+    # NumPy asks Linux for large pages and torch does not: the first write takes a quarter of the time.
     return torch.from_numpy(np.empty(shape, np.uint8))
 
 
@@ -91,8 +88,8 @@ def random_colour(
 ) -> NDArray[np.float32]:
     """A random affine colour transform, float32 ``[3, 4]`` on pixels of 0..255.
 
-    Brightness, contrast (about middle grey) and saturation are scaled by factors drawn from [1 - x, 1 + x]; ``hue`` is
-    the largest rotation, in full circles.
+    The factors of brightness, contrast and saturation are drawn from [1 - x, 1 + x]; ``hue`` is the largest rotation,
+    in full circles.
     """
     b, c, s = (rng.uniform(max(0, 1 - x), 1 + x) for x in (brightness, contrast, saturation))
     angle = 2 * np.pi * rng.uniform(-hue, hue)
@@ -104,11 +101,7 @@ def random_colour(
 
 def recolour(frames: Tensor, matrices: Tensor) -> Tensor:
     """Applies matrices ``[B, 3, 4]`` of :func:`random_colour` to frames uint8 ``[B, T, H, W, 3]`` on their device."""
-    out = (
-        empty_frames(*frames.shape)
-        if frames.is_cpu
-        else torch.empty_like(frames, memory_format=torch.contiguous_format)
-    )
+    out = empty_frames(*frames.shape, device=frames.device)
     if not frames.numel():
         return out
     # A product with a 3x3 matrix is too small to be fast, so a row holds several pixels.

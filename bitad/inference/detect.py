@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from bitad.data.samples import Batch, ReadFailure, Sample, collate
 from bitad.data.sources import Source, VideoFiles, build_source, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
-from bitad.inference.postprocess import Candidates, Stitcher, decode, suppress
+from bitad.inference.postprocess import Stitcher, decode, suppress
 from bitad.inference.validate import log_rates, validate_clocks
 from bitad.inference.video_scores import read_video_scores
 from bitad.inference.whole_video import WindowOutputs, predict_videos
@@ -47,10 +47,9 @@ class Results:
     """The detections of a network or a pair.
 
     Args:
-        bases: for each network's basis its detections, on the forward clock: ``forward`` and ``reverse``, one of them
-            for a single network; ``reverse`` also holds the second of two forward networks.
+        bases: each network's, on the forward clock; ``reverse``: or the second forward network's.
         views: the playing direction of each.
-        merged: the detections of all bases as one set.
+        merged: all bases as one set.
         unread: by name, why videos could not be read.
     """
 
@@ -60,16 +59,13 @@ class Results:
     unread: dict[str, str]
 
     def named(self) -> dict[str, Detections]:
-        """All results under the names that people read; the run's main result comes last."""
+        """All results by their display names; the main one comes last."""
         if len(self.bases) == 1:
             return {str(basis): found for basis, found in self.bases.items()}
         return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
 
     def write(self, out: Path) -> None:
-        """Writes ``out``/detections.json and, for a pair, each network's detections (``RESULTS_OF_PAIRS``).
-
-        Those of a network in reverse are written in reverse time, D - t.
-        """
+        """Writes detections.json and, for a pair, each network's file; for one in reverse in reverse time, D - t."""
         write_detections(self.merged, out / "detections.json")
         if len(self.bases) > 1:
             files = RESULTS_OF_PAIRS[self.views[1]].values()
@@ -91,79 +87,71 @@ def detect(
     description: str = "testing",
     log_unread: bool = True,
 ) -> Results:
-    """Detects in all videos of ``annotations``, whose ground truth is not used; their classes name the labels.
+    """Detects in all videos of ``annotations``; their ground truth is not used.
 
-    Windows are distributed over the processes; each is decoded once for both views of a pair. With
-    ``test.backbone=video``, videos are distributed, see :mod:`bitad.inference.whole_video`. Every process gets all
-    detections, on the forward clock.
+    Windows are distributed over the processes (videos, with ``test.backbone=video``), and each is decoded once for both
+    views of a pair. Every process gets all detections, on the forward clock.
 
     Args:
         network: in evaluation mode, on the device of ``ranks``.
         source: of the windows.
-        details: for :class:`~bitad.data.detections.Detections`; videos that could not be read are added, if allowed
-            (``test.on_read_error``).
+        details: of the detections; unread videos are added.
         description: for the progress display and the log.
-        log_unread: log the videos that could not be read, and raise if none could; else the caller does.
+        log_unread: log unread videos, and raise if there are no others.
 
     Raises:
-        ValueError, OSError: a video cannot be read, if that is an error; or none can.
+        ValueError, OSError: a video cannot be read (``test.on_read_error``), or none can.
         ChildProcessError: a process that reads has died or hangs.
     """
-    views, settings = config.views, config.test.nms.suppression
-    # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
-    one_window = config.window.layout != "sliding"
-    stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in views]
-    durations_s = {video.name: video.duration_s for video in annotations.videos.values()}
     windows = TestWindows(annotations, source, config)
     for unread in ranks.gather(windows.unread):  # all processes must distribute the same windows
         windows.leave_out(unread)
+    stitchers = _stitch_windows(network, windows, ranks, description)
+    for unread in ranks.gather(windows.unread):
+        windows.leave_out(unread)
+    if log_unread:
+        _log_unread(windows.unread, len(annotations.videos), description, ranks)
+    all_details = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
+    relabel = None
+    if config.test.video_scores is not None:
+        scores = read_video_scores(config.test.video_scores).with_classes(annotations.classes)
+        relabel = partial(scores.under_names(annotations.videos).label, top_k=config.test.video_classes)
+    found = []
+    for stitcher, view in zip(stitchers, config.views, strict=True):
+        stitcher.leave_out(windows.unread)  # some of their windows may have been read
+        view_details = {**all_details, "view": view}
+        found.append(stitcher.detections(annotations.classes, windows.videos, relabel=relabel, details=view_details))
+    if len(found) == 1:
+        return Results({config.views[0]: found[0]}, config.views, found[0], windows.unread)
+    merged = merge(*found, method=config.test.merge, settings=config.test.nms.suppression)
+    return Results({"forward": found[0], "reverse": found[1]}, config.views, merged, windows.unread)
+
+
+def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
+    """For each network, the candidates in all windows, from all processes."""
+    config, settings = windows.config, windows.config.test.nms.suppression
+    # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
+    one_window = config.window.layout != "sliding"
+    stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in config.views]
     predict = predict_videos if config.test.backbone == "video" else _predict_windows
     with windows.readers.watched(), autocast(ranks.device, config.test.precision):
-        for output in predict(network, windows, ranks, description=description):
-            for prediction, view, stitcher in zip(output.predictions, views, stitchers, strict=True):
+        for videos, grids, predictions in predict(network, windows, ranks, description):
+            for prediction, view, stitcher in zip(predictions, config.views, stitchers, strict=True):
                 found = decode(
                     prediction,
                     score_threshold=config.test.score_threshold,
                     top_k=config.test.candidates,
-                    names=output.videos,
+                    names=videos,
                 )
-                for name, grid, candidates in zip(output.videos, output.grids, found, strict=True):
+                for name, grid, candidates in zip(videos, grids, found, strict=True):
                     kept = suppress(candidates, settings) if one_window else candidates
-                    stitcher.add(name, kept, grid, durations_s[name], reverse_view=view == "reverse")
+                    duration_s = windows.videos[name].duration_s
+                    stitcher.add(name, kept, grid, duration_s, reverse_view=view == "reverse")
     log_repeated_frames(windows.readers.pop_repeated(), description, ranks)
     for others in ranks.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):
             stitcher.update(other)
-    for unread in ranks.gather(windows.unread):
-        windows.leave_out(unread)
-    all_details = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
-    relabel = _relabel_function(config, annotations)
-    detections = []
-    for stitcher, view in zip(stitchers, views, strict=True):
-        stitcher.leave_out(windows.unread)  # some of their windows may have been read
-        detections.append(
-            stitcher.detections(
-                annotations.classes,
-                videos=list(durations_s),
-                relabel=relabel,
-                details={**all_details, "view": view},
-            )
-        )
-    if log_unread:
-        _log_unread(windows.unread, len(durations_s), description, ranks)
-    if len(views) == 1:
-        return Results({views[0]: detections[0]}, views, detections[0], windows.unread)
-    merged = merge(*detections, method=config.test.merge, settings=settings)
-    return Results({"forward": detections[0], "reverse": detections[1]}, views, merged, windows.unread)
-
-
-def _relabel_function(config: Config, annotations: Annotations) -> Callable[[str, Candidates], Candidates]:
-    """Labels a video's candidates by video-level scores, if the configuration names them."""
-    if config.test.video_scores is None:
-        return lambda video, found: found
-    scores = read_video_scores(config.test.video_scores).with_classes(annotations.classes)
-    scores = scores.under_names(annotations.videos)
-    return lambda video, found: scores.label(found, video, top_k=config.test.video_classes)
+    return stitchers
 
 
 def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks: Ranks) -> None:
@@ -172,19 +160,13 @@ def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks
         name, reason = next(iter(reasons.items()))
         raise ValueError(f"{description}: none of the {videos} videos can be read; {name}: {reason}")
     if reasons and ranks.is_main:
-        log.warning(
-            "%s: %d of %d videos could not be read; actions in them count as not found",
-            description,
-            len(reasons),
-            videos,
-        )
+        count = f"{len(reasons)} of {videos} videos"
+        log.warning("%s: %s could not be read; actions in them count as not found", description, count)
         for name, reason in sorted(reasons.items()):
             log.warning("%s: %s", name, reason)
 
 
-def _predict_windows(
-    network: Network, windows: TestWindows, ranks: Ranks, *, description: str
-) -> Iterator[WindowOutputs]:
+def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
     """The predictions for this process's share of all windows."""
     config = windows.config
     loader = windows.readers.loader(
@@ -207,9 +189,9 @@ def _predict_windows(
 
 
 def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> list[list[int]]:
-    """Windows ``first`` to ``stop`` in batches, ordered so that each reader, in turn, gets consecutive batches.
+    """Windows ``first`` to ``stop`` in batches, in an order that gives each reader, in turn, consecutive ones.
 
-    Neighbouring windows overlap, and a reader decodes what they share once.
+    Neighbours overlap, and a reader decodes what they share once.
     """
     batches = [list(range(start, min(start + batch, stop))) for start in range(first, stop, batch)]
     by_reader = np.array_split(np.arange(len(batches)), readers)  # the longer parts first
@@ -217,7 +199,7 @@ def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> 
 
 
 def _collate(
-    samples: Sequence[Sample | ReadFailure], *, length: int, multiple: int
+    samples: Sequence[Sample | ReadFailure], length: int, multiple: int
 ) -> tuple[Batch | None, dict[str, str]]:
     """The windows that could be read, if any, and by the video's name why others could not."""
     read = [sample for sample in samples if isinstance(sample, Sample)]
@@ -228,13 +210,11 @@ def _collate(
 def detect_videos(
     checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: OnDecodeError = "error"
 ) -> tuple[Detections, dict[str, str]]:
-    """Detects in video files, sampled at the rate of the training; merges what the two networks of a pair find.
+    """Detects in video files, by name, sampled at the rate of the training.
 
-    Memory is bounded by a window, except for the candidates: 13 bytes each, at most ``test.candidates`` in a window of
-    each network.
+    Memory is bounded by a window, except for 13 bytes per candidate.
 
     Args:
-        videos: files by name.
         damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
 
     Returns:
@@ -261,7 +241,7 @@ def detect_videos(
     annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
     log_rates({name: source.grid(video) for name, video in annotated.items()}, checkpoint.rate_hz, config, ranks)
     network = checkpoint.network().to(ranks.device)
-    # These videos have no video-level scores. Worker processes are a choice for the training's machine.
+    # These videos have no video-level scores, and this machine may have no room for workers.
     config = override_config(config, ["test.video_scores=null", "test.on_read_error=skip", "test.workers=0"])
     annotations = Annotations(annotated, checkpoint.classes)
     results = detect(network, annotations, source, config, ranks, description="detecting", log_unread=False)
@@ -293,8 +273,7 @@ def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> 
 def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detections:
     """A forward network's detections in its test videos played backwards, on the forward clock.
 
-    The windows are those of forward playback, flipped. The result shows how much classes depend on the direction:
-    :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
+    For :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
     """
     config = checkpoint.config.model_copy(update={"direction": "reverse"})
     description = f"testing {config.run_directory.name} on reversed playback"
@@ -314,18 +293,13 @@ def _detect_in_test_subset(
 
 
 def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
-    """Detects in the test subset, writes the detections, and evaluates every result; the run's main one comes last.
+    """Detects in the test subset, writes the detections, and evaluates every result; the main one comes last.
 
-    Writes ``out``/detections.json (forward time), ``out``/detections.reverse.json (reverse time, D - t) and
-    ``out``/metrics.json. For one network, both files hold the same detections. For a pair, the first holds the merged
-    ones, the second those of the reverse basis, and ``out``/detections.forward.json those of the forward basis; for two
-    forward networks, ``out``/detections.second.json holds those of the second one, in forward time.
-
-    The detections are written before the evaluation, and stay if that fails.
+    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json in
+    reverse time. If the evaluation fails, the detections stay.
 
     Raises:
-        ValueError: the data set has other classes than the network; its clocks disagree; or the subset has no ground
-            truth (the message names the detections).
+        ValueError: other classes than the network's; clocks disagree; or there is no ground truth.
     """
     config, metrics = checkpoint.config, out / "metrics.json"
     check_places([metrics, *(out / name for name in DETECTION_FILES)])
@@ -355,7 +329,7 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
 
 
 def _log_changed_data(checkpoint: Checkpoint, subset: Annotations) -> None:
-    """Logs how the run's test data have changed since the checkpoint was written."""
+    """Logs how the run's test data have changed."""
     before = of_tests(checkpoint.data or {})
     if before.get(TEST, {}).keys().isdisjoint(subset.videos):
         return  # an older checkpoint, another data set, or another part of it

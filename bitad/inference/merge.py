@@ -1,7 +1,6 @@
-"""Late fusion: merges the detections of several detectors on the same videos into one set, without training.
+"""Late fusion: merges the detections of several detectors into one set, without training.
 
-It is the baseline for every trained fusion of the forward and the reverse network. All sets must be on one clock:
-``merge(forward, reverse.forward(), ...)``.
+It is the baseline for every trained fusion of the forward and the reverse network.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from itertools import chain
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.config.names import MergeMethod
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections, named
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import nms
+from bitad.inference.nms import Floats, Integers, nms
 from bitad.runtime.log import log
 
 # Smallest weight in a weighted mean, so that two detections with a score of 0 have one.
@@ -37,34 +35,27 @@ def merge(
     """Merge n >= 2 sets of detections; the result is by video, best first.
 
     * "soft-nms": the union of all sets, through ``nms`` with these settings.
-    * "mean": detections of one video and class form groups. A group has at most one detection of each set, and any two
-      have a tIoU of at least ``settings.iou_threshold``. Pairs of detections of two sets are taken by descending tIoU;
-      a pair joins the groups of its two detections if the rule allows it. The merged detection has the mean of a
-      group's segments and the sum of its scores over n.
+    * "mean": detections of one video and class form groups, with at most one of each set, and a tIoU of at least
+      ``settings.iou_threshold`` between any two. Pairs are taken by descending tIoU, and join the groups of their
+      detections if that is allowed. A group becomes the mean of its segments with the sum of its scores over n.
     * "product": the same groups, with the n-th root of the product of their scores. Groups that lack a set are dropped.
-    * "wsf": weighted segment fusion, which is weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and Vision
-      Computing 2021) in one dimension. By descending score, a detection joins the group of better ones that it overlaps
-      most, by the same rule. The merged detection has the score-weighted mean of a group's segments and the sum of its
-      scores over n. Unlike in the paper, detections of one set never join: soft-NMS leaves weakened copies beside each
-      detection, which dilute its score (merged with themselves, ActionFormer's THUMOS14 detections fall from an average
-      mAP of 66.8 to 58.6).
+    * "wsf": weighted segment fusion, one-dimensional weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and
+      Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most, by
+      the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike
+      in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores (merged with
+      themselves, ActionFormer's THUMOS14 detections fall from an average mAP of 66.8 to 58.6).
 
-    In "mean" and "wsf", a set that lacks a group counts as a score of 0: a detection of one set alone keeps its segment
-    and 1/n of its score. A set without a video or a class counts as having found nothing there, since files may list
-    only what was found; the log names such videos and classes.
-
+    A set that lacks a group counts as a score of 0, also if it does not list the video or class; the log names these.
     All methods except "soft-nms" only use the settings ``iou_threshold``, ``max_segments`` and ``min_score``. The order
-    of three or more sets does not matter; that of two only decides between equal scores or overlaps.
+    of sets does not matter, except that of two sets for equal scores or overlaps.
 
     Args:
         sets: detections on one clock.
-        method: see above.
         settings: None: the defaults, without voting.
         names: of the sets in errors and the log, such as their files.
 
     Raises:
-        ValueError: fewer than two sets; sets on different clocks or with different durations of a video; a negative
-            score; scores above 1 in only some sets.
+        ValueError: fewer than two sets; different clocks or durations; negative scores; scores on different scales.
     """
     settings = settings or NmsConfig(voting_threshold=0.0)
     if method not in get_args(MergeMethod):
@@ -76,8 +67,7 @@ def merge(
     details = {"merged": {"method": method, "settings": _record(settings), "details": [one.details for one in sets]}}
     if differences := _describe_differences(sets, names):
         log.info("%s", differences)
-    # The order decides between equal scores and overlaps, and must not depend on which file is named first. (The sets
-    # of a forward and a reverse network have an order.)
+    # The order decides between equal scores and overlaps; it is fixed for three or more files.
     order = range(len(sets)) if len(sets) == 2 else sorted(range(len(sets)), key=lambda number: _content(sets[number]))
     ordered = [sets[number] for number in order]
     union = Detections.concatenate(ordered, details=details, names=[names[number] for number in order])
@@ -157,14 +147,8 @@ def _best(merged: Detections, settings: NmsConfig) -> Detections:
     return merged.take(order[rank < settings.max_segments])
 
 
-def _fuse(
-    union: Detections,
-    source: NDArray[np.int64],  # [n], the number of each row's set
-    n_sets: int,
-    threshold: float,
-    method: MergeMethod,
-) -> Detections:
-    """``union`` with each group merged into its first row."""
+def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, method: MergeMethod) -> Detections:
+    """``union`` with each group merged into its first row; ``source`` ``[n]`` is the number of each row's set."""
     groups = _groups(union, source, threshold, method)
     members = np.argsort(groups, kind="stable")  # by group, then in their order
     _, first, count = np.unique(groups[members], return_index=True, return_counts=True)
@@ -186,7 +170,7 @@ def _fuse(
     return replace(union, segments=segments, scores=scores).take(np.sort(kept))
 
 
-def _groups(union: Detections, source: NDArray[np.int64], threshold: float, method: MergeMethod) -> NDArray[np.int64]:
+def _groups(union: Detections, source: Integers, threshold: float, method: MergeMethod) -> Integers:
     """The group of each row ``[n]``, numbered by its first row."""
     groups = np.arange(len(union))
     # Some videos at a time, to bound memory.
@@ -199,16 +183,13 @@ def _groups(union: Detections, source: NDArray[np.int64], threshold: float, meth
         rank = np.empty(len(some), np.int64)
         rank[np.argsort(-some.scores, kind="stable")] = np.arange(len(some))
         better, worse = np.minimum(rank[a], rank[b]), np.maximum(rank[a], rank[b])
-        # The order in which pairs join. Among equal ones high scores come first, so that merging a set with itself
-        # does not change it.
+        # Among equal pairs high scores come first, so that merging a set with itself does not change it.
         order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
         groups[rows] = rows[_join(a[order], b[order], source[rows])]
     return groups
 
 
-def _pairs_of_sets(
-    union: Detections, source: NDArray[np.int64], threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tuple[Integers, Integers, Floats]:
     """The pairs of rows of two sets, in one video and class, that overlap enough, and their tIoU."""
     video_and_class = union.video * len(union.classes) + union.labels
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
@@ -222,12 +203,11 @@ def _pairs_of_sets(
     return a, b, tiou
 
 
-def _join(a: NDArray[np.int64], b: NDArray[np.int64], source: NDArray[np.int64]) -> NDArray[np.int64]:
+def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     """The groups ``[n]`` of n rows after pairs (a row a, a row b) have joined them in this order.
 
-    Two groups join if they have no set in common and all their rows are in pairs with each other. A pair that cannot
-    join its groups never can later, as groups only grow. So every remaining pair that is the first of both its groups
-    joins in the same round, which gives the result of one pair after another in a few rounds.
+    Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its groups never can
+    later, as groups only grow. So all pairs that are the first of both their groups join at once.
     """
     n = len(source)
     groups = np.arange(n)
@@ -235,8 +215,7 @@ def _join(a: NDArray[np.int64], b: NDArray[np.int64], source: NDArray[np.int64])
     pairs = np.arange(len(a))
     while pairs.size:
         one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
-        # Within a pair of groups each pair of rows occurs once, and pairs within a set never do. So all rows are paired
-        # exactly if the groups share no set and all rows overlap enough. Two single rows always are.
+        # Each pair of rows occurs once, and none within a set, so its count shows whether groups may join.
         complete, needed = one != other, size[one] * size[other]
         large = np.flatnonzero(complete & (needed > 1))
         _, inverse, count = np.unique(one[large] * n + other[large], return_inverse=True, return_counts=True)

@@ -1,7 +1,6 @@
 """Non-maximum suppression of segments: hard, soft (Bodla et al., ICCV 2017), and segment voting.
 
-Results equal those of the 1-D NMS of OpenTAD and ActionFormer, except for equal scores: their order is undefined there;
-here the first in the input comes first.
+Results equal those of OpenTAD and ActionFormer, except that equal scores keep the order of the input.
 """
 
 from __future__ import annotations
@@ -12,7 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from bitad.config.schema import NmsConfig
 from bitad.data.tiou import overlap_ranges, ranges, tiou_pairs
 
-# Added to every length, as in the reference, so that two segments without length have an IoU of 0.
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Added to every length, as in the reference: segments without length have an IoU of 0.
 _LENGTH_FLOOR = 1e-6
 
 # The score of a candidate that has been kept or dropped.
@@ -30,15 +32,11 @@ def nms(
     scores: ArrayLike,  # [n]
     labels: ArrayLike,  # [n]
     settings: NmsConfig,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[Floats, Floats, Integers]:
     """The kept segments ``[k, 2]``, scores ``[k]`` and labels ``[k]``, best first; k <= ``max_segments``.
 
-    All classes are processed at once, one segment of each per round. Of equal scores the first in the input comes
-    first.
-
     Raises:
-        ValueError: columns of different lengths, a number that is not finite, a segment that ends before it starts,
-            a negative score.
+        ValueError: columns of different lengths, or as :func:`check_candidates`.
     """
     segments, scores = np.asarray(segments, np.float64), np.asarray(scores, np.float64)
     labels = np.asarray(labels, np.int64)
@@ -54,10 +52,8 @@ def nms(
     return kept_segments, kept_scores, labels[kept]
 
 
-def nms_rows(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], labels: NDArray[np.int64], settings: NmsConfig
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The rows of valid candidates that :func:`nms` keeps, and their final scores, best first; without voting."""
+def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
+    """The rows of valid candidates that :func:`nms` keeps, and their final scores, best first."""
     hard_floor = settings.min_score if settings.method == "hard" else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
     groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
@@ -67,7 +63,7 @@ def nms_rows(
     return kept[best], kept_scores[best]
 
 
-def check_candidates(segments: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+def check_candidates(segments: Floats, scores: Floats) -> None:
     """Checks candidates ``[n, 2]`` and ``[n]``.
 
     Raises:
@@ -84,13 +80,9 @@ def check_candidates(segments: NDArray[np.float64], scores: NDArray[np.float64])
 
 
 def _select_by_group(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], groups: NDArray[np.int64], settings: NmsConfig
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The kept rows and their final scores, unordered.
-
-    Groups do not compete, so any number of tables may hold them. A table is as wide as its largest group, so that
-    groups of similar sizes share one: otherwise padding would fill most of it.
-    """
+    segments: Floats, scores: Floats, groups: Integers, settings: NmsConfig
+) -> tuple[Integers, Floats]:
+    """The kept rows and their final scores, unordered; groups of similar sizes share a table, to limit padding."""
     _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     by_size = np.argsort(-count, kind="stable")
     kept, first = [(np.empty(0, np.int64), np.empty(0))], 0
@@ -106,7 +98,7 @@ def _select_by_group(
     return np.concatenate([found for found, _ in kept]), np.concatenate([final for _, final in kept])
 
 
-def _rows_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_by_group(groups: Integers) -> Integers:
     """A line of ascending rows for each group, padded with -1, int64 ``[groups, rows of the largest]``."""
     order = np.argsort(groups, kind="stable")
     _, first, count = np.unique(groups[order], return_index=True, return_counts=True)
@@ -115,14 +107,12 @@ def _rows_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     return table
 
 
-def _select(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], table: NDArray[np.int64], settings: NmsConfig
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
     """The kept rows and their final scores. ``table`` ``[K, m]``: the rows that compete, line by line; -1: none."""
     kept, kept_scores = [np.empty(0, np.int64)], [np.empty(0)]
     current = np.where(table >= 0, scores[table], _REMOVED)  # [K, m]
     if settings.method != "hard" and settings.min_score and current.size:
-        # The reference drops what is below the minimum after it has kept the first segment of each line.
+        # The reference drops low scores after it has kept the first segment of each line.
         is_best = np.arange(current.shape[1]) == current.argmax(axis=1, keepdims=True)
         current[(current < settings.min_score) & ~is_best] = _REMOVED
     rounds = settings.max_segments
@@ -146,7 +136,7 @@ def _select(
     return np.concatenate(kept), np.concatenate(kept_scores)
 
 
-def _compact(table: NDArray[np.int64], current: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
     """Removes lines and columns without candidates; the order within a line stays."""
     lines = (current >= 0).any(axis=1)
     table, current = np.where(current >= 0, table, -1)[lines], current[lines]
@@ -158,11 +148,11 @@ def _compact(table: NDArray[np.int64], current: NDArray[np.float64]) -> tuple[ND
 class _Overlaps:
     """Finds the segments of a line that may overlap a given one, by their order in time.
 
-    In a long video a segment overlaps few others: a round over 200,000 candidates takes a twentieth of the time of
-    comparing full lines. A segment is addressed by its cell, a flat position in ``table``.
+    For 200,000 candidates this takes a twentieth of the time of comparing full lines. A cell is a flat position in
+    ``table``.
     """
 
-    def __init__(self, segments: NDArray[np.float64], table: NDArray[np.int64]) -> None:
+    def __init__(self, segments: Floats, table: Integers) -> None:
         line, _ = np.nonzero(table >= 0)
         cells = np.flatnonzero(table >= 0)
         own = segments[table.flat[cells]]
@@ -174,7 +164,7 @@ class _Overlaps:
         self.place = np.zeros(table.size, np.int64)
         self.place[self.cells] = np.arange(len(cells))
 
-    def of(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def of(self, cells: Integers) -> tuple[Integers, Floats]:
         """The cells that may overlap these (one per line), and their IoU with the one of their line."""
         place = self.place[cells]
         count = self.count[place]
@@ -186,8 +176,8 @@ class _Overlaps:
         return self.cells[rival], iou
 
 
-def _decay(scores: NDArray[np.float64], iou: NDArray[np.float64], settings: NmsConfig) -> NDArray[np.float64]:
-    """The scores ``[r]`` of candidates after a segment with these IoUs ``[r]`` to them has been kept."""
+def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
+    """The scores ``[r]`` of candidates after a segment with these IoUs to them was kept."""
     match settings.method:
         case "hard":
             return np.where(iou >= settings.iou_threshold, _REMOVED, scores)
@@ -201,11 +191,8 @@ def _decay(scores: NDArray[np.float64], iou: NDArray[np.float64], settings: NmsC
     return np.where((scores < 0) | (decayed < (settings.min_score or 0.0)), _REMOVED, decayed)
 
 
-def vote(
-    kept: NDArray[np.float64], segments: NDArray[np.float64], scores: NDArray[np.float64], threshold: float
-) -> NDArray[np.float64]:
-    """Replaces each kept segment by the score-weighted mean of all segments with at least that tIoU to it; a segment
-    without length, which has none, stays."""
+def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
+    """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU, if there are any."""
     one_group = np.zeros(max(len(kept), len(segments)), np.int64)
     a, b, _ = tiou_pairs(one_group[: len(kept)], kept, one_group[: len(segments)], segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))

@@ -1,4 +1,4 @@
-"""Predictions -> detections: candidates of each window in grid steps, moved to seconds, one NMS for each video."""
+"""Predictions -> candidates of each window -> seconds -> one NMS for each video -> detections."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from numpy.typing import NDArray
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import check_candidates, nms, nms_rows, vote
+from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, vote
 from bitad.models.heads import Prediction
 from bitad.timeline import Grid, mirror_segments
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scored segments of one window or video, before or after NMS, as columns.
+    """Scored segments of one window or video, before or after NMS, as columns."""
 
-    Args:
-        segments: float64 ``[n, 2]``, start and end, in grid steps of the window's view or in seconds.
-        scores: float64 ``[n]``.
-        labels: int64 ``[n]``, class indices.
-    """
-
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    segments: Floats  # [n, 2], start and end, in grid steps of the window's view or in seconds
+    scores: Floats  # [n]
+    labels: Integers  # [n], class indices
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def columns(self) -> tuple[Floats, Floats, Integers]:
+        """Segments, scores and labels."""
+        return self.segments, self.scores, self.labels
+
     def mirrored(self, steps: int) -> Candidates:
-        """The same candidates in the other view of a window of ``steps`` real steps; its own inverse."""
+        """The candidates in the other view of a window of ``steps`` real steps; its own inverse."""
         return replace(self, segments=mirror_segments(self.segments, steps))
 
     def take(self, rows: NDArray[Any]) -> Candidates:
         """The rows of a boolean mask ``[n]``, or of row numbers in their order."""
-        return Candidates(self.segments[rows], self.scores[rows], self.labels[rows])
+        return Candidates(*(column[rows] for column in self.columns))
 
 
 @torch.no_grad()
@@ -100,10 +99,7 @@ def to_seconds(
     """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video.
 
     Args:
-        candidates: in grid steps of the window's view.
-        grid: where the window lies.
-        duration_s: of the video.
-        reverse_view: the window's view is the reverse one.
+        reverse_view: the steps are of the reverse view.
         rounding: to 2 decimals of a second and 4 of a score.
     """
     if reverse_view:
@@ -117,8 +113,7 @@ def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, roundin
     """One video's detections, best first, from the candidates of all its windows.
 
     Args:
-        windows: in seconds on the video's clock, see :func:`to_seconds`; iterated several times. Of equal scores the
-            first window's comes first.
+        windows: in seconds, see :func:`to_seconds`; iterated several times. Equal scores keep their order.
         settings: of the NMS; None keeps everything.
         rounding: of the result, as in :func:`to_seconds`.
 
@@ -132,16 +127,14 @@ def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, roundin
 def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
     """:func:`~bitad.inference.nms.nms` of the candidates of all windows, in bounded memory.
 
-    NMS lowers scores and never raises one, and takes the first of equal ones. So candidates after the last kept one, by
-    score and then by their order, do not change the result. The best candidates are tried first, then more of them,
-    until all kept ones come before the ones not tried. Their number, and the memory, depend on ``max_segments`` and
-    hardly on the length of the video.
+    NMS never raises a score. So candidates after the last kept one, by score and then by order, do not change the
+    result. The best candidates are tried first, then more, until all kept ones come before those not tried.
     """
     count = _FIRST_TRY * settings.max_segments
     while True:
         floor, ties = _floor_of_best(windows, count)
         tried = _concatenate(windows, floor, ties)
-        kept, scores = nms_rows(tried.segments, tried.scores, tried.labels, settings)
+        kept, scores = nms_rows(*tried.columns, settings)
         if floor == -np.inf:
             break
         last = np.flatnonzero(tried.scores == floor)[-1]  # before all that were not tried
@@ -157,8 +150,7 @@ def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Can
 
 
 def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, int]:
-    """The lowest score of the ``count`` best candidates, and how many of them have it; minus infinity and 0 if there
-    are no other candidates."""
+    """The lowest score of the ``count`` best candidates, and how many of these have it; -inf, 0: these are all."""
     best, total = np.empty(0), 0
     for window in windows:
         check_candidates(window.segments, window.scores)
@@ -187,25 +179,19 @@ def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: in
         chosen[equal] = True
         ties -= len(equal)
         parts.append(window.take(chosen))
-    return Candidates(
-        np.concatenate([np.empty((0, 2)), *(part.segments for part in parts)]),
-        np.concatenate([np.empty(0), *(part.scores for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.labels for part in parts)]),
-    )
+    nothing = Candidates(np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
+    return Candidates(*map(np.concatenate, zip(nothing.columns, *(part.columns for part in parts), strict=True)))
 
 
 def suppress(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
     """NMS of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
-        return Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
+        return Candidates(*nms(*candidates.columns, settings))
     return candidates.take(np.argsort(-candidates.scores, kind="stable"))
 
 
 class _Window(NamedTuple):
-    """The network's candidates of one window, packed, and where it lies.
-
-    The smallest types that hold them exactly take 13 bytes per candidate, and 32 in seconds.
-    """
+    """A window's candidates in the smallest types that hold them exactly: 13 bytes each, 32 in seconds."""
 
     candidates: Candidates
     grid: Grid
@@ -225,7 +211,7 @@ def _to_single(values: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class _WindowsInSeconds:
-    """The windows of a video, unpacked and converted to seconds each time they are iterated."""
+    """The windows of a video, unpacked and converted to seconds in each iteration."""
 
     windows: Sequence[_Window]
     duration_s: float
@@ -233,17 +219,13 @@ class _WindowsInSeconds:
 
     def __iter__(self) -> Iterator[Candidates]:
         for packed, grid, reverse_view in self.windows:
-            found = Candidates(
-                packed.segments.astype(np.float64), packed.scores.astype(np.float64), packed.labels.astype(np.int64)
-            )
+            segments, scores, labels = packed.columns
+            found = Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
             yield to_seconds(found, grid, self.duration_s, reverse_view=reverse_view, rounding=self.rounding)
 
 
 class Stitcher:
-    """Collects the windows of videos in any order, and turns them into detections.
-
-    The result depends neither on the order of the windows nor on their distribution over processes: they are sorted by
-    time, and a window that is added twice counts once.
+    """Turns the windows of videos, in any order, into detections; one that is added twice counts once.
 
     Args:
         settings: of the NMS over the windows of a video; None keeps everything.
@@ -283,9 +265,9 @@ class Stitcher:
     def detections(
         self,
         classes: Sequence[str],
+        videos: Iterable[str] | None = None,
         *,
-        videos: Sequence[str] | None = None,
-        relabel: Callable[[str, Candidates], Candidates] = lambda video, found: found,
+        relabel: Callable[[Candidates, str], Candidates] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
         """All videos' detections on the forward clock.
@@ -293,13 +275,13 @@ class Stitcher:
         Args:
             classes: names of the labels.
             videos: which ones, in this order; None: all, sorted by name.
-            relabel: a video's name and its candidates -> these with labels that index ``classes``.
+            relabel: (a video's candidates, its name) -> candidates with these classes.
             details: see :class:`~bitad.data.detections.Detections`.
         """
-        names = sorted(self.windows) if videos is None else videos
-        found = {name: relabel(name, self.video(name)) for name in names}
+        names = sorted(self.windows) if videos is None else list(videos)
+        found = {name: self.video(name) if relabel is None else relabel(self.video(name), name) for name in names}
         return Detections.from_videos(
-            {name: (merged.segments, merged.scores, merged.labels) for name, merged in found.items()},
+            {name: merged.columns for name, merged in found.items()},
             classes=classes,
             durations_s={name: self.durations_s[name] for name in names if name in self.durations_s},
             details=details,
@@ -307,8 +289,5 @@ class Stitcher:
 
 
 def _round(candidates: Candidates) -> Candidates:
-    return Candidates(
-        np.round(candidates.segments, SECONDS_DECIMALS),
-        np.round(candidates.scores, SCORE_DECIMALS),
-        candidates.labels,
-    )
+    segments, scores, labels = candidates.columns
+    return Candidates(np.round(segments, SECONDS_DECIMALS), np.round(scores, SCORE_DECIMALS), labels)

@@ -1,8 +1,8 @@
-"""Checks of videos, features and clocks before training and testing, so that a run does not fail hours later."""
+"""Checks of videos, features and clocks before training and testing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from bitad.config.schema import Config
@@ -19,19 +19,21 @@ from bitad.runtime.workers import time_limit
 from bitad.timeline import Grid
 from bitad.video.indexing import IndexCache
 
+# They place features in time.
+_CLOCK_SETTINGS = ("data.feature_stride_frames", "data.feature_offset_frames", "data.feature_fps")
+
 
 def validate_data(
     windows: TrainingWindows, test: Annotations, source: FileSource, indices: IndexCache, config: Config, ranks: Ranks
 ) -> None:
-    """Opens every video without decoding it; removes unreadable training videos from the windows if that is allowed.
+    """Opens every video without decoding it; removes unreadable training videos from the windows.
 
     Args:
-        windows: to train on.
         test: videos to test on, which must have ground truth.
         source: of the windows; it keeps its indices in ``indices``.
 
     Raises:
-        ValueError, OSError: the first fault, with the number of others; or clocks disagree.
+        ValueError, OSError: the first fault (``on_read_error``), with the number of others; or clocks disagree.
     """
     Truth.of(test)
     videos = [*windows.videos, *test.videos.values()]
@@ -69,12 +71,10 @@ def validate_data(
 
 
 def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_hz: float, ranks: Ranks) -> None:
-    """Compares the duration of the content with the annotated one, for every video that can be read.
+    """Compares durations and rates of every test video that can be read.
 
     Args:
-        test: the videos to test on.
-        source: of their windows.
-        rate_hz: grid steps per second in training; the log names videos with very different rates.
+        rate_hz: grid steps per second in training.
 
     Raises:
         ValueError: the clocks disagree, unless ``data.allow_clock_mismatch``.
@@ -88,7 +88,7 @@ def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_
 
 
 def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, ranks: Ranks) -> None:
-    """Logs the videos whose grid steps per second differ much from training; resized videos have no common rate."""
+    """Logs the videos whose grid steps per second differ much from training; not if they are resized."""
     if config.window.layout == "resized" or not ranks.is_main:
         return
     rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}
@@ -106,36 +106,28 @@ def _compare_clocks(
     videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config, ranks: Ranks
 ) -> None:
     """Raises for clocks that disagree, or logs them if that is allowed."""
-    problems = list(_clock_problems(videos, grids, source, config))
+    faults: dict[str, str] = {}
+    for name, grid in grids.items():
+        fault = source.clock_fault(videos[name], grid)
+        if found := [*videos[name].contradictions, *([] if fault is None else [fault])]:
+            faults[name] = "; ".join(found)
+    settings = "" if config.data.features is None else f"{', '.join(_CLOCK_SETTINGS)} or "
+    problems = [disagreement(faults, len(videos), f"correct {settings}the annotations")] if faults else []
+    late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
+    segments = sum(len(video.labels) for video in videos.values())
+    if 2 * late > segments:
+        problems.append(
+            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video; they must "
+            "be in seconds, and may be in frames"
+        )
     if problems and not config.data.allow_clock_mismatch:
         raise ValueError(f"{'; '.join(problems)}; or continue with data.allow_clock_mismatch=true")
     for problem in problems if ranks.is_main else ():
         log.warning("%s", problem)
 
 
-def _clock_problems(
-    videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config
-) -> Iterator[str]:
-    faults: dict[str, str] = {}
-    for name, grid in grids.items():
-        fault = source.clock_fault(videos[name], grid)
-        if found := [*videos[name].contradictions, *([] if fault is None else [fault])]:
-            faults[name] = "; ".join(found)
-    if faults:
-        settings = "data.feature_stride_frames, data.feature_offset_frames, data.feature_fps or "
-        where = f"{'' if config.data.features is None else settings}the annotations"
-        yield disagreement(faults, len(videos), f"correct {where}")
-    late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
-    segments = sum(len(video.labels) for video in videos.values())
-    if 2 * late > segments:
-        yield (
-            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video; they must "
-            "be in seconds, and may be in frames"
-        )
-
-
 def _log_segments_outside(windows: TrainingWindows, grids: Mapping[str, Grid]) -> None:
-    """Logs the training videos with segments that lie outside their content, which cannot be learnt."""
+    """Logs the training videos with segments outside their content."""
     outside = {}
     for video in windows.videos:
         if video.name in grids:

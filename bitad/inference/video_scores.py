@@ -1,9 +1,7 @@
 """Video-level class scores of an external classifier, which label what a class-agnostic detector finds.
 
-On data sets with one class of action per video, such as ActivityNet, detectors localise and a video classifier labels:
-each segment gets each of the video's top classes, with the square root of the product of both scores, as in
-ActionFormer and OpenTAD's ``StandardClassifier``. (OpenTAD's classifiers for CUHK's ActivityNet and TCANet's HACS
-results use the product, which gives the same ranking.)
+Each segment gets each of the video's top classes, with the square root of the product of both scores, as in
+ActionFormer and OpenTAD's ``StandardClassifier``. (Its other classifiers use the product, which ranks alike.)
 """
 
 from __future__ import annotations
@@ -26,50 +24,27 @@ from bitad.video.names import Matching, renamed
 
 @dataclass(frozen=True, eq=False)
 class VideoScores:
-    """The scores of each class in each video.
+    """The scores of each class in each video."""
 
-    Args:
-        source: the file, for errors.
-        classes: the K class names.
-        scores: float64 ``[K]``, by video; none negative.
-    """
-
-    source: str
-    classes: tuple[str, ...]
-    scores: Mapping[str, NDArray[np.float64]]
+    source: str  # the file, for errors
+    classes: tuple[str, ...]  # K names
+    scores: Mapping[str, NDArray[np.float64]]  # [K] by video, not negative
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
-        """The scores by these names of videos, to which their own are matched (:mod:`bitad.video.names`).
-
-        Raises:
-            ValueError: the match is ambiguous.
-        """
+        """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
         return replace(self, scores=renamed(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
-        """A video's scores ``[K]``; its name is matched to theirs (:mod:`bitad.video.names`).
-
-        Raises:
-            ValueError: there are none, or the match is ambiguous.
-        """
-        if name in self.scores:
-            return self.scores[name]
-        matching = Matching.of([name], self.scores)
-        if name in matching.unclear:
-            raise ValueError(f"{self.source}: {matching.unclear[name]}")
-        if name not in matching.pairs:
+        """A video's scores ``[K]``; raises ValueError if there are none."""
+        if name not in self.scores:
             raise ValueError(
                 f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
-                f"video of the test subset; {matching.sides()}"
+                f"video of the test subset; {Matching.of([name], self.scores).sides()}"
             )
-        return self.scores[matching.pairs[name]]
+        return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
-        """The scores of these classes in this order, without the others.
-
-        Raises:
-            ValueError: a class has no scores.
-        """
+        """The scores of these classes in this order; raises ValueError if one has no scores."""
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
@@ -81,16 +56,11 @@ class VideoScores:
         return replace(self, classes=tuple(classes), scores=chosen)
 
     def label(self, candidates: Candidates, video: str, *, top_k: int = 2) -> Candidates:
-        """A video's candidates, once for each of the video's top classes, best first.
+        """A video's candidates, once for each of the video's ``top_k`` classes, best first.
 
         Labels become indices into ``classes``, scores sqrt(candidate's * video's). The candidates' own labels are
-        ignored; with several classes, apply NMS across classes first, so that no segment comes twice. A class with a
-        video score of 0 is not used. Of equal scores the better class comes first, then the first candidate.
-
-        Args:
-            candidates: of the video, after NMS.
-            video: its name.
-            top_k: the number of classes.
+        ignored: apply NMS across classes first. A class with a video score of 0 is not used. Of equal scores the better
+        class comes first, then the first candidate.
 
         Raises:
             ValueError: the video has no scores, or ``top_k`` is below 1.
@@ -105,18 +75,13 @@ class VideoScores:
         return labelled.take(np.argsort(-scores, kind="stable"))
 
 
-def read_video_scores(path: str | Path, *, softmax: bool = False) -> VideoScores:
+def read_video_scores(path: str | Path) -> VideoScores:
     """Read a file of video-level scores, ``.json`` or ``.json.gz``.
 
-    For each video, its ``results`` hold a list of numbers in the order of the file's ``class`` (or ``classes``) names,
-    as in ``cuhk_val_simp_share.json`` and OpenTAD's other files; or an object of numbers by class name; or
-    ActivityNet's classification results, a list of ``{"label": name, "score": number}``. In the last two, missing
-    classes score 0 and the list of class names is optional. A list of numbers may be nested in another list, as in
-    TCANet's HACS results.
-
-    Args:
-        path: the file.
-        softmax: its numbers are logits; scores are their softmax.
+    For each video, its ``results`` hold a list of numbers in the order of the file's ``class`` (or ``classes``) names
+    (OpenTAD's files; TCANet's HACS results nest it in another list); an object of numbers by class name; or a list of
+    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0 and the list of class
+    names is optional.
 
     Raises:
         FileNotFoundError: no such file.
@@ -137,7 +102,7 @@ def read_video_scores(path: str | Path, *, softmax: bool = False) -> VideoScores
     try:
         parsed = {video: _parse(video, scores, declared) for video, scores in results.items()}
         classes = tuple(sorted(set().union(*parsed.values())) if declared is None else declared)
-        scores = {video: _to_array(video, by_name, classes, softmax) for video, by_name in parsed.items()}
+        scores = {video: _to_array(video, by_name, classes) for video, by_name in parsed.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return VideoScores(str(path), classes, scores)
@@ -172,18 +137,13 @@ def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, flo
     return by_name
 
 
-def _to_array(video: str, by_name: Mapping[str, float], classes: Sequence[str], softmax: bool) -> NDArray[np.float64]:
+def _to_array(video: str, by_name: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
     """The scores ``[K]`` of a video, whose file may name only some classes."""
-    if not by_name:
-        return np.zeros(len(classes))
-    values = np.array([by_name.get(name, -math.inf if softmax else 0.0) for name in classes], np.float64)
-    if softmax:
-        values = np.exp(values - values.max())
-        return values / values.sum()
+    values = np.array([by_name.get(name, 0.0) for name in classes], np.float64)
     if (values < 0).any():
         worst = int(values.argmin())
         raise ValueError(
-            f"video {video}: class {classes[worst]} has the negative score {values[worst]}; use softmax for logits"
+            f"video {video}: class {classes[worst]} has the negative score {values[worst]}; apply a softmax to logits"
         )
     return values
 

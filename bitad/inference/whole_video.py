@@ -2,14 +2,11 @@
 
 Sliding windows that overlap by half show each frame twice to the backbone, which takes nearly all the time. Here the
 windows are cut out of features that the backbone computes as over one window of the video's length. So adapters see
-across the borders of windows, unlike in training: that is the difference to ``test.backbone=window``. A video that
-fits one window gives the same result: it is padded in the same way, to the length of a window by its last frame (in
-reverse: the first). A longer one is padded to full clips.
+across the borders of windows, unlike in training and with ``test.backbone=window``. A video that fits one window is
+padded like one, and gives the same result; a longer one is padded to full clips.
 
-A video is read in consecutive chunks, and each frame is decoded once, also for two networks and in either direction.
-Each block of the transformer passes on a clip's tokens when those of the next clip have come. Between chunks a few
-clips per block are kept, and the finished features. So a chunk bounds the memory, except for the features (384 numbers
-a step with VideoMAE-S, 7 MB in ten minutes of video at 7.5 steps per second).
+A video is read in consecutive chunks. Each block of the transformer passes on a clip's tokens when those of the next
+clip have come, and keeps a few clips between chunks. So a chunk bounds the memory, except for the features.
 """
 
 from __future__ import annotations
@@ -35,29 +32,22 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.progress import track
 from bitad.timeline import Grid
 
-# A chunk is as long as the windows of a batch, so that it takes as much memory, but not shorter than AdaTAD's window:
-# some work is repeated at the borders of chunks.
+# A chunk takes the memory of a batch, but is not shorter than AdaTAD's window: its borders repeat some work.
 CHUNK_FRAMES = 768
 
 
 class WindowOutputs(NamedTuple):
-    """The predictions of each network for some windows.
+    """The predictions of each network for some windows."""
 
-    Args:
-        videos, grids: per window.
-        predictions: per network.
-    """
-
-    videos: list[str]
+    videos: list[str]  # per window
     grids: list[Grid]
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...]  # per network
 
 
 class FeatureStream:
     """The features of one view of a video, whose frames come in chunks in forward order.
 
-    They equal ``backbone(view[None])`` up to rounding, whatever the chunks. The view is all frames in playing order,
-    padded by the last one.
+    They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last.
 
     Args:
         backbone: in evaluation mode.
@@ -88,7 +78,7 @@ class FeatureStream:
         self._run_blocks(tokens, self.grid, last=False)
 
     def finish(self) -> Tensor:
-        """The features ``[C, length / frames_per_step]`` in the order of the view, after all frames."""
+        """The features ``[C, length / frames_per_step]`` in the order of the view."""
         assert self.grid is not None
         assert self.expected == 0
         tokens = self.grid.time * self.grid.height * self.grid.width
@@ -100,7 +90,7 @@ class FeatureStream:
         return features
 
     def _padded(self, frames: Tensor) -> Tensor:
-        """The rest of the frames before, these frames, and the padding at the end of the view."""
+        """The rest of the previous frames, these, and the padding."""
         parts = [frames] if self.rest is None else [self.rest, frames]
         padding = (self.length - self.frames, -1, -1, -1)
         if self.reverse and self.expected == self.frames:
@@ -119,12 +109,7 @@ class FeatureStream:
 class _Stage:
     """One block over clips that come in groups: it passes on those whose neighbours have come on both sides.
 
-    Attention and MLP work within a clip, so they see each clip once; the adapters, a twentieth of the block's cost, see
-    the clips at the borders of chunks again.
-
-    Args:
-        block: of the transformer.
-        reverse: the clips come in reverse playing order.
+    Attention and MLP see each clip once; the adapters, a twentieth of the cost, see clips at the borders again.
     """
 
     def __init__(self, block: nn.Module, *, reverse: bool) -> None:
@@ -139,11 +124,7 @@ class _Stage:
         self.done = 0  # how many of these have been passed on
 
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:
-        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the clips that are finished; all after the ``last``.
-
-        Args:
-            grid: of the tokens of a clip.
-        """
+        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones; all after the ``last``."""
         if len(clips):
             clips = self.block.over_pieces(clips)
         if not self.adapters:
@@ -162,21 +143,16 @@ class _Stage:
         return (played.flip(0) if self.reverse else played)[first:stop]
 
 
-def predict_videos(
-    network: Network, windows: TestWindows, ranks: Ranks, *, description: str = "testing"
-) -> Iterator[WindowOutputs]:
-    """The predictions for all windows of this process's videos, which are distributed by length.
+def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
+    """The predictions for all windows of this process's videos; unreadable ones are added to ``windows.unread``.
 
-    Args:
-        network: in evaluation mode, on the device of ``ranks``; its backbones must be independent (not experiment 2x).
-        windows: of all videos; a video that cannot be read is skipped and added to its ``unread``.
-        description: for the progress display.
+    The network is in evaluation mode, and its backbones are independent (not experiment 2x).
     """
     config, grids = windows.config, windows.grids
     mine = set(deal({name: grid.steps for name, grid in grids.items()}, ranks.world)[ranks.rank])
     chunks = [(windows.videos[name], chunk) for name in grids if name in mine for chunk in _chunks(grids[name], config)]
     on_features = network.without_backbones().eval()
-    # Without batches, PyTorch's processes call ``collate_fn`` on single items: here it reads a chunk.
+    # Without batches, the loader's processes call ``collate_fn`` on each item.
     loader = windows.readers.loader(chunks, batch_size=None, collate_fn=windows.read)
     samples = track(loader, description, len(chunks), show=ranks.is_main)
     for name, of_video in groupby(samples, lambda sample: sample.video):
@@ -205,7 +181,7 @@ def _features(
     config: Config,
     device: torch.device,
 ) -> list[Tensor] | ReadFailure:
-    """Each network's features ``[C, T]`` of a video that comes in chunks, in the order of its view."""
+    """Each network's features ``[C, T]`` of a video, in the order of its view."""
     per_step = config.window.frames_per_step
     frames, length = per_step * video_grid.steps, per_step * _padded_steps(video_grid.steps, config)
     streams = []

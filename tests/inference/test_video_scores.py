@@ -71,29 +71,17 @@ def test_a_video_of_which_nothing_is_mentioned_scores_nothing(written):
 
 
 def test_names_with_and_without_prefix_mean_the_same_video(written):
-    scores = read_video_scores(written(FORMS["CUHK"]))
+    scores = read_video_scores(written(FORMS["CUHK"])).under_names(["v_abc", "def"])
     assert scores.of_video("v_abc").tolist() == NUMBERS["abc"]
     assert scores.of_video("def").tolist() == NUMBERS["v_def"]
 
 
 def test_a_name_as_it_stands_comes_before_the_one_with_a_prefix(written):
-    scores = read_video_scores(written({"results": {"v_x": [1.0], "x": [0.5]}, "class": ["run"]}))
+    scores = read_video_scores(written({"results": {"v_x": [1.0], "x": [0.5]}, "class": ["run"]})).under_names(
+        ["v_x", "x"]
+    )
     assert scores.of_video("x").tolist() == [0.5]
     assert scores.of_video("v_x").tolist() == [1.0]
-
-
-def test_softmax_makes_probabilities_of_logits(written):
-    logits = {"a": [1.0, -2.0, 0.5], "b": [0.0, 0.0, 900.0]}
-    scores = read_video_scores(written({"results": logits, "class": CLASSES}), softmax=True)
-    whole = sum(math.exp(value) for value in logits["a"])
-    np.testing.assert_allclose(scores.of_video("a"), [math.exp(value) / whole for value in logits["a"]])
-    assert scores.of_video("b").tolist() == [0, 0, 1]
-
-
-def test_classes_that_a_video_does_not_mention_have_no_share_in_its_softmax(written):
-    scores = read_video_scores(written({"results": {"a": {"run": -3.0}, "b": {"jump": 1.0}, "c": {}}}), softmax=True)
-    assert scores.classes == ("jump", "run")
-    assert [scores.of_video(video).tolist() for video in "abc"] == [[0, 1], [1, 0], [0, 0]]
 
 
 def test_the_data_sets_classes_choose_and_order_the_columns(written):
