@@ -1,8 +1,7 @@
 """The windows of a data set: random ones for training, all of a subset for testing.
 
-A window is read once, on the forward clock. The reverse view is its content flipped, so a pair decodes once, or the
-same frames of a time-reversed copy. A random window depends only on (seed, epoch, item), so neither resuming nor the
-number of workers changes it.
+A window is read once, on the forward clock; the reverse view is its content flipped, or the same frames of a
+time-reversed copy. A random window depends only on (seed, epoch, item), not on resuming or on workers.
 """
 
 from __future__ import annotations

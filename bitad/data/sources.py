@@ -145,7 +145,6 @@ class VideoFiles:
     def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
         """How the file's duration differs from the annotated one, if it does."""
         path = self.find(video.name)
-        # The annotations only give the duration; frames and rates are the file's.
         found = Clock(self.frames(path) / video_grid.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 

@@ -47,7 +47,7 @@ class Results:
     """The detections of a network or a pair.
 
     Args:
-        bases: each network's, on the forward clock; ``reverse``: or the second forward network's.
+        bases: by network, on the forward clock; the second of two forward networks is ``reverse``.
         views: the playing direction of each.
         merged: all bases as one set.
         unread: by name, why videos could not be read.

@@ -42,8 +42,7 @@ def merge(
     * "wsf": weighted segment fusion, one-dimensional weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and
       Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most, by
       the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike
-      in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores (merged with
-      themselves, ActionFormer's THUMOS14 detections fall from an average mAP of 66.8 to 58.6).
+      in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
 
     A set that lacks a group counts as a score of 0, also if it does not list the video or class; the log names these.
     All methods except "soft-nms" only use the settings ``iou_threshold``, ``max_segments`` and ``min_score``. The order

@@ -2,8 +2,7 @@
 
 Sliding windows that overlap by half show each frame twice to the backbone, which takes nearly all the time. Here the
 windows are cut out of features that the backbone computes as over one window of the video's length. So adapters see
-across the borders of windows, unlike in training and with ``test.backbone=window``. A video that fits one window is
-padded like one, and gives the same result; a longer one is padded to full clips.
+across the borders of windows, unlike in training and with ``test.backbone=window``.
 
 A video is read in consecutive chunks. Each block of the transformer passes on a clip's tokens when those of the next
 clip have come, and keeps a few clips between chunks. So a chunk bounds the memory, except for the features.
