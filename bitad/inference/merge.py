@@ -14,10 +14,10 @@ import numpy as np
 
 from bitad.config.names import MergeMethod
 from bitad.config.schema import NmsConfig
-from bitad.data.detections import Detections, named
+from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
 from bitad.inference.nms import Floats, Integers, nms
-from bitad.runtime.log import log
+from bitad.runtime.log import log, shortlist
 
 # Smallest weight in a weighted mean, so that two detections with a score of 0 have one.
 _MIN_WEIGHT = 1e-100
@@ -111,7 +111,7 @@ def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> s
         for name, own in zip(names, map(set, lists), strict=True):
             if missing := [one for one in union if one not in own]:
                 count = f"{len(missing)} {thing if len(missing) == 1 else plural}"
-                found.append(f"{name} lacks {count} ({named(missing, most=2)})")
+                found.append(f"{name} lacks {count} ({shortlist(missing, most=2)})")
         if union and not set(union).intersection(*lists):
             found.append(f"no {thing} is in all of them")
     return (

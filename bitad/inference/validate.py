@@ -9,11 +9,10 @@ from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import disagreement, rate_fault
 from bitad.data.dataset import TrainingWindows, ground_truth_in_steps
-from bitad.data.detections import named
 from bitad.data.sources import FileSource
 from bitad.evaluation.mean_average_precision import Truth
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.log import log
+from bitad.runtime.log import log, shortlist
 from bitad.runtime.progress import track
 from bitad.runtime.workers import time_limit
 from bitad.timeline import Grid
@@ -94,7 +93,7 @@ def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, rank
     rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}
     far = [f"{name} ({fault})" for name, rate in rates.items() if (fault := rate_fault(rate, trained_hz)) is not None]
     if far:
-        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(rates), named(far))
+        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(rates), shortlist(far))
 
 
 def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) -> Grid:
@@ -135,4 +134,4 @@ def _log_segments_outside(windows: TrainingWindows, grids: Mapping[str, Grid]) -
             outside[video.name] = len(video.labels) - len(labels)
     if total := sum(outside.values()):
         names = [f"{name} ({count})" for name, count in outside.items() if count]
-        log.warning("segments outside their training videos are left out, %d: %s", total, named(names, 20))
+        log.warning("segments outside their training videos are left out, %d: %s", total, shortlist(names, 20))

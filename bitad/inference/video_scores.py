@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.detections import named
 from bitad.inference.postprocess import Candidates
 from bitad.runtime.files import read_json
+from bitad.runtime.log import shortlist
 from bitad.video.names import Matching, renamed
 
 
@@ -32,7 +32,7 @@ class VideoScores:
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
         """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
-        return replace(self, scores=renamed(self.scores, wanted, self.source))
+        return replace(self, scores=reshortlist(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
         """A video's scores ``[K]``; raises ValueError if there are none."""
@@ -48,7 +48,7 @@ class VideoScores:
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
-                f"{self.source}: no scores of class {named(missing)}; its classes are {named(self.classes)}; use the "
+                f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; use the "
                 "data set's names"
             )
         columns = np.array([number[name] for name in classes], np.int64)
@@ -133,7 +133,7 @@ def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, flo
     if len(by_name) < len(pairs):
         raise ValueError(f"video {video} scores a class twice")
     if declared is not None and (unknown := sorted(by_name.keys() - set(declared))):
-        raise ValueError(f"video {video} scores {named(unknown)}, which the file's list of classes lacks")
+        raise ValueError(f"video {video} scores {shortlist(unknown)}, which the file's list of classes lacks")
     return by_name
 
 
