@@ -272,7 +272,7 @@ def test_devices_that_are_not_there_are_refused(
         assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "PyTorch sees 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
+    assert "PyTorch finds 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
 
 
 def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str], found: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bitad.models.build import Network, autocast
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Detector, Pair
 from bitad.models.vit import Block
-from bitad.runtime.distributed import Ranks, reducing, shard_like, whole
+from bitad.runtime.distributed import Ranks, full_tensor, reducing, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -84,7 +84,7 @@ class Learner:
     def clip(self) -> float:
         """Shortens the gradients that a backward pass has left; their norm before, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        return float(whole(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
+        return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
         """One step down the gradients, which are freed: they need not lie beside another network's activations."""
@@ -101,18 +101,18 @@ class Learner:
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, by their names in the whole."""
-        return {self.prefix + name: whole(tensor) for name, tensor in self.ema.average.items()}
+        return {self.prefix + name: full_tensor(tensor) for name, tensor in self.ema.average.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
         optimizer = self.optimizer.state_dict()
         moments = {
-            number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+            number: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in state.items()}
             for number, state in optimizer["state"].items()
         }
         return {
-            "raw": {name: whole(parameters[name].detach()) for name in self.ema.average},
+            "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
             "loss": self.loss.state_dict(),
             "optimizer": {**optimizer, "state": moments},
             "schedule": self.schedule.state_dict(),

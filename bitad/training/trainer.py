@@ -24,7 +24,7 @@ from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import Network, build_network
 from bitad.models.network import Pair
-from bitad.runtime.distributed import Ranks, whole
+from bitad.runtime.distributed import Ranks, full_tensor
 from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
 from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
 from bitad.runtime.log import LOG_FILE, log
@@ -322,7 +322,7 @@ class Trainer:
 
     def _averaged_weights(self) -> dict[str, torch.Tensor]:
         """Of the network or pair; what trains as its average."""
-        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
             averaged |= learner.averaged()
         return averaged
