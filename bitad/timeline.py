@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Direction = Literal["forward", "reverse"]
+ResizedClock = Literal["centre", "edge"]
 
 
 class Arithmetic(Protocol):
@@ -55,19 +56,35 @@ Indices = TypeVar("Indices", bound=IndexArithmetic)
 
 @dataclass(frozen=True)
 class Grid:
-    """The positions of a window's grid steps in its video.
+    """The positions of the grid steps of a window, or of a whole video, in the video.
 
     Args:
         fps: the video's frames per second.
         stride_frames: frames from one grid step to the next.
         first_frame: frame at step 0; for pre-computed features the centre of the first snippet, may be fractional.
-        steps: V, the number of real steps in the window; the others are padding.
+        steps: V, the number of real steps; the other steps of a window are padding.
     """
 
     fps: float
     stride_frames: float
     first_frame: float
     steps: int
+
+    def window(self, start: int, steps: int) -> Grid:
+        """The grid of ``steps`` steps from step ``start``."""
+        return Grid(self.fps, self.stride_frames, self.first_frame + self.stride_frames * start, steps)
+
+    def resized(self, steps: int, clock: ResizedClock = "centre") -> Grid:
+        """The same part of the video in another number of equal steps.
+
+        Args:
+            steps: the number.
+            clock: the position of a step in its share: the centre, as ``interpolate(..., align_corners=False)`` has it,
+                or the beginning ("edge").
+        """
+        share = self.steps / steps
+        first_frame = self.first_frame + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
+        return Grid(self.fps, self.stride_frames * share, first_frame, steps)
 
     def to_steps(self, seconds: Times) -> Times:
         """Seconds (forward clock) -> grid positions (forward view)."""

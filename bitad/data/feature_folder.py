@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from bitad.config.names import OnDecodeError
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import header_of
 from bitad.runtime.files import is_leftover, read_json, remove_leftovers, replacing, write_json
@@ -27,12 +28,11 @@ from bitad.runtime.locking import locked
 from bitad.runtime.log import log
 from bitad.runtime.signatures import FileIdentity
 from bitad.timeline import Direction
-from bitad.video.decoding import Damaged
 
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
 
-Precision = Literal["float32", "bfloat16"]
+FeaturePrecision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
 # Records of finished videos are written so often; a process that is killed loses those since.
 _SECONDS_BETWEEN_RECORDS = 10.0
@@ -73,7 +73,7 @@ class FeatureSettings:
     window_steps: int | None
     window_overlap: float | None
     pixels: int
-    precision: Precision
+    precision: FeaturePrecision
     stored: Stored
     checkpoint: str
     checkpoint_sha256: str
@@ -231,7 +231,7 @@ class FeatureFolder:
             self._record(self._waiting)
             self._waiting = {}
 
-    def held(self, name: str, video: FeatureVideo, source: Path, damaged: Damaged) -> FeatureVideo | None:
+    def held(self, name: str, video: FeatureVideo, source: Path, damaged: OnDecodeError) -> FeatureVideo | None:
         """What is recorded of a video whose features are there whole; None: they must be computed.
 
         Features that an earlier version wrote are compared with the video as far as it recorded it, and are kept.

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.config.names import MapRule
 from bitad.data.annotations import UNDECIDED, Annotations
 from bitad.data.detections import Detections, named
 from bitad.data.tiou import tiou_pairs
@@ -191,9 +192,8 @@ def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArr
 
 
 # That of ActivityNet's challenge, in this module, or of the THUMOS'14 kit, :mod:`bitad.evaluation.thumos_kit`.
-Rule = Literal["activitynet", "thumos-kit"]
 
-_AMBIGUOUS_ARE: dict[Rule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
+_AMBIGUOUS_ARE: dict[MapRule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ class Evaluation:
         predictions_by_unknown_class: detections per class without ground truth here. They are ignored.
     """
 
-    rule: Rule
+    rule: MapRule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
     ap: NDArray[np.float64]
@@ -241,7 +241,7 @@ class Evaluation:
         ground_truth: Annotations,
         detections: Detections,
         *,
-        rule: Rule,
+        rule: MapRule,
         thresholds: NDArray[np.float64],
         ambiguous: int,
     ) -> Evaluation:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -19,12 +18,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from bitad.config.names import OnDecodeError
 from bitad.runtime.log import shortlist
 from bitad.video.container import decode, joined, open_video, packets, pictures_until_damage
 from bitad.video.index import FrameIndex
-
-# What to do about frames that cannot be decoded.
-Damaged = Literal["error", "repeat"]
 
 REMEDY = (
     "download it again, remove it, or repeat the last good frame (data.on_decode_error=repeat or "
@@ -50,12 +47,12 @@ def lost_frames(index: FrameIndex) -> str:
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
-def counted(index: FrameIndex, damaged: Damaged) -> int:
+def counted(index: FrameIndex, damaged: OnDecodeError) -> int:
     """The number of frames that can be read; with "repeat" this includes those lost at the end."""
     return index.frames + (index.lost if damaged == "repeat" else 0)
 
 
-def require_whole(path: Path, index: FrameIndex, damaged: Damaged) -> None:
+def require_whole(path: Path, index: FrameIndex, damaged: OnDecodeError) -> None:
     """Raise ValueError if a file is truncated, unless its lost frames are repeated."""
     if index.lost and damaged == "error":
         raise ValueError(f"{path}: cut off, {lost_frames(index)}: {REMEDY}")

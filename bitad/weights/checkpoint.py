@@ -23,9 +23,7 @@ from bitad.data.detections import named
 from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints, is_sound
 from bitad.data.formats.database import read_annotations
-from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
-from bitad.models.network import Detector
 from bitad.runtime.files import check_apart, replacing
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
 from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
@@ -380,10 +378,9 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     if config is not None:
         if config.model.backbone is None:
             raise ValueError(f"{path} is a backbone ({found.format.title}), but the configuration takes features")
-        network = build_network(config, 1)
-        assert isinstance(network, Detector)
-        assert isinstance(network.backbone, VideoBackbone)
-        load_backbone(network.backbone.vit, path)
+        backbone = build_network(config, 1).detectors[0].backbone
+        assert backbone is not None  # the configuration has one
+        load_backbone(backbone.vit, path)
     write_safetensors(found.tensors, out, said={"project": found.format.title, "source": path.name})
 
 
