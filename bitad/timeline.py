@@ -1,16 +1,11 @@
 """Conversions between grid steps, frames and seconds, and between the forward and the reverse view of a window.
 
-BiTAD has three units of time:
+*Seconds*, of annotations and results, are on the video's own clock. *Frames* are counted from 0. *Grid steps* are
+positions of the finest pyramid level: a window's step ``x`` is frame ``first_frame + stride * x``.
 
-* *seconds* on the video's own clock, used by annotations and results;
-* *frames*, counted from 0;
-* *grid steps*, positions of the finest pyramid level. A window's step ``x`` is frame ``first_frame + stride * x``.
-
-Windows lie on the forward clock in both directions. A window has ``steps`` (V) real steps. The reverse view shows the
-same V steps newest first, so position ``x`` becomes ``V - 1 - x``. Reverse *seconds* (``D - t``, where D is the
-annotation's duration) are a notation: convert them back with the same D before any conversion to frames.
-
-All conversions are here. The functions accept and return floats, numpy arrays or tensors.
+Windows lie on the forward clock in both directions. The reverse view of a window's V real steps shows them newest
+first, so position ``x`` becomes ``V - 1 - x``. Reverse *seconds* (``D - t``, where D is the annotation's duration) are
+a notation: convert them back with the same D before any conversion to frames.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """The processes of a run: one, or those that torchrun started. All rank checks are here.
 
 With FSDP2 (Zhao et al. 2023, arXiv:2304.11277, in PyTorch's second form) weights, gradients, averages and the
-optimiser's state are sharded into DTensors. Elementwise work uses this process's shard (:func:`local_shard`). Files
-contain the full tensor (:func:`full_tensor`), so a checkpoint does not depend on the number of processes.
+optimiser's state are DTensors. Elementwise work uses this process's shard (:func:`local_shard`); files contain the full
+tensor (:func:`full_tensor`), so a checkpoint does not depend on the number of processes.
 
-:class:`Watch` ends the other processes when one has gone. A killed process closes its connections, which some
-collectives notice and others wait for without end; a process that hangs closes none. So each process regularly writes
-a heartbeat and checks those of the others.
+:class:`Watch` ends the other processes when one has gone: not all collectives notice closed connections, and a process
+that hangs closes none.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered to main memory on every process, all of which must call this; others unchanged."""
+    """A sharded tensor gathered on every process, all of which must call this; others unchanged."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
@@ -64,8 +63,7 @@ class Watch:
 
     Args:
         store: a store that all processes reach.
-        rank: this process's rank.
-        world: number of processes.
+        rank, world: this process's rank, and the number of processes.
         beat_s: seconds between heartbeats.
         gone_s: seconds without a heartbeat after which a process counts as gone.
         end: called with a line that names the process; ends this process, whatever it waits for.
@@ -145,8 +143,8 @@ _CONSTANT_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 
-# torchrun reports the first process that ends. A process that has lost another one waits this many seconds before it
-# ends, so that the report names the other one.
+# torchrun reports the first process that ends. One that has lost another waits this many seconds, so that the report
+# names the other.
 _HEAD_START_S = 1.0
 
 
@@ -258,11 +256,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 
 def reducing(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass of a model from :meth:`Ranks.wrap`.
-
-    Args:
-        is_last: the step's last backward pass averages the gradients; earlier ones accumulate them locally.
-    """
+    """A context for a backward pass of a model from :meth:`Ranks.wrap`: the last one of a step averages gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
@@ -272,6 +266,6 @@ def reducing(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether PyTorch raised an error because another process has gone: not always by one of its own classes."""
+    """Whether PyTorch raised an error because another process has gone."""
     lost = re.search(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", str(error))
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and lost is not None)

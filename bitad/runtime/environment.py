@@ -1,9 +1,8 @@
 """The environment of a run: versions, threads, restarts, and the CPU allocator.
 
-glibc returns the memory of large tensors to the system when they are freed, and the next tensors fault it in again,
-page by page: a quarter of a transformer's time. If it keeps the memory instead, holes between live tensors may fit
-nothing. So :func:`keep_freed_memory` makes it keep memory, and :func:`give_back_holes` is called where many holes are
-likely and the next allocations are large. Both do nothing with other C libraries, or glibc before 2.33.
+glibc returns the memory of large tensors to the system when they are freed, and the next tensors fault it in again: a
+quarter of a transformer's time. If it keeps the memory instead, holes between live tensors may fit nothing. So it keeps
+memory, and returns holes where many are likely and large allocations follow. This needs glibc 2.33 or later.
 """
 
 from __future__ import annotations
@@ -94,7 +93,6 @@ class _MemoryUse(ctypes.Structure):
 
 @cache
 def _glibc() -> Any:
-    """The C library, if it is glibc and reports memory use."""
     if platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)

@@ -21,12 +21,12 @@ from typing import Any
 
 from bitad.runtime.signatures import SMALL_BYTES, check_expansion, signature_of
 
-# Files of macOS archives and of Windows. The other files of macOS (._NAME, .DS_Store) and temporary files are hidden.
+# Of macOS archives and Windows. Other files of macOS (._NAME, .DS_Store) and temporary files are hidden.
 _LEFTOVERS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 
 
 def is_leftover(name: str) -> bool:
-    """Whether listings skip a file or folder: it is hidden, or a file manager created it."""
+    """Whether listings skip a file or folder, as it is hidden or created by a file manager."""
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
@@ -36,7 +36,7 @@ def is_below(folder: Path, path: Path) -> bool:
 
 
 def is_file_named(path: Path) -> bool:
-    """Whether a file with exactly this name exists. macOS and Windows also find it in another case."""
+    """Whether a file has exactly this name; macOS and Windows ignore case."""
     if not os.path.isfile(path):
         return False
     folder, name = os.path.split(path)
@@ -47,7 +47,6 @@ def is_file_named(path: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _names_in(folder: str, mtime_ns: int) -> frozenset[str]:
-    """The names in a folder that was last changed at ``mtime_ns``."""
     return frozenset(os.listdir(folder or "."))
 
 
@@ -60,9 +59,6 @@ def walk(
         folder: the top folder.
         but: a sub-folder to skip.
         on_error: called with the error of a sub-folder that cannot be listed, which is then skipped.
-
-    Yields:
-        a folder, and the names of its sub-folders and of its files. Sub-folders removed from the list are not entered.
     """
     seen = {os.path.realpath(folder)}
     if but is not None:
@@ -89,9 +85,8 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{4})[0-9a-f]{12}\.\d+\.tmp")
 def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     """Write a file atomically: yields a temporary file beside ``path`` that replaces it when the block succeeds.
 
-    Readers see the old file or the new one, never a part. Missing folders are created. If ``path`` is a link, the link
-    is replaced, not its target. With ``synced`` the file is on disk before it is renamed, so the guarantee also holds
-    if the machine goes down.
+    Readers see the old file or the new one. If ``path`` is a link, the link is replaced, not its target. With
+    ``synced`` the file is on disk before it is renamed, which also holds if the machine goes down.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +100,7 @@ def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
         if synced and os.name != "nt":  # Windows cannot open folders
             _sync(path.parent)
     except OSError as error:
-        # A full disk names no file; other errors name the temporary file, which means nothing to the user.
+        # A full disk names no file, other errors the temporary one.
         if error.errno is not None and (
             partial is None or error.filename is None or os.path.basename(str(error.filename)) == partial.name
         ):
@@ -122,9 +117,8 @@ def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
 
 
 def _create_temporary(folder: Path) -> Path:
-    """Create an empty file with an unpredictable name and the process's default permissions."""
     while True:
-        # Short, as the name of the final file may be as long as the file system allows. The dot hides it from listings.
+        # Short, whatever the final name: that may have the greatest length.
         partial = folder / f".{_HOST}{secrets.token_hex(6)}.{os.getpid()}.tmp"
         with suppress(FileExistsError):
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -132,7 +126,6 @@ def _create_temporary(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,8 +136,7 @@ def _sync(path: Path) -> None:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files that killed processes of this machine have left in a folder (see ``replacing``).
 
-    Call it before this process writes there: an earlier process may have had the same number, as in a restarted
-    container.
+    Call it before this process writes there: an earlier process may have had the same number.
     """
     for path in Path(folder).glob(".*.tmp"):
         if (match := _TEMPORARY.fullmatch(path.name)) is not None and match[1] != _HOST:
@@ -156,7 +148,6 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether a process with this number exists."""
     if os.name == "nt":  # signal 0 would end it there
         return True
     try:
@@ -172,7 +163,7 @@ def _is_running(process: int) -> bool:
 _MAYBE_JSON = {"json", "shards"}
 _MAYBE_TEXT = {"text", "empty", "unknown"} | _MAYBE_JSON
 
-# Half of a surrogate pair, escaped or not. Without the other half it is not text and cannot be printed.
+# Half of a surrogate pair, escaped or not. It cannot be printed without the other half.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _CHUNK_BYTES = 2**20
 _MOST_REPEATED_KEYS = 5  # named in an error
@@ -191,11 +182,7 @@ class NotJsonError(ValueError):
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
-
-    Args:
-        path: the file.
-        what: the expected content, for errors: ``"class names, a name a line"``.
+    """Read a text file in UTF-8, with or without a byte order mark; errors call its content ``what``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -234,8 +221,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it cannot be read, is not JSON, expands too much
-            (:func:`~bitad.runtime.signatures.check_expansion`), or has a key twice in one object.
+        ValueError: it cannot be read, is not JSON, expands too much, or has a key twice in one object.
     """
     path = Path(path)
     try:
@@ -255,7 +241,6 @@ def read_json(path: str | Path) -> Any:
 
 
 def _decompress(path: Path) -> bytes:
-    """The content of a gzip file that does not expand too much."""
     with gzip.open(path) as file:
         data = file.read(SMALL_BYTES + 1)
         if len(data) <= SMALL_BYTES:
@@ -270,7 +255,7 @@ def _decompress(path: Path) -> bytes:
 
 
 def _actual_type(path: Path) -> str | None:
-    """The type of a file that should be JSON, with a remedy; None if the parser's own error is better."""
+    """The type of a file that should be JSON; None if the parser's error is better."""
     try:
         found = signature_of(path)
     except OSError:
@@ -284,11 +269,7 @@ def _actual_type(path: Path) -> str | None:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parse JSON in which no object has a key twice, as all but the last entry would be lost.
-
-    Args:
-        data: the text.
-        where: its name in errors.
+    """Parse JSON; errors call it ``where``. Of repeated keys all but the last would be lost, so they are errors.
 
     Raises:
         NotJsonError: it is not JSON.
@@ -317,7 +298,6 @@ def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_json_error(error: ValueError | RecursionError) -> str:
-    """Why a text is not JSON, without Python's advice to programmers."""
     if isinstance(error, json.JSONDecodeError):
         return str(error)
     if isinstance(error, UnicodeError):
@@ -332,7 +312,6 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _describe_repeated(data: bytes) -> str:
-    """The repeated keys, and their places in the document."""
     found = [
         f"key {json.dumps(key, ensure_ascii=False)} occurs {count} times in {place}"
         for place, entries in _json_objects(json.loads(data, object_pairs_hook=_Pairs))
@@ -368,9 +347,6 @@ def write_json(content: Any, path: str | Path) -> None:
 def check_folder(folder: Path, option: str = "--out") -> None:
     """Check that results can be written to a folder, which may be missing; create nothing.
 
-    Args:
-        option: the option that names the folder, for errors.
-
     Raises:
         ValueError: it is a file or in one, or its name is not UTF-8.
         OSError: it is not writable.
@@ -392,12 +368,7 @@ def check_folder(folder: Path, option: str = "--out") -> None:
 
 
 def check_file(file: Path, option: str = "--out", inputs: Iterable[Path] = ()) -> None:
-    """Check that an output file can be written and replaces no input.
-
-    Raises:
-        ValueError: it is a folder or an input, or its folder is a file.
-        OSError: its folder is not writable.
-    """
+    """Check that an output file can be written and replaces no input. Raises like :func:`check_folder`."""
     if file.is_dir():
         raise ValueError(f"{option} {file}: it is a folder; give the name of a file")
     check_folder(file.parent, option)
@@ -405,11 +376,7 @@ def check_file(file: Path, option: str = "--out", inputs: Iterable[Path] = ()) -
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Check that outputs replace no input.
-
-    Raises:
-        ValueError: an output is an input, perhaps by another name.
-    """
+    """Raise ValueError if an output is an input, perhaps by another name."""
     existing = [path for path in inputs if path.is_file()]
     for output in outputs:
         for path in existing if output.exists() else []:
@@ -418,11 +385,7 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def check_places(files: Iterable[Path]) -> None:
-    """Check that output files replace only regular files.
-
-    Raises:
-        ValueError: a folder, a broken link, a pipe or a device is in the place of one.
-    """
+    """Raise ValueError if anything but a regular file is in the place of an output file."""
     for file in files:
         if os.path.lexists(file) and not file.is_file():
             kind = "a folder" if file.is_dir() else "a broken link" if file.is_symlink() else "a pipe or a device"

@@ -1,8 +1,8 @@
-"""A lock on a folder, so that only one process writes there. It ends with the process, however that ends.
+"""A lock on a folder, so that only one process writes there. It ends with the process.
 
-The operating system locks the file `bitad.lock` of the folder: between the processes of a machine, and on shared disks
-(NFS 4, Lustre, SMB) also between machines. The file also records the holder, and its time changes every few seconds
-while the holder is alive. This record decides where the file system has no locks, or only locks within a machine.
+The operating system locks the file `bitad.lock` of the folder, on shared disks (NFS 4, Lustre, SMB) also between
+machines. The file records the holder, and its time changes every few seconds while the holder is alive. This record
+decides where the file system has no locks, or only locks within a machine.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class InUse(ValueError):
 
 @contextmanager
 def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: float = 0.0) -> Iterator[None]:
-    """Within this context this process has the folder's lock. The folder is created if missing.
-
-    Created folders that are empty at the end are removed.
+    """Within this context this process has the folder's lock. A missing folder is created, and removed if empty.
 
     Args:
         remedy: what to do if another process has the lock, for the error.
@@ -88,13 +86,7 @@ def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: floa
 
 
 class _Lock:
-    """The lock that this process holds.
-
-    Args:
-        path: the lock file.
-        descriptor: of the open file.
-        is_enforced: whether the operating system keeps other processes out.
-    """
+    """The lock that this process holds; ``is_enforced`` if the operating system keeps other processes out."""
 
     def __init__(self, path: Path, descriptor: int, *, is_enforced: bool) -> None:
         self.path, self.descriptor, self.is_enforced = path, descriptor, is_enforced
@@ -133,7 +125,7 @@ class _Lock:
                     os.close(descriptor)
 
     def _write_record(self) -> bool:
-        """Record this process as the holder; False if another process turns out to be it."""
+        """Record this process as the holder; False if another process is it."""
         before = _read(self.path)
         is_here = _parse(before).get("host") == platform.node()
         if before and not (self.is_enforced and is_here) and _is_beating(self.path):
@@ -193,7 +185,7 @@ def _is_file(path: Path, descriptor: int) -> bool:
 
 
 def _is_beating(path: Path) -> bool:
-    """Whether the holder is alive: waits until the file changes, or should have changed."""
+    """Whether the holder is alive, so that the file changes."""
     end = time.monotonic() + _GONE_S
     first = _state(path)
     while time.monotonic() < end:

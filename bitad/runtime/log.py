@@ -22,8 +22,7 @@ log = logging.getLogger("bitad")
 
 LOG_FILE = "log.txt"  # in a run directory
 
-# Control characters (ESC begins terminal commands), Unicode line ends, marks that reverse the order of text, and
-# surrogates, which stand for undecodable bytes of file names.
+# Control characters, Unicode line ends, marks that reverse text, and surrogates (undecodable bytes of file names).
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 _ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
@@ -39,18 +38,12 @@ def _escape(character: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name in quotes. One that is not in the usual Unicode form (NFC) is shown in ASCII, as it looks like another."""
+    """A name in quotes, in ASCII if it is not in the usual Unicode form (NFC) and looks like another."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
 def shortlist(names: Iterable[Any], most: int = 3, *, quote: Callable[[Any], str] = str) -> str:
-    """The first few names, and how many more there are: ``a, b, c and 4 more``.
-
-    Args:
-        names: any objects, in the order to show.
-        most: how many are shown.
-        quote: makes the text of one name, such as :func:`quoted`.
-    """
+    """The first few names, each as ``quote`` writes it, and how many more there are: ``a, b, c and 4 more``."""
     texts = [quote(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
@@ -73,7 +66,7 @@ def as_typed(argument: str) -> str:
 
 
 class _Pipe(io.FileIO):
-    """Standard output or error as bytes. It discards output once the reader (`head`) has ended; work continues."""
+    """Standard output or error as bytes. After its reader (`head`) has ended, it discards output."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -89,10 +82,7 @@ class _Pipe(io.FileIO):
 
 @contextmanager
 def printing_to_anything() -> Iterator[None]:
-    """Within this context any text can be printed to standard output and error.
-
-    Characters outside their encoding are escaped, and a pipe without a reader discards output.
-    """
+    """Within this context any text can be printed: unencodable characters are escaped, closed pipes discard it."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_tolerant, before)
     try:
@@ -105,7 +95,7 @@ def printing_to_anything() -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO) -> TextIO:
-    """A stream to the same file that accepts any text. A stream without a file (in tests) is returned unchanged."""
+    """A stream to the same file that accepts any text; a stream without a file (in tests) stays."""
     if not isinstance(stream, io.TextIOWrapper):  # None if it was closed before the program started
         return stream
     raw = getattr(stream.buffer, "raw", stream.buffer)  # the latter with python -u
@@ -145,7 +135,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _configured(handler: logging.Handler) -> logging.Handler:
-    """The handler with the log's format. Rank 0 logs everything, other ranks only warnings, with their rank."""
+    """The handler with the log's format. Ranks above 0 log only warnings, with their rank."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"process {rank}: "
     handler.setFormatter(LineFormatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
@@ -154,10 +144,7 @@ def _configured(handler: logging.Handler) -> logging.Handler:
 
 
 def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
-    """Send the log to standard error, and to `log.txt` of a run directory if given. ``show=False`` turns both off.
-
-    Commands use :func:`logging_of_a_command` instead.
-    """
+    """Send the log to standard error and to `log.txt` of a run directory. ``show=False`` turns it off."""
     for handler in log.handlers:
         handler.close()
     log.handlers = [_configured(logging.StreamHandler())] if show else []
@@ -171,7 +158,7 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
 def logging_of_a_command() -> Iterator[None]:
     """Within this context the log goes to standard error, and Python's warnings go to the log.
 
-    Messages are also kept for the log file that :func:`add_log_file` may add later.
+    A log file added later (:func:`add_log_file`) begins with the messages so far.
     """
     _logged_once.clear()
     before = log.handlers, log.level, warnings.showwarning
@@ -190,15 +177,11 @@ def logging_of_a_command() -> Iterator[None]:
 def _log_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """Log one of Python's warnings as one line."""
     log.warning("%s: %s (%s, line %d)", category.__name__, " ".join(str(message).split()), filename, lineno)
 
 
 def add_log_file(directory: Path) -> None:
-    """Also write the log to `log.txt` of a directory, beginning with the messages of this command so far.
-
-    All processes of a run may call this: each line is appended at once.
-    """
+    """Also write the log to `log.txt` of a directory. All processes of a run may call this: lines are appended."""
     directory.mkdir(parents=True, exist_ok=True)
     file = _configured(_LogFile(directory / LOG_FILE, encoding="utf-8", delay=True))
     for handler in log.handlers:
@@ -220,10 +203,7 @@ def log_once(line: str, level: int = logging.INFO) -> None:
 
 
 def log_last(line: str) -> None:
-    """Print the last line of a process to standard error, and write it to the log file if there is one.
-
-    The line is printed even if the file cannot be written.
-    """
+    """Print a process's last line to standard error, and write it to the log file if that is possible."""
     print(printable(line), file=sys.stderr, flush=True)
     for handler in log.handlers:
         if isinstance(handler, _LogFile):

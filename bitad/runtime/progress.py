@@ -18,13 +18,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Meter:
-    """Shows progress on standard error.
-
-    Args:
-        what: a short description of the work.
-        total: number of items.
-        show: False shows nothing, on ranks other than 0.
-    """
+    """Shows the progress of ``total`` items of work on standard error, unless ``show`` is False (on ranks above 0)."""
 
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
         self.what, self.total, self.done, self.note = printable(what), total, 0, ""

@@ -12,12 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A training has stopped on request, with a checkpoint.
-
-    Args:
-        number: the signal.
-        where: how far it is, and how to resume.
-    """
+    """A training has stopped on request, with a checkpoint; ``where`` says how far it is and how to resume."""
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(where)
@@ -25,11 +20,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """The stop request to this process: the first signal is noted, the second one interrupts.
-
-    Attributes:
-        asked: the signal; 0 without one.
-    """
+    """The stop request to this process, ``asked``: the first signal is noted, the second one interrupts."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -37,11 +28,7 @@ class Stop:
 
     @contextmanager
     def at_once(self, where: str) -> Iterator[None]:
-        """Within this context the first signal interrupts too, as no work is lost.
-
-        Raises:
-            Stopped: with ``where``.
-        """
+        """Within this context the first signal raises Stopped with ``where``, as no work is lost."""
         if self.asked:
             raise Stopped(self.asked, where)
         self._where = where
@@ -51,7 +38,6 @@ class Stop:
             self._where = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
         if self._where is not None:
             raise Stopped(number, self._where)
         if self.asked:

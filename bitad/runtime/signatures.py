@@ -1,4 +1,4 @@
-"""The type of a file by its first bytes, limits on what compressed files expand to, and the identity of a file."""
+"""The type of a file, limits on what compressed files expand to, and the identity of a file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _INDEX_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Signature:
-    """The type of a file.
-
-    Args:
-        kind: for code: ``"gzip"``, ``"safetensors"``, ...
-        says: for messages, after "it is": "a gzip file".
-        remedy: what the user can do.
-    """
+    """The type of a file: ``kind`` for code ("gzip"), and for messages a description ("a gzip file") and a remedy."""
 
     kind: str
     says: str
@@ -162,7 +156,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
-    """The type of a JSON file if it lists the files of sharded weights, like Hugging Face's ``*.index.json``."""
+    """The type of a list of sharded weights, like Hugging Face's ``*.index.json``."""
     file.seek(0)
     if size > _INDEX_BYTES or b'"weight_map"' not in (text := file.read()):
         return None
@@ -193,13 +187,8 @@ class UnsoundFileError(ValueError):
 def check_expansion(expanded: int, stored: int, where: str) -> None:
     """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
 
-    Args:
-        expanded: bytes so far, or as stated.
-        stored: bytes on disk.
-        where: its name in errors.
-
     Raises:
-        UnsoundFileError: they do.
+        UnsoundFileError: ``stored`` bytes on disk expand to ``expanded``, so far or as stated; calls them ``where``.
     """
     if expanded > MOST_BYTES or (expanded > SMALL_BYTES and expanded > MOST_TIMES * stored):
         raise UnsoundFileError(
@@ -209,17 +198,11 @@ def check_expansion(expanded: int, stored: int, where: str) -> None:
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed: bool) -> None:
-    """Refuse an ``.npz`` or PyTorch archive that NumPy or PyTorch cannot have written. Reads its directory only.
-
-    Args:
-        archive: the archive.
-        size: bytes of the file.
-        where: its name in errors.
-        compressed: whether members may be compressed; PyTorch never compresses.
+    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
 
     Raises:
         UnsoundFileError: a name occurs twice, or a member is encrypted, is compressed in another way, expands too much
-            or states an impossible size.
+            or states a size that a file of ``size`` bytes cannot have.
     """
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
@@ -244,13 +227,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file's content, and its time so that an unchanged file need not be read again. Equal if the content is equal.
-
-    Args:
-        size: in bytes.
-        mtime_ns: time of the last change, in nanoseconds since 1970.
-        sha256: of the content, in hexadecimal digits.
-    """
+    """A file's SHA-256, and size and time so that an unchanged file need not be read again. Time is not compared."""
 
     size: int
     mtime_ns: int = field(compare=False)
@@ -258,22 +235,14 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
-        """Read a file for its identity.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it changes meanwhile.
-        """
+        """Read a file. Raises OSError if that fails, ValueError if the file changes meanwhile."""
         before = path.stat()
         identity = cls(before.st_size, before.st_mtime_ns, sha256_of(path))
         identity.require_unchanged(path)
         return identity
 
     def now(self, path: Path) -> FileIdentity | None:
-        """This identity with the file's present time; None if the content has changed or the file is gone.
-
-        The file is read only if its time alone has changed, as for a copy.
-        """
+        """This identity with the file's present time; None if the content has changed."""
         try:
             stat = path.stat()
             if stat.st_size != self.size:

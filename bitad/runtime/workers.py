@@ -26,17 +26,10 @@ _SECONDS_TO_END = 10.0
 
 @contextmanager
 def time_limit(seconds: float | None, what: str) -> Iterator[None]:
-    """Interrupt a block that takes too long. None: no limit.
+    """Raise TimeoutError if the block, whose work is ``what``, takes longer. None: no limit.
 
     The limit needs a timer, which only the main thread has, and not on Windows. It does not interrupt a system call
     that cannot be interrupted (a dead network drive).
-
-    Args:
-        seconds: the limit.
-        what: the block's work, for the error.
-
-    Raises:
-        TimeoutError: the block took longer.
     """
     if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -55,11 +48,7 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
 
 
 def worker_count(workers: int | str) -> int:
-    """Validate a number of processes, as a number or as text.
-
-    Raises:
-        ValueError: it is not an integer from 0 to :data:`MOST_WORKERS`.
-    """
+    """Validate a number of processes; ValueError if it is not 0 to :data:`MOST_WORKERS`."""
     text = str(workers)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MOST_WORKERS):
         raise ValueError(f"{text[:40]!r} is not a number of workers; give 0 (this process) to {MOST_WORKERS}")
@@ -77,20 +66,16 @@ def in_processes(
     Args:
         work: a function that other processes can import.
         jobs: the arguments of each call.
-        workers: number of processes; 0 runs the jobs in this process, in order.
+        workers: number of processes, see :func:`worker_count`; 0 runs the jobs in this process, in order.
 
     Yields:
         a job's index, and its result or exception.
-
-    Raises:
-        ValueError: as :func:`worker_count`, before the first job.
     """
     worker_count(workers)
     return _in_workers(work, jobs, workers) if workers else ((i, _attempt(work, job)) for i, job in enumerate(jobs))
 
 
 def _attempt(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | Exception:
-    """The result of one job, or its exception."""
     try:
         return work(*job)
     except Exception as error:
@@ -129,13 +114,7 @@ def _in_workers(
 
 
 class _Worker(Generic[Result]):
-    """A process that runs one job after another.
-
-    Attributes:
-        connection: readable when there is a result, or when the process has ended.
-        number: index of its job.
-        is_alive: whether it can run another job.
-    """
+    """A process for one job after another; ``connection`` is readable when it has a result or ends."""
 
     def __init__(self, work: Callable[..., Result]) -> None:
         # A new interpreter: a forked copy of a process with threads may hang.
@@ -177,7 +156,6 @@ class _Worker(Generic[Result]):
 
 
 def _serve(connection: Connection, work: Callable[..., Any]) -> None:
-    """The loop of a worker process: run jobs until asked to end."""
     # Ctrl-C reaches all processes; the parent then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -199,12 +177,9 @@ def end_with_input() -> None:
 
 
 def end_when(wait_for_parent: Callable[[], object]) -> None:
-    """End this process when its parent ends, for whatever reason.
+    """End this process when its parent ends: when ``wait_for_parent``, called in a thread, returns.
 
     The process is interrupted so that it removes its temporary files, and ended if that takes too long.
-
-    Args:
-        wait_for_parent: returns once the parent has ended; called in a thread.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

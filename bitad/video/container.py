@@ -1,12 +1,11 @@
-"""Video files through FFmpeg: formats, streams, packets, and truncated files.
+"""Opens video files with FFmpeg, reads their packets, and finds out whether a file is truncated.
 
-Only this module opens files with FFmpeg. FFmpeg takes a name such as ``http:host.mp4`` or ``concat:a|b`` for an
-address, and some formats (playlists, session descriptions, scripts) refer to other files and addresses. A video file
-must never make the reader open anything else, so files are opened by absolute path, in a list of formats.
+FFmpeg takes a name such as ``http:host.mp4`` or ``concat:a|b`` for an address, and some formats (playlists, session
+descriptions, scripts) refer to other files. A video file must never make the reader open anything else, so this module
+alone opens files, by absolute path and in a list of formats.
 
-A truncated file ends in an incomplete packet. FFmpeg drops or marks it in containers that state lengths (MP4, Matroska,
-AVI, FLV). Transport streams, program streams and bare streams state none, and a decoder may complete half a picture
-without an error. There the last picture is decoded again in ways that reveal it.
+A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere a
+decoder may complete half a picture without an error, so the last picture is decoded again in ways that reveal it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ FORMATS = (
     *("rm", "ivr", "ty", "pva", "dhav", "swf", "gif", "apng", "amv", "yuv4mpegpipe", "roq", "smk", "bink", "flic"),
 )
 
-# The protocol is not enough: formats of several files use the file protocol too, as do references in QuickTime files.
+# Formats of several files, and references in QuickTime files, use the file protocol too.
 _READ_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "enable_drefs": "0"}
 
 # Containers that state each packet's length, and containers that state when each frame is shown.
@@ -106,24 +105,14 @@ def _formats(container: InputContainer) -> set[str]:
 
 
 class Film(NamedTuple):
-    """The stream of a file that is read.
-
-    Args:
-        stream: its index in the file.
-        note: a sentence about other films in the file; empty if there are none.
-    """
+    """The index of the stream to read, and a sentence about other films in the file ("" if there are none)."""
 
     stream: int
     note: str = ""
 
 
 def find_film(path: Path) -> Film:
-    """Choose the stream that FFmpeg would choose, but never a cover, nor a still if there is a film.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
-    """
+    """Choose the stream that FFmpeg would choose, but never a cover, nor a still if there is a film."""
     with open_input(path) as container:
         films = [stream for stream in container.streams.video if not stream.disposition & _COVER]
         if not films:
@@ -143,7 +132,6 @@ def find_film(path: Path) -> Film:
 
 
 def _count_pictures(container: InputContainer, streams: Sequence[VideoStream]) -> dict[int, int]:
-    """The number of pictures of each stream, by its index, up to ``_FILM_PICTURES``."""
     pictures = {stream.index: 0 for stream in streams}
     try:
         for packet in container.demux(streams):
@@ -163,12 +151,7 @@ def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
 
 
 def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple[InputContainer, VideoStream]:
-    """Open a file and one of its video streams.
-
-    Args:
-        path: the file.
-        stream: the stream's index in the file; None: the one that :func:`find_film` chooses.
-        threads: decoder threads.
+    """Open a file and one of its video streams, by default the one that :func:`find_film` chooses.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -210,7 +193,7 @@ def _packet(content: bytes, stream: VideoStream) -> Packet[VideoStream]:
 
 
 def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
-    """The pictures that the decoder outputs for a packet, and whether the packet was complete and decodable."""
+    """The pictures that the decoder outputs for a packet, and whether the packet is good."""
     try:
         return list(packet.decode()), not packet.is_corrupt
     except av.FFmpegError:
@@ -218,10 +201,7 @@ def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
 
 
 def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-    """A file's packets with their numbers, from 0, instead of their times.
-
-    The decoder passes them on to the pictures, which shows each picture's packet.
-    """
+    """Replace the times of packets by their numbers, which the decoder passes on to the pictures."""
     number = 0
     for packet in stored:
         if packet.size:
@@ -233,13 +213,7 @@ def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStre
 def joined(
     stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
 ) -> Iterator[Packet[VideoStream]]:
-    """A file's packets with times on one clock, and an empty packet where the decoder must be flushed.
-
-    Args:
-        stored: all packets of the stream.
-        stream: the stream.
-        joins: as in :class:`~bitad.video.index.FrameIndex`.
-    """
+    """Put a file's packets on one clock by a ``FrameIndex``'s ``joins``; empty packets flush the decoder."""
     offsets = dict(joins.tolist())
     number = offset = 0
     for packet in stored:
@@ -254,16 +228,11 @@ def joined(
 
 
 def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
-    """The times of the first pictures that a decoder outputs in each part of a joined file.
+    """The first picture of a file, and the times in ticks of the first pictures of each part; NaN where missing.
 
     Args:
-        path: the file.
-        film: its stream.
         starts: the first packet of each part, counted from 0.
         many: pictures of each part.
-
-    Returns:
-        the first picture of the file, and for each part the times in FFmpeg's ticks; NaN where a picture has none.
     """
     container, stream = open_video(path, film)
     first: VideoFrame | None = None
@@ -283,9 +252,9 @@ def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tupl
 
 
 def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """The pictures of a file's packets up to the first that is damaged or may depend on a damaged one: None.
+    """The pictures of a file until one is damaged or may depend on a damaged one: None.
 
-    It serves files without times, where frames after a damaged one cannot be counted.
+    Without times, frames after a damaged one cannot be counted.
     """
     held: deque[VideoFrame] = deque()
     for packet in stored:
@@ -301,7 +270,7 @@ def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoSt
 
 
 def states_times(container: InputContainer) -> bool:
-    """Whether a container states when each frame is shown; otherwise FFmpeg computes it from the storage order."""
+    """Whether a container states when each frame is shown; otherwise FFmpeg computes it."""
     return bool(_formats(container) & _WITH_TIMES)
 
 
@@ -339,10 +308,7 @@ def breaks_off(path: Path, container: InputContainer) -> bool | None:
 def holds_another(path: Path, container: InputContainer, end: int) -> bool:
     """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`.
 
-    Args:
-        path: the file.
-        container: the open file.
-        end: a lower bound of the last packet's end, in bytes.
+    ``end`` is a lower bound of the last packet's end, in bytes.
     """
     formats, size = _formats(container), path.stat().st_size
     with path.open("rb") as file:
@@ -352,7 +318,6 @@ def holds_another(path: Path, container: InputContainer, end: int) -> bool:
 
 
 def _contains(file: BinaryIO, start: int, sought: bytes) -> bool:
-    """Whether a file contains some bytes after a position."""
     file.seek(start)
     before = b""
     while chunk := file.read(_CHUNK_BYTES):
@@ -431,11 +396,7 @@ def _segment_end(file: BinaryIO) -> int | None:
 def ends_in_whole_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
     """Whether the last stored picture is complete, also in containers that do not state its length.
 
-    Args:
-        path: the file.
-        container: the open file.
-        film: the stream.
-        keyframe: time of the last keyframe in ticks; None: decode from the start.
+    ``keyframe`` is the time of the last keyframe in ticks; None decodes from the start.
     """
     if _formats(container) & _WITH_LENGTHS:
         return True
@@ -446,9 +407,9 @@ def ends_in_whole_picture(path: Path, container: InputContainer, film: int, keyf
 
 
 def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
-    """Of the given last packets of groups of pictures, numbered from 0, those with a complete picture.
+    """Which of these last packets of groups of pictures, counted from 0, are complete.
 
-    FFmpeg marks packets before a break in the stream as damaged, even where complete recordings are joined.
+    FFmpeg marks packets before a break in the stream as damaged, even where recordings are joined.
     """
     container, stream = open_video(path, film)
     group: list[Packet[VideoStream]] = []
@@ -466,12 +427,7 @@ def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
 
 
 def _is_complete(codec: str, decode_padded: Callable[[bytes], list[bytes] | None]) -> bool:
-    """Whether a picture decodes without errors, and bytes after it do not change it.
-
-    Args:
-        codec: FFmpeg's name of the codec.
-        decode_padded: bytes after the picture -> the decoded pictures.
-    """
+    """Whether a picture decodes without errors, also if bytes follow it."""
     plain = decode_padded(b"")
     if plain is None or codec not in _SELF_DELIMITING:  # other codecs report every error
         return plain is not None
@@ -479,7 +435,6 @@ def _is_complete(codec: str, decode_padded: Callable[[bytes], list[bytes] | None
 
 
 def _decode_end(path: Path, film: int, keyframe: int | None, padding: bytes) -> list[bytes] | None:
-    """The last pictures of a file with bytes added at its end; None if they have errors."""
     container, stream = open_video(path, film)
     with container:
         if stream.codec_context.name not in _SELF_DELIMITING:

@@ -1,8 +1,7 @@
-"""Decodes a video in order from any keyframe: numbers its frames, and omits damaged ones.
+"""Decodes a video in order from any keyframe, and omits damaged frames.
 
 A seek lands near the requested time, so packets are skipped until the right keyframe. A decoder conceals damaged
-packets with pictures that look like any other. So every picture that may depend on such a packet counts as damaged, up
-to the next keyframe. Unwanted pictures on which no other depends are not decoded.
+packets, so every picture that may depend on one counts as damaged, up to the next keyframe.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -43,17 +41,17 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def lost_frames(index: FrameIndex) -> str:
-    """Describe the frames that a truncated file has lost."""
+    """Describe what a truncated file has lost."""
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
 def counted(index: FrameIndex, damaged: OnDecodeError) -> int:
-    """The number of frames that can be read; with "repeat" this includes those lost at the end."""
+    """The number of frames that can be read; "repeat" includes lost ones."""
     return index.frames + (index.lost if damaged == "repeat" else 0)
 
 
 def require_whole(path: Path, index: FrameIndex, damaged: OnDecodeError) -> None:
-    """Raise ValueError if a file is truncated, unless its lost frames are repeated."""
+    """Raise ValueError if a truncated file's lost frames are not repeated."""
     if index.lost and damaged == "error":
         raise ValueError(f"{path}: cut off, {lost_frames(index)}: {REMEDY}")
 
@@ -65,45 +63,27 @@ class _SeekError(Exception):
 class PictureStream:
     """The pictures of a video file in order.
 
-    Args:
-        path: the video file.
-        index: its index.
-        threads: decoder threads.
-
     Attributes:
+        container, stream: the open file and its video stream.
         begun: the frame at which decoding began.
         position: the next frame.
     """
 
     def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
         self._path, self._index, self._threads = path, index, threads
-        self._container, self._stream = open_video(path, index.stream, threads)
+        self.container, self.stream = open_video(path, index.stream, threads)
         self._can_seek = not len(index.joins)  # in a joined file a time may occur in each part
         self._unwanted: frozenset[int] = frozenset()
         self.begun = self.position = 0
         self._pictures = self._from_start()
 
-    @property
-    def stream(self) -> VideoStream:
-        """The file's video stream."""
-        return self._stream
-
-    @property
-    def container(self) -> InputContainer:
-        """The open file."""
-        return self._container
-
     def close(self) -> None:
-        """Close the file."""
         # The generator and this object refer to each other: without this both would wait for the garbage collector.
         self._pictures = iter(())
-        self._container.close()
+        self.container.close()
 
     def want(self, frames: Collection[int]) -> None:
-        """Announce the frames that will be read next. Others between them may come as None, like damaged ones.
-
-        After the last wanted frame every frame is decoded.
-        """
+        """Announce the next frames to read; others between them may come as None, like damaged ones."""
         if self._unwanted and self.position <= max(self._unwanted):
             self.begin(self._index.keyframe(self.position))  # a skipped frame may be wanted now
         between = range(min(frames), max(frames)) if frames else ()
@@ -132,18 +112,17 @@ class PictureStream:
     def _from_start(self) -> Iterator[VideoFrame | None]:
         stored = self._reopened()
         if self._index.times is not None:
-            return self._timed(joined(stored, self._stream, self._index.joins), 0)
-        pictures = pictures_until_damage(stored, self._stream)
+            return self._timed(joined(stored, self.stream, self._index.joins), 0)
+        pictures = pictures_until_damage(stored, self.stream)
         return (next(pictures, None) for _ in range(self._index.frames))
 
     def _reopened(self) -> Iterator[Packet[VideoStream]]:
-        """Open the file again; its packets."""
-        self._container.close()
-        self._container, self._stream = open_video(self._path, self._index.stream, self._threads)
-        return packets(self._container, self._stream)
+        self.container.close()
+        self.container, self.stream = open_video(self._path, self._index.stream, self._threads)
+        return packets(self.container, self.stream)
 
     def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
-        """The packets from a keyframe on. In some containers a seek lands after it; then seek further back."""
+        """The packets from a keyframe on. A seek may land after it; then seek further back."""
         index = self._index
         assert index.times is not None
         time, place = int(index.times[keyframe]), int(index.keyframes.searchsorted(keyframe))
@@ -151,25 +130,22 @@ class PictureStream:
             if back > place:
                 break
             try:
-                self._container.seek(int(index.times[index.keyframes[place - back]]), stream=self._stream)
+                self.container.seek(int(index.times[index.keyframes[place - back]]), stream=self.stream)
             except av.FFmpegError:
                 break
-            remaining = packets(self._container, self._stream)
+            remaining = packets(self.container, self.stream)
             if (first := _find_packet(remaining, time)) is not None:
                 yield first
                 yield from self._verified(remaining, keyframe)
                 return
         stored = self._reopened()
-        remaining = joined(stored, self._stream, index.joins)
+        remaining = joined(stored, self.stream, index.joins)
         if (first := _find_packet(remaining, time, pass_keyframes=True)) is not None:
             yield first
         yield from remaining
 
     def _verified(self, remaining: Iterator[Packet[VideoStream]], keyframe: int) -> Iterator[Packet[VideoStream]]:
-        """The packets after a keyframe's, as long as they match the index.
-
-        Some containers state times for some packets only, and after a seek FFmpeg guesses the others.
-        """
+        """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess their times."""
         index = self._index
         assert index.times is not None
         expected = iter(index.times[index.stored[index.ranks[keyframe] + 1 :]].tolist())
@@ -189,7 +165,7 @@ class PictureStream:
         latest, due = -1, first
         skips: bool | None = None  # a used decoder keeps its last setting
         for packet in stored:
-            context = self._stream.codec_context  # of the file as it is open now
+            context = self.stream.codec_context  # of the file as it is open now
             if skips != (skips := self._may_skip(packet)):
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
             if packet.is_corrupt and index.number(packet.pts) in index.sound:
@@ -217,7 +193,6 @@ class PictureStream:
         yield from [None] * (index.frames - due)
 
     def _may_skip(self, packet: Packet[VideoStream]) -> bool:
-        """Whether a packet's picture need not be decoded unless others depend on it."""
         return packet.size > 0 and self._threads == 1 and self._index.number(packet.pts) in self._unwanted
 
     def _damaged_frame(self, packet: Packet[VideoStream]) -> int | None:
@@ -231,7 +206,7 @@ class PictureStream:
 def _find_packet(
     remaining: Iterator[Packet[VideoStream]], time: int, *, pass_keyframes: bool = False
 ) -> Packet[VideoStream] | None:
-    """The packet with a time in ticks; None if a later keyframe comes first, unless ``pass_keyframes``."""
+    """The packet with a time in ticks; None if a later keyframe comes first."""
     for packet in remaining:
         if packet.size and packet.pts == time:
             return packet

@@ -28,12 +28,7 @@ _TICK_NS = 2 * 10**9
 
 
 def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
-    """Video files by the names of their results: the file names without suffix.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: a path is a folder, two files have the same name, or a name cannot be that of results.
-    """
+    """Video files by the names of their results: the file names without suffix, which must be unique."""
     videos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
@@ -89,14 +84,10 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """List the video files of a folder and its sub-folders, without hidden files and those of file managers.
+    """List the video files of a folder and its sub-folders except ``but``.
 
     The list includes folders and broken links with a video's name, and sub-folders that cannot be listed:
     :func:`require_video_file` describes their defects.
-
-    Args:
-        folder: the folder.
-        but: a sub-folder to skip.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no videos.
@@ -124,11 +115,11 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 def require_video_file(path: Path) -> None:
-    """Check that a path is a file that can be read, without opening it: opening a named pipe would block.
+    """Check that a path is a readable file with a valid name, without opening it: a named pipe would block.
 
     Raises:
         FileNotFoundError: it does not exist, or is a broken link.
-        ValueError: it is not a file, is empty or not readable, or its name is not UTF-8, as annotations need it.
+        ValueError: it is not such a file.
     """
     if not _is_text(path.name):
         raise ValueError(f"{path}: its name is not UTF-8; rename the file")
@@ -177,13 +168,7 @@ def _is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Tree:
-    """A listing of the video files in the sub-folders of a folder.
-
-    Args:
-        places: the folders of each file name.
-        times: the time stamps of the folder and its sub-folders.
-        since: the time of the listing.
-    """
+    """The video files in the sub-folders of a folder: the folders of each file name, listed at time ``since``."""
 
     places: dict[str, list[Path]]
     times: dict[Path, int]

@@ -1,7 +1,4 @@
-"""The index of a video file: the position and time of each frame, and which frames a damaged one affects.
-
-Presentation times become one increasing clock.
-"""
+"""The index of a video file: the position and time of each frame."""
 
 from __future__ import annotations
 
@@ -19,22 +16,21 @@ from numpy.typing import NDArray
 
 from bitad.runtime.log import log_once
 
-# No codec stores a picture before more than this many that are shown earlier than it.
+# No codec stores a picture before more than this many that are shown earlier.
 MOST_REORDERED = 16
 
 # A keyframe is shown after all frames stored before it; an earlier time means that the clock restarts. If all frames
 # are keyframes, neighbours may be swapped, so the clock must go back by this many intervals.
 _JITTER = 2.0
 
-# A longer interval, in medians, is a gap and not part of the usual interval.
+# Longer intervals, in medians, are gaps.
 _GAP = 1.5
 
 
 def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
     """Find the packets at which a clock restarts, as in joined recordings.
 
-    A keyframe that is shown before an earlier packet reveals a restart. The new part may begin some packets before that
-    keyframe, within a group of pictures.
+    A keyframe that is shown before an earlier packet reveals a restart, which may be some packets before it.
 
     Args:
         times: ``[packets]``, presentation times in ticks, in storage order; NaN where missing.
@@ -74,11 +70,7 @@ def usual_interval(times: NDArray[np.int64]) -> Fraction:
 
 
 def one_after_another(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Put parts of a video on one clock: each part begins where the last frame before it ends.
-
-    Args:
-        parts: the frames' times in each part, in ticks of its own clock, ascending.
-    """
+    """Put parts, ascending times in ticks, on one clock: each begins where the one before ends."""
     placed = list(parts[:1])
     for part in parts[1:]:
         before = placed[-1]
@@ -88,13 +80,9 @@ def one_after_another(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int
 
 
 def by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
-    """Presentation times ``[frames]`` where a container states decoding times only (AVI: the chunk's position).
+    """Presentation times ``[frames]`` from ascending decoding times, for containers that state only these (AVI).
 
     The decoder outputs the first picture with packet number ``delay``, and one more with each further packet.
-
-    Args:
-        decoded: ``[frames]``, decoding times in ticks, ascending.
-        delay: how many pictures the decoder holds back to reorder them.
     """
     times = np.round(decoded).astype(np.int64)
     if len(times) < 2 or not delay:
@@ -109,8 +97,7 @@ def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction
     Args:
         times: ``[frames]``, in ticks, ascending.
         time_base: seconds per tick.
-        stated: the rate that the file states, returned if the times agree with it; 0 if it states none.
-        rounded: the largest difference in ticks that counts as agreement.
+        stated: the rate that the file states, returned if the times agree within ``rounded`` ticks; 0 for none.
     """
     frames, span = len(times), int(times[-1] - times[0])
     if span == 0 or (stated and abs((frames - 1) / (stated * time_base) - span) <= rounded):
@@ -119,7 +106,7 @@ def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction
 
 
 def _simple_rate(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
-    """A rate of few digits, as encoders need it, at which the frames last for the seconds within ``error``."""
+    """A rate of few digits, as encoders need, at which the frames last for the seconds."""
     rate = frames / seconds
     simple = near_rate(rate)
     if abs(frames / simple - seconds) <= error:
@@ -177,13 +164,9 @@ class FrameIndex:
     notes: tuple[str, ...] = ()
 
     def nearest(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frames nearest to positions on the average clock, where frame i is at i / rate seconds.
+        """The frames nearest to positions, int64 ``[T]``, on the average clock, where frame i is at i / rate seconds.
 
-        At a constant rate these are the positions. At a variable rate the clock of the annotations advances evenly, the
-        frames do not. Positions after the last frame, lost from a truncated file, stay.
-
-        Args:
-            positions: int64 ``[T]``, counted from 0.
+        At a constant rate these are the positions. Positions after the last frame, in a truncated file, stay.
         """
         if self.frames == 1:
             return positions
@@ -195,7 +178,7 @@ class FrameIndex:
         return np.where(positions < self.frames, nearest, positions)
 
     def keyframe(self, number: int) -> int:
-        """The last keyframe up to a frame, from which decoding reaches it, or else frame 0."""
+        """The last keyframe up to a frame, or else frame 0."""
         place = int(np.searchsorted(self.keyframes, number, "right")) - 1
         return int(self.keyframes[place]) if place >= 0 else 0
 
@@ -218,13 +201,13 @@ class FrameIndex:
 
     @cached_property
     def reach(self) -> NDArray[np.int64]:
-        """The latest frame that each frame may depend on, as it is stored before it; int64 ``[frames]``."""
+        """The latest frame that each frame may depend on, int64 ``[frames]``."""
         return np.maximum.accumulate(self.stored)[self.ranks]
 
     def spoilt(self, number: int) -> NDArray[np.bool_]:
-        """Which frames a damaged one affects, itself included; bool ``[frames]``.
+        """The frames that depend on a damaged one, itself included; bool ``[frames]``.
 
-        They are stored from it up to the next keyframe, or after that keyframe but shown before it.
+        They are stored from it up to the next keyframe, or after that but shown before it.
         """
         rank, ranks = self.ranks[number], self.ranks
         affected = ranks >= rank

@@ -1,7 +1,6 @@
 """Builds the index of a video file in one pass, and caches it on disk.
 
-The frame count and rate in a container's header may be wrong. So a file is read packet by packet, almost without
-decoding, for the presentation times of its frames and for whether it is truncated.
+Headers may state a wrong frame count or rate. So a file is read packet by packet, almost without decoding.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from bitad.video.index import (
 # Wrong times show within the first few reordered frames; this many are decoded to check them.
 _FRAMES_TRIED = 16
 
-# Before a break in a transport stream FFmpeg may mark the last packet but one, as its parser awaits that packet's end.
+# Before a break in a transport stream FFmpeg may mark the last packet but one.
 _MARKED_EARLY = 2
 
 # Seconds per tick where a file states no times.
@@ -68,9 +67,9 @@ _VERSION = 2
 
 
 def index_video(path: str | Path) -> FrameIndex:
-    """Index a file by its packets' times; if these are unusable, by decoding and counting all frames.
+    """Index a file by its packets' times, or if these are unusable by counting its frames.
 
-    Frames at the beginning that depend on earlier, missing ones do not count. Frames cut off at the end count as lost.
+    Frames that depend on missing ones before the start do not count; frames cut off at the end count as lost.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -93,25 +92,16 @@ class _Packets:
     """A file's video packets in storage order, and what its container states.
 
     Attributes:
-        film: their stream.
         numbers: int64 ``[packets]``, each packet's number among all of the stream, counted from 0.
-        times: float64 ``[packets]``, presentation times in ticks; NaN where missing.
-        decoded: float64 ``[packets]``, decoding times in ticks; NaN where missing.
+        times, decoded: float64 ``[packets]``, presentation and decoding times in ticks; NaN where missing.
         durations: int64 ``[packets]``, ticks; 0 where missing.
-        keyframes: bool ``[packets]``.
         marked: bool ``[packets]``, whether FFmpeg marks a good packet as damaged.
         parts: the packets at which the clock starts or restarts; the first is 0.
         delay: pictures that the decoder holds back.
         cut: number of incomplete packets at the end, left out above.
-        stated: number of packets that the file states; 0 if it states none.
-        seconds: duration that the file states; 0 if it states none.
-        unread: whether another recording follows those that FFmpeg reads.
-        breaks_off: whether the file is shorter than it states; None if it states nothing.
-        states_times: whether the container states when each frame is shown; otherwise FFmpeg computes it.
-        states_presentation: whether any presentation time is stated; otherwise only decoding times may be.
-        rate: stated frames per second; 0 if none are stated.
+        stated, seconds, rate: packets, duration and frames per second as stated; 0 if they are not.
         assumed: whether FFmpeg has guessed the rate.
-        time_base: seconds per tick.
+        unread: whether another recording follows those that FFmpeg reads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,7 +143,7 @@ class _Packets:
             self.unread, self.breaks_off = holds_another(path, container, end), breaks_off(path, container)
 
     def _marked_at_breaks(self, path: Path, damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which packets that FFmpeg marks as damaged are good: those that end a group of pictures before a break."""
+        """Whether packets marked as damaged are good, as they end a group of pictures before a break."""
         groups = np.union1d(np.flatnonzero(self.keyframes), self.parts)  # where groups and parts begin
         ends: dict[int, int] = {}
         for packet in np.flatnonzero(damaged).tolist():
@@ -167,13 +157,7 @@ class _Packets:
         return marked
 
     def lost(self, frames: int, cut: int, rate: Fraction) -> int:
-        """How many frames after the existing ones a truncated file has lost.
-
-        Args:
-            frames: number of existing frames.
-            cut: number of frames already left out at the end.
-            rate: frames per second.
-        """
+        """How many frames a file has lost after ``frames`` existing ones, if ``cut`` are left out at its end."""
         if not (self.breaks_off or cut):
             return 0
         stated = self.stated or (round(self.seconds * rate) if self.breaks_off else 0)
@@ -182,7 +166,7 @@ class _Packets:
 
 
 def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
-    """Index the frames by the packets' times; None if these do not distinguish the frames."""
+    """Index the frames by the packets' times; None if these are unusable."""
     if not (len(stored.times) and stored.time_base and np.isfinite(stored.times).all()):
         return None
     starts = stored.numbers[stored.parts]
@@ -231,7 +215,6 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
 
 
 def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
-    """Index the frames by decoding and counting them all."""
     container, stream = open_video(path, stored.film.stream)
     first, origins, damaged = None, list[int | None](), False
     with container:
@@ -271,11 +254,7 @@ def _presentation_times(
 ) -> NDArray[np.int64] | None:
     """The presentation times of decoded frames, in ticks; None if nothing states them.
 
-    Args:
-        stored: the packets.
-        origins: ``[frames]``, the number of each frame's packet.
-        delay: pictures that the decoder holds back.
-        time_base: seconds per tick.
+    ``origins`` are the numbers of the frames' packets, ``delay`` the pictures that the decoder holds back.
     """
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
@@ -301,10 +280,10 @@ def _presentation_times(
 def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
     """How many frames at the beginning depend on missing earlier ones; None if the packets' times are wrong.
 
-    They are right if the first pictures have times of packets, in order; with B-frames of some encoders they do not.
+    They are right if the times ``seen`` in the first decoded pictures are among them, in order.
 
     Args:
-        seen: times of the first pictures that the decoder outputs.
+        seen: times of the first decoded pictures.
         times: ``[frames]``, the packets' times, ascending.
         keyframes: the keyframes' times, in storage order.
     """
@@ -317,13 +296,8 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
 def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
     """How many frames precede the first one that a truncated end leaves out.
 
-    Pictures are stored after those they depend on, so one of the last stored may be shown after lost ones. At a
-    constant rate the interval before it reveals that.
-
-    Args:
-        stored: the packets.
-        times: ``[frames]``, the frames' times in ticks, ascending.
-        order: ``[frames]``, each frame's packet.
+    One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
+    ``times`` ascend, ``order`` has each frame's packet.
     """
     frames, cut_off = len(order), bool(stored.cut or stored.breaks_off)
     # Two or three frames may be in order even with reordering.
@@ -337,7 +311,7 @@ def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDA
     if stored.states_times and constant:
         holes = end + np.flatnonzero(intervals[end:] > 1.5 * usual)
         return 1 + int(holes[0]) if len(holes) else frames
-    # At a variable rate or with computed times, lost frames may precede any frame from the last stored one on.
+    # Otherwise lost frames may precede any frame from the last stored one on.
     return int(order.argmax()) if cut_off else frames
 
 
@@ -360,7 +334,6 @@ def _quarter_turns(picture: VideoFrame) -> int:
 
 
 def _notes(stored: _Packets, index: FrameIndex) -> Iterator[str]:
-    """Sentences about unusual frames and clocks of a file."""
     if stored.film.note:
         yield stored.film.note
     if stored.unread:
@@ -392,10 +365,10 @@ class FileStamp:
 
 
 class IndexCache:
-    """A folder of indices, with an entry for each video file.
+    """A folder of indices, with an entry for each video file. Processes may share it.
 
-    Entries are written atomically, by any number of processes. An entry that is damaged or out of date is recomputed.
-    A folder that cannot be written to only costs time. Nothing is written before :meth:`begin`.
+    Damaged or outdated entries are recomputed, and a folder that cannot be written to only costs time. Nothing is
+    written before :meth:`begin`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -427,11 +400,7 @@ class IndexCache:
         return index
 
     def share(self, gather: Callable[[dict[FileStamp, FrameIndex]], list[dict[FileStamp, FrameIndex]]]) -> None:
-        """Exchange unwritten indices with other processes.
-
-        Args:
-            gather: this process's value -> all processes' values.
-        """
+        """Exchange unwritten indices with other processes; ``gather`` collects all processes' values."""
         for others in gather(self._waiting):
             self._waiting = others | self._waiting
 
@@ -458,7 +427,7 @@ class IndexCache:
 
 
 def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
-    """An index as arrays of small numbers: times as differences, storage order as distances from the shown order."""
+    """An index as arrays of small numbers, which compress well."""
     integers = [index.frames, index.width, index.height, index.rotation, index.lost, index.stream]
     fractions = [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
     arrays: dict[str, NDArray[Any]] = {

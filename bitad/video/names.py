@@ -1,8 +1,7 @@
 """Matches the names of videos in different sources, and finds the file of a name.
 
-Annotations, video files, features, lists, detections and scores of one data set often spell names differently: with the
-prefix ``v_`` of ActivityNet's files, with an extension, in another case, or in the Unicode form of macOS. Equal names
-match. Other names match by these variations if only one name on each side fits.
+Sources may spell a name differently: with the prefix ``v_`` of ActivityNet, with an extension, in another case, or in
+the Unicode form of macOS. Equal names match, others by these variations if only one fits.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _VARIATIONS: dict[str, Callable[[str], str]] = {
 
 
 def _key(name: str, *, case: bool) -> str:
-    """The common form of names that differ only by variations; by case too unless ``case``."""
+    """The common form of names that differ by variations; by case too unless ``case``."""
     for variation, remove in _VARIATIONS.items():
         if not (case and variation == "case"):
             name = remove(name)
@@ -79,7 +78,7 @@ class Matching:
         unclear: dict[str, str] = {}
         if rest and free:
             for case in (True, False):
-                _match(wanted, rest, free, pairs, unclear, case=case)
+                _match(wanted, rest, free, pairs, unclear, case)
         return Matching(wanted, available, pairs, unclear)
 
     def line(self, source: object) -> str | None:
@@ -103,14 +102,9 @@ class Matching:
 
 
 class Lookup:
-    """Finds a source's names of wanted videos.
+    """Finds a source's names of wanted videos. Matched variations are logged.
 
-    The names are compared when the source does not have a requested name; variations are logged.
-
-    Args:
-        source: for messages.
-        wanted: returns the names of all videos that may be requested.
-        available: returns the source's names.
+    ``wanted`` and ``available`` are called when the source does not have a requested name exactly.
     """
 
     def __init__(
@@ -120,18 +114,13 @@ class Lookup:
 
     @cached_property
     def matching(self) -> Matching:
-        """The matching of all wanted names."""
         matching = Matching.of(self._wanted(), self._available())
         if line := matching.line(self.source):
             log_once(line)
         return matching
 
     def find(self, name: str) -> str | None:
-        """The source's name of a video; None if it has none.
-
-        Raises:
-            ValueError: several names fit, or the name that fits may be another video's.
-        """
+        """The source's name of a video; None if it has none. ValueError if it is unclear."""
         if (found := self.matching.pairs.get(name)) is not None:
             return found
         matching = self._with(name)
@@ -144,18 +133,12 @@ class Lookup:
         return self._with(name).sides()
 
     def _with(self, name: str) -> Matching:
-        """The matching with one more wanted name."""
         known = self.matching
         return known if name in known.wanted else Matching.of((*known.wanted, name), known.available)
 
 
 def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object) -> dict[str, Content]:
-    """Replace a source's names by the wanted names; names that match none stay.
-
-    Args:
-        known: content by the source's names.
-        wanted: the wanted names.
-        source: for messages; variations are logged.
+    """Replace the names of a source, which errors and the log call ``source``, by the wanted ones that they match.
 
     Raises:
         ValueError: several names fit a wanted one, or one fits several.
@@ -165,7 +148,7 @@ def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object)
 
 
 def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -> dict[str, str]:
-    """Available name -> wanted name, where these differ. Arguments and errors as for :func:`renamed`."""
+    """Available name -> wanted name, where these differ. Errors as for :func:`renamed`."""
     matching = Matching.of(wanted, available)
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
@@ -175,26 +158,18 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
 
 
 def _bare(name: str) -> str:
-    """A name, in quotes if it would be unclear without."""
     return name if name and name.isprintable() and " " not in name and _composed(name) == name else quoted(name)
 
 
 def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The names of each side that the other side does not have."""
     has, wants = set(available), set(wanted)
     return [name for name in wanted if name not in has], [name for name in available if name not in wants]
 
 
 def _match(
-    wanted: tuple[str, ...],
-    rest: list[str],
-    free: list[str],
-    pairs: dict[str, str],
-    unclear: dict[str, str],
-    *,
-    case: bool,
+    wanted: Iterable[str], rest: list[str], free: list[str], pairs: dict[str, str], unclear: dict[str, str], case: bool
 ) -> None:
-    """Add to ``pairs`` and ``unclear`` the names that are equal except for variations, with or without case."""
+    """Add names that are equal except for variations, with or without case."""
     key, loose = partial(_key, case=case), partial(_key, case=False)
     taken = set(pairs.values())
     fitting, competing = _group([name for name in free if name not in taken], key), _group(wanted, key)
@@ -231,13 +206,9 @@ def _differ_by(variation: str, one: str, other: str) -> bool:
 
 
 class VideoFinder:
-    """Finds the files of annotated videos in a folder and its sub-folders.
+    """Finds the files of videos in a folder and its sub-folders, by exact names first.
 
-    The folder is listed only if it has no file with exactly the requested name.
-
-    Args:
-        folder: the folder.
-        wanted: returns the names of all videos that may be requested, and of others with files there.
+    ``wanted`` returns the names of all videos that have files there.
     """
 
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
@@ -250,7 +221,7 @@ class VideoFinder:
         """The file of a video, by its name (:func:`~bitad.video.files.find_video`) or by a variation of it.
 
         Raises:
-            FileNotFoundError: it does not exist; shows unmatched names.
+            FileNotFoundError: it does not exist.
             ValueError: several files fit.
         """
         if name not in self._found:
@@ -275,7 +246,6 @@ class VideoFinder:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """The video files by name; the first of several with one name."""
         files: dict[str, Path] = {}
         for here, _, names in walk(self.folder):
             for path in (here / name for name in names if is_video_name(name)):

@@ -1,7 +1,7 @@
-"""Reads any frames of a video exactly, and what a video file contains.
+"""Reads any frames of a video exactly, and its properties.
 
-A frame is found by decoding from the keyframe before it, known from the file's ``FrameIndex``, until the picture with
-exactly its time appears. A frame that cannot be decoded is an error; it is replaced by another one only on request.
+A frame is found by decoding from the keyframe before it until the picture with exactly its time. A frame that cannot
+be decoded is an error; another one replaces it only on request.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
     def read(
@@ -121,8 +120,7 @@ class VideoReader:
             short_side: length of the shorter side to scale to; keeps the aspect ratio.
 
         Raises:
-            ValueError: a frame is outside the video or cannot be decoded, both sizes are given, or the size of the
-                pictures changes.
+            ValueError: a frame is outside the video or cannot be decoded, or the size of the pictures changes.
         """
         numbers = self._validated(frames)
         height, width = self._target_size(size, short_side)
@@ -136,7 +134,7 @@ class VideoReader:
     def read_windows(
         self, windows: Iterable[ArrayLike], *, size: tuple[int, int] | None = None, short_side: int | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """``read`` one window of frames after another, without decoding shared frames of neighbours again."""
+        """``read`` one window after another, decoding shared frames of neighbours once."""
         before = np.empty(0, np.int64)
         pixels = np.empty((0, *self._target_size(size, short_side), 3), np.uint8)
         for window in windows:
@@ -153,8 +151,7 @@ class VideoReader:
     def pictures(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
         """The upright pictures of frames as FFmpeg has them, one at a time; ascending order is fastest.
 
-        Raises:
-            ValueError: frames cannot be decoded (raised after the last picture), or the pictures' size changes.
+        Frames that cannot be decoded raise ValueError after the last picture.
         """
         self._stream.want(())  # frames skipped by an earlier call may be wanted now
         return map(_Rotation(self.index.rotation), self._decoded(frames))
@@ -182,7 +179,7 @@ class VideoReader:
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:
-        """One stored picture: decode on if it is near, otherwise from the keyframe before it."""
+        """One stored picture, decoded on or from the keyframe before it."""
         stream, index = self._stream, self.index
         keyframe = index.keyframe(number)
         if number < stream.position or keyframe > stream.position + _FRAMES_WORTH_A_SEEK:
@@ -200,7 +197,6 @@ class VideoReader:
         return self._stream.next()
 
     def _replacement(self, number: int) -> av.VideoFrame:
-        """The last good picture before a damaged frame, or else the first good one."""
         last, stream = min(number, self.index.frames), self._stream
         before = last
         while before > 0:
@@ -258,7 +254,7 @@ class VideoReader:
 
 
 class _Rotation:
-    """Rotates pictures anticlockwise by a multiple of 90 degrees, in their own pixel format."""
+    """Rotates pictures anticlockwise, in their own pixel format."""
 
     _FILTERS: ClassVar[dict[int, tuple[str, ...]]] = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 

@@ -2,10 +2,7 @@
 
 A file is decoded once, from its start. Every few frames are reversed in memory and encoded at once as an independent
 group of pictures. The encoded groups, now small, wait in a temporary file and are written in reverse order. So memory
-is bounded by one group, whatever the source's groups, times and length; FFmpeg's ``reverse`` filter holds all frames.
-
-A copy records its source in the comment of its container. :func:`copy_defect` compares a copy with its source by count,
-duration and sampled frames.
+is bounded by one group; FFmpeg's ``reverse`` filter holds all frames. A copy records its source in its metadata.
 """
 
 from __future__ import annotations
@@ -215,7 +212,6 @@ def reverse_folder(
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:
-    """The reversed file of each video in a folder, in the same sub-folder."""
     if src.is_dir() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst}: the reversed videos would replace their sources; name another folder")
     sources: dict[Path, Path] = {}
@@ -231,7 +227,6 @@ def _targets(src: Path, dst: Path) -> dict[Path, Path]:
 
 
 def _size(path: Path) -> int:
-    """A file's size in bytes; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -247,7 +242,7 @@ def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeErro
 
 
 def _is_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> bool:
-    """Whether an existing copy is complete, of the present source, and made with the same settings."""
+    """Whether a copy is complete, of the present source, and made with the same settings."""
     try:
         target, origin = index_video(dst), Origin.read(dst)
         if target.lost:
@@ -302,7 +297,7 @@ def _write_reversed(
 def _encode_groups(
     reader: VideoReader, stream: VideoStream, store: IO[bytes], group: int, on_progress: Progress | None
 ) -> list[int]:
-    """Encode each group of frames in reverse, the groups in the source's order; returns the packets' sizes."""
+    """Encode each group of frames in reverse; returns the packets' sizes."""
     frames, rate = reader.info.frames, reader.index.rate
     sizes: list[int] = []
     decoded = _pictures(reader, range(frames))
@@ -321,7 +316,7 @@ def _encode_groups(
 
 
 def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
-    """The presentation times of the copy's frames in ticks, and the seconds per tick."""
+    """The copy's presentation times in ticks, and the seconds per tick."""
     index, frames = reader.index, reader.info.frames
     even = np.arange(frames)
     if frames > index.frames or (index.nearest(even) == even).all():
@@ -330,7 +325,7 @@ def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-    """Pictures of one size in a pixel format that can be encoded; unchanged if they already are."""
+    """Pictures in a pixel format that can be encoded."""
     info, reformatter = reader.info, VideoReformatter()
     # 4:2:0 halves both sides; an odd side needs 4:4:4.
     pixel_format = "yuv444p" if info.height % 2 or info.width % 2 else "yuv420p"
@@ -340,14 +335,7 @@ def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFr
 
 @dataclass(frozen=True)
 class Origin:
-    """The source and settings of a reversed video.
-
-    Args:
-        source_sha256: of the source's content.
-        crf: x264's constant rate factor.
-        frames: number of frames written.
-        repeated: how many of them repeat others in place of damaged ones.
-    """
+    """The source and settings of a reversed video; ``repeated`` of its frames repeat others."""
 
     source_sha256: str
     crf: float
@@ -355,16 +343,11 @@ class Origin:
     repeated: int
 
     def metadata(self) -> dict[str, str]:
-        """The metadata entry that :meth:`read` reads."""
         return {_KEY: _MARK + json.dumps(asdict(self))}
 
     @staticmethod
     def read(path: Path) -> Origin | None:
-        """Read the origin from a file; None if it has none, like files of earlier versions.
-
-        Raises:
-            FileNotFoundError, ValueError: the file cannot be opened.
-        """
+        """Read the origin from a file; None if it has none, like files of earlier versions."""
         container, _ = open_video(path)
         with container:
             entries = {key.lower(): value for key, value in container.metadata.items()}
@@ -384,11 +367,7 @@ def copy_defect(
     """Describe why a file is not the time-reversed copy of a video; None if nothing shows that.
 
     Counts and durations are compared, then at ``samples`` places frame n - 1 - i of the copy with frame i of the video
-    and its neighbours. A shift shows only where the picture moves. Memory holds a few dozen small pictures.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: a file cannot be decoded.
+    and its neighbours. A shift shows only where the picture moves. Raises like :class:`VideoReader`.
     """
     with VideoReader(video, index=index) as forward, VideoReader(reversed_copy) as backward:
         n, m = forward.info.frames, backward.info.frames
@@ -412,7 +391,7 @@ def copy_defect(
 def _describe_difference(
     errors: NDArray[np.float32], forward_error: NDArray[np.float32], variation: float, places: NDArray[np.int64]
 ) -> str | None:
-    """Interpret ``errors`` to the frames around the mirror place, ``forward_error`` to the frame of the same number."""
+    """Interpret the errors to frames around the mirror place, and to the frame of the same number."""
     near = errors.shape[1] // 2
     mirror = errors[:, near]
     if forward_error.mean() < 0.5 * mirror.mean() and mirror.mean() - forward_error.mean() > 0.5:
@@ -421,7 +400,7 @@ def _describe_difference(
     if errors.min(axis=1).mean() > limit:
         return f"shows something else: its frames differ by {mirror.mean():.1f} of 255 grey levels"
     best = errors.argmin(axis=1)
-    # Codec loss is equal at all places, so a correctly mirrored frame is never clearly closer to a neighbour.
+    # Codec loss is equal at all places: no correctly mirrored frame is clearly closer to a neighbour.
     shifted = (errors.min(axis=1) < 0.6 * mirror) & (mirror - errors.min(axis=1) > 0.3)
     if shifted.any():
         first = int(np.flatnonzero(shifted)[0])
@@ -434,7 +413,7 @@ def _describe_difference(
 
 
 def _variation(pictures: NDArray[np.float32]) -> float:
-    """The mean difference between successive sampled frames ``[S, pixels]``; two videos differ by more."""
+    """The mean difference between successive frames ``[S, pixels]``; two videos differ by more."""
     return float(np.abs(np.diff(pictures, axis=0)).mean()) if len(pictures) > 1 else 0.0
 
 

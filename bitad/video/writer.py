@@ -165,8 +165,7 @@ def write_preview(
 ) -> VideoInfo:
     """Write a small H.264 mp4 of a video, without sound and with the same duration; returns its properties.
 
-    Pictures are decoded, scaled and encoded one at a time, in bounded memory. A complete file that is small and that
-    browsers play is copied.
+    Memory is bounded. A complete file that is small and that browsers play is copied.
 
     Args:
         src: any video that FFmpeg reads.
@@ -174,7 +173,7 @@ def write_preview(
         max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
         max_fps: frames per second; a faster video loses frames, evenly.
         damaged: see :class:`~bitad.video.reader.VideoReader`.
-        on_progress: called after each picture with the number of pictures done and in all.
+        on_progress: called after each picture.
 
     Raises:
         FileNotFoundError: the source does not exist.
