@@ -213,7 +213,7 @@ class VideoFinder:
 
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
-        self._lookup = Lookup(self.folder, wanted, lambda: self._files)
+        self._lookup = Lookup(self.folder, wanted, self._names)
         self._found: dict[str, Path] = {}
         self._missing: str | None = None
 
@@ -243,6 +243,9 @@ class VideoFinder:
             return find_video(self.folder, found)
         except FileNotFoundError:  # its suffix is in mixed case, such as .Mp4
             return find_video(self.folder, self._files[found].name)
+
+    def _names(self) -> Iterable[str]:  # a method, as other processes receive this object pickled
+        return self._files
 
     @cached_property
     def _files(self) -> dict[str, Path]:
