@@ -119,14 +119,14 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
 
     The other view's point i is at position ``V - 1 - s*i`` of this view. The nearest one to point j, at ``s*j``, is
 
-        ``i(j) = ceil((V - 1)/s - 1/2) - j``, clamped to the real points ``0 .. ceil(V/s) - 1``.
+        ``i(j) = ceil((V - 1)/s - 1/2) - j``, clamped to the real points ``0 .. ceil(V/s) - 1``,
 
-    Of two equally near points this is the later in this view. The remaining offset is
+    the later in this view of two equally near ones. The remaining offset in strides is
 
-        ``g = (V - 1 - s*i - s*j) / s``:
+        ``g = (V - 1 - s*i - s*j) / s``,
 
     positive where the other view's point is later in this view, 0 on level 0 and wherever s divides V - 1. Distances
-    ``(start', end')`` at the other view's point i are ``(end' - g, start' + g)`` at point j.
+    ``(start', end')`` at point i are ``(end' - g, start' + g)`` at point j.
 
     Args:
         points: j, integers ``[N]``, counted from 0 within the level.
@@ -134,8 +134,8 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
         steps: V, integers, at least 1; ``[B, 1]`` for the windows of a batch.
 
     Returns:
-        i, integers, and g in strides, both of the arguments' broadcast shape. At padded points j they are meaningless,
-        but i is still the index of a real point.
+        i, integers, and g, of the arguments' broadcast shape. At padded points j they are meaningless, but i is still
+        the index of a real point.
     """
     last = -(-steps // stride) - 1
     # ceil(x) in integers is -floor(-x). Rounding half to even would skip half the points of level 1.

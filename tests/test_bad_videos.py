@@ -107,7 +107,7 @@ BAD = {
     broken_in_the_middle: "cannot be decoded (",
     cut_in_two: "cut off, about ",
 }
-REMEDY = "have the last good frame repeated (data.on_decode_error=repeat or --on-decode-error repeat)"
+REMEDY = "repeat the last good frame (data.on_decode_error=repeat or --on-decode-error repeat)"
 MENDABLE = (broken_in_the_middle, cut_in_two)
 
 
@@ -157,7 +157,7 @@ def test_of_a_folder_the_good_videos_are_reversed(
     out, _ = capsys.readouterr()
     assert "2 reversed, 2 kept from before, 0 failed" in out
     assert "broken.mp4: " in out
-    assert " damaged frames, each replaced by the last good one" in out
+    assert " damaged frames, the last good one in the place of each" in out
     for name in ("broken.mp4", "cut.mp4"):
         with VideoReader(target / name) as reader:
             shown = numbers_shown(reader.read(np.arange(reader.info.frames)))[::-1]

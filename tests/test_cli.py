@@ -326,11 +326,11 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     truth = features.parent / "annotations.json"
     evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
     assert "is a folder" in failing("merge", found, found, "--out", tmp_path)
-    assert "is no folder" in failing("merge", found, found, "--out", tmp_path / "file" / "merged.json")
+    assert "is not a folder" in failing("merge", found, found, "--out", tmp_path / "file" / "merged.json")
     assert "is a folder" in failing(*evaluate, tmp_path)
-    assert "is no folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
-    assert "is no folder" in failing("report", run, "--out", tmp_path / "file")
-    assert "is no folder" in failing("demo", "--out", tmp_path / "file")
+    assert "is not a folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
+    assert "is not a folder" in failing("report", run, "--out", tmp_path / "file")
+    assert "is not a folder" in failing("demo", "--out", tmp_path / "file")
 
 
 @pytest.mark.parametrize("verb", ["report", "demo"])

@@ -51,8 +51,6 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
-BEAT_S = 5.0
-GONE_S = 40.0
 REMEDY = "see its output for the reason, and resume with --resume"
 
 _ENDED, _FAILED = "ended", "failed"
@@ -75,8 +73,8 @@ class Watch:
         rank: int,
         world: int,
         *,
-        beat_s: float = BEAT_S,
-        gone_s: float = GONE_S,
+        beat_s: float = 5.0,
+        gone_s: float = 40.0,
         end: Callable[[str], None] | None = None,
     ) -> None:
         # Its own connection: other threads may block theirs without end.

@@ -53,12 +53,9 @@ def _names_in(folder: str, mtime_ns: int) -> frozenset[str]:
 def walk(
     folder: Path, *, but: Path | None = None, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like ``os.walk``, but sorted, without leftovers, through links, and into each folder once.
+    """Like ``os.walk``, but sorted, without leftovers, through links, into each folder once and not into ``but``.
 
-    Args:
-        folder: the top folder.
-        but: a sub-folder to skip.
-        on_error: called with the error of a sub-folder that cannot be listed, which is then skipped.
+    ``on_error`` is called with the error of a sub-folder that cannot be listed, which is then skipped.
     """
     seen = {os.path.realpath(folder)}
     if but is not None:
@@ -200,9 +197,8 @@ def read_text(path: str | Path, what: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: cannot be read as {what}: byte {error.start} is not UTF-8; save it as UTF-8"
-        ) from None
+        place = f"byte {error.start} is not UTF-8"
+        raise ValueError(f"{path}: cannot be read as {what}: {place}; save it as UTF-8") from None
     if "\0" in text:
         raise ValueError(f"{path}: cannot be read as {what}: it has a zero byte; check where it comes from")
     return text
@@ -281,9 +277,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
         if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode()
     except RepeatedKeyError:
-        raise RepeatedKeyError(
-            f"{where}: {_describe_repeated(data)}; only the last of each would count: keep one"
-        ) from None
+        keys = _describe_repeated(data)
+        raise RepeatedKeyError(f"{where}: {keys}; only the last of each would count: keep one") from None
     except (ValueError, RecursionError) as error:
         reason = _describe_json_error(error)
         raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None

@@ -65,7 +65,6 @@ def in_processes(
 
     Args:
         work: a function that other processes can import.
-        jobs: the arguments of each call.
         workers: number of processes, see :func:`worker_count`; 0 runs the jobs in this process, in order.
 
     Yields:

@@ -173,8 +173,7 @@ class FrameIndex:
         ticks = positions / float(self.rate * self.time_base)
         shown = self.shown - self.shown[0]
         later = np.searchsorted(shown, ticks).clip(1, self.frames - 1)
-        earlier = later - 1
-        nearest = np.where(shown[later] - ticks < ticks - shown[earlier], later, earlier)
+        nearest = np.where(shown[later] - ticks < ticks - shown[later - 1], later, later - 1)
         return np.where(positions < self.frames, nearest, positions)
 
     def keyframe(self, number: int) -> int:

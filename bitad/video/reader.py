@@ -76,8 +76,7 @@ class VideoReader:
     """Reads any frames of one video, exactly and upright. Use it in a ``with`` block and in one thread.
 
     Args:
-        path: the video file.
-        index: its ``FrameIndex``, if already known.
+        index: the file's ``FrameIndex``, if already known.
         threads: decoder threads; one is best for several readers side by side.
         damaged: for frames that cannot be decoded, or that a truncated file has lost: ``"error"`` raises, after all
             requested frames have been tried; ``"repeat"`` repeats the last good frame.
@@ -117,7 +116,7 @@ class VideoReader:
         Args:
             frames: T frame numbers, counted from 0, in any order; they may repeat.
             size: (height, width) to scale to.
-            short_side: length of the shorter side to scale to; keeps the aspect ratio.
+            short_side: the shorter side to scale to, keeping the aspect ratio.
 
         Raises:
             ValueError: a frame is outside the video or cannot be decoded, or the size of the pictures changes.

@@ -111,12 +111,10 @@ def reverse_video(
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
     Frame i of the source is frame n - 1 - i of the copy, shown as long before its end as in the source after its start.
-    Size and number of frames stay, and pictures are upright. The copy is written atomically and records its source and
-    settings (:class:`Origin`).
+    Pictures are upright. The copy is written atomically and records its source and settings (:class:`Origin`).
 
     Args:
-        src: any video that FFmpeg reads.
-        dst: the reversed file; its suffix, one of ``H264_CONTAINERS``, selects the container.
+        dst: its suffix, one of ``H264_CONTAINERS``, selects the container.
         crf: x264's constant rate factor; 18 is visually almost lossless, less is better and larger.
         damaged: see :class:`~bitad.video.reader.VideoReader`.
         on_progress: called now and then with the number of frames done and in all.
@@ -166,8 +164,6 @@ def reverse_folder(
     stop the others. Sources whose container cannot hold H.264 become ``.mp4``.
 
     Args:
-        src: the folder of videos (:func:`~bitad.video.files.list_videos`).
-        dst: the folder of reversed videos.
         workers: number of processes, each with one video and one thread at a time; 0: this process.
         rank, world: this caller's share of the folder: every ``world``-th video, the largest first.
         crf, damaged: see :func:`reverse_video`.

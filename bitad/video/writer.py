@@ -44,7 +44,7 @@ def write_video(
     """Write H.264 (yuv420p, by libx264) atomically; returns the number of frames written.
 
     Args:
-        path: the file; its suffix, one of ``H264_CONTAINERS``, selects the container.
+        path: its suffix, one of ``H264_CONTAINERS``, selects the container.
         frames: RGB frames, uint8 ``[H, W, 3]`` each.
         fps: frames per second; a float is rounded by :func:`~bitad.video.index.near_rate`.
         crf: x264's constant rate factor: 0 is lossless, 18 visually almost lossless, 28 small.
@@ -168,8 +168,6 @@ def write_preview(
     Memory is bounded. A complete file that is small and that browsers play is copied.
 
     Args:
-        src: any video that FFmpeg reads.
-        dst: the preview, an ``.mp4``.
         max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
         max_fps: frames per second; a faster video loses frames, evenly.
         damaged: see :class:`~bitad.video.reader.VideoReader`.
