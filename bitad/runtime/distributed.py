@@ -253,7 +253,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def reducing(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """A context for a backward pass of a model from :meth:`Ranks.wrap`: the last one of a step averages gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)

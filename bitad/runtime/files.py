@@ -30,7 +30,7 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
-def is_below(folder: Path, path: Path) -> bool:
+def is_listed(folder: Path, path: Path) -> bool:
     """Whether listings of a folder show a path in it."""
     return not any(is_leftover(part) for part in path.relative_to(folder).parts)
 
@@ -79,7 +79,7 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{4})[0-9a-f]{12}\.\d+\.tmp")
 
 
 @contextmanager
-def replacing(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     """Write a file atomically: yields a temporary file beside ``path`` that replaces it when the block succeeds.
 
     Readers see the old file or the new one. If ``path`` is a link, the link is replaced, not its target. With
@@ -131,7 +131,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes of this machine have left in a folder (see ``replacing``).
+    """Remove the temporary files that killed processes of this machine have left in a folder (see ``atomic_write``).
 
     Call it before this process writes there: an earlier process may have had the same number.
     """
@@ -334,7 +334,7 @@ def write_json(content: Any, path: str | Path) -> None:
     """Write JSON atomically; compress it if the name ends in ``.gz``. NaN raises ValueError."""
     path = Path(path)
     text = json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         # Without a time stamp, equal content gives equal files.
         partial.write_bytes(gzip.compress(text, compresslevel=6, mtime=0) if path.suffix == ".gz" else text)
 
@@ -367,10 +367,10 @@ def check_file(file: Path, option: str = "--out", inputs: Iterable[Path] = ()) -
     if file.is_dir():
         raise ValueError(f"{option} {file}: it is a folder; give the name of a file")
     check_folder(file.parent, option)
-    check_apart([file], inputs)
+    check_not_inputs([file], inputs)
 
 
-def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise ValueError if an output is an input, perhaps by another name."""
     existing = [path for path in inputs if path.is_file()]
     for output in outputs:
@@ -379,9 +379,15 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
                 raise ValueError(f"{output}: the output would replace the input {path}; write it somewhere else")
 
 
-def check_places(files: Iterable[Path]) -> None:
+def check_replaceable(files: Iterable[Path]) -> None:
     """Raise ValueError if anything but a regular file is in the place of an output file."""
     for file in files:
         if os.path.lexists(file) and not file.is_file():
-            kind = "a folder" if file.is_dir() else "a broken link" if file.is_symlink() else "a pipe or a device"
+            kind = (
+                "a folder"
+                if file.is_dir()
+                else "a link to a missing file"
+                if file.is_symlink()
+                else "a pipe or a device"
+            )
             raise ValueError(f"{file} will be written but is {kind}; move or remove it")

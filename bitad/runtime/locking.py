@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from bitad.runtime.files import check_folder, check_places
+from bitad.runtime.files import check_folder, check_replaceable
 from bitad.runtime.log import log, log_last
 
 LOCK = "bitad.lock"
@@ -70,7 +70,7 @@ def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: floa
     folder.mkdir(parents=True, exist_ok=True)
     path, end = folder / LOCK, time.monotonic() + patience_s
     try:
-        check_places([path])
+        check_replaceable([path])
         while (lock := _Lock.acquire(path)) is None:
             if time.monotonic() >= end:
                 raise InUse(f"{folder} is in use by {_describe_holder(path)}; {remedy}")

@@ -54,7 +54,7 @@ def echo(*lines: object, file: TextIO | None = None) -> None:
     print("\n".join(map(printable, lines)), file=sys.stdout if file is None else file)
 
 
-def as_typed(argument: str) -> str:
+def decode_argument(argument: str) -> str:
     """Decode a command-line argument as UTF-8, even where the locale has another encoding.
 
     There Python keeps undecodable bytes as surrogates. They find a file by its name but equal no text in a file.
@@ -81,7 +81,7 @@ class _Pipe(io.FileIO):
 
 
 @contextmanager
-def printing_to_anything() -> Iterator[None]:
+def tolerant_output() -> Iterator[None]:
     """Within this context any text can be printed: unencodable characters are escaped, closed pipes discard it."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_tolerant, before)
@@ -155,7 +155,7 @@ def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
 
 
 @contextmanager
-def logging_of_a_command() -> Iterator[None]:
+def command_logging() -> Iterator[None]:
     """Within this context the log goes to standard error, and Python's warnings go to the log.
 
     A log file added later (:func:`add_log_file`) begins with the messages so far.

@@ -64,7 +64,7 @@ def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) ->
 
 
 @contextmanager
-def following(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_callback(what: str) -> Iterator[Callable[[int, int], None]]:
     """Within this context, a function that shows progress when called with (items done, items in all)."""
     with ExitStack() as stack:
         meters: list[Meter] = []

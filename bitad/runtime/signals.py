@@ -27,7 +27,7 @@ class Stop:
         self._where: str | None = None
 
     @contextmanager
-    def at_once(self, where: str) -> Iterator[None]:
+    def interruptible(self, where: str) -> Iterator[None]:
         """Within this context the first signal raises Stopped with ``where``, as no work is lost."""
         if self.asked:
             raise Stopped(self.asked, where)
@@ -46,7 +46,7 @@ class Stop:
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def catch_signals() -> Iterator[Stop]:
     """Within this context SIGTERM and SIGINT are stop requests, if this is the main thread."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -20,7 +20,7 @@ from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Network
 from bitad.models.vit import Block
-from bitad.runtime.distributed import Ranks, full_tensor, reducing, shard_like
+from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -236,7 +236,7 @@ class TrainStep:
         for number, batch in enumerate(batches, start=1):
             views = batch.to(self.ranks.device).in_views(self.config.views)
             for turn, model in enumerate(self.models):
-                with reducing(model, number == len(batches)):
+                with gradient_sync(model, number == len(batches)):
                     losses, agreement = self.losses(turn, views, normalisers)
                     self.scaler.scale(total(losses, agreement)).backward()
                 for name, one in losses.items():

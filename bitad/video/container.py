@@ -289,7 +289,7 @@ def wraps_after(container: InputContainer) -> int | None:
     return 2**33 if _formats(container) & {"mpegts", "mpeg"} else None
 
 
-def breaks_off(path: Path, container: InputContainer) -> bool | None:
+def is_truncated(path: Path, container: InputContainer) -> bool | None:
     """Whether a file is shorter than its container states; None if that states nothing."""
     formats, size = _formats(container), path.stat().st_size
     with path.open("rb") as file:
@@ -305,7 +305,7 @@ def breaks_off(path: Path, container: InputContainer) -> bool | None:
     return None if end is None else end > size
 
 
-def holds_another(path: Path, container: InputContainer, end: int) -> bool:
+def has_unread_recording(path: Path, container: InputContainer, end: int) -> bool:
     """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`.
 
     ``end`` is a lower bound of the last packet's end, in bytes.
@@ -393,20 +393,20 @@ def _segment_end(file: BinaryIO) -> int | None:
     return end
 
 
-def ends_in_whole_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
+def ends_in_complete_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
     """Whether the last stored picture is complete, also in containers that do not state its length.
 
     ``keyframe`` is the time of the last keyframe in ticks; None decodes from the start.
     """
     if _formats(container) & _WITH_LENGTHS:
         return True
-    if breaks_off(path, container):
+    if is_truncated(path, container):
         return False
     codec = next(stream for stream in container.streams.video if stream.index == film).codec_context.name
     return _is_complete(codec, partial(_decode_end, path, film, keyframe))
 
 
-def whole_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
+def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
     """Which of these last packets of groups of pictures, counted from 0, are complete.
 
     FFmpeg marks packets before a break in the stream as damaged, even where recordings are joined.

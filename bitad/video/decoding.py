@@ -27,7 +27,7 @@ REMEDY = (
 )
 
 
-def spans(numbers: Iterable[int]) -> str:
+def describe_frames(numbers: Iterable[int]) -> str:
     """Describe frame numbers: "frame 7", "frames 7, 9 to 12"."""
     numbers = sorted(numbers)
     runs: list[tuple[int, int]] = []
@@ -40,20 +40,20 @@ def spans(numbers: Iterable[int]) -> str:
     return f"frame{'s' if len(numbers) > 1 else ''} {shortlist(texts, 4)}"
 
 
-def lost_frames(index: FrameIndex) -> str:
+def describe_loss(index: FrameIndex) -> str:
     """Describe what a truncated file has lost."""
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
-def counted(index: FrameIndex, damaged: OnDecodeError) -> int:
+def frame_count(index: FrameIndex, damaged: OnDecodeError) -> int:
     """The number of frames that can be read; "repeat" includes lost ones."""
     return index.frames + (index.lost if damaged == "repeat" else 0)
 
 
-def require_whole(path: Path, index: FrameIndex, damaged: OnDecodeError) -> None:
+def require_complete(path: Path, index: FrameIndex, damaged: OnDecodeError) -> None:
     """Raise ValueError if a truncated file's lost frames are not repeated."""
     if index.lost and damaged == "error":
-        raise ValueError(f"{path}: cut off, {lost_frames(index)}: {REMEDY}")
+        raise ValueError(f"{path}: cut off, {describe_loss(index)}: {REMEDY}")
 
 
 class _SeekError(Exception):
@@ -174,13 +174,13 @@ class PictureStream:
             if not packet.size:
                 context.flush_buffers()  # another part may follow
             if not is_good and (number := self._damaged_frame(packet)) is not None:
-                is_damaged |= index.spoilt(number)
+                is_damaged |= index.affected_by(number)
             for picture in pictures:
                 number = index.number(picture.pts)
                 if number is None or number < due:
                     continue  # shown before the first keyframe
                 if picture.is_corrupt:
-                    is_damaged |= index.spoilt(number)
+                    is_damaged |= index.affected_by(number)
                 held.append((number, picture))
                 latest = max(latest, number)
             while held and (not packet.size or latest >= index.reach[held[0][0]]):

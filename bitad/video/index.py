@@ -27,7 +27,7 @@ _JITTER = 2.0
 _GAP = 1.5
 
 
-def restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
+def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
     """Find the packets at which a clock restarts, as in joined recordings.
 
     A keyframe that is shown before an earlier packet reveals a restart, which may be some packets before it.
@@ -69,7 +69,7 @@ def usual_interval(times: NDArray[np.int64]) -> Fraction:
     return mean or Fraction(int(times[-1] - times[0]), len(intervals))
 
 
-def one_after_another(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+def join_clocks(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Put parts, ascending times in ticks, on one clock: each begins where the one before ends."""
     placed = list(parts[:1])
     for part in parts[1:]:
@@ -79,7 +79,7 @@ def one_after_another(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int
     return placed
 
 
-def by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
+def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
     """Presentation times ``[frames]`` from ascending decoding times, for containers that state only these (AVI).
 
     The decoder outputs the first picture with packet number ``delay``, and one more with each further packet.
@@ -203,7 +203,7 @@ class FrameIndex:
         """The latest frame that each frame may depend on, int64 ``[frames]``."""
         return np.maximum.accumulate(self.stored)[self.ranks]
 
-    def spoilt(self, number: int) -> NDArray[np.bool_]:
+    def affected_by(self, number: int) -> NDArray[np.bool_]:
         """The frames that depend on a damaged one, itself included; bool ``[frames]``.
 
         They are stored from it up to the next keyframe, or after that but shown before it.

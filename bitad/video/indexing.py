@@ -20,14 +20,15 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.runtime.signatures import check_archive
 from bitad.video.container import (
-    breaks_off,
-    ends_in_whole_picture,
+    complete_at_breaks,
+    ends_in_complete_picture,
     find_film,
     first_times,
-    holds_another,
+    has_unread_recording,
+    is_truncated,
     needs_other_files,
     numbered,
     open_input,
@@ -36,18 +37,17 @@ from bitad.video.container import (
     pictures_until_damage,
     states_presentation,
     states_times,
-    whole_at_breaks,
     wraps_after,
 )
 from bitad.video.index import (
     MOST_REORDERED,
     FrameIndex,
     average_rate,
-    by_position,
+    find_restarts,
     gaps,
+    join_clocks,
     log_notes,
-    one_after_another,
-    restarts,
+    times_by_position,
 )
 
 # Wrong times show within the first few reordered frames; this many are decoded to check them.
@@ -122,7 +122,7 @@ class _Packets:
             if kept == len(times) and kept:
                 last = times[key > 0][-1:]
                 keyframe = int(last[0]) if np.isfinite(last).any() else None
-                kept -= not ends_in_whole_picture(path, container, self.film.stream, keyframe)
+                kept -= not ends_in_complete_picture(path, container, self.film.stream, keyframe)
             self.numbers, self.cut = numbers[:kept], len(times) - kept
             self.times, self.decoded, durations, key, damage, _ = columns[self.numbers].T
             self.durations, self.keyframes = np.nan_to_num(durations).astype(np.int64), key > 0
@@ -130,7 +130,7 @@ class _Packets:
             self.states_presentation = states_presentation(path, self.film.stream)
             self.parts = [0]
             if self.states_presentation:
-                self.parts += restarts(self.times, self.keyframes, wrap=wraps_after(container))
+                self.parts += find_restarts(self.times, self.keyframes, wrap=wraps_after(container))
             self.marked = self._marked_at_breaks(path, damage > 0)
             context = stream.codec_context
             is_bare = not (self.states_presentation or np.isfinite(columns[numbers, 1]).any())
@@ -140,7 +140,7 @@ class _Packets:
             self.delay = max(context.reorder_depth, 0)
             self.stated = max(0, stream.frames - (len(columns) - len(numbers)))
             self.seconds = (container.duration or 0) / av.time_base
-            self.unread, self.breaks_off = holds_another(path, container, end), breaks_off(path, container)
+            self.unread, self.is_truncated = has_unread_recording(path, container, end), is_truncated(path, container)
 
     def _marked_at_breaks(self, path: Path, damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether packets marked as damaged are good, as they end a group of pictures before a break."""
@@ -152,15 +152,15 @@ class _Packets:
                 ends[packet] = int(self.numbers[following[0] - 1])
         marked = np.zeros(len(damaged), np.bool_)
         if ends:
-            complete = whole_at_breaks(path, self.film.stream, set(ends.values()))
+            complete = complete_at_breaks(path, self.film.stream, set(ends.values()))
             marked[[packet for packet, end in ends.items() if end in complete]] = True
         return marked
 
     def lost(self, frames: int, cut: int, rate: Fraction) -> int:
         """How many frames a file has lost after ``frames`` existing ones, if ``cut`` are left out at its end."""
-        if not (self.breaks_off or cut):
+        if not (self.is_truncated or cut):
             return 0
-        stated = self.stated or (round(self.seconds * rate) if self.breaks_off else 0)
+        stated = self.stated or (round(self.seconds * rate) if self.is_truncated else 0)
         # A file that has all the frames it states has lost something else.
         return max(cut, stated - frames, 0 if stated else 1)
 
@@ -185,7 +185,7 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
         orders.append(begin + order[undecodable:])
         skipped += undecodable
     parts = [stored.times[order].astype(np.int64) for order in orders]
-    added = [int(placed[0] - part[0]) for placed, part in zip(one_after_another(parts), parts, strict=True)]
+    added = [int(placed[0] - part[0]) for placed, part in zip(join_clocks(parts), parts, strict=True)]
     times = stored.times + np.repeat(added, [end - begin for begin, end in bounds])
     order = np.concatenate(orders)
     frames = _frames_before_hole(stored, times[order], order)
@@ -194,7 +194,7 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
         shown = times[order].astype(np.int64)
     else:
         held_back = max(stored.delay, int((order - skipped - np.arange(frames)).max(initial=0)))
-        shown = by_position(np.sort(stored.decoded), held_back)[skipped:][:frames]
+        shown = times_by_position(np.sort(stored.decoded), held_back)[skipped:][:frames]
     rate = average_rate(shown, stored.time_base, stored.rate, rounded=len(orders))
     return FrameIndex(
         frames=frames,
@@ -224,7 +224,7 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
             else:
                 first = first or picture
                 origins.append(picture.pts)
-        if stored.cut or stored.breaks_off:  # the frames shown last may follow lost ones
+        if stored.cut or stored.is_truncated:  # the frames shown last may follow lost ones
             origins = origins[: len(origins) - min(len(origins), stream.codec_context.reorder_depth)]
         delay = max(stored.delay, stream.codec_context.reorder_depth)
     frames = len(origins)
@@ -266,9 +266,9 @@ def _presentation_times(
             split = np.split(times, np.searchsorted(rows, stored.parts[1:]))
             parts = [np.sort(part).astype(np.int64) for part in split if len(part)]
             if all(2 * len(np.unique(part)) >= len(part) for part in parts):  # otherwise the times do not advance
-                return np.concatenate(one_after_another(parts))
+                return np.concatenate(join_clocks(parts))
         if not stored.states_presentation and np.isfinite(decoded).all():
-            return by_position(np.sort(decoded), delay)
+            return times_by_position(np.sort(decoded), delay)
         if not stored.assumed and (stored.durations > 0).all():
             durations = np.add.reduceat(stored.durations, rows)  # the two fields of a picture may be two packets
             return np.cumsum(durations) - durations
@@ -299,10 +299,10 @@ def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDA
     One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
     ``times`` ascend, ``order`` has each frame's packet.
     """
-    frames, cut_off = len(order), bool(stored.cut or stored.breaks_off)
+    frames, cut_off = len(order), bool(stored.cut or stored.is_truncated)
     # Two or three frames may be in order even with reordering.
     reordered = 1 < frames < 4 or bool((np.diff(order) < 0).any())
-    if not reordered or (stored.breaks_off is False and not cut_off):
+    if not reordered or (stored.is_truncated is False and not cut_off):
         return frames
     intervals = np.diff(times)
     usual, end = np.median(intervals), max(0, len(intervals) - MOST_REORDERED)
@@ -420,7 +420,7 @@ class IndexCache:
     def _write(self, stamp: FileStamp, index: FrameIndex) -> None:
         with (
             suppress(OSError, UnicodeError),  # a read-only or full disk; a name that is not UTF-8
-            replacing(self._entry(stamp)) as partial,
+            atomic_write(self._entry(stamp)) as partial,
             partial.open("wb") as file,
         ):
             np.savez_compressed(file, of=np.array(stamp.row()), allow_pickle=False, **_to_arrays(index))

@@ -19,7 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.video.decoding import REMEDY, PictureStream, counted, lost_frames, spans
+from bitad.video.decoding import REMEDY, PictureStream, describe_frames, describe_loss, frame_count
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 
@@ -97,7 +97,7 @@ class VideoReader:
         self.damaged, self.repeated = damaged, 0
         self._scaler, self._reformatter = VideoReformatter(), VideoReformatter()
         self._stream = PictureStream(self.path, self.index, threads)
-        self.info = VideoInfo.of(self.index, self._stream, frames=counted(self.index, damaged))
+        self.info = VideoInfo.of(self.index, self._stream, frames=frame_count(self.index, damaged))
 
     def __enter__(self) -> VideoReader:
         return self
@@ -174,7 +174,7 @@ class VideoReader:
             yield picture
         if bad and self.damaged == "error":
             count = f"{len(bad)} of {requested} requested"
-            raise ValueError(f"{self.path}: {spans(bad)} cannot be decoded ({count}): {REMEDY}")
+            raise ValueError(f"{self.path}: {describe_frames(bad)} cannot be decoded ({count}): {REMEDY}")
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:
@@ -217,7 +217,7 @@ class VideoReader:
             raise ValueError(f"frames of shape {numbers.shape} and type {numbers.dtype}; give integers [T]")
         outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
         if len(outside):
-            cut_off = f"; the file is cut off, {lost_frames(self.index)}" if self.index.lost else ""
+            cut_off = f"; the file is cut off, {describe_loss(self.index)}" if self.index.lost else ""
             last = self.info.frames - 1
             raise ValueError(f"{self.path}: frame {outside[0]} is outside the video's frames 0 to {last}{cut_off}")
         return numbers.astype(np.int64)

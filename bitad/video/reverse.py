@@ -27,11 +27,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.files import remove_leftovers, replacing
+from bitad.runtime.files import atomic_write, remove_leftovers
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.runtime.workers import in_processes
 from bitad.video.container import open_video
-from bitad.video.decoding import require_whole
+from bitad.video.decoding import require_complete
 from bitad.video.files import list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
@@ -130,8 +130,8 @@ def reverse_video(
     require_video_file(src)
     try:
         source = FileIdentity.of(src)
-        with VideoReader(src, damaged=damaged) as reader, replacing(dst) as partial:
-            require_whole(src, reader.index, damaged)
+        with VideoReader(src, damaged=damaged) as reader, atomic_write(dst) as partial:
+            require_complete(src, reader.index, damaged)
             with (
                 tempfile.TemporaryFile(dir=dst.parent) as store,
                 # Metadata goes to the front, so that a truncated file still has it.
@@ -252,7 +252,7 @@ def _is_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> bool:
                 and (origin.repeated > 0 or copy_defect(src, dst, samples=2) is None)
             )
         index = index_video(src)
-        require_whole(src, index, damaged)
+        require_complete(src, index, damaged)
         return copy_defect(src, dst, index=index) is None
     except ValueError:  # one of them is damaged; if it is the source, reversing it will raise
         return False

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.video.container import open_output
 from bitad.video.index import near_rate
 from bitad.video.reader import VideoInfo, VideoReader, probe
@@ -104,7 +104,7 @@ def write_pictures(
         raise ValueError(f"{path}: no frames to write")
     count = 0
     try:
-        with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
+        with atomic_write(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
             stream = add_h264_stream(
                 container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
             )
@@ -186,7 +186,7 @@ def write_preview(
         rate, limit = reader.index.rate, near_rate(max_fps)
         small = reader.info.height <= max_height and rate <= limit
         if small and not reader.index.lost and _browsers_play(reader.info):
-            with replacing(dst) as partial:
+            with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
             rate = min(rate, limit)

@@ -21,7 +21,7 @@ from bitad.data.sources import VideoFiles
 from bitad.runtime import log
 from bitad.timeline import Grid
 from bitad.video.decoding import PictureStream
-from bitad.video.index import average_rate, by_position, one_after_another, restarts, usual_interval
+from bitad.video.index import average_rate, find_restarts, join_clocks, times_by_position, usual_interval
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import Reversed, reverse_video
@@ -151,9 +151,9 @@ def test_training_and_detecting_read_the_frame_that_is_shown_at_a_second(tmp_pat
 
 def test_the_first_picture_comes_out_with_the_packet_that_fills_the_decoder() -> None:
     decoded = np.array([0.0, 2, 4, 12, 14, 16])
-    assert by_position(decoded, 0).tolist() == [0, 2, 4, 12, 14, 16]
-    assert by_position(decoded, 2).tolist() == [4, 12, 14, 16, 18, 20]
-    assert by_position(decoded[:1], 2).tolist() == [0]
+    assert times_by_position(decoded, 0).tolist() == [0, 2, 4, 12, 14, 16]
+    assert times_by_position(decoded, 2).tolist() == [4, 12, 14, 16, 18, 20]
+    assert times_by_position(decoded[:1], 2).tolist() == [0]
 
 
 # Clocks that start again.
@@ -257,29 +257,29 @@ def test_a_second_part_that_begins_within_a_group_begins_with_its_first_frame_th
 def test_jitter_is_no_restart() -> None:
     keys = np.ones(100, np.bool_)
     jittery = 40.0 * np.arange(100) + np.random.default_rng(0).integers(-30, 30, 100)
-    assert restarts(jittery, keys) == []
-    assert restarts(np.concatenate([jittery[:50], jittery[:50]]), keys) == [50]
-    assert restarts(np.full(100, np.nan), keys) == []
+    assert find_restarts(jittery, keys) == []
+    assert find_restarts(np.concatenate([jittery[:50], jittery[:50]]), keys) == [50]
+    assert find_restarts(np.full(100, np.nan), keys) == []
 
 
 def test_the_second_field_of_a_keyframe_is_no_restart() -> None:
     times = np.repeat([0.0, 80, 40, 120, 200, 160], 2)
     keys = np.repeat([True, False, False, True, False, False], 2)
-    assert restarts(times, keys) == []
-    assert restarts(np.concatenate([times, times]), np.concatenate([keys, keys])) == [12]
+    assert find_restarts(times, keys) == []
+    assert find_restarts(np.concatenate([times, times]), np.concatenate([keys, keys])) == [12]
 
 
 def test_a_pause_within_reordered_frames_is_no_restart() -> None:
     """A frame behind the pause is stored before ones that are shown before it."""
     times = np.array([0, 80, 40, 9120, 120, 9160, 9280, 9240, 9200, 9320.0])
     keys = np.isin(np.arange(len(times)), [0, 9])
-    assert restarts(times, keys) == []
-    assert restarts(np.concatenate([times, times[3:]]), np.concatenate([keys, keys[3:]])) == [len(times) + 1]
+    assert find_restarts(times, keys) == []
+    assert find_restarts(np.concatenate([times, times[3:]]), np.concatenate([keys, keys[3:]])) == [len(times) + 1]
 
 
 def test_parts_follow_one_another() -> None:
     parts = [np.array([100, 140, 180]), np.array([0, 40]), np.array([7])]
-    assert [part.tolist() for part in one_after_another(parts)] == [[100, 140, 180], [220, 260], [300]]
+    assert [part.tolist() for part in join_clocks(parts)] == [[100, 140, 180], [220, 260], [300]]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
