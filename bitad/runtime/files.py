@@ -258,9 +258,9 @@ def _actual_type(path: Path) -> str | None:
         return None
     compressed = path.suffix == ".gz"
     if found.kind in _MAYBE_JSON:
-        return f"it is {found.says}, not compressed; leave .gz out of its name" if compressed else None
+        return f"it is {found.description}, not compressed; leave .gz out of its name" if compressed else None
     if found.kind == "gzip":
-        return None if compressed else f"it is {found.says}; give it a name that ends in .json.gz"
+        return None if compressed else f"it is {found.description}; give it a name that ends in .json.gz"
     return None if found.kind in _MAYBE_TEXT else f"it is {found}"
 
 
@@ -383,11 +383,6 @@ def check_replaceable(files: Iterable[Path]) -> None:
     """Raise ValueError if anything but a regular file is in the place of an output file."""
     for file in files:
         if os.path.lexists(file) and not file.is_file():
-            kind = (
-                "a folder"
-                if file.is_dir()
-                else "a link to a missing file"
-                if file.is_symlink()
-                else "a pipe or a device"
-            )
+            other = "a link to a missing file" if file.is_symlink() else "a pipe or a device"
+            kind = "a folder" if file.is_dir() else other
             raise ValueError(f"{file} will be written but is {kind}; move or remove it")

@@ -23,11 +23,11 @@ class Signature:
     """The type of a file: ``kind`` for code ("gzip"), and for messages a description ("a gzip file") and a remedy."""
 
     kind: str
-    says: str
+    description: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.says}; {self.remedy}"
+        return f"{self.description}; {self.remedy}"
 
 
 _DOWNLOAD = "download the file itself again"

@@ -233,7 +233,7 @@ def _instead(path: Path) -> str:
     """What a file is that should be weights, and what to do."""
     found = signature_of(path)
     if found.kind == ("safetensors" if _is_safetensors(path) else "pytorch"):
-        return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
+        return f"it begins as {found.description}, but is damaged or cut off; download or write it again"
     return f"it is {found}"
 
 

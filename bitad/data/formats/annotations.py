@@ -357,7 +357,7 @@ def _looks(src: Path, heads: dict[Path, Any]) -> str:
             "text": "give it a name that ends in .csv or .txt, if it is a table or lines" if head is _OTHER else "",
             "pickle": "write it as JSON with the project that wrote it",
         }.get(signature.kind):
-            return f"{signature.says}; {remedy}"
+            return f"{signature.description}; {remedy}"
         if signature.kind != "text":
             return str(signature)
     if isinstance(head, Columns | Fields) and not head:
