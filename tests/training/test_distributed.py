@@ -43,7 +43,7 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
         what each process said on standard output.
     """
     work = [(free_port(), [*command, "--device", "cpu"]) for command in commands]
-    with ranks(world, ["-c", PROGRAM, json.dumps(work)]) as members:
+    with ranks(world, json.dumps(work), program=PROGRAM) as members:
         said = [member.communicate(timeout=200) for member in members]
         assert [member.returncode for member in members] == [0] * world, said
     return [out for out, _ in said]
