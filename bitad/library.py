@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ class Detector:
     def predict(
         self,
         inputs: ArrayLike,
-        fps: float,
+        fps: float | Fraction,
         *,
         name: str = "video",
         duration_s: float | None = None,
@@ -139,12 +140,14 @@ class Detector:
         for what, number in (("fps", fps), ("duration_s", duration_s)):
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ValueError(f"{what} {number}; give a number above 0")
-        source, seconds = self._source(np.asarray(inputs), float(fps))
+        # 29.97 means 2997/100, as the rate of a file is.
+        rate = Fraction(fps).limit_denominator(10**6) or Fraction(fps)
+        source, seconds = self._source(np.asarray(inputs), rate)
         durations = {name: seconds if duration_s is None else float(duration_s)}
         with progress_shown(progress):
             return detect_in_source(self._checkpoint, self._network, durations, source, self._ranks).merged
 
-    def _source(self, inputs: NDArray[Any], fps: float) -> tuple[Source, float]:
+    def _source(self, inputs: NDArray[Any], rate: Fraction) -> tuple[Source, float]:
         """The windows of inputs in memory, and how many seconds these cover."""
         from bitad.data.sources import FeatureFiles, FeaturesInMemory, FramesInMemory, Sampling
 
@@ -154,7 +157,8 @@ class Detector:
             if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[3] != 3 or 0 in inputs.shape:
                 raise ValueError(f"frames are {given}; this detector takes uint8 [T, H, W, 3]")
             sampling = Sampling.of(window, self._checkpoint.rate_hz)
-            return FramesInMemory(inputs, fps, pixels=backbone.pixels, sampling=sampling), len(inputs) / fps
+            source = FramesInMemory(inputs, float(rate), pixels=backbone.pixels, sampling=sampling)
+            return source, float(len(inputs) / rate)
         channels = data.feature_channels
         if inputs.dtype.kind != "f" or inputs.ndim != 2 or len(inputs) == 0 or inputs.shape[1] != channels:
             raise ValueError(f"features are {given}; this detector takes float [T, {channels}]")
@@ -166,15 +170,15 @@ class Detector:
                 "`bitad test`"
             )
         stride, offset = data.feature_stride_frames, data.feature_offset_frames
-        source = FeatureFiles(
+        features = FeatureFiles(
             FeaturesInMemory(np.ascontiguousarray(inputs, np.float32)),
             stride_frames=stride,
             offset_frames=offset,
-            fps=fps,
+            fps=float(rate),
             steps=window.resized_steps,
             clock=window.resized_clock,
         )
-        return source, (len(inputs) * stride + 2 * max(0.0, offset)) / fps
+        return features, (len(inputs) * stride + 2 * max(0.0, offset)) / float(rate)
 
 
 def _video_files(places: Iterable[StrPath]) -> dict[str, Path]:

@@ -39,7 +39,7 @@ class OwnRandomNumbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (Tensor.uniform_, Tensor.normal_):
+        if "generator" in kwargs or func in (Tensor.uniform_, Tensor.normal_):  # the former: torch.nn.init
             kwargs["generator"] = self.generator
         return func(*args, **kwargs)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, TypeVar
 
 from bitad.runtime.log import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
@@ -47,6 +47,10 @@ class Meter:
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if show and not self._lines:
+            # Not imported before it is needed, as rich draws random numbers when it is imported.
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             # No markup: brackets in the name of a file are brackets.
             description = TextColumn("{task.description}", markup=False)
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
