@@ -1,6 +1,6 @@
 """The Python API: what ``import bitad`` offers, composed of the functions that the command line uses too.
 
-A module that needs PyTorch is imported by the function that uses it, so evaluation and merging do not load it.
+Functions import what they need themselves, so that evaluating and merging do not load PyTorch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.config.loading import load_config, override_config
 from bitad.config.names import MapRule, MergeMethod, OnDecodeError, OnReadError
-from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
 from bitad.data.clocks import require_durations
 from bitad.data.detections import Detections, alike, require_any, under_names
@@ -30,6 +28,7 @@ from bitad.runtime.progress import progress_shown
 if TYPE_CHECKING:
     import torch
 
+    from bitad.config.schema import Config
     from bitad.data.sources import Source
     from bitad.weights.checkpoint import Checkpoint
 
@@ -218,6 +217,8 @@ def load(
 
 def checkpoint_of(path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()) -> Checkpoint:
     """A checkpoint with its own configuration, or the given one, changed by overrides. Raises as :func:`load`."""
+    from bitad.config.loading import load_config, override_config
+    from bitad.config.schema import Config
     from bitad.weights.checkpoint import load_checkpoint
 
     if config is None:
@@ -388,8 +389,6 @@ def train(
             fit; another process writes to the run directory.
         KeyboardInterrupt: interrupted; the message says where the run stands.
     """
-    import torch
-
     from bitad.training.trainer import open_run
 
     if allow_changed_data and not resume:
@@ -398,16 +397,10 @@ def train(
         raise ValueError(f"until={until} is no epoch; the first is 1")
     if not _training.acquire(blocking=False):
         raise ValueError("another thread of this process is training; wait until that has ended")
-    threads = torch.get_num_threads()
     try:
-        with (
-            progress_shown(progress),
-            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            open_run(config, device=device, resume=resume, allow_changed_data=allow_changed_data) as trainer,
-            log_file(trainer.directory),
-        ):
+        opened = open_run(config, device=device, resume=resume, allow_changed_data=allow_changed_data)
+        with progress_shown(progress), opened as trainer, log_file(trainer.directory):
             best = trainer.run(until=until)
     finally:
-        torch.set_num_threads(threads)
         _training.release()
     return Run(trainer.directory, best if best >= 0 else None)

@@ -368,6 +368,8 @@ def open_run(
 ) -> Iterator[Trainer]:
     """Within, these processes hold the run directory, and the yielded trainer is ready to run.
 
+    PyTorch's random numbers and number of threads are afterwards what they were before.
+
     Args:
         device: see :func:`~bitad.runtime.distributed.process_group`.
         config, resume, allow_changed_data: see :class:`Trainer`. A run that torchrun restarts is resumed in any case.
@@ -375,6 +377,14 @@ def open_run(
     Raises:
         ValueError, FileNotFoundError: as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
     """
+    threads = torch.get_num_threads()
     set_up_process(config.threads)
-    with process_group(device) as ranks, lock_run(config, ranks, resume=resume) as resumes:
-        yield Trainer(config, ranks, resume=resumes, allow_changed_data=allow_changed_data)
+    try:
+        with (
+            process_group(device) as ranks,
+            lock_run(config, ranks, resume=resume) as resumes,
+            torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+        ):
+            yield Trainer(config, ranks, resume=resumes, allow_changed_data=allow_changed_data)
+    finally:
+        torch.set_num_threads(threads)
