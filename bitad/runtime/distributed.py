@@ -203,31 +203,37 @@ class Ranks:
             dist.barrier()
 
 
-@contextmanager
-def process_group(device: str | None = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
-
-    Args:
-        device: "cpu", "cuda" (each process takes the GPU of its local rank) or "cuda:1"; None: a GPU if available.
+def choose_device(device: str | None = None, number: int = 0) -> torch.device:
+    """The device to compute on: "cpu", "cuda" (the GPU ``number``) or "cuda:1"; None: a GPU if available.
 
     Raises:
         ValueError: the device does not exist.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device("cuda", local_rank) if device == "cuda" else torch.device(device)
+        chosen = torch.device("cuda", number) if device == "cuda" else torch.device(device)
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {device}: PyTorch finds no GPU; use --device cpu")
+            raise ValueError(f"device {device}: PyTorch finds no GPU; use the device cpu")
         if chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
             raise ValueError(f"device {chosen}: PyTorch finds {count} GPUs, counted from cuda:0")
+    return chosen
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
+
+    ``device`` is as in :func:`choose_device`; with "cuda" each process takes the GPU of its local rank.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
         yield Ranks(rank, world, chosen)

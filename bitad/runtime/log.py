@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 log = logging.getLogger("bitad")
+log.addHandler(logging.NullHandler())  # a library prints nothing until its user configures logging
 
 LOG_FILE = "log.txt"  # in a run directory
 
@@ -190,6 +191,27 @@ def add_log_file(directory: Path) -> None:
             handler.flush()
             handler.close()
     log.handlers = [*(handler for handler in log.handlers if not isinstance(handler, MemoryHandler)), file]
+
+
+@contextmanager
+def log_file(directory: Path) -> Iterator[None]:
+    """Within this context the log is also written to `log.txt` of a directory; other handlers are not affected."""
+    file = _configured(_LogFile(directory / LOG_FILE, encoding="utf-8", delay=True))
+    level, shown = log.level, log.getEffectiveLevel()
+
+    def write(record: logging.LogRecord) -> bool:
+        if record.levelno >= file.level:
+            file.handle(record)
+        return record.levelno >= shown
+
+    log.addFilter(write)
+    log.setLevel(min(shown, logging.INFO))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeFilter(write)
+        file.close()
 
 
 _logged_once: set[str] = set()

@@ -6,15 +6,28 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bitad.runtime.log import printable
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
+
+_is_shown: ContextVar[bool] = ContextVar("progress is shown", default=True)
+
+
+@contextmanager
+def progress_shown(show: bool) -> Iterator[None]:
+    """Within this context this thread shows progress, or none."""
+    before = _is_shown.set(show)
+    try:
+        yield
+    finally:
+        _is_shown.reset(before)
 
 
 class Meter:
@@ -23,9 +36,14 @@ class Meter:
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
         self.what, self.total, self.done, self.note = printable(what), total, 0, ""
         self._started = self._printed = time.monotonic()
+        show = show and _is_shown.get()
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if show and not self._lines:
+            # Imported here, as importing rich draws random numbers.
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             # No markup: file names may contain brackets.
             description = TextColumn("{task.description}", markup=False)
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
