@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitad.config.names import OnDecodeError
-from bitad.config.schema import Config, DataConfig
+from bitad.config.schema import Config, DataConfig, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
 from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
-from bitad.video.decoding import counted, require_whole
+from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.names import VideoFinder
-from bitad.video.reader import VideoReader
+from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
@@ -82,6 +83,58 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video the network sees.
+
+    Args:
+        stride_frames: from one grid step to the next.
+        rate_hz: grid steps per second instead; each video gets the nearest stride.
+        steps: grid steps of every video instead.
+        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
+        frames_per_step: frames read for each grid step.
+    """
+
+    stride_frames: int = 1
+    rate_hz: float | None = None
+    steps: int | None = None
+    clock: ResizedClock = "centre"
+    frames_per_step: int = 1
+
+    @staticmethod
+    def of(window: WindowConfig, rate_hz: float | None = None) -> Sampling:
+        """The sampling of a configuration, or at ``rate_hz`` grid steps per second."""
+        return Sampling(
+            stride_frames=window.stride_frames,
+            rate_hz=rate_hz,
+            steps=window.resized_steps,
+            clock=window.resized_clock,
+            frames_per_step=window.frames_per_step,
+        )
+
+    def grid(self, fps: float, frames: int) -> Grid:
+        """The grid of a video with so many frames."""
+        if self.steps is not None:
+            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
+        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        return Grid(fps, stride, 0.0, -(-frames // stride))
+
+    def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
+        """The frames of a window in a video of ``count``: int64 ``[V * frames_per_step]``, ascending."""
+        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
+            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
+        # A resized video's steps lie in the middle of their share of it, others at its start.
+        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        return frames.clip(0, count - 1)  # the last step may be incomplete
+
+
+def _short_side(height: int, width: int, pixels: int, margin: float) -> int | None:
+    """The short side of scaled frames for a network of ``pixels``; None: frames keep their size."""
+    available, wanted = min(height, width), round(pixels * margin)
+    # Enlarging frames for a margin would add no detail.
+    return None if pixels <= available <= wanted else wanted
+
+
 @dataclass(eq=False)
 class VideoFiles:
     """Windows from video files.
@@ -89,11 +142,6 @@ class VideoFiles:
     Args:
         find: name of a video -> its file.
         pixels: short side of the network's frames.
-        stride_frames: from one grid step to the next.
-        rate_hz: grid steps per second instead; each video gets the nearest stride.
-        steps: grid steps of every video instead.
-        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read for each grid step.
         find_reversed: name of a video -> its time-reversed copy, for the reverse view.
         damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices.
@@ -102,11 +150,7 @@ class VideoFiles:
     find: Callable[[str], Path]
     _: KW_ONLY
     pixels: int
-    stride_frames: int = 1
-    rate_hz: float | None = None
-    steps: int | None = None
-    clock: ResizedClock = "centre"
-    frames_per_step: int = 1
+    sampling: Sampling = Sampling()
     find_reversed: Callable[[str], Path] | None = None
     damaged: OnDecodeError = "error"
     cache: IndexCache | None = None
@@ -125,22 +169,18 @@ class VideoFiles:
         """
         if path not in self._indices:
             index = index_video(path) if self.cache is None else self.cache.index(path)
-            require_whole(path, index, self.damaged)
+            require_complete(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
 
     def frames(self, path: Path) -> int:
         """The number of frames of a file."""
-        return counted(self.index(path), self.damaged)
+        return frame_count(self.index(path), self.damaged)
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         path = self.find(video.name)
         self._reversed_copy(video)  # raises for a wrong copy before anything is read
-        fps, frames = float(self.index(path).rate), self.frames(path)
-        if self.steps is not None:
-            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
-        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
-        return Grid(fps, stride, 0.0, -(-frames // stride))
+        return self.sampling.grid(float(self.index(path).rate), self.frames(path))
 
     def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
         """How the file's duration differs from the annotated one, if it does."""
@@ -150,12 +190,8 @@ class VideoFiles:
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
-        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
-            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
-        # A resized video's steps lie in the middle of their share of it, others at its start.
-        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         count = self.frames(path)
-        frames = self.index(path).nearest(frames.clip(0, count - 1))  # the last step may be incomplete
+        frames = self.index(path).nearest(self.sampling.frames(grid, count))
         reversed_copy = None if view == "forward" else self._reversed_copy(video)
         if reversed_copy is None:
             return torch.from_numpy(self._decode(path, frames, margin))
@@ -174,11 +210,46 @@ class VideoFiles:
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
-            available, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
-            # Enlarging frames for a margin would add no detail.
-            pixels = reader.read(frames, short_side=None if self.pixels <= available <= wanted else wanted)
+            short_side = _short_side(reader.info.height, reader.info.width, self.pixels, margin)
+            pixels = reader.read(frames, short_side=short_side)
             self.repeated += reader.repeated
             return pixels
+
+
+@dataclass(eq=False)
+class FramesInMemory:
+    """Windows from the frames of one video, as from a lossless file.
+
+    Args:
+        images: uint8 ``[T, H, W, 3]``, red, green, blue.
+        pixels, sampling: as of :class:`VideoFiles`.
+    """
+
+    images: NDArray[np.uint8]
+    fps: float
+    _: KW_ONLY
+    pixels: int
+    sampling: Sampling
+
+    has_reversed_copies = False
+    repeated = 0
+
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.sampling.grid(self.fps, len(self.images))
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+        images = self.images[self.sampling.frames(grid, len(self.images))]
+        _, height, width, _ = images.shape
+        short_side = _short_side(height, width, self.pixels, margin)
+        if short_side is None:
+            return torch.from_numpy(images)
+        size, scale = scaled_size(height, width, short_side), PictureScaler()
+        scaled = np.empty((len(images), *size, 3), np.uint8)
+        for number, image in enumerate(images):
+            # FFmpeg scales each pixel format a little differently; lossless RGB files are decoded to this one.
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="bgr0")
+            scaled[number] = scale(frame, *size)
+        return torch.from_numpy(scaled)
 
 
 @dataclass(eq=False)
@@ -190,7 +261,7 @@ class FeatureFiles:
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
         fps: frame rate of these frames; None: each video's own.
-        steps, clock: as of :class:`VideoFiles`; features are resized.
+        steps, clock: as of :class:`Sampling`; features are resized.
         reversed_store: features of the time-reversed copies, with rows of the same frames.
         described: the videos that the features were extracted from, by the features' names.
     """
@@ -254,6 +325,19 @@ class FeatureFiles:
         return features[start : start + grid.steps]
 
 
+class FeaturesInMemory(FeatureStore):
+    """The features of one video, float ``[T, C]``, whatever its name."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features
+
+    def length(self, name: str) -> int:
+        return len(self.features)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        return self.features
+
+
 FileSource = VideoFiles | FeatureFiles
 
 
@@ -286,10 +370,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     return VideoFiles(
         VideoFinder(data.videos, wanted),
         pixels=config.model.backbone.pixels,
-        stride_frames=window.stride_frames,
-        steps=window.resized_steps,
-        clock=window.resized_clock,
-        frames_per_step=window.frames_per_step,
+        sampling=Sampling.of(window),
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,

@@ -13,14 +13,14 @@ import torch
 
 from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
-from bitad.config.names import OnDecodeError
+from bitad.config.names import OnDecodeError, OnReadError
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows
 from bitad.data.detections import Detections, write_detections
 from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.data.samples import Batch, ReadFailure, Sample, collate
-from bitad.data.sources import Source, VideoFiles, build_source, read_test_ground_truth
+from bitad.data.sources import Sampling, Source, VideoFiles, build_source, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
 from bitad.inference.postprocess import Stitcher, decode, suppress
@@ -31,7 +31,7 @@ from bitad.models.build import autocast
 from bitad.models.network import Network, Output
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
-from bitad.runtime.files import check_places, write_json
+from bitad.runtime.files import check_replaceable, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
 from bitad.timeline import Direction
@@ -208,43 +208,43 @@ def _collate(
 
 
 def detect_videos(
-    checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: OnDecodeError = "error"
+    checkpoint: Checkpoint,
+    videos: Mapping[str, Path],
+    ranks: Ranks,
+    *,
+    network: Network | None = None,
+    damaged: OnDecodeError = "error",
+    on_read_error: OnReadError = "skip",
 ) -> tuple[Detections, dict[str, str]]:
     """Detects in video files, by name, sampled at the rate of the training.
 
     Memory is bounded by a window, except for 13 bytes per candidate.
 
     Args:
+        network: of the checkpoint, on the device of ``ranks``; None builds it.
         damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        on_read_error: raise the first error of a video that cannot be read, or skip the video.
 
     Returns:
         the detections of all videos that can be read; and by name why others cannot.
 
     Raises:
         ValueError: the detector takes features.
+        ValueError, OSError: a video cannot be read, with ``on_read_error="error"``.
     """
-    config = checkpoint.config
-    if config.model.backbone is None:
+    if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
     source = VideoFiles(
         videos.__getitem__,
-        pixels=config.model.backbone.pixels,
-        rate_hz=checkpoint.rate_hz,
-        steps=config.window.resized_steps,
-        clock=config.window.resized_clock,
-        frames_per_step=config.window.frames_per_step,
+        pixels=checkpoint.config.model.backbone.pixels,
+        sampling=Sampling.of(checkpoint.config.window, checkpoint.rate_hz),
         damaged=damaged,
     )
-    durations_s, failed = _durations(source, videos, ranks)
+    durations_s, failed = _durations(source, videos, ranks, on_read_error)
     if not durations_s:
-        return Detections.from_videos({}, classes=checkpoint.classes), failed
-    annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
-    log_rates({name: source.grid(video) for name, video in annotated.items()}, checkpoint.rate_hz, config, ranks)
-    network = checkpoint.network().to(ranks.device)
-    # These videos have no video-level scores, and this machine may have no room for workers.
-    config = override_config(config, ["test.video_scores=null", "test.on_read_error=skip", "test.workers=0"])
-    annotations = Annotations(annotated, checkpoint.classes)
-    results = detect(network, annotations, source, config, ranks, description="detecting", log_unread=False)
+        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed}), failed
+    network = checkpoint.network().to(ranks.device) if network is None else network
+    results = detect_in_source(checkpoint, network, durations_s, source, ranks, on_read_error=on_read_error)
     found, failed = results.merged, failed | results.unread
     of_each = {name: found.of_video(name) for name in durations_s if name not in failed}
     detections = Detections.from_videos(
@@ -256,7 +256,36 @@ def detect_videos(
     return detections, failed
 
 
-def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> tuple[dict[str, float], dict[str, str]]:
+def detect_in_source(
+    checkpoint: Checkpoint,
+    network: Network,
+    durations_s: Mapping[str, float],
+    source: Source,
+    ranks: Ranks,
+    *,
+    on_read_error: OnReadError = "error",
+) -> Results:
+    """Detects in videos without annotations.
+
+    Args:
+        network: of the checkpoint, on the device of ``ranks``.
+        durations_s: of the videos, by name.
+        source: of their windows.
+        on_read_error: as of :func:`detect_videos`.
+    """
+    annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
+    grids = {name: source.grid(video) for name, video in annotated.items()}
+    log_rates(grids, checkpoint.rate_hz, checkpoint.config, ranks)
+    # These videos have no video-level scores, and this machine may have no room for workers.
+    overrides = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
+    config = override_config(checkpoint.config, overrides)
+    annotations = Annotations(annotated, checkpoint.classes)
+    return detect(network, annotations, source, config, ranks, description="detecting", log_unread=False)
+
+
+def _durations(
+    source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks, on_read_error: OnReadError
+) -> tuple[dict[str, float], dict[str, str]]:
     """The seconds of each video, from its index; and by name why others cannot be read."""
     durations_s: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -264,6 +293,8 @@ def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> 
         try:
             durations_s[name] = float(source.frames(path) / source.index(path).rate)
         except (OSError, ValueError) as error:
+            if on_read_error == "error":
+                raise
             failed[name] = str(error)
     for others in ranks.gather(failed):  # all processes must distribute the same windows
         failed |= others
@@ -302,7 +333,7 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
         ValueError: other classes than the network's; clocks disagree; or there is no ground truth.
     """
     config, metrics = checkpoint.config, out / "metrics.json"
-    check_places([metrics, *(out / name for name in DETECTION_FILES)])
+    check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
         raise ValueError(

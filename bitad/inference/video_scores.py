@@ -32,7 +32,7 @@ class VideoScores:
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
         """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
-        return replace(self, scores=reshortlist(self.scores, wanted, self.source))
+        return replace(self, scores=renamed(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
         """A video's scores ``[K]``; raises ValueError if there are none."""
@@ -48,8 +48,8 @@ class VideoScores:
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
-                f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; use the "
-                "data set's names"
+                f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; "
+                "use the data set's names"
             )
         columns = np.array([number[name] for name in classes], np.int64)
         chosen = {name: scores[columns] for name, scores in self.scores.items()}
