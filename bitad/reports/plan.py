@@ -44,36 +44,18 @@ _RESERVE = 0.1
 _MIB, _GIB = 2**20, 2**30
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU, as its data sheet has it.
-
-    Args:
-        memory_gib: what programs see of it.
-        tflops: a second, of dense matrix products, by precision; PyTorch's single precision is not TF32.
-    """
-
-    name: str
-    memory_gib: float
-    tflops: dict[str, float]
-
-    def least_seconds(self, cost: StepCost) -> float:
-        """Of a step, if nothing but its operations took time, and these went at the full rate."""
-        return cost.flops / (1e12 * self.tflops[cost.precision])
-
-
-# The half precision of those without bf16 is fp16.
-GPUS = (
-    Gpu("T4", 15, {"fp32": 8.1, "bf16": 65}),
-    Gpu("V100", 32, {"fp32": 15.7, "bf16": 125}),
-    Gpu("RTX 3090", 24, {"fp32": 35.6, "bf16": 71}),
-    Gpu("RTX 4090", 24, {"fp32": 82.6, "bf16": 165}),
-    Gpu("L40S", 45, {"fp32": 91.6, "bf16": 362}),
-    Gpu("A100 40 GB", 40, {"fp32": 19.5, "bf16": 312}),
-    Gpu("A100 80 GB", 80, {"fp32": 19.5, "bf16": 312}),
-    Gpu("H100", 80, {"fp32": 67, "bf16": 989}),
-    Gpu("H200", 140, {"fp32": 67, "bf16": 989}),
-)
+# What programs see of a GPU's memory, in GiB.
+GPU_MEMORY_GIB = {
+    "T4": 15,
+    "RTX 3090": 24,
+    "RTX 4090": 24,
+    "V100": 32,
+    "A100 40 GB": 40,
+    "L40S": 45,
+    "A100 80 GB": 80,
+    "H100": 80,
+    "H200": 140,
+}
 
 
 @dataclass(frozen=True)
@@ -217,28 +199,14 @@ class Plan:
         return Table(title, ("checkpointing, precision", "activations", "step", "in all"), tuple(rows), notes)
 
     def _gpus(self) -> Table:
-        own = self.costs[0]
-        rows: list[tuple[Cell, ...]] = [
-            (gpu.name, gpu.memory_gib, self._way_into(gpu), *map(gpu.least_seconds, self._of_policy(own)))
-            for gpu in GPUS
-        ]
-        notes = (
-            f"Least: the operations of a process' step ({own.checkpointing}) at the rate that data sheets state for "
-            "dense matrices; real steps take longer. Not measured.",
-            "Fits: as configured, or with what; in nine tenths of the memory.",
-        )
-        columns = ("GPU", "GiB", "fits", *(f"least s a step, {cost.precision}" for cost in self._of_policy(own)))
-        return Table("On one GPU of each kind", columns, tuple(rows), notes)
+        rows = tuple((name, gib, self._way_into(gib << 30)) for name, gib in GPU_MEMORY_GIB.items())
+        note = "Fits: as configured, or with which changes; in nine tenths of the memory. Not measured."
+        return Table("On one GPU of each kind", ("GPU", "GiB", "fits"), rows, (note,))
 
-    def _of_policy(self, own: StepCost) -> list[StepCost]:
-        return [cost for cost in self.costs if cost.checkpointing == own.checkpointing]
-
-    def _way_into(self, gpu: Gpu) -> str:
-        """What of the costs that are known fits into a GPU."""
-        for cost in self.costs:
-            if self._fits(cost, round(gpu.memory_gib * _GIB)):
-                return _changes(self.costs[0], cost) or "yes"
-        return "no"
+    def _way_into(self, device_bytes: int) -> str:
+        """The first of the simulated steps that fits, as changes of the configuration."""
+        fitting = next((cost for cost in self.costs if self._fits(cost, device_bytes)), None)
+        return "no" if fitting is None else _changes(self.costs[0], fitting) or "yes"
 
     def lines(self) -> list[str]:
         """Steps and learning rates in words, and what is left out."""
