@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, get_args
 
+from bitad.config.names import OnDecodeError
 from bitad.runtime.log import printable
 
 Run = Callable[[argparse.Namespace], int]
-
-# A line of text names so many videos.
-_NAMES_SHOWN = 5
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,12 +43,7 @@ def add_on_decode_error(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-decode-error",
         "--damaged-frames",  # its name in earlier versions
-        choices=["error", "repeat"],
+        choices=get_args(OnDecodeError),
         default="error",
         help="of damaged or cut-off videos: show the last good one in their place, and say how often (error)",
     )
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of several names, for a line of text."""
-    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")

@@ -9,9 +9,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
-from bitad.cli.commands import Commands, add_on_decode_error, some
+from bitad.cli.commands import Commands, add_on_decode_error
+from bitad.config.names import (
+    AmbiguousPolicy,
+    AnnotationForm,
+    DefectPolicy,
+    FeatureDirection,
+    FeaturePrecision,
+    MissingPolicy,
+    OutsidePolicy,
+)
 from bitad.data.formats.annotations import FORMS
 from bitad.runtime.log import echo, quoted, shortlist
 
@@ -97,7 +106,7 @@ def _add_check(p: argparse.ArgumentParser) -> None:
 def _add_convert(p: argparse.ArgumentParser) -> None:
     _add_common(p)
     p.add_argument("dst", type=Path, help="file to write (.json, .json.gz); with --both-directions the data folder")
-    p.add_argument("--to", choices=["native", "actionformer"], default="native", help="form to write (native)")
+    p.add_argument("--to", choices=get_args(AnnotationForm), default="native", help="form to write (native)")
     p.add_argument(
         "--both-directions",
         action="store_true",
@@ -114,16 +123,16 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("--subsets", default="", metavar="OLD=NEW,...", help="rename subsets (training=Validation,...)")
     p.add_argument("--class-list", type=Path, metavar="FILE", help="write the class names too, a name a line")
     kinds = (
-        ("--outside", ["keep", "clip", "drop", "error"], "segments beyond their video"),
-        ("--backwards", ["keep", "drop", "error"], "segments that do not start before their end"),
-        ("--duplicates", ["keep", "drop", "error"], "segments that occur twice"),
-        ("--ambiguous", ["keep", "drop"], "segments labelled Ambiguous, which are of no class"),
+        ("--outside", OutsidePolicy, "segments beyond their video"),
+        ("--backwards", DefectPolicy, "segments that do not start before their end"),
+        ("--duplicates", DefectPolicy, "segments that occur twice"),
+        ("--ambiguous", AmbiguousPolicy, "segments labelled Ambiguous, which are of no class"),
     )
     for flag, choices, what in kinds:
-        p.add_argument(flag, choices=choices, default="keep", help=f"what to do with {what} (keep)")
+        p.add_argument(flag, choices=get_args(choices), default="keep", help=f"what to do with {what} (keep)")
     p.add_argument(
         "--missing",
-        choices=["error", "drop"],
+        choices=get_args(MissingPolicy),
         default="error",
         help="what to do with videos of no known duration (error)",
     )
@@ -270,14 +279,12 @@ def add_features(commands: Commands) -> None:
     p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run, or a detector's file")
     p.add_argument("--config", help="of another project's detector: a YAML file, or the name of a preset")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    p.add_argument(
-        "--direction", choices=["forward", "reverse", "both"], help="of playback (forward, or the run's own)"
-    )
+    p.add_argument("--direction", choices=get_args(FeatureDirection), help="of playback (forward, or the run's own)")
     p.add_argument("--stride", type=int, metavar="FRAMES", help="from one row to the next (4, or the run's)")
     p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="of a clip; not of a run (16)")
     p.add_argument("--pixels", type=int, help="height and width of the pictures (224, or the run's)")
     p.add_argument("--half", action="store_true", help="write half precision")
-    p.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
+    p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="to compute in (float32)")
     p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="computed at once; not of a run (8)")
     add_on_decode_error(p)
     p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
@@ -299,7 +306,7 @@ def _features(arguments: argparse.Namespace) -> int:
         pixels=arguments.pixels,
         clips=arguments.batch,
     )
-    asked: Direction | Literal["both"] | None = arguments.direction
+    asked: FeatureDirection | None = arguments.direction
     directions: tuple[Direction, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
     folders = feature_folders(
         encoder,
@@ -318,17 +325,17 @@ def _features(arguments: argparse.Namespace) -> int:
             for name in report.again:
                 echo(f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr)
             if report.unrecorded:
-                echo(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+                echo(f"bitad features: {_unrecorded_features(report.unrecorded)}", file=sys.stderr)
             for name, reason in report.failed.items():
                 echo(f"bitad features: error: {name}: {reason}", file=sys.stderr)
             sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
     return 1 if report.failed else 0
 
 
-def _said_features_unrecorded(names: Sequence[str]) -> str:
+def _unrecorded_features(names: Sequence[str]) -> str:
     return (
         f"{len(names)} kept of which features.json does not say from which files they were made, as an earlier version "
-        f"wrote them ({some(names)}); remove their .npy files if the videos were replaced since"
+        f"wrote them ({shortlist(names, 5)}); remove their .npy files if the videos were replaced since"
     )
 
 
@@ -424,7 +431,7 @@ def _say(report: ReverseReport) -> None:
     for name in report.again:
         echo(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
     if report.unrecorded:
-        echo(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
+        echo(f"bitad reverse: {_unrecorded_copies(report.unrecorded)}", file=sys.stderr)
     for name, reason in report.failed.items():
         echo(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
     for name, count in report.repeated.items():
@@ -432,10 +439,10 @@ def _say(report: ReverseReport) -> None:
     sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
 
 
-def _said_unrecorded(names: Sequence[str]) -> str:
+def _unrecorded_copies(names: Sequence[str]) -> str:
     return (
         f"{len(names)} kept that do not say from which files they were made, as an earlier version wrote them "
-        f"({some(names)}); samples of their frames agree; remove them if the videos were replaced since"
+        f"({shortlist(names, 5)}); samples of their frames agree; remove them if the videos were replaced since"
     )
 
 

@@ -6,9 +6,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands
+from bitad.config.names import PlanDevice, WeightsAction
 from bitad.runtime.log import echo
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def add_plan(commands: Commands) -> None:
     p.add_argument("config", help="a YAML file, or the name of a preset")
     p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
     p.add_argument("--processes", type=int, default=1, metavar="N", help="that train together, each on a device (1)")
-    p.add_argument("--device", choices=["cpu", "gpu"], default="gpu", help="of each; a CPU needs less at a time (gpu)")
+    p.add_argument(
+        "--device", choices=get_args(PlanDevice), default="gpu", help="of each; a CPU needs less at a time (gpu)"
+    )
     p.add_argument("--device-memory", type=float, metavar="GIB", help="of a device: say whether a process fits into it")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
@@ -79,7 +82,7 @@ def add_weights(commands: Commands) -> None:
         "weights inspect epoch_73.pth --config thumos14/videomae-h",
         "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
     )
-    p.add_argument("action", choices=["inspect", "convert"])
+    p.add_argument("action", choices=get_args(WeightsAction))
     p.add_argument(
         "file",
         type=Path,

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitad.config.names import AmbiguousPolicy, DefectPolicy, MissingPolicy, OutsidePolicy
 from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations, Defect
 from bitad.data.clocks import (
     Clock,
@@ -33,8 +34,6 @@ from bitad.video.names import Matching, renamed
 # A segment may end this much after its video: what a sum of floating-point seconds is off.
 _ROUNDING_S = 1e-6
 
-Outside = Literal["keep", "clip", "drop", "error"]
-Other = Literal["keep", "drop", "error"]
 Outcome = Literal["kept", "clipped", "dropped"]
 
 
@@ -52,11 +51,11 @@ class Policy:
         duplicate: segments that repeat another of the same label.
     """
 
-    outside: Outside = "keep"
-    backwards: Other = "keep"
-    duplicate: Other = "keep"
+    outside: OutsidePolicy = "keep"
+    backwards: DefectPolicy = "keep"
+    duplicate: DefectPolicy = "keep"
 
-    def of(self, defect: Defect) -> Outside:
+    def of(self, defect: Defect) -> OutsidePolicy:
         """What to do about a defect that ``segment_defects`` found."""
         match defect.kind:
             case "segment outside the video":
@@ -285,8 +284,8 @@ def convert_annotations(
     video_info: str | Path | None = None,
     subsets: Mapping[str, str] | None = None,
     policy: Policy | None = None,
-    missing: Literal["error", "drop"] = "error",
-    undecided: Literal["keep", "drop"] = "keep",
+    missing: MissingPolicy = "error",
+    undecided: AmbiguousPolicy = "keep",
     allow_clock_mismatch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
@@ -392,7 +391,7 @@ def _disagreeing(annotations: Annotations, clocks: Clocks, allowed: bool, src: s
 
 
 def _timed(
-    annotations: Annotations, clocks: Clocks, missing: Literal["error", "drop"], src: str | Path
+    annotations: Annotations, clocks: Clocks, missing: MissingPolicy, src: str | Path
 ) -> tuple[Annotations, list[Remark]]:
     """The ground truth with durations and frames filled in, without the videos that nobody states a duration of.
 

@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from bitad.config.names import OnDecodeError
+from bitad.config.names import FeaturePrecision, OnDecodeError
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import header_of
 from bitad.runtime.files import is_leftover, read_json, remove_leftovers, replacing, write_json
@@ -32,7 +32,6 @@ from bitad.timeline import Direction
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
 
-FeaturePrecision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
 # Records of finished videos are written so often; a process that is killed loses those since.
 _SECONDS_BETWEEN_RECORDS = 10.0

@@ -7,10 +7,11 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from bitad.config.names import AnnotationForm
 from bitad.data.annotations import ANY_CLASS as ANY_CLASS
 from bitad.data.annotations import (
     UNDECIDED,
@@ -226,10 +227,9 @@ def read_annotations(
 
 
 # The forms written: OpenTAD's, and ActionFormer's, which also counts segments in frames.
-WrittenForm = Literal["native", "actionformer"]
 
 
-def write_annotations(annotations: Annotations, path: str | Path, *, form: WrittenForm = "native") -> None:
+def write_annotations(annotations: Annotations, path: str | Path, *, form: AnnotationForm = "native") -> None:
     """Write the native form or ActionFormer's, whole or not at all; ``.gz`` compresses.
 
     ``label_id`` keeps the order of the classes; labels that are none of them (``Ambiguous``) are numbered after them.
