@@ -25,6 +25,9 @@ import bitad
 from bitad.reports.tables import Table
 from bitad.runtime.files import replacing
 
+# How many detections of a track are on a page, by descending score; the page shows how many there were.
+TOP_K = 1000
+
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 
 
@@ -103,7 +106,6 @@ def write_page(
     pictures: Sequence[tuple[str, str]] = (),
     videos: Sequence[PageVideo] = (),
     min_score: float = 0.3,
-    top_k: int = 1000,
 ) -> None:
     """Writes the page. No media are copied: they should lie beside it already, for it notes which are missing.
 
@@ -115,15 +117,12 @@ def write_page(
         pictures: caption and path relative to the page's folder.
         videos: to choose from; the first is shown at the start.
         min_score: where the reader's filter of detections stands at the start.
-        top_k: how many detections of a track are written, by descending score; the page says of how many.
 
     Raises:
-        ValueError: a picture's path is not relative, ``min_score`` lies outside [0, 1], or ``top_k`` is below 1.
+        ValueError: a picture's path is not relative, or ``min_score`` lies outside [0, 1].
     """
     if not 0 <= min_score <= 1:
         raise ValueError(f"min_score is {min_score}; give a score from 0 to 1")
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; give at least 1")
     sections = [
         ("videos", "Videos", bool(videos)),
         ("tables", "Results", bool(tables)),
@@ -139,7 +138,7 @@ def write_page(
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, path.parent, min_score, top_k)),
+        data=_embedded(_data(videos, path.parent, min_score)),
         script=_part("page.js"),
     )
     with replacing(path) as partial_file:
@@ -191,7 +190,7 @@ def _check_relative(path: str) -> None:
         raise ValueError(f"{path!r} is no path relative to the page; copy the file beside it and give `folder/name`")
 
 
-def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: int) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
     return {
@@ -203,7 +202,7 @@ def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: in
                 "media": None if video.media is None else quote(video.media),
                 "absent": _absent(video.media, folder),
                 "duration": round(video.duration_s, 3),
-                "tracks": [_columns(track, number, top_k) for track in video.tracks],
+                "tracks": [_columns(track, number) for track in video.tracks],
             }
             for video in videos
         ],
@@ -217,13 +216,13 @@ def _absent(media: str | None, folder: Path) -> str:
     return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
 
 
-def _columns(track: Track, number: dict[str, int], top_k: int) -> dict[str, Any]:
-    """A track's best ``top_k`` rows by descending score (of ground truth all, by start) as the page's script wants."""
+def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
+    """A track's best rows by descending score (of ground truth all, by start) as the page's script wants."""
     starts = track.segments[:, 0]
     if track.scores is None:
         order = np.argsort(starts, kind="stable")
     else:
-        order = np.argsort(-track.scores, kind="stable")[:top_k]
+        order = np.argsort(-track.scores, kind="stable")[:TOP_K]
     return {
         "name": track.name,
         "kind": track.kind,

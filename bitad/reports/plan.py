@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from bitad.config.names import PlanDevice
 from bitad.config.schema import Config
 from bitad.data.annotations import read_classes
 from bitad.data.sources import read_ground_truth
@@ -35,7 +36,7 @@ from bitad.reports.tables import Cell, Table
 from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
-from bitad.training.step_cost import POLICIES, PRECISIONS, Device, StepCost, network_on_meta, policies, step_cost
+from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
 
 PARTS = ("backbone", "adapters", "pyramid", "head", "fusion")
 _ASSUMED_CLASSES = 20
@@ -88,7 +89,7 @@ class Plan:
     classes: int
     sizes: dict[str, dict[str, Size]]
     weight_bytes: int
-    device: Device
+    device: PlanDevice
     costs: tuple[StepCost, ...]
     rates: LearningRates
     videos: int | None
@@ -244,7 +245,7 @@ def plan_of(
     config: Config,
     *,
     processes: int = 1,
-    device: Device = "gpu",
+    device: PlanDevice = "gpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """What a run will cost. Only the annotations are read, and what is told without them where there are none.

@@ -141,7 +141,6 @@ def plot_class_bars(
     *,
     kinds: Mapping[str, str] | None = None,
     title: str = "Average precision per class",
-    unit: str = "AP (%)",
 ) -> None:
     """Bars per class, one for each result, the classes grouped by kind.
 
@@ -150,7 +149,6 @@ def plot_class_bars(
         path: the picture.
         kinds: what kind of class each is.
         title: of the plot.
-        unit: what the bars measure, for the axis.
 
     Raises:
         ValueError: no result, no class, or a path that ends in neither .png nor .svg.
@@ -172,7 +170,7 @@ def plot_class_bars(
         for k, (figures, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
             shift = (k - (len(results) - 1) / 2) * bar
             axes.bar([place[name] + shift for name in figures], list(figures.values()), 0.92 * bar, color=colour)
-        axes.set(ylabel=unit, ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
+        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
         axes.set_xticks(list(place.values()), order, rotation=0 if len(order) <= 12 else 40)
         axes.grid(visible=False, axis="x")
         for kind, group in groups.items():

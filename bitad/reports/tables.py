@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import rich.cells
-import rich.markup
-import rich.table
 
 from bitad.config.names import MapRule
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.runtime.log import printable
+from bitad.runtime.log import printable, shortlist
 
 Cell = str | int | float | None
 
@@ -97,21 +95,6 @@ class Table:
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         return "\n".join([printable(self.title), "", printed[0], rule, *printed[1:], *self._spaced_notes()])
 
-    def __rich__(self) -> rich.table.Table:
-        """What ``rich.print(table)`` shows in a terminal."""
-        made = rich.table.Table(
-            title=rich.markup.escape(printable(self.title)),
-            title_justify="left",
-            title_style="bold",
-            caption=rich.markup.escape("\n".join(map(printable, self.notes))) or None,
-            caption_justify="left",
-        )
-        for column, numeric in zip(self._heads(), self._numeric(), strict=True):
-            made.add_column(rich.markup.escape(column), justify="right" if numeric else "left")
-        for row in self.rows:
-            made.add_row(*(rich.markup.escape(_shown(cell)) for cell in row))
-        return made
-
     def html(self) -> str:
         """A ``<figure>`` with the table and its notes; all text escaped."""
         numeric = self._numeric()
@@ -186,34 +169,17 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None
     return Table(title, columns, tuple(rows), notes, best=columns[1:] if len(rows) > 1 else ())
 
 
-def class_table(
-    evaluations: Mapping[str, Evaluation],
-    *,
-    tiou: float | None = None,
-    kinds: Mapping[str, str] | None = None,
-    title: str | None = None,
-) -> Table:
-    """A row per class: its ground-truth segments, and its AP in percent in each named result.
+def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, str] | None = None) -> Table:
+    """A row per class: its ground-truth segments, and its AP in percent in each named result, the mean over tIoU.
 
     Args:
         evaluations: the results, by name.
-        tiou: one of their thresholds; None takes the mean over all of them.
         kinds: what kind of class each is; adds a column, and sorts by it in the order in which kinds first occur.
-        title: in place of the one that names the threshold.
 
     Raises:
-        ValueError: no result, results at different tIoU thresholds, or a threshold that is not among them.
+        ValueError: no result, or results at different tIoU thresholds.
     """
-    thresholds = _common_tiou(evaluations)
-    if tiou is None:
-        chosen = list(range(len(thresholds)))
-        at = f"tIoU {thresholds[0]:.4g}" + (f" to {thresholds[-1]:.4g}, mean" if len(thresholds) > 1 else "")
-    else:
-        chosen = [i for i, threshold in enumerate(thresholds) if math.isclose(threshold, tiou, abs_tol=1e-6)]
-        at = f"tIoU {tiou:.4g}"
-        if not chosen:
-            known = ", ".join(f"{threshold:.4g}" for threshold in thresholds)
-            raise ValueError(f"no result was evaluated at tIoU {tiou:.4g}; choose one of {known}")
+    tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
     for evaluation in evaluations.values():
         segments |= dict(zip(evaluation.classes, evaluation.segments.tolist(), strict=True))
@@ -221,7 +187,7 @@ def class_table(
         for name in evaluation.classes_without_ground_truth:
             segments.setdefault(name, 0)
     precision = [
-        dict(zip(evaluation.classes, 100 * evaluation.ap[:, chosen].mean(axis=1), strict=True))
+        dict(zip(evaluation.classes, 100 * evaluation.ap.mean(axis=1), strict=True))
         for evaluation in evaluations.values()
     ]
     order = list(segments)
@@ -234,21 +200,19 @@ def class_table(
         kind: tuple[Cell, ...] = () if kinds is None else (kinds.get(name),)
         rows.append((name, *kind, segments[name], *figures))
     columns = ("class", *(() if kinds is None else ("kind",)), "segments", *evaluations)
-    return Table(title or f"AP per class (%), {at}", columns, tuple(rows))
+    return Table(f"AP per class (%), {_range(tiou)}", columns, tuple(rows))
 
 
 def sensitivity_table(
     sensitivity: Sensitivity,
     *,
     known: Mapping[str, str] | None = None,
-    title: str = "Direction sensitivity per class",
 ) -> Table:
     """A row per class, by verdict: AP in percent of F, of B, and of F on reversed playback, and what F calls it then.
 
     Args:
         sensitivity: of networks F and B.
         known: what kind of class each really is, where someone knows; adds a column and a note on the agreement.
-        title: of the table.
     """
     kinds = get_args(Verdict)
     rows: list[tuple[Cell, ...]] = []
@@ -268,7 +232,7 @@ def sensitivity_table(
         )
     columns = ("class", "verdict", *(() if known is None else ("known",)), "segments", "F", "B", "F reversed")
     return Table(
-        title,
+        "Direction sensitivity per class",
         (*columns, "kept", "F then says mostly", "share"),
         tuple(rows),
         notes=(*_what_the_verdicts_mean(sensitivity), *_agreement(sensitivity, known or {})),
@@ -277,9 +241,8 @@ def sensitivity_table(
 
 def _what_the_verdicts_mean(sensitivity: Sensitivity) -> list[str]:
     tiou, (forward, backward) = sensitivity.tiou, sensitivity.networks
-    at = f"tIoU {tiou[0]:.4g}" + (f" to {tiou[-1]:.4g}, mean" if len(tiou) > 1 else "")
     return [
-        f"In percent; F, B and F reversed (F on reversed playback, under the class's own name): AP, {at}, of "
+        f"In percent; F, B and F reversed (F on reversed playback, under the class's own name): AP, {_range(tiou)}, of "
         f"{_count(forward, 'network')} F and {_count(backward, 'network')} B.",
         "Kept: F reversed over the mean of F and B.",
         "F then says: the best-scored detection at tIoU 0.5 over a segment of the class on reversed playback.",
@@ -299,7 +262,7 @@ def _agreement(sensitivity: Sensitivity, known: Mapping[str, str]) -> list[str]:
         if one.verdict != known[one.label]
     ]
     agreed = f"The verdict agrees with what is known for {len(judged) - len(wrong)} of {_count(len(judged), 'class')}"
-    return [f"{agreed}; not for {_listed(wrong, len(wrong))}." if wrong else f"{agreed}."]
+    return [f"{agreed}; not for {shortlist(wrong, len(wrong))}." if wrong else f"{agreed}."]
 
 
 def what_was_evaluated(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
@@ -324,7 +287,7 @@ def _of(names: Sequence[str], everyone: Sequence[str], fact: str) -> str:
         return fact
     if len(others) <= 2 < len(names):
         return f"All but {' and '.join(others)}: {fact}"
-    return f"{_listed(names, 12)}: {fact}"
+    return f"{shortlist(names, 12)}: {fact}"
 
 
 def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
@@ -342,18 +305,18 @@ def _facts(evaluation: Evaluation, counts: bool) -> list[str]:
         facts.append(f"{dropped} left out: without length, or annotated twice.")
     facts += _about_ambiguous(evaluation)
     if missing := evaluation.videos_without_prediction:
-        facts.append(f"{_count(len(missing), 'video')} without any prediction: {_listed(missing)}.")
+        facts.append(f"{_count(len(missing), 'video')} without any prediction: {shortlist(missing)}.")
     if absent := evaluation.classes_without_ground_truth:
-        facts.append(f"{_count(len(absent), 'class')} without ground truth, not in the mean: {_listed(absent)}.")
+        facts.append(f"{_count(len(absent), 'class')} without ground truth, not in the mean: {shortlist(absent)}.")
     if strangers := evaluation.predictions_by_unknown_video:
         facts.append(
             f"{_count(sum(strangers.values()), 'prediction')} in {_count(len(strangers), 'video')} that the ground"
-            f" truth does not have, counted as wrong: {_listed(strangers)}."
+            f" truth does not have, counted as wrong: {shortlist(strangers)}."
         )
     if counts and (strangers := evaluation.predictions_by_unknown_class):
         facts.append(
             f"{_count(sum(strangers.values()), 'prediction')} of {_count(len(strangers), 'class')} without ground"
-            f" truth, ignored: {_listed(strangers)}."
+            f" truth, ignored: {shortlist(strangers)}."
         )
     return facts
 
@@ -383,15 +346,13 @@ def _common_tiou(evaluations: Mapping[str, Evaluation]) -> tuple[float, ...]:
     return reference.tiou
 
 
+def _range(tiou: Sequence[float]) -> str:
+    return f"tIoU {tiou[0]:.4g}" + (f" to {tiou[-1]:.4g}, mean" if len(tiou) > 1 else "")
+
+
 def _count(number: int, thing: str) -> str:
     plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
     return f"{number:,} {thing if number == 1 else plural}"
-
-
-def _listed(names: Iterable[str], most: int = 3) -> str:
-    all_names = list(names)
-    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
-    return ", ".join(all_names[:most]) + more
 
 
 def _is_number(cell: Cell) -> TypeGuard[int | float]:

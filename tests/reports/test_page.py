@@ -98,7 +98,8 @@ def test_any_label_survives_embedding(tmp_path_factory, labels):
     assert path.read_text(encoding="utf-8").count("</script>") == 2
 
 
-def test_the_best_detections_are_written_and_all_ground_truth(tmp_path):
+def test_the_best_detections_are_written_and_all_ground_truth(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitad.reports.page.TOP_K", 8)
     n = 50
     segments = np.stack([np.arange(n), np.arange(n) + 1.0], 1)
     scores = np.random.default_rng(0).permutation(n) / n
@@ -106,7 +107,7 @@ def test_the_best_detections_are_written_and_all_ground_truth(tmp_path):
         Track("d", "detection", segments, ["a"] * n, scores),
         Track("g", "ground-truth", segments[::-1], ["a"] * n),
     ]
-    detections, truth = embedded(page_of(tmp_path, PageVideo("v", None, 60, tracks), top_k=8))["videos"][0]["tracks"]
+    detections, truth = embedded(page_of(tmp_path, PageVideo("v", None, 60, tracks)))["videos"][0]["tracks"]
     assert detections["total"] == n
     assert detections["score"] == sorted(scores, reverse=True)[:8]
     assert detections["start"] == [float(np.flatnonzero(scores == score)[0]) for score in detections["score"]]
