@@ -230,7 +230,7 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(features: Path, o
 def test_an_experiment_is_named_by_a_string_even_where_yaml_reads_a_number(features: Path) -> None:
     assert load_config(features, ["experiment=1"]).experiment == "1"
     init = ["init.forward=f", "init.reverse=b"]
-    assert load_config(features, ["experiment=1-1", *init]).plan is EXPERIMENTS["1-1"]
+    assert load_config(features, ["experiment=1-1", *init]).design is EXPERIMENTS["1-1"]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_each_option_of_a_pair_is_accepted_where_it_counts(features: Path, video
         ("experiment=3-3", "pair.second=forward", "pair.fusion_init=random"),
         ("experiment=1-1", "pair.second=forward"),
     ):
-        assert load_config(features, [*overrides, *INIT]).plan.networks == 2
+        assert load_config(features, [*overrides, *INIT]).design.networks == 2
     for experiment in ("2", "2x"):
         config = load_config(videos, [f"experiment={experiment}", "pair.train_detector=true", *INIT])
         assert config.trains_detectors

@@ -293,7 +293,7 @@ def _backbone_over_whole_videos(config: Config) -> Iterator[str]:
         yield "test.backbone=video is of no use to features, which need no backbone"
     if config.window.layout == "resized":
         yield "test.backbone=video is of no use to window.layout=resized, where a video is one window"
-    if config.plan.adds == "cross-adapter":
+    if config.design.adds == "cross-adapter":
         yield (
             f"test.backbone: experiment {config.experiment} has both backbones tell each other what they see of a "
             "window, block by block: leave out test.backbone=video"
@@ -312,7 +312,7 @@ def _names_of_whole_videos(config: Config) -> Iterator[str]:
 
 @_rule
 def _two_networks_are_merged(config: Config) -> Iterator[str]:
-    if config.plan.networks == 2 and config.test.nms.method == "none":
+    if config.design.networks == 2 and config.test.nms.method == "none":
         yield (
             f"test.nms.method: experiment {config.experiment} merges the detections of two networks, which "
             "test.nms.method=none would leave unmerged"
@@ -325,15 +325,15 @@ def _two_networks_are_merged(config: Config) -> Iterator[str]:
 @_rule
 def _first_weights(config: Config) -> Iterator[str]:
     says, given = f"experiment {config.experiment}", (config.init.forward, config.init.reverse)
-    if config.plan.starts_from == "baselines" and None in given:
+    if config.design.starts_from == "baselines" and None in given:
         yield f"init: {says} starts from two finished baselines: give init.forward=RUN and init.reverse=RUN"
-    if config.plan.starts_from == "backbone" and given != (None, None):
+    if config.design.starts_from == "backbone" and given != (None, None):
         yield f"init: {says} starts from the pre-trained backbone: leave out init.forward and init.reverse"
 
 
 @_rule
 def _direction_of_one_network(config: Config) -> Iterator[str]:
-    if config.plan.networks == 2 and config.direction != "forward":
+    if config.design.networks == 2 and config.direction != "forward":
         yield (
             f"direction: experiment {config.experiment} has a network for each direction: leave out direction "
             "(pair.second is the second one's)"
@@ -342,7 +342,7 @@ def _direction_of_one_network(config: Config) -> Iterator[str]:
 
 @_rule
 def _modules_need_a_backbone(config: Config) -> Iterator[str]:
-    if config.plan.adds is not None and config.model.backbone is None:
+    if config.design.adds is not None and config.model.backbone is None:
         yield (
             f"experiment {config.experiment} adds modules to the backbone's blocks, but pre-computed "
             "features have no backbone"
@@ -351,7 +351,7 @@ def _modules_need_a_backbone(config: Config) -> Iterator[str]:
 
 @_rule
 def _fused_windows_of_one_length(config: Config) -> Iterator[str]:
-    if config.plan.fusion is not None and config.window.layout == "whole":
+    if config.design.fusion is not None and config.window.layout == "whole":
         yield (
             f"window.layout: experiment {config.experiment} fuses windows of one length: window.layout=whole makes "
             "each as long as its video"
@@ -360,14 +360,14 @@ def _fused_windows_of_one_length(config: Config) -> Iterator[str]:
 
 @_rule
 def _second_network(config: Config) -> Iterator[str]:
-    if config.plan.networks == 1 and config.pair.second != "reverse":
+    if config.design.networks == 1 and config.pair.second != "reverse":
         yield f"pair.second is of no use to experiment {config.experiment}, of one network"
 
 
 @_rule
 def _alignment(config: Config) -> Iterator[str]:
     pair = config.pair
-    if pair.align != "exact" and not (config.plan.aligns and pair.second == "reverse"):
+    if pair.align != "exact" and not (config.design.aligns and pair.second == "reverse"):
         yield f"pair.align={pair.align} is of no use to experiment {config.experiment}" + (
             "" if pair.second == "reverse" else " of two forward networks, which share a clock"
         )
@@ -375,7 +375,7 @@ def _alignment(config: Config) -> Iterator[str]:
 
 @_rule
 def _first_fusion(config: Config) -> Iterator[str]:
-    if config.pair.fusion_init != "mean" and config.plan.fusion is None:
+    if config.pair.fusion_init != "mean" and config.design.fusion is None:
         yield (
             f"pair.fusion_init={config.pair.fusion_init} is of no use to experiment "
             f"{config.experiment}, which fuses nothing"
@@ -384,5 +384,5 @@ def _first_fusion(config: Config) -> Iterator[str]:
 
 @_rule
 def _detectors_that_train_too(config: Config) -> Iterator[str]:
-    if config.pair.train_detector and config.plan.adds is None:
+    if config.pair.train_detector and config.design.adds is None:
         yield f"pair.train_detector is of no use to experiment {config.experiment}"

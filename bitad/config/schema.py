@@ -529,7 +529,7 @@ class Config(Section):
         return self
 
     @property
-    def plan(self) -> Experiment:
+    def design(self) -> Experiment:
         """The row of :data:`bitad.config.experiments.EXPERIMENTS` that this run is one of."""
         return EXPERIMENTS[self.experiment]
 
@@ -543,12 +543,12 @@ class Config(Section):
     @property
     def trains_detectors(self) -> bool:
         """Whether the networks train, or only what an experiment adds to them."""
-        return self.plan.adds is None or self.pair.train_detector
+        return self.design.adds is None or self.pair.train_detector
 
     @property
     def views(self) -> tuple[Direction, ...]:
         """The playing direction of each network."""
-        return (self.direction,) if self.plan.networks == 1 else ("forward", self.pair.second)
+        return (self.direction,) if self.design.networks == 1 else ("forward", self.pair.second)
 
     @property
     def learner_names(self) -> tuple[str, ...]:
@@ -558,7 +558,7 @@ class Config(Section):
     @property
     def variant(self) -> str:
         """What this run is a repetition of, whatever its seed: `forward`, `reverse`, `3-1`, `3-1-naive-random`, ..."""
-        if self.plan.networks == 1:
+        if self.design.networks == 1:
             return self.direction
         words = (
             (self.pair.second == "forward", "two-forward"),

@@ -33,14 +33,14 @@ def build_network(config: Config, num_classes: int) -> Network:
 
     Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.checkpoints.load_initial`.
     """
-    if config.plan.networks == 1:
+    if config.design.networks == 1:
         network: Network = _detector(config, num_classes)
     else:
         network = Pair(
             _side(config, num_classes),
             _side(config, num_classes),
             mirrored=config.views[0] != config.views[1],
-            align=config.pair.align if config.plan.aligns else None,
+            align=config.pair.align if config.design.aligns else None,
         )
     _set_what_trains(network, config)
     return network
@@ -49,7 +49,7 @@ def build_network(config: Config, num_classes: int) -> Network:
 def _side(config: Config, num_classes: int) -> Side:
     network = _detector(config, num_classes)
     cross_adapters = None
-    if config.plan.adds == "cross-adapter":
+    if config.design.adds == "cross-adapter":
         assert isinstance(network.backbone, VideoBackbone)  # the configuration has seen to it
         assert config.model.backbone is not None
         vit, reduction = network.backbone.vit, config.model.backbone.adapter_reduction
@@ -59,7 +59,7 @@ def _side(config: Config, num_classes: int) -> Side:
 
 def _fusion(config: Config, network: Detector) -> Fusion | None:
     points = sum(config.window.steps // stride for stride in network.pyramid.strides)  # N
-    match config.plan.fusion:
+    match config.design.fusion:
         case "columns":
             return ColumnFusion(points, init=config.pair.fusion_init)
         case "convolution":
@@ -121,7 +121,7 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
         image_size=model.table_pixels,
         drop_path=model.drop_path,
         adapters=adapters(),
-        bi_adapters=adapters() if config.plan.adds == "adapter" else None,
+        bi_adapters=adapters() if config.design.adds == "adapter" else None,
         checkpointing=checkpointing_of(config),
     )
     if model.compile:
@@ -146,7 +146,7 @@ def checkpointing_of(config: Config) -> Checkpointing:
     backbone = config.model.backbone
     if backbone is None:
         return "none"
-    return backbone.checkpointing or ("blocks" if config.plan.joint else "none")
+    return backbone.checkpointing or ("blocks" if config.design.joint else "none")
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:

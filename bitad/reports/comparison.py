@@ -27,7 +27,7 @@ _EARLIER = {"detections.second.json": "detections.reverse.json"}
 
 def label_of(config: Config) -> str:
     """What a run is called in tables, whatever its seed: "F", "B", "3-1", "3-1, naive, random", ..."""
-    if config.plan.networks == 1:
+    if config.design.networks == 1:
         return "F" if config.direction == "forward" else "B"
     words = (
         (config.pair.second == "forward", "two forward networks"),
@@ -67,7 +67,7 @@ class Run:
     @property
     def is_ablation(self) -> bool:
         """Whether it departs from its experiment's defaults."""
-        return self.config.plan.networks == 2 and self.config.variant != self.config.experiment
+        return self.config.design.networks == 2 and self.config.variant != self.config.experiment
 
     @property
     def rank(self) -> tuple[bool, int, str]:
@@ -81,7 +81,7 @@ class Run:
         Raises:
             FileNotFoundError: one is missing.
         """
-        names = {"": "detections.json"} if self.config.plan.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
+        names = {"": "detections.json"} if self.config.design.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
         files = {what: self.directory / name for what, name in names.items()}
         for what, name in names.items():
             if not files[what].is_file() and (earlier := self.directory / _EARLIER.get(name, name)).is_file():
@@ -274,7 +274,7 @@ class Comparison:
     def loss_table(self) -> Table:
         """The losses that the two networks of each variant began and ended with; means over seeds."""
         rows: list[tuple[Cell, ...]] = []
-        pairs = self._by_label(lambda run: run.config.plan.networks == 2)
+        pairs = self._by_label(lambda run: run.config.design.networks == 2)
         two_forward = any(run.config.pair.second == "forward" for runs in pairs.values() for run in runs)
         each_of = ("first network", "second network") if two_forward else ("forward basis", "reverse basis")
         for label, runs in pairs.items():
@@ -412,7 +412,7 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | N
 def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
     """The late fusions and the controls that the baselines allow: label, seeds, both runs and the method."""
     for name in dict.fromkeys(run.config.name for run in runs):
-        mine = [run for run in runs if run.config.name == name and run.config.plan.networks == 1]
+        mine = [run for run in runs if run.config.name == name and run.config.design.networks == 1]
         forward = [run for run in mine if run.config.direction == "forward"]
         backward = {run.config.seed: run for run in mine if run.config.direction == "reverse"}
         following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
@@ -426,7 +426,7 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
 
 
 def _group(run: Run) -> str:
-    if run.config.plan.networks == 1:
+    if run.config.design.networks == 1:
         return BASELINES
     return DEPARTURES if run.is_ablation else TRAINED_PAIRS
 

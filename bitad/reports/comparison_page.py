@@ -87,7 +87,7 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     Raises:
         ValueError: there is no F or no B among the runs, or an F without a checkpoint.
     """
-    single = [run for run in comparison.runs if run.config.plan.networks == 1]
+    single = [run for run in comparison.runs if run.config.design.networks == 1]
     forward = [run for run in single if run.config.direction == "forward"]
     backward = [run for run in single if run.config.direction == "reverse"]
     if not forward or not backward:

@@ -336,7 +336,7 @@ def _part(path: str) -> str:
 def _shares_frozen(config: Config) -> bool:
     """Whether two networks have the same frozen backbone: where it is pre-trained, or that of two baselines."""
     backbone = config.model.backbone
-    return backbone is not None and (backbone.weights is not None or config.plan.starts_from == "baselines")
+    return backbone is not None and (backbone.weights is not None or config.design.starts_from == "baselines")
 
 
 def _weight_bytes(network: Network, config: Config) -> int:

@@ -216,7 +216,7 @@ class TrainStep:
 
     def _wrapped(self) -> list[nn.Module]:
         """The models, wrapped for training by several processes."""
-        parts = [self.network] if self.config.plan.joint else list(self.network.detectors)
+        parts = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(part) for part in parts]
         # Inner modules first.
@@ -245,7 +245,7 @@ class TrainStep:
                     agreements.append(agreement.detach())
                 del losses, agreement  # and the graph they hold
                 if number == len(batches):
-                    norms |= self._descend(self.learners if self.config.plan.joint else [self.learners[turn]])
+                    norms |= self._descend(self.learners if self.config.design.joint else [self.learners[turn]])
         summed = {
             name: Losses(*(torch.stack(loss).sum() for loss in zip(*of, strict=True))) for name, of in parts.items()
         }
@@ -263,7 +263,7 @@ class TrainStep:
             views: a batch in each detector's view, on the device.
             normalisers: of each learner, see :class:`DetectionLoss`.
         """
-        own = slice(None) if self.config.plan.joint else slice(turn, turn + 1)
+        own = slice(None) if self.config.design.joint else slice(turn, turn + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
             output = self.models[turn]([self.pictures(view) for view in views], views[0].mask)
@@ -274,7 +274,7 @@ class TrainStep:
             )
         ]
         losses = {learner.name: result.losses for learner, result in zip(learners, results, strict=True)}
-        if not self.config.plan.agreement:
+        if not self.config.design.agreement:
             return losses, None
         apart = [
             learner.loss.agreement(mine, other, result.targets)

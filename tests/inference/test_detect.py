@@ -246,11 +246,11 @@ def pair_of_oracles(config: Config) -> Pair:
     oracles = (Oracle(reverse=view == "reverse") for view in config.views)
     points = config.window.steps
     sides = [
-        Side(cast(Detector, oracle), fusion=None if config.plan.fusion is None else ColumnFusion(points))
+        Side(cast(Detector, oracle), fusion=None if config.design.fusion is None else ColumnFusion(points))
         for oracle in oracles
     ]
     mirrored = config.views[1] == "reverse"
-    return Pair(*sides, mirrored=mirrored, align="exact" if config.plan.fusion else None)
+    return Pair(*sides, mirrored=mirrored, align="exact" if config.design.fusion else None)
 
 
 @pytest.mark.parametrize("second", ["reverse", "forward"])

@@ -68,7 +68,7 @@ def write_run(config: Config, *, noise: float, losses: Sequence[float]) -> None:
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     salt = [config.seed, *config.variant.encode()]
     first, second = guesses(truth, [*salt, 1], noise), guesses(truth, [*salt, 2], noise)
-    pair = config.plan.networks == 2
+    pair = config.design.networks == 2
     write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
     if pair:
         reverse = second if config.pair.second == "forward" else second.reversed()
