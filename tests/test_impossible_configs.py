@@ -256,9 +256,9 @@ def test_train_refuses_before_it_writes_anything(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("train", "playroom", "--until", "0"), "--until 0 is no epoch; the first is 1"),
-        (("train", "playroom", "--until", "-3"), "--until -3 is no epoch; the first is 1"),
-        (("demo", "--seed", "-1"), "--seed -1 is not from 0 to 2^63 - 1"),
+        (("train", "playroom", "--until", "0"), "--until 0 is not an epoch; the first is 1"),
+        (("train", "playroom", "--until", "-3"), "--until -3 is not an epoch; the first is 1"),
+        (("demo", "--seed", "-1"), "--seed -1 is out of range; use 0 to 2^63 - 1"),
     ],
 )
 def test_an_option_out_of_range_is_refused_before_anything_is_written(

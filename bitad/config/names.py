@@ -21,7 +21,7 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 # By whose rule mAP is computed.
 MapRule = Literal["activitynet", "thumos-kit"]
 
-AnnotationForm = Literal["native", "actionformer"]
+AnnotationFormat = Literal["native", "actionformer"]
 # What a conversion of annotations does with a segment that lies beyond its video, and with other defects.
 OutsidePolicy = Literal["keep", "clip", "drop", "error"]
 DefectPolicy = Literal["keep", "drop", "error"]

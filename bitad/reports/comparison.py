@@ -81,7 +81,9 @@ class Run:
         Raises:
             FileNotFoundError: one is missing.
         """
-        names = {"": "detections.json"} if self.config.design.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
+        names = (
+            {"": "detections.json"} if self.config.design.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
+        )
         files = {what: self.directory / name for what, name in names.items()}
         for what, name in names.items():
             if not files[what].is_file() and (earlier := self.directory / _EARLIER.get(name, name)).is_file():

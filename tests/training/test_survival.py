@@ -213,7 +213,7 @@ def says_what_it_could_not_write(run: Path, why: str, capsys: pytest.CaptureFixt
     """The name of the file; what was there before is still of use, and nothing half written is."""
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bitad train: error: {why}: '{run}{os.sep}")
-    assert line.endswith("; make room and run the command again (bitad train goes on with --resume)")
+    assert line.endswith("; free some space and run the command again (bitad train resumes with --resume)")
     assert list(run.glob(".*")) == []
     for name in ("last.pt", "best.pt"):
         load_checkpoint(run / name).network()

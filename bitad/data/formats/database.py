@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitad.config.names import AnnotationForm
+from bitad.config.names import AnnotationFormat
 from bitad.data.annotations import ANY_CLASS as ANY_CLASS
 from bitad.data.annotations import (
     UNDECIDED,
@@ -229,7 +229,7 @@ def read_annotations(
 # The forms written: OpenTAD's, and ActionFormer's, which also counts segments in frames.
 
 
-def write_annotations(annotations: Annotations, path: str | Path, *, form: AnnotationForm = "native") -> None:
+def write_annotations(annotations: Annotations, path: str | Path, *, form: AnnotationFormat = "native") -> None:
     """Write the native form or ActionFormer's, whole or not at all; ``.gz`` compresses.
 
     ``label_id`` keeps the order of the classes; labels that are none of them (``Ambiguous``) are numbered after them.
