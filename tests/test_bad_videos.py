@@ -157,7 +157,7 @@ def test_of_a_folder_the_good_videos_are_reversed(
     out, _ = capsys.readouterr()
     assert "2 reversed, 2 kept from before, 0 failed" in out
     assert "broken.mp4: " in out
-    assert " damaged frames, the last good one in the place of each" in out
+    assert " damaged frames, each replaced by the last good one" in out
     for name in ("broken.mp4", "cut.mp4"):
         with VideoReader(target / name) as reader:
             shown = numbers_shown(reader.read(np.arange(reader.info.frames)))[::-1]
@@ -235,7 +235,7 @@ def test_a_cut_off_video_is_refused_before_training_or_repeated_and_counted(
     assert REMEDY in line
     assert contents(tmp_path / "runs") == {}
     assert main([str(one) for one in (*train, "data.on_decode_error=repeat", "--device", "cpu")]) == 0
-    assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
+    assert "damaged frames, each replaced by the last good one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["detect", "features"])
@@ -254,7 +254,7 @@ def test_a_cut_off_video_is_refused_or_repeated_and_counted(
     assert REMEDY in line
     assert [path for path in contents(out) if path.suffix in (".npy", ".html", ".srt")] == []
     assert main([str(one) for one in (*arguments, "--on-decode-error", "repeat")]) == 0
-    assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
+    assert "damaged frames, each replaced by the last good one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9])

@@ -276,7 +276,7 @@ def test_a_run_whose_disk_is_full_before_its_first_checkpoint_is_begun_again(
     train, run = trains(features, disk), disk / whole.name
     with nearly_full(disk, 100_000):
         assert train() == 1
-    assert f"No space left on device: '{run / 'last.pt'}'; make room" in capsys.readouterr().err
+    assert f"No space left on device: '{run / 'last.pt'}'; free some space" in capsys.readouterr().err
     assert train() == 0
     set_up_logging(None, show=False)
     assert_same_run(whole, run)
