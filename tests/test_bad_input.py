@@ -126,7 +126,7 @@ MISSING = {
     "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "check the path"),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
     "test-run": ("test {none}", "give a run directory or a .pt file"),
-    "test-config": ("test {run} --config {none}", "neither a file nor one of ours"),
+    "test-config": ("test {run} --config {none}", "neither a file nor a preset"),
     "test-annotations": ("test {run} data.annotations={none}.json", "name the right one in data.annotations"),
     "test-classes": ("test {run} data.classes={none}.txt", "no such file"),
     "test-features": ("test {run} data.features={none}", "name the right one"),
@@ -448,7 +448,7 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         "model.channels: 15 channels are not a multiple of 2 heads",
         "training.warmup_epochs: warmup_epochs 9 must be less than the 4 epochs",
         "window.steps 33 is not a multiple of the coarsest stride 4; use 36",
-        "pair.align=naive is of no use to experiment baseline",
+        "pair.align=naive has no effect in experiment baseline",
     ):
         assert fault in said
 
@@ -459,9 +459,9 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         ("training.lr=.inf", "training.lr: Input should be a finite number (is inf)"),
         ("data.feature_offset_frames=nan", "data.feature_offset_frames: Input should be a finite number"),
         ("seed=100000000000000000000", "seed: Input should be less than 9223372036854775808"),
-        ("name=../../etc", "name: '../../etc' cannot begin a folder's name"),
-        ('name=""', "name: '' is no name; give one"),
-        ('name="a\\nb"', "cannot begin a folder's name"),
+        ("name=../../etc", "name: '../../etc' cannot begin the name of a folder"),
+        ('name=""', "name: '' is not a name; give one"),
+        ('name="a\\nb"', "cannot begin the name of a folder"),
         ("training.lr=[1", "override 'training.lr=[1': the value is not YAML"),
         ("training.lr=!!int ''", "training.lr: Input should be a valid number"),
         ("window=3", "window: a section of keys (window.steps, window.layout, "),

@@ -348,7 +348,7 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
         "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
         "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
         "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
-        "pre-computed features have no backbone": ("experiment=2", forward, backward),
+        "but features have no backbone": ("experiment=2", forward, backward),
         "unknown experiment '3-4'": ("experiment=3-4", forward, backward),
     }
     for said, overrides in cases.items():

@@ -52,7 +52,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments.config, arguments.overrides)
     with following("simulating training steps") as on_progress:
         plan = plan_of(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
-    print(f"Experiment {config.experiment}: {config.design.says}.\n")
+    print(f"Experiment {config.experiment}: {config.design.summary}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")
     echo(*plan.lines())
     if memory is not None:
