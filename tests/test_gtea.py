@@ -235,7 +235,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
     assert gtea.tables(gtea.run(plan, annotations)) == gtea.tables(first)
     more = replace(plan, seeds=3)
     # The last of two seeds has the first one's F as the partner of its control, the last of three another.
-    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run of other settings"):
+    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run with other settings"):
         gtea.run(more, annotations)
     with pytest.raises(AssertionError, match="fold1-forward-seed2 was trained again"):
         gtea.run(replace(more, experiments=()), annotations)

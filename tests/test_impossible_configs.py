@@ -115,7 +115,7 @@ IMPOSSIBLE = {
     "test=null": "test: a section of keys (test.backbone, test.precision, test.batch, ...), not a value (is None)",
     # Values that make no sense together.
     "model.channels=18": "model.channels: 18 channels are not a multiple of 4 heads (model.heads)",
-    "model.levels=8": "model.levels: 8 levels halve a window 7 times, but window.steps 64 has room for at most 7 levels",
+    "model.levels=8": "model.levels: 8 levels halve a window 7 times, but window.steps 64 has room for at most 7",
     "window.steps=66": "window.steps 66 is not a multiple of the coarsest stride 4; use 68",
     "model.attention_window=[3, 5]": "model.attention_window: 2 attention windows for 3 levels; give one each",
     f"{RANGES}[]": "model.regression_ranges: 0 regression ranges for 3 levels; give one each",

@@ -550,7 +550,7 @@ class Config(Section):
 
     @property
     def learner_names(self) -> tuple[str, ...]:
-        """The names of the networks in logs and checkpoints: the playing direction, or a number if both have the same."""
+        """The names of the networks in logs and checkpoints: playing directions, or numbers if both have the same."""
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property

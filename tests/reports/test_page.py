@@ -116,9 +116,9 @@ def test_the_best_detections_are_written_and_all_ground_truth(tmp_path, monkeypa
 
 @pytest.mark.parametrize("path", ["/etc/v.mp4", "https://x.org/v.mp4", "file:///v.mp4", "C:/v.mp4", "a\\v.mp4", ""])
 def test_media_must_lie_beside_the_page(tmp_path, path):
-    with pytest.raises(ValueError, match="no path relative to the page"):
+    with pytest.raises(ValueError, match="not a path relative to the page"):
         PageVideo("v", path, 1.0, [])
-    with pytest.raises(ValueError, match="no path relative to the page"):
+    with pytest.raises(ValueError, match="not a path relative to the page"):
         page_of(tmp_path, pictures=[("caption", path)])
 
 
@@ -137,7 +137,7 @@ def test_bad_tracks_are_refused():
             Track("t", "detection", segments, labels, scores)
     with pytest.raises(ValueError, match="use one of ground-truth, forward"):
         Track("t", "other", one, ["a"])
-    with pytest.raises(ValueError, match="lasts nan s"):
+    with pytest.raises(ValueError, match="has a duration of nan s"):
         PageVideo("v", None, float("nan"), [])
 
 

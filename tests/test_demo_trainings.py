@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from bitad.config.experiments import EXPERIMENTS
-from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Plan, Scale
+from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Scale, Trainings
 from bitad.demo.jobs import Job
 
 SCALES = pytest.mark.parametrize("scale", [DEFAULT, FULL, SMOKE], ids=lambda scale: scale.name)
 
 
 def planned(scale: Scale, seed: int = 4) -> list[Job]:
-    return Plan(Path("out"), scale, seed).jobs()
+    return Trainings(Path("out"), scale, seed).jobs()
 
 
 @SCALES
