@@ -277,7 +277,7 @@ def test_what_is_no_finished_run_is_refused(new_run: Callable[..., Path], tmp_pa
         compare([tmp_path / "nowhere"])
     run = new_run("experiment=1")
     (run / "detections.reverse.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; train it to its end first"):
+    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"):
         compare([run])
 
 
