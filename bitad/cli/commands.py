@@ -35,8 +35,12 @@ class Commands:
 
 
 def add_parser(
-    parsers: argparse._SubParsersAction[Parser], name: str, summary: str, examples: Sequence[str], notes: str = ""
-) -> Parser:
+    parsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    examples: Sequence[str],
+    notes: str = "",
+) -> argparse.ArgumentParser:
     """Adds the parser of a command, with notes and examples below its options."""
     return parsers.add_parser(
         name,

@@ -137,7 +137,8 @@ def broken_rules(config: Config, unread: Collection[str] = ()) -> list[str]:
     """
     known = cast("Config", _Known(config, unread)) if unread else config
     found: dict[str, None] = {}
-    for rule in (*(partial(_condition, *one) for one in _CONDITIONS), *_RULES):
+    conditions: list[Rule] = [partial(_condition, *one) for one in _CONDITIONS]
+    for rule in (*conditions, *_RULES):
         with suppress(_UnreadError):
             for fault in rule(known):
                 found[fault] = None

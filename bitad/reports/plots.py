@@ -92,8 +92,8 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         right.set_ylim(bottom=0)
         right.xaxis.get_major_locator().set_params(integer=True)
         if not any(line.get_xdata().size for line in right.lines):
-            place = {"ha": "center", "va": "center", "transform": right.transAxes}
-            right.text(0.5, 0.5, "no evaluation recorded", color=_QUIET, **place)
+            label = right.text(0.5, 0.5, "no evaluation recorded", color=_QUIET, transform=right.transAxes)
+            label.set(ha="center", va="center")
         left.legend(loc="upper right")
 
 
@@ -222,8 +222,9 @@ def plot_comparison(
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
-            place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-            axes.annotate(f"{name}: {value:.2f}", (value, 1), (3, 2), color=_QUIET, fontsize=8.5, **place)
+            top = axes.get_xaxis_transform()
+            label = axes.annotate(f"{name}: {value:.2f}", (value, 1), (3, 2), xycoords=top, textcoords="offset points")
+            label.set(color=_QUIET, fontsize=8.5)
         axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
         axes.set_yticks(places, [name for name, _, _ in results])
         axes.tick_params(axis="y", length=0)
