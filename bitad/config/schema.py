@@ -170,35 +170,22 @@ class DataConfig(Section):
     """The files of the data set. Exactly one of ``videos`` and ``features`` is given."""
 
     annotations: Place
-    classes: Place | None = Field(
-        default=None, description="class names, one per line; none: the order of the annotation file"
-    )
-    videos: Place | None = Field(default=None, description="folder of video files, named as in the annotations")
-    reversed_videos: Place | None = Field(
-        default=None, description="folder of their time-reversed copies; none: windows are flipped"
-    )
-    on_decode_error: OnDecodeError = Field(
-        default="error",
-        description="frames that cannot be decoded; `repeat`: the last good one replaces them, and the log counts them",
-    )
-    features: Place | None = Field(default=None, description="folder of .npy/.npz files, or one .npz of all videos")
-    reversed_features: Place | None = Field(
-        default=None,
-        description="features of reversed playback, in forward time as `bitad features` writes them; none: flipped",
-    )
+    classes: Place | None = None  # class names, one per line; none: the order of the annotation file
+    videos: Place | None = None  # folder of video files, named as in the annotations
+    reversed_videos: Place | None = None  # folder of their time-reversed copies; none: windows are flipped
+    # Frames that cannot be decoded; `repeat`: the last good one replaces them, and the log counts them.
+    on_decode_error: OnDecodeError = "error"
+    features: Place | None = None  # folder of .npy/.npz files, or one .npz of all videos
+    # Features of reversed playback, in forward time as `bitad features` writes them; none: flipped.
+    reversed_features: Place | None = None
     feature_channels: Count | None = None
-    feature_stride_frames: Positive = Field(default=1.0, description="video frames from one feature to the next")
-    feature_offset_frames: float = Field(
-        default=0.0, ge=-1e9, le=1e9, description="frame at the centre of the first feature's snippet"
-    )
-    feature_fps: Positive | None = Field(
-        default=None, description="frame rate of the strides; none: the annotated rate of each video"
-    )
-    allow_clock_mismatch: bool = Field(
-        default=False,
-        description="continue with a warning although the times of features, videos and annotations disagree",
-    )
-    class_agnostic: bool = Field(default=False, description="treat all segments as one class: learn when, not what")
+    feature_stride_frames: Positive = 1.0  # video frames from one feature to the next
+    # Frame at the centre of the first feature's snippet.
+    feature_offset_frames: float = Field(default=0.0, ge=-1e9, le=1e9)
+    feature_fps: Positive | None = None  # frame rate of the strides; none: the annotated rate of each video
+    # Continue with a warning although the times of features, videos and annotations disagree.
+    allow_clock_mismatch: bool = False
+    class_agnostic: bool = False  # treat all segments as one class: learn when, not what
     training_subset: Name = "training"
     test_subset: Name = "validation"
 
@@ -206,23 +193,17 @@ class DataConfig(Section):
 class WindowConfig(Section):
     """The part of a video that the detector sees at a time."""
 
-    steps: Count = Field(default=768, description="T, grid steps of a window")
-    layout: Literal["sliding", "whole", "resized"] = Field(
-        default="sliding",
-        description="how testing divides a video; `whole`: one window as long as the video, all of it in memory; "
-        "`resized`: one window of T steps evenly spaced over the video, also in training",
-    )
-    stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
-    resized_clock: ResizedClock = Field(
-        default="centre",
-        description="the position of a step in its part of a resized video; `edge`: its start, as in OpenTAD",
-    )
-    frames_per_step: Count = Field(default=1, description="frames per grid step that the backbone sees")
-    overlap: ShareBelowAll = Field(default=0.5, description="of neighbouring windows in testing")
-    completeness: ShareAboveNothing = Field(
-        default=0.75, description="share of an action that must lie in a training window"
-    )
-    crop: ShareRange = Field(default=(0.9, 1.0), description="random share kept of a video shorter than a window")
+    steps: Count = 768  # T, grid steps of a window
+    # How testing divides a video; `whole`: one window as long as the video, all of it in memory; `resized`: one
+    # window of T steps evenly spaced over the video, also in training.
+    layout: Literal["sliding", "whole", "resized"] = "sliding"
+    stride_frames: Count = 4  # video frames from one grid step to the next (videos only)
+    # The position of a step in its part of a resized video; `edge`: its start, as in OpenTAD.
+    resized_clock: ResizedClock = "centre"
+    frames_per_step: Count = 1  # frames per grid step that the backbone sees
+    overlap: ShareBelowAll = 0.5  # of neighbouring windows in testing
+    completeness: ShareAboveNothing = 0.75  # share of an action that must lie in a training window
+    crop: ShareRange = (0.9, 1.0)  # random share kept of a video shorter than a window
 
     @property
     def resized_steps(self) -> int | None:
@@ -266,29 +247,17 @@ class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
     size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
-    weights: Place | None = Field(
-        default=None, description="pre-trained VideoMAE file, or `package:NAME` for one in this package"
-    )
-    random: bool = Field(
-        default=False,
-        description="allow random frozen weights where `weights` is none; they never train",
-    )
-    pixels: Count = Field(
-        default=160,
-        description="height and width of the frames; pixels beyond the last full patch are not used",
-    )
-    table_pixels: Count = Field(default=224, description="frame size of the position table")
-    drop_path: ShareBelowAll = Field(default=0.0, description="rate of the last block; 0 because the blocks are frozen")
-    first_adapter: Layers = Field(default=0, description="first block with an adapter")
-    adapter_reduction: Count = Field(default=4, description="width of the backbone over the width of the adapters")
-    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = Field(
-        default=None,
-        description="activation checkpointing: none, the blocks, or (selective) the blocks without their attention; "
-        "null: blocks if two networks share a graph, else none",
-    )
-    compile: bool = Field(
-        default=False, description="compile the blocks with torch.compile, which takes minutes at the start"
-    )
+    weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
+    random: bool = False  # allow random frozen weights where `weights` is none; they never train
+    pixels: Count = 160  # height and width of the frames; pixels beyond the last full patch are not used
+    table_pixels: Count = 224  # frame size of the position table
+    drop_path: ShareBelowAll = 0.0  # rate of the last block; 0 because the blocks are frozen
+    first_adapter: Layers = 0  # first block with an adapter
+    adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
+    # Activation checkpointing: none, the blocks, or (selective) the blocks without their attention; null:
+    # blocks if two networks share a graph, else none.
+    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = None
+    compile: bool = False  # compile the blocks with torch.compile, which takes minutes at the start
 
     @property
     def vit(self) -> VitSize:
@@ -343,98 +312,74 @@ class ModelConfig(Section):
 class AugmentationConfig(Section):
     """Changes of the frames, the same for all frames of a window."""
 
-    crop_area: ShareRange = Field(default=(0.08, 1.0), description="share of the frame that a crop keeps")
+    crop_area: ShareRange = (0.08, 1.0)  # share of the frame that a crop keeps
     crop_aspect: PositiveRange = (0.75, 4 / 3)
     flip: Share = 0.5
     brightness: Share = 0.5
     contrast: Share = 0.5
     saturation: Share = 0.5
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    colour: Share = Field(default=0.5, description="probability of a change of colours")
+    colour: Share = 0.5  # probability of a change of colours
 
 
 class TrainingConfig(Section):
     """The recipe. Learning rates are given for ``reference_batch`` windows a step and scaled to the actual number."""
 
     epochs: Count = 60
-    schedule_epochs: Count | None = Field(default=None, description="epochs until the cosine reaches 0; none: `epochs`")
+    schedule_epochs: Count | None = None  # epochs until the cosine reaches 0; none: `epochs`
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
-    windows_per_video: Count = Field(default=1, description="random windows of each video in an epoch")
-    batch: Count = Field(default=2, description="windows per process and forward pass")
-    accumulate: Count = Field(
-        default=1, description="gradient accumulation: batches per step, with the gradients of one larger batch"
-    )
+    windows_per_video: Count = 1  # random windows of each video in an epoch
+    batch: Count = 2  # windows per process and forward pass
+    accumulate: Count = 1  # gradient accumulation: batches per step, with the gradients of one larger batch
     reference_batch: Count = 2
-    precision: Precision = Field(
-        default="fp32",
-        description="autocast precision of the networks (fp16 with loss scaling); weights, losses and EMA are in fp32",
-    )
+    # Autocast precision of the networks (fp16 with loss scaling); weights, losses and EMA are in fp32.
+    precision: Precision = "fp32"
     lr: LearningRate = 1e-4
     adapter_lr: LearningRate = 2e-4
-    fusion_lr: LearningRate = Field(default=1e-3, description="learning rate of a fusion, divided by its fan-in")
+    fusion_lr: LearningRate = 1e-3  # learning rate of a fusion, divided by its fan-in
     weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
-    shard: bool = Field(
-        default=False,
-        description="shard weights, gradients and optimizer state over the processes (FSDP2); testing gathers a full "
-        "copy of the weights",
-    )
+    # Shard weights, gradients and optimizer state over the processes (FSDP2); testing gathers a full copy of
+    # the weights.
+    shard: bool = False
     clip_norm: Positive = 1.0
     ema_decay: ShareBelowAll = 0.999
-    centre_radius: Annotated[float, Field(ge=0.5, le=LARGEST)] = Field(
-        default=1.5, description="points within this many strides of an action's centre learn it; below 0.5 none may"
-    )
+    # Points within this many strides of an action's centre learn it; below 0.5 none may.
+    centre_radius: Annotated[float, Field(ge=0.5, le=LARGEST)] = 1.5
     label_smoothing: ShareBelowAll = 0.0
     loss_normaliser: Positive = 100.0
-    regression_weight: Positive = Field(
-        default=1.0, description="weight of the segment loss relative to the class loss"
-    )
+    regression_weight: Positive = 1.0  # weight of the segment loss relative to the class loss
     evaluate_every: Count = 5
     evaluate_from: Annotated[int, Field(ge=0, le=10**9)] = 0
     workers: Workers = 2
-    checkpoint_steps: Count | None = Field(
-        default=None, description="steps between checkpoints; none: only after epochs and when the run is stopped"
-    )
-    keep_last: Count = Field(default=2, description="number of latest checkpoints to keep")
-    on_read_error: OnReadError = Field(
-        default="error",
-        description="windows that cannot be read, or not in time; `skip`: a window of another video replaces them, and "
-        "the log counts them by video",
-    )
-    read_timeout_s: Positive | None = Field(
-        default=300.0, description="time limit for reading a window, in seconds; none: no limit"
-    )
-    max_nonfinite_steps: Count = Field(
-        default=1,
-        description="stop after this many consecutive steps with a loss or gradient that is not finite; fewer "
-        "are skipped",
-    )
+    # Steps between checkpoints; none: only after epochs and when the run is stopped.
+    checkpoint_steps: Count | None = None
+    keep_last: Count = 2  # number of latest checkpoints to keep
+    # Windows that cannot be read, or not in time; `skip`: a window of another video replaces them, and the log
+    # counts them by video.
+    on_read_error: OnReadError = "error"
+    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
+    # Stop after this many consecutive steps with a loss or gradient that is not finite; fewer are skipped.
+    max_nonfinite_steps: Count = 1
     augmentation: AugmentationConfig = AugmentationConfig()
 
 
 class NmsConfig(Section):
     """Non-maximum suppression: detections that overlap a better one lose score or are dropped."""
 
-    method: NmsMethod = Field(
-        default="gaussian",
-        description="`gaussian`: multiplies scores by exp(-tIoU^2 / sigma); `linear`: by 1 - tIoU, `vanilla`: by 0, "
-        "both from `iou_threshold`; `hard`: drops overlaps of `iou_threshold`; `none`: keeps all",
-    )
+    # `gaussian`: multiplies scores by exp(-tIoU^2 / sigma); `linear`: by 1 - tIoU, `vanilla`: by 0, both from
+    # `iou_threshold`; `hard`: drops overlaps of `iou_threshold`; `none`: keeps all.
+    method: NmsMethod = "gaussian"
     sigma: Positive = 0.7
-    iou_threshold: ShareAboveNothing = Field(
-        default=0.5, description="tIoU from which two segments compete (hard, linear, vanilla, and merging)"
-    )
-    max_segments: Count = Field(default=2000, description="highest-scored detections kept per video")
-    multiclass: bool = Field(default=True, description="segments compete within their class; false: across classes")
-    voting_threshold: Share = Field(
-        default=0.7,
-        description="with `multiclass: false`, a kept segment becomes the score-weighted mean of those that overlap it "
-        "by this tIoU; 0: off",
-    )
-    min_score: ShareBelowAll | None = Field(
-        default=None,
-        description="lower scores are dropped: by soft methods after each change, so that the best segment always "
-        "stays; by `hard` first, where the score must be above it",
-    )
+    # The tIoU from which two segments compete (hard, linear, vanilla, and merging).
+    iou_threshold: ShareAboveNothing = 0.5
+    max_segments: Count = 2000  # highest-scored detections kept per video
+    multiclass: bool = True  # segments compete within their class; false: across classes
+    # With `multiclass: false`, a kept segment becomes the score-weighted mean of those that overlap it by this
+    # tIoU; 0: off.
+    voting_threshold: Share = 0.7
+    # Lower scores are dropped: by soft methods after each change, so that the best segment always stays; by
+    # `hard` first, where the score must be above it.
+    min_score: ShareBelowAll | None = None
 
     @property
     def suppression(self) -> NmsConfig | None:
@@ -445,60 +390,44 @@ class NmsConfig(Section):
 class TestConfig(Section):
     """How a run is tested."""
 
-    backbone: Literal["window", "video"] = Field(
-        default="window",
-        description="`video`: the backbone runs once over each whole video, so that adapters see beyond the windows of "
-        "pyramid and head; nearly twice as fast where windows overlap by half",
-    )
-    precision: Precision = Field(default="fp32", description="autocast precision of the networks")
+    # `video`: the backbone runs once over each whole video, so that adapters see beyond the windows of pyramid
+    # and head; nearly twice as fast where windows overlap by half.
+    backbone: Literal["window", "video"] = "window"
+    precision: Precision = "fp32"  # autocast precision of the networks
     batch: Count = 2
-    workers: Workers | None = Field(default=None, description="processes that read videos; none: training.workers")
-    on_read_error: OnReadError = Field(
-        default="error",
-        description="windows that cannot be read, or not in time; `skip`: they have no detections, which lowers the "
-        "mAP, and the log names them",
-    )
-    read_timeout_s: Positive | None = Field(
-        default=300.0, description="time limit for reading a window, in seconds; none: no limit"
-    )
+    workers: Workers | None = None  # processes that read videos; none: training.workers
+    # Windows that cannot be read, or not in time; `skip`: they have no detections, which lowers the mAP, and
+    # the log names them.
+    on_read_error: OnReadError = "error"
+    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
     score_threshold: ShareBelowAll = 0.001
-    candidates: Count = Field(default=2000, description="detections kept of each window before the NMS")
-    rounding: bool = Field(
-        default=True, description="round seconds to 2 decimals and scores to 4, as the reference does"
-    )
-    merge: MergeMethod = Field(default="soft-nms", description="how the detections of two networks are merged")
+    candidates: Count = 2000  # detections kept of each window before the NMS
+    rounding: bool = True  # round seconds to 2 decimals and scores to 4, as the reference does
+    merge: MergeMethod = "soft-nms"  # how the detections of two networks are merged
     nms: NmsConfig = NmsConfig()
-    video_scores: Place | None = Field(
-        default=None, description="JSON with class scores of each whole video, which name the classes of the detections"
-    )
-    video_classes: Count = Field(default=2, description="how many of these classes are used per video")
+    # JSON with class scores of each whole video, which name the classes of the detections.
+    video_scores: Place | None = None
+    video_classes: Count = 2  # how many of these classes are used per video
     tiou: Thresholds = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class InitConfig(Section):
     """The finished baselines whose EMA weights two networks start from: run directories or checkpoints."""
 
-    forward: Place | None = Field(default=None, description="baseline of the first network")
-    reverse: Place | None = Field(default=None, description="baseline of the second network")
+    forward: Place | None = None  # baseline of the first network
+    reverse: Place | None = None  # baseline of the second network
 
 
 class PairConfig(Section):
     """Options of experiments with two networks."""
 
-    second: Direction = Field(
-        default="reverse",
-        description="playing direction of the second network; `forward`: the control, two forward ones",
-    )
-    align: Alignment = Field(
-        default="exact", description="`naive`: each level is reversed as a whole, as the research group did"
-    )
-    fusion_init: FusionInit = Field(
-        default="mean", description="`random`: the default initialisation of the layers, as the research group did"
-    )
-    train_detector: bool = Field(
-        default=False, description="experiments 2 and 2x also train the detectors, as the research group did"
-    )
-    agreement: Positive = Field(default=1.0, description="weight of experiment 1x's agreement loss")
+    # Playing direction of the second network; `forward`: the control, two forward ones.
+    second: Direction = "reverse"
+    align: Alignment = "exact"  # `naive`: each level is reversed as a whole, as the research group did
+    # `random`: the default initialisation of the layers, as the research group did.
+    fusion_init: FusionInit = "mean"
+    train_detector: bool = False  # experiments 2 and 2x also train the detectors, as the research group did
+    agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
 
 
 class Config(Section):
@@ -506,12 +435,11 @@ class Config(Section):
 
     name: FolderName
     seed: Seed = 0
-    direction: Direction = Field(default="forward", description="playing direction of the network")
+    direction: Direction = "forward"  # playing direction of the network
     experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
-    output: Place = Field(default=Path("runs"), description="folder of the run directories")
-    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="CPU threads per process; none: PyTorch's default"
-    )
+    output: Place = Path("runs")  # folder of the run directories
+    # CPU threads per process; none: PyTorch's default.
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     data: DataConfig
     init: InitConfig = InitConfig()
     pair: PairConfig = PairConfig()
