@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with printing_to_anything():
         parsed = _parse(arguments)
         if threading.current_thread() is threading.main_thread():
-            # Termination is handled like an interrupt: the command ends its processes and removes temporary files.
+            # Like an interrupt: the command ends its processes and removes temporary files.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         with logging_of_a_command():
             status = _run(parsed)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_now(status: int) -> NoReturn:
-    """Ends one of several processes at once: PyTorch's threads that have lost the others may abort a normal exit."""
+    """Ends one of several processes at once: PyTorch's threads may abort a normal exit."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()
@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="bitad",
         description="Bidirectional temporal action detection: finds when which action happens in a video.",
-        epilog="bitad COMMAND --help shows the options and examples of a command; start with: bitad demo",
+        epilog="bitad COMMAND --help shows options and examples; start with: bitad demo",
     )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     commands = Commands(parser)

@@ -15,7 +15,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that escapes control characters in its errors, which name arguments (from a shell's ``*``, say)."""
+    """A parser that escapes control characters of arguments in its errors."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -63,9 +63,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The configuration of a detector of another project."""
-    parser.add_argument(
-        "--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project, which has none"
-    )
+    parser.add_argument("--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +80,7 @@ def add_on_decode_error(parser: argparse.ArgumentParser) -> None:
         "--damaged-frames",  # its name in earlier versions
         choices=get_args(OnDecodeError),
         default="error",
-        help="what to do with frames that cannot be decoded; repeat: show the last good one instead, and report how "
-        "often (default: error)",
+        help="for frames that cannot be decoded; repeat: show the last good one, and count (default: error)",
     )
 
 

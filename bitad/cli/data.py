@@ -78,7 +78,7 @@ def _add_common(p: argparse.ArgumentParser) -> None:
         dest="form",
         choices=tuple(FORMS),
         metavar="FORMAT",
-        help="one of the formats below (default: auto-detected)",
+        help="see below (default: auto-detected)",
     )
     p.add_argument("--classes", type=Path, help="class list, one name per line")
     # Before or after the action; the second parser must not reset what the first one read.
@@ -88,13 +88,11 @@ def _add_common(p: argparse.ArgumentParser) -> None:
 def _add_check(p: argparse.ArgumentParser) -> None:
     _add_common(p)
     p.add_argument("--videos", type=Path, help="folder that must contain every video")
-    p.add_argument(
-        "--reversed-videos", type=Path, help="folder that must contain the time-reversed copy of every video (slow)"
-    )
+    p.add_argument("--reversed-videos", type=Path, help="folder that must contain every time-reversed copy (slow)")
     p.add_argument(
         "--video-info",
         type=Path,
-        help="JSON or CSV with the durations (and subsets) of videos, to compare with and for files without durations",
+        help="JSON or CSV with durations (and subsets) of videos",
     )
     p.set_defaults(run=_check)
 
@@ -106,13 +104,11 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--both-directions",
         action="store_true",
-        help="write DST/for_NAME/annotations and, reversed, DST/back_NAME/annotations, each with category_idx.txt",
+        help="write DST/for_NAME/annotations and, reversed, DST/back_NAME/annotations",
     )
     p.add_argument("--name", default="thumos-14", help="NAME of these folders (default: thumos-14)")
     known = p.add_mutually_exclusive_group()
-    known.add_argument(
-        "--videos", type=Path, help="folder of videos whose frames are counted (default: DST/for_NAME/raw_data)"
-    )
+    known.add_argument("--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)")
     known.add_argument(
         "--video-info",
         type=Path,
@@ -121,25 +117,17 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("--subsets", default="", metavar="OLD=NEW,...", help="rename subsets (training=Validation,...)")
     p.add_argument("--class-list", type=Path, metavar="FILE", help="also write the class names, one per line")
     policies = (
-        ("--outside", OutsidePolicy, "segments beyond the end of their video"),
-        ("--backwards", DefectPolicy, "segments that do not start before they end"),
-        ("--duplicates", DefectPolicy, "segments that occur twice"),
-        ("--ambiguous", AmbiguousPolicy, "segments labelled Ambiguous, which belong to no class"),
+        ("--outside", OutsidePolicy, "keep", "segments beyond the end of their video"),
+        ("--backwards", DefectPolicy, "keep", "segments that do not start before they end"),
+        ("--duplicates", DefectPolicy, "keep", "segments that occur twice"),
+        ("--ambiguous", AmbiguousPolicy, "keep", "segments labelled Ambiguous, which belong to no class"),
+        ("--missing", MissingPolicy, "error", "videos of unknown duration"),
     )
-    for flag, choices, segments in policies:
-        p.add_argument(
-            flag, choices=get_args(choices), default="keep", help=f"what to do with {segments} (default: keep)"
-        )
-    p.add_argument(
-        "--missing",
-        choices=get_args(MissingPolicy),
-        default="error",
-        help="what to do with videos of unknown duration (default: error)",
-    )
+    for flag, choices, default, defect in policies:
+        help_text = f"what to do with {defect} (default: {default})"
+        p.add_argument(flag, choices=get_args(choices), default=default, help=help_text)
     p.add_argument("--all", action="store_true", help=f"list all changes, not the first {_MAX_REMARKS} of a kind")
-    add_allow_clock_mismatch(
-        p, "convert although duration, frame count, frame rate or segments in frames of a video disagree"
-    )
+    add_allow_clock_mismatch(p, "convert although the durations, frames or frame rates of a video disagree")
     p.set_defaults(run=_convert)
 
 
@@ -249,17 +237,14 @@ def _renames(text: str) -> dict[str, str]:
 
 _ABOUT_FEATURES = """
 With a VideoMAE file: sliding clips of 16 frames, one every 4 frames; a clip's tokens are averaged over space and time.
-With a BiTAD run: the input of its pyramid, from its backbone and adapters, in windows of the run's length.
+With a BiTAD run: the input of its pyramid, in windows of the run's length.
 
---direction reverse plays the frames backwards. This is not the same as flipping the features of forward playback: the
-network sees different motion. Clips and windows are the same in both directions, and rows are in forward time in both,
-so a configuration reads either folder in the same way. `both` decodes each video once and writes DIR/forward and
-DIR/reverse.
+--direction reverse plays the frames backwards, which is not the same as flipping the features of forward playback.
+Rows are in forward time in both directions. `both` decodes each video once and writes DIR/forward and DIR/reverse.
 
-DIR holds NAME.npy [T, C] of every video, features.json, which describes them, and index/, with the videos' frame
-indices. Existing features are kept if they are complete and match the current videos, so the same command resumes an
-interrupted one; also under torchrun -m bitad features, and while other processes write to DIR. Videos in sub-folders
-are included; their names must be unique.
+DIR holds NAME.npy [T, C] of every video, features.json, which describes them, and index/, with frame indices. Existing
+features are kept if they are complete and match the current videos, so the same command resumes an interrupted one.
+Also runs under torchrun -m bitad features. Videos in sub-folders are included; their names must be unique.
 """
 
 
@@ -282,16 +267,11 @@ def add_features(commands: Commands) -> None:
         choices=get_args(FeatureDirection),
         help="playing direction (default: forward, or the run's)",
     )
-    p.add_argument("--stride", type=int, metavar="FRAMES", help="frames between two rows (default: 4, or the run's)")
+    p.add_argument("--stride", type=int, metavar="FRAMES", help="frames per row (default: 4, or the run's)")
     p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)")
     p.add_argument("--pixels", type=int, help="height and width of the frames (default: 224, or the run's)")
     p.add_argument("--half", action="store_true", help="write half precision")
-    p.add_argument(
-        "--precision",
-        choices=get_args(FeaturePrecision),
-        default="float32",
-        help="precision of the computation (default: float32)",
-    )
+    p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="default: float32")
     p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)")
     add_on_decode_error(p)
     add_device(p)
@@ -369,7 +349,7 @@ complete and match the current videos. Under torchrun -m bitad reverse, the proc
         "--workers",
         metavar="N",
         default="1",
-        help="processes that reverse the videos of a folder; 0: in this process, one after another (default: 1)",
+        help="processes that reverse the videos of a folder; 0: none but this one (default: 1)",
     )
     add_on_decode_error(p)
     add_allow_clock_mismatch(p, "reverse annotations although duration, frame count and frame rate of a video disagree")

@@ -30,11 +30,9 @@ def add_commands(commands: Commands) -> None:
     )
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="detection files: A, B and more")
     p.add_argument("--out", type=Path, required=True, help="output file")
-    p.add_argument(
-        "--method", choices=get_args(MergeMethod), default="soft-nms", help="merging method (default: soft-nms)"
-    )
+    p.add_argument("--method", choices=get_args(MergeMethod), default="soft-nms", help="default: soft-nms")
     p.add_argument("--reverse-b", action="store_true", help="B is in reverse time but does not record it")
-    p.add_argument("--annotations", type=Path, help="with --reverse-b: annotations with the durations of the videos")
+    p.add_argument("--annotations", type=Path, help="with --reverse-b: durations of the videos")
     _add_classes(p)
     _add_allow_clock_mismatch(p)
 
@@ -49,24 +47,19 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
     p.add_argument("--detections", type=Path, required=True, help="detection file of BiTAD or another project")
     _add_classes(p)
-    p.add_argument(
-        "--class-agnostic", action="store_true", help="treat all segments as one class: measures when, not what"
-    )
-    p.add_argument("--subset", type=as_typed, required=True, help="subset of the ground truth, as written in its file")
+    p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
+    p.add_argument("--subset", type=as_typed, required=True, help="subset of the ground truth")
     p.add_argument(
         "--tiou",
         default="0.3:0.7:0.1",
         help="tIoU thresholds, as first:last:step or a,b,c (default: 0.3:0.7:0.1)",
     )
-    p.add_argument(
-        "--rule", choices=get_args(MapRule), default="activitynet", help="rule of the mAP (default: activitynet)"
-    )
+    p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="default: activitynet")
     p.add_argument(
         "--ambiguous",
         type=Path,
         metavar="FILE",
-        help="with --rule thumos-kit: Ambiguous_test.txt or an annotation file with Ambiguous segments, if the ground "
-        "truth has none",
+        help="with --rule thumos-kit: Ambiguous_test.txt or annotations, if the ground truth has none",
     )
     _add_allow_clock_mismatch(p)
     p.add_argument("--per-class", action="store_true", help="also print the AP of each class")
@@ -80,9 +73,7 @@ def add_commands(commands: Commands) -> None:
         "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    p.add_argument(
-        "--sensitivity", action="store_true", help="also test F on reversed playback: the direction sensitivity"
-    )
+    p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
     add_device(p)
     p.add_argument("--out", type=Path, default=Path("report"), help="output folder (default: report)")
 
@@ -92,8 +83,7 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="class names, for detections with class numbers: one name per line, lines of NUMBER NAME, or annotations "
-        "with label_id",
+        help="class names, for detections with class numbers: lines of NAME or NUMBER NAME, or annotations",
     )
 
 

@@ -31,12 +31,7 @@ def add_plan(commands: Commands) -> None:
     )
     add_configuration(p)
     p.add_argument("--processes", type=int, default=1, metavar="N", help="processes, one per device (default: 1)")
-    p.add_argument(
-        "--device",
-        choices=get_args(PlanDevice),
-        default="gpu",
-        help="type of the devices; the peak memory of a CPU is lower (default: gpu)",
-    )
+    p.add_argument("--device", choices=get_args(PlanDevice), default="gpu", help="type of device (default: gpu)")
     p.add_argument("--device-memory", type=float, metavar="GIB", help="check whether a process fits into this memory")
     add_json(p)
 

@@ -22,8 +22,7 @@ def add_commands(commands: Commands) -> None:
     p = commands.add(
         "demo",
         _demo,
-        "Render a data set, train forward and reverse detectors on it, compare them and write a report. Needs no data, "
-        "GPU or download.",
+        "Render a data set, train forward and reverse detectors, and report. Needs no data, GPU or download.",
         "demo",
         "demo --smoke --out smoke",
         "demo --full --results docs/results-playroom.md",
@@ -31,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)")
     size = p.add_mutually_exclusive_group()
     size.add_argument("--smoke", action="store_true", help="a quick run of every step; its numbers mean nothing")
-    size.add_argument("--full", action="store_true", help="every experiment, ablation and control: hours on two cores")
+    size.add_argument("--full", action="store_true", help="every experiment, ablation and control")
     p.add_argument("--results", type=Path, help="file for the tables of --full (default: OUT/results-playroom.md)")
     p.add_argument("--seed", type=int, default=0, help="seed of the data and of the trainings (default: 0)")
 
@@ -47,7 +46,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument(
         "--allow-changed-data",
         action="store_true",
-        help="with --resume: continue although annotations, features or videos have changed, and log the changes",
+        help="with --resume: continue although data have changed, and log the changes",
     )
     p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch; --resume continues")
     add_device(p)
@@ -76,9 +75,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
     add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
-    p.add_argument(
-        "--min-score", type=float, default=0.3, help="of the subtitles, and initially of the page (default: 0.3)"
-    )
+    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
     p.add_argument("--overwrite", action="store_true", help="replace all files of an earlier bitad detect in OUT")
     add_on_decode_error(p)
     add_device(p)

@@ -1,8 +1,6 @@
 """The experiments, each as its difference from training one network: what is loaded, added, trained and fused.
 
-These are the baseline and the experiments 1, 1-1, 2, 3-1, 3-2 and 3-3 of the research group whose system this project
-recreates, and BiTAD's own 1x and 2x. ``docs/experiments.md`` describes them. :mod:`bitad.models.build` builds the
-networks of a row, :mod:`bitad.training.trainer` trains them.
+``docs/experiments.md`` describes them.
 """
 
 from __future__ import annotations

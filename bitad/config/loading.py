@@ -1,15 +1,14 @@
 """Reads configurations.
 
-A configuration is a YAML file, or the name of a preset such as ``playroom``. It may extend another one by ``base:``,
-and dotted overrides from the command line change it. It becomes one :class:`~bitad.config.schema.Config`. Unknown keys,
-wrong types and impossible combinations are all reported at once, by path, before anything is loaded.
+A configuration is a YAML file or a preset. It may extend another one by ``base:``, and dotted overrides change it.
+Unknown keys, wrong types and impossible combinations are all reported at once, by path.
 
 YAML 1.1 reads ``12:30`` as 750, ``010`` as 8, ``no`` as false and ``1e-4`` as text. Here a value is a number only if
 Python writes the number in the same way, and a truth value only if it is ``true`` or ``false``. All else is text, which
 the type of the key interprets: a name of ``007`` stays that name, and a rate of ``1e-4`` is 0.0001.
 
-A warm-up from the preset or the defaults that is longer than the schedule is shortened: a user who asks for one epoch
-does not ask for a warm-up of five. If one file or command line sets both, :mod:`bitad.config.rules` refuses them.
+A warm-up from a preset or the defaults that is longer than the schedule is shortened. If one file or command line sets
+both, :mod:`bitad.config.rules` refuses them.
 """
 
 from __future__ import annotations
@@ -474,11 +473,7 @@ def _with_current_keys(document: dict[str, Any], origin: str, *, warn: bool = Tr
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
-    """The file that ``path`` names as its ``base``.
-
-    A configuration may come from someone else and must not make other files be read: only ``.yaml`` files are read,
-    also through a link.
-    """
+    """The file that ``path`` names as its ``base``: only ``.yaml`` files, so that no other file is read."""
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {_SHORT.repr(base)} is not the name of a configuration")
     beside = path.parent / base

@@ -1,9 +1,7 @@
 """`bitad demo`: the whole system on a data set that it renders itself, without data, GPU or download.
 
-Renders playroom and its time-reversed copy, trains a forward detector F, a reverse detector B and joint experiments
-with `bitad train`, and adds late fusion and the negative controls: an untrained network, F on static frames, and F on
-reversed playback. With every experiment (`--full`), it also compares them over seeds. Finished runs are kept, and
-interrupted ones resume.
+Renders playroom and its time-reversed copy, trains F, B and joint experiments, and adds late fusion and negative
+controls. Finished runs are kept, and interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -60,8 +58,6 @@ class Scale:
     """The size of a demo.
 
     Args:
-        name: of its option.
-        training, validation: numbers of videos.
         seeds: number of seeds of each default variant.
         experiments: experiments of two networks, in addition to the baselines.
         ablations: whether ablations and controls of the experiments are run.
@@ -86,13 +82,7 @@ SMOKE = Scale("smoke", training=4, validation=2, overrides=_SHORT, pair_override
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of a demo.
-
-    Args:
-        out: the folder of the demo.
-        scale: its size.
-        seed: the first seed, also of the data.
-    """
+    """The trainings of a demo."""
 
     out: Path
     scale: Scale

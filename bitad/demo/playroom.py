@@ -1,9 +1,8 @@
 """Playroom: the rendered data set of the demo, in which actions differ only in their motion.
 
-A scene shows a few round creatures with a mouth in front of a cluttered, slowly panning, noisy background. From time to
-time one of them performs an action: it changes its place, its size or the opening of its mouth over one to three
-seconds. The looks and states of all creatures, idle or not, have one distribution, so a single frame does not reveal an
-action; the motion does. There are three kinds of classes, by their appearance in reverse playback:
+Round creatures with a mouth change their place, their size or the opening of their mouth. The looks and states of all
+creatures, idle or not, have one distribution, so a single frame does not reveal an action; the motion does. There are
+three kinds of classes, by their appearance in reverse playback:
 
 * symmetric: looks the same (sway, pulse);
 * swapping: looks like its partner (rise and fall, open and close, approach and recede);
@@ -164,7 +163,6 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
 
     Args:
         seed: any tuple of non-negative integers; the same seed gives the same scene.
-        duration_s: length of the video in seconds.
         gap_s: shortest and longest pause between two actions.
     """
     rng = np.random.default_rng(seed)
@@ -264,11 +262,6 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
 def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
     """Renders a scene at the given times.
 
-    Args:
-        scene: what to draw.
-        times_s: seconds ``[T]``.
-        size: width and height in pixels.
-
     Returns:
         uint8 ``[T, size, size, 3]``, RGB.
     """
@@ -328,7 +321,6 @@ def write_data_set(
     """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}.
 
     Args:
-        training, validation: numbers of videos.
         seed: the same seed gives the same videos.
         workers: number of rendering processes.
         on_progress: called with (videos done, videos in total).

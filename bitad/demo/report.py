@@ -48,13 +48,10 @@ class DemoResults:
     """The results of a demo.
 
     Args:
-        truth: ground truth of the validation videos.
         detections, evaluations: by the name of the result.
         reversed_labels: F on reversed playback, with time-reversed labels as ground truth.
         calls: the labels that F predicts for each class, in both playing directions, by the name of the result.
-        sensitivity: the direction sensitivity of the classes.
         runs: run directories of F, B and the experiments, by the name of the result.
-        seconds: the duration of the demo.
         smoke: whether the demo was too short for its numbers to mean anything.
     """
 

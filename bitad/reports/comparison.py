@@ -61,7 +61,6 @@ class Run:
 
     @property
     def label(self) -> str:
-        """:func:`label_of` its configuration."""
         return label_of(self.config)
 
     @property
@@ -163,8 +162,8 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
     for run in others:
         if run.config.test.tiou != first.config.test.tiou:
             raise ValueError(
-                f"run {first.directory} was tested at tIoU {_listed(first)}, run {run.directory} at {_listed(run)}; "
-                "compare runs that were tested in the same way"
+                f"run {first.directory} was tested at tIoU {_tiou(first)}, run {run.directory} at "
+                f"{_tiou(run)}; compare runs that were tested in the same way"
             )
         if _contents(truth_of(run)) != _contents(truth_of(first)):
             mine, its = first.config.data, run.config.data
@@ -176,7 +175,7 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
     return truth_of(first)
 
 
-def _listed(run: Run) -> str:
+def _tiou(run: Run) -> str:
     return ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
 
 
@@ -198,7 +197,6 @@ class Result:
     """A row of the comparison.
 
     Args:
-        label: as in tables.
         group: baselines, no training, experiments, or ablations and controls.
         evaluations: by seed, or by both seeds of two fused baselines.
         files: the detection files by seed, if they are from runs.
@@ -240,8 +238,6 @@ class Comparison:
 
     Args:
         runs: in the order of tables.
-        truth: their ground truth.
-        results: the rows.
     """
 
     runs: tuple[Run, ...]
@@ -372,8 +368,8 @@ class Comparison:
 def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | None = None) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
-    Late fusion merges the F and the B of each seed; its control merges the F of each seed and of the next (two seeds
-    make one pair). Both use every method of :func:`bitad.inference.merge.merge`, with the NMS settings of the runs.
+    Late fusion merges the F and the B of each seed, by every method; its control merges the F of each seed and of the
+    next.
 
     Args:
         runs: run directories, in any order.

@@ -22,9 +22,8 @@ from bitad.weights.checkpoint import load_checkpoint
 def difference_table(comparison: Comparison) -> Table:
     """A row per result of two networks: its mean and the differences to the baselines, late fusion and the control.
 
-    Late fusion uses the method that is best on these data, which favours it. The control of a fusion is the same
-    experiment with two forward networks, if there is one; otherwise it is the best late fusion of two F. The last
-    comparison is whether the mean is at least that of the better of F and B minus one standard deviation over seeds.
+    Late fusion uses the method that is best on these data. The control of a fusion is the same experiment with two
+    forward networks, if there is one; otherwise it is the best late fusion of two F.
     """
     by_label = {result.label: result for result in comparison.results}
     without_training = [result for result in comparison.results if result.group == UNTRAINED]

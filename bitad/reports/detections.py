@@ -32,14 +32,10 @@ def write_srt(
 ) -> None:
     """Writes a SubRip file with cues that never overlap: a new cue begins wherever the detected classes change.
 
-    A cue has a line for each class, the best-scored first, at most three. Segments shorter than a millisecond and parts
-    before 0 are left out. Without detections the file is empty, which is valid.
+    A cue has a line for each class, the best-scored first, at most three.
 
     Args:
-        path: the file, in UTF-8.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock, in any order.
-        labels: n class names.
-        scores: float64 ``[n]``.
         min_score: detections below it are left out.
 
     Raises:
@@ -108,7 +104,6 @@ def check_detection_report(
     """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
 
     Args:
-        out: the folder to write to.
         videos: the files, by name.
         min_score: of subtitles and page.
         overwrite: replace the files of an earlier report; other files are never replaced.
@@ -139,11 +134,9 @@ def write_detection_report(
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
-    The page shows previews because browsers do not play every file that FFmpeg reads. If a preview cannot be made, the
-    page is written without it. Other files of an earlier report are removed.
+    The page shows previews, because browsers do not play every video. Other files of an earlier report are removed.
 
     Args:
-        detections: on the forward clock.
         videos: the files of the detections' videos, by name.
         min_score: of the subtitles, and initially of the page.
         damaged: what to do with frames of a preview that cannot be decoded.

@@ -40,7 +40,6 @@ class Track:
         name: as shown ("Forward (F)").
         kind: the kind of result; it sets the colour of the row.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
-        labels: n class names.
         scores: float64 ``[n]``, 0 to 1; None for ground truth, which the page does not filter by score.
 
     Raises:
@@ -83,10 +82,7 @@ class PageVideo:
     """A video and its rows of timelines.
 
     Args:
-        name: as shown.
         media: path of an H.264 mp4 relative to the page's folder, with ``/`` between parts; None without one.
-        duration_s: duration in seconds.
-        tracks: the rows, top to bottom.
 
     Raises:
         ValueError: a path that is not relative, or a duration that is not positive.
@@ -118,9 +114,7 @@ def write_page(
 
     Args:
         path: the HTML file; a missing folder is created.
-        title: of the page.
         introduction: plain text; an empty line starts a paragraph.
-        tables: shown in order.
         pictures: caption and path relative to the page's folder.
         videos: the first one is shown initially.
         min_score: the initial minimum score of detections.

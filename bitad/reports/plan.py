@@ -1,19 +1,12 @@
 """The cost of a training, computed without weights, videos or a GPU.
 
 * Counted, on the network that would train: parameters, floating-point operations, steps, learning rates.
-* Simulated: the peak memory of a training step, by running it on fake tensors (:mod:`bitad.training.step_cost`). Every
-  tensor is followed from its creation to its end: inputs, activations, recomputed activations, gradients. A GPU is
-  assumed to keep what a CPU keeps: its attention is as frugal; its autocast leaves norms in single precision, a CPU's
-  does not.
+* Simulated: the peak memory of a training step, by running it on fake tensors (:mod:`bitad.training.step_cost`). A GPU
+  is assumed to keep the activations that a CPU keeps.
 * Estimated: the memory of the optimizer's step, beside weights, gradients and moments.
-* Left out: the memory of a process without a network (PyTorch, a GPU's context, data being read), temporary memory
-  inside kernels, and the reserve of the allocator.
+* Left out: the memory of a process without a network, temporary memory inside kernels, the reserve of the allocator.
 
-Accuracy: operations equal those that PyTorch counts on the real network; activations equal those that autograd saves,
-to the byte in single precision and within one percent in bf16. The peak resident memory of real steps on a CPU
-(VideoMAE-S, 768 frames of 160 pixels, blocks recomputed, experiments baseline, 1-1 and 3-1; 2.4 to 3.9 GiB) was 700 to
-860 MiB above the simulated one, of which 250 MiB are a process that has imported PyTorch (docs/scaling.md). On a GPU it
-is not measured.
+docs/scaling.md compares the result with measurements.
 """
 
 from __future__ import annotations
@@ -73,14 +66,10 @@ class TrainingPlan:
     """The cost of a run.
 
     Args:
-        config: the run.
         processes: number of processes that train together.
-        classes: K.
         sizes: parameters, by the names of the network and the part.
         weight_bytes: of all parameters and buffers; shared ones count once.
-        device: of each process.
         costs: of a step, for every checkpointing policy and precision; that of the configuration first.
-        rates: learning rates.
         videos, windows, steps: training videos with ground truth, windows and steps per epoch; None if unknown.
         left_out: figures that cannot be computed, and why.
     """
@@ -254,7 +243,6 @@ def plan_training(
     Args:
         config: the run; neither its videos or features nor its weights need exist.
         processes: number of processes that train together.
-        device: of each.
         on_progress: called with (steps simulated, steps to simulate).
 
     Raises:

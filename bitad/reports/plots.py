@@ -1,6 +1,7 @@
 """Plots of training and results in one style; each function writes one PNG or SVG file.
 
-The first three runs or results are blue, orange and green: F, B and their merged result.
+The first three runs or results are blue, orange and green: F, B and their merged result. All functions raise a
+ValueError if there is nothing to plot, or the path ends in neither .png nor .svg.
 """
 
 from __future__ import annotations
@@ -68,10 +69,6 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     Args:
         runs: by name, the records of their ``metrics.jsonl``: those of kind "training" with ``step`` and ``loss``,
             those of kind "evaluation" with ``epoch`` and ``average_map`` (a fraction).
-        path: the picture.
-
-    Raises:
-        ValueError: no run, or a path without .png or .svg.
     """
     _need(runs, "run")
     with _figure(path, width=7.6, height=3.1) as figure:
@@ -102,11 +99,6 @@ def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], 
 
     Args:
         results: by name of the result and class, as ``precision_recall`` gives them.
-        path: the picture.
-        tiou: their threshold, for the title.
-
-    Raises:
-        ValueError: no result, no class, or a path without .png or .svg.
     """
     _need(results, "result")
     classes = list(dict.fromkeys(name for curves in results.values() for name in curves))
@@ -138,12 +130,6 @@ def plot_class_bars(
 
     Args:
         results: by name of the result and class, a value in percent; missing classes have no bar.
-        path: the picture.
-        kinds: the kind of each class.
-        title: of the plot.
-
-    Raises:
-        ValueError: no result, no class, or a path without .png or .svg.
     """
     _need(results, "result")
     kinds = kinds or {}
@@ -172,11 +158,7 @@ def plot_class_bars(
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
-    """Bars per class, grouped by verdict: AP of F, B, and F on reversed playback with the original labels.
-
-    Raises:
-        ValueError: as ``plot_class_bars``.
-    """
+    """Bars per class, grouped by verdict: AP of F, B, and F on reversed playback with the original labels."""
     order = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     plot_class_bars(
         {
@@ -200,11 +182,7 @@ def plot_comparison(
 
     Args:
         groups: by name of the group and of the result, the seeds' average mAP in percent.
-        path: the picture.
         reference: name and average mAP in percent of the result to compare with, drawn as a line.
-
-    Raises:
-        ValueError: no result, one without values, or a path without .png or .svg.
     """
     results = [(name, figures, k) for k, group in enumerate(groups.values()) for name, figures in group.items()]
     _need([name for name, _, _ in results], "result")
@@ -245,15 +223,11 @@ def plot_confusion(
 
     Args:
         shares: float64 ``[K, M]``, in percent: rows are true classes, columns predicted labels.
-        path: the picture.
-        classes: the K rows' names.
         called: the M columns' names, for instance the classes and "nothing".
         expected: by class, the column to frame (its time-reversed label), or None.
-        title: of the plot.
 
     Raises:
-        ValueError: names that do not match the shares, an expected name without column, or a path without
-            .png or .svg.
+        ValueError: names that do not match the shares, or an expected name without column.
     """
     if shares.shape != (len(classes), len(called)) or not shares.size:
         raise ValueError(

@@ -42,8 +42,6 @@ class Table:
     right-aligned.
 
     Args:
-        title: what the table shows.
-        columns: the headers.
         rows: one cell per column each; the first one names the row.
         notes: sentences about the measurement and its data.
         best: columns whose greatest number is bold in the HTML.
@@ -85,7 +83,7 @@ class Table:
 
     def text(self) -> str:
         """Plain text with aligned columns, without a line end."""
-        lines = [self._headers(), *([_shown(cell) for cell in row] for row in self.rows)]
+        lines = [[_shown(cell) for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(rich.cells.cell_len(line[i]) for line in lines) for i in range(len(self.columns))]
         numeric = self._numeric()
 
@@ -94,8 +92,9 @@ class Table:
             return space + text if numeric[i] else text + space
 
         printed = ["  ".join(padded(text, i) for i, text in enumerate(line)).rstrip() for line in lines]
+        notes = ["", *map(printable, self.notes)] if self.notes else []
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([printable(self.title), "", printed[0], rule, *printed[1:], *self._spaced_notes()])
+        return "\n".join([printable(self.title), "", printed[0], rule, *printed[1:], *notes])
 
     def html(self) -> str:
         """A ``<figure>`` with the table and its notes."""
@@ -107,7 +106,7 @@ class Table:
             attributes += f' class="{classes}"' if classes else ""
             return f"<{name}{attributes}>{escape(text)}</{name}>"
 
-        headers = "".join(tag("th", i, column, ' scope="col"') for i, column in enumerate(self._headers()))
+        headers = "".join(tag("th", i, column, ' scope="col"') for i, column in enumerate(map(printable, self.columns)))
         lines = ['<figure class="table">', "<table>", f"<caption>{escape(printable(self.title))}</caption>"]
         lines += [f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
         for row in self.rows:
@@ -132,9 +131,6 @@ class Table:
             "notes": list(self.notes),
         }
 
-    def _headers(self) -> list[str]:
-        return [printable(column) for column in self.columns]
-
     def _numeric(self) -> list[bool]:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
         return [any(map(_is_number, cells)) and not any(isinstance(c, str) for c in cells) for cells in columns]
@@ -142,9 +138,6 @@ class Table:
     def _greatest(self, column: int) -> str:
         numbers = [cell for row in self.rows if _is_number(cell := row[column])]
         return _printed(max(numbers)) if numbers else ""
-
-    def _spaced_notes(self) -> Sequence[str]:
-        return ("", *map(printable, self.notes)) if self.notes else ()
 
 
 def write_markdown(path: Path, tables: Iterable[Table]) -> None:
@@ -157,8 +150,6 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None
     """A row per result: mAP in percent at each tIoU, and the average; notes on the evaluation.
 
     Args:
-        evaluations: the results, by name.
-        title: by default one that names the rule.
         counts: as in :func:`evaluation_notes`.
 
     Raises:
@@ -181,7 +172,6 @@ def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, st
     """A row per class: its number of segments, and its AP in percent in each result, averaged over tIoU.
 
     Args:
-        evaluations: the results, by name.
         kinds: the kind of each class; adds a column and sorts by it, in the order of first occurrence.
 
     Raises:
@@ -194,10 +184,7 @@ def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, st
     for evaluation in evaluations.values():
         for name in evaluation.classes_without_ground_truth:
             segments.setdefault(name, 0)
-    precision = [
-        dict(zip(evaluation.classes, 100 * evaluation.ap.mean(axis=1), strict=True))
-        for evaluation in evaluations.values()
-    ]
+    precision = [dict(zip(each.classes, 100 * each.ap.mean(axis=1), strict=True)) for each in evaluations.values()]
     order = list(segments)
     if kinds is not None:
         ranks = {kind: rank for rank, kind in enumerate(dict.fromkeys(kinds.values()))}
@@ -219,7 +206,6 @@ def sensitivity_table(
     """A row per class, by verdict: AP in percent of F, B and F on reversed playback, and the label F then predicts.
 
     Args:
-        sensitivity: of networks F and B.
         known: the true kind of classes, if known; adds a column and a note on the agreement.
     """
     kinds = get_args(Verdict)
@@ -280,7 +266,6 @@ def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = Tr
     A fact is stated once, with the names of its results unless all share it.
 
     Args:
-        evaluations: the results, by name.
         counts: include the numbers of predictions and of ignored ones, which differ between results.
     """
     facts: dict[str, list[str]] = {}
