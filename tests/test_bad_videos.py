@@ -103,11 +103,11 @@ BAD = {
     no_frames: "no frame in it can be decoded",
     nothing: "an empty file",
     text: "not a video that FFmpeg can read",
-    of_two_sizes: "frame 60 is 48x32 pixels and the first ones 64x48; encode the video anew in one size",
+    of_two_sizes: "frame 60 is 48x32 pixels and the first ones 64x48; encode the video again in one size",
     broken_in_the_middle: "cannot be decoded (",
     cut_in_two: "cut off, about ",
 }
-REMEDY = "have the last good frame repeated (data.on_decode_error=repeat or --on-decode-error repeat)"
+REMEDY = "repeat the last good frame (data.on_decode_error=repeat or --on-decode-error repeat)"
 MENDABLE = (broken_in_the_middle, cut_in_two)
 
 

@@ -21,7 +21,7 @@ import bitad
 from bitad.cli import data, results, tools, train
 from bitad.cli.commands import Commands, Parser, Run
 from bitad.runtime.files import NO_ROOM
-from bitad.runtime.log import log_last, logging_of_a_command, printable, printing_to_anything
+from bitad.runtime.log import command_logging, log_last, printable, tolerant_output
 from bitad.runtime.signals import Stopped
 
 
@@ -31,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 success, 1 a failure (one line says what failed), 2 wrong usage.
     """
-    with printing_to_anything():
+    with tolerant_output():
         parsed = _parse(arguments)
         if threading.current_thread() is threading.main_thread():
             # Like an interrupt: the command ends its processes and removes temporary files.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with logging_of_a_command():
+        with command_logging():
             status = _run(parsed)
         if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _exit_now(status)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands, add_allow_clock_mismatch, add_device, add_json
 from bitad.config.names import MapRule, MergeMethod
-from bitad.runtime.log import as_typed, echo
+from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -48,7 +48,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--detections", type=Path, required=True, help="detection file of BiTAD or another project")
     _add_classes(p)
     p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
-    p.add_argument("--subset", type=as_typed, required=True, help="subset of the ground truth")
+    p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
     p.add_argument(
         "--tiou",
         default="0.3:0.7:0.1",
@@ -180,12 +180,12 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder
 
     with process_group(arguments.device) as ranks, lock_folder(arguments.out, ranks):
         check_page(arguments.out / "index.html")
-        with following("evaluating") as on_progress:
+        with progress_callback("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
         sensitivity = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
         if not ranks.is_main:

@@ -39,13 +39,13 @@ def add_plan(commands: Commands) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from bitad.reports.plan import plan_training
     from bitad.runtime.files import write_json
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
     memory = arguments.device_memory
     if memory is not None and not 0 < memory < float("inf"):
         raise ValueError(f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80")
     config = _config(arguments.config, arguments.overrides)
-    with following("simulating training steps") as on_progress:
+    with progress_callback("simulating training steps") as on_progress:
         plan = plan_training(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.design.summary}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")

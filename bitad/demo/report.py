@@ -24,7 +24,7 @@ from bitad.reports.plots import (
     plot_training_curves,
 )
 from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table, write_markdown
-from bitad.runtime.files import replacing, write_json
+from bitad.runtime.files import atomic_write, write_json
 from bitad.training.metrics import METRICS, read_metrics
 
 SHOWN_VIDEOS = 8
@@ -178,7 +178,7 @@ def write_full_results(file: Path, results: DemoResults, comparison: Comparison)
         ("## First and last losses", comparison.loss_table()),
         ("## Direction sensitivity", sensitivity_table(results.sensitivity, known=KINDS)),
     )
-    with replacing(file) as partial:
+    with atomic_write(file) as partial:
         text = "\n".join([head, *(f"{heading}\n\n{table.markdown()}" for heading, table in tables)])
         partial.write_text(text, encoding="utf-8")
     return file

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import bitad
 from bitad.data.detections import Detections
 from bitad.reports.tables import Table
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 
 # Detections of a track on a page, by descending score; the page also shows their total number.
 TOP_K = 1000
@@ -142,7 +142,7 @@ def write_page(
         data=_embedded(_data(videos, path.parent, min_score)),
         script=_part("page.js"),
     )
-    with replacing(path) as partial_file:
+    with atomic_write(path) as partial_file:
         partial_file.write_text(page, encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ import rich.cells
 from bitad.config.names import MapRule
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.runtime.log import printable, shortlist
 
 Cell = str | int | float | None
@@ -142,7 +142,7 @@ class Table:
 
 def write_markdown(path: Path, tables: Iterable[Table]) -> None:
     """Writes tables as a Markdown file."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
 
 
