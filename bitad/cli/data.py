@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.commands import Commands, add_on_decode_error, some
 from bitad.data.formats.annotations import FORMS
-from bitad.runtime.log import echo
+from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
     from bitad.timeline import Direction
@@ -172,7 +172,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import following
-    from bitad.video.names import listed
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
@@ -215,7 +214,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
     if arguments.both_directions and unknown:
-        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
+        names = shortlist(unknown, 2, quote=quoted)
+        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {names}")
     echo("written: " + ", ".join(map(str, written)))
     return 0
 

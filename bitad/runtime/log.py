@@ -10,8 +10,9 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -31,6 +32,24 @@ def printable(text: object, *, keep: str = "") -> str:
         keep: characters that stay, ``"\n"`` say.
     """
     return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), str(text))
+
+
+def quoted(name: str) -> str:
+    """A name in quotes. One that is not in the usual Unicode form (NFC) is shown in ASCII, as it looks like another."""
+    return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+
+
+def shortlist(names: Iterable[Any], most: int = 3, *, quote: Callable[[Any], str] = str) -> str:
+    """The first few names, and how many more there are: ``a, b, c and 4 more``.
+
+    Args:
+        names: any objects, in the order to show.
+        most: how many are shown.
+        quote: makes the text of one name, such as :func:`quoted`.
+    """
+    texts = [quote(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 class _Pipe(io.FileIO):

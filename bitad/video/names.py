@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from bitad.runtime.files import walk
-from bitad.runtime.log import log_once
+from bitad.runtime.log import log_once, quoted, shortlist
 from bitad.video.files import VIDEO_SUFFIXES, find_video, is_video_name
 
 Content = TypeVar("Content")
 
 _SUFFIXES = (*VIDEO_SUFFIXES, ".npy", ".npz")
 _PREFIX = "v_"
-
-_SHOWN = 2
 
 
 def _composed(name: str) -> str:
@@ -103,7 +101,8 @@ class Matching:
         taken = set(self.pairs.values())
         missing = [name for name in rest if name not in self.pairs]
         others = [name for name in free if name not in taken] or list(self.available)
-        return f"missing: {listed(missing)}; there: {listed(others) or 'nothing'}"
+        there = shortlist(others, 2, quote=quoted) or "nothing"
+        return f"missing: {shortlist(missing, 2, quote=quoted)}; there: {there}"
 
 
 class Lookup:
@@ -178,21 +177,9 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
     return {found: name for name, found in matching.pairs.items()}
 
 
-def listed(names: Iterable[str]) -> str:
-    """Two names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(shown, names[:_SHOWN])) + more
-
-
-def shown(name: str) -> str:
-    """A name in quotes; one whose Unicode form is not the usual one in ASCII, as it looks like another."""
-    return repr(name) if _composed(name) == name else ascii(name)
-
-
 def _bare(name: str) -> str:
     """A name, in quotes where it would not be seen whole without."""
-    return name if name and name.isprintable() and " " not in name and _composed(name) == name else shown(name)
+    return name if name and name.isprintable() and " " not in name and _composed(name) == name else quoted(name)
 
 
 def _apart(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -221,15 +208,15 @@ def _match(
         if len(asking_loosely[loose(name)]) == 1:  # names of another case are candidates, unless another asks for them
             candidates = fitting_loosely[loose(name)]
         if len(others := asking[key(name)]) > 1:
-            unclear[name] = f"{shown(candidates[0])} may be video {_any_of(others)}; rename it"
+            unclear[name] = f"{quoted(candidates[0])} may be video {_any_of(others)}; rename it"
         elif len(candidates) > 1:
-            unclear[name] = f"video {shown(name)} may be {_any_of(candidates)}; rename or remove one"
+            unclear[name] = f"video {quoted(name)} may be {_any_of(candidates)}; rename or remove one"
         else:
             pairs[name] = candidates[0]
 
 
 def _any_of(names: Iterable[str]) -> str:
-    return " or ".join(map(shown, names))
+    return " or ".join(map(quoted, names))
 
 
 def _by_key(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
