@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.commands import Commands, add_on_decode_error, some
-from bitad.data.formats.annotations import FORMS
+from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
@@ -66,14 +66,18 @@ def add_annotations(commands: Commands) -> None:
 
 def _forms() -> list[str]:
     """The table of forms, for --help."""
-    width = max(map(len, FORMS))
-    return ["forms read (--from):", *(f"  {name:{width}}  {form.says}" for name, form in FORMS.items())]
+    width = max(map(len, FORMATS))
+    return ["forms read (--from):", *(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())]
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or folder of a data set's files")
     p.add_argument(
-        "--from", dest="form", choices=tuple(FORMS), metavar="FORM", help="its form, listed below, where not recognised"
+        "--from",
+        dest="form",
+        choices=tuple(FORMATS),
+        metavar="FORM",
+        help="its form, listed below (auto-detected)",
     )
     p.add_argument("--classes", type=Path, help="class list, a name a line")
     # Before or after the action; the second parser must not undo what the first one read.
@@ -145,7 +149,7 @@ def _check(arguments: argparse.Namespace) -> int:
             arguments.src,
             arguments.videos,
             reversed_dir=arguments.reversed_videos,
-            form=arguments.form,
+            format=arguments.form,
             video_info=arguments.video_info,
             classes=arguments.classes,
             on_progress=on_progress,
@@ -168,7 +172,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from bitad.data.convert import Policy, class_list, convert_annotations, write_both_directions, write_classes
+    from bitad.data.classes import class_list, write_classes
+    from bitad.data.convert import Policy, convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import following
@@ -189,7 +194,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     with following("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
-            form=arguments.form,
+            format=arguments.form,
             classes=arguments.classes,
             videos=_videos(arguments),
             video_info=arguments.video_info,
@@ -205,7 +210,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.both_directions:
         written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
     else:
-        write_annotations(converted.annotations, arguments.dst, form=arguments.to)
+        write_annotations(converted.annotations, arguments.dst, format=arguments.to)
         written = (arguments.dst,)
     if arguments.class_list is not None:
         write_classes(converted.annotations.classes, arguments.class_list)

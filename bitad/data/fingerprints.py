@@ -18,9 +18,9 @@ from pathlib import Path
 
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.detections import named
 from bitad.data.feature_files import FeatureStore
 from bitad.data.sources import annotated_names
+from bitad.runtime.log import shortlist
 from bitad.video.names import VideoFinder
 
 # What is compared (annotations, files) -> name of the video (of the file, where it is of all videos) -> digest.
@@ -92,7 +92,7 @@ def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str
     for name, (old, new) in pairs.items():
         if old != new:
             ways["new" if old == MISSING else "gone" if new == MISSING else "changed"].append(name)
-    said = [f"{len(names)} {way} ({named(names)})" for way, names in ways.items() if names]
+    said = [f"{len(names)} {way} ({shortlist(names)})" for way, names in ways.items() if names]
     if not said and list(before) != list(now):
         said = ["in another order"]
     return f"{kind} of {len(before)} videos: {', '.join(said)}" if said else ""

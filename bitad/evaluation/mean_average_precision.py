@@ -21,9 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import UNDECIDED, Annotations
-from bitad.data.detections import Detections, named
+from bitad.data.annotations import Annotations
+from bitad.data.classes import UNDECIDED
+from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
+from bitad.runtime.log import shortlist
 
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3
@@ -63,7 +65,7 @@ class Truth:
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
         if undeclared := sorted(set(labels) - set(annotations.classes)):
-            raise ValueError(f"ground truth of {named(undeclared)}, which is not among the annotations' classes")
+            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
         number = {name: i for i, name in enumerate(annotations.classes)}
         video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
         label = np.array([number[name] for name in labels], np.int64)

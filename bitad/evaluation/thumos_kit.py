@@ -29,13 +29,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations
-from bitad.data.detections import Detections, named
+from bitad.data.annotations import Annotations
+from bitad.data.classes import UNDECIDED
+from bitad.data.detections import Detections
 from bitad.data.formats.database import read_annotations
-from bitad.data.formats.rows import seconds_of
+from bitad.data.formats.parsing import line_segment, read_lines
 from bitad.data.tiou import tiou_pairs
 from bitad.evaluation.mean_average_precision import Evaluation, Ranked, Truth, checked_thresholds, take_turns
-from bitad.runtime.files import read_text
+from bitad.runtime.log import shortlist
 
 # Two ways to compute one overlap differ in the last digits; pairs are sought a little below the threshold.
 _ROUNDING = 1e-6
@@ -64,7 +65,7 @@ def evaluate_by_thumos_kit(
     """
     thresholds = checked_thresholds(tiou)
     detections = detections.forward()
-    decided, undecided = _apart(ground_truth)
+    decided, undecided = _split_undecided(ground_truth)
     if ambiguous:
         undecided = _together(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
     truth = Truth.of(decided, every_segment=True)
@@ -101,42 +102,26 @@ def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     path = Path(path)
     if path.suffix == ".txt":
-        intervals = _read_lines(path)
+        rows: dict[str, list[tuple[float, float]]] = {}
+        for line, fields in read_lines(path):
+            rows.setdefault(fields[0], []).append(line_segment(fields, f"{path}:{line}"))
+        intervals = {video: np.array(segments, np.float64) for video, segments in rows.items()}
     else:
-        _, intervals = _apart(read_annotations(path, ignore=()))
+        _, intervals = _split_undecided(read_annotations(path, ignore=()))
     if not intervals:
         raise ValueError(f"{path}: no {UNDECIDED[0]} interval in this file; leave it out, or name another")
     return intervals
 
 
-def _read_lines(path: Path) -> dict[str, NDArray[np.float64]]:
-    lines = read_text(path, "lines of 'video start end'").splitlines()
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not (fields := line.split()):
-            continue
-        where = f"{path}:{number}"
-        if len(fields) != 3:
-            raise ValueError(f"{where}: {line!r} is not 'video start end'")
-        video, start, end = fields
-        rows.setdefault(video, []).append((seconds_of(start, where), seconds_of(end, where)))
-    return {video: np.array(intervals, np.float64) for video, intervals in rows.items()}
-
-
-def _apart(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
+def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
     undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
     decided = replace(
         annotations,
-        videos={name: _take(video, ~undecided[name]) for name, video in annotations.videos.items()},
+        videos={name: video.take(~undecided[name]) for name, video in annotations.videos.items()},
         classes=tuple(name for name in annotations.classes if name not in UNDECIDED),
     )
     return decided, {name: annotations.videos[name].segments[rows] for name, rows in undecided.items() if rows.any()}
-
-
-def _take(video: AnnotatedVideo, rows: NDArray[np.bool_]) -> AnnotatedVideo:
-    labels = tuple(label for label, taken in zip(video.labels, rows, strict=True) if taken)
-    return replace(video, segments=video.segments[rows], labels=labels)
 
 
 def _together(
@@ -145,8 +130,8 @@ def _together(
     """Both kinds of ambiguous intervals of these videos; those that both name count once."""
     if not videos & more.keys():
         raise ValueError(
-            f"the ambiguous intervals are of {named(list(more))}, but the ground truth has no such video; it has "
-            f"{named(sorted(videos), 2)}; give those of the same subset"
+            f"the ambiguous intervals are of {shortlist(list(more))}, but the ground truth has no such video; it has "
+            f"{shortlist(sorted(videos), 2)}; give those of the same subset"
         )
     together = dict(own)
     for name in videos & more.keys():

@@ -14,10 +14,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.detections import Detections, VideoColumns, named
+from bitad.data.detections import Detections, VideoColumns
 from bitad.data.tiou import tiou_pairs
 from bitad.inference.nms import NmsSettings, nms
-from bitad.runtime.log import log
+from bitad.runtime.log import log, shortlist
 
 MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 
@@ -118,7 +118,7 @@ def _what_is_not_in_all(sets: Sequence[Detections], names: Sequence[str]) -> str
         for name, own in zip(names, map(set, lists), strict=True):
             if lacking := [one for one in everything if one not in own]:
                 count = f"{len(lacking)} {thing if len(lacking) == 1 else plural}"
-                said.append(f"{name} lacks {count} ({named(lacking, most=2)})")
+                said.append(f"{name} lacks {count} ({shortlist(lacking, most=2)})")
         if everything and not in_all:
             said.append(f"no {thing} is in all of them")
     return f"merging the union, as if nothing was found where nothing is stated: {'; '.join(said)}" if said else None

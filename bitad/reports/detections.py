@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bitad
-from bitad.data.detections import Detections, named, read_detections, write_detections
+from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.reports.page import PageVideo, Track, is_own_page, write_page
 from bitad.runtime.files import check_apart, check_folder, replacing
-from bitad.runtime.log import printable
+from bitad.runtime.log import printable, shortlist
 from bitad.runtime.progress import following
 from bitad.video.decoding import Damaged
 from bitad.video.writer import write_preview
@@ -126,7 +126,7 @@ def check_detection_report(
     there = [path for path in planned if os.path.lexists(path)]
     if there and not overwrite:
         raise ValueError(
-            f"{named(list(map(str, there)), most=1)} would be overwritten; give another --out, or replace what an "
+            f"{shortlist(there, most=1)} would be overwritten; give another --out, or replace what an "
             "earlier `bitad detect` has written there with --overwrite"
         )
     own = _earlier_files(out)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
-from bitad.data.annotations import ANY_CLASS, read_classes
-from bitad.data.detections import named
+from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints, is_sound
 from bitad.data.formats.database import read_annotations
@@ -27,6 +26,7 @@ from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
 from bitad.models.network import Detector
 from bitad.runtime.files import check_apart, replacing
+from bitad.runtime.log import shortlist
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
 from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
@@ -116,7 +116,7 @@ class Checkpoint:
         network, model = build_network(self.config, len(self.classes)), self.whole().model
         load_weights(network, model, source=self.source, may_lack=without_adapters(model))
         if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
+            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; take another checkpoint")
         return network.eval()
 
     def whole(self, config: Config | None = None) -> Checkpoint:
