@@ -31,17 +31,18 @@ def read_classes(classes: str | Classes) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: there is no class, or one occurs twice.
     """
-    source, names = source_of(classes), classes
     if isinstance(classes, (str, PathLike)):
         # Not splitlines(): a name may contain what Unicode calls a line end.
         lines = re.split(r"\r\n?|\n", read_text(Path(classes), "class names, a name a line"))
-        names = [line.strip() for line in lines if line.strip()]
+        names = tuple(line.strip() for line in lines if line.strip())
+    else:
+        names = tuple(classes)
     if not names:
-        raise ValueError(f"{source}: no class names; write a name a line")
+        raise ValueError(f"{source_of(classes)}: no class names; write a name a line")
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{source}: class {name!r} occurs {count} times; name each class once")
-    return tuple(names)
+            raise ValueError(f"{source_of(classes)}: class {name!r} occurs {count} times; name each class once")
+    return names
 
 
 def read_numbered_classes(classes: str | Classes) -> tuple[tuple[str, ...], dict[int, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitad.data.formats.parsing import description_of, is_missing, positive, read_table, shortened, table_columns
+from bitad.data.formats.parsing import description_of, is_missing, positive, read_table, shortened_list, table_columns
 from bitad.runtime.files import read_json, read_text
 from bitad.runtime.log import shortlist
 
@@ -252,7 +252,7 @@ def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
     key = next((column for column in _VIDEO_COLUMNS if column in columns), None)
     if key is None and path.is_file():
         read_text(path, "a list of videos")  # raises for a file that is no text
-        has = f"; it has {shortlist(columns, 8, quote=shortened)}" if columns else ""
+        has = f"; it has {shortened_list(columns)}" if columns else ""
         raise ValueError(f"{path}: no column {' or '.join(map(repr, _VIDEO_COLUMNS))} of the videos' names{has}")
     key = key or _VIDEO_COLUMNS[0]
     rows: dict[str, dict[str, str]] = {}

@@ -263,7 +263,8 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
     durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
         raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
-    names, labels = (ANY_CLASS,), [0] * len(found.scores)
+    names: tuple[str, ...] = (ANY_CLASS,)
+    labels = [0] * len(found.scores)
     try:
         if found.labels is None:
             log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)

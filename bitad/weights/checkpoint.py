@@ -20,7 +20,7 @@ from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
 from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
-from bitad.data.fingerprints import Fingerprints, is_sound
+from bitad.data.fingerprints import Fingerprints, is_valid
 from bitad.data.formats.database import read_annotations
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
@@ -332,7 +332,7 @@ def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
         "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
         "evaluation": lambda value: isinstance(value, dict | None),
         "training": lambda value: isinstance(value, dict | None),
-        "data": lambda value: value is None or is_sound(value),
+        "data": lambda value: value is None or is_valid(value),
     }
     faults = [key for key, holds in sound.items() if not holds(content.get(key))]
     if faults:

@@ -389,7 +389,7 @@ def test_the_wrong_form_says_which_is_right(tmp_path: Path, failing: Run) -> Non
     )
     other = save(tmp_path / "b.json", {"x": 3})
     assert "it is a JSON object with keys x" in failing(*convert, other, tmp_path / "out.json", "--from", "hacs")
-    assert "`bitad annotations convert` makes one of other forms" in failing(
+    assert "`bitad annotations convert` makes one of other formats" in failing(
         "evaluate", "--ground-truth", save(tmp_path / "m.json", MULTILABEL), "--detections", native, "--subset", "t"
     )
 

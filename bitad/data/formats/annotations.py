@@ -13,20 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitad.data.classes import Classes
-from bitad.data.formats.documents import (
-    is_actionformer,
-    is_bsn,
-    is_ego4d_mq,
-    is_mmaction2,
-    is_multilabel,
-    is_native,
-    is_never,
-    read_bsn,
-    read_database,
-    read_ego4d_mq,
-    read_mmaction2,
-    read_multilabel,
-)
+from bitad.data.formats import documents, tables
 from bitad.data.formats.parsing import (
     ParsedAnnotations,
     ReadOptions,
@@ -34,20 +21,10 @@ from bitad.data.formats.parsing import (
     TextHead,
     description_of,
     shortened,
+    shortened_list,
     table_columns,
 )
-from bitad.data.formats.tables import (
-    is_multithumos,
-    is_thumos14,
-    read_charades,
-    read_epic_kitchens,
-    read_gtad,
-    read_multithumos,
-    read_thumos14,
-    read_thumos14_groundtruth,
-)
 from bitad.runtime.files import is_below, read_json
-from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import signature_of
 
 # In a folder without a format, so many files are tried.
@@ -88,6 +65,19 @@ class AnnotationFormat:
         return sorted({path for pattern in self.patterns for path in src.rglob(pattern) if is_below(src, path)})
 
 
+def _never(_: Path, __: Any) -> bool:
+    """For formats whose files are recognised as the native format."""
+    return False
+
+
+def _has_seconds(head: Any) -> bool:
+    return any("duration_second" in video for video in documents.videos_in(head))
+
+
+def _names_subset(path: Path) -> bool:
+    return any(part in path.name.lower() for part in ("train", "val", "test"))
+
+
 _DATABASE = ("database", "subset", "annotations", "segment", "label")
 _SECONDS = ("duration_second", "annotations", "segment", "label")
 _EPIC_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv")
@@ -96,93 +86,93 @@ _EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp")
 FORMATS = {
     "native": AnnotationFormat(
         "JSON with a database of videos, as OpenTAD's",
-        read_database,
+        documents.read_database,
         _DATABASE,
-        is_native,
+        lambda _, head: documents.is_database(head) and not documents.has_frame_segments(head),
     ),
     "actionformer": AnnotationFormat(
         "ActionFormer's JSON, with segment(frames)",
-        read_database,
+        documents.read_database,
         (*_DATABASE, "segment(frames)"),
-        is_actionformer,
+        lambda _, head: documents.is_database(head) and documents.has_frame_segments(head),
     ),
     "activitynet": AnnotationFormat(
         "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
-        read_database,
+        documents.read_database,
         _DATABASE,
-        is_never,
+        _never,
     ),
-    "hacs": AnnotationFormat("HACS_segments_v1.1.1.json", read_database, _DATABASE, is_never),
-    "fineaction": AnnotationFormat("FineAction's annotations_gt.json", read_database, _DATABASE, is_never),
+    "hacs": AnnotationFormat("HACS_segments_v1.1.1.json", documents.read_database, _DATABASE, _never),
+    "fineaction": AnnotationFormat("FineAction's annotations_gt.json", documents.read_database, _DATABASE, _never),
     "mmaction2": AnnotationFormat(
         "mmaction2's anet_anno_{train,val,test}.json",
-        read_mmaction2,
+        documents.read_mmaction2,
         _SECONDS,
-        is_mmaction2,
+        lambda path, head: _has_seconds(head) and _names_subset(path),
         ("anet_anno_train.json", "anet_anno_val.json", "anet_anno_test.json"),
     ),
     "bsn": AnnotationFormat(
         "BSN's and BMN's anet_anno_action.json, with video_info_new.csv",
-        read_bsn,
+        documents.read_bsn,
         _SECONDS,
-        is_bsn,
+        lambda path, head: _has_seconds(head) and not _names_subset(path),
         ("anet_anno_action.json",),
     ),
     "multilabel": AnnotationFormat(
         "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
-        read_multilabel,
+        documents.read_multilabel,
         ("subset", "duration", "actions"),
-        is_multilabel,
+        lambda _, head: any(isinstance(video.get("actions"), list) for video in documents.videos_in(head)),
         names_classes=True,
     ),
     "ego4d-mq": AnnotationFormat(
         "Ego4D's moments_{train,val,test_unannotated}.json",
-        read_ego4d_mq,
+        documents.read_ego4d_mq,
         ("videos", "split", "clips", "clip_uid", "video_start_sec", "video_end_sec"),
-        is_ego4d_mq,
+        lambda _, head: isinstance(head, dict) and isinstance(head.get("videos"), list),
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
     "thumos14": AnnotationFormat(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
-        read_thumos14,
+        tables.read_thumos14,
         (),
-        is_thumos14,
+        lambda path, head: tables.is_thumos_line(head) and path.stem.endswith(("_val", "_test")),
         ("*_val.txt", "*_test.txt"),
     ),
     "multithumos": AnnotationFormat(
         "MultiTHUMOS' folder of CLASS.txt",
-        read_multithumos,
+        tables.read_multithumos,
         (),
-        is_multithumos,
+        lambda path, head: tables.is_thumos_line(head) and not path.stem.endswith(("_val", "_test")),
         ("*.txt",),
     ),
     "thumos14-groundtruth": AnnotationFormat(
         "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
-        read_thumos14_groundtruth,
+        tables.read_thumos14_groundtruth,
         ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
         patterns=("*_groundtruth.csv",),
     ),
     "gtad": AnnotationFormat(
         "G-TAD's and AFSD's {val,test}_Annotation.csv",
-        read_gtad,
+        tables.read_gtad,
         ("video", "type", "start", "end"),
         patterns=("*_Annotation.csv", "*_Annotation_ours.csv"),
     ),
     "charades": AnnotationFormat(
         "Charades_v1_{train,test}.csv",
-        read_charades,
+        tables.read_charades,
         ("id", "actions", "length"),
         patterns=("Charades*_train.csv", "Charades*_test.csv"),
     ),
     "epic-kitchens-verb": AnnotationFormat(
         "EPIC_100_{train,validation,test_timestamps}.csv, their verbs",
-        partial(read_epic_kitchens, part="verb"),
+        partial(tables.read_epic_kitchens, part="verb"),
         _EPIC_COLUMNS,
         patterns=_EPIC_FILES,
     ),
     "epic-kitchens-noun": AnnotationFormat(
         "EPIC_100_{train,validation,test_timestamps}.csv, their nouns",
-        partial(read_epic_kitchens, part="noun"),
+        partial(tables.read_epic_kitchens, part="noun"),
         _EPIC_COLUMNS,
         patterns=_EPIC_FILES,
     ),
@@ -293,7 +283,7 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
     """What a file or folder without a known format is, and the nearest format."""
     if src.is_dir():
         names = sorted(path.name for path in src.iterdir() if not path.name.startswith("."))
-        files = f"with {shortlist(names, 8, quote=shortened)}" if names else "without files"
+        files = f"with {shortened_list(names)}" if names else "without files"
         return f"a folder {files}{_file_with_format(src)}"
     head = heads[src]
     is_json = not isinstance(head, TableHead | TextHead)
@@ -315,7 +305,7 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
                 'lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt'
             )
         case TableHead(columns):
-            return f"a CSV file with columns {shortlist(columns, 8, quote=shortened)}; {_nearest(set(columns), head)}"
+            return f"a CSV file with columns {shortened_list(columns)}; {_nearest(set(columns), head)}"
         case {"results": dict()}:
             return f"{description_of(head)}; these are detections, which `bitad evaluate` reads"
     return f"{description_of(head)}; {_nearest(set(_keys(head)), head)}"

@@ -139,11 +139,7 @@ def parse_columns(columns: Mapping[str, list[Any]], where: Callable[[int], str])
 
 
 def _numbers(values: list[Any], width: int | None = None) -> NDArray[np.float64]:
-    """Numbers, or texts of numbers, ``[n]`` or ``[n, width]``.
-
-    Raises:
-        TypeError, ValueError: they are not all of this shape, finite and below ``_BOUND``.
-    """
+    """Numbers, or texts of numbers, ``[n]`` or ``[n, width]``. Raises a TypeError or ValueError if one is none."""
     shape = (len(values),) if width is None else (len(values), width)
     found = np.array(values) if values else np.empty(shape)
     flat = list(chain.from_iterable(values)) if width else values

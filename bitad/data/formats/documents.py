@@ -1,7 +1,6 @@
 """Readers of annotation files in JSON: ActivityNet's ``database``, mmaction2, BSN, Ego4D's moments, multi-label lists.
 
-Each docstring says where its format is described. An ``is_`` function tells whether a file has the format: its
-arguments are the path and what the file holds (:func:`bitad.data.formats.annotations.read_head`).
+Each docstring says where its format is described.
 """
 
 from __future__ import annotations
@@ -69,26 +68,14 @@ def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     return ParsedAnnotations(videos, notes=tuple(notes))
 
 
-def is_native(_: Path, head: Any) -> bool:
-    return _is_database(head) and not _has_frame_segments(head)
+def is_database(content: Any) -> bool:
+    """Whether JSON has a ``database`` of videos."""
+    return isinstance(content, dict) and isinstance(content.get("database"), dict)
 
 
-def is_actionformer(_: Path, head: Any) -> bool:
-    return _is_database(head) and _has_frame_segments(head)
-
-
-def is_never(_: Path, __: Any) -> bool:
-    """For formats whose files are recognised as the native format, which reads them."""
-    return False
-
-
-def _is_database(head: Any) -> bool:
-    return isinstance(head, dict) and isinstance(head.get("database"), dict)
-
-
-def _has_frame_segments(head: Any) -> bool:
-    """Whether segments are given in frames too, as only ActionFormer does."""
-    lists = (video.get("annotations") for video in _objects_in(head["database"].values()))
+def has_frame_segments(content: Any) -> bool:
+    """Whether the segments of a ``database`` are given in frames too, as only ActionFormer's are."""
+    lists = (video.get("annotations") for video in _objects_in(content["database"].values()))
     first = (row for rows in lists if isinstance(rows, list) for row in _objects_in(rows[:1]))
     return any(FRAME_SEGMENT in row for row in first)
 
@@ -103,7 +90,7 @@ def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
     Raises:
         ValueError: there is no ``database``.
     """
-    if not _is_database(content):
+    if not is_database(content):
         raise ValueError(
             f'{path}: no "database" of videos by name: it is {description_of(content)}; `bitad annotations convert` '
             "makes one of other formats"
@@ -134,19 +121,19 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     if not isinstance(subset, str):
         video.faults.append(f"subset {reprlib.repr(subset)} is not a name")
     video.subset = str(subset)
-    duration_s: float | None = None
-    with video.collecting():
-        duration_s = _positive_or_none(stated, "duration")
-    with video.collecting():
-        if (frames := _positive_or_none(stated, "frame")) is not None:
-            if round(frames) == 0:
-                raise ValueError(f"frame {reprlib.repr(stated['frame'])} is not a positive number")
-            video.frames = round(frames)
-    with video.collecting():
-        video.fps = _positive_or_none(stated, "fps")
+    numbers: dict[str, float | None] = dict.fromkeys(("duration", "frame", "fps"))
+    for what in numbers:
+        with video.collecting():
+            if not is_missing(stated.get(what)):
+                value = positive(stated[what], what)
+                if what == "frame" and round(value) == 0:
+                    raise ValueError(f"frame {reprlib.repr(stated[what])} is not a positive number")
+                numbers[what] = value
+    duration_s, frames, video.fps = numbers.values()
+    video.frames = None if frames is None else round(frames)
     if duration_s is not None:
         video.duration_s = duration_s
-    elif video.frames is not None and video.fps is not None:
+    elif frames is not None and video.fps is not None:
         video.duration_s = frames / video.fps
     key = rows_key(stated)
     rows = [] if key is None else stated[key]
@@ -166,10 +153,6 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     return video
 
 
-def _positive_or_none(stated: Mapping[str, Any], key: str) -> float | None:
-    return None if is_missing(stated.get(key)) else positive(stated[key], key)
-
-
 def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{reprlib.repr(row)} is not an annotation; one is {{segment, label}}")
@@ -186,11 +169,7 @@ def _parse_row(row: Any) -> Row:
 
 
 def frame_segment(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Start and end in frames that an annotation states, as ActionFormer's do; None where it leaves them empty.
-
-    Raises:
-        ValueError: the value is not a start and an end.
-    """
+    """Start and end in frames, as in ActionFormer's annotations; None where they are empty. Raises a ValueError."""
     stated = row.get(FRAME_SEGMENT)
     if is_missing(stated) or (isinstance(stated, list) and all(map(is_missing, stated))):
         return None
@@ -198,16 +177,11 @@ def frame_segment(row: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def parse_segment(stated: Any, key: str) -> tuple[float, float]:
-    """Start and end of a list of two numbers.
-
-    Raises:
-        ValueError: it is none.
-    """
-    edges = [number(edge) for edge in stated] if isinstance(stated, list) and len(stated) == 2 else [None]
-    match edges:
-        case [float() | int() as start, float() | int() as end]:
-            return float(start), float(end)
-    raise ValueError(f"{key} {reprlib.repr(stated)} is not [start, end]")
+    """Start and end of a list of two numbers. Raises a ValueError for anything else."""
+    edges = [number(edge) for edge in stated] if isinstance(stated, list) else []
+    if len(edges) != 2 or edges[0] is None or edges[1] is None:
+        raise ValueError(f"{key} {reprlib.repr(stated)} is not [start, end]")
+    return float(edges[0]), float(edges[1])
 
 
 def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
@@ -228,18 +202,6 @@ def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
                 raise ValueError(f"{path}: video {name} is also in another of the files")
             videos[name] = {"subset": subset, **_as_native(stated)}
     return ParsedAnnotations(parse_database({"database": videos}, files[0]))
-
-
-def is_mmaction2(path: Path, head: Any) -> bool:
-    return _states_seconds(head) and _has_subset_in_name(path)
-
-
-def _states_seconds(head: Any) -> bool:
-    return isinstance(head, dict) and any("duration_second" in video for video in _objects_in(head.values()))
-
-
-def _has_subset_in_name(path: Path) -> bool:
-    return any(part in path.name.lower() for part in ("train", "val", "test"))
 
 
 def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
@@ -264,10 +226,6 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
         videos[name] = {**subset, **_as_native({**rate, **video})}
     notes = () if table is None else (f"subsets and frame rates are those of {table}",)
     return ParsedAnnotations(parse_database({"database": videos}, path), notes=notes)
-
-
-def is_bsn(path: Path, head: Any) -> bool:
-    return _states_seconds(head) and not _has_subset_in_name(path)
 
 
 def _refuse_unlisted(unlisted: Sequence[str], table: Path | None, path: Path) -> None:
@@ -314,10 +272,6 @@ def read_ego4d_mq(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
                     video.faults.append(f"split {reprlib.repr(subset)} is not a name")
     notes = (f"{secondary} labels that are not primary are left out",) if secondary else ()
     return ParsedAnnotations(videos.ordered(), notes=notes)
-
-
-def is_ego4d_mq(_: Path, head: Any) -> bool:
-    return isinstance(head, dict) and isinstance(head.get("videos"), list)
 
 
 def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
@@ -367,11 +321,6 @@ def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnota
     notes = _convert_frames(videos, clocks, path)
     classes, more = _name_classes(videos, options.classes, path)
     return ParsedAnnotations(videos.ordered(), classes, (*notes, *more))
-
-
-def is_multilabel(_: Path, head: Any) -> bool:
-    videos = _objects_in(head.values()) if isinstance(head, dict) else ()
-    return any(isinstance(video.get("actions"), list) for video in videos)
 
 
 def _read_actions(stated: Mapping[str, Any], video: ParsedVideo) -> None:
@@ -454,16 +403,17 @@ def _name_or_empty(stated: object) -> str:
     return stated if isinstance(stated, str) else ""
 
 
+def videos_in(content: Any) -> list[dict[str, Any]]:
+    """The videos of JSON that may be videos by name; any of them may lack a key."""
+    return list(_objects_in(content.values())) if isinstance(content, dict) else []
+
+
 def _objects_in(values: Any) -> Iterator[dict[str, Any]]:
     return (value for value in values if isinstance(value, dict))
 
 
 def _videos_by_name(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The content of a JSON file that holds an object of objects.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """The content of a JSON file that holds an object of objects."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise ValueError(f"{path}: not videos by name: it is {description_of(content)}")
@@ -471,11 +421,7 @@ def _videos_by_name(path: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _object_list(stated: Any, key: str, where: str) -> list[dict[str, Any]]:
-    """The list of objects under a key.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The list of objects under a key, which must be there."""
     found = stated.get(key) if isinstance(stated, dict) else None
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ValueError(f'{where}: no list "{key}" of objects in it: it is {description_of(stated)}')

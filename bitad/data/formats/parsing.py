@@ -154,11 +154,7 @@ def number(value: Any) -> float | None:
 
 
 def seconds(stated: object, where: str) -> float:
-    """A finite number.
-
-    Raises:
-        ValueError: it is none; ``where`` begins the message.
-    """
+    """A finite number. Raises a ValueError, which begins with ``where``, for anything else."""
     value = number(stated)
     if value is None:
         raise ValueError(f"{where}: {reprlib.repr(stated)} is not a number of seconds")
@@ -166,11 +162,7 @@ def seconds(stated: object, where: str) -> float:
 
 
 def positive(stated: object, what: str) -> float:
-    """A positive number.
-
-    Raises:
-        ValueError: it is none; ``what`` begins the message.
-    """
+    """A positive number. Raises a ValueError, which begins with ``what``, for anything else."""
     value = number(stated)
     if value is None or value <= 0:
         raise ValueError(f"{what} {reprlib.repr(stated)} is not a positive number")
@@ -183,11 +175,7 @@ def is_missing(value: Any) -> bool:
 
 
 def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
-    """The subset that a file's name contains.
-
-    Args:
-        path: the file.
-        names: the part of the name, such as ``val`` -> the subset.
+    """The subset in a file's name; ``names`` has the part of the name, such as "val", -> the subset.
 
     Raises:
         ValueError: the name contains none.
@@ -216,11 +204,8 @@ class TextHead:
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV file: line number, and values by column.
 
-    Commas, semicolons, tabs or single spaces separate the values, whichever the first line has.
-
-    Args:
-        path: the file.
-        columns: names of columns that it must have.
+    Commas, semicolons, tabs or single spaces separate the values, whichever the first line has. The table must have
+    the ``columns``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -233,7 +218,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         reader = csv.DictReader(file, restval="", delimiter=delimiter, skipinitialspace=True)
         names = [name for name in reader.fieldnames or () if name]
         if missing := [column for column in columns if column not in names]:
-            has = f"; it has {shortlist(names, 8, quote=shortened)}" if names else ""
+            has = f"; it has {shortened_list(names)}" if names else ""
             raise ValueError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}{has}")
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"{path}: column {repeated[0]!r} occurs twice; keep one")
@@ -266,11 +251,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def line_segment(fields: Sequence[str], where: str) -> tuple[float, float]:
-    """Start and end of a line "video start end".
-
-    Raises:
-        ValueError: it is no such line.
-    """
+    """Start and end of a line "video start end". Raises a ValueError for other lines."""
     if len(fields) != 3:
         raise ValueError(f"{where}: {' '.join(fields)!r} is not 'video start end'")
     return seconds(fields[1], where), seconds(fields[2], where)
@@ -282,13 +263,18 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def shortened_list(names: Iterable[str]) -> str:
+    """The first names of keys, columns or files, for messages."""
+    return shortlist(names, 8, quote=shortened)
+
+
 def description_of(content: Any) -> str:
     """What a JSON document is, for messages, after "it is"."""
     match content:
         case dict() if not content:
             return "a JSON object without keys"
         case dict():
-            return f"a JSON object with keys {_keys(content)}{_first_keys(content.values())}"
+            return f"a JSON object with keys {shortened_list(content)}{_first_keys(content.values())}"
         case list():
             items = "objects" if content and isinstance(content[0], dict) else "values"
             return f"a JSON list of {len(content)} {items}{_first_keys(content)}"
@@ -300,10 +286,6 @@ def description_of(content: Any) -> str:
             return f"JSON's {content!r:.60}"
 
 
-def _keys(content: Iterable[str]) -> str:
-    return shortlist(content, 8, quote=shortened)
-
-
 def _first_keys(values: Iterable[Any]) -> str:
     first = next(iter(values), None)
-    return f", the first with keys {_keys(first)}" if isinstance(first, dict) and first else ""
+    return f", the first with keys {shortened_list(first)}" if isinstance(first, dict) and first else ""

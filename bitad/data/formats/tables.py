@@ -63,11 +63,8 @@ def read_thumos14(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     return ParsedAnnotations(_read_class_files(files, label_and_subset))
 
 
-def is_thumos14(path: Path, head: Any) -> bool:
-    return path.stem.endswith(("_val", "_test")) and _is_thumos_line(head)
-
-
-def _is_thumos_line(head: Any) -> bool:
+def is_thumos_line(head: Any) -> bool:
+    """Whether a text begins with a line of THUMOS14's or MultiTHUMOS'."""
     return isinstance(head, TextHead) and len(head.fields) == 3 and head.fields[0].startswith("video_")
 
 
@@ -90,10 +87,6 @@ def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations
     listed = [path for path in files if path.name == _CLASS_LIST]
     classes = tuple(fields[-1] for path in listed for _, fields in read_lines(path))
     return ParsedAnnotations(_read_class_files(of_classes, label_and_subset), classes or None)
-
-
-def is_multithumos(path: Path, head: Any) -> bool:
-    return not path.stem.endswith(("_val", "_test")) and _is_thumos_line(head)
 
 
 def _read_class_files(
@@ -268,11 +261,7 @@ def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path,
 
 
 def _read_class_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Class names by number, and a note, from a table with ``id`` and ``key`` or a text with "number name" a line.
-
-    Raises:
-        ValueError: a number has two names.
-    """
+    """Class names by number, and a note, from a table with ``id`` and ``key`` or a text with "number name" a line."""
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
     if path.suffix == ".csv":
