@@ -145,9 +145,8 @@ class Annotations:
             ValueError: a video with a segment of a class has no duration.
         """
         unknown = {name: video for name, video in self.videos.items() if math.isinf(video.duration_s)}
-        require_known_durations(
-            (name for name, video in unknown.items() if not set(self.classes).isdisjoint(video.labels)), path
-        )
+        classes = set(self.classes)
+        require_known_durations((name for name, one in unknown.items() if classes.intersection(one.labels)), path)
         if not unknown:
             return self
         names = shortlist(unknown, 2, quote=quoted)
@@ -193,10 +192,8 @@ def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iter
     Raises:
         ValueError: there are some; it names the first.
     """
-    for name, fault in (
-        *((video.name, fault) for video in videos for fault in video.faults),
-        *((defect.video, defect.detail) for defect in more),
-    ):
+    faults = [(video.name, fault) for video in videos for fault in video.faults]
+    for name, fault in faults or [(defect.video, defect.detail) for defect in more]:
         raise ValueError(f"{path}: video {name}: {fault}; correct it (`bitad annotations check` names every defect)")
 
 

@@ -104,7 +104,12 @@ def check_annotations(
     clocks = KnownClocks.of(to_time, videos_dir, video_info)
     videos = [clocks.complete(AnnotatedVideo.from_parsed(video)) for video in source.videos]
     names, defects = class_names(source.videos, source.classes, ignore)
-    defects += _equal_names([video.name for video in videos])
+    first: dict[str, str] = {}
+    for name in (video.name for video in videos):
+        # People, and disks of macOS, take names in other code points for the same, as "é" on macOS and on Linux.
+        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            detail = f"the same name as another video's in other code points: {other!a} and {name!a}"
+            defects.append(Defect(name, "duplicate", detail))
     for parsed, video in zip(source.videos, videos, strict=True):
         if video_info is not None:  # video_defects compares those of videos_dir
             defects += (Defect(video.name, kind, detail) for kind, detail in clocks.faults(video))
@@ -131,16 +136,6 @@ def check_annotations(
         unmeasured=len(unmeasured),
         why_unmeasured=clocks.why_several_unknown(unmeasured) if unmeasured else "",
     )
-
-
-def _equal_names(names: Sequence[str]) -> Iterator[Defect]:
-    """Names that are the same text in other code points, as macOS and Linux write "é": people, and disks of macOS, take
-    them for one."""
-    first: dict[str, str] = {}
-    for name in names:
-        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
-            points = f"{other!a} and {name!a}"
-            yield Defect(name, "duplicate", f"the same name as another video's in other code points: {points}")
 
 
 def video_defects(

@@ -69,19 +69,14 @@ def same_rate(fps: float, other: float) -> bool:
 def differences(stated: Clock, found: Clock) -> Iterator[tuple[Difference, str]]:
     """How a video's time differs from the annotations: the kind, and a predicate with both values."""
     if not same_length(found.duration_s, stated.duration_s):
-        yield (
-            "another duration",
-            f"lasts {found.duration_s:.2f} s, the annotations state {stated.duration_s:.2f} s",
-        )
+        detail = f"lasts {found.duration_s:.2f} s, the annotations state {stated.duration_s:.2f} s"
+        yield "another duration", detail
     elif stated.frames is not None and found.frames is not None:
         fps = found.frames / found.duration_s
         if not same_length(stated.frames / fps, found.duration_s, slack_s=1 / fps):
             yield "another frame count", f"has {found.frames} frames, the annotations state {stated.frames}"
     if stated.fps is not None and found.rate is not None and not same_rate(stated.fps, found.rate):
-        yield (
-            "another frame rate",
-            f"has {found.rate:.6g} frames a second, the annotations state {stated.fps:.6g}",
-        )
+        yield "another frame rate", f"has {found.rate:.6g} frames a second, the annotations state {stated.fps:.6g}"
 
 
 def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Sequence[float]]] = ()) -> tuple[str, ...]:
@@ -102,12 +97,12 @@ def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Seque
     if clock.rate is None:
         return tuple(found)
     for stated, frames in segments:
-        seconds = [edge / clock.rate for edge in frames]
-        allowed = [tolerance_s(abs(edge)) + _ROUNDING_FRAMES / clock.rate for edge in stated]
-        if any(abs(a - b) > most for a, b, most in zip(stated, seconds, allowed, strict=True)):
+        start, end = (edge / clock.rate for edge in frames)
+        slack_s = _ROUNDING_FRAMES / clock.rate
+        if any(abs(a - b) > tolerance_s(abs(a)) + slack_s for a, b in zip(stated, (start, end), strict=True)):
             found.append(
-                f"segment(frames) [{frames[0]:g}, {frames[1]:g}] at {clock.rate:.6g} a second is [{seconds[0]:.2f}, "
-                f"{seconds[1]:.2f}] s, its segment [{stated[0]:g}, {stated[1]:g}] s"
+                f"segment(frames) [{frames[0]:g}, {frames[1]:g}] at {clock.rate:.6g} a second is [{start:.2f}, "
+                f"{end:.2f}] s, its segment [{stated[0]:g}, {stated[1]:g}] s"
             )
             break  # one is enough
     return tuple(found)
@@ -146,13 +141,9 @@ def rate_fault(rate_hz: float, trained_hz: float) -> str | None:
 def require_durations(
     stated: Mapping[str, float], found: Mapping[str, float], source: object, *, allowed: bool, remedy: str
 ) -> str | None:
-    """Compare the durations of detections with those of the annotations, for the videos that both have.
+    """Compare the durations of detections (``found``) with those of the annotations, in seconds by video name.
 
-    Args:
-        stated: by the annotations, in seconds, by video name.
-        found: with the detections.
-
-    Other arguments, the result and errors are those of :func:`require_agreement`.
+    For the other arguments, the result and errors, see :func:`require_agreement`.
     """
     faults = {
         name: f"{seconds:g} s there, {stated[name]:g} s annotated"
@@ -216,7 +207,7 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
         ValueError: it is no such list, or lacks what a video needs.
     """
     listed = _read_list(Path(path))
-    stated = {name: video for name, video in listed.items() if not all(is_missing(video.get(key)) for key in _CLOCK)}
+    stated = {name: video for name, video in listed.items() if _first_of(video, _CLOCK)}
     return {name: _clock(video, f"{path}: video {name}") for name, video in (stated or listed).items()}
 
 
@@ -232,7 +223,6 @@ def read_subsets(path: str | Path) -> dict[str, str]:
 
 
 def _read_list(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The values of each video in a list of videos."""
     if path.suffix.lower() == ".csv":
         return _read_csv_list(path)
     stated = content = read_json(path)
@@ -266,7 +256,8 @@ def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _clock(video: Mapping[str, Any], where: str) -> Clock:
-    frames, fps, duration_s = (_first_number(video, names, where) for names in (_FRAMES, _FPS, _DURATION))
+    keys = (_first_of(video, names) for names in (_FRAMES, _FPS, _DURATION))
+    frames, fps, duration_s = (positive(video[key], f"{where}: {key}") if key else None for key in keys)
     if frames is not None and round(frames) == 0:
         raise ValueError(f"{where}: {frames:g} frames are not a positive number of them")
     if duration_s is None and frames is not None and fps is not None:
@@ -276,7 +267,6 @@ def _clock(video: Mapping[str, Any], where: str) -> Clock:
     return Clock(duration_s, None if frames is None else round(frames), fps)
 
 
-def _first_number(video: Mapping[str, Any], names: Iterable[str], where: str) -> float | None:
-    """The first of these values that is stated, a positive number."""
-    name = next((name for name in names if not is_missing(video.get(name))), None)
-    return None if name is None else positive(video[name], f"{where}: {name}")
+def _first_of(video: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these names whose value is stated."""
+    return next((name for name in names if not is_missing(video.get(name))), None)

@@ -278,16 +278,17 @@ def convert_annotations(
         raise ValueError(f"{src}: no videos in it; there is nothing to convert")
     report = [Remark("of the files", note) for note in parsed.notes]
     if undecided == "drop":
-        count = _segments(annotations)
-        annotations = annotations.only_classes()
-        if count := count - _segments(annotations):
+        known = set(annotations.classes)
+        if count := sum(label not in known for video in annotations.videos.values() for label in video.labels):
             text = f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"
             report.append(Remark("segments of no class", text))
+        annotations = annotations.only_classes()
     clocks = KnownClocks.of(annotations.videos, videos, video_info, on_progress)
-    faults = {}
-    for name, video in annotations.videos.items():
-        if found := [*video.contradictions, *(detail for _, detail in clocks.faults(video))]:
-            faults[name] = "; ".join(found)
+    faults = {
+        name: "; ".join(found)
+        for name, video in annotations.videos.items()
+        if (found := [*video.contradictions, *(detail for _, detail in clocks.faults(video))])
+    }
     remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
     if line := require_agreement(faults, len(annotations.videos), src, allowed=allow_clock_mismatch, remedy=remedy):
         report.append(Remark("clocks", line))
@@ -295,7 +296,15 @@ def convert_annotations(
     report += remarks
     annotations, remarks = (policy or Policy()).apply(annotations)
     report += remarks
-    return Conversion(parsed.format, _rename_subsets(annotations, subsets or {}, src), tuple(report))
+    subsets = subsets or {}
+    if unknown := [name for name in subsets if name not in annotations.subsets()]:
+        names = ", ".join(annotations.subsets())
+        raise ValueError(f"{src}: no subset {unknown[0]!r} to rename; the subsets are {names}")
+    renamed_videos = {
+        name: replace(video, subset=subsets.get(video.subset, video.subset))
+        for name, video in annotations.videos.items()
+    }
+    return Conversion(parsed.format, replace(annotations, videos=renamed_videos), tuple(report))
 
 
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
@@ -318,10 +327,6 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
     return forward / file, forward / CLASS_LIST, back / file, back / CLASS_LIST
 
 
-def _segments(annotations: Annotations) -> int:
-    return sum(len(video.labels) for video in annotations.videos.values())
-
-
 def _complete_durations(
     annotations: Annotations, clocks: KnownClocks, missing: Literal["error", "drop"], src: str | Path
 ) -> tuple[Annotations, list[Remark]]:
@@ -331,7 +336,7 @@ def _complete_durations(
     needs no duration of them, but its figures depend on their segments.
     """
     videos: dict[str, AnnotatedVideo] = {}
-    kept: list[Remark] = []
+    report: list[Remark] = []
     dropped: list[AnnotatedVideo] = []
     for name, video in annotations.videos.items():
         completed = clocks.complete(video)
@@ -341,7 +346,7 @@ def _complete_durations(
             videos[name] = completed
             why = f"{clocks.why_unknown(name)}; --ambiguous drop leaves it out"
             text = f"{name}: written without a duration ({_label_counts(video)}): {why}"
-            kept.append(Remark("videos without a duration", text))
+            report.append(Remark("videos without a duration", text))
         else:
             dropped.append(video)
     if missing == "error" and (needed := [video.name for video in dropped if video.labels]):
@@ -349,7 +354,16 @@ def _complete_durations(
         why = clocks.why_several_unknown(needed)
         remedy = "state it, or leave such videos out with --missing drop"
         raise ValueError(f"{src}: video {needed[0]}: its duration{more} is not known: {why}; {remedy}")
-    report = [*kept, *_left_out(dropped, annotations, clocks)]
+    for video in dropped:
+        text = f"left out ({_label_counts(video)}): its duration is not known: {clocks.why_unknown(video.name)}"
+        report.append(Remark("videos left out", f"{video.name}: {text}"))
+    labels = set(UNDECIDED).difference(annotations.classes)
+    if undecided := [video for video in dropped if not labels.isdisjoint(video.labels)]:
+        text = (
+            f"figures by the rule of THUMOS14's kit change: {len(undecided)} of these videos have "
+            f"{', '.join(UNDECIDED)} segments, and detections that touch them now count as false"
+        )
+        report.append(Remark("figures", text))
     if not videos:
         report.insert(0, Remark("no videos", "no video is left: the file written holds no ground truth"))
     if filled := sum(name in clocks.known for name in videos):
@@ -358,32 +372,6 @@ def _complete_durations(
     return replace(annotations, videos=videos), report
 
 
-def _left_out(dropped: Sequence[AnnotatedVideo], annotations: Annotations, clocks: KnownClocks) -> Iterator[Remark]:
-    """Remarks on the videos that are left out."""
-    for video in dropped:
-        why = f"its duration is not known: {clocks.why_unknown(video.name)}"
-        yield Remark("videos left out", f"{video.name}: left out ({_label_counts(video)}): {why}")
-    labels = set(UNDECIDED).difference(annotations.classes)
-    if undecided := [video for video in dropped if not labels.isdisjoint(video.labels)]:
-        text = (
-            f"figures by the rule of THUMOS14's kit change: {len(undecided)} of these videos have "
-            f"{', '.join(UNDECIDED)} segments, and detections that touch them now count as false"
-        )
-        yield Remark("figures", text)
-
-
 def _label_counts(video: AnnotatedVideo) -> str:
     counts = sorted(Counter(video.labels).items())
     return ", ".join(f"{count} {label}" for label, count in counts) or "no segments"
-
-
-def _rename_subsets(annotations: Annotations, subsets: Mapping[str, str], src: str | Path) -> Annotations:
-    found = annotations.subsets()
-    for name in subsets:
-        if name not in found:
-            raise ValueError(f"{src}: no subset {name!r} to rename; the subsets are {', '.join(found)}")
-    videos = {
-        name: replace(video, subset=subsets.get(video.subset, video.subset))
-        for name, video in annotations.videos.items()
-    }
-    return replace(annotations, videos=videos)

@@ -192,9 +192,12 @@ class _Stored:
             found = None if file is None else signature_of(file)
             reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
             raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
-        # Objects have no size on disk; FeatureStore refuses their type.
+        # Arrays of objects have no fixed size; FeatureStore refuses their type.
         claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
-        if any(length < 0 for length in shape) or (claimed != actual and not dtype.hasobject):
+        if any(length < 0 for length in shape):
+            reason = f"its header claims the shape {list(shape)}; write it again"
+            raise ValueError(f"{where}: no array that numpy reads: {reason}")
+        if claimed != actual and not dtype.hasobject:
             raise ValueError(
                 f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} "
                 f"bytes, but {actual:,} are there; it is damaged or cut off: write it again"

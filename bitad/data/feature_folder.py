@@ -216,7 +216,7 @@ class FeatureFolder:
             ValueError: another process has begun with other settings.
         """
         remove_leftovers(self.path)
-        self._record({})
+        self._write()
 
     def finish(self, name: str, video: FeatureVideo) -> None:
         """Mark a video as complete; it is written to ``features.json`` from time to time, and by :meth:`record`."""
@@ -230,8 +230,7 @@ class FeatureFolder:
     def record(self) -> None:
         """Add the complete videos to ``features.json``; those of other processes are kept."""
         if self._waiting:
-            self._record(self._waiting)
-            self._waiting = {}
+            self._write()
 
     def held(self, name: str, video: FeatureVideo, source: Path, damaged: Damaged) -> FeatureVideo | None:
         """The record of a video whose features are complete and up to date; None: they must be computed.
@@ -301,16 +300,16 @@ class FeatureFolder:
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
         self.videos, self._records_all = before.videos, before.records_all
 
-    def _record(self, videos: Mapping[str, FeatureVideo]) -> None:
+    def _write(self) -> None:
         remedy = "wait until it has ended, or choose another --out"
         with locked(self.path, remedy=remedy, patience_s=_LOCK_TIMEOUT_S):
             if (self.path / SIDECAR).is_file():
                 self._load()
-            self.videos |= {name: video for name, video in videos.items() if self._is_current(name, video)}
+            self.videos |= {name: video for name, video in self._waiting.items() if self._is_current(name, video)}
             rows = {name: video.to_json() for name, video in sorted(self.videos.items())}
             content = {"format": FORMAT, "settings": asdict(self.settings), "videos": rows}
             write_json(content | {"records_all": self._records_all}, self.path / SIDECAR)
-        self._recorded = time.monotonic()
+        self._waiting, self._recorded = {}, time.monotonic()
 
     def _is_current(self, name: str, video: FeatureVideo) -> bool:
         """Whether a video's file holds the rows of this process; otherwise the process that replaced it records it."""

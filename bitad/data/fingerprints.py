@@ -55,8 +55,7 @@ def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annot
         if features is not None:
             found[f"{prefix}features"] = _digests(_feature_digest(features, wanted), names)
         if videos is not None:
-            find = VideoFinder(videos, wanted)
-            found[f"{prefix}videos"] = _digests(lambda name, find=find: _of_file(find(name)), names)
+            found[f"{prefix}videos"] = _digests(_video_digest(videos, wanted), names)
     if (scores := config.test.video_scores) is not None:
         found[SCORES] = _digests(lambda _: _of_file(scores), [SCORES])
     return found
@@ -111,6 +110,12 @@ def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str,
         with suppress(OSError, ValueError, KeyError):  # code that needs the file reports what is wrong with it
             digests[name] = digest_of(name)
     return digests
+
+
+def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """A function that returns the digest of a video's file."""
+    find = VideoFinder(folder, wanted)
+    return lambda name: _of_file(find(name))
 
 
 def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ import reprlib
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -208,20 +208,14 @@ def _is_table(names: Iterable[Any]) -> bool:
     return _columns_of(names).keys() >= _COLUMNS.keys() - {"label"}
 
 
-def _are_lists(content: Any) -> bool:
-    """Whether it is an object of lists, not all of them empty."""
-    return (
-        isinstance(content, dict) and all(isinstance(rows, list) for rows in content.values()) and any(content.values())
-    )
+def _first_rows(content: Any) -> list[Any]:
+    """The first row of an object of lists; none if it is anything else, or all lists are empty."""
+    is_lists = isinstance(content, dict) and all(isinstance(rows, list) for rows in content.values())
+    return list(islice(chain.from_iterable(content.values()), 1)) if is_lists else []
 
 
-def _is_by_video(content: Any) -> bool:
-    first = next(chain.from_iterable(content.values())) if _are_lists(content) else None
-    return isinstance(first, dict) and first.keys() >= {"segment", "score"}
-
-
-def _is_records(content: Any) -> bool:
-    return isinstance(content, list) and any(isinstance(row, dict) and _is_table(row) for row in content[:1])
+def _keys_of(row: Any) -> Iterable[str]:
+    return row if isinstance(row, dict) else ()
 
 
 def _is_kit(content: Any) -> bool:
@@ -240,16 +234,18 @@ FORMATS = {
     ),
     "ego4d-mq": DetectionFormat(
         'the same with "detect_results", as Ego4D\'s moment queries',
-        lambda content: isinstance(content, dict) and _are_lists(content.get("detect_results")),
+        lambda content: isinstance(content, dict) and bool(_first_rows(content.get("detect_results"))),
         _read_ego4d_mq,
     ),
     "actionformer": DetectionFormat(
         'ActionFormer\'s JSON of predictions: {segment, label_id, scores} by video under "database"',
-        lambda content: isinstance(content, dict) and _are_lists(content.get("database")),
+        lambda content: isinstance(content, dict) and bool(_first_rows(content.get("database"))),
         _read_actionformer,
     ),
     "by-video": DetectionFormat(
-        "JSON of videos alone, each a list of {segment, label, score}", _is_by_video, parse_by_video
+        "JSON of videos alone, each a list of {segment, label, score}",
+        lambda content: any({"segment", "score"} <= set(_keys_of(row)) for row in _first_rows(content)),
+        parse_by_video,
     ),
     "columns": DetectionFormat(
         "JSON of columns: video-id, t-start, t-end, label, score",
@@ -257,7 +253,9 @@ FORMATS = {
         _read_columns,
     ),
     "records": DetectionFormat(
-        "JSON of a list of {video-id, t-start, t-end, label, score}", _is_records, _read_records
+        "JSON of a list of {video-id, t-start, t-end, label, score}",
+        lambda content: isinstance(content, list) and any(_is_table(_keys_of(row)) for row in content[:1]),
+        _read_records,
     ),
     "csv": DetectionFormat(
         "CSV with the columns video-id, t-start, t-end, label, score (seconds)",

@@ -217,28 +217,23 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     table = options.video_info or (beside if beside.is_file() else None)
     subsets = {} if table is None else renamed(read_subsets(table), stated, table)
     if unlisted := [name for name, video in stated.items() if name not in subsets and "subset" not in video]:
-        _refuse_unlisted(unlisted, table, path)
+        if table is None:
+            remedy = f"put {_BSN_VIDEOS} beside it, or name that with --video-info"
+            raise ValueError(f"{path}: it states no subsets; {remedy}")
+        more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
+        sides = Matching.of(unlisted, read_subsets(table)).sides()
+        raise ValueError(
+            f"{table}: no subset of video {unlisted[0]}{more} of {path}; {sides}; name the list of these videos, such "
+            f"as {_BSN_VIDEOS}, with --video-info"
+        )
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
     for name, video in stated.items():
         rate = {"rfps": clocks[name].fps} if name in clocks else {}
         subset = {"subset": subsets[name]} if name in subsets else {}
-        videos[name] = {**subset, **_as_native({**rate, **video})}
+        videos[name] = _as_native({**rate, **subset, **video})
     notes = () if table is None else (f"subsets and frame rates are those of {table}",)
     return ParsedAnnotations(parse_database({"database": videos}, path), notes=notes)
-
-
-def _refuse_unlisted(unlisted: Sequence[str], table: Path | None, path: Path) -> None:
-    """Refuse BSN's videos whose subsets neither their file nor the list of videos states."""
-    if table is None:
-        raise ValueError(f"{path}: it states no subsets; put {_BSN_VIDEOS} beside it, or name that with --video-info")
-    if not (subsets := read_subsets(table)):
-        raise ValueError(f"{path}: it states no subsets, nor does {table}; name {_BSN_VIDEOS} with --video-info")
-    more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
-    raise ValueError(
-        f"{table}: no subset of video {unlisted[0]}{more} of {path}; {Matching.of(unlisted, subsets).sides()}; name "
-        "the list of these videos with --video-info"
-    )
 
 
 def _as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
