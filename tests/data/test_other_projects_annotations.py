@@ -259,7 +259,7 @@ def test_bsn_without_subsets_says_where_they_are_looked_for(tmp_path: Path, fail
         assert "video_info_new.csv: no subset of video v_b of " in said
         assert "missing: 'v_b'; there: 'v_a'; name the list of these videos" in said
     save(tmp_path / "video_info_new.csv", "video,numFrame,seconds\nv_a,600,20\nv_b,250,10\n")
-    assert "it states no subsets, nor does " in failing(*convert)
+    assert "it states no subsets; name the list of these videos, such as video_info_new.csv" in failing(*convert)
 
 
 def test_lists_of_videos_are_read_under_the_names_that_projects_use(tmp_path: Path) -> None:

@@ -221,9 +221,10 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
             remedy = f"put {_BSN_VIDEOS} beside it, or name that with --video-info"
             raise ValueError(f"{path}: it states no subsets; {remedy}")
         more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
-        sides = Matching.of(unlisted, read_subsets(table)).sides()
+        stated_subsets = read_subsets(table)
+        reason = Matching.of(unlisted, stated_subsets).sides() if stated_subsets else "it states no subsets"
         raise ValueError(
-            f"{table}: no subset of video {unlisted[0]}{more} of {path}; {sides}; name the list of these videos, such "
+            f"{table}: no subset of video {unlisted[0]}{more} of {path}; {reason}; name the list of these videos, such "
             f"as {_BSN_VIDEOS}, with --video-info"
         )
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
