@@ -59,7 +59,7 @@ def measure(path: Path, count: int, options: argparse.Namespace) -> dict[str, Re
             for what, one in best.items():
                 over = one.cpu_s / best["decoded only"].cpu_s
                 measured[f"{kind}: {what}"] = Reading(len(frames), one.cpu_s, over)
-    works = {"index of the whole file": lambda: build_source(windows.config).timebase(windows.video)}
+    works = {"index of the whole file": lambda: build_source(windows.config).grid(windows.video)}
     for what, one in best_of(options.repetitions, works).items():
         measured[what] = Reading(count, one.cpu_s, None)
     return measured

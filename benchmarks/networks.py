@@ -25,6 +25,7 @@ from bitad.models.build import build_network
 from bitad.models.network import Detector
 from bitad.runtime.distributed import process_group
 from bitad.runtime.environment import set_up_process
+from bitad.training.step import total
 from bitad.training.step_cost import Hollow, Tally, network_on_meta, step_cost
 from bitad.training.trainer import Trainer
 from bitad.video.writer import write_video
@@ -130,7 +131,7 @@ def one_forward(config: Config) -> Callable[[], object]:
     shape = (1, config.window.steps, pixels, pixels, 3)
     frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
     # Not inference_mode, which hands operations on before they are taken apart into those that are counted.
-    return torch.no_grad()(partial(network, frames, mask))
+    return torch.no_grad()(partial(network, (frames,), mask))
 
 
 def forward_flops(config: Config) -> int:
@@ -142,7 +143,7 @@ def forward_flops(config: Config) -> int:
     frames = hollow.tensor(1, steps, pixels, pixels, 3, dtype=torch.uint8)
     mask = hollow.tensor(1, steps, dtype=torch.bool)
     with Tally(network, frames, mask) as tally, torch.no_grad():
-        network(frames, mask)
+        network.detectors[0].predict(frames, mask)
     return tally.flops
 
 
@@ -177,16 +178,17 @@ def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool
     Args:
         one_graph: both networks' losses are added before one backward pass, as the research group's code does.
     """
-    descent = trainer.descent
+    step = trainer.train_step
     for _ in range(count):
         if one_graph:
-            losses = [descent.losses_alone(i, view) for i, view in enumerate(descent.views(windows))]
-            torch.stack([one.total for one in losses]).sum().backward()
-            for learner in trainer.learners:
+            views = windows.in_views(trainer.config.views)
+            losses = [total(*step.losses(turn, views)) for turn in range(len(step.models))]
+            torch.stack(losses).sum().backward()
+            for learner in step.learners:
                 learner.clip()
                 learner.step()
         else:
-            descent.step([windows])
+            step([windows])
 
 
 def tested_video(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes: Any) -> Measured:

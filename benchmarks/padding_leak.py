@@ -50,9 +50,9 @@ def main() -> None:
         features, mask = torch.randn(1, config.data.feature_channels or 0, steps), torch.arange(steps)[None] < real
         with torch.no_grad():
             features = features * mask  # as windows are padded
-            ours = network(features, mask)
+            ours = network.detectors[0].predict(features, mask)
             with patch.object(MaskedConv, "forward", uncleared):
-                theirs = network(features, mask)
+                theirs = network.detectors[0].predict(features, mask)
         near = (ours.logits - theirs.logits)[0].abs().amax(1)[ours.mask[0]]
         from_end = (real - ours.points.position[ours.mask[0]]) / ours.points.stride[ours.mask[0]]
         logits.append(near.max().item())

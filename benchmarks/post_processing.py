@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from measuring import Measured, best_of
 
-from bitad.inference.nms import NmsSettings, nms
+from bitad.config.schema import NmsConfig
+from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, stitch
 from bitad.models.heads import Points, Prediction
 from bitad.timeline import Grid
 
 # AdaTAD's, for THUMOS14.
-SETTINGS = NmsSettings(sigma=0.7, max_segments=2000, voting_threshold=0.7)
+SETTINGS = NmsConfig(sigma=0.7, max_segments=2000, voting_threshold=0.7)
 WINDOW_S = 768 * 4 / 30
 LEVELS = 6
 

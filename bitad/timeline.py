@@ -22,6 +22,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+ResizedClock = Literal["centre", "edge"]
+
 
 class Arithmetic(Protocol):
     """What times can be: a float, a numpy array or a torch tensor."""
@@ -54,19 +56,35 @@ Indices = TypeVar("Indices", bound=IndexArithmetic)
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a window's grid steps lie in its video.
+    """Where the grid steps of a window, or of a whole video, lie in the video.
 
     Args:
-        fps: frames a second of the video.
+        fps: frames per second of the video.
         stride_frames: frames from one grid step to the next.
         first_frame: frame at step 0. For pre-computed features, the centre of the first snippet; may be fractional.
-        steps: V, the number of real steps in the window (the rest of a window is padding).
+        steps: V, the number of real steps (the rest of a window is padding).
     """
 
     fps: float
     stride_frames: float
     first_frame: float
     steps: int
+
+    def window(self, start: int, steps: int) -> Grid:
+        """The grid of ``steps`` steps from step ``start``."""
+        return Grid(self.fps, self.stride_frames, self.first_frame + self.stride_frames * start, steps)
+
+    def resized(self, steps: int, clock: ResizedClock = "centre") -> Grid:
+        """The same stretch of the video in another number of steps, each with an equal share of it.
+
+        Args:
+            steps: how many.
+            clock: where a step lies in its share: in the middle, where ``interpolate(..., align_corners=False)`` puts
+                it, or at the beginning.
+        """
+        share = self.steps / steps
+        first_frame = self.first_frame + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
+        return Grid(self.fps, self.stride_frames * share, first_frame, steps)
 
     def to_steps(self, seconds: Times) -> Times:
         """Seconds (forward clock) -> grid positions (forward view)."""

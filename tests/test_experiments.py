@@ -20,9 +20,8 @@ from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source
-from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.detect import detect, nms_settings, run_test
+from bitad.inference.detect import detect, run_test
 from bitad.inference.merge import merge
 from bitad.models.network import Pair
 from bitad.runtime.log import set_up_logging
@@ -139,7 +138,7 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     assert len(forward) > 0
     assert len(reverse) > 0
     reverse = reverse.forward()
-    again = merge(forward, reverse, method=whole.test.merge, settings=nms_settings(whole.test.nms))
+    again = merge(forward, reverse, method=whole.test.merge, settings=whole.test.nms)
     assert_close(merged, again)
     truth = read_annotations(whole.data.annotations, classes=whole.data.classes).subset("validation")
     for found, evaluation in zip((forward, reverse, merged), evaluations.values(), strict=True):
@@ -181,8 +180,8 @@ class Counting:
         self.has_reversed_copies, self.repeated = source.has_reversed_copies, 0
         self.windows: list[tuple[str, float, int, str]] = []
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
-        return self.source.timebase(video)
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.source.grid(video)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: str = "forward", margin: float = 1.0) -> torch.Tensor:
         self.windows.append((video.name, grid.first_frame, grid.steps, view))

@@ -17,11 +17,11 @@ import pytest
 from runs import ALONE
 
 from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import MergeMethod
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.demo.jobs import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.merge import MergeMethod
 from bitad.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -274,9 +274,9 @@ def test_what_features_json_says_is_found_under_the_names_of_the_features(tmp_pa
     made = {"v_test_0": FeatureVideo(frames=400, fps=16.0, steps=99)}
     source = FeatureFiles(store, stride_frames=4, offset_frames=6, described=made)
     video = read_ground_truth(config.data).videos["test_0"]
-    assert "features.json says 99" in str(source.clock_fault(video, source.timebase(video)))
+    assert "features.json says 99" in str(source.clock_fault(video, source.grid(video)))
     again = pickle.loads(pickle.dumps(source))  # as processes that read get it
-    assert again.timebase(video) == source.timebase(video)
+    assert again.grid(video) == source.grid(video)
 
 
 @pytest.mark.slow  # trains on videos

@@ -25,7 +25,7 @@ from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.reports.plan import Plan, plan_of
 from bitad.runtime.distributed import Ranks
-from bitad.training.losses import DetectionLoss, Targets
+from bitad.training.losses import DetectionLoss, assign
 from bitad.training.step_cost import POLICIES, PRECISIONS, Tally, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def small_plan() -> Plan:
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are simulated in one way only, which is quicker."""
     monkeypatch.setattr("bitad.training.step_cost.POLICIES", ["none"])
-    monkeypatch.delitem(PRECISIONS, "bf16")
+    monkeypatch.setattr("bitad.reports.plan.PRECISIONS", ["fp32"])
 
 
 class RealStep:
@@ -89,9 +89,9 @@ class RealStep:
 
     def forward(self, autocast: bool = False) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            prediction = self.network(self.frames, self.mask)
-        targets = Targets(*(torch.zeros_like(one) for one in prediction[:2]), torch.zeros_like(prediction.mask))
-        return self.loss(prediction, targets).total
+            prediction = self.network.predict(self.frames, self.mask)
+        nothing = [torch.zeros(0, 2)] * len(self.frames), [torch.zeros(0, dtype=torch.int64)] * len(self.frames)
+        return self.loss(prediction, assign(prediction.points, *nothing, K)).total
 
     def saved_bytes(self) -> int:
         """Of what autograd holds between a forward and a backward pass: the exact measure of activations."""
@@ -209,7 +209,7 @@ def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
     trainer = Trainer(config, Ranks(0, 1, torch.device("cpu")))
     plan = plan_of(config)
     assert (plan.steps, plan.windows, plan.videos) == (len(trainer.sampler), 20, 4)
-    assert plan.rates == trainer.rates
+    assert plan.rates == trainer.train_step.rates
     assert plan.left_out == ()
     assert plan.trainable == sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     assert [cost.checkpointing for cost in plan.costs] == ["none", "none"]

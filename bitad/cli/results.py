@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands
+from bitad.config.names import MapRule, MergeMethod
 from bitad.runtime.log import as_typed, echo
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from bitad.data.detections import Detections
     from bitad.evaluation.mean_average_precision import Evaluation
 
-
-FUSIONS = ("soft-nms", "mean", "product", "wsf")
-RULES = ("activitynet", "thumos-kit")
 
 # More thresholds than anybody averages over: a step was meant to be larger.
 _MOST_THRESHOLDS = 1000
@@ -34,7 +32,7 @@ def add_commands(commands: Commands) -> None:
     )
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="detection files: A, B and more")
     p.add_argument("--out", type=Path, required=True, help="detection file to write")
-    p.add_argument("--method", choices=FUSIONS, default="soft-nms", help="(soft-nms)")
+    p.add_argument("--method", choices=get_args(MergeMethod), default="soft-nms", help="(soft-nms)")
     p.add_argument("--reverse-b", action="store_true", help="B is in reverse time and does not say so")
     p.add_argument("--annotations", type=Path, help="with the durations by which B is reversed")
     _add_classes(p)
@@ -58,7 +56,7 @@ def add_commands(commands: Commands) -> None:
     )
     p.add_argument("--subset", type=as_typed, required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
-    p.add_argument("--rule", choices=RULES, default="activitynet", help="(activitynet)")
+    p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="(activitynet)")
     p.add_argument(
         "--ambiguous",
         type=Path,

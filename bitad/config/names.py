@@ -1,8 +1,25 @@
-"""The sizes that VideoMAE is published in. Apart from the network, so that a configuration is read without torch."""
+"""The choices of the configuration and the command line, each listed once.
+
+Imports neither PyTorch nor pydantic, so ``--help`` is fast.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+OnDecodeError = Literal["error", "repeat"]
+OnReadError = Literal["error", "skip"]
+# What the backward pass recomputes of the transformer; the more, the later.
+Checkpointing = Literal["none", "selective", "blocks"]
+Padding = Literal["reference", "strict"]
+Alignment = Literal["exact", "naive"]
+FusionInit = Literal["mean", "random"]
+NmsMethod = Literal["gaussian", "linear", "vanilla", "hard", "none"]
+MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
+# By whose rule mAP is computed.
+MapRule = Literal["activitynet", "thumos-kit"]
 
 # Keys of earlier versions, and what they are called now. They are read for one release, with a warning.
 RENAMED_KEYS = {

@@ -27,9 +27,21 @@ from pydantic import (
 )
 
 from bitad.config.experiments import EXPERIMENTS, Experiment
-from bitad.config.names import SIZES, VitSize
+from bitad.config.names import (
+    SIZES,
+    Alignment,
+    Checkpointing,
+    FusionInit,
+    MergeMethod,
+    NmsMethod,
+    OnDecodeError,
+    OnReadError,
+    Padding,
+    Precision,
+    VitSize,
+)
 from bitad.config.rules import broken_rules
-from bitad.timeline import Direction
+from bitad.timeline import Direction, ResizedClock
 
 _SMALLEST, LARGEST = 1e-12, 1e12
 _NAME_BYTES = 200  # file systems allow 255, and a run appends its variant and seed
@@ -113,7 +125,6 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
 Workers = Annotated[int, Field(ge=0, le=4096)]
 # fp32: single; bf16, fp16: autocast, the latter with scaled losses.
-Precision = Literal["fp32", "bf16", "fp16"]
 # What PyTorch takes for a seed, of any process of a run.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text)]
@@ -168,7 +179,7 @@ class DataConfig(Section):
     reversed_videos: Place | None = Field(
         default=None, description="folder of their reverse-playback twins; none: windows are flipped"
     )
-    on_decode_error: Literal["error", "repeat"] = Field(
+    on_decode_error: OnDecodeError = Field(
         default="error",
         description="of video files: those that cannot be decoded, or that a cut-off file has lost; `repeat` shows the "
         "last good one in their place, and the log says how often",
@@ -206,7 +217,7 @@ class WindowConfig(Section):
         "`resized`: into one of T steps, at even distances over the video, in training too",
     )
     stride_frames: Count = Field(default=4, description="video frames from one grid step to the next (videos only)")
-    resized_clock: Literal["centre", "edge"] = Field(
+    resized_clock: ResizedClock = Field(
         default="centre",
         description="where in its share of a resized video a step stands; `edge`: at its beginning, as in OpenTAD's "
         "released weights",
@@ -276,7 +287,7 @@ class BackboneConfig(Section):
     )
     first_adapter: Layers = Field(default=0, description="block from which on there are adapters")
     adapter_reduction: Count = Field(default=4, description="the backbone's width over the adapters'")
-    checkpointing: Annotated[Literal["none", "blocks", "selective"] | None, BeforeValidator(_policy)] = Field(
+    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_policy)] = Field(
         default=None,
         description="what the backward pass recomputes to save memory: none, the blocks, or (selective) the blocks but "
         "their attention; null: blocks where two networks share a graph, else none",
@@ -319,7 +330,7 @@ class ModelConfig(Section):
         default=True, description="a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`"
     )
     dropout: ShareBelowAll = 0.0
-    padding: Literal["reference", "strict"] = Field(default="strict", description="released weights need `reference`")
+    padding: Padding = Field(default="strict", description="released weights need `reference`")
     head_convolutions: Annotated[Layers, Field(ge=1)] = 2
     prior_probability: float = Field(default=0.01, gt=0, lt=1)
     regression_ranges: tuple[tuple[float, float], ...] | None = Field(
@@ -390,7 +401,7 @@ class TrainingConfig(Section):
         default=None, description="a checkpoint every so many steps; none: at epochs' ends, and when asked to stop"
     )
     keep_last: Count = Field(default=2, description="checkpoints to go on from: the last one and those before it")
-    on_read_error: Literal["error", "skip"] = Field(
+    on_read_error: OnReadError = Field(
         default="error",
         description="of windows that cannot be read, or not in time: `skip` takes another video's in their place, and "
         "the log says of which how many",
@@ -405,15 +416,34 @@ class TrainingConfig(Section):
 
 
 class NmsConfig(Section):
-    """Suppression of overlapping detections of a video."""
+    """Non-maximum suppression: how detections that overlap a better one are weakened or dropped."""
 
-    method: Literal["gaussian", "linear", "vanilla", "hard", "none"] = "gaussian"
+    method: NmsMethod = Field(
+        default="gaussian",
+        description="`gaussian`: multiplies scores by exp(-tIoU^2 / sigma); `linear`: by 1 - tIoU, `vanilla`: by 0, "
+        "both from `iou_threshold` on; `hard`: drops what overlaps by `iou_threshold`; `none`: keeps all",
+    )
     sigma: Positive = 0.7
-    iou_threshold: ShareAboveNothing = 0.5
-    max_segments: Count = 2000
-    multiclass: bool = True
-    voting_threshold: Share = 0.7
-    min_score: ShareBelowAll | None = None
+    iou_threshold: ShareAboveNothing = Field(
+        default=0.5, description="tIoU from which two segments compete (hard, linear, vanilla, and merging)"
+    )
+    max_segments: Count = Field(default=2000, description="of a video, the best")
+    multiclass: bool = Field(default=True, description="segments compete within their class; false: with all")
+    voting_threshold: Share = Field(
+        default=0.7,
+        description="with `multiclass: false`, a kept segment becomes the score-weighted mean of all that overlap it "
+        "by this tIoU; 0: it stays",
+    )
+    min_score: ShareBelowAll | None = Field(
+        default=None,
+        description="lower scores are dropped: by soft methods after each weakening, so that the best segment stays "
+        "in any case; by `hard` before, and the score must be above it",
+    )
+
+    @property
+    def suppression(self) -> NmsConfig | None:
+        """Itself, or None for the method ``none``."""
+        return None if self.method == "none" else self
 
 
 class TestConfig(Section):
@@ -427,7 +457,7 @@ class TestConfig(Section):
     precision: Precision = Field(default="fp32", description="of the networks' computation")
     batch: Count = 2
     workers: Workers | None = Field(default=None, description="processes that read videos; none: training.workers")
-    on_read_error: Literal["error", "skip"] = Field(
+    on_read_error: OnReadError = Field(
         default="error",
         description="that cannot be read, or not in time: `skip` finds nothing in them, which counts against the mAP, "
         "and the log names them",
@@ -438,9 +468,7 @@ class TestConfig(Section):
     score_threshold: ShareBelowAll = 0.001
     candidates: Count = Field(default=2000, description="kept of each window before the NMS")
     rounding: bool = Field(default=True, description="2 decimals of a second, 4 of a score, as the reference")
-    merge: Literal["soft-nms", "mean", "product", "wsf"] = Field(
-        default="soft-nms", description="how the detections of two networks become one set"
-    )
+    merge: MergeMethod = Field(default="soft-nms", description="how the detections of two networks become one set")
     nms: NmsConfig = NmsConfig()
     video_scores: Place | None = Field(
         default=None, description="JSON with the classes' scores in each whole video, which name what is found"
@@ -463,10 +491,10 @@ class PairConfig(Section):
         default="reverse",
         description="playing direction of the second network; `forward`: the control, two forward ones",
     )
-    align: Literal["exact", "naive"] = Field(
+    align: Alignment = Field(
         default="exact", description="`naive`: each level turned round whole, as the research group did"
     )
-    fusion_init: Literal["mean", "random"] = Field(
+    fusion_init: FusionInit = Field(
         default="mean", description="`random`: the layers' own initialisation, as the research group did"
     )
     train_detector: bool = Field(
@@ -480,7 +508,7 @@ class Config(Section):
 
     name: FolderName
     seed: Seed = 0
-    direction: Literal["forward", "reverse"] = Field(default="forward", description="playing direction it learns from")
+    direction: Direction = Field(default="forward", description="playing direction it learns from")
     experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
     output: Place = Field(default=Path("runs"), description="folder of the run directories")
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
@@ -521,6 +549,11 @@ class Config(Section):
     def views(self) -> tuple[Direction, ...]:
         """The playing direction of each network."""
         return (self.direction,) if self.plan.networks == 1 else ("forward", self.pair.second)
+
+    @property
+    def learner_names(self) -> tuple[str, ...]:
+        """A name for each network in logs and checkpoints: its playing direction; its number if both have the same."""
+        return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
     def variant(self) -> str:

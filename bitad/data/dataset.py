@@ -24,7 +24,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.readers import Readers
 from bitad.data.sources import Source
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop, room_for_frames
-from bitad.data.windows import Timebase, random_window, sliding_windows
+from bitad.data.windows import random_window, sliding_windows
 from bitad.timeline import Direction, Grid, mirror_points, mirror_positions, mirror_segments
 
 Content = TypeVar("Content")
@@ -152,6 +152,10 @@ class Batch:
             reversed_copy=None if self.reversed_copy is None else _turned(self.inputs, self.mask),
         )
 
+    def in_views(self, views: Sequence[Direction]) -> list[Batch]:
+        """The batch, which comes in the first view, in each of these views."""
+        return [self if view == views[0] else self.reversed() for view in views]
+
     def reversed_segments(self) -> list[Tensor]:
         """The ground truth of the windows played the other way round, per window ``[n, 2]`` in grid steps."""
         return [
@@ -240,12 +244,12 @@ def _read(
 
 
 def grid_truth(
-    video: AnnotatedVideo, timebase: Timebase, classes: Sequence[str]
+    video: AnnotatedVideo, video_grid: Grid, classes: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """A video's ground truth in grid steps ``[n, 2]``, cut off at the video's ends, and class indices ``[n]``."""
     index = {name: i for i, name in enumerate(classes)}
-    segments = timebase.whole().to_steps(video.segments.reshape(-1, 2))
-    segments = np.clip(segments, 0, timebase.steps)
+    segments = video_grid.to_steps(video.segments.reshape(-1, 2))
+    segments = np.clip(segments, 0, video_grid.steps)
     labels = np.array([index[label] for label in video.labels], np.int64)
     seen = segments[:, 1] > segments[:, 0]  # what starts after the video's end cannot be learnt
     return segments[seen], labels[seen]
@@ -284,7 +288,7 @@ class TrainingWindows(Dataset[Sample]):
 
     def median_rate_hz(self) -> float:
         """Grid steps a second, the median over the videos."""
-        bases = [self.source.timebase(video) for video in self.videos]
+        bases = [self.source.grid(video) for video in self.videos]
         return float(np.median([base.fps / base.stride_frames for base in bases]))
 
     def __len__(self) -> int:
@@ -308,19 +312,19 @@ class TrainingWindows(Dataset[Sample]):
 
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
-        timebase = self.source.timebase(video)
-        segments, labels = grid_truth(video, timebase, self.classes)
+        video_grid = self.source.grid(video)
+        segments, labels = grid_truth(video, video_grid, self.classes)
         window = self.config.window
         chosen = random_window(
             rng,
-            timebase.steps,
+            video_grid.steps,
             window.steps,
             segments,
             labels,
             completeness=window.completeness,
             crop=window.crop,
         )
-        grid = timebase.window(chosen.start, chosen.steps)
+        grid = video_grid.window(chosen.start, chosen.steps)
         backbone, views = self.config.model.backbone, self.config.views
         margin = 1.0 if backbone is None else DECODE_MARGIN
         sample = _read(self.source, video, grid, views, chosen.segments, chosen.labels, margin=margin)
@@ -381,7 +385,7 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         self.bases = {
             name: base
             for name, video in self.videos.items()
-            if (base := self._unless_bad(video, partial(source.timebase, video))) is not None
+            if (base := self._unless_bad(video, partial(source.grid, video))) is not None
         }
         self._before: Sample | None = None  # the window asked for last, in forward order
         self.leave_out({})
@@ -401,12 +405,12 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """How many processes read; 0: this one."""
         return self.readers.processes
 
-    def _grids(self, timebase: Timebase) -> list[Grid]:
+    def _grids(self, video_grid: Grid) -> list[Grid]:
         window = self.config.window
         if window.layout == "whole":
-            return [timebase.whole()]
+            return [video_grid]
         # A video resized to the length of a window gives one.
-        return [timebase.window(*one) for one in sliding_windows(timebase.steps, window.steps, window.overlap)]
+        return [video_grid.window(*one) for one in sliding_windows(video_grid.steps, window.steps, window.overlap)]
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from bitad.config.names import OnDecodeError
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import read_header
 from bitad.runtime.files import is_leftover, read_json, remove_leftovers, replacing, write_json
@@ -27,12 +28,11 @@ from bitad.runtime.locking import locked
 from bitad.runtime.log import log
 from bitad.runtime.signatures import FileIdentity
 from bitad.timeline import Direction
-from bitad.video.decoding import Damaged
 
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
 
-Precision = Literal["float32", "bfloat16"]
+FeaturePrecision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
 # How often records of finished videos are written; a process that is killed loses the latest.
 _SECONDS_BETWEEN_RECORDS = 10.0
@@ -73,7 +73,7 @@ class FeatureSettings:
     window_steps: int | None
     window_overlap: float | None
     pixels: int
-    precision: Precision
+    precision: FeaturePrecision
     stored: Stored
     checkpoint: str
     checkpoint_sha256: str
@@ -232,7 +232,7 @@ class FeatureFolder:
         if self._waiting:
             self._write()
 
-    def held(self, name: str, video: FeatureVideo, source: Path, damaged: Damaged) -> FeatureVideo | None:
+    def held(self, name: str, video: FeatureVideo, source: Path, damaged: OnDecodeError) -> FeatureVideo | None:
         """The record of a video whose features are complete and up to date; None: they must be computed.
 
         Features of an earlier version are kept if they agree with the video as far as they were recorded.

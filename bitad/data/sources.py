@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitad.config.names import OnDecodeError
 from bitad.config.schema import Config, DataConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
-from bitad.data.windows import ResizedClock, Timebase
-from bitad.timeline import Direction, Grid, mirror_frames
-from bitad.video.decoding import Damaged, counted, require_whole
+from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
+from bitad.video.decoding import counted, require_whole
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.names import VideoFinder
@@ -77,7 +77,7 @@ class Source(Protocol):
     def repeated(self) -> int:
         """The number of damaged frames read so far, in this process, in whose place another one stands."""
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
+    def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
@@ -99,7 +99,7 @@ class VideoFiles:
         stride_frames: from one grid step to the next.
         rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
         steps: grid steps of every video, instead: they lie evenly over it.
-        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
+        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
         frames_per_step: frames read of each grid step.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
@@ -118,7 +118,7 @@ class VideoFiles:
         clock: ResizedClock = "centre",
         frames_per_step: int = 1,
         find_reversed: Callable[[str], Path] | None = None,
-        damaged: Damaged = "error",
+        damaged: OnDecodeError = "error",
         cache: IndexCache | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
@@ -148,18 +148,18 @@ class VideoFiles:
         """The number of frames of a file."""
         return counted(self.index(path), self.damaged)
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
+    def grid(self, video: AnnotatedVideo) -> Grid:
         index = self.index(self.find(video.name))
         self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
         fps = float(index.rate)
         frames = counted(index, self.damaged)
         if self.steps is not None:
-            return Timebase(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
+            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
-        return Timebase(fps, stride, 0.0, -(-frames // stride))
+        return Grid(fps, stride, 0.0, -(-frames // stride))
 
-    def clock_fault(self, video: AnnotatedVideo, base: Timebase) -> str | None:
-        """How the file's duration differs from the annotated one, if it does; ``base`` is the video's timebase."""
+    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
+        """How the file's duration differs from the annotated one, if it does; ``base`` is the video's video_grid."""
         path = self.find(video.name)
         # Of what annotations state, only the duration is used; frames and rates are the file's own.
         found = Clock(self.frames(path) / base.fps)
@@ -205,7 +205,7 @@ class FeatureFiles:
         offset_frames: frame at the centre of the first feature's snippet.
         fps: frames a second that these count; None: each video's own.
         steps: grid steps of every video, whose features are resized to them; None: a step a feature.
-        clock: of these, see :meth:`~bitad.data.windows.Timebase.resized`.
+        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
         reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
         described: what is known of the videos that the features were made of, by the names of their features.
     """
@@ -232,14 +232,14 @@ class FeatureFiles:
     def has_reversed_copies(self) -> bool:
         return self.reversed_store is not None
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
+    def grid(self, video: AnnotatedVideo) -> Grid:
         rows = self.store.length(video.name)
         if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
             raise ValueError(
                 f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}: make "
                 "both by one call of `bitad features --direction both`"
             )
-        base = Timebase(self._rate(video), self.stride_frames, self.offset_frames, rows)
+        base = Grid(self._rate(video), self.stride_frames, self.offset_frames, rows)
         return base if self.steps is None else base.resized(self.steps, self.clock)
 
     def _rate(self, video: AnnotatedVideo) -> float:
@@ -252,11 +252,11 @@ class FeatureFiles:
             )
         return fps
 
-    def clock_fault(self, video: AnnotatedVideo, base: Timebase) -> str | None:
+    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
         """How the time that the features cover differs from the annotated one, if it does.
 
         Args:
-            base: the video's timebase.
+            base: the video's video_grid.
         """
         rows, fps = round(base.steps * base.stride_frames / self.stride_frames), base.fps  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
@@ -275,7 +275,7 @@ class FeatureFiles:
         features = torch.from_numpy(store.read(video.name))  # [T, C]
         first_frame = self.offset_frames
         if self.steps is not None:
-            first_frame = self.timebase(video).offset_frames
+            first_frame = self.grid(video).first_frame
             features = F.interpolate(features.T[None], size=self.steps, mode="linear", align_corners=False)[0].T
         start = round((grid.first_frame - first_frame) / grid.stride_frames)
         return features[start : start + grid.steps]

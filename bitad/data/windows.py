@@ -6,51 +6,9 @@ Windows are counted in grid steps on the forward clock, whatever direction the v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from bitad.timeline import Grid
-
-ResizedClock = Literal["centre", "edge"]
-
-
-@dataclass(frozen=True)
-class Timebase:
-    """How the grid steps of a whole video lie: its rate, the frames between steps, the first, and how many.
-
-    Args:
-        fps: frames a second.
-        stride_frames: frames from one grid step to the next.
-        offset_frames: frame at step 0 (0 for videos; the centre of the first snippet for features).
-        steps: grid steps of the whole video.
-    """
-
-    fps: float
-    stride_frames: float
-    offset_frames: float
-    steps: int
-
-    def window(self, start: int, steps: int) -> Grid:
-        """The grid of ``steps`` steps from step ``start``."""
-        return Grid(self.fps, self.stride_frames, self.offset_frames + self.stride_frames * start, steps)
-
-    def resized(self, steps: int, clock: ResizedClock = "centre") -> Timebase:
-        """The same stretch of the video in another number of steps, each with an even share of it.
-
-        Args:
-            steps: how many.
-            clock: where in its share a step stands: in the middle, where ``interpolate(..., align_corners=False)``
-                puts it, or at the beginning.
-        """
-        share = self.steps / steps
-        offset_frames = self.offset_frames + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
-        return Timebase(self.fps, self.stride_frames * share, offset_frames, steps)
-
-    def whole(self) -> Grid:
-        """The grid of the whole video."""
-        return self.window(0, self.steps)
 
 
 def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple[int, int]]:

@@ -23,7 +23,6 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import reverse_annotation_file
 from bitad.data.sources import Source, build_source, read_test_ground_truth
-from bitad.data.windows import Timebase
 from bitad.demo.jobs import Job, cores, train_side_by_side
 from bitad.demo.playroom import REVERSED, write_data_set
 from bitad.demo.report import DemoResults, write_demo_report, write_full_results
@@ -256,8 +255,8 @@ class StandingStill:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
-        return self.source.timebase(video)
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.source.grid(video)
 
     @property
     def has_reversed_copies(self) -> bool:

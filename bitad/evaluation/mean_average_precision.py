@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.config.names import MapRule
 from bitad.data.annotations import Annotations
 from bitad.data.classes import UNDECIDED
 from bitad.data.detections import Detections
@@ -188,10 +189,8 @@ def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArr
     return kept
 
 
-# ActivityNet's rule is in this module, that of the THUMOS'14 kit in :mod:`bitad.evaluation.thumos_kit`.
-Rule = Literal["activitynet", "thumos-kit"]
-
-_AMBIGUOUS_ARE: dict[Rule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
+# What Ambiguous intervals are by each rule; that of the THUMOS'14 kit is :mod:`bitad.evaluation.thumos_kit`.
+_AMBIGUOUS_ARE: dict[MapRule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +216,7 @@ class Evaluation:
         predictions_by_unknown_class: number of detections of each class without ground truth. They are ignored.
     """
 
-    rule: Rule
+    rule: MapRule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
     ap: NDArray[np.float64]
@@ -239,7 +238,7 @@ class Evaluation:
         ground_truth: Annotations,
         detections: Detections,
         *,
-        rule: Rule,
+        rule: MapRule,
         thresholds: NDArray[np.float64],
         ambiguous: int,
     ) -> Evaluation:

@@ -13,7 +13,8 @@ import torch
 
 from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
-from bitad.config.schema import Config, NmsConfig
+from bitad.config.names import OnDecodeError
+from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, ReadFailure, Sample, TestWindows, collate
 from bitad.data.detections import Detections, write_detections
@@ -21,43 +22,23 @@ from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.data.sources import FeatureFiles, Source, VideoFiles, build_source, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
-from bitad.inference.nms import NmsSettings
 from bitad.inference.postprocess import Candidates, Stitcher, decode, suppressed
 from bitad.inference.validate import log_rates, validate_clocks
 from bitad.inference.video_scores import read_video_scores
 from bitad.inference.whole_video import WindowOutputs, log_read_failures, read_ahead, see_videos
-from bitad.models.build import Network, autocast
-from bitad.models.heads import Prediction
-from bitad.models.network import Both, Pair
+from bitad.models.build import autocast
+from bitad.models.network import Network, Output
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.files import check_places, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
 from bitad.timeline import Direction
-from bitad.video.decoding import Damaged
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint, class_names
 
 # Every file of detections that a test may write.
 DETECTION_FILES = tuple(dict.fromkeys(file for files in RESULTS_OF_PAIRS.values() for file in files.values()))
-
-
-def nms_settings(config: NmsConfig) -> NmsSettings | None:
-    """The settings of the suppression that a configuration names, if any."""
-    if config.method == "none":
-        return None
-    hard = config.method == "hard"
-    return NmsSettings(
-        soft=not hard,
-        method="gaussian" if config.method == "hard" else config.method,
-        sigma=config.sigma,
-        iou_threshold=config.iou_threshold,
-        max_segments=config.max_segments,
-        multiclass=config.multiclass,
-        voting_threshold=config.voting_threshold,
-        min_score=config.min_score,
-    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +122,7 @@ def _detect(
     what: str,
 ) -> Results:
     """:func:`detect`, which leaves it to the caller to say what could not be read, be it all."""
-    views, settings = config.views, nms_settings(config.test.nms)
+    views, settings = config.views, config.test.nms.suppression
     # Where a video is one window, the reference suppresses in grid steps, before anything is rounded or cut off.
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in views]
@@ -238,21 +219,13 @@ def _see_windows(network: Network, windows: TestWindows, ranks: Ranks, *, what: 
     for batch, unread in track(loader, what, len(loader), show=ranks.is_main):
         windows.unread.update(unread)
         if batch is not None:
-            predictions = _predict(network, batch.to(ranks.device), config.views)
-            yield WindowOutputs(batch.videos, batch.grids, predictions, batch.repeated)
-
-
-def _predict(network: Network, batch: Batch, views: tuple[Direction, ...]) -> list[Prediction]:
-    """What each basis says about a batch that comes in the first view."""
-    if not isinstance(network, Pair):
-        return [network(batch.inputs, batch.mask)]
-    other = batch if views[0] == views[1] else batch.reversed()
-    both: Both = network((batch.inputs, other.inputs), batch.mask)
-    return [both.first, both.second]
+            views = batch.to(ranks.device).in_views(config.views)
+            output: Output = network([view.inputs for view in views], views[0].mask)
+            yield WindowOutputs(batch.videos, batch.grids, output.predictions, batch.repeated)
 
 
 def detect_videos(
-    checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: Damaged = "error"
+    checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: OnDecodeError = "error"
 ) -> tuple[Detections, dict[str, str]]:
     """Detects in video files, sampled at the rate of the training.
 
@@ -289,7 +262,7 @@ def detect_videos(
         checkpoint.classes,
     )
     if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
-        bases = {name: source.timebase(video) for name, video in annotations.videos.items()}
+        bases = {name: source.grid(video) for name, video in annotations.videos.items()}
         log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
     network = checkpoint.network().to(ranks.device)
     # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what

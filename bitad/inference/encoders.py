@@ -22,7 +22,6 @@ from bitad.config.names import SIZES, VitSize
 from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.windows import sliding_windows
 from bitad.models.backbone import VideoBackbone
-from bitad.models.network import Detector
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
 from bitad.timeline import Direction, Grid
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
@@ -272,16 +271,16 @@ def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> W
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     """The backbone for each playing direction: that of a single network for both, its own direction first."""
-    network, views = run.network(), run.config.views
-    networks: dict[Direction, Detector] = {}
-    if isinstance(network, Detector):
-        networks = dict.fromkeys((*views, "forward", "reverse"), network)
-    elif network.first.cross_adapters is not None:
+    if run.config.plan.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
-    else:
-        for view, side in zip(views, network.sides, strict=True):
-            networks.setdefault(view, side.network)  # of two forward ones the first
-    return {view: one.backbone for view, one in networks.items() if isinstance(one.backbone, VideoBackbone)}
+    views, detectors = run.config.views, run.network().detectors
+    if len(views) == 1:
+        views, detectors = (*views, "forward", "reverse"), detectors * 3
+    found: dict[Direction, VideoBackbone] = {}
+    for view, detector in zip(views, detectors, strict=True):
+        assert detector.backbone is not None  # the configuration has one
+        found.setdefault(view, detector.backbone)  # of two forward ones the first
+    return found
 
 
 def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> VideoBackbone:

@@ -20,7 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Precision, Stored
+from bitad.config.names import OnDecodeError
+from bitad.data.feature_folder import FeatureFolder, FeaturePrecision, FeatureSettings, FeatureVideo, Stored
 from bitad.data.transforms import apply_crop, centre_crop
 from bitad.inference.encoders import Encoder, Piece
 from bitad.runtime.distributed import Ranks
@@ -28,7 +29,7 @@ from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.progress import Meter, track
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.timeline import Direction
-from bitad.video.decoding import Damaged, counted, require_whole
+from bitad.video.decoding import counted, require_whole
 from bitad.video.files import is_same_file, list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -92,7 +93,7 @@ def feature_folders(
     out: Path,
     directions: Sequence[Direction],
     *,
-    precision: Precision = "float32",
+    precision: FeaturePrecision = "float32",
     stored: Stored = "float32",
 ) -> dict[Direction, FeatureFolder]:
     """The folder of each direction's features: ``out``, or of two ``out/forward`` and ``out/reverse``.
@@ -136,7 +137,7 @@ def extract_features(
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
     *,
-    damaged: Damaged = "error",
+    damaged: OnDecodeError = "error",
     cache: IndexCache | None = None,
 ) -> ExtractionReport:
     """Writes the features of videos to folders, in each direction that has one; the same report on every process.
@@ -222,7 +223,7 @@ def _look_at(
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
     index_of: Callable[[Path], FrameIndex],
-    damaged: Damaged,
+    damaged: OnDecodeError,
 ) -> _Found:
     """Each video is looked at by one process, before any of them writes, so that all know the same."""
     names = list(videos)

@@ -7,19 +7,19 @@ clock: ``merge(forward, reverse.forward(), ...)``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.config.names import MergeMethod
+from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections, VideoColumns
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import NmsSettings, nms
+from bitad.inference.nms import nms
 from bitad.runtime.log import log, shortlist
-
-MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 
 # Weight of a detection without score in a weighted mean: two of them need some.
 _LEAST_WEIGHT = 1e-100
@@ -31,7 +31,7 @@ _ROWS_AT_ONCE = 2**15
 def merge(
     *sets: Detections,
     method: MergeMethod,
-    settings: NmsSettings | None = None,
+    settings: NmsConfig | None = None,
     names: Sequence[str] = (),
 ) -> Detections:
     """Merge n >= 2 sets of detections; the result is by video, best first.
@@ -60,21 +60,21 @@ def merge(
     Args:
         sets: detections on one clock.
         method: how.
-        settings: ``NmsSettings()`` if not given.
+        settings: None: the defaults, without voting.
         names: what errors and the log call the sets: their files, for example.
 
     Raises:
         ValueError: fewer than two sets, sets on different clocks or that disagree about a duration; a score is
             negative, or the scores of only some sets go beyond 1.
     """
-    settings = settings or NmsSettings()
+    settings = settings or NmsConfig(voting_threshold=0.0)
     if method not in get_args(MergeMethod):
         raise ValueError(f"merging method {method!r} is not one of {', '.join(get_args(MergeMethod))}")
     if len(sets) < 2:
         raise ValueError(f"{len(sets)} set of detections: merging needs at least two")
     names = tuple(names) or tuple(f"set {number}" for number in range(1, len(sets) + 1))
     _require_scores(sets, names)
-    details = {"merged": {"method": method, "settings": asdict(settings), "details": [one.details for one in sets]}}
+    details = {"merged": {"method": method, "settings": _recorded(settings), "details": [one.details for one in sets]}}
     if said := _what_is_not_in_all(sets, names):
         log.info("%s", said)
     # Of equal scores and overlaps the first ones come first: that must not depend on which file was named first. (The
@@ -86,6 +86,12 @@ def merge(
     if method == "soft-nms":
         return _through_nms(union, settings)
     return _best(_fused(union, source, len(sets), settings.iou_threshold, method), settings)
+
+
+def _recorded(settings: NmsConfig) -> dict[str, Any]:
+    """The settings as the details of merged detections state them."""
+    hard = settings.method == "hard"
+    return {"soft": not hard, **settings.model_dump(), "method": "gaussian" if hard else settings.method}
 
 
 def _require_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
@@ -130,7 +136,7 @@ def _content(found: Detections) -> tuple[object, ...]:
     return found.videos, found.classes, *(column.tobytes() for column in columns)
 
 
-def _through_nms(union: Detections, settings: NmsSettings) -> Detections:
+def _through_nms(union: Detections, settings: NmsConfig) -> Detections:
     order = np.argsort(union.video, kind="stable")
     ends = np.cumsum(np.bincount(union.video, minlength=len(union.videos)))
     found: dict[str, VideoColumns] = {}
@@ -141,7 +147,7 @@ def _through_nms(union: Detections, settings: NmsSettings) -> Detections:
     )
 
 
-def _best(merged: Detections, settings: NmsSettings) -> Detections:
+def _best(merged: Detections, settings: NmsConfig) -> Detections:
     """Each video's ``max_segments`` best, best first, without those below ``min_score``."""
     order = np.lexsort((-merged.scores, merged.video))
     order = order[merged.scores[order] >= (settings.min_score or 0.0)]

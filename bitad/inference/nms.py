@@ -6,15 +6,11 @@ the order is left to chance, here the one that comes first in the input is first
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bitad.config.schema import NmsConfig
 from bitad.data.tiou import overlap_ranges, ranges, tiou_pairs
-
-Method = Literal["gaussian", "linear", "vanilla"]
 
 # Added to every length, as the reference does, so that two segments without length have an IoU of 0.
 _LENGTH_FLOOR = 1e-6
@@ -29,56 +25,11 @@ _MIN_ROUNDS = 16
 _CELLS_AT_ONCE = 2**18
 
 
-@dataclass(frozen=True)
-class NmsSettings:
-    """How detections that overlap a better one are weakened or dropped.
-
-    Args:
-        soft: lower the scores of overlapping segments by ``method``; else drop those with IoU >= ``iou_threshold``.
-        method: by what a score is multiplied. "gaussian": exp(-IoU^2 / sigma); "linear": 1 - IoU, "vanilla": 0, both
-            where IoU >= ``iou_threshold``.
-        sigma: width of the Gaussian.
-        iou_threshold: IoU from which two segments compete (hard, linear and vanilla; merging uses it as well).
-        max_segments: how many to keep, the best.
-        multiclass: segments compete within their class; else with all.
-        voting_threshold: 0: none. Else, where classes compete, a kept segment becomes the score-weighted mean of all
-            input segments with an IoU of at least this to it. (Never per class, as in the reference.)
-        min_score: drop what scores less; None or 0: nothing. Soft: tested after each weakening, so that the best
-            segment is always kept. Hard: tested before, and the score must be above it.
-
-    Raises:
-        ValueError: a value out of its range.
-    """
-
-    soft: bool = True
-    method: Method = "gaussian"
-    sigma: float = 0.7
-    iou_threshold: float = 0.5
-    max_segments: int = 2000
-    multiclass: bool = True
-    voting_threshold: float = 0.0
-    min_score: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"NMS method {self.method!r} is not one of {', '.join(get_args(Method))}")
-        if not self.sigma > 0:
-            raise ValueError(f"NMS sigma {self.sigma} must be above 0")
-        if not 0 < self.iou_threshold <= 1:
-            raise ValueError(f"NMS iou_threshold {self.iou_threshold} must be above 0 and at most 1")
-        if self.max_segments < 1:
-            raise ValueError(f"NMS max_segments {self.max_segments} must be at least 1")
-        if not 0 <= self.voting_threshold <= 1:
-            raise ValueError(f"NMS voting_threshold {self.voting_threshold} must be from 0 (no voting) to 1")
-        if self.min_score is not None and not self.min_score >= 0:
-            raise ValueError(f"NMS min_score {self.min_score} must be at least 0, or absent")
-
-
 def nms(
     segments: ArrayLike,  # [n, 2]
     scores: ArrayLike,  # [n]
     labels: ArrayLike,  # [n]
-    settings: NmsSettings,
+    settings: NmsConfig,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """The kept segments ``[k, 2]``, scores ``[k]`` and labels ``[k]``, best first; k <= ``max_segments``.
 
@@ -103,10 +54,10 @@ def nms(
 
 
 def keep(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], labels: NDArray[np.int64], settings: NmsSettings
+    segments: NDArray[np.float64], scores: NDArray[np.float64], labels: NDArray[np.int64], settings: NmsConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows that :func:`nms` keeps of candidates without defects, and their final scores, best first."""
-    hard_floor = settings.min_score if not settings.soft else None
+    hard_floor = settings.min_score if settings.method == "hard" else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
     groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
     kept, kept_scores = _select_by_group(segments[candidates], scores[candidates], groups, settings)
@@ -141,7 +92,7 @@ def rows_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _select_by_group(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], groups: NDArray[np.int64], settings: NmsSettings
+    segments: NDArray[np.float64], scores: NDArray[np.float64], groups: NDArray[np.int64], settings: NmsConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The kept rows and their final scores, in no particular order.
 
@@ -164,12 +115,12 @@ def _select_by_group(
 
 
 def _select(
-    segments: NDArray[np.float64], scores: NDArray[np.float64], table: NDArray[np.int64], settings: NmsSettings
+    segments: NDArray[np.float64], scores: NDArray[np.float64], table: NDArray[np.int64], settings: NmsConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The kept rows and their final scores. ``table`` ``[K, m]``: the rows that compete, line by line, -1: none."""
     kept, kept_scores = [np.empty(0, np.int64)], [np.empty(0)]
     left = np.where(table >= 0, scores[table], _GONE)  # [K, m]
-    if settings.soft and settings.min_score and left.size:
+    if settings.method != "hard" and settings.min_score and left.size:
         # The reference drops what is below the minimum after the first segment of each line is kept.
         best = left.argmax(axis=1, keepdims=True)
         exempt = np.arange(left.shape[1]) == best
@@ -235,9 +186,9 @@ class _Overlaps:
         return self.cells[rival], iou
 
 
-def _weakened(left: NDArray[np.float64], iou: NDArray[np.float64], settings: NmsSettings) -> NDArray[np.float64]:
+def _weakened(left: NDArray[np.float64], iou: NDArray[np.float64], settings: NmsConfig) -> NDArray[np.float64]:
     """The scores ``[r]`` of candidates after one with which they have these IoUs ``[r]`` was kept."""
-    if not settings.soft:
+    if settings.method == "hard":
         return np.where(iou >= settings.iou_threshold, _GONE, left)
     match settings.method:
         case "gaussian":

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import NmsSettings, check_candidates, keep, nms, voted
+from bitad.inference.nms import check_candidates, keep, nms, voted
 from bitad.models.heads import Prediction
 from bitad.timeline import Grid, mirror_segments
 
@@ -113,7 +114,7 @@ def to_seconds(
     return _rounded(moved) if rounding else moved
 
 
-def stitch(windows: Sequence[Candidates], settings: NmsSettings | None, *, rounding: bool = True) -> Candidates:
+def stitch(windows: Sequence[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
     """One video's detections, best first, from the candidates of all its windows.
 
     Args:
@@ -129,7 +130,7 @@ def stitch(windows: Sequence[Candidates], settings: NmsSettings | None, *, round
     return _rounded(merged) if rounding else merged
 
 
-def _best(windows: Sequence[Candidates], settings: NmsSettings) -> Candidates:
+def _best(windows: Sequence[Candidates], settings: NmsConfig) -> Candidates:
     """What :func:`~bitad.inference.nms.nms` leaves of the candidates of all windows, from as few as that takes.
 
     The suppression lowers scores and never raises one, and of equal scores takes the first. So candidates that come
@@ -194,7 +195,7 @@ def _joined(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0
     )
 
 
-def suppressed(candidates: Candidates, settings: NmsSettings | None) -> Candidates:
+def suppressed(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
     """What the suppression leaves of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
         return Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
@@ -266,7 +267,7 @@ class Stitcher:
         rounding: as in :func:`to_seconds`.
     """
 
-    def __init__(self, settings: NmsSettings | None, *, rounding: bool = True) -> None:
+    def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
         self.settings, self.rounding = settings, rounding
         self.windows: dict[str, dict[float, _Window]] = {}  # of a video, by their first frame
         self.durations_s: dict[str, float] = {}

@@ -10,12 +10,12 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import disagreement, rate_fault
 from bitad.data.dataset import TrainingWindows, grid_truth
 from bitad.data.sources import FeatureFiles, VideoFiles
-from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import Truth
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log, shortlist
 from bitad.runtime.progress import track
 from bitad.runtime.workers import time_limit
+from bitad.timeline import Grid
 from bitad.video.indexing import IndexCache
 
 Videos = VideoFiles | FeatureFiles
@@ -35,11 +35,11 @@ def validate_data(
     """
     Truth.of(test)
     videos = [*windows.videos, *test.videos.values()]
-    bases: dict[str, Timebase] = {}
+    bases: dict[str, Grid] = {}
 
     def look_at(video: AnnotatedVideo) -> None:
         with time_limit(config.training.read_timeout_s, f"reading video {video.name}"):
-            bases[video.name] = source.timebase(video)
+            bases[video.name] = source.grid(video)
 
     for number in ranks.share(len(videos)):  # each process looks at some, and tells the others
         with suppress(ValueError, OSError):
@@ -86,7 +86,7 @@ def validate_clocks(test: Annotations, source: Videos, config: Config, rate_hz: 
     bases = {}
     for video in test.videos.values():
         with suppress(ValueError, OSError), time_limit(config.test.read_timeout_s, f"reading video {video.name}"):
-            bases[video.name] = source.timebase(video)
+            bases[video.name] = source.grid(video)
     _compare_clocks(test.videos, bases, source, config, ranks)
     if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
         log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, rate_hz)
@@ -103,7 +103,7 @@ def log_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
 
 
 def _compare_clocks(
-    videos: Mapping[str, AnnotatedVideo], bases: Mapping[str, Timebase], source: Videos, config: Config, ranks: Ranks
+    videos: Mapping[str, AnnotatedVideo], bases: Mapping[str, Grid], source: Videos, config: Config, ranks: Ranks
 ) -> None:
     """Refuses clocks that disagree; where that is allowed, logs them."""
     faults: dict[str, str] = {}
@@ -131,7 +131,7 @@ def _compare_clocks(
             log.warning("%s", line)
 
 
-def _say_outside(windows: TrainingWindows, bases: Mapping[str, Timebase]) -> None:
+def _say_outside(windows: TrainingWindows, bases: Mapping[str, Grid]) -> None:
     """Logs of which training videos segments cannot be learnt, since there is no content of their time."""
     outside = {}
     for video in windows.videos:

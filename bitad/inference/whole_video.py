@@ -24,13 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.dataset import ReadFailure, Sample, TestWindows
-from bitad.data.windows import Timebase
 from bitad.inference.extract import deal
 from bitad.models.adapters import Bottleneck
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network
 from bitad.models.heads import Prediction
-from bitad.models.network import Both, Detector, Pair, Side
+from bitad.models.network import Detector, Output
 from bitad.models.vit import Block, TokenGrid
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log
@@ -95,7 +94,7 @@ class WindowOutputs(NamedTuple):
 
     videos: list[str]
     grids: list[Grid]
-    predictions: list[Prediction]
+    predictions: tuple[Prediction, ...]
     repeated: int
 
 
@@ -235,11 +234,11 @@ class VideoPieces(Dataset[Sample | ReadFailure]):
         return self.windows.read(*self.pieces[item])
 
 
-def _pieces(timebase: Timebase, config: Config) -> list[Grid]:
+def _pieces(video_grid: Grid, config: Config) -> list[Grid]:
     frames = max(PIECE_FRAMES, config.test.batch * config.window.steps * config.window.frames_per_step)
     steps = frames // CLIP_FRAMES * config.clip_steps
-    starts = range(0, timebase.steps, steps)
-    return [timebase.window(start, min(steps, timebase.steps - start)) for start in starts]
+    starts = range(0, video_grid.steps, steps)
+    return [video_grid.window(start, min(steps, video_grid.steps - start)) for start in starts]
 
 
 def see_videos(
@@ -255,12 +254,11 @@ def see_videos(
     config, bases = windows.config, windows.bases
     mine = set(deal({name: base.steps for name, base in bases.items()}, ranks.world)[ranks.rank])
     pieces = VideoPieces(windows, mine)
-    detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
-    on_features = _without_backbones(network).eval()
+    on_features = network.without_backbones().eval()
     loader = read_ahead(pieces, windows.workers, batch_size=None)
     samples = track(loader, what, len(pieces), show=ranks.is_main)
     for name, of_video in groupby(samples, lambda sample: sample.video):
-        found = _features(detectors, of_video, bases[name], config, ranks.device)
+        found = _features(network.detectors, of_video, bases[name], config, ranks.device)
         if isinstance(found, ReadFailure):
             windows.unread[name] = found.reason
             continue
@@ -272,22 +270,10 @@ def see_videos(
             yield WindowOutputs([name] * len(batch), batch, predictions, 0 if i else repeated)
 
 
-def _without_backbones(network: Network) -> Network:
-    """The same pyramid, head and fusion on features."""
-    if isinstance(network, Detector):
-        return _on_features(network)
-    first, second = (Side(_on_features(side.network), fusion=side.fusion) for side in network.sides)
-    return Pair(first, second, mirrored=network.mirrored, align=network.align)
-
-
-def _on_features(detector: Detector) -> Detector:
-    return Detector(backbone=None, pyramid=detector.pyramid, head=detector.head)
-
-
 def _features(
     detectors: Sequence[Detector],
     samples: Iterable[Sample | ReadFailure],
-    base: Timebase,
+    base: Grid,
     config: Config,
     device: torch.device,
 ) -> tuple[list[Tensor], int] | ReadFailure:
@@ -295,7 +281,7 @@ def _features(
     per_step = config.window.frames_per_step
     streams = []
     for detector, view in zip(detectors, config.views, strict=True):
-        assert isinstance(detector.backbone, VideoBackbone)  # the configuration has seen to it
+        assert detector.backbone is not None  # the configuration has one
         frames, length = per_step * base.steps, per_step * _padded(base.steps, config)
         streams.append(FeatureStream(detector.backbone, frames=frames, length=length, backwards=view == "reverse"))
     repeated = 0
@@ -313,22 +299,20 @@ def _features(
 
 
 def _predict(
-    network: Network, features: Sequence[Tensor], grids: Sequence[Grid], base: Timebase, config: Config
-) -> list[Prediction]:
+    network: Network, features: Sequence[Tensor], grids: Sequence[Grid], base: Grid, config: Config
+) -> tuple[Prediction, ...]:
     """What each network says about a batch of windows of a video, by the video's features in each view."""
     length = _padded(grids[0].steps, config)
     inputs = []
     for view, rows in zip(config.views, features, strict=True):
-        starts = [round((grid.first_frame - base.offset_frames) / base.stride_frames) for grid in grids]
+        starts = [round((grid.first_frame - base.first_frame) / base.stride_frames) for grid in grids]
         if view == "reverse":
             starts = [base.steps - start - grid.steps for start, grid in zip(starts, grids, strict=True)]
         inputs.append(torch.stack([rows[:, start : start + length] for start in starts]))
     steps = torch.tensor([grid.steps for grid in grids], device=inputs[0].device)
     mask = torch.arange(length, device=steps.device) < steps[:, None]
-    if isinstance(network, Detector):
-        return [network(inputs[0], mask)]
-    both: Both = network((inputs[0], inputs[1]), mask)
-    return [both.first, both.second]
+    output: Output = network(inputs, mask)
+    return output.predictions
 
 
 def _padded(steps: int, config: Config) -> int:

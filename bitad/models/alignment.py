@@ -9,17 +9,16 @@ block by block (:func:`joint_forward`).
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bitad.config.names import Alignment, Checkpointing
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import Prediction
-from bitad.models.vit import Checkpointing, TokenGrid, run_part
+from bitad.models.vit import TokenGrid, run_part
 from bitad.timeline import mirror_points
-
-Alignment = Literal["exact", "naive"]
 
 
 def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:

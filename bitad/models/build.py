@@ -9,14 +9,15 @@ import sys
 import torch
 from torch import nn
 
-from bitad.config.schema import BackboneConfig, Config, Precision
+from bitad.config.names import Checkpointing, Precision
+from bitad.config.schema import BackboneConfig, Config
 from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
 from bitad.models.heads import DetectionHead
-from bitad.models.network import Detector, Pair, Side
+from bitad.models.network import Detector, Network, Pair, Side
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.vit import Checkpointing, VisionTransformer
+from bitad.models.vit import VisionTransformer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,9 +26,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Within, matrix products and convolutions of this thread are done in a precision; weights are left as they are."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-Network = Detector | Pair
 
 
 def build_network(config: Config, num_classes: int) -> Network:

@@ -13,14 +13,13 @@ losses stayed above 100 with it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from bitad.config.names import FusionInit
 from bitad.models.heads import Prediction
-
-FusionInit = Literal["mean", "random"]
 
 
 class PointLayer(nn.Module):

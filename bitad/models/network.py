@@ -1,78 +1,152 @@
-"""Networks: one detector, and a pair of two that watch the same windows."""
+"""Networks: one detector, or a pair of two that watch the same windows, behind one interface."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bitad.models.alignment import Alignment, aligned, joint_forward
+from bitad.config.names import Alignment
+from bitad.models.alignment import aligned, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import Fusion
 from bitad.models.heads import DetectionHead, Points, Prediction
 from bitad.models.pyramid import FeaturePyramid
 
 
-class Detector(nn.Module):
-    """Backbone (or features from disk), pyramid, head; the same forward pass in training and evaluation.
-
-    The loss (:mod:`bitad.training.losses`) and the decoding (:mod:`bitad.inference.postprocess`) are functions of what
-    it returns.
+class Output(NamedTuple):
+    """The output of a network for a batch of windows: a prediction for each of its detectors.
 
     Args:
-        backbone: frames -> features; None where the inputs are features already.
+        predictions: each on the clock of its own detector's view; fused where there is a fusion.
+        own: the same before fusion.
+        aligned: for each detector, the other detector's own prediction on its clock; None where nothing is aligned.
+    """
+
+    predictions: tuple[Prediction, ...]
+    own: tuple[Prediction, ...]
+    aligned: tuple[Prediction, ...] | None = None
+
+
+class Network(nn.Module, ABC):
+    """One or two detectors that see the same windows, each in its own view."""
+
+    @property
+    @abstractmethod
+    def detectors(self) -> tuple[Detector, ...]:
+        """The detectors, in the order of their views."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """By the prefix of their parameter names, the modules that have an optimizer, EMA and clipping norm each."""
+
+    @abstractmethod
+    def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
+        """Detects in a batch of windows.
+
+        Args:
+            views: the windows as each detector sees them, see :meth:`Detector.predict`.
+            mask: bool ``[B, T]``, true at the real steps; the same for all views, whose padding is at the end.
+
+        Raises:
+            ValueError: if views and mask do not fit the network or one another.
+        """
+
+    @abstractmethod
+    def without_backbones(self) -> Network:
+        """The same pyramids, heads and fusions (not copies), for features as input."""
+
+    def share_frozen(self) -> None:
+        """Keeps one copy of the weights that are frozen and equal in all detectors: the pre-trained transformer.
+
+        Call this after the weights are loaded and moved to their device.
+        """
+        first, *others = self.parts.values()
+        shared = dict(first.named_parameters())
+        for name, parameter in (item for other in others for item in other.named_parameters()):
+            frozen = not (parameter.requires_grad or shared[name].requires_grad)
+            if frozen and torch.equal(parameter, shared[name]):
+                parameter.data = shared[name].data
+
+
+class Detector(Network):
+    """Backbone (or features from disk), pyramid, head; the same forward pass in training and evaluation.
+
+    Args:
+        backbone: frames -> features; None if the inputs are features.
         pyramid: features -> levels.
         head: levels -> prediction.
     """
 
-    def __init__(self, *, backbone: nn.Module | None, pyramid: FeaturePyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: VideoBackbone | None, pyramid: FeaturePyramid, head: DetectionHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head
 
-    def forward(self, inputs: Tensor, mask: Tensor) -> Prediction:
-        """Looks at a batch of windows.
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        return (self,)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"": self}
+
+    def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
+        (inputs,) = views
+        predictions = (self.predict(inputs, mask),)
+        return Output(predictions, predictions)
+
+    def without_backbones(self) -> Detector:
+        return Detector(backbone=None, pyramid=self.pyramid, head=self.head)
+
+    def predict(self, inputs: Tensor, mask: Tensor) -> Prediction:
+        """Detects in a batch of windows.
 
         Args:
-            inputs: frames ``[B, T * k, H, W, 3]`` with a backbone that sees k of each grid step, features ``[B, C, T]``
-                without.
+            inputs: frames ``[B, T * k, H, W, 3]`` with a backbone that takes k of each grid step; else features
+                ``[B, C, T]``.
             mask: bool ``[B, T]``, true at the real steps.
 
         Raises:
             ValueError: if inputs and mask do not fit the network or one another.
         """
-        return self.predict(self.features(inputs), mask)
+        return self.predict_features(self.features(inputs), mask)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the pyramid stands on, ``[B, C, T]``; inputs and errors as :meth:`forward`."""
+        """The pyramid's input ``[B, C, T]``; inputs and errors as :meth:`predict`."""
         if self.backbone is None and inputs.ndim != 3:
             raise ValueError(
                 f"inputs of shape {list(inputs.shape)} to a detector without a backbone; give features [B, C, T]"
             )
-        return inputs if self.backbone is None else self.backbone(inputs)
+        features: Tensor = inputs if self.backbone is None else self.backbone(inputs)
+        return features
+
+    def predict_features(self, features: Tensor, mask: Tensor) -> Prediction:
+        """Detects in features ``[B, C, T]``; mask and errors as :meth:`predict`."""
+        if mask.shape != (features.shape[0], features.shape[2]):
+            raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
+        prediction: Prediction = self.head(self.pyramid(features, mask))
+        return prediction
 
     def points(self, steps: int, device: torch.device | None = None) -> Points:
-        """Where the points of windows of so many grid steps lie, known before any window is looked at."""
+        """The points of windows of this many grid steps."""
         length = self.pyramid.padded_length(steps)
         sizes = [length // stride for stride in self.head.strides]
         return Points.of_levels(sizes, self.head.strides, self.head.ranges, device)
 
-    def predict(self, features: Tensor, mask: Tensor) -> Prediction:
-        """Looks at features ``[B, C, T]``, whoever made them; mask and errors as :meth:`forward`."""
-        if mask.shape != (features.shape[0], features.shape[2]):
-            raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
-        return self.head(self.pyramid(features, mask))
-
 
 class Side(nn.Module):
-    """A network with what an experiment adds to it; they learn together (one optimiser, schedule, EMA, clipping group).
+    """One detector of a pair with what an experiment adds to it; they learn together.
 
     Args:
         network: the detector.
-        cross_adapters: one behind each block of its backbone, that also sees the other side's tokens (experiment 2x).
-        fusion: of this network's prediction with the other's, on this network's clock (experiments 3-x).
+        cross_adapters: one after each block of its backbone, which also sees the other side's tokens (experiment 2x).
+        fusion: of this detector's prediction with the other's, on this detector's clock (experiments 3-x).
     """
 
     def __init__(
@@ -84,30 +158,14 @@ class Side(nn.Module):
         self.fusion = fusion
 
 
-class Both(NamedTuple):
-    """What a pair says about a batch of windows.
-
-    Args:
-        first, second: each on its own network's clock; fused where there is a fusion.
-        aligned: for each of the two, the other *network's* prediction on its clock; None where nothing was aligned.
-        own: the two networks' own predictions.
-    """
-
-    first: Prediction
-    second: Prediction
-    aligned: tuple[Prediction, Prediction] | None
-    own: tuple[Prediction, Prediction]
-
-
-class Pair(nn.Module):
-    """Two sides in one graph.
+class Pair(Network):
+    """Two detectors in one graph.
 
     Args:
         first: watches the windows forwards.
         second: watches them in reverse, or forwards too (the control).
         mirrored: whether the second one's view is the first's reversed.
-        align: how one's prediction comes to the other's clock, see :func:`bitad.models.alignment.aligned`; None
-            where nothing asks for it.
+        align: how predictions are aligned, see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
     """
 
     def __init__(self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None) -> None:
@@ -119,51 +177,49 @@ class Pair(nn.Module):
     def sides(self) -> tuple[Side, Side]:
         return self.first, self.second
 
-    def share_frozen(self) -> None:
-        """Keeps one copy of what is frozen and the same in both networks: the pre-trained transformer.
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        return self.first.network, self.second.network
 
-        To be called when the weights are loaded and on their device.
-        """
-        theirs = dict(self.first.named_parameters())
-        for name, parameter in self.second.named_parameters():
-            other = theirs[name]
-            if not (parameter.requires_grad or other.requires_grad) and torch.equal(parameter, other):
-                parameter.data = other.data
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"first.": self.first, "second.": self.second}
 
-    def forward(self, inputs: tuple[Tensor, Tensor], mask: Tensor) -> Both:
-        """Looks at a batch of windows.
+    def without_backbones(self) -> Pair:
+        first, second = (Side(side.network.without_backbones(), fusion=side.fusion) for side in self.sides)
+        return Pair(first, second, mirrored=self.mirrored, align=self.align)
 
-        Args:
-            inputs: each network's view, as :meth:`Detector.forward` takes it.
-            mask: bool ``[B, T]``; the same for both views, whose padding is at the end.
-        """
-        first, second = self._networks(inputs, mask)
+    def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
+        own = self._own(views, mask)
         if self.align is None:
-            return Both(first, second, None, (first, second))
-        across = (self._aligned(second), self._aligned(first))
-        fused = [
-            own if side.fusion is None else side.fusion(own, other)
-            for side, own, other in zip(self.sides, (first, second), across, strict=True)
-        ]
-        return Both(fused[0], fused[1], across, (first, second))
+            return Output(own, own)
+        other = (self._aligned(own[1]), self._aligned(own[0]))
+        fused = tuple(
+            mine if side.fusion is None else side.fusion(mine, theirs)
+            for side, mine, theirs in zip(self.sides, own, other, strict=True)
+        )
+        return Output(fused, own, other)
 
-    def _networks(self, inputs: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Prediction, Prediction]:
+    def _own(self, views: Sequence[Tensor], mask: Tensor) -> tuple[Prediction, ...]:
+        """The prediction of each detector, before fusion."""
         one, two = self.sides
         if one.cross_adapters is None or two.cross_adapters is None:
-            return one.network(inputs[0], mask), two.network(inputs[1], mask)
-        assert isinstance(one.network.backbone, VideoBackbone)  # cross adapters are behind its blocks
-        assert isinstance(two.network.backbone, VideoBackbone)
+            return tuple(detector.predict(inputs, mask) for detector, inputs in zip(self.detectors, views, strict=True))
+        assert one.network.backbone is not None  # cross adapters follow its blocks
+        assert two.network.backbone is not None
         features = joint_forward(
             one.network.backbone,
             two.network.backbone,
-            inputs,
+            (views[0], views[1]),
             mask,
             (one.cross_adapters, two.cross_adapters),
             mirrored=self.mirrored,
         )
-        return one.network.predict(features[0], mask), two.network.predict(features[1], mask)
+        return tuple(
+            detector.predict_features(mine, mask) for detector, mine in zip(self.detectors, features, strict=True)
+        )
 
     def _aligned(self, prediction: Prediction) -> Prediction:
-        """A network's prediction on the other one's clock."""
+        """One detector's prediction on the other one's clock."""
         assert self.align is not None
         return aligned(prediction, how=self.align) if self.mirrored else prediction

@@ -14,15 +14,14 @@ ways to treat the padding:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitad.config.names import Padding
 from bitad.models.vit import DropPath, sinusoid_table
-
-Padding = Literal["reference", "strict"]
 
 
 class Level(NamedTuple):

@@ -21,16 +21,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
+from bitad.config.names import Checkpointing
 from bitad.runtime.environment import give_back_holes
 
-Checkpointing = Literal["none", "blocks", "selective"]
 Result = TypeVar("Result")
 
 _aten = torch.ops.aten

@@ -11,13 +11,13 @@ import numpy as np
 
 from bitad.config.experiments import EXPERIMENTS, RESULTS_OF_PAIRS
 from bitad.config.loading import differences, load_config
+from bitad.config.names import MergeMethod
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
 from bitad.data.sources import read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
-from bitad.inference.detect import nms_settings
-from bitad.inference.merge import MergeMethod, merge
+from bitad.inference.merge import merge
 from bitad.reports.tables import Cell, Table, what_was_evaluated
 from bitad.training.metrics import METRICS, read_metrics
 
@@ -402,7 +402,7 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | N
         if not what:
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
-        settings = nms_settings(one.config.test.nms)
+        settings = one.config.test.nms.suppression
         merged = merge(baselines[one.directory], baselines[other.directory], method=method, settings=settings)
         add(results.setdefault(label, Result(label, UNTRAINED)), seeds, merged)
     order = (BASELINES, UNTRAINED, TRAINED_PAIRS, DEPARTURES)

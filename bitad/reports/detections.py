@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bitad
+from bitad.config.names import OnDecodeError
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.reports.page import PageVideo, Track, is_own_page, write_page
 from bitad.runtime.files import check_apart, check_folder, replacing
 from bitad.runtime.log import printable, shortlist
 from bitad.runtime.progress import following
-from bitad.video.decoding import Damaged
 from bitad.video.writer import write_preview
 
 MOST_LINES = 3
@@ -135,7 +135,7 @@ def check_detection_report(
 
 
 def write_detection_report(
-    out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: Damaged = "error"
+    out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: OnDecodeError = "error"
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, a ``.srt`` and an H.264 preview a video, and the page ``out``/index.html.
 
@@ -184,7 +184,7 @@ def write_detection_report(
 
 
 def _write_previews(
-    out: Path, names: Iterable[str], videos: Mapping[str, Path], damaged: Damaged
+    out: Path, names: Iterable[str], videos: Mapping[str, Path], damaged: OnDecodeError
 ) -> Iterator[tuple[str, str]]:
     """Writes previews; which videos have none, and why."""
     for name in names:

@@ -31,7 +31,6 @@ from bitad.data.classes import read_classes
 from bitad.data.sources import read_ground_truth
 from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
-from bitad.models.network import Pair
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates
@@ -349,13 +348,8 @@ def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
 
 def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
     """Parameters by network and part."""
-    modules = (
-        {"forward": network.first, "reverse" if network.mirrored else "second forward": network.second}
-        if isinstance(network, Pair)
-        else {config.direction: network}
-    )
-    sizes: dict[str, dict[str, Size]] = {name: {} for name in modules}
-    for name, module in modules.items():
+    sizes: dict[str, dict[str, Size]] = {name: {} for name in config.learner_names}
+    for name, module in zip(config.learner_names, network.parts.values(), strict=True):
         for path, parameter in module.named_parameters():
             part = _part(path)
             before, count = sizes[name].get(part, Size(0, 0)), parameter.numel()
@@ -380,10 +374,11 @@ def _weight_bytes(network: Network, config: Config) -> int:
     """Bytes of parameters and buffers, what two networks share (:meth:`Pair.share_frozen`) once."""
     count = sum(4 * parameter.numel() for parameter in network.parameters())
     count += sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
-    if isinstance(network, Pair) and _shares_frozen(config):
+    if _shares_frozen(config):
         count -= sum(
             4 * parameter.numel()
-            for path, parameter in network.second.named_parameters()
+            for part in list(network.parts.values())[1:]
+            for path, parameter in part.named_parameters()
             if _part(path) == "backbone" and not parameter.requires_grad
         )
     return count

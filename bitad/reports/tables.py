@@ -13,15 +13,16 @@ import rich.cells
 import rich.markup
 import rich.table
 
+from bitad.config.names import MapRule
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
-from bitad.evaluation.mean_average_precision import Evaluation, Rule
+from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import printable
 
 Cell = str | int | float | None
 
 NO_GROUND_TRUTH = "no ground truth"
 
-_RULES: dict[Rule, tuple[str, str]] = {
+_RULES: dict[MapRule, tuple[str, str]] = {
     "activitynet": (
         "ActivityNet's rule",
         "detections, best first, take the free segment that they overlap most; AP is interpolated.",

@@ -16,7 +16,6 @@ from bitad.config.loading import differences
 from bitad.config.schema import Config
 from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
-from bitad.models.network import Pair
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import is_restarted
 from bitad.runtime.files import replacing
@@ -237,7 +236,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
+def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> None:
     """Gives both networks the averaged weights (EMA) of the baselines that ``config.init`` names.
 
     Raises:
@@ -246,7 +245,7 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
             detector of another project says neither its direction nor its windows: these are taken on trust.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
-    for side, view, (name, path) in zip(pair.sides, config.views, paths, strict=True):
+    for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
         assert path is not None  # the configuration has seen to it
         found = _open(name, path, config)
         if isinstance(found, Checkpoint):
@@ -259,7 +258,7 @@ def load_initial(pair: Pair, config: Config, classes: tuple[str, ...]) -> None:
             raise ValueError(f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline")
         # The second adapters are new; there are none in a baseline.
         lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
-        load_weights(side.network, weights, source=f"init.{name}={path}", may_lack=lacking)
+        load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
 def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:

@@ -12,7 +12,7 @@ import torch
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import replacing
 from bitad.training.losses import Losses
-from bitad.training.step import Step
+from bitad.training.step import StepOutput
 
 METRICS = "metrics.jsonl"  # of a run directory
 
@@ -75,7 +75,7 @@ class Records:
     def __init__(self, directory: Path, ranks: Ranks) -> None:
         self.path, self.ranks, self.step = directory / METRICS, ranks, 0
 
-    def add_step(self, step: Step, *, epoch: int, number: int, lr: float) -> None:
+    def add_step(self, step: StepOutput, *, epoch: int, number: int, lr: float) -> None:
         """Records a step of training: the mean of all processes' losses."""
         figures = [torch.stack(losses) for losses in step.losses.values()]
         agreement = torch.zeros(()) if step.agreement is None else step.agreement

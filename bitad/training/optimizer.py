@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from bitad.config.schema import TrainingConfig
 from bitad.models.adapters import is_adapter
 from bitad.models.fusion import Fusion
 from bitad.runtime.distributed import local
@@ -32,6 +33,12 @@ class LearningRates:
     fusion_lr: float
     reference_batch: int
     effective_batch: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, world: int) -> LearningRates:
+        """The rates of a recipe, for this number of processes."""
+        batch = config.batch * config.accumulate * world
+        return cls(config.lr, config.adapter_lr, config.fusion_lr, config.reference_batch, batch)
 
     @property
     def factor(self) -> float:

@@ -1,11 +1,12 @@
-"""A training step: from batches of windows to new weights, of one network or of two."""
+"""A training step: from batches of windows to new weights, of one detector or of two."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,33 +16,50 @@ from bitad.config.schema import Config, TrainingConfig
 from bitad.data.dataset import Batch
 from bitad.data.transforms import recolour
 from bitad.models.adapters import Bottleneck
-from bitad.models.build import Network, autocast
+from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points, Prediction
-from bitad.models.network import Detector, Pair
+from bitad.models.network import Network
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks, reducing, shard_like, whole
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
 
-class Judged(NamedTuple):
-    """The losses of a prediction, and the targets they come from."""
+class StepOutput(NamedTuple):
+    """The figures of one training step.
+
+    Args:
+        losses: of each learner, by its name; detached.
+        agreement: the weighted agreement loss of experiment 1x; None elsewhere.
+        norms: of each learner's gradient before clipping; not finite where it took no step.
+        fault: which gradients were not finite; None if all were, or if half precision has overflowed, after which the
+            scale of the losses is lowered.
+    """
+
+    losses: dict[str, Losses]
+    agreement: Tensor | None
+    norms: dict[str, float]
+    fault: str | None
+
+
+class LossOutput(NamedTuple):
+    """The losses of a prediction, and the targets they compare it with."""
 
     losses: Losses
     targets: Targets
 
 
 class Learner:
-    """A network (and what an experiment adds to it) with its loss, optimiser, schedule and moving average.
+    """A detector, with what an experiment adds to it: its loss, optimizer, schedule and moving average.
 
-    Two networks that learn together are two of these: nothing of one's depends on the other's but through the loss.
+    Two detectors that train together are two learners. Only the loss of a joint experiment connects them.
 
     Args:
-        name: which one it is: ``forward`` or ``backward``; of a single network its playing direction.
-        prefix: of the module's parameters in the names of the whole.
+        name: ``forward``, ``reverse``, or of the control ``first`` and ``second``.
+        prefix: of the module's parameters in the network.
         module: whose parameters are trained.
-        loss: of its predictions.
         config: the recipe.
+        ranks: the processes that train together.
         rates: learning rates.
         steps_per_epoch: of the schedule.
         num_classes: K.
@@ -52,59 +70,71 @@ class Learner:
         name: str,
         prefix: str,
         module: nn.Module,
-        loss: DetectionLoss,
         config: TrainingConfig,
+        ranks: Ranks,
         *,
         rates: LearningRates,
         steps_per_epoch: int,
         num_classes: int,
     ) -> None:
-        self.name, self.prefix, self.module, self.loss = name, prefix, module, loss
+        self.name, self.prefix, self.module = name, prefix, module
         self.config, self.num_classes = config, num_classes
+        self.loss = DetectionLoss(
+            label_smoothing=config.label_smoothing,
+            regression_weight=config.regression_weight,
+            initial_normaliser=config.loss_normaliser,
+            processes=ranks.world,
+            total=ranks.total,
+        ).to(ranks.device)
         self.optimizer = build_optimizer(module, rates, weight_decay=config.weight_decay)
         self.schedule = build_schedule(
             self.optimizer,
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
             total_steps=(config.schedule_epochs or config.epochs) * steps_per_epoch,
         )
+        self.initial_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.ema = Ema(module, decay=config.ema_decay)
 
-    def judge(self, prediction: Prediction, batch: Batch, *, normaliser: Tensor | None = None) -> Judged:
-        """The losses of a prediction of the batch, both in this network's view; see :class:`DetectionLoss`."""
+    def losses(self, prediction: Prediction, batch: Batch, *, normaliser: Tensor | None = None) -> LossOutput:
+        """The losses of a prediction of the batch, both in this learner's view; see :class:`DetectionLoss`."""
         targets = self._targets(prediction.points, batch.segments, batch.labels)
-        return Judged(self.loss(prediction, targets, normaliser=normaliser), targets)
+        return LossOutput(self.loss(prediction, targets, normaliser=normaliser), targets)
 
     def normaliser(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """By what the losses of a step are divided, of all its windows' ground truth in this network's view."""
+        """The divisor of a step's losses, from the ground truth of all its windows in this learner's view."""
         return self.loss.normaliser_of(self._targets(points, segments, labels).positive.sum())
 
     def _targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
         return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
 
     def clip(self) -> float:
-        """Shortens the gradients that a backward pass has left; their norm before, which may not be finite."""
+        """Clips the gradients; returns their norm before, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         return float(whole(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
-        """One step down the gradients, which are freed: they need not lie beside another network's activations."""
+        """Updates the weights, and frees the gradients before another detector's activations need the memory."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.module)
 
+    def skip_step(self) -> None:
+        """Frees the gradients; the weights stay."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def advance(self) -> None:
-        """The learning rate of the next step."""
+        """Sets the learning rate of the next step."""
         with warnings.catch_warnings():
-            # Of the first step, where that was left out: the schedule counts it all the same.
+            # PyTorch warns if the first step was skipped: the schedule counts it all the same.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, by their names in the whole."""
+        """The averaged weights, by their names in the network."""
         return {self.prefix + name: whole(tensor) for name, tensor in self.ema.average.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the averaged weights, which the checkpoint holds."""
+        """What a resumed run needs in addition to the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
         optimizer = self.optimizer.state_dict()
         moments = {
@@ -120,7 +150,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state_dict`; the module holds the averaged weights."""
+        """Resumes from :meth:`state_dict`; the module holds the averaged weights."""
         parameters = dict(self.module.named_parameters())
         average = {name: parameters[name].detach().clone() for name in self.ema.average}
         self.ema.load_state_dict({"updates": state["ema_updates"], "average": average})
@@ -128,7 +158,7 @@ class Learner:
             for name, tensor in state["raw"].items():
                 parameters[name].copy_(shard_like(tensor, parameters[name]))
         self.loss.load_state_dict(state["loss"])
-        # The optimiser knows its parameters by their numbers in this order.
+        # The optimizer numbers its parameters in this order.
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
             number: {
@@ -140,87 +170,80 @@ class Learner:
         self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.schedule.load_state_dict(state["schedule"])
 
-    def resume_at(self, step: int, rates: Sequence[float]) -> None:
-        """Goes on from a step of another schedule: other learning rates, and another number of steps.
-
-        Args:
-            step: of this schedule.
-            rates: of each group of parameters, before the schedule; as they were when this was made.
-        """
-        self.schedule.base_lrs = [*rates]
+    def resume_at(self, step: int) -> None:
+        """Continues at a step of this learner's own schedule and rates, instead of those of a loaded state."""
+        self.schedule.base_lrs = [*self.initial_rates]
         self.schedule.last_epoch = step
-        for group, rate, factor in zip(self.optimizer.param_groups, rates, self.schedule.lr_lambdas, strict=True):
+        groups = zip(self.optimizer.param_groups, self.initial_rates, self.schedule.lr_lambdas, strict=True)
+        for group, rate, factor in groups:
             group["initial_lr"], group["lr"] = rate, rate * factor(step)
 
-    def forget(self) -> None:
-        """Leaves out a step: its gradients are freed, and nothing else happens."""
-        self.optimizer.zero_grad(set_to_none=True)
 
-
-class Step(NamedTuple):
-    """One step of training, network by network.
+class TrainStep:
+    """Takes the steps of a training: forward and backward passes, optimizers, schedules and moving averages.
 
     Args:
-        losses: of each network's basis, by the learner's name; without the graph behind them.
-        agreement: what experiment 1x adds to them, weighted.
-        norms: of each network's gradient before clipping; not finite where the network took no step.
-        fault: what was not finite and should have been; None also where half precision has overflowed, and the next
-            step's losses are scaled by less.
-    """
-
-    losses: dict[str, Losses]
-    agreement: Tensor | None
-    norms: dict[str, float]
-    fault: str | None
-
-
-class Descent:
-    """Takes the steps of a training.
-
-    Args:
+        network: on the device of ``ranks``, with its first weights.
         config: of the run.
-        ranks: the processes that take each step together.
-        network: in training.
-        models: its parts that one backward pass goes through each, see :func:`together`.
-        learners: one, or one for each network of a pair.
-        scaler: of the losses.
+        ranks: the processes that train together.
+        num_classes: K.
+        steps_per_epoch: of the schedule.
     """
 
     def __init__(
-        self,
-        config: Config,
-        ranks: Ranks,
-        network: Network,
-        models: Sequence[nn.Module],
-        learners: Sequence[Learner],
-        scaler: torch.amp.GradScaler,
+        self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
     ) -> None:
-        self.config, self.ranks, self.learners, self.scaler = config, ranks, learners, scaler
-        self.models = models
-        self.points = _detectors(network)[0].points(config.window.steps, ranks.device)
+        self.network, self.config, self.ranks, self.num_classes = network, config, ranks, num_classes
+        # What one backward pass goes through: the pair, or one detector after the other.
+        self.models = self._wrapped()
+        self.rates = LearningRates.of(config.training, ranks.world)
+        self.learners = [
+            Learner(
+                name,
+                prefix,
+                module,
+                config.training,
+                ranks,
+                rates=self.rates,
+                steps_per_epoch=steps_per_epoch,
+                num_classes=num_classes,
+            )
+            for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
+        ]
+        # Scales losses in half precision, whose small gradients would vanish; does nothing in others.
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.training.precision == "fp16")
+        self.points = network.detectors[0].points(config.window.steps, ranks.device)
 
-    def step(self, batches: Sequence[Batch]) -> Step:
-        """One step of every network, down the gradient of all windows of the batches (:class:`Batch`, on any device).
+    def _wrapped(self) -> list[nn.Module]:
+        """The models, wrapped for training by several processes."""
+        parts = [self.network] if self.config.plan.joint else list(self.network.detectors)
+        if not self.config.training.shard:
+            return [self.ranks.wrap(part) for part in parts]
+        # Inner modules first.
+        units = [[one for one in part.modules() if isinstance(one, Block | Bottleneck)][::-1] for part in parts]
+        return [self.ranks.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
 
-        Two networks that share no graph take turns: one's activations are gone before the other's are made, and each
-        gradient is that of the sum of both losses all the same.
+    def __call__(self, batches: Sequence[Batch]) -> StepOutput:
+        """One step of every learner, down the gradient of all windows of the batches (on any device).
+
+        Two detectors that share no graph take turns: the activations of one are freed before those of the other are
+        made, and each gradient is that of the sum of both losses.
         """
         normalisers = self._normalisers(batches)
         parts: defaultdict[str, list[Losses]] = defaultdict(list)
         agreements: list[Tensor] = []
         norms: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
-            views = self.views(batch)
+            views = batch.to(self.ranks.device).in_views(self.config.views)
             for turn, model in enumerate(self.models):
                 with reducing(model, number == len(batches)):
-                    losses, agreement = self._losses(turn, views, normalisers)
-                    totals = [one.total for one in losses.values()] + ([] if agreement is None else [agreement])
-                    self.scaler.scale(torch.stack(totals).sum()).backward()
+                    losses, agreement = self.losses(turn, views, normalisers)
+                    self.scaler.scale(total(losses, agreement)).backward()
                 for name, one in losses.items():
                     parts[name].append(Losses(*(loss.detach() for loss in one)))
                 if agreement is not None:
                     agreements.append(agreement.detach())
-                del losses, agreement, totals  # and the graph behind them
+                del losses, agreement  # and the graph they hold
                 if number == len(batches):
                     norms |= self._descend(self.learners if self.config.plan.joint else [self.learners[turn]])
         summed = {
@@ -228,46 +251,43 @@ class Descent:
         }
         fault = self._fault(summed, norms)
         self.scaler.update()
-        return Step(summed, torch.stack(agreements).sum() if agreements else None, norms, fault)
+        return StepOutput(summed, torch.stack(agreements).sum() if agreements else None, norms, fault)
 
-    def views(self, batch: Batch) -> list[Batch]:
-        """Each network's view of a batch, on the device; decoded and copied there once."""
-        first, *others = self.config.views
-        batch = batch.to(self.ranks.device)
-        return [batch, *(batch if view == first else batch.reversed() for view in others)]
-
-    def losses_alone(self, number: int, view: Batch, normaliser: Tensor | None = None) -> Losses:
-        """The losses of one network, which depends on no other, on its view of a batch; see :class:`DetectionLoss`."""
-        with autocast(self.ranks.device, self.config.training.precision):
-            prediction = self.models[number](_pictures(view), view.mask)
-        return self.learners[number].judge(prediction, view, normaliser=normaliser).losses
-
-    def losses_together(
-        self, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
+    def losses(
+        self, turn: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of both bases of a pair, and the weighted agreement where the experiment asks for it."""
+        """The losses of one forward pass, by learner, and the weighted agreement where the experiment asks for it.
+
+        Args:
+            turn: which of the models.
+            views: a batch in each detector's view, on the device.
+            normalisers: of each learner, see :class:`DetectionLoss`.
+        """
+        own = slice(None) if self.config.plan.joint else slice(turn, turn + 1)
+        learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
-            both = self.models[0](tuple(_pictures(view) for view in views), views[0].mask)
-        results = zip(self.learners, (both.first, both.second), views, normalisers, strict=True)
-        judged = [learner.judge(prediction, view, normaliser=one) for learner, prediction, view, one in results]
-        losses = {learner.name: one.losses for learner, one in zip(self.learners, judged, strict=True)}
+            output = self.models[turn]([self.pictures(view) for view in views], views[0].mask)
+        results = [
+            learner.losses(prediction, view, normaliser=normaliser)
+            for learner, prediction, view, normaliser in zip(
+                learners, output.predictions, views, normalisers[own], strict=False
+            )
+        ]
+        losses = {learner.name: result.losses for learner, result in zip(learners, results, strict=True)}
         if not self.config.plan.agreement:
             return losses, None
         apart = [
-            learner.loss.agreement(own, other, one.targets)
-            for learner, own, other, one in zip(self.learners, both.own, both.aligned, judged, strict=True)
+            learner.loss.agreement(mine, other, result.targets)
+            for learner, mine, other, result in zip(learners, output.own, output.aligned, results, strict=True)
         ]
         return losses, self.config.pair.agreement * torch.stack(apart).mean()
 
-    def _losses(
-        self, turn: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None]
-    ) -> tuple[dict[str, Losses], Tensor | None]:
-        if self.config.plan.joint:
-            return self.losses_together(views, normalisers)
-        return {self.learners[turn].name: self.losses_alone(turn, views[turn], normalisers[turn])}, None
+    def pictures(self, view: Batch) -> Tensor:
+        """The input of a detector: frames with the window's change of colour, or features."""
+        return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
 
     def _normalisers(self, batches: Sequence[Batch]) -> list[Tensor | None]:
-        """By what each network's losses are divided, where a step comes in several batches: of all their windows."""
+        """The divisor of each learner's losses: where a step has several batches, from all their windows."""
         if len(batches) == 1:
             return [None] * len(self.learners)
         first = self.config.views[0]
@@ -279,7 +299,7 @@ class Descent:
         return normalisers
 
     def _descend(self, learners: Sequence[Learner]) -> dict[str, float]:
-        """A step of the learners whose gradients are there, if all are finite; the norms of these gradients."""
+        """Updates the learners whose gradients have been computed, if all are finite; the norms of these gradients."""
         for learner in learners:
             self.scaler.unscale_(learner.optimizer)
         norms = {learner.name: learner.clip() for learner in learners}
@@ -288,32 +308,75 @@ class Descent:
             if finite:
                 learner.step()
             else:
-                learner.forget()
+                learner.skip_step()
         return norms
 
     def _fault(self, losses: dict[str, Losses], norms: dict[str, float]) -> str | None:
-        """What was not finite, though single precision would not have helped, or nothing."""
+        """Which gradients were not finite, unless a lower scale of half precision will help."""
         faults = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        total = sum(one.total.item() for one in losses.values())
-        if not faults or (math.isfinite(total) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+        loss = sum(one.total.item() for one in losses.values())
+        if not faults or (math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             return None
         return f"the gradient of the {' and the '.join(faults)} network is not finite"
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of the first group of parameters."""
+        return float(self.learners[0].optimizer.param_groups[0]["lr"])
 
-def together(network: Network, config: Config, ranks: Ranks) -> list[nn.Module]:
-    """What one backward pass of a network or pair goes through each, as the processes train it together."""
-    parts = [network] if config.plan.joint else _detectors(network)
-    if not config.training.shard:
-        return [ranks.wrap(part) for part in parts]
-    # What is within another one comes first.
-    units = [[one for one in part.modules() if isinstance(one, Block | Bottleneck)][::-1] for part in parts]
-    return [ranks.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
+    def train(self) -> None:
+        """Sets training mode. Frozen detectors stay in evaluation mode: they train nothing, and drop nothing."""
+        self.network.train(self.config.trains_detectors)
+        for learner in self.learners:
+            learner.loss.train()
+
+    def advance(self) -> None:
+        """Sets the learning rates of the next step."""
+        for learner in self.learners:
+            learner.advance()
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The weights of the network, averaged where they train."""
+        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        for learner in self.learners:
+            averaged |= learner.averaged()
+        return averaged
+
+    @contextmanager
+    def averaged_network(self) -> Iterator[Network]:
+        """The network with the averaged weights, in evaluation mode; a full copy if the weights are sharded."""
+        if self.config.training.shard and self.ranks.world > 1:
+            # Ranks test different numbers of windows, and could not gather weights for each other.
+            with torch.random.fork_rng(devices=[]):  # so that testing draws none of the training's random numbers
+                copy = build_network(self.config, self.num_classes)
+            copy.load_state_dict(self.averaged_weights())
+            yield copy.to(self.ranks.device).eval()
+            return
+        self.network.eval()
+        with ExitStack() as averaged:
+            for learner in self.learners:
+                averaged.enter_context(learner.ema.applied(learner.module))
+            yield self.network
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs in addition to the averaged weights, which the checkpoint holds."""
+        learners = {learner.name: learner.state_dict() for learner in self.learners}
+        return {"learners": learners, "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from :meth:`state_dict`; the network holds the averaged weights."""
+        # In their order: earlier versions had other names for them.
+        for learner, own in zip(self.learners, state["learners"].values(), strict=True):
+            learner.load_state_dict(own)
+        self.scaler.load_state_dict(state["scaler"])
+
+    def resume_at(self, step: int) -> None:
+        """Continues at a step of this run's own schedules, instead of those of a loaded state."""
+        for learner in self.learners:
+            learner.resume_at(step)
 
 
-def _detectors(network: Network) -> list[Detector]:
-    return [side.network for side in network.sides] if isinstance(network, Pair) else [network]
-
-
-def _pictures(view: Batch) -> Tensor:
-    """What a network is given of its view: frames under the window's change of colour, or features."""
-    return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
+def total(losses: dict[str, Losses], agreement: Tensor | None) -> Tensor:
+    """The scalar that a backward pass starts from."""
+    totals = [one.total for one in losses.values()] + ([] if agreement is None else [agreement])
+    return torch.stack(totals).sum()

@@ -7,9 +7,8 @@ operations and bytes are counted. The optimiser's work is not part of it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from bitad.config.names import Checkpointing, Precision
 from bitad.config.schema import Config
 from bitad.data.dataset import Batch
 from bitad.models.build import Network, build_network, checkpointing_of
-from bitad.models.heads import Prediction
-from bitad.models.network import Detector, Pair
-from bitad.models.vit import Block, Checkpointing
-from bitad.training.losses import DetectionLoss, Targets
+from bitad.models.vit import Block
+from bitad.runtime.distributed import Ranks
+from bitad.timeline import Grid
+from bitad.training.step import TrainStep, total
 
 _aten = torch.ops.aten
 # PyTorch has formulas for all of its attention kernels but a CPU's, which does what the others do.
@@ -128,7 +128,7 @@ def _tensors(known: Iterable[Tensor | nn.Module]) -> Iterator[Tensor]:
 # Values of `model.backbone.checkpointing`; the more it recomputes in the backward pass, the later.
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # What autocast computes in; weights, gradients and averages have single precision all the same.
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS: list[Precision] = ["fp32", "bf16"]
 Device = Literal["cpu", "gpu"]
 
 
@@ -148,7 +148,7 @@ class StepCost:
     """
 
     checkpointing: Checkpointing
-    precision: str
+    precision: Precision
     batch: int
     forward_flops: int
     flops: int
@@ -157,7 +157,7 @@ class StepCost:
 
 
 def step_cost(
-    config: Config, classes: int, *, checkpointing: Checkpointing, precision: str, device: Device
+    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: Device
 ) -> StepCost:
     """What a training step costs under a policy and in a precision, by taking it on tensors without content.
 
@@ -165,31 +165,32 @@ def step_cost(
         device: a GPU works on all clips of a block at once, a CPU on a few at a time.
     """
     config = _with_backbone(config, checkpointing=checkpointing)
+    training = config.training.model_copy(update={"precision": precision, "shard": False})
+    config = config.model_copy(update={"training": training})
     hollow = Hollow()
     network = network_on_meta(config, classes)
     if device == "gpu":
         for module in network.modules():
             if isinstance(module, Block):
                 module.piece_bytes = None
-    with torch.device("meta"):
-        loss = DetectionLoss()
-    for module in (network, loss):
-        hollow.module(module)
-    network.train(config.trains_detectors)
-    step = _Step(config, network, loss, hollow, PRECISIONS[precision])
-    batch = step.windows()
+    hollow.module(network)
+    step = _HollowStep(network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1)
+    for learner in step.learners:
+        hollow.module(learner.loss)
+    step.train()
+    batch = _windows(config, hollow)
     given = [tensor for tensor in (batch.inputs, batch.mask, batch.colour) if tensor is not None]
     forward_flops = activation_bytes = 0
-    with Tally(network, loss, *given) as tally:
-        views = [batch, *(batch if view == config.views[0] else batch.reversed() for view in config.views[1:])]
+    with Tally(network, *(learner.loss for learner in step.learners), *given) as tally:
+        views = batch.in_views(config.views)
         there, before = tally.bytes, tally.flops
-        for forward in step.passes(views):
-            total = forward()
+        for turn in range(len(step.models)):
+            loss = total(*step.losses(turn, views))
             forward_flops += tally.flops - before
             activation_bytes = max(activation_bytes, tally.bytes - there)
-            total.backward()
+            loss.backward()
             network.zero_grad(set_to_none=True)
-            del total
+            del loss
             before = tally.flops
     return StepCost(
         checkpointing=checkpointing,
@@ -202,73 +203,37 @@ def step_cost(
     )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A training step on tensors without content: what :class:`bitad.training.trainer.Trainer` does, in short."""
+class _HollowStep(TrainStep):
+    """A training step on tensors without content."""
 
-    config: Config
-    network: Network
-    loss: DetectionLoss
-    hollow: Hollow
-    precision: torch.dtype | None
-
-    def windows(self) -> Batch:
-        """A batch of windows, as it comes from the data set."""
-        window, count, backbone = self.config.window, self.config.training.batch, self.config.model.backbone
-        colour = None
-        if backbone is None:
-            assert self.config.data.feature_channels is not None  # the configuration has seen to it
-            inputs = self.hollow.tensor(count, self.config.data.feature_channels, window.steps)
-        else:
-            shape = (count, window.steps * window.frames_per_step, backbone.pixels, backbone.pixels, 3)
-            inputs = self.hollow.tensor(*shape, dtype=torch.uint8)
-            if self.config.training.augmentation.colour:
-                colour = self.hollow.tensor(count, 3, 4)
-        mask = self.hollow.tensor(count, window.steps, dtype=torch.bool)
-        return Batch(inputs, mask, segments=[], labels=[], grids=[], videos=[], colour=colour)
-
-    def passes(self, views: list[Batch]) -> Iterator[Callable[[], Tensor]]:
-        """The forward passes to a loss each, behind which there is a backward pass."""
-        network = self.network
-        if not isinstance(network, Pair):
-            yield partial(self._alone, network, views[0])
-        elif self.config.plan.joint:
-            yield partial(self._together, network, views)
-        else:
-            for side, view in zip(network.sides, views, strict=True):
-                yield partial(self._alone, side.network, view)
-
-    def _alone(self, network: Detector, view: Batch) -> Tensor:
-        with self._autocast():
-            prediction = network(_pictures(view), view.mask)
-        return self.loss(prediction, self._targets(prediction)).total
-
-    def _together(self, pair: Pair, views: list[Batch]) -> Tensor:
-        with self._autocast():
-            both = pair((_pictures(views[0]), _pictures(views[1])), views[0].mask)
-        totals = [self.loss(one, self._targets(one)).total for one in (both.first, both.second)]
-        if self.config.plan.agreement:
-            totals += [
-                self.loss.agreement(own, other, self._targets(own))
-                for own, other in zip(both.own, both.aligned, strict=True)
-            ]
-        return torch.stack(totals).sum()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", self.precision or torch.bfloat16, enabled=self.precision is not None)
-
-    def _targets(self, prediction: Prediction) -> Targets:
-        shape = prediction.logits.shape
-        return Targets(
-            self.hollow.tensor(*shape),
-            self.hollow.tensor(*shape[:2], 2),
-            self.hollow.tensor(*shape[:2], dtype=torch.bool),
-        )
+    def pictures(self, view: Batch) -> Tensor:
+        # A change of colour is a copy, made in small parts.
+        return view.inputs if view.colour is None else view.inputs.clone()
 
 
-def _pictures(view: Batch) -> Tensor:
-    """What a network is given of its view, as in training: a change of colour is a copy, made in small parts."""
-    return view.inputs if view.colour is None else view.inputs.clone()
+def _windows(config: Config, hollow: Hollow) -> Batch:
+    """A batch of windows as it comes from the data set, with no action in them."""
+    window, count, backbone = config.window, config.training.batch, config.model.backbone
+    colour = None
+    if backbone is None:
+        assert config.data.feature_channels is not None  # the configuration has it
+        inputs = hollow.tensor(count, config.data.feature_channels, window.steps)
+    else:
+        shape = (count, window.steps * window.frames_per_step, backbone.pixels, backbone.pixels, 3)
+        inputs = hollow.tensor(*shape, dtype=torch.uint8)
+        if config.training.augmentation.colour:
+            colour = hollow.tensor(count, 3, 4)
+    mask = hollow.tensor(count, window.steps, dtype=torch.bool)
+    grids = [Grid(1.0, 1.0, 0.0, window.steps)] * count
+    return Batch(
+        inputs,
+        mask,
+        segments=[torch.zeros(0, 2, dtype=torch.float64)] * count,
+        labels=[torch.zeros(0, dtype=torch.int64)] * count,
+        grids=grids,
+        videos=[""] * count,
+        colour=colour,
+    )
 
 
 def network_on_meta(config: Config, classes: int) -> Network:

@@ -7,8 +7,7 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from bitad.data.sources import build_source, read_ground_truth, read_test_ground
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
-from bitad.models.build import Network, build_network
-from bitad.models.network import Pair
-from bitad.runtime.distributed import Ranks, whole
+from bitad.models.build import build_network
+from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
 from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
 from bitad.runtime.log import LOG_FILE, log
@@ -39,11 +37,9 @@ from bitad.training.checkpoints import (
     saved_run,
     set_random_state,
 )
-from bitad.training.losses import DetectionLoss
 from bitad.training.metrics import METRICS, Records
-from bitad.training.optimizer import LearningRates
 from bitad.training.sampler import EpochSampler
-from bitad.training.step import Descent, Learner, Step, together
+from bitad.training.step import StepOutput, TrainStep
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint
 from bitad.weights.loading import load_pretrained, require_pretrained
@@ -97,22 +93,17 @@ class Trainer:
             load_saved_weights(self.network, saved, self.annotations.classes)
         torch.manual_seed(config.seed + 1000003 * ranks.rank)  # and drops other things
         self.network.to(ranks.device)
-        if isinstance(self.network, Pair):
-            self.network.share_frozen()
-        models = together(self.network, config, ranks)
-        self.rates = LearningRates(
-            config.training.lr,
-            config.training.adapter_lr,
-            config.training.fusion_lr,
-            config.training.reference_batch,
-            config.training.batch * config.training.accumulate * ranks.world,
+        self.network.share_frozen()
+        self.train_step = TrainStep(
+            self.network,
+            config,
+            ranks,
+            num_classes=len(self.annotations.classes),
+            steps_per_epoch=self.sampler.steps,
         )
-        self.learners = self._learners()
-        # Of losses in half precision, whose small gradients would vanish; of others it does nothing.
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.training.precision == "fp16")
         # Finished epochs, steps of the present one, steps of all; whether the last finished epoch is yet to be tested.
         self.epoch, self.done, self.step, self.best, self.untested = 0, 0, 0, -math.inf, False
-        self.max_nonfinite_steps = 0
+        self.nonfinite_steps = 0
         self.stop = Stop()
         self.loader = DataLoader(
             self.windows,
@@ -127,42 +118,12 @@ class Trainer:
         )
         if saved is not None:
             self._restore(saved)
-        self.descent = Descent(config, ranks, self.network, models, self.learners, self.scaler)
 
     def _load_first_weights(self) -> None:
         if self.config.plan.starts_from == "backbone":
             load_pretrained(self.network, self.config)
         else:
-            assert isinstance(self.network, Pair)  # no single network starts from two
             load_initial(self.network, self.config, self.annotations.classes)
-
-    def _learners(self) -> list[Learner]:
-        training, ranks = self.config.training, self.ranks
-        names = ("forward", "reverse") if self.config.pair.second == "reverse" else ("first", "second")
-        modules = (
-            ((names[0], "first.", self.network.first), (names[1], "second.", self.network.second))
-            if isinstance(self.network, Pair)
-            else ((self.config.direction, "", self.network),)
-        )
-        return [
-            Learner(
-                name,
-                prefix,
-                module,
-                DetectionLoss(
-                    label_smoothing=training.label_smoothing,
-                    regression_weight=training.regression_weight,
-                    initial_normaliser=training.loss_normaliser,
-                    processes=ranks.world,
-                    total=ranks.total,
-                ).to(ranks.device),
-                training,
-                rates=self.rates,
-                steps_per_epoch=self.sampler.steps,
-                num_classes=len(self.annotations.classes),
-            )
-            for name, prefix, module in modules
-        ]
 
     def run(self, *, until: int | None = None) -> float:
         """Trains to the last epoch, or to the end of epoch number ``until``.
@@ -209,10 +170,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         self.windows.set_epoch(self.epoch)
         self.sampler.epoch, self.sampler.done = self.epoch, self.done
-        # Frozen networks are trained around as they are tested: nothing in them is dropped.
-        self.network.train(self.config.trains_detectors)
-        for learner in self.learners:
-            learner.loss.train()
+        self.train_step.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
         repeated, skipped = 0, Counter[str]()
         with (
@@ -221,16 +179,14 @@ class Trainer:
         ):
             batches = iter(self.loader)
             while parts := list(itertools.islice(batches, self.config.training.accumulate)):
-                step = self._train_step(parts)
+                step = self._step(parts)
                 self.step, self.done = self.step + 1, self.done + 1
                 repeated += sum(batch.repeated for batch in parts)
                 skipped.update(one for batch in parts for one in batch.skipped)
                 meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
-                    lr = self.learners[0].optimizer.param_groups[0]["lr"]
-                    self.records.add_step(step, epoch=self.epoch, number=self.step, lr=lr)
-                for learner in self.learners:
-                    learner.advance()
+                    self.records.add_step(step, epoch=self.epoch, number=self.step, lr=self.train_step.lr)
+                self.train_step.advance()
                 self._keep_step()
         log_repeated_frames(repeated, what, self.ranks)
         log_skipped_windows(skipped, what, self.ranks)
@@ -252,21 +208,21 @@ class Trainer:
             where = f"behind step {self.done} of {self.sampler.steps} of epoch {self.epoch + 1}"
             raise Stopped(asked, f"{where}; go on from {self.keeper.last} with --resume")
 
-    def _train_step(self, batches: Sequence[Batch]) -> Step:
+    def _step(self, batches: Sequence[Batch]) -> StepOutput:
         """One step of gradient descent; one that cannot be taken is left out.
 
         Raises:
             ValueError: there were too many of these in a row.
         """
-        step = self.descent.step(batches)
+        step = self.train_step(batches)
         if step.fault is None:
-            self.max_nonfinite_steps = 0
+            self.nonfinite_steps = 0
             return step
-        self.max_nonfinite_steps += 1
+        self.nonfinite_steps += 1
         videos = ", ".join(video for batch in batches for video in batch.videos)
         loss = sum(one.total.item() for one in step.losses.values())
         said = f"{step.fault} at step {self.step}, with a loss of {loss} (videos {videos})"
-        if self.max_nonfinite_steps < self.config.training.max_nonfinite_steps:
+        if self.nonfinite_steps < self.config.training.max_nonfinite_steps:
             log.warning("%s; left out", said)
             return step
         saved = f"{self.keeper.last} is as it was before" if self.keeper.exists else "nothing is saved yet"
@@ -278,7 +234,7 @@ class Trainer:
     def _evaluate(self) -> Evaluation:
         """Tests the averaged weights on the test subset."""
         began = time.monotonic()
-        with self._averaged_network() as network:
+        with self.train_step.averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
             results = detect(network, self.test_annotations, self.source, self.config, self.ranks, details=details)
         evaluations = {
@@ -304,29 +260,6 @@ class Trainer:
             log.info("epoch %d: average mAP %s", self.epoch, said)
         return evaluation
 
-    @contextmanager
-    def _averaged_network(self) -> Iterator[Network]:
-        """The network with the averaged weights, in evaluation mode; where these are divided, a whole one."""
-        if self.config.training.shard and self.ranks.world > 1:
-            # Processes see different numbers of windows, and could not bring weights together for each other.
-            with torch.random.fork_rng(devices=[]):  # so that testing draws none of the training's random numbers
-                whole_one = build_network(self.config, len(self.annotations.classes))
-            whole_one.load_state_dict(self._averaged_weights())
-            yield whole_one.to(self.ranks.device).eval()
-            return
-        self.network.eval()
-        with ExitStack() as averaged:
-            for learner in self.learners:
-                averaged.enter_context(learner.ema.applied(learner.module))
-            yield self.network
-
-    def _averaged_weights(self) -> dict[str, torch.Tensor]:
-        """Of the network or pair; what trains as its average."""
-        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
-        for learner in self.learners:
-            averaged |= learner.averaged()
-        return averaged
-
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
@@ -349,7 +282,7 @@ class Trainer:
         log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, of which %d train", total, trainable)
-        log.info("%s", self.rates)
+        log.info("%s", self.train_step.rates)
         log.info(
             "%d training videos, %d windows and %d steps an epoch; %d test videos",
             len(self.windows.videos),
@@ -365,7 +298,7 @@ class Trainer:
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
-            model=self._averaged_weights(),
+            model=self.train_step.averaged_weights(),
             epoch=self.epoch,
             rate_hz=self.windows.median_rate_hz(),
             training={
@@ -374,8 +307,7 @@ class Trainer:
                 "untested": self.untested,
                 "best": self.best,
                 "world": self.ranks.world,
-                "learners": {learner.name: learner.state_dict() for learner in self.learners},
-                "scaler": self.scaler.state_dict(),
+                **self.train_step.state_dict(),
                 "rng": self.ranks.gather(random_state(self.ranks.device)),
             },
             data=self.fingerprints,
@@ -392,12 +324,8 @@ class Trainer:
         """Goes on where a checkpoint stands; its averaged weights are the network's already."""
         training = saved.training
         assert training is not None
-        fresh = [[group["initial_lr"] for group in learner.optimizer.param_groups] for learner in self.learners]
         try:
-            # By their order: earlier versions had other names for them.
-            for learner, state in zip(self.learners, training["learners"].values(), strict=True):
-                learner.load_state_dict(state)
-            self.scaler.load_state_dict(training["scaler"])
+            self.train_step.load_state_dict(training)
             self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
             self.best, self.untested, self.records.step = training["best"], training["untested"], training["step"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -416,17 +344,11 @@ class Trainer:
                 self.ranks.world,
             )
         if training["world"] != self.ranks.world or self.step != self.epoch * self.sampler.steps + self.done:
-            self._go_on_with_others(training["world"], fresh)
+            self._resume_with_other_batches(training["world"])
 
-    def _go_on_with_others(self, world: int, rates: list[list[float]]) -> None:
-        """Resumes with other batches: of another number of processes, or of changed data.
-
-        Args:
-            world: the number of processes before.
-            rates: each learner's, of each group, as they are now before the schedule.
-        """
-        # The windows of a step that would have begun in the middle of one are seen twice.
+    def _resume_with_other_batches(self, world: int) -> None:
+        """Resumes with other batches: of another number of processes than ``world`` before, or of changed data."""
+        # The windows of a step that would begin within another one are seen twice.
         self.done = min(self.done * world // self.ranks.world, self.sampler.steps)
         self.step = self.epoch * self.sampler.steps + self.done
-        for learner, own in zip(self.learners, rates, strict=True):
-            learner.resume_at(self.step, own)
+        self.train_step.resume_at(self.step)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -20,11 +19,11 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from bitad.config.names import OnDecodeError
 from bitad.video.container import decode, joined, open_video, packets, pictures_until_damage
 from bitad.video.index import FrameIndex
 
 # What to do about frames that cannot be decoded.
-Damaged = Literal["error", "repeat"]
 
 REMEDY = (
     "fetch it again, leave it out, or have the last good frame repeated (data.on_decode_error=repeat or "
@@ -54,12 +53,12 @@ def lost_frames(index: FrameIndex) -> str:
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
-def counted(index: FrameIndex, damaged: Damaged) -> int:
+def counted(index: FrameIndex, damaged: OnDecodeError) -> int:
     """How many frames can be asked for: those that are there and, where damaged ones are repeated, those lost."""
     return index.frames + (index.lost if damaged == "repeat" else 0)
 
 
-def require_whole(path: Path, index: FrameIndex, damaged: Damaged) -> None:
+def require_whole(path: Path, index: FrameIndex, damaged: OnDecodeError) -> None:
     """Refuse a file that is cut off, unless what it has lost is to be repeated.
 
     Raises:

@@ -19,7 +19,8 @@ from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.video.decoding import REMEDY, Damaged, PictureStream, counted, lost_frames, spans
+from bitad.config.names import OnDecodeError
+from bitad.video.decoding import REMEDY, PictureStream, counted, lost_frames, spans
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 
@@ -99,7 +100,7 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1, damaged: Damaged = "error"
+        self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1, damaged: OnDecodeError = "error"
     ) -> None:
         self.path = Path(path)
         self.index = index_video(self.path) if index is None else index

@@ -30,11 +30,12 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from bitad.config.names import OnDecodeError
 from bitad.runtime.files import remove_leftovers, replacing
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.runtime.workers import in_processes
 from bitad.video.container import open_video
-from bitad.video.decoding import Damaged, require_whole
+from bitad.video.decoding import require_whole
 from bitad.video.files import list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
@@ -220,7 +221,7 @@ def reverse_video(
     dst: str | Path,
     *,
     crf: float = 18,
-    damaged: Damaged = "error",
+    damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> Reversed:
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
@@ -272,7 +273,7 @@ def reverse_folder(
     rank: int = 0,
     world: int = 1,
     crf: float = 18,
-    damaged: Damaged = "error",
+    damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> ReverseReport:
     """Reverse every video of a folder and its sub-folders into another, under the same names, several at once.
@@ -349,7 +350,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> Reversed | None:
+def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> Reversed | None:
     """Reverse one video of a folder; None if that was done before."""
     require_video_file(src)
     if dst.exists() and _is_done(src, dst, crf, damaged):
@@ -357,7 +358,7 @@ def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> 
     return reverse_video(src, dst, crf=crf, damaged=damaged)
 
 
-def _is_done(src: Path, dst: Path, crf: float, damaged: Damaged) -> bool:
+def _is_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> bool:
     """Whether an earlier target is whole, of its source as it is now, and made in the same way."""
     try:
         target, origin = index_video(dst), Origin.read(dst)

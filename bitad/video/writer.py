@@ -17,9 +17,9 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from bitad.config.names import OnDecodeError
 from bitad.runtime.files import replacing
 from bitad.video.container import open_output
-from bitad.video.decoding import Damaged
 from bitad.video.index import near_rate
 from bitad.video.reader import VideoInfo, VideoReader, probe
 
@@ -165,7 +165,7 @@ def write_preview(
     *,
     max_height: int = 240,
     max_fps: Fraction | float = 15,
-    damaged: Damaged = "error",
+    damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> VideoInfo:
     """Write a small H.264 mp4 of a video, without sound and of the same duration; what was written.

@@ -22,9 +22,7 @@ from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints, is_valid
 from bitad.data.formats.database import read_annotations
-from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network, build_network
-from bitad.models.network import Detector
 from bitad.runtime.files import check_apart, replacing
 from bitad.runtime.log import shortlist
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
@@ -380,10 +378,9 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     if config is not None:
         if config.model.backbone is None:
             raise ValueError(f"{path} is a backbone ({found.format.title}), but the configuration takes features")
-        network = build_network(config, 1)
-        assert isinstance(network, Detector)
-        assert isinstance(network.backbone, VideoBackbone)
-        load_backbone(network.backbone.vit, path)
+        backbone = build_network(config, 1).detectors[0].backbone
+        assert backbone is not None  # the configuration has one
+        load_backbone(backbone.vit, path)
     write_safetensors(found.tensors, out, said={"project": found.format.title, "source": path.name})
 
 

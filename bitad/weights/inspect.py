@@ -13,9 +13,7 @@ from torch import Tensor
 
 from bitad.config.loading import parse_config
 from bitad.config.schema import CLIP_FRAMES, Config
-from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
-from bitad.models.network import Detector
 from bitad.weights.checkpoint import checkpoint_in, class_names, is_ours
 from bitad.weights.files import read_weights, weights_path
 from bitad.weights.loading import Pretrained, Weights, defects_of, weights_of, without_adapters
@@ -199,10 +197,10 @@ def _defects(weights: Weights, config: Config | None, head: HeadSize | None) -> 
         network = build_network(config, classes)
     wanted, may_lack = network.state_dict(), without_adapters(weights.tensors)
     if weights.format.kind == "backbone":
-        assert isinstance(network, Detector)
-        if not isinstance(network.backbone, VideoBackbone):
+        backbone = network.detectors[0].backbone
+        if backbone is None:
             return ["it is a backbone, but the configuration takes features"]
-        wanted, may_lack = network.backbone.vit.state_dict(), rf"{may_lack}|^pos_embed$"
+        wanted, may_lack = backbone.vit.state_dict(), rf"{may_lack}|^pos_embed$"
     difference = size_difference(weights.tensors, wanted)
     return [difference] if difference else defects_of(weights.tensors, wanted, may_lack=may_lack)
 

@@ -23,9 +23,7 @@ from torch import Tensor, equal, nn, strided
 
 from bitad.config.schema import Config
 from bitad.models.adapters import is_adapter
-from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network
-from bitad.models.network import Detector
 from bitad.models.vit import sinusoid_table
 from bitad.weights.files import OURS, read_weights, weights_path
 from bitad.weights.formats import Format, instead_of_names, is_known, recognise, require_ours
@@ -57,9 +55,8 @@ def load_pretrained(network: Network, config: Config) -> None:
     require_pretrained(config)
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
-    detectors = [network] if isinstance(network, Detector) else [side.network for side in network.sides]
-    for detector in detectors:
-        assert isinstance(detector.backbone, VideoBackbone)
+    for detector in network.detectors:
+        assert detector.backbone is not None  # the configuration has one
         load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))
 
 

@@ -34,7 +34,6 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source, VideoFiles, build_source
-from bitad.data.windows import Timebase
 from bitad.demo.playroom import render, sample_scene
 from bitad.timeline import Direction, Grid
 from bitad.video.indexing import IndexCache
@@ -85,8 +84,8 @@ class CountingSource:
     def repeated(self) -> int:
         return self.source.repeated
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
-        return self.source.timebase(video)
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.source.grid(video)
 
     def read(
         self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
@@ -181,8 +180,8 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
         return VideoFiles(lambda name: tmp_path / "a.mp4", pixels=64, stride_frames=stride, find_reversed=find_reversed)
 
     direct, reversed_copy = source(None), source(lambda name: tmp_path / "b.mp4")
-    grid = direct.timebase(video).window(2, 11)
-    assert reversed_copy.timebase(video) == direct.timebase(video)
+    grid = direct.grid(video).window(2, 11)
+    assert reversed_copy.grid(video) == direct.grid(video)
     ours, theirs = direct.read(video, grid).numpy(), reversed_copy.read(video, grid, view="reverse").numpy()
     assert psnr(ours, theirs).min() > 32
     assert (psnr(ours, theirs) > psnr(ours[1:], theirs[:-1]).max() + 3).all()
@@ -197,16 +196,16 @@ def test_a_reversed_file_of_another_length_is_refused(tmp_path: Path, videos: Pa
     write_video(tmp_path / "short.mp4", np.zeros((FRAMES - 1, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
     with pytest.raises(ValueError, match=rf"short.mp4 has {FRAMES - 1} frames.*has {FRAMES}.*bitad reverse"):
-        source.read(video, source.timebase(video).whole(), view="reverse")
+        source.read(video, source.grid(video), view="reverse")
 
 
 def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None:
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
     for rate_hz, stride in ((16, 1), (8, 2), (3, 5), (100, 1)):
         source = VideoFiles(lambda name: videos.parent / "videos" / f"{name}.mp4", pixels=PIXELS, rate_hz=rate_hz)
-        base = source.timebase(video)
+        base = source.grid(video)
         assert (base.fps, base.stride_frames, base.steps) == (FPS, stride, -(-FRAMES // stride))
-        assert base.whole().frames()[-1] < FRAMES
+        assert base.frames()[-1] < FRAMES
 
 
 @pytest.mark.parametrize(("pixels", "side"), [(28, 32), (30, 32), (32, 32), (40, 44), (20, 22)])
@@ -217,7 +216,7 @@ def test_a_margin_does_not_enlarge_pictures_that_are_large_enough(tmp_path: Path
     source = VideoFiles(lambda name: tmp_path / "a.mp4", pixels=pixels)
     video = AnnotatedVideo("a", "training", 4 / FPS, np.zeros((0, 2)), ())
     margin = 1.0 if pixels == 32 else side / pixels if side != 32 else 1.15
-    content = source.read(video, source.timebase(video).whole(), margin=margin)
+    content = source.read(video, source.grid(video), margin=margin)
     assert content.shape == (4, side, round(side * 1.5), 3)
     if side == 32:
         with VideoReader(tmp_path / "a.mp4") as reader:
@@ -481,8 +480,8 @@ def test_ground_truth_beyond_the_end_is_cut_or_dropped(features: Path) -> None:
     config = config_of(features)
     source = build_source(config)
     video = next(iter(annotations_of(config).videos.values()))
-    base = source.timebase(video)
-    last = base.whole().to_seconds(float(base.steps))
+    base = source.grid(video)
+    last = base.to_seconds(float(base.steps))
     odd = replace(
         video,
         segments=np.array([[0.0, 1.0], [last - 1, last + 5], [last + 0.1, last + 2], [1.0, 2.0]]),
@@ -490,7 +489,7 @@ def test_ground_truth_beyond_the_end_is_cut_or_dropped(features: Path) -> None:
     )
     segments, labels = grid_truth(odd, base, CLASSES)
     assert labels.tolist() == [2, 0, 1]
-    np.testing.assert_allclose(base.whole().to_seconds(segments[1:]), [[last - 1, last], [1, 2]])
+    np.testing.assert_allclose(base.to_seconds(segments[1:]), [[last - 1, last], [1, 2]])
     assert segments[0, 0] == 0  # the first feature is later than the video's start
     assert segments.max() == base.steps
 
@@ -526,10 +525,10 @@ def test_the_rate_of_features_comes_from_fps_or_from_the_frame_count(features: P
     source = build_source(config)
     video = next(iter(annotations_of(config).videos.values()))
     counted = replace(video, fps=None, frames=round(FPS * video.duration_s))
-    assert source.timebase(counted).fps == pytest.approx(FPS)
-    assert source.timebase(video).offset_frames == FEATURE_OFFSET
+    assert source.grid(counted).fps == pytest.approx(FPS)
+    assert source.grid(video).first_frame == FEATURE_OFFSET
     with pytest.raises(ValueError, match=f"{video.name} has neither `fps` nor `frame`"):
-        source.timebase(replace(video, fps=None))
+        source.grid(replace(video, fps=None))
 
 
 def test_features_of_reversed_playback_are_what_the_reverse_view_shows(tmp_path: Path, features: Path) -> None:
@@ -556,7 +555,7 @@ def test_features_of_reversed_playback_of_another_length_are_refused(tmp_path: P
 def test_the_rate_of_features_may_be_stated(features: Path) -> None:
     config = config_of(features, "data.feature_fps=30")
     (video, *_) = annotations_of(config).videos.values()
-    assert build_source(config).timebase(video).fps == 30
+    assert build_source(config).grid(video).fps == 30
 
 
 def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
@@ -564,7 +563,7 @@ def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
     windows = windows_to_test(config)
     for video in annotations_of(config).subset("validation").videos.values():
         grids = [sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name]
-        base = build_source(config).timebase(video)
+        base = build_source(config).grid(video)
         rows = {(f - FEATURE_OFFSET) / FEATURE_STRIDE for grid in grids for f in grid.frames()}
         assert rows == set(range(base.steps))
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.windows import Timebase, random_window, sliding_windows
+from bitad.data.windows import random_window, sliding_windows
+from bitad.timeline import Grid
 
 
 @given(total=st.integers(1, 3000), length=st.integers(1, 800), overlap=st.floats(0, 0.95))
@@ -32,16 +33,14 @@ def test_half_overlapping_windows_advance_by_half_a_window():
 )
 @settings(deadline=None)
 def test_a_resized_video_keeps_its_ends_and_its_even_distances(steps, resized, stride, offset):
-    base = Timebase(25.0, stride, offset, steps)
+    base = Grid(25.0, stride, offset, steps)
     other = base.resized(resized)
     # A step stands for half a stride on both of its sides.
     for one, its_steps in ((base, steps), (other, resized)):
-        assert one.whole().to_seconds(-0.5) == pytest.approx((offset - stride / 2) / 25, abs=1e-6)
-        assert one.whole().to_seconds(its_steps - 0.5) == pytest.approx(
-            (offset + stride * (steps - 0.5)) / 25, abs=1e-6
-        )
+        assert one.to_seconds(-0.5) == pytest.approx((offset - stride / 2) / 25, abs=1e-6)
+        assert one.to_seconds(its_steps - 0.5) == pytest.approx((offset + stride * (steps - 0.5)) / 25, abs=1e-6)
     assert base.resized(steps) == base
-    edge = base.resized(resized, "edge").whole()
+    edge = base.resized(resized, "edge")
     assert edge.to_seconds(0) == pytest.approx((offset - stride / 2) / 25, abs=1e-6)
     assert edge.to_seconds(resized) == pytest.approx((offset + stride * (steps - 0.5)) / 25, abs=1e-6)
 
@@ -49,7 +48,7 @@ def test_a_resized_video_keeps_its_ends_and_its_even_distances(steps, resized, s
 @given(frames=st.integers(1, 3000), steps=st.integers(1, 3000))
 @settings(deadline=None)
 def test_the_frames_of_a_resized_video_exist(frames, steps):
-    found = Timebase(25.0, 1.0, 0.0, frames).resized(steps).whole().frames()
+    found = Grid(25.0, 1.0, 0.0, frames).resized(steps).frames()
     assert len(found) == steps
     assert found.min() >= 0
     assert found.max() <= frames - 1

@@ -23,9 +23,8 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source, VideoFiles, build_source, read_ground_truth, read_test_ground_truth
-from bitad.data.windows import Timebase
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.detect import _in_stretches, detect, detect_videos, nms_settings, run_test
+from bitad.inference.detect import _in_stretches, detect, detect_videos, run_test
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
 from bitad.models.build import build_network
@@ -57,8 +56,8 @@ class TruthOnTheGrid:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def timebase(self, video: AnnotatedVideo) -> Timebase:
-        return self.source.timebase(video)
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.source.grid(video)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         features = torch.zeros(grid.steps, len(CLASSES) + 2)
@@ -69,7 +68,7 @@ class TruthOnTheGrid:
         return features
 
 
-class Oracle(nn.Module):
+class Oracle(Detector):
     """Reads off the features what :class:`TruthOnTheGrid` says, and adds nothing; stride 1.
 
     Args:
@@ -77,11 +76,11 @@ class Oracle(nn.Module):
     """
 
     def __init__(self, *, reverse: bool) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.reverse = reverse
         self.lengths: list[int] = []
 
-    def forward(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
+    def predict(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
         self.lengths += mask.sum(1).tolist()
         steps = inputs.shape[2]
         distances = inputs[:, -2:].transpose(1, 2)
@@ -154,7 +153,7 @@ def test_a_video_of_one_window_is_suppressed_in_grid_steps_before_anything_is_ro
     for name in kept.videos:
         everything = unsuppressed.of_video(name)
         # In seconds or in steps: the overlaps are the same ones.
-        suppressed = nms(everything.segments, everything.scores, everything.labels, nms_settings(config.test.nms))
+        suppressed = nms(everything.segments, everything.scores, everything.labels, config.test.nms)
         mine = kept.of_video(name)
         # Scores of 1 tie: in order of time.
         for one, other in zip(
@@ -173,7 +172,7 @@ def test_a_video_of_one_window_is_whole_whatever_the_length_of_a_window(features
     oracle = Oracle(reverse=False)
     detect(oracle, truth_of(config), TruthOnTheGrid(build_source(config)), config, ALONE)
     source = build_source(config)
-    assert oracle.lengths == [source.timebase(video).steps for video in truth_of(config).videos.values()]
+    assert oracle.lengths == [source.grid(video).steps for video in truth_of(config).videos.values()]
 
 
 def test_both_directions_hear_the_same(features: Path) -> None:
@@ -198,7 +197,7 @@ def test_every_window_is_seen_once_and_no_padding_counts(features: Path) -> None
     oracle, truth = Oracle(reverse=False), truth_of(config)
     source = TruthOnTheGrid(build_source(config))
     detect(oracle, truth, source, config, ALONE)
-    assert oracle.lengths == [source.timebase(video).steps for video in truth.videos.values()]
+    assert oracle.lengths == [source.grid(video).steps for video in truth.videos.values()]
 
 
 def test_a_video_in_which_nothing_is_found_is_listed_all_the_same(features: Path) -> None:
@@ -236,12 +235,6 @@ def test_worker_processes_read_the_same_windows(features: Path) -> None:
 
 
 def test_the_suppression_is_what_the_configuration_says(features: Path) -> None:
-    settings = nms_settings(config_of(features, "test.nms.sigma=0.3", "test.nms.max_segments=7").test.nms)
-    assert (settings.soft, settings.method, settings.sigma, settings.max_segments) == (True, "gaussian", 0.3, 7)
-    assert nms_settings(config_of(features, "test.nms.method=linear").test.nms).method == "linear"
-    hard = nms_settings(config_of(features, "test.nms.method=hard", "test.nms.iou_threshold=0.2").test.nms)
-    assert not hard.soft
-    assert hard.iou_threshold == 0.2
     assert len(heard(config_of(features, "test.nms.max_segments=2"))) == 2 * 3
 
 
@@ -292,7 +285,7 @@ def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
     torch.manual_seed(0)
     pair = build_network(config, len(CLASSES)).eval()
     results = detect(pair, truth_of(config), build_source(config), config, ALONE)
-    expected = merge(*results.bases.values(), method=method, settings=nms_settings(config.test.nms))
+    expected = merge(*results.bases.values(), method=method, settings=config.test.nms)
     np.testing.assert_array_equal(results.merged.segments, expected.segments)
     np.testing.assert_array_equal(results.merged.scores, expected.scores)
     assert 0 < len(results.merged) <= 30 * 3
@@ -402,7 +395,7 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
     source = VideoFiles({"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, rate_hz=checkpoint.rate_hz)
-    assert source.timebase(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
+    assert source.grid(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
 
 
 def scores_of_videos(path: Path, truth: Annotations) -> Path:

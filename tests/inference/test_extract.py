@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from runs import ALONE
 from safetensors.torch import load_file, save_file
 
-from bitad.config.names import SIZES
+from bitad.config.names import SIZES, Precision
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows, collate
 from bitad.data.feature_files import FeatureStore
-from bitad.data.feature_folder import Precision, Stored, read_sidecar
+from bitad.data.feature_folder import Stored, read_sidecar
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.sources import build_source
 from bitad.inference.encoders import ClipEncoder, Encoder, Piece, WindowEncoder, load_encoder
@@ -351,10 +351,10 @@ def test_a_data_set_reads_the_folder_and_turns_windows_of_reverse_features_round
         )
         annotations = read_annotations(config.data.annotations, classes=config.data.classes)
         source = build_source(config)
-        timebase = source.timebase(annotations.videos["v76"])
-        assert (timebase.stride_frames, timebase.offset_frames) == (4, 7.5)
-        assert (timebase.steps, timebase.fps) == (known["v76"].steps, known["v76"].fps) == (16, FPS)
-        assert timebase.whole().to_seconds(np.array([15.0])) == (60 + 7.5) / FPS  # the middle of frames 60 to 75
+        video_grid = source.grid(annotations.videos["v76"])
+        assert (video_grid.stride_frames, video_grid.first_frame) == (4, 7.5)
+        assert (video_grid.steps, video_grid.fps) == (known["v76"].steps, known["v76"].fps) == (16, FPS)
+        assert video_grid.to_seconds(np.array([15.0])) == (60 + 7.5) / FPS  # the middle of frames 60 to 75
         windows = TestWindows(annotations, source, config)
         rows = FeatureStore(tmp_path / "out" / view).read("v76")
         seen = torch.cat([windows[i].content for i in range(len(windows))]).numpy()

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
 from bitad.inference.merge import merge
-from bitad.inference.nms import NmsSettings, nms
+from bitad.inference.nms import nms
 
 METHODS = ("soft-nms", "mean", "product", "wsf")
 PAIRING = ("mean", "product", "wsf")
@@ -99,14 +100,14 @@ def slow_fusion(a: Detections, b: Detections, threshold: float, method: str) -> 
 @given(pairs, thresholds, st.sampled_from(PAIRING))
 @settings(deadline=None, max_examples=200)
 def test_pairs_are_fused_as_the_rule_says(pair, threshold, method):
-    merged = merge(*pair, method=method, settings=NmsSettings(iou_threshold=threshold))
+    merged = merge(*pair, method=method, settings=NmsConfig(iou_threshold=threshold))
     assert_same(merged, slow_fusion(*pair, threshold, method))
 
 
 @given(pairs)
 @settings(deadline=None, max_examples=50)
 def test_soft_nms_goes_over_the_union_of_each_video(pair):
-    how = NmsSettings(sigma=0.5, min_score=0.05)
+    how = NmsConfig(sigma=0.5, min_score=0.05)
     merged = merge(*pair, method="soft-nms", settings=how)
     for name in ("u", "v", "empty"):
         a, b = (part.of_video(name) for part in pair)
@@ -129,7 +130,7 @@ def test_soft_nms_goes_over_the_union_of_each_video(pair):
 @settings(deadline=None, max_examples=60)
 def test_the_two_sets_may_change_places(pair, threshold, method):
     a, b = pair
-    how = NmsSettings(iou_threshold=threshold)
+    how = NmsConfig(iou_threshold=threshold)
     assert_same(merge(a, b, method=method, settings=how), merge(b, a, method=method, settings=how))
 
 
@@ -152,7 +153,7 @@ def test_merging_in_reverse_time_is_reversing_the_merged(pair, method):
 @given(pairs, st.sampled_from(METHODS))
 @settings(deadline=None, max_examples=60)
 def test_each_video_keeps_its_best_by_descending_score(pair, method):
-    few, many = (merge(*pair, method=method, settings=NmsSettings(max_segments=n)) for n in (4, 1000))
+    few, many = (merge(*pair, method=method, settings=NmsConfig(max_segments=n)) for n in (4, 1000))
     for name in few.videos:
         scores = few.of_video(name).scores
         assert (np.diff(scores) <= 0).all()
@@ -167,7 +168,7 @@ def test_what_the_other_set_did_not_find_counts_half():
     a, b = random_pair(0, 20, 0)
     merged = merge(a, b, method="mean")
     assert_same(merged, replace(a, scores=a.scores / 2))
-    low = merge(a, b, method="mean", settings=NmsSettings(min_score=0.25))
+    low = merge(a, b, method="mean", settings=NmsConfig(min_score=0.25))
     assert sorted(low.scores) == sorted(a.scores[a.scores >= 0.5] / 2)
 
 
@@ -196,7 +197,7 @@ def test_order_of_videos_and_classes_may_differ():
 def test_the_result_says_how_it_was_made():
     a, b = random_pair(1, 5, 5)
     a, b = replace(a, details={"run": "F"}), replace(b, details={"run": "B"})
-    merged = merge(a, b, method="wsf", settings=NmsSettings(iou_threshold=0.7))
+    merged = merge(a, b, method="wsf", settings=NmsConfig(iou_threshold=0.7))
     assert merged.details["merged"]["method"] == "wsf"
     assert merged.details["merged"]["settings"]["iou_threshold"] == 0.7
     assert merged.details["merged"]["details"] == [{"run": "F"}, {"run": "B"}]
@@ -310,7 +311,7 @@ def slow_groups(sets: list[Detections], threshold: float, method: str) -> list[t
 )
 @settings(deadline=None, max_examples=150)
 def test_groups_are_fused_as_the_rule_says(sets, threshold, method):
-    merged = by_name(merge(*sets, method=method, settings=NmsSettings(iou_threshold=threshold)))
+    merged = by_name(merge(*sets, method=method, settings=NmsConfig(iou_threshold=threshold)))
     expected = slow_groups(sets, threshold, method)
     assert [row[:2] for row in merged] == [row[:2] for row in expected]
     figures = [np.array([row[2:] for row in found]).reshape(-1, 3) for found in (merged, expected)]

@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -11,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.inference.nms import NmsSettings, nms
+from bitad.config.schema import NmsConfig
+from bitad.inference.nms import nms
 
 SHARED = Path(__file__).parents[2] / "../shared"
 FIXTURES = SHARED / "fixtures/nms"
 METHODS = ("vanilla", "linear", "gaussian")
 
 
-def recorded_settings(case: dict) -> NmsSettings:
-    return NmsSettings(
-        soft=case["use_soft_nms"],
-        method=METHODS[case.get("method", 2)],
+def recorded_settings(case: dict) -> NmsConfig:
+    return NmsConfig(
+        method=METHODS[case.get("method", 2)] if case["use_soft_nms"] else "hard",
         sigma=case.get("sigma", 0.5),
         iou_threshold=case.get("iou_threshold", 0.5),
         max_segments=case["max_seg_num"],
@@ -54,12 +53,12 @@ def test_recorded_cases_are_reproduced(data, case):
 # The slow reference
 
 
-def slow_nms(segments, scores, labels, how: NmsSettings) -> list[tuple[int, float]]:
+def slow_nms(segments, scores, labels, how: NmsConfig) -> list[tuple[int, float]]:
     """The kept rows and their scores, class by class and one by one; without voting."""
     kept = []
     for label in sorted(set(labels.tolist())) if how.multiclass else [None]:
         left = {i: scores[i] for i in range(len(scores)) if label is None or labels[i] == label}
-        if not how.soft and how.min_score:
+        if how.method == "hard" and how.min_score:
             left = {i: score for i, score in left.items() if score > how.min_score}
         while left:
             best = max(left, key=lambda i: (left[i], -i))
@@ -69,7 +68,7 @@ def slow_nms(segments, scores, labels, how: NmsSettings) -> list[tuple[int, floa
                 overlap = max(min(b, d) - max(a, c), 0.0)
                 iou = overlap / ((b - a + 1e-6) + (d - c + 1e-6) - overlap)
                 competes = iou >= how.iou_threshold
-                if not how.soft:
+                if how.method == "hard":
                     if competes:
                         del left[i]
                     continue
@@ -91,13 +90,13 @@ def random_candidates(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 candidates = st.builds(random_candidates, st.integers(0, 2**32 - 1), st.integers(0, 80))
 ways = st.builds(
-    NmsSettings,
-    soft=st.booleans(),
-    method=st.sampled_from(METHODS),
+    NmsConfig,
+    method=st.sampled_from([*METHODS, "hard"]),
     sigma=st.sampled_from([0.1, 0.7]),
     iou_threshold=st.sampled_from([0.1, 0.5]),
     max_segments=st.sampled_from([1, 5, 2000]),
     multiclass=st.booleans(),
+    voting_threshold=st.just(0.0),
     min_score=st.sampled_from([None, 0.0, 0.1]),
 )
 
@@ -121,7 +120,7 @@ def test_what_is_kept_is_what_the_slow_reference_keeps(found, how):
 @settings(deadline=None, max_examples=50)
 def test_the_order_of_the_input_does_not_matter(found, how, seed):
     shuffled = np.random.default_rng(seed).permutation(len(found[1]))
-    how = replace(how, method="gaussian")
+    how = how.model_copy(update={"method": "gaussian"})
     for a, b in zip(nms(*found, how), nms(*(column[shuffled] for column in found), how), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -129,7 +128,7 @@ def test_the_order_of_the_input_does_not_matter(found, how, seed):
 @given(candidates, ways)
 @settings(deadline=None, max_examples=50)
 def test_keeping_fewer_keeps_the_first(found, how):
-    few, many = (nms(*found, replace(how, max_segments=n)) for n in (3, 1000))
+    few, many = (nms(*found, how.model_copy(update={"max_segments": n})) for n in (3, 1000))
     for a, b in zip(few, many, strict=True):
         np.testing.assert_array_equal(a, b[:3])
 
@@ -138,7 +137,7 @@ def test_keeping_fewer_keeps_the_first(found, how):
 @settings(deadline=None, max_examples=50)
 def test_classes_apart_are_classes_one_after_the_other(found, how):
     segments, scores, labels = found
-    how = replace(how, multiclass=True, max_segments=1000)
+    how = how.model_copy(update={"multiclass": True, "max_segments": 1000})
     alone = [nms(segments[labels == c], scores[labels == c], labels[labels == c], how) for c in range(4)]
     together = nms(*found, how)
     for c, part in enumerate(alone):
@@ -154,7 +153,7 @@ def test_many_rare_classes_beside_a_frequent_one_take_little_memory():
     labels = np.concatenate([np.arange(1, rare + 1), np.zeros(often, np.int64)])
     tracemalloc.start()
     try:
-        kept, _, _ = nms(segments, rng.random(len(start)), labels, NmsSettings(max_segments=200))
+        kept, _, _ = nms(segments, rng.random(len(start)), labels, NmsConfig(max_segments=200))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -165,14 +164,19 @@ def test_many_rare_classes_beside_a_frequent_one_take_little_memory():
 # Equal scores
 
 
-@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("method", ["gaussian", "hard"])
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_of_equal_scores_the_first_is_first(order, soft):
+def test_of_equal_scores_the_first_is_first(order, method):
     segments = np.array([[0.0, 10.0], [1.0, 11.0], [30.0, 40.0]])  # the first two compete
-    _, _, kept = nms(segments[list(order)], np.full(3, 0.5), np.array(order), NmsSettings(soft=soft, multiclass=False))
+    _, _, kept = nms(
+        segments[list(order)],
+        np.full(3, 0.5),
+        np.array(order),
+        NmsConfig(method=method, multiclass=False, voting_threshold=0),
+    )
     beaten = max((0, 1), key=order.index)
     winners = [i for i in order if i != beaten]
-    assert kept.tolist() == ([*winners, beaten] if soft else winners)
+    assert kept.tolist() == ([*winners, beaten] if method == "gaussian" else winners)
 
 
 # Voting
@@ -196,9 +200,9 @@ def slow_voting(kept, segments, scores, threshold):
 @given(candidates, ways, st.sampled_from([0.3, 0.7]))
 @settings(deadline=None, max_examples=100)
 def test_voting_takes_the_mean_of_all_that_overlap(found, how, threshold):
-    how = replace(how, multiclass=False)
+    how = how.model_copy(update={"multiclass": False, "voting_threshold": 0.0})
     plain = nms(*found, how)
-    voted = nms(*found, replace(how, voting_threshold=threshold))
+    voted = nms(*found, how.model_copy(update={"voting_threshold": threshold}))
     np.testing.assert_allclose(voted[0], slow_voting(plain[0], found[0], found[1], threshold), atol=1e-9)
     np.testing.assert_array_equal(voted[1], plain[1])
     np.testing.assert_array_equal(voted[2], plain[2])
@@ -207,8 +211,8 @@ def test_voting_takes_the_mean_of_all_that_overlap(found, how, threshold):
 def test_segments_without_length_stay_numbers():
     segments = np.array([[3.0, 3.0], [3.0, 3.0], [0.0, 6.0], [5.0, 5.0]])
     scores = np.array([0.9, 0.8, 0.5, 0.0])
-    for soft in (True, False):
-        how = NmsSettings(soft=soft, multiclass=False, voting_threshold=0.5)
+    for method in ("gaussian", "hard"):
+        how = NmsConfig(method=method, multiclass=False, voting_threshold=0.5)
         kept, kept_scores, _ = nms(segments, scores, np.zeros(4, np.int64), how)
         np.testing.assert_array_equal(kept, segments)
         np.testing.assert_array_equal(kept_scores, scores)
@@ -220,19 +224,19 @@ def test_segments_without_length_stay_numbers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "cubic"}, "'cubic' is not one of gaussian, linear, vanilla"),
-        ({"sigma": 0.0}, "sigma 0.0"),
-        ({"iou_threshold": 0.0}, "iou_threshold 0.0"),
-        ({"iou_threshold": 1.5}, "iou_threshold 1.5"),
-        ({"max_segments": 0}, "max_segments 0"),
-        ({"voting_threshold": -0.1}, "voting_threshold -0.1"),
-        ({"min_score": -1.0}, "min_score -1.0"),
-        ({"min_score": float("nan")}, "min_score nan"),
+        ({"method": "cubic"}, "'gaussian', 'linear', 'vanilla', 'hard' or 'none'"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"iou_threshold": 0.0}, "iou_threshold"),
+        ({"iou_threshold": 1.5}, "iou_threshold"),
+        ({"max_segments": 0}, "max_segments"),
+        ({"voting_threshold": -0.1}, "voting_threshold"),
+        ({"min_score": -1.0}, "min_score"),
+        ({"min_score": float("nan")}, "min_score"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError) as caught:
-        NmsSettings(**changes)
+        NmsConfig(**changes)
     assert message in str(caught.value)
 
 
@@ -248,5 +252,5 @@ def test_settings_out_of_range_are_refused(changes, message):
 )
 def test_candidates_that_are_none_are_refused(segments, scores, message):
     with pytest.raises(ValueError) as caught:
-        nms(np.array(segments), np.array(scores), np.zeros(len(scores), np.int64), NmsSettings())
+        nms(np.array(segments), np.array(scores), np.zeros(len(scores), np.int64), NmsConfig())
     assert message in str(caught.value)

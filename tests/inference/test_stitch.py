@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config.schema import NmsConfig
 from bitad.inference import postprocess as stitching
-from bitad.inference.nms import NmsSettings, nms
+from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, stitch, to_seconds
 from bitad.timeline import Grid
 
-SOFT = NmsSettings(sigma=0.7, max_segments=50)
+SOFT = NmsConfig(sigma=0.7, max_segments=50)
 DURATION_S = 20.0
 
 
@@ -69,9 +70,8 @@ def test_there_is_one_suppression_over_all_windows_of_rounded_values() -> None:
 
 
 ways = st.builds(
-    NmsSettings,
-    soft=st.booleans(),
-    method=st.sampled_from(["gaussian", "linear", "vanilla"]),
+    NmsConfig,
+    method=st.sampled_from(["gaussian", "linear", "vanilla", "hard"]),
     sigma=st.sampled_from([0.1, 0.7]),
     iou_threshold=st.sampled_from([0.1, 0.5]),
     max_segments=st.sampled_from([1, 4, 60, 2000]),
@@ -84,7 +84,7 @@ ways = st.builds(
 @given(seed=st.integers(0, 1000), windows=st.integers(0, 8), kinds=st.sampled_from([1, 2, 100]), how=ways)
 @settings(deadline=None, max_examples=120)
 def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
-    seed: int, windows: int, kinds: int, how: NmsSettings
+    seed: int, windows: int, kinds: int, how: NmsConfig
 ) -> None:
     parts = [to_seconds(candidates_of(seed + i, 60), grid_of(i), DURATION_S) for i in range(windows)]
     parts = [replace(part, scores=np.ceil(part.scores * kinds) / kinds) for part in parts]
@@ -102,7 +102,7 @@ def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
 
 def film(windows: int, *, voting: float = 0.0, equal: bool = False) -> Stitcher:
     """Windows that each see actions of their own and say much else that scores little."""
-    stitcher = Stitcher(NmsSettings(max_segments=500, multiclass=not voting, voting_threshold=voting))
+    stitcher = Stitcher(NmsConfig(max_segments=500, multiclass=not voting, voting_threshold=voting))
     rng = np.random.default_rng(0)
     for window in range(windows):
         start = rng.uniform(0, 40, 2000)
@@ -149,12 +149,12 @@ def test_numbers_that_are_none_are_refused_however_little_they_score(value: floa
     windows = [candidates_of(i, 60) for i in range(5)]
     windows[2].segments[7, 1], windows[2].scores[7] = value, 0.0
     with pytest.raises(ValueError, match="all finite"):
-        stitch(windows, NmsSettings(max_segments=1))
+        stitch(windows, NmsConfig(max_segments=1))
 
 
 def test_an_action_seen_by_two_windows_is_weakened_once() -> None:
     # Steps 25..35 of the first window are steps 0..10 of the second.
-    stitcher = Stitcher(NmsSettings(sigma=0.7))
+    stitcher = Stitcher(NmsConfig(sigma=0.7))
     for window, (start, end) in enumerate([(25.0, 35.0), (0.0, 10.0)]):
         seen = Candidates(np.array([[start, end]]), np.array([0.9 - 0.1 * window]), np.array([0]))
         stitcher.add("video", seen, grid_of(window), DURATION_S)

@@ -227,8 +227,8 @@ class Shortened:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)
 
-    def timebase(self, video: Any) -> Any:
-        base = self.source.timebase(video)
+    def grid(self, video: Any) -> Any:
+        base = self.source.grid(video)
         return base if self.steps is None else replace(base, steps=self.steps)
 
     def read(self, video: Any, grid: Any, **keywords: Any) -> Tensor:

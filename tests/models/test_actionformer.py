@@ -65,7 +65,7 @@ def test_its_files_give_its_output(tmp_path: Path, level_norms: bool, model: dic
     assert isinstance(network, Detector)
     slow = SlowActionFormer(names_of(content), heads=2, window=config.model.attention_window)  # type: ignore[arg-type]
     features = torch.randn(8, 32)
-    found = network(features[None], torch.ones(1, 32, dtype=torch.bool))
+    found = network.predict(features[None], torch.ones(1, 32, dtype=torch.bool))
     logits, distances = slow(features, real=32)
     # Theirs have another epsilon in some norms.
     assert (found.logits[0] - logits).abs().max() <= 3e-4
@@ -85,7 +85,7 @@ def test_with_our_epsilon_and_padding_the_output_is_the_same_in_padded_windows_t
     features = torch.randn(8, 32)
     for real in (1, 7, 21, 32):
         mask = torch.arange(32) < real
-        found = network((features * mask)[None], mask[None])
+        found = network.predict((features * mask)[None], mask[None])
         logits, distances = slow(features, real)
         seen = found.mask[0]
         assert (found.logits[0] - logits)[seen].abs().max() <= 2e-5

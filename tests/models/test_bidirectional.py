@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bitad.config.names import Alignment
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.alignment import Alignment, aligned
+from bitad.models.alignment import aligned
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Points, Prediction
 from bitad.models.network import Detector
@@ -234,21 +235,21 @@ def test_with_strict_padding_the_mirror_image_agrees_on_every_window(window: int
     """On level 0, and on level l wherever ``2**l`` divides V - 1."""
     network = detector(padding="strict", window=window)
     features, reverse, mask = feature_windows()
-    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
     divides = (mask.sum(1, keepdim=True) - 1) % forward.points.stride == 0
     assert same(forward, turned, forward.mask & divides)
     assert not same(forward, turned, forward.mask & ~divides)
     # No weaker mirror will do.
     level_0 = forward.mask & (forward.points.stride == 1)
-    assert not same(forward, aligned(network(reverse, mask)), level_0)
-    assert not same(forward, aligned(mirror_image(network)(reverse, mask), how="naive"), level_0)
+    assert not same(forward, aligned(network.predict(reverse, mask)), level_0)
+    assert not same(forward, aligned(mirror_image(network).predict(reverse, mask), how="naive"), level_0)
 
 
 @torch.no_grad()
 def test_with_reference_padding_the_mirror_image_agrees_on_full_windows() -> None:
     network = detector(padding="reference")
     features, reverse, mask = feature_windows()
-    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
     level_0 = forward.mask & (forward.points.stride == 1)
     full = mask.all(1, keepdim=True)
     assert same(forward, turned, level_0 & full)
@@ -262,7 +263,7 @@ def test_with_reference_padding_and_norms_without_bias_the_mirror_image_agrees_o
         if isinstance(module, nn.LayerNorm):
             nn.init.zeros_(module.bias)
     features, reverse, mask = feature_windows()
-    forward, turned = network(features, mask), aligned(mirror_image(network)(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
     assert same(forward, turned, forward.mask & (forward.points.stride == 1))
 
 
@@ -280,10 +281,10 @@ def test_from_raw_frames_the_mirror_image_agrees_on_full_windows() -> None:
     network = detector(backbone=VideoBackbone(vit), padding="reference")
     frames = torch.randint(0, 256, (1, STEPS, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     mask = torch.ones(1, STEPS, dtype=torch.bool)
-    forward = network(frames, mask)
+    forward = network.predict(frames, mask)
     level_0 = forward.points.stride[None] == 1
     mirrored = mirror_image(network)
-    assert same(forward, aligned(mirrored(frames.flip(1), mask)), level_0)
+    assert same(forward, aligned(mirrored.predict(frames.flip(1), mask)), level_0)
     # It does depend on the backbone's part of the mirror.
     mirrored.backbone = network.backbone
-    assert not same(forward, aligned(mirrored(frames.flip(1), mask)), level_0)
+    assert not same(forward, aligned(mirrored.predict(frames.flip(1), mask)), level_0)

@@ -68,7 +68,7 @@ def test_what_is_frozen_never_changes_and_what_trains_does(videos: Path, tmp_pat
 def test_the_network_has_the_sizes_that_the_configuration_names(features: Path, videos: Path) -> None:
     config = config_of(features, "model.levels=4", "model.channels=24", "model.head_convolutions=1", "model.heads=3")
     detector = build_network(config, 7).eval()
-    prediction = detector(torch.randn(2, CHANNELS, 32), torch.ones(2, 32, dtype=torch.bool))
+    prediction = detector.predict(torch.randn(2, CHANNELS, 32), torch.ones(2, 32, dtype=torch.bool))
     assert prediction.logits.shape == (2, 32 + 16 + 8 + 4, 7)
     assert prediction.points.sizes == (32, 16, 8, 4)
     assert len(detector.head.classification.convs) == 1

@@ -89,7 +89,7 @@ def test_adapters_learn_behind_a_frozen_backbone_with_and_without_checkpointing(
         for name, parameter in vit.named_parameters():
             parameter.requires_grad_(is_adapter(name))
         network = detector(backbone=VideoBackbone(vit), drop_path=0.0)
-        prediction = network(frames(), torch.ones(2, STEPS, dtype=torch.bool))
+        prediction = network.predict(frames(), torch.ones(2, STEPS, dtype=torch.bool))
         (prediction.logits.square().mean() + prediction.distances.mean()).backward()
         gradients.append({name: p.grad for name, p in vit.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -102,7 +102,7 @@ def test_adapters_learn_behind_a_frozen_backbone_with_and_without_checkpointing(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_training_and_evaluation_return_the_same_type(training: bool) -> None:
-    prediction = detector().train(training)(torch.randn(2, 5, STEPS), torch.ones(2, STEPS, dtype=torch.bool))
+    prediction = detector().train(training).predict(torch.randn(2, 5, STEPS), torch.ones(2, STEPS, dtype=torch.bool))
     assert isinstance(prediction, Prediction)
     assert prediction.logits.shape == (2, 60, 3)
     assert len(prediction.points) == 60
@@ -114,7 +114,7 @@ def test_a_prediction_is_made_of_the_features_alone(kind: str) -> None:
     network = detector(backbone=VideoBackbone(vision_transformer()) if kind == "frames" else None).eval()
     inputs = frames() if kind == "frames" else torch.randn(2, 5, STEPS)
     mask = torch.arange(STEPS) < torch.tensor([[STEPS], [20]])
-    whole, parts = network(inputs, mask), network.predict(network.features(inputs), mask)
+    whole, parts = network.predict(inputs, mask), network.predict_features(network.features(inputs), mask)
     assert torch.equal(whole.logits, parts.logits)
     assert torch.equal(whole.distances, parts.distances)
     assert torch.equal(whole.mask, parts.mask)
@@ -146,8 +146,8 @@ def test_with_strict_padding_the_mirror_image_of_a_network_sees_reversed_windows
     mask = torch.arange(STEPS)[None] < real
     features = torch.randn(1, 5, real, dtype=torch.float64)
     pad = (0, STEPS - real)
-    forward = network(F.pad(features, pad), mask)
-    reverse = mirror_image(network)(F.pad(features.flip(2), pad), mask)
+    forward = network.predict(F.pad(features, pad), mask)
+    reverse = mirror_image(network).predict(F.pad(features.flip(2), pad), mask)
     sizes = forward.points.sizes
     for level in range(exact_levels):
         kept = forward.mask.split(sizes, dim=1)[level]
@@ -163,8 +163,8 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"window of 24 frames .* clip of 16; use 32"):
         backbone(frames(1, 24))
     with pytest.raises(ValueError, match=r"frames of shape \[1, 5, 32\]"):
-        detector(backbone=backbone)(torch.randn(1, 5, STEPS), mask)
+        detector(backbone=backbone).predict(torch.randn(1, 5, STEPS), mask)
     with pytest.raises(ValueError, match="detector without a backbone"):
-        detector()(frames(1), mask)
+        detector().predict(frames(1), mask)
     with pytest.raises(ValueError, match=r"mask of shape \[1, 32\] for features of shape \[1, 5, 31\]"):
-        detector()(torch.randn(1, 5, 31), mask)
+        detector().predict(torch.randn(1, 5, 31), mask)

@@ -20,7 +20,7 @@ def test_a_full_size_detector_sees_a_window(size: str, frames: int) -> None:
     network = build_network(config, 20).eval()
     assert isinstance(network, Detector)
     window = torch.randint(0, 256, (1, frames, 160, 160, 3), dtype=torch.uint8)
-    prediction = network(window, torch.ones(1, frames, dtype=torch.bool))
+    prediction = network.predict(window, torch.ones(1, frames, dtype=torch.bool))
     points = sum(frames // 2**level for level in range(6))
     assert prediction.logits.shape == (1, points, 20)
     assert prediction.logits.isfinite().all()

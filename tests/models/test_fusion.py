@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bitad.config.names import FusionInit
 from bitad.models.alignment import aligned
-from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, FusionInit, MeanFusion, PointLayer
+from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion, PointLayer
 from bitad.models.heads import Points, Prediction
 
 LENGTH, LEVELS, CLASSES = 8, 3, 4

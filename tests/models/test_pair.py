@@ -142,7 +142,7 @@ def test_what_is_frozen_and_the_same_is_kept_once_and_says_the_same(videos: Path
     pair.share_frozen()
     shared = {name for name in one if one[name].data_ptr() == two[name].data_ptr()}
     assert shared == {name for name in one if not one[name].requires_grad} - {other}
-    for basis, same in zip(pair((inputs, inputs), mask)[:2], before[:2], strict=True):
+    for basis, same in zip(pair((inputs, inputs), mask).predictions, before.predictions, strict=True):
         assert_equal(basis, same)
 
 
@@ -176,10 +176,10 @@ def test_what_is_added_changes_nothing_at_first_to_the_bit(videos: Path, experim
     (one, mask), (two, _) = (windows(32, 21, 20, seed=seed, frames=True) for seed in (3, 4))
     with torch.no_grad():
         both = pair((one, two), mask)
-        alone = baselines[0](one, mask), baselines[1](two, mask)
-    assert_equal(both.first, alone[0])
-    assert_equal(both.second, alone[1])
-    assert not torch.equal(both.first.logits, both.second.logits)
+        alone = baselines[0].predict(one, mask), baselines[1].predict(two, mask)
+    assert_equal(both.predictions[0], alone[0])
+    assert_equal(both.predictions[1], alone[1])
+    assert not torch.equal(both.predictions[0].logits, both.predictions[1].logits)
 
 
 @pytest.mark.parametrize("experiment", FUSIONS)
@@ -192,11 +192,11 @@ def test_a_fusion_is_at_first_the_mean_of_the_aligned_predictions(
     (one, mask), (two, _) = (windows(32, 21, 20, 1, seed=seed) for seed in (3, 4))
     with torch.no_grad():
         both = pair((one, two), mask)
-        first, second = baselines[0](one, mask), baselines[1](two, mask)
+        first, second = baselines[0].predict(one, mask), baselines[1].predict(two, mask)
     how = pair.align
     assert how is not None
     other = (second, first) if TWO_FORWARD in options else (aligned(second, how=how), aligned(first, how=how))
-    for fused, own, met in zip((both.first, both.second), (first, second), other, strict=True):
+    for fused, own, met in zip((both.predictions[0], both.predictions[1]), (first, second), other, strict=True):
         real = own.mask
         torch.testing.assert_close(fused.logits[real], ((own.logits + met.logits) / 2)[real], rtol=1e-5, atol=1e-5)
         expected = ((own.distances + met.distances) / 2)[real]
@@ -218,8 +218,8 @@ def test_a_fusion_made_at_random_is_far_from_the_mean(features: Path, experiment
         both = pair((inputs, inputs), mask)
     assert both.aligned is not None
     mean = (both.own[0].distances + both.aligned[0].distances) / 2
-    assert (both.first.distances - mean).abs().mean() > 0.3 * mean.mean()
-    assert (both.first.distances == 0).float().mean() > 0.2  # a ReLU that is dead
+    assert (both.predictions[0].distances - mean).abs().mean() > 0.3 * mean.mean()
+    assert (both.predictions[0].distances == 0).float().mean() > 0.2  # a ReLU that is dead
 
 
 @pytest.mark.parametrize("experiment", ["1", "1-1"])
@@ -229,8 +229,8 @@ def test_without_anything_between_them_both_networks_are_as_alone(features: Path
     (one, mask), (two, _) = (windows(32, 9, seed=seed) for seed in (3, 4))
     both = pair((one, two), mask)
     assert both.aligned is None
-    assert_equal(both.first, baselines[0](one, mask))
-    assert_equal(both.second, baselines[1](two, mask))
+    assert_equal(both.predictions[0], baselines[0].predict(one, mask))
+    assert_equal(both.predictions[1], baselines[1].predict(two, mask))
 
 
 @pytest.mark.parametrize(
@@ -247,5 +247,5 @@ def test_what_the_other_network_sees_counts_only_where_it_is_meant_to(
     one, mask = windows(20, frames=True)
     others = [windows(20, seed=seed, frames=True)[0] for seed in (1, 2)]
     with torch.no_grad():
-        first, again = (pair((one, other), mask).first for other in others)
+        first, again = (pair((one, other), mask).predictions[0] for other in others)
     assert torch.equal(first.logits, again.logits) != heard

@@ -19,14 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitad.inference.nms import NmsSettings, nms
+from bitad.config.names import Checkpointing
+from bitad.config.schema import NmsConfig
+from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
 from bitad.models.adapters import TemporalAdapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Prediction
 from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid, Level
-from bitad.models.vit import Checkpointing, VisionTransformer
+from bitad.models.vit import VisionTransformer
 from bitad.timeline import Grid
 from bitad.training.losses import DetectionLoss, Targets, assign
 from bitad.weights.files import read_weights
@@ -94,7 +96,7 @@ class Recording:
     @cached_property
     def prediction(self) -> Prediction:
         with torch.no_grad():
-            return self.detector()(self.inputs, self.mask)
+            return self.detector().predict(self.inputs, self.mask)
 
 
 def head_on(pyramid: FeaturePyramid) -> DetectionHead:
@@ -179,7 +181,7 @@ def test_proposals_and_scores(recording: Recording) -> None:
 def test_features_shorter_and_longer_than_the_window(length: int) -> None:
     local = RECORDINGS[1]
     extra = local.arrays(f"extra_len{length}")
-    logits, distances, mask, points = local.detector()(extra["in.feats"], extra["in.masks"])
+    logits, distances, mask, points = local.detector().predict(extra["in.feats"], extra["in.masks"])
     assert_close(logits, over_levels(extra, "cls_pred"))
     assert_close(distances, over_levels(extra, "reg_pred"))
     for window in range(len(logits)):
@@ -239,7 +241,7 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
     detector = recording.detector(drop_path=0.0, **keywords).train()
     for name, parameter in detector.named_parameters():
         parameter.requires_grad_(not name.startswith("backbone") or ".adapter." in name)
-    prediction = detector(recording.inputs, recording.mask)
+    prediction = detector.predict(recording.inputs, recording.mask)
     targets = assign(prediction.points, recording.segments, recording.labels, 20)
     DetectionLoss()(prediction, targets).total.backward()
 
@@ -254,9 +256,9 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
         assert (found[name] - gradient).norm() <= TOLERANCE * gradient.norm() + noise, name
 
 
-def settings_of(recorded: dict[str, Any]) -> NmsSettings:
-    return NmsSettings(
-        soft=recorded["use_soft_nms"],
+def settings_of(recorded: dict[str, Any]) -> NmsConfig:
+    return NmsConfig(
+        method="gaussian" if recorded["use_soft_nms"] else "hard",
         sigma=recorded["sigma"],
         max_segments=recorded["max_seg_num"],
         min_score=recorded["min_score"],

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitad.config.names import Checkpointing
 from bitad.models.adapters import TemporalAdapter
-from bitad.models.vit import Block, Checkpointing, DropPath, TokenGrid, VisionTransformer, sinusoid_table
+from bitad.models.vit import Block, DropPath, TokenGrid, VisionTransformer, sinusoid_table
 
 DIM, DEPTH, HEADS, PATCH, SIZE = 12, 2, 3, 4, 8
 

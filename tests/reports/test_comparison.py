@@ -17,7 +17,6 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, write_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.detect import nms_settings
 from bitad.inference.merge import merge
 from bitad.reports.comparison import Comparison, Result, compare, label_of
 from bitad.reports.comparison_page import write_comparison
@@ -179,7 +178,7 @@ def test_late_fusion_pairs_seeds_and_the_control_goes_round(data: Path, new_run:
         for found, of in ((fused, pairs), (control, others)):
             assert list(found.evaluations) == list(of)
             for seeds, (one, other) in of.items():
-                merged = merge(one, other, method=method, settings=nms_settings(config.test.nms))
+                merged = merge(one, other, method=method, settings=config.test.nms)
                 ap = evaluate(truth, merged, tiou=config.test.tiou).ap
                 np.testing.assert_allclose(found.evaluations[seeds].ap, ap)
 

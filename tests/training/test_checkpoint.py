@@ -80,8 +80,10 @@ def test_its_detector_gives_what_the_saved_one_gave(checkpoint: Checkpoint, save
     again = load_checkpoint(saved).network()
     assert not again.training
     inputs, mask = torch.randn(1, CHANNELS, 32), torch.ones(1, 32, dtype=torch.bool)
-    assert torch.equal(original(inputs, mask).logits, again(inputs, mask).logits)
-    assert torch.equal(original(inputs, mask).distances, again(inputs, mask).distances)
+    assert torch.equal(original((inputs,), mask).predictions[0].logits, again((inputs,), mask).predictions[0].logits)
+    assert torch.equal(
+        original((inputs,), mask).predictions[0].distances, again((inputs,), mask).predictions[0].distances
+    )
 
 
 def test_a_run_directory_stands_for_its_best_and_else_its_last(checkpoint: Checkpoint, tmp_path: Path) -> None:

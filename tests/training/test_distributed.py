@@ -99,7 +99,7 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
     assert one.training["step"] == two.training["step"] == 6 * config.training.epochs
     assert one.training["learners"].keys() == two.training["learners"].keys()
     walked = 0.0
-    for learner in trainer.learners:
+    for learner in trainer.train_step.learners:
         mine, theirs = (found.training["learners"][learner.name] for found in (one, two))
         torch.testing.assert_close(mine["loss"], theirs["loss"])
         # Keys' biases have no gradient but rounding errors, which Adam enlarges: an absolute bound, against a walk of

@@ -77,7 +77,7 @@ def test_with_a_configuration_a_detector_is_a_checkpoint(layout: Any, config: Co
     network = checkpoint.network()
     assert same_weights(network.state_dict(), source.state_dict())
     inputs, mask = torch.randn(1, CHANNELS, 32), torch.ones(1, 32, dtype=torch.bool)
-    assert torch.equal(network(inputs, mask).logits, source(inputs, mask).logits)
+    assert torch.equal(network.predict(inputs, mask).logits, source.predict(inputs, mask).logits)
 
 
 def test_the_configuration_is_asked_for_where_there_is_none_and_refused_where_there_is_one(

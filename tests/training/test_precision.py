@@ -46,13 +46,13 @@ def gradients_of_a_step(trainer: Trainer, batch: int, monkeypatch: pytest.Monkey
     trainer.network.train()
     samples = [trainer.windows[i] for i in range(4)]
     parts = [samples[i : i + batch] for i in range(0, 4, batch)]
-    step = trainer.descent.step([collate(part, trainer.config.window.steps) for part in parts])
+    step = trainer.train_step([collate(part, trainer.config.window.steps) for part in parts])
     monkeypatch.undo()
     assert step.fault is None
     seen |= {f"loss {name}": torch.stack([*losses]) for name, losses in step.losses.items()}
     if step.agreement is not None:
         seen["agreement"] = step.agreement
-    seen |= {f"normaliser {one.name}": one.loss.get_buffer("normaliser").clone() for one in trainer.learners}
+    seen |= {f"normaliser {one.name}": one.loss.get_buffer("normaliser").clone() for one in trainer.train_step.learners}
     return seen
 
 
@@ -162,7 +162,7 @@ def test_half_precision_keeps_weights_and_averages_single(
     path, _ = data["videos"]
     trainer = Trainer(config_of(path, "training.precision=bf16", "training.epochs=1", f"output={tmp_path}"), ALONE)
     trainer.run()
-    (learner,) = trainer.learners
+    (learner,) = trainer.train_step.learners
     moments = [v for state in learner.optimizer.state.values() for v in state.values()]
     for tensor in (*trainer.network.parameters(), *learner.ema.average.values(), *moments):
         assert tensor.dtype == torch.float32
@@ -177,7 +177,7 @@ def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
     several = [config_of(path, *how, f"output={tmp_path / name}") for name in ("whole", "parts")]
     whole = Trainer(several[0], ALONE)
     whole.run()
-    assert whole.scaler.is_enabled() == (precision == "fp16")
+    assert whole.train_step.scaler.is_enabled() == (precision == "fp16")
     Trainer(several[1], ALONE).run(until=1)
     Trainer(several[1], ALONE, resume=True).run()
     assert_same_run(several[0].run_directory, several[1].run_directory)
@@ -188,17 +188,17 @@ def test_where_half_precision_overflows_the_step_is_left_out_and_the_next_scaled
 ) -> None:
     path, _ = data["features"]
     trainer = Trainer(config_of(path, "training.precision=fp16", "training.epochs=1", f"output={tmp_path}"), ALONE)
-    trainer.scaler = trainer.descent.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.network.train()
     batch = next(iter(trainer.loader))
-    step = trainer._train_step([batch])
+    step = trainer._step([batch])
     assert step.fault is None
-    assert trainer.scaler.get_scale() == 2.0**39
+    assert trainer.train_step.scaler.get_scale() == 2.0**39
     for name, tensor in trainer.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     for _ in range(40):
-        step = trainer._train_step([batch])
+        step = trainer._step([batch])
     assert all(torch.isfinite(torch.tensor(norm)) for norm in step.norms.values())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
 
@@ -206,7 +206,7 @@ def test_where_half_precision_overflows_the_step_is_left_out_and_the_next_scaled
 def test_a_record_of_a_step_left_out_is_json(data: dict[str, tuple[Path, tuple[str, str]]], tmp_path: Path) -> None:
     path, _ = data["features"]
     trainer = Trainer(config_of(path, "training.precision=fp16", "training.epochs=1", f"output={tmp_path}"), ALONE)
-    trainer.scaler = trainer.descent.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     trainer.run()
 
     def refuse(constant: str) -> None:

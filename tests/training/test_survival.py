@@ -47,14 +47,14 @@ def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
     """Something happens within a step."""
-    train_step = trainer._train_step
+    train_step = trainer._step
 
     def with_it(*arguments: Any) -> Any:
         if trainer.step == step:
             happens()
         return train_step(*arguments)
 
-    monkeypatch.setattr(trainer, "_train_step", with_it)
+    monkeypatch.setattr(trainer, "_step", with_it)
 
 
 # Being asked to stop.
@@ -334,7 +334,7 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
     assert "the run had 1 processes and now has 2" in caplog.text
     assert (two.epoch, two.done, two.step) == (1, 2, 6)
     fresh = Trainer(config.model_copy(update={"output": tmp_path / "new"}), Two(0, 2, torch.device("cpu")))
-    for mine, theirs in zip(two.learners, fresh.learners, strict=True):
+    for mine, theirs in zip(two.train_step.learners, fresh.train_step.learners, strict=True):
         for _ in range(6):
             theirs.optimizer.step()
             theirs.schedule.step()

@@ -27,6 +27,7 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import environment
 from bitad.runtime.log import set_up_logging
 from bitad.training.sampler import EpochSampler
+from bitad.training.step import total
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -109,8 +110,7 @@ def test_random_numbers_matter_to_these_runs(features: Path) -> None:
     trainer = Trainer(config_of(features, *RANDOM), ALONE)
     trainer.network.train()
     batch = next(iter(trainer.loader))
-    (view,) = trainer.descent.views(batch)
-    first, second = (trainer.descent.losses_alone(0, view).total for _ in range(2))
+    first, second = (total(*trainer.train_step.losses(0, [batch])) for _ in range(2))
     assert first != second
 
 
@@ -119,14 +119,14 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     dying = Trainer(config, ALONE)
-    train_step = dying._train_step
+    train_step = dying._step
 
     def until_step_11(*arguments: Any) -> Any:
         if dying.step == 11:  # of 4 an epoch; step 10 is recorded
             raise KeyboardInterrupt
         return train_step(*arguments)
 
-    monkeypatch.setattr(dying, "_train_step", until_step_11)
+    monkeypatch.setattr(dying, "_step", until_step_11)
     with pytest.raises(KeyboardInterrupt):
         dying.run()
     assert records(config.run_directory)[-1]["step"] == 10
@@ -269,7 +269,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_videos(tmp_pa
     with pytest.raises(ValueError, match=r"not finite .*\(videos train_1\).*training\.lr"):
         trainer.run()
     assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
-    assert all(torch.isfinite(average).all() for average in trainer.learners[0].ema.average.values())
+    assert all(torch.isfinite(average).all() for average in trainer.train_step.learners[0].ema.average.values())
 
 
 def test_too_few_windows_for_a_batch_are_refused_before_training(features: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bitad.config.schema import Config
 from bitad.models.fusion import Fusion
-from bitad.models.network import Both, Pair
-from bitad.training.step import Learner
+from bitad.models.network import Pair
+from bitad.training.step import Learner, total
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
 
@@ -85,7 +85,7 @@ def gradients_of_a_step(trainer: Trainer, batch: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Learner, "clip", looking)
     trainer.network.train()
-    trainer.descent.step([batch])
+    trainer.train_step([batch])
     monkeypatch.undo()
     return seen
 
@@ -102,14 +102,13 @@ def test_each_networks_gradient_is_that_of_its_own_training_and_of_the_sum_of_bo
     own = []
     for number in range(2):
         trainer = alone(pair, number)
-        (view,) = trainer.descent.views(batch if number == 0 else batch.reversed())
         trainer.network.train()
-        trainer.descent.losses_alone(0, view).total.backward()
+        total(*trainer.train_step.losses(0, [batch if number == 0 else batch.reversed()])).backward()
         own.append(gradients(trainer.network))
     together = trainer_of(request.getfixturevalue(data), experiment, NOTHING_DROPPED)
     together.network.train()
-    losses = [together.descent.losses_alone(i, view).total for i, view in enumerate(together.descent.views(batch))]
-    torch.stack(losses).sum().backward()
+    views = batch.in_views(together.config.views)
+    torch.stack([total(*together.train_step.losses(turn, views)) for turn in range(2)]).sum().backward()
     assert isinstance(together.network, Pair)
     step = gradients_of_a_step(pair, batch, monkeypatch)
     assert list(step) == list(NAMES)
@@ -129,8 +128,8 @@ def test_an_epoch_in_step_trains_each_network_as_alone(
     before = {name: tensor.clone() for name, tensor in pair.network.state_dict().items()}
     for trainer in (pair, *singles):
         trainer.run(until=1)
-    for name, trainer, learner in zip(NAMES, singles, pair.learners, strict=True):
-        (single,) = trainer.learners
+    for name, trainer, learner in zip(NAMES, singles, pair.train_step.learners, strict=True):
+        (single,) = trainer.train_step.learners
         state, expected = learner.state_dict(), single.state_dict()
         raw = {key.removeprefix("network."): tensor for key, tensor in state.pop("raw").items()}
         assert_same(raw, expected.pop("raw"), name)
@@ -147,16 +146,18 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
     found = []
     for factor in (1.0, 1e4):
         trainer = trainer_of(features, "1-1", NOTHING_DROPPED)
-        judge = trainer.learners[0].judge
+        judge = trainer.train_step.learners[0].losses
 
         def larger(*arguments: Any, judge: Any = judge, factor: float = factor, **keywords: Any) -> Any:
             judged = judge(*arguments, **keywords)
             return judged._replace(losses=judged.losses._replace(total=factor * judged.losses.total))
 
-        trainer.learners[0].judge = larger
+        trainer.train_step.learners[0].losses = larger
         trainer.network.train()
-        step = trainer.descent.step([next(iter(trainer.loader))])
-        found.append((step.norms, {n: p.detach().clone() for n, p in trainer.learners[1].module.named_parameters()}))
+        step = trainer.train_step([next(iter(trainer.loader))])
+        found.append(
+            (step.norms, {n: p.detach().clone() for n, p in trainer.train_step.learners[1].module.named_parameters()})
+        )
     (norms, steps), (huge_norms, same_steps) = found
     assert huge_norms["forward"] == pytest.approx(1e4 * norms["forward"], rel=1e-3)
     assert huge_norms["forward"] > 100
@@ -169,7 +170,7 @@ def test_in_a_joint_graph_too_each_network_is_clipped_by_its_own_norm(features: 
     trainer.network.train()
     for number, parameter in enumerate(trainer.network.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-6 * (1 + number % 7))
-    first, second = trainer.learners
+    first, second = trainer.train_step.learners
     small = gradients(second.module)
     for parameter in first.module.parameters():
         assert parameter.grad is not None
@@ -225,9 +226,9 @@ def test_frozen_networks_drop_nothing(
     dropping = ("model.drop_path=0.5", "model.dropout=0.5", "model.backbone.drop_path=0.5", f"output={tmp_path}")
     trainer = trainer_of(videos, "2", *options, *UNTESTED, *dropping)
     trainer.run(until=1)
-    view = trainer.descent.views(next(iter(trainer.loader)))[0]
+    batch = next(iter(trainer.loader))
     with torch.no_grad():
-        once, again = (trainer.descent.models[0](view.inputs, view.mask).logits for _ in range(2))
+        once, again = (trainer.network.detectors[0].predict(batch.inputs, batch.mask).logits for _ in range(2))
     assert torch.equal(once, again) != random
 
 
@@ -240,18 +241,17 @@ def first_losses(trainer: Trainer) -> tuple[list[float], float]:
     All are divided by the number of positive points, which is the same for a window and its reverse.
     """
     trainer.network.eval()
-    for learner in trainer.learners:
+    for learner in trainer.train_step.learners:
         learner.loss.eval()
     bases, own = [], []
     with torch.no_grad():
         for batch in trainer.loader:
-            views = trainer.descent.views(batch)
-            both = trainer.network(tuple(view.inputs for view in views), batch.mask)
-            assert isinstance(both, Both)
-            losses, _ = trainer.descent.losses_together(views)
+            views = batch.in_views(trainer.config.views)
+            both = trainer.network([view.inputs for view in views], batch.mask)
+            losses, _ = trainer.train_step.losses(0, views)
             bases.append([losses[name].total.item() for name in NAMES])
-            judged = zip(trainer.learners, both.own, views, strict=True)
-            own.append([learner.judge(prediction, view).losses.total.item() for learner, prediction, view in judged])
+            outputs = zip(trainer.train_step.learners, both.own, views, strict=True)
+            own.append([learner.losses(prediction, view).losses.total.item() for learner, prediction, view in outputs])
     return torch.tensor(bases).mean(0).tolist(), torch.tensor(own).mean().item()
 
 
@@ -279,10 +279,12 @@ def test_agreement_is_added_to_the_losses_of_1_1_and_draws_both_networks(
         trainer = trainer_of(features, "1x", NOTHING_DROPPED, f"pair.agreement={weight}")
         separate = trainer_of(features, "1-1", NOTHING_DROPPED)
         batch = next(iter(trainer.loader))
-        losses, agreement = trainer.descent.losses_together(trainer.descent.views(batch))
+        views = batch.in_views(trainer.config.views)
+        losses, agreement = trainer.train_step.losses(0, views)
         assert agreement is not None
-        for number, (name, view) in enumerate(zip(NAMES, separate.descent.views(batch), strict=True)):
-            assert_same([*separate.descent.losses_alone(number, view)], [*losses[name]])
+        for turn, name in enumerate(NAMES):
+            alone_losses, _ = separate.train_step.losses(turn, views)
+            assert_same([*alone_losses[name]], [*losses[name]])
         agreement.backward()
         found[weight] = agreement.item(), gradients(trainer.network)
     assert found[3.0][0] == pytest.approx(3 * found[1.0][0])
@@ -300,7 +302,7 @@ def test_two_networks_that_say_the_same_agree(features: tuple[Path, tuple[str, s
         "pair.second=forward",
         NOTHING_DROPPED,
     )
-    _, agreement = trainer.descent.losses_together(trainer.descent.views(next(iter(trainer.loader))))
+    _, agreement = trainer.train_step.losses(0, next(iter(trainer.loader)).in_views(trainer.config.views))
     assert agreement is not None
     assert agreement.item() == pytest.approx(0, abs=1e-6)
 
@@ -314,14 +316,14 @@ def test_each_fusion_is_trained_averaged_and_clipped_with_its_own_network(
 ) -> None:
     trainer = trainer_of(features, experiment, *UNTESTED, "training.windows_per_video=3", f"output={tmp_path}")
     assert isinstance(trainer.network, Pair)
-    for learner, side in zip(trainer.learners, trainer.network.sides, strict=True):
+    for learner, side in zip(trainer.train_step.learners, trainer.network.sides, strict=True):
         assert isinstance(side.fusion, Fusion)
         optimised = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
         assert optimised == {id(p) for p in side.parameters()}
         assert {f"fusion.{name}" for name, _ in side.fusion.named_parameters()} <= learner.ema.average.keys()
     trainer.run(until=1)
     saved = load_checkpoint(trainer.last)
-    for learner, prefix in zip(trainer.learners, ("first.", "second."), strict=True):
+    for learner, prefix in zip(trainer.train_step.learners, ("first.", "second."), strict=True):
         for name, parameter in learner.module.named_parameters():
             assert torch.equal(saved.model[prefix + name], learner.ema.average[name])
             if name.startswith("fusion."):  # the raw one has gone farther than its average
