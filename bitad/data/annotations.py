@@ -93,13 +93,12 @@ class Annotations:
         classes: Classes | None = None,
         ignore: Sequence[str] = UNDECIDED,
     ) -> Annotations:
-        """Ground truth from videos without faults, segments of ignored labels included.
+        """Ground truth from videos without faults, with the segments of ignored labels.
 
         Args:
             videos: as parsed.
             path: the file, for messages.
-            classes: as for ``read_annotations``.
-            ignore: as for ``read_annotations``.
+            classes, ignore: as for ``read_annotations``.
 
         Raises:
             ValueError: a video has a fault, or a label is not one of the classes.
@@ -137,9 +136,6 @@ class Annotations:
 
     def require_durations(self, path: str | Path) -> Annotations:
         """The videos of known duration. Videos without one and without a segment of a class are left out, and logged.
-
-        Args:
-            path: the file of the annotations, for messages.
 
         Raises:
             ValueError: a video with a segment of a class has no duration.

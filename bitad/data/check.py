@@ -84,10 +84,9 @@ def check_annotations(
         videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
         reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
         format: the file's format; by default, it is recognised.
-        video_info: a list of videos (``read_clocks``) with the durations that the file does not state; those that it
-            states are compared. Without it, durations are those of ``videos_dir``, if given.
-        classes: as for ``read_annotations``.
-        ignore: as for ``read_annotations``.
+        video_info: a list of videos (``read_clocks``), compared with the durations that the file states. Those that it
+            does not state are taken from the list, or else from ``videos_dir``.
+        classes, ignore: as for ``read_annotations``.
         on_progress: called after each video file with the number of videos done and in all.
 
     Raises:
@@ -145,9 +144,7 @@ def video_defects(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Defect]:
-    """Videos whose file is missing, unreadable or cut off, or differs from the annotated clock.
-
-    A clock is the duration, the number of frames and the frame rate, as far as the annotations state them.
+    """Videos whose file is missing, unreadable or cut off, or has another duration, frame count or frame rate.
 
     Args:
         videos: as annotated.

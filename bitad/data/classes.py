@@ -90,12 +90,12 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
     """The names of a file's class numbers.
 
     The list may number its names, as "1 Walk" a line. A file whose numbers include 0 counts from 0; one whose highest
-    number is the number of names counts from 1. MultiTHUMOS' JSON exists in both forms, with a list numbered from 1.
+    number is the number of names counts from 1. MultiTHUMOS' JSON exists in both forms.
 
     Args:
         numbers: those that occur in the file.
-        classes: the names in order, or the path of the list.
-        where: the file of the numbers, for messages.
+        classes: the list.
+        where: the file, for messages.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_classes`; or nothing tells whether the numbers count from 0 or 1.
@@ -119,15 +119,8 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
 
 
 def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
-    """The names of a list of classes, without their numbers if the list numbers them and the labels have none.
-
-    Args:
-        labels: those that occur in the file.
-        classes: the names in order, or the path of the list.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_classes`.
-    """
+    """The names of a list of classes, without their numbers if a file's labels have none. Raises as
+    :func:`read_classes`."""
     lines, numbered = read_numbered_classes(classes)
     if not numbered or not set(lines).isdisjoint(labels):
         return lines
@@ -140,8 +133,8 @@ def index_labels(
     """The class names of detections, and the index of each label among them.
 
     Args:
-        labels: names or class numbers, as a file states them.
-        stated: the classes that the file itself lists.
+        labels: names or class numbers.
+        stated: the classes that their file lists.
         path: a list of classes to use instead (:func:`read_class_numbers`).
 
     Raises:

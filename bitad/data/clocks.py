@@ -111,8 +111,7 @@ def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Seque
 def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: float, duration_s: float) -> str | None:
     """How the time that features cover differs from the video's, if it does.
 
-    Clips lie entirely within the video, so features lose up to a clip at the ends: twice the offset, which is half a
-    clip, and a stride. The last row may stand for less than a stride.
+    Features may lack up to a clip at the ends: twice the offset, which is half a clip, and a stride.
 
     Args:
         rows: of features, one every ``stride_frames`` frames.
@@ -156,7 +155,7 @@ def require_durations(
 def require_agreement(
     faults: Mapping[str, str], videos: int, source: object, *, allowed: bool, remedy: str
 ) -> str | None:
-    """Refuse videos whose clocks disagree, or return a line that names them.
+    """Refuse videos whose clocks disagree, or return a line that names them if that is ``allowed``.
 
     Args:
         faults: what is wrong, by video name.
@@ -164,9 +163,6 @@ def require_agreement(
         source: the file, for the message.
         allowed: whether they may disagree.
         remedy: what to do where they may not.
-
-    Returns:
-        the line, where there are faults and they are allowed.
 
     Raises:
         ValueError: there are faults, and they are not allowed.
@@ -195,12 +191,10 @@ _VIDEO_COLUMNS = ("video_id", "video", "video-name", "video_name", "id")
 def read_clocks(path: str | Path) -> dict[str, Clock]:
     """Read a list of videos: JSON ``{"VIDEO": {"duration": seconds, "num_frame": n, "fps": f}}``, or a table.
 
-    A video needs its duration, or frames and fps. The JSON may hold the videos under ``database``, so OpenTAD's
-    annotation files serve too, and use mmaction2's names (``duration_second``, ``duration_frame``). A table (``.csv``)
-    has a column ``video_id`` or ``video`` and ``duration`` or the others: EPIC-Kitchens-100's
-    ``EPIC_100_video_info.csv``, BSN's ``video_info_new.csv`` (``seconds``, ``numFrame``, ``rfps``), AFSD's
-    ``val_video_info.csv``, Charades' tables, ``thumos14_test_groundtruth.csv``. Videos without any of these values are
-    left out, unless all are without.
+    A video needs its duration, or frames and fps. The JSON may have the videos under ``database``, as OpenTAD's
+    annotations, and mmaction2's names. Tables are EPIC-Kitchens-100's ``EPIC_100_video_info.csv``, BSN's
+    ``video_info_new.csv``, AFSD's ``val_video_info.csv``, Charades' and ``thumos14_test_groundtruth.csv``. Videos
+    without any of these values are left out, unless all are without.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -45,8 +45,7 @@ class Remark:
 class Policy:
     """What to do with each kind of defective segment.
 
-    By default, all are kept: a conversion changes the format and not the ground truth, and published figures are
-    measured with such segments (30 of THUMOS14's lie beyond the end of their videos).
+    By default, all are kept, as published figures are measured with them (30 of THUMOS14's lie beyond their videos).
 
     Args:
         outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges and drops
@@ -133,7 +132,7 @@ class KnownClocks:
         """Read the list of videos, if given, or else count the frames of the files in the folder, if given.
 
         Args:
-            names: of all annotated videos; clocks are known under these names.
+            names: of all annotated videos.
             videos: the folder.
             video_info: the list.
             on_progress: called after each file with the number of videos done and in all.
@@ -259,12 +258,10 @@ def convert_annotations(
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
         policy: what to do with defective segments.
-        missing: whether a video with segments but without a known duration is an error, or is left out and reported.
-            One without segments is left out and reported in either case.
-        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes. If so,
-            so are videos that have no others: the rule of THUMOS14's kit leaves out detections that touch them.
-        allow_clock_mismatch: whether a file may contradict itself, or the videos, about a video's time; it is then
-            reported.
+        missing: whether a video with segments but without a known duration is an error, or is left out and reported,
+            as one without segments always is.
+        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes.
+        allow_clock_mismatch: whether contradictions about a video's time are only reported.
         on_progress: called after each video counted, with the number of videos done and in all.
 
     Raises:
@@ -310,11 +307,9 @@ def convert_annotations(
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
     """Write the ground truth of forward and of reverse playback in the research group's layout; return the files.
 
-    Does not compare what the annotations state of a video's time; :func:`convert_annotations` has done so. Videos of
-    unknown duration, which cannot be reversed, are in the forward file only.
-
     ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
-    ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos.
+    ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos. Videos
+    of unknown duration, which cannot be reversed, are in the forward file only.
     """
     class_list(annotations.classes)  # raises before anything is written
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
@@ -332,8 +327,7 @@ def _complete_durations(
 ) -> tuple[Annotations, list[Remark]]:
     """The ground truth with durations and frames filled in, without the videos whose duration remains unknown.
 
-    Of these, the ones with only undecided segments are kept unless ``missing`` is "drop": the rule of THUMOS14's kit
-    needs no duration of them, but its figures depend on their segments.
+    Those with only undecided segments are kept unless ``missing`` is "drop": the rule of THUMOS14's kit needs them.
     """
     videos: dict[str, AnnotatedVideo] = {}
     report: list[Remark] = []

@@ -49,8 +49,7 @@ class Detections:
         details: other information, such as the run and the configuration; kept in the file.
 
     Raises:
-        ValueError: columns of different lengths, indices out of range, repeated names, numbers that are not finite,
-            a segment that ends before it starts, an unknown basis, a duration that is not positive.
+        ValueError: a column or name that contradicts this, or a segment that ends before it starts.
     """
 
     videos: tuple[str, ...]
@@ -336,10 +335,7 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
 def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
     """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
 
-    Args:
-        sets: of any videos.
-        sources: of each, for messages.
-        wanted: as of :func:`under_names`. Raises likewise.
+    Arguments and errors are those of :func:`under_names`, for each set.
     """
     names = list(wanted)
     found = []
@@ -355,8 +351,7 @@ def require_any(detections: Detections, wanted: Collection[str], source: object,
     Args:
         detections: under the wanted names.
         wanted: the videos of the ground truth.
-        source: of the detections, for the message.
-        truth: of the ground truth.
+        source, truth: the files of the detections and of the ground truth.
 
     Raises:
         ValueError: there are detections, and all are in other videos.

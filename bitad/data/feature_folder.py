@@ -1,8 +1,7 @@
 """A folder of features: ``NAME.npy`` of every video, and ``features.json``, which describes them.
 
-:class:`~bitad.data.feature_files.FeatureStore` reads the arrays; ``features.json`` states what a configuration needs to
-place them in time, and is compared with the configuration. Rows are in the order of forward time, in whichever
-direction the video was played. Folders of other projects have no such file and are not compared.
+:class:`~bitad.data.feature_files.FeatureStore` reads the arrays; ``features.json`` is compared with the configuration.
+Rows are in the order of forward time, in whichever direction the video was played.
 """
 
 from __future__ import annotations
@@ -141,8 +140,7 @@ class _Sidecar:
         format: :data:`FORMAT`.
         settings: of all features.
         videos: by name.
-        records_all: whether an array of any other video is incomplete, as a process was killed or is still running.
-            Earlier versions recorded videos at the end only.
+        records_all: whether arrays of other videos are incomplete. Earlier versions recorded videos at the end only.
     """
 
     __pydantic_config__ = _STRICT
@@ -241,7 +239,7 @@ class FeatureFolder:
             name: of the video.
             video: its current values.
             source: its file.
-            damaged: what to do about damaged frames now.
+            damaged: the current treatment of damaged frames.
         """
         try:
             shape, dtype = read_header(self.file(name))

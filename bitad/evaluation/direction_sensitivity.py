@@ -103,7 +103,7 @@ class ClassSensitivity:
         forward: AP of F, mean over tIoU and networks, 0 to 1.
         backward: AP of B, likewise.
         reversed_playback: AP of F on reverse playback, under the class's own name.
-        called: the most frequent name that F assigns there, ``NOTHING`` if it mostly detects none.
+        called: the most frequent name that F assigns there, or ``NOTHING``.
         called_share: the share of the segments that get that name, 0 to 1.
         verdict: the kind of class, as far as the networks show it.
     """
@@ -160,19 +160,16 @@ def sensitivity(
 
     The rule asks in turn:
 
-    1. "swapping": is the class's most frequent name another class, and that class's most frequent name this one? As it
-       holds both ways, it is a swap and not a mistake (a class that turns into nothing known gets some name too), so no
-       threshold is needed.
+    1. "swapping": is the class's most frequent name another class, and that class's most frequent name this one? A
+       mistake would not hold both ways, so no threshold is needed.
     2. "not learnt": do F and B, in the directions they were trained for, reach a mean AP below ``LEARNT``? Then nothing
        can be kept or lost.
     3. "symmetric": is the class's most frequent name its own, and does F keep at least ``KEPT`` of the mean AP of F and
        B? Otherwise it is "irreversible".
 
-    The third question uses AP, as F gives an irreversible action its own name too if no other fits better; but its
-    score or its boundaries are worse, and AP falls with either. A symmetric class loses nothing, so ``KEPT`` only
-    leaves room for chance: a tenth, by which a class's AP differed between two trainings of the demo. The mean of F and
-    B is the reference as both estimate how well a class is learnt, and two are less noisy than one. A class of few
-    segments may fall on either side; several networks help.
+    The third question uses AP, as F gives an irreversible action its own name too if no other fits better, but with a
+    worse score or boundaries. ``KEPT`` leaves room for chance: a class's AP differed by a tenth between two trainings
+    of the demo. Classes of few segments may fall on either side; several networks help.
 
     Args:
         ground_truth: on the forward clock.

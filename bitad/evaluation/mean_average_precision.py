@@ -6,10 +6,8 @@ class, not matched before, has a tIoU of at least the threshold; it matches the 
 precision is the area under the precision-recall curve after precision is made non-increasing. mAP is the mean over
 classes; average mAP the mean over tIoU thresholds.
 
-Detections with equal scores keep the order of their file (a stable sort; the sorts of other evaluators are not stable,
-which changes the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
-
-:class:`Truth`, :class:`Ranked` and :func:`take_turns` serve the THUMOS kit's rule too.
+Detections with equal scores keep the order of their file (a stable sort; other evaluators' are not stable, which
+changes the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
 """
 
 from __future__ import annotations
@@ -54,11 +52,7 @@ class Truth:
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
-        """The ground truth of all videos.
-
-        Args:
-            annotations: of these videos.
-            every_segment: keep segments without length, and copies of others.
+        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others.
 
         Raises:
             ValueError: no segment is left, or a label is none of the annotations' classes.
@@ -110,12 +104,12 @@ class Ranked:
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
-        """Detections on the forward clock by descending score.
+        """Detections on the forward clock by descending score; those of equal score in the order of the file.
 
         Args:
             truth: the ground truth.
             detections: of any videos and classes.
-            equals_by_video: order those of equal score by the name of their video first, and then as in the file.
+            equals_by_video: whether those of equal score are ordered by the name of their video first.
         """
         number = {name: i for i, name in enumerate(truth.classes)}
         video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]

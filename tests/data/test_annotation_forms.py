@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from hypothesis import strategies as st
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.check import check_annotations
-from bitad.data.formats.annotations import FORMATS, read_annotation_files, recognise
-from bitad.data.formats.parsing import ParsedAnnotations
+from bitad.data.formats.annotations import FORMATS, AnnotationFormat, read_annotation_files, recognise
+from bitad.data.formats.parsing import (
+    ParsedAnnotations,
+    ParsedVideos,
+    ReadOptions,
+    Row,
+    read_table,
+    seconds,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 THUMOS = SHARED / "data/thumos14"
@@ -310,6 +318,28 @@ def test_help_lists_the_table_of_forms(capsys: pytest.CaptureFixture[str]) -> No
             main(["annotations", action, "--help"])
         said = capsys.readouterr().out
         assert all(f"\n  {name} " in said and known.description in said for name, known in FORMATS.items())
+
+
+def test_a_row_of_the_table_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_daily(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
+        videos = ParsedVideos()
+        for path in files:
+            for line, row in read_table(path, ("clip", "from", "to", "action")):
+                video = videos.of(row["clip"], "training", f"{path.name}:{line}")
+                with video.collecting():
+                    video.rows.append(
+                        Row(seconds(row["from"], f"{line}"), seconds(row["to"], f"{line}"), row["action"])
+                    )
+        return ParsedAnnotations(videos.ordered())
+
+    daily = AnnotationFormat("daily.csv", read_daily, ("clip", "from", "to", "action"), patterns=("daily*.csv",))
+    monkeypatch.setitem(FORMATS, "daily", daily)
+    save(tmp_path, {"daily.csv": "clip,from,to,action\na,1.5,2.5,cook\na,0,1,wash\n"})
+    for src in (tmp_path, tmp_path / "daily.csv"):
+        assert rows(read(src, "daily").annotations.videos["a"]) == [(0, 1, "wash"), (1.5, 2.5, "cook")]
+    save(tmp_path, {"daily2.csv": "clip,from,to,action\nb,0,x,cook\n"})
+    with pytest.raises(ValueError, match="video b: 2: 'x' is not a number of seconds"):
+        read_form(tmp_path)
 
 
 def test_the_table_of_forms_is_light() -> None:

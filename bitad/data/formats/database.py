@@ -39,8 +39,7 @@ def read_annotations(
         classes: the class names in order, or the path of a file with a name a line (``category_idx.txt``). By default,
             the file's own labels in the order of their ``label_id``, or by name where the file has none.
         ignore: labels whose segments are left out, unless ``classes`` names them. Training leaves out THUMOS14's
-            ``Ambiguous``, as OpenTAD's data set does; its evaluator counts that label as a class, so evaluation
-            reads with ``ignore=()``.
+            ``Ambiguous``, as OpenTAD does; evaluation counts it as a class, as OpenTAD does, with ``ignore=()``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,10 +52,8 @@ def read_annotations(
 def write_annotations(annotations: Annotations, path: str | Path, *, format: WrittenFormat = "native") -> None:
     """Write the native format or ActionFormer's; the file is replaced atomically, and ``.gz`` compresses it.
 
-    ``label_id`` keeps the order of the classes; labels that are none of them (``Ambiguous``) are numbered after them.
-    ``read_annotations`` reads the same ground truth back; a class without a segment only if it is given the classes.
-    A video of unknown duration, ``inf``, is written without one.
-    ActionFormer's format adds ``segment(frames)``, seconds times ``fps``, as in its ``thumos14.json``.
+    ``label_id`` keeps the order of the classes; other labels (``Ambiguous``) are numbered after them. An unknown
+    duration, ``inf``, is left out. ActionFormer's format adds ``segment(frames)``, seconds times ``fps``.
 
     Raises:
         ValueError: ActionFormer's format needs a video's frame rate, and neither it nor a frame count is known.
@@ -96,9 +93,8 @@ def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
 def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mismatch: bool = False) -> str | None:
     """Write the annotations of the reversed videos: ``[a, b]`` becomes ``[D - b, D - a]``, in ascending order.
 
-    ActionFormer's ``segment(frames)`` is mirrored in the frame count F, ``[F - b, F - a]``; where the file states none,
-    in F = D * fps, so that seconds and frames still agree. Labels, unknown keys and everything else are unchanged.
-    Reversing twice gives the same set of segments within 1e-6 s.
+    ActionFormer's ``segment(frames)`` is mirrored in the frame count F, or else in F = D * fps, so that seconds and
+    frames still agree. Everything else is unchanged. Reversing twice gives the same segments within 1e-6 s.
 
     Args:
         src: the file.

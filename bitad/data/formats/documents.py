@@ -83,9 +83,8 @@ def has_frame_segments(content: Any) -> bool:
 def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
     """The videos of an annotation file's JSON, faults included.
 
-    Numbers may be strings, as HACS' durations are. A duration that is missing or null is unknown, ``inf``, unless
-    ``frame`` and ``fps`` state it. A video without ``annotations`` has no segment in a test subset of which no video
-    has them. COIN's file calls them ``annotation``.
+    Numbers may be strings, as HACS' durations are. A missing duration is unknown, ``inf``, unless ``frame`` and ``fps``
+    state it. Videos of a test subset may all be without ``annotations``, which COIN's file calls ``annotation``.
 
     Raises:
         ValueError: there is no ``database``.
@@ -187,9 +186,8 @@ def parse_segment(stated: Any, key: str) -> tuple[float, float]:
 def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """mmaction2's ActivityNet files, ``anet_anno_{train,val,test}.json``: videos by name, the file's name the subset.
 
-    Frames a second are ``rfps``, which mmaction2 counted, where a file states it; ``fps`` is the nominal rate, which
-    contradicts ``duration_frame`` of ``duration_second``; ``feature_frame``, the frames that mmaction2's
-    features cover, is left out.
+    Frames a second are ``rfps``, which mmaction2 counted, if stated; ``fps`` is the nominal rate, which contradicts
+    ``duration_frame`` of ``duration_second``. ``feature_frame`` is left out.
 
     Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py`` and
     ``mmaction/datasets/activitynet_dataset.py``.
@@ -297,13 +295,11 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
 def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     """Multi-label work's one JSON: ``{"VIDEO": {"subset", "duration", "actions": [[class, start, end], ...]}}``.
 
-    ``multithumos.json``, ``charades.json``, ``smarthome_CS_51.json`` (TSU) and the like. Classes are numbers, or
-    names. The list of classes that is given names the numbers, or else MultiTHUMOS' ``class_list.txt`` or Charades'
-    ``Charades_v1_classes.txt`` beside the file; without a list, a class is called by its number.
-
-    Charades' and TSU's numbers count from 0, MultiTHUMOS' from 1 in the original and from 0 in other copies
-    (:func:`~bitad.data.classes.names_of_numbers`). TSU's times are frames in some copies: they are converted to
-    seconds if the list of videos that is given shows that.
+    ``multithumos.json``, ``charades.json``, ``smarthome_CS_51.json`` (TSU) and the like. Classes are names, or numbers
+    that the list of classes names: the given one, or MultiTHUMOS' ``class_list.txt`` or Charades'
+    ``Charades_v1_classes.txt`` beside the file. Numbers count from 0 or 1
+    (:func:`~bitad.data.classes.names_of_numbers`). TSU's times are frames in some copies: they are converted to seconds
+    if the given list of videos shows that.
 
     Sources: https://github.com/piergiaj/super-events-cvpr18, ``data/multithumos.json`` and ``data/charades.json``;
     https://github.com/sstraccialini/ASO-Temba, ``data/multithumos.json`` and ``data/smarthome.json``.

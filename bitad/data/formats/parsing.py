@@ -99,11 +99,11 @@ class ParsedVideos(dict[str, ParsedVideo]):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user names beside the annotation files.
+    """Files that the user names beside the annotations.
 
     Args:
-        classes: the class names in order, or a list of them. Only a reader of class numbers needs it.
-        video_info: a list of videos. Only a reader of files without subsets, or of times in frames, needs it.
+        classes: the class names in order, or a list of them, for readers of class numbers.
+        video_info: a list of videos, for readers of files without subsets, or with times in frames.
     """
 
     classes: Classes | None = None
@@ -187,15 +187,13 @@ def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
 
 
 # What is read of a file to recognise its format, unless it is JSON.
-@dataclass(frozen=True)
-class TableHead:
+class TableHead(NamedTuple):
     """The columns of a table."""
 
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TextHead:
+class TextHead(NamedTuple):
     """The fields of a text's first line."""
 
     fields: tuple[str, ...]
