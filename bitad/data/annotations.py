@@ -29,8 +29,7 @@ class AnnotatedVideo:
         duration_s: the annotated duration D in seconds; inf: unknown.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
         labels: n class names.
-        frames: number of frames, if stated.
-        fps: frames a second, if stated.
+        frames, fps: number of frames and frames a second, if stated.
         contradictions: how the file contradicts itself about the video's time.
     """
 
@@ -94,11 +93,6 @@ class Annotations:
         ignore: Sequence[str] = UNDECIDED,
     ) -> Annotations:
         """Ground truth from videos without faults, with the segments of ignored labels.
-
-        Args:
-            videos: as parsed.
-            path: the file, for messages.
-            classes, ignore: as for ``read_annotations``.
 
         Raises:
             ValueError: a video has a fault, or a label is not one of the classes.

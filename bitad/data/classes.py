@@ -92,11 +92,6 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
     The list may number its names, as "1 Walk" a line. A file whose numbers include 0 counts from 0; one whose highest
     number is the number of names counts from 1. MultiTHUMOS' JSON exists in both forms.
 
-    Args:
-        numbers: those that occur in the file.
-        classes: the list.
-        where: the file, for messages.
-
     Raises:
         FileNotFoundError, ValueError: as :func:`read_classes`; or nothing tells whether the numbers count from 0 or 1.
     """

@@ -35,8 +35,7 @@ class Clock:
 
     Args:
         duration_s: in seconds.
-        frames: number of frames, if known.
-        fps: frames a second, if known.
+        frames, fps: number of frames and frames a second, if known.
     """
 
     duration_s: float
@@ -83,7 +82,6 @@ def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Seque
     """Where a video's annotations contradict themselves: frames over fps the duration, segments in frames the seconds.
 
     Args:
-        clock: as the annotations state it.
         segments: start and end in seconds, and the same in frames.
     """
     found = []
@@ -160,9 +158,6 @@ def require_agreement(
     Args:
         faults: what is wrong, by video name.
         videos: the number of videos compared.
-        source: the file, for the message.
-        allowed: whether they may disagree.
-        remedy: what to do where they may not.
 
     Raises:
         ValueError: there are faults, and they are not allowed.

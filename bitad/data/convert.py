@@ -131,12 +131,6 @@ class KnownClocks:
     ) -> KnownClocks:
         """Read the list of videos, if given, or else count the frames of the files in the folder, if given.
 
-        Args:
-            names: of all annotated videos.
-            videos: the folder.
-            video_info: the list.
-            on_progress: called after each file with the number of videos done and in all.
-
         Raises:
             FileNotFoundError: there is no such folder or list.
             ValueError: the list cannot be read, or has none of the videos.
@@ -200,13 +194,7 @@ class KnownClocks:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Ground truth read from another format.
-
-    Args:
-        format: the format it was in.
-        annotations: the ground truth.
-        report: what was left out, filled in or found wrong.
-    """
+    """Ground truth read from another format."""
 
     format: str
     annotations: Annotations
@@ -257,7 +245,6 @@ def convert_annotations(
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
-        policy: what to do with defective segments.
         missing: whether a video with segments but without a known duration is an error, or is left out and reported,
             as one without segments always is.
         undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes.

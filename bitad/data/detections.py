@@ -39,7 +39,6 @@ class Detections:
 
     Args:
         videos: the names of all videos that were searched, also those without detections.
-        classes: the class names.
         video: int64 ``[n]``, index into ``videos``.
         segments: float64 ``[n, 2]``, start and end in seconds on the clock that ``basis`` names.
         scores: float64 ``[n]``.
@@ -120,11 +119,6 @@ class Detections:
         parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None, names: Sequence[str] = ()
     ) -> Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
-
-        Args:
-            parts: on one clock.
-            details: of the result.
-            names: of the parts, such as their files, for messages.
 
         Raises:
             ValueError: no parts, or parts that disagree about the basis or a video's duration.
@@ -245,7 +239,6 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
     class :data:`~bitad.data.classes.ANY_CLASS`, which is logged.
 
     Args:
-        path: the file.
         classes: a file of class names (:func:`~bitad.data.classes.read_class_numbers`): labels may be numbers of its
             classes, and it replaces the file's own list.
 
@@ -316,7 +309,6 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
 
     Args:
         detections: of these and maybe other videos.
-        wanted: the names to use.
         source: of the detections, for messages; matches are logged.
 
     Raises:
@@ -347,11 +339,6 @@ def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterabl
 
 def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:
     """Refuse detections if none is in a wanted video: they would be evaluated as if nothing had been detected.
-
-    Args:
-        detections: under the wanted names.
-        wanted: the videos of the ground truth.
-        source, truth: the files of the detections and of the ground truth.
 
     Raises:
         ValueError: there are detections, and all are in other videos.

@@ -101,7 +101,6 @@ class FeatureVideo:
 
     Args:
         frames: number of frames.
-        fps: frames a second.
         steps: rows of features.
         repeated: damaged frames that were replaced by the last good one.
         source: the video's file.
@@ -137,9 +136,6 @@ class _Sidecar:
     """The content of ``features.json``.
 
     Args:
-        format: :data:`FORMAT`.
-        settings: of all features.
-        videos: by name.
         records_all: whether arrays of other videos are incomplete. Earlier versions recorded videos at the end only.
     """
 
@@ -185,7 +181,6 @@ class FeatureFolder:
 
     Args:
         path: the folder; it need not exist.
-        settings: of the features to write.
 
     Raises:
         ValueError: the folder holds features of other settings, or of unknown ones.
@@ -234,12 +229,6 @@ class FeatureFolder:
         """The record of a video whose features are complete and up to date; None: they must be computed.
 
         Features of an earlier version are kept if they agree with the video as far as they were recorded.
-
-        Args:
-            name: of the video.
-            video: its current values.
-            source: its file.
-            damaged: the current treatment of damaged frames.
         """
         try:
             shape, dtype = read_header(self.file(name))
@@ -338,10 +327,6 @@ def _read_own_sidecar(folder: Path) -> _Sidecar | None:
 
 def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:
     """Compare a configuration with the ``features.json`` of its features; return its videos by name.
-
-    Args:
-        data: with ``features``.
-        views: the playing directions that are shown.
 
     Raises:
         ValueError: another stride, offset, width or direction than the configuration's; or the two folders of a pair

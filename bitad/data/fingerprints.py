@@ -37,7 +37,6 @@ def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annot
     """The fingerprints of the data that a run uses.
 
     Args:
-        config: of the run.
         training: the videos that it is trained on.
         test: those that it is tested on.
     """

@@ -63,7 +63,6 @@ def called_classes(ground_truth: Annotations, detections: Detections, *, tiou: f
     """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more.
 
     Args:
-        ground_truth: segments on the forward clock.
         detections: on either clock; of the same classes.
     """
     classes = ground_truth.classes
@@ -98,7 +97,6 @@ class ClassSensitivity:
     """One class in forward and reverse playback.
 
     Args:
-        label: the class.
         segments: its ground-truth segments.
         forward: AP of F, mean over tIoU and networks, 0 to 1.
         backward: AP of B, likewise.
@@ -172,7 +170,6 @@ def sensitivity(
     of the demo. Classes of few segments may fall on either side; several networks help.
 
     Args:
-        ground_truth: on the forward clock.
         forward: detections of F in forward playback; of several networks (seeds), the mean AP counts.
         backward: detections of B in reverse playback.
         reversed_playback: detections of the networks of ``forward`` in reverse playback. All on either clock.

@@ -107,8 +107,6 @@ class Ranked:
         """Detections on the forward clock by descending score; those of equal score in the order of the file.
 
         Args:
-            truth: the ground truth.
-            detections: of any videos and classes.
             equals_by_video: whether those of equal score are ordered by the name of their video first.
         """
         number = {name: i for i, name in enumerate(truth.classes)}
@@ -194,7 +192,6 @@ class Evaluation:
     Args:
         rule: how detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
-        tiou: the tIoU thresholds.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
         subsets: the subsets that the ground-truth videos belong to.
         videos: the number of ground-truth videos.

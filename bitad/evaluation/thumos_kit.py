@@ -52,7 +52,6 @@ def evaluate_by_thumos_kit(
     Args:
         ground_truth: its segments labelled ``Ambiguous`` are the ambiguous intervals.
         detections: of these and maybe other videos, on either clock.
-        tiou: the thresholds.
         ambiguous: more such intervals, ``[n, 2]`` in seconds, by video (:func:`read_ambiguous`).
 
     Raises:

@@ -338,7 +338,7 @@ def test_a_row_of_the_table_adds_a_format(tmp_path: Path, monkeypatch: pytest.Mo
     for src in (tmp_path, tmp_path / "daily.csv"):
         assert rows(read(src, "daily").annotations.videos["a"]) == [(0, 1, "wash"), (1.5, 2.5, "cook")]
     save(tmp_path, {"daily2.csv": "clip,from,to,action\nb,0,x,cook\n"})
-    with pytest.raises(ValueError, match="video b: 2: 'x' is not a number of seconds"):
+    with pytest.raises(ValueError, match="video b: daily2.csv:2: 'x' is not a number of seconds"):
         read_form(tmp_path)
 
 

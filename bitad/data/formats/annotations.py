@@ -37,7 +37,6 @@ class AnnotationFormat:
 
     Args:
         description: of the files, for people.
-        read: the reader.
         required: keys or columns that files of this format have.
         matches: whether a file has this format, by its path and :func:`read_head`; None: whether it is a table with
             the required columns.

@@ -35,7 +35,6 @@ def read_annotations(
     whose duration the file does not state last ``inf`` seconds, see ``Annotations.require_durations``.
 
     Args:
-        path: the JSON file.
         classes: the class names in order, or the path of a file with a name a line (``category_idx.txt``). By default,
             the file's own labels in the order of their ``label_id``, or by name where the file has none.
         ignore: labels whose segments are left out, unless ``classes`` names them. Training leaves out THUMOS14's
@@ -97,8 +96,6 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
     frames still agree. Everything else is unchanged. Reversing twice gives the same segments within 1e-6 s.
 
     Args:
-        src: the file.
-        dst: the file to write.
         allow_clock_mismatch: whether the file may contradict itself about a video's time.
 
     Returns:

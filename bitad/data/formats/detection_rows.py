@@ -51,10 +51,7 @@ def parse_by_video(
     """Lists of rows by video, validated all at once; each row is looked at only to name a defect.
 
     Args:
-        path: the file, for messages.
         results: ``{video: [{"segment": [start, end], label: ..., score: ...}]}``.
-        label, score: names of the keys.
-        external: of the result.
 
     Raises:
         ValueError: the first defect.

@@ -43,11 +43,8 @@ class ParsedVideo:
     """A video as its files state it.
 
     Args:
-        name: of the video.
-        subset: of the video.
         duration_s: in seconds, inf where the files do not state it.
-        frames: number of frames, if stated.
-        fps: frames a second, if stated.
+        frames, fps: number of frames and frames a second, if stated.
         rows: the segments that could be read.
         faults: what could not be read.
         contradictions: how the file contradicts itself about the video's time.
@@ -118,8 +115,6 @@ class ParsedAnnotations:
         videos: in order.
         classes: the class names in order; None: the labels, ordered by class number or by name.
         notes: what the reader left out or took from other files, a line each.
-        format: the name of the files' format.
-        path: the file or folder.
     """
 
     videos: Sequence[ParsedVideo]
