@@ -325,11 +325,10 @@ def test_a_row_of_the_table_adds_a_format(tmp_path: Path, monkeypatch: pytest.Mo
         videos = ParsedVideos()
         for path in files:
             for line, row in read_table(path, ("clip", "from", "to", "action")):
-                video = videos.of(row["clip"], "training", f"{path.name}:{line}")
+                where = f"{path.name}:{line}"
+                video = videos.of(row["clip"], "training", where)
                 with video.collecting():
-                    video.rows.append(
-                        Row(seconds(row["from"], f"{line}"), seconds(row["to"], f"{line}"), row["action"])
-                    )
+                    video.rows.append(Row(seconds(row["from"], where), seconds(row["to"], where), row["action"]))
         return ParsedAnnotations(videos.ordered())
 
     daily = AnnotationFormat("daily.csv", read_daily, ("clip", "from", "to", "action"), patterns=("daily*.csv",))
@@ -338,7 +337,7 @@ def test_a_row_of_the_table_adds_a_format(tmp_path: Path, monkeypatch: pytest.Mo
     for src in (tmp_path, tmp_path / "daily.csv"):
         assert rows(read(src, "daily").annotations.videos["a"]) == [(0, 1, "wash"), (1.5, 2.5, "cook")]
     save(tmp_path, {"daily2.csv": "clip,from,to,action\nb,0,x,cook\n"})
-    with pytest.raises(ValueError, match="video b: daily2.csv:2: 'x' is not a number of seconds"):
+    with pytest.raises(ValueError, match=r"video b: daily2\.csv:2: 'x' is not a number of seconds"):
         read_form(tmp_path)
 
 
