@@ -142,9 +142,9 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
-    with following("looking at video files") as on_progress:
+    with progress_callback("looking at video files") as on_progress:
         report = check_annotations(
             arguments.src,
             arguments.videos,
@@ -176,7 +176,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.convert import Policy, convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
@@ -191,7 +191,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--class-list {arguments.class_list}: the annotations are written there; name another file"
             )
-    with following("counting frames") as on_progress:
+    with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
             format=arguments.form,
@@ -369,7 +369,7 @@ def add_reverse(commands: Commands) -> None:
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.formats.database import reverse_annotation_file
     from bitad.runtime.files import check_file
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.runtime.workers import worker_count
     from bitad.video.reverse import reverse_video
 
@@ -390,14 +390,14 @@ def _reverse(arguments: argparse.Namespace) -> int:
         if said is not None:
             echo(said, file=sys.stderr)
         return 0
-    with following(f"reversing {src.name}") as on_progress:
+    with progress_callback(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
     _say_repeated(src.name, done.repeated)
     return 0
 
 
 def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.video.reverse import ReverseReport, reverse_folder
 
     with ExitStack() as stack:
@@ -407,7 +407,7 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
 
             others = stack.enter_context(process_group("cpu"))
             rank, world = others.rank, others.world
-        on_progress = stack.enter_context(following("reversing videos")) if rank == 0 else None
+        on_progress = stack.enter_context(progress_callback("reversing videos")) if rank == 0 else None
         report = reverse_folder(
             arguments.src,
             arguments.dst,

@@ -17,7 +17,7 @@ from bitad.data.clocks import Clock, differences
 from bitad.data.convert import KnownClocks, segment_defects
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.runtime.log import log_once
-from bitad.video.decoding import lost_frames
+from bitad.video.decoding import describe_loss
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import VideoFinder
@@ -173,7 +173,7 @@ def video_defects(
             yield Defect(video.name, "unreadable video file", str(error))
         else:
             if index.lost:
-                yield Defect(video.name, "cut-off video file", f"{path}: {lost_frames(index)}")
+                yield Defect(video.name, "cut-off video file", f"{path}: {describe_loss(index)}")
             found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
             yield from (
                 Defect(video.name, kind, f"{path} {detail}") for kind, detail in differences(video.clock, found)

@@ -9,7 +9,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from bitad.runtime.files import read_json, read_text, replacing
+from bitad.runtime.files import atomic_write, read_json, read_text
 
 # THUMOS14's label of spans that its annotators could not decide on: no class to train.
 UNDECIDED = ("Ambiguous",)
@@ -178,7 +178,7 @@ def class_list(classes: Sequence[str]) -> str:
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
     """Write class names, a name a line; the file is replaced atomically. Raises as :func:`class_list`."""
     text = class_list(classes)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from bitad.data.formats.parsing import (
     shortened_list,
     table_columns,
 )
-from bitad.runtime.files import is_below, read_json
+from bitad.runtime.files import is_listed, read_json
 from bitad.runtime.signatures import signature_of
 
 # In a folder without a format, so many files are tried.
@@ -61,7 +61,7 @@ class AnnotationFormat:
         """The file, or the files of a folder that would be read, without hidden ones and file managers'."""
         if not src.is_dir():
             return [src]
-        return sorted({path for pattern in self.patterns for path in src.rglob(pattern) if is_below(src, path)})
+        return sorted({path for pattern in self.patterns for path in src.rglob(pattern) if is_listed(src, path)})
 
 
 def _never(_: Path, __: Any) -> bool:
@@ -292,10 +292,10 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
             "json": "give it a name that ends in .json, if it is one JSON document",
             "pickle": "write it as JSON with the project that wrote it",
         }.get(signature.kind, signature.remedy)
-        return f"{signature.says}; {remedy}"
+        return f"{signature.description}; {remedy}"
     match head:
         case TextHead() if src.suffix.lower() != ".txt":
-            return f"{signature.says}; give it a name that ends in .csv or .txt, if it is a table or lines"
+            return f"{signature.description}; give it a name that ends in .csv or .txt, if it is a table or lines"
         case TextHead(()) | TableHead(()):
             return "a file of empty lines"
         case TextHead(fields):
@@ -312,7 +312,7 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
 
 def _file_with_format(folder: Path) -> str:
     """A file in a folder that has a format, for the end of a description."""
-    for path in sorted(path for path in folder.iterdir() if is_below(folder, path))[:_MOST_FILES]:
+    for path in sorted(path for path in folder.iterdir() if is_listed(folder, path))[:_MOST_FILES]:
         with suppress(ValueError):
             if path.is_file():
                 return f"; {path.name} in it is of format {recognise(path)}: name that file"
