@@ -180,12 +180,14 @@ def _adapters(config: Config) -> Iterator[str]:
 @_rule
 def _heads_of_the_pyramid(config: Config) -> Iterator[str]:
     model = config.model
-    if model.channels % model.heads:
+    if model.pyramid.type == "transformer" and model.channels % model.heads:
         yield f"model.channels: {model.channels} channels are not a multiple of {model.heads} heads (model.heads)"
 
 
 @_rule
 def _attention_windows(config: Config) -> Iterator[str]:
+    if config.model.pyramid.type != "transformer":
+        return
     given = config.model.attention_window
     for window in given if isinstance(given, tuple) else (given,):
         if window == 1:

@@ -270,6 +270,7 @@ Size = Annotated[
 class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
+    type: Literal["videomae"] = "videomae"
     size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
     weights: Place | None = Field(default=None, description="pre-trained VideoMAE file, or `package:NAME` for ours")
     random: bool = Field(
@@ -308,10 +309,27 @@ AttentionWindow = Annotated[
 ]
 
 
+class TransformerPyramidConfig(Section):
+    """ActionFormer's pyramid. Its keys are those of :class:`ModelConfig`."""
+
+    type: Literal["transformer"] = "transformer"
+
+
+class ActionFormerHeadConfig(Section):
+    """ActionFormer's head. Its keys are those of :class:`ModelConfig`."""
+
+    type: Literal["actionformer"] = "actionformer"
+
+
 class ModelConfig(Section):
-    """The detector: backbone (none for features), ActionFormer's pyramid and head."""
+    """The detector: backbone (none for features), pyramid and head.
+
+    The keys of ``pyramid`` and ``head`` are those that only their type has.
+    """
 
     backbone: BackboneConfig | None = None
+    pyramid: TransformerPyramidConfig = TransformerPyramidConfig()
+    head: ActionFormerHeadConfig = ActionFormerHeadConfig()
     channels: Count = 512
     levels: Annotated[int, Field(ge=1, le=30)] = 6
     embed_convolutions: Annotated[Layers, Field(ge=1)] = 2
