@@ -30,6 +30,18 @@ class Targets(NamedTuple):
     distances: Tensor
     positive: Tensor
 
+    def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """Which of the prediction's distances learn, and what: one segment a point, or one for each of its classes.
+
+        Returns:
+            bool ``[B, N]`` and distances ``[B, N, 2]``; of distances that depend on the class, bool ``[B, N, K]`` and
+            distances ``[B, N, 1, 2]``.
+        """
+        positive, distances = self.positive & prediction.mask, self.distances.to(prediction.distances.dtype)
+        if prediction.distances.ndim == 3:
+            return positive, distances
+        return positive[..., None] & (self.class_targets > 0), distances[:, :, None]
+
 
 @torch.no_grad()
 def assign(
@@ -165,27 +177,27 @@ class DetectionLoss(nn.Module):
                 parts then add up to the step's. None: the batch is all of it.
         """
         logits, distances, mask, _ = prediction
-        positive = targets.positive & mask
         if normaliser is None:
-            normaliser = self.normaliser_of(positive.sum())
+            normaliser = self.normaliser_of((targets.positive & mask).sum())
         wanted = targets.class_targets.to(logits.dtype)
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
         # Weighted by the masks rather than indexed by them: indexing waits for the device.
         classification = (sigmoid_focal_loss(logits, wanted) * mask[..., None]).sum() / normaliser
-        regression = (diou_loss(distances, targets.distances.to(distances.dtype)) * positive).sum() / normaliser
+        taught, wanted_distances = targets.of_distances(prediction)
+        regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
     def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
         """How far two predictions on one clock are apart, in units of the last :meth:`forward`; 0 where they agree.
 
-        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments at the
-        points that have one. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
+        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments where
+        there are targets. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
         arXiv:1706.00384), whose divergence is not symmetric.
         """
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
-        positive = targets.positive & prediction.mask
-        segments = diou_loss(prediction.distances, other.distances) * positive
+        taught, _ = targets.of_distances(prediction)
+        segments = diou_loss(prediction.distances, other.distances) * taught
         normaliser = self.get_buffer("normaliser") / self.processes
         total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
         return total
