@@ -205,6 +205,21 @@ def _attention_windows(config: Config) -> Iterator[str]:
 
 
 @_rule
+def _sgp_pyramid(config: Config) -> Iterator[str]:
+    pyramid, channels, levels = config.model.pyramid, config.model.channels, config.model.levels
+    if pyramid.type != "sgp":
+        return
+    if channels % pyramid.groups:
+        more = -(-channels // pyramid.groups) * pyramid.groups
+        yield (
+            f"model.channels: {channels} channels are not a multiple of the {pyramid.groups} groups of "
+            f"model.pyramid.type=sgp; use {more}"
+        )
+    if isinstance(pyramid.window, tuple) and len(pyramid.window) != levels:
+        yield f"model.pyramid.window: {len(pyramid.window)} windows for {levels} levels; give one each"
+
+
+@_rule
 def _regression_ranges(config: Config) -> Iterator[str]:
     ranges = config.model.regression_ranges
     if ranges is None:

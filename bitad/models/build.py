@@ -19,6 +19,8 @@ from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFus
 from bitad.models.heads import DetectionHead, Head
 from bitad.models.network import Detector, Network, Pair, Side
 from bitad.models.pyramid import FeaturePyramid, Pyramid
+from bitad.models.sgp import SgpPyramid
+from bitad.models.trident import TridentHead
 from bitad.models.vit import VisionTransformer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -109,8 +111,14 @@ class _FusionBuilder(Protocol):
 # By their names in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
 # experiment): what builds them. A builder's first argument is its own section of the configuration.
 BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {"videomae": _videomae}
-PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {"transformer": FeaturePyramid.from_config}
-HEADS: dict[str, Callable[[Any, Config, int, Sequence[int]], Head]] = {"actionformer": DetectionHead.from_config}
+PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {
+    "transformer": FeaturePyramid.from_config,
+    "sgp": SgpPyramid.from_config,
+}
+HEADS: dict[str, Callable[[Any, Config, int, Sequence[int]], Head]] = {
+    "actionformer": DetectionHead.from_config,
+    "trident": TridentHead.from_config,
+}
 FUSIONS: dict[str, _FusionBuilder] = {"columns": ColumnFusion, "convolution": ConvolutionFusion, "mean": MeanFusion}
 
 

@@ -188,18 +188,23 @@ class TransformerBlock(nn.Module):
         normed = self.norm1(x)
         if self.strict:
             normed = normed * mask[:, None]
-        x = self._skip(x, mask) * keep + self.drop_path_attn(self.attn(normed, mask))
+        skip = halved(x, mask, strict=self.strict).features if self.stride > 1 else x
+        x = skip * keep + self.drop_path_attn(self.attn(normed, mask))
         x = x + self.drop_path_mlp(self.mlp(self.norm2(x)) * keep)
         return Level(x, mask[:, :: self.stride])
 
-    def _skip(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.stride == 1:
-            return x
-        if not self.strict:
-            return F.max_pool1d(x, 3, stride=2, padding=1)
-        # Padding counts as zero in the line above, which wins over negative features.
-        pooled = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, stride=2, padding=1)
-        return pooled.masked_fill(~mask[:, None, ::2], 0)
+
+def halved(x: Tensor, mask: Tensor, *, strict: bool) -> Level:
+    """Every second position, the maximum of three: ``x [B, C, T]``, ``mask [B, T]`` -> a level of T / 2.
+
+    Args:
+        strict: padding has no part in the maximum, and comes out as 0; otherwise it counts with its values.
+    """
+    if not strict:
+        return Level(F.max_pool1d(x, 3, stride=2, padding=1), mask[:, ::2])
+    # Padding counts as zero in the line above, which wins over negative features.
+    pooled = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, stride=2, padding=1)
+    return Level(pooled.masked_fill(~mask[:, None, ::2], 0), mask[:, ::2])
 
 
 class PyramidOptions(TypedDict, total=False):

@@ -1,4 +1,7 @@
-"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets."""
+"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets.
+
+TriDet (Shi et al. 2023, arXiv:2303.07347) weights the focal loss by tIoU.
+"""
 
 from __future__ import annotations
 
@@ -135,6 +138,17 @@ def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tenso
     return 1 - intersection / union.clamp(min=eps) + offset**2 / (enclosing**2).clamp(min=eps)
 
 
+def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """tIoU of segments around the same point, elementwise; arguments as :func:`diou_loss`; on 0..1."""
+    intersection = torch.minimum(distances, targets).sum(-1)
+    union = (distances + targets).sum(-1) - intersection
+    return intersection / union.clamp(min=eps)
+
+
+# The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
+_LEAST_TIOU = 1e-4
+
+
 class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
@@ -148,6 +162,8 @@ class DetectionLoss(nn.Module):
         initial_normaliser: its first value.
         label_smoothing: how much of a class target goes to all classes alike.
         regression_weight: of the regression in the total.
+        iou_weight_power: the classification loss of a point's own classes is weighted by the tIoU of the predicted
+            segment to this power, through which it also trains the segments; 0: by 1.
         processes: how many train together.
         total: a number of this process -> its sum over all of them.
     """
@@ -159,6 +175,7 @@ class DetectionLoss(nn.Module):
         initial_normaliser: float = 100.0,
         label_smoothing: float = 0.0,
         regression_weight: float = 1.0,
+        iou_weight_power: float = 0.0,
         processes: int = 1,
         total: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
@@ -166,6 +183,7 @@ class DetectionLoss(nn.Module):
         self.momentum = momentum
         self.label_smoothing = label_smoothing
         self.regression_weight = regression_weight
+        self.iou_weight_power = iou_weight_power
         self.processes, self.total = processes, total
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
@@ -183,8 +201,16 @@ class DetectionLoss(nn.Module):
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
         # Weighted by the masks rather than indexed by them: indexing waits for the device.
-        classification = (sigmoid_focal_loss(logits, wanted) * mask[..., None]).sum() / normaliser
         taught, wanted_distances = targets.of_distances(prediction)
+        focal = sigmoid_focal_loss(logits, wanted)
+        if self.iou_weight_power:
+            weight = tiou_of_distances(distances, wanted_distances).clamp(min=_LEAST_TIOU) ** self.iou_weight_power
+            if distances.ndim == 3:
+                weight, taught_classes = weight[..., None], taught[..., None] & (targets.class_targets > 0)
+            else:
+                taught_classes = taught
+            focal = torch.where(taught_classes, weight, 1) * focal
+        classification = (focal * mask[..., None]).sum() / normaliser
         regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
