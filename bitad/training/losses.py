@@ -119,8 +119,8 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     return weight * error**gamma * cross_entropy
 
 
-def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287) of segments around the same point, elementwise.
+def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """tIoU of segments around the same point, elementwise.
 
     Both are given as distances >= 0 from that point to start and end, so they always overlap; the unit does not matter.
 
@@ -129,20 +129,19 @@ def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tenso
         eps: smallest denominator.
 
     Returns:
-        ``[...]``, on 0..2.
+        ``[...]``, on 0..1.
     """
     intersection = torch.minimum(distances, targets).sum(-1)
     union = (distances + targets).sum(-1) - intersection
+    return intersection / union.clamp(min=eps)
+
+
+def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287), elementwise; arguments as :func:`tiou_of_distances`; on 0..2."""
+    tiou = tiou_of_distances(distances, targets, eps=eps)
     enclosing = torch.maximum(distances, targets).sum(-1)
     offset = (targets - distances).diff(dim=-1).squeeze(-1) / 2  # between the two middles
-    return 1 - intersection / union.clamp(min=eps) + offset**2 / (enclosing**2).clamp(min=eps)
-
-
-def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """tIoU of segments around the same point, elementwise; arguments as :func:`diou_loss`; on 0..1."""
-    intersection = torch.minimum(distances, targets).sum(-1)
-    union = (distances + targets).sum(-1) - intersection
-    return intersection / union.clamp(min=eps)
+    return 1 - tiou + offset**2 / (enclosing**2).clamp(min=eps)
 
 
 # The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
@@ -205,11 +204,8 @@ class DetectionLoss(nn.Module):
         focal = sigmoid_focal_loss(logits, wanted)
         if self.iou_weight_power:
             weight = tiou_of_distances(distances, wanted_distances).clamp(min=_LEAST_TIOU) ** self.iou_weight_power
-            if distances.ndim == 3:
-                weight, taught_classes = weight[..., None], taught[..., None] & (targets.class_targets > 0)
-            else:
-                taught_classes = taught
-            focal = torch.where(taught_classes, weight, 1) * focal
+            weight = weight if distances.ndim == 4 else weight[..., None]
+            focal = torch.where(targets.class_targets > 0, weight, 1) * focal
         classification = (focal * mask[..., None]).sum() / normaliser
         regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
