@@ -155,7 +155,7 @@ def test_an_archive_with_two_arrays_of_a_name_is_refused(tmp_path: Path) -> None
         for value in range(2):
             with archive.open("v.npy", "w") as file:
                 np.lib.format.write_array(file, np.full((3, 2), value, np.float32))
-    with pytest.raises(ValueError, match=r"all\.npz: v\.npy is in it 2 times"):
+    with pytest.raises(ValueError, match=r"all\.npz: v\.npy occurs 2 times"):
         FeatureStore(tmp_path / "all.npz").read("v")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.commands import Commands, add_on_decode_error, some
 from bitad.data.formats.annotations import FORMS
-from bitad.runtime.log import echo
+from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
     from bitad.timeline import Direction
@@ -138,9 +138,9 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
-    with following("looking at video files") as on_progress:
+    with progress_callback("looking at video files") as on_progress:
         report = check_annotations(
             arguments.src,
             arguments.videos,
@@ -171,8 +171,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.data.convert import Policy, class_list, convert_annotations, write_both_directions, write_classes
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
-    from bitad.runtime.progress import following
-    from bitad.video.names import listed
+    from bitad.runtime.progress import progress_callback
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
@@ -187,7 +186,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--class-list {arguments.class_list}: the annotations are written there; name another file"
             )
-    with following("counting frames") as on_progress:
+    with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
             form=arguments.form,
@@ -215,7 +214,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
     if arguments.both_directions and unknown:
-        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
+        names = shortlist(unknown, 2, quote=quoted)
+        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {names}")
     echo("written: " + ", ".join(map(str, written)))
     return 0
 
@@ -364,7 +364,7 @@ def add_reverse(commands: Commands) -> None:
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.formats.database import reverse_annotation_file
     from bitad.runtime.files import check_file
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.runtime.workers import worker_count
     from bitad.video.reverse import reverse_video
 
@@ -385,14 +385,14 @@ def _reverse(arguments: argparse.Namespace) -> int:
         if said is not None:
             echo(said, file=sys.stderr)
         return 0
-    with following(f"reversing {src.name}") as on_progress:
+    with progress_callback(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
     _say_repeated(src.name, done.repeated)
     return 0
 
 
 def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.video.reverse import ReverseReport, reverse_folder
 
     with ExitStack() as stack:
@@ -402,7 +402,7 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
 
             others = stack.enter_context(process_group("cpu"))
             rank, world = others.rank, others.world
-        on_progress = stack.enter_context(following("reversing videos")) if rank == 0 else None
+        on_progress = stack.enter_context(progress_callback("reversing videos")) if rank == 0 else None
         report = reverse_folder(
             arguments.src,
             arguments.dst,

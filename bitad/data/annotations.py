@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from bitad.data.clocks import Clock
 from bitad.runtime.files import read_text
-from bitad.runtime.log import log_once
+from bitad.runtime.log import log_once, quoted, shortlist
 from bitad.timeline import reverse_seconds
-from bitad.video.names import listed
 
 # THUMOS14's mark for spans that its annotators could not decide on: no class to train.
 UNDECIDED = ("Ambiguous",)
@@ -111,7 +110,8 @@ class Annotations:
         refuse_without_duration([name for name, video in unknown.items() if known.intersection(video.labels)], path)
         if not unknown:
             return self
-        log_once(f"{path}: left out, without a duration and a segment of a class: {listed(list(unknown))}")
+        names = shortlist(unknown, 2, quote=quoted)
+        log_once(f"{path}: left out, without a duration and a segment of a class: {names}")
         return replace(self, videos={name: video for name, video in self.videos.items() if name not in unknown})
 
     def reversed(self) -> Annotations:

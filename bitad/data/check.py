@@ -16,7 +16,7 @@ from bitad.data.clocks import Clock, differences
 from bitad.data.convert import Clocks, segment_defects
 from bitad.data.formats.annotations import read_source
 from bitad.runtime.log import log_once
-from bitad.video.decoding import lost_frames
+from bitad.video.decoding import describe_loss
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import VideoFinder
@@ -74,7 +74,7 @@ def video_defects(
 def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
     """Where the file is not what the annotations say."""
     if index.lost:
-        yield Defect(video.name, "cut-off video file", f"{path}: {lost_frames(index)}")
+        yield Defect(video.name, "cut-off video file", f"{path}: {describe_loss(index)}")
     found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
     for kind, detail in differences(video.clock, found):
         yield Defect(video.name, kind, f"{path} {detail}")

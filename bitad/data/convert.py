@@ -27,7 +27,7 @@ from bitad.data.clocks import (
 )
 from bitad.data.formats.annotations import read_form
 from bitad.data.formats.database import write_annotations
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.video.names import Matching, renamed
 
 # A segment may end this much after its video: what a sum of floating-point seconds is off.
@@ -356,7 +356,7 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
     """Write class names, a name a line, whole or not at all. Raises as :func:`class_list`."""
     text = class_list(classes)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from bitad.config.names import OnDecodeError
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import header_of
-from bitad.runtime.files import is_leftover, read_json, remove_leftovers, replacing, write_json
+from bitad.runtime.files import atomic_write, is_leftover, read_json, remove_leftovers, write_json
 from bitad.runtime.locking import locked
 from bitad.runtime.log import log
 from bitad.runtime.signatures import FileIdentity
@@ -270,7 +270,7 @@ class FeatureFolder:
         """
         shape, dtype = (video.steps, self.settings.feature_channels), np.dtype(self.settings.stored)
         header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        with replacing(self.file(name)) as partial:
+        with atomic_write(self.file(name)) as partial:
             with partial.open("wb") as stream:
                 npy.write_array_header_1_0(stream, header)
                 begins = stream.tell()

@@ -31,10 +31,10 @@ from bitad.runtime.environment import (
     log_skipped_windows,
     set_up_process,
 )
-from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
+from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, ignore_signals, listening
+from bitad.runtime.signals import Stop, Stopped, catch_signals, ignore_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,
@@ -74,7 +74,7 @@ class Trainer:
         self.keeper = CheckpointManager(self.directory, config.training.keep_last)
         self.records = Records(self.directory, ranks)
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
-        check_places([*self.keeper.files, *(self.directory / name for name in written)])
+        check_replaceable([*self.keeper.files, *(self.directory / name for name in written)])
         saved = saved_run(self.keeper, config) if resume else None
         if not resume and self.keeper.exists:
             raise self.keeper.in_the_way()
@@ -144,7 +144,7 @@ class Trainer:
         """
         self._begin()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        with listening() as self.stop:
+        with catch_signals() as self.stop:
             if self.untested:
                 self._test_epoch(self._checkpoint())
             while self.epoch < end:
@@ -159,7 +159,7 @@ class Trainer:
 
     def _test_epoch(self, checkpoint: Checkpoint) -> None:
         """Tests the epoch that has ended, whose checkpoint is written again with what was found."""
-        with self.stop.at_once(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
+        with self.stop.interruptible(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
             evaluation = self._evaluate()
         checkpoint.evaluation = evaluation.to_json()
         if evaluation.average_map > self.best:
@@ -282,7 +282,7 @@ class Trainer:
             remove_leftovers(folder)
         self.indices.begin()
         self.records.drop_after_checkpoint(untested=self.untested)
-        with replacing(self.directory / "config.yaml") as partial_file:
+        with atomic_write(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)

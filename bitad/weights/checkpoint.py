@@ -24,7 +24,7 @@ from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints, is_sound
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
-from bitad.runtime.files import check_apart, replacing
+from bitad.runtime.files import atomic_write, check_not_inputs
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
 from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
@@ -241,7 +241,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
         "model": checkpoint.model,
         "training": checkpoint.training,
     }
-    with replacing(path, synced=True) as partial:
+    with atomic_write(path, synced=True) as partial:
         with partial.open("wb") as stream:
             try:
                 torch.save(content, stream)
@@ -371,7 +371,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
     path = weights_path(path)
-    check_apart([out], [path])
+    check_not_inputs([out], [path])
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":
         checkpoint = load_checkpoint(path, config)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitad.data.detections import named
-from bitad.runtime.files import RepeatedKeyError, parse_json, replacing
+from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import instead_of_names
 
@@ -233,7 +233,7 @@ def _instead(path: Path) -> str:
     """What a file is that should be weights, and what to do."""
     found = signature_of(path)
     if found.kind == ("safetensors" if _is_safetensors(path) else "pytorch"):
-        return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
+        return f"it begins as {found.description}, but is damaged or cut off; download or write it again"
     return f"it is {found}"
 
 
@@ -265,7 +265,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mappin
         # Two networks may share what is frozen; the form cannot say so.
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(apart, partial, metadata=dict(said))

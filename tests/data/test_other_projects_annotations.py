@@ -518,7 +518,7 @@ def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: R
     assert says in failing("annotations", "convert", src, folder)
     assert says in failing("annotations", "convert", src, file, "--class-list", folder)
     assert says in failing("reverse", src, folder)
-    assert f"{src} is no folder" in failing("annotations", "convert", src, src, "--both-directions")
+    assert f"{src} is not a folder" in failing("annotations", "convert", src, src, "--both-directions")
     assert "the annotations are written there" in failing("annotations", "convert", src, file, "--class-list", file)
     assert not file.exists()
 

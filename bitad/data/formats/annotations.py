@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitad.data.formats.values import columns_of, described, some
-from bitad.runtime.files import is_below, read_json
+from bitad.runtime.files import is_listed, read_json
 from bitad.runtime.signatures import signature_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Form:
         """The file, or the files of a folder that would be read; hidden ones and file managers' are passed over."""
         if not src.is_dir():
             return [src]
-        return sorted({path for pattern in self.folder for path in src.rglob(pattern) if is_below(src, path)})
+        return sorted({path for pattern in self.folder for path in src.rglob(pattern) if is_listed(src, path)})
 
     def read(self, files: Sequence[Path], classes: Classes | None, video_info: Path | None) -> Source:
         """Read the files."""
@@ -357,7 +357,7 @@ def _looks(src: Path, heads: dict[Path, Any]) -> str:
             "text": "give it a name that ends in .csv or .txt, if it is a table or lines" if head is _OTHER else "",
             "pickle": "write it as JSON with the project that wrote it",
         }.get(signature.kind):
-            return f"{signature.says}; {remedy}"
+            return f"{signature.description}; {remedy}"
         if signature.kind != "text":
             return str(signature)
     if isinstance(head, Columns | Fields) and not head:
@@ -389,7 +389,7 @@ def _instead(src: Path, name: str) -> str:
 
 def _inner_form(folder: Path) -> str | None:
     """A file in a folder that has a form by itself."""
-    for path in sorted(path for path in folder.iterdir() if is_below(folder, path))[:_MOST_FILES]:
+    for path in sorted(path for path in folder.iterdir() if is_listed(folder, path))[:_MOST_FILES]:
         with suppress(ValueError):
             if path.is_file():
                 return f"{path.name} in it is of form {recognise(path)}: name that file"
