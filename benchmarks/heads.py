@@ -18,8 +18,8 @@ from bitad.config.experiments import EXPERIMENTS
 from bitad.demo import Plan, Scale
 from bitad.demo.jobs import Job, train_side_by_side
 from bitad.reports.comparison import compare
-from bitad.runtime.files import replacing
-from bitad.runtime.progress import following
+from bitad.runtime.files import atomic_write
+from bitad.runtime.progress import progress_callback
 
 # By the name of the runs: what they change in the presets.
 DETECTORS: dict[str, tuple[str, ...]] = {
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.out} has no data; run bitad demo --out {options.out} first")
     jobs = jobs_of(options.out, seeds=options.seeds, experiments=options.experiments)
     train_side_by_side(jobs, what="training", processes=options.processes)
-    with following("evaluating") as on_progress:
+    with progress_callback("evaluating") as on_progress:
         comparison = compare([job.directory for job in jobs], on_progress=on_progress)
     table = replace(comparison.table(), title="Playroom, mAP (%) of ActionFormer's and TriDet's pyramid and head")
     print(table.text())
-    with replacing(options.out / "heads.md") as partial:
+    with atomic_write(options.out / "heads.md") as partial:
         partial.write_text(table.markdown(), encoding="utf-8")
 
 
