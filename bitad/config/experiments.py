@@ -23,7 +23,8 @@ class Experiment:
         starts_from: the pre-trained backbone, or the averaged weights (EMA) of two finished baselines.
         adds: a module behind every adapter of the frozen networks, which alone trains: a second adapter, or one that
             also sees the other network's features.
-        fusion: how the two predictions, on one clock, become one in training and in testing.
+        fusion: how the two predictions, on one clock, become one in training and in testing: a row of
+            :data:`bitad.models.build.FUSIONS`.
         agreement: the loss has a term that draws the two aligned predictions together.
     """
 
@@ -32,7 +33,7 @@ class Experiment:
     networks: Literal[1, 2] = 2
     starts_from: Literal["backbone", "baselines"] = "baselines"
     adds: Literal["adapter", "cross-adapter"] | None = None
-    fusion: Literal["columns", "convolution", "mean"] | None = None
+    fusion: str | None = None
     agreement: bool = False
 
     @property

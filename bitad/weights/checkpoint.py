@@ -52,6 +52,9 @@ _PRETRAINED = "model.backbone.weights"
 OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
+    "model.pyramid.init_std",
+    "model.pyramid.input_noise",
+    "model.head.iou_weight_power",
     _PRETRAINED,
     "model.backbone.random",
     "model.backbone.drop_path",
