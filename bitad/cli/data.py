@@ -29,7 +29,7 @@ from bitad.config.names import (
     MissingPolicy,
     OutsidePolicy,
 )
-from bitad.data.formats.annotations import FORMS
+from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def add_annotations(commands: Commands) -> None:
         *_CONVERT_EXAMPLES,
     )
     actions = p.add_subparsers(dest="action", required=True, metavar="check|convert")
-    width = max(map(len, FORMS))
-    formats = "\n".join(f"  {name:{width}}  {form.says}" for name, form in FORMS.items())
+    width = max(map(len, FORMATS))
+    formats = "\n".join(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())
     for name, add, summary, examples in (
         ("check", _add_check, "List every defect, by video.", _CHECK_EXAMPLES),
         ("convert", _add_convert, "Write ground truth in another format, and list the changes.", _CONVERT_EXAMPLES),
@@ -76,7 +76,7 @@ def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--from",
         dest="form",
-        choices=tuple(FORMS),
+        choices=tuple(FORMATS),
         metavar="FORMAT",
         help="see below (default: auto-detected)",
     )
@@ -140,7 +140,7 @@ def _check(arguments: argparse.Namespace) -> int:
             arguments.src,
             arguments.videos,
             reversed_dir=arguments.reversed_videos,
-            form=arguments.form,
+            format=arguments.form,
             video_info=arguments.video_info,
             classes=arguments.classes,
             on_progress=on_progress,
@@ -163,7 +163,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from bitad.data.convert import Policy, class_list, convert_annotations, write_both_directions, write_classes
+    from bitad.data.classes import class_list, write_classes
+    from bitad.data.convert import Policy, convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import progress_callback
@@ -184,7 +185,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
-            form=arguments.form,
+            format=arguments.form,
             classes=arguments.classes,
             videos=_videos(arguments),
             video_info=arguments.video_info,
@@ -200,7 +201,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.both_directions:
         written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
     else:
-        write_annotations(converted.annotations, arguments.dst, form=arguments.to)
+        write_annotations(converted.annotations, arguments.dst, format=arguments.to)
         written = (arguments.dst,)
     if arguments.class_list is not None:
         write_classes(converted.annotations.classes, arguments.class_list)

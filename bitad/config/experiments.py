@@ -30,7 +30,7 @@ class Experiment:
     networks: Literal[1, 2] = 2
     starts_from: Literal["backbone", "baselines"] = "baselines"
     adds: Literal["adapter", "cross-adapter"] | None = None
-    fusion: Literal["columns", "convolution", "mean"] | None = None
+    fusion: str | None = None
     agreement: bool = False
 
     @property

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from bitad.config.names import RENAMED_KEYS
 from bitad.config.rules import broken_rules
-from bitad.config.schema import FIELDS_ALONE, KINDS, Config, Section, TrainingConfig
+from bitad.config.schema import FIELDS_ALONE, KINDS, Config, Section, TrainingConfig, tag_of
 from bitad.runtime.log import log_once
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ def _describe(fault: ErrorDetails) -> str:
     path, message = ".".join(map(str, location)), str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
-            return f"{path}: unknown key{_suggestion(sections[-1], path)}"
+            return f"{path}: unknown key{_suggestion(sections[-1], path, dotted='.' in str(location[-1]))}"
         case "missing":
             return f"{path}: missing"
         case "model_type":
@@ -384,10 +384,18 @@ def _describe(fault: ErrorDetails) -> str:
 def _sections_along(location: Sequence[int | str]) -> tuple[list[type[Section]], list[int | str]]:
     """The sections along a fault's location, and the location without the names of types in it."""
     sections: list[type[Section]] = [Config]
-    path = [part for part in location if part not in KINDS]
-    for part in path:
+    path: list[int | str] = []
+    found: list[type[Section]] = []
+    for part in location:
+        if part in KINDS:
+            continue
+        if of_type := [section for section in found if tag_of(section) == part]:
+            sections[-1:] = of_type
+            continue
+        path.append(part)
         field = sections[-1].model_fields.get(str(part))
-        sections += [] if field is None else _sections_in(field.annotation)[:1]
+        found = [] if field is None else _sections_in(field.annotation)
+        sections += found[:1]
     return sections, path
 
 
@@ -397,12 +405,14 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
     return [section for one in get_args(annotation) for section in _sections_in(one)]
 
 
-def _suggestion(section: type[Section], path: str) -> str:
+def _suggestion(section: type[Section], path: str, *, dotted: bool) -> str:
     """The keys that an unknown one may stand for: a similar one in its section, else the same name elsewhere."""
     within, dot, key = path.rpartition(".")
-    paths = list(_all_paths(Config))
+    paths = list(dict.fromkeys(_all_paths(Config)))  # sections of several types share keys
     if path in paths:
-        return "; in a file, write each part of its path as a key of its own"
+        if dotted:
+            return "; in a file, write each part of its path as a key of its own"
+        return f"; only another {within}.type has it"
     near = [f"{within}{dot}{one}" for one in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.7)]
     near = near or [one for one in paths if one.rpartition(".")[2] == key]
     near = near or difflib.get_close_matches(path, paths, n=1, cutoff=0.7)

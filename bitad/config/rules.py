@@ -242,12 +242,14 @@ def _adapters(config: Config) -> Iterator[str]:
 @_rule
 def _heads_of_the_pyramid(config: Config) -> Iterator[str]:
     model = config.model
-    if model.channels % model.heads:
+    if model.pyramid.type == "transformer" and model.channels % model.heads:
         yield f"model.channels: {model.channels} channels are not a multiple of {model.heads} heads (model.heads)"
 
 
 @_rule
 def _attention_windows(config: Config) -> Iterator[str]:
+    if config.model.pyramid.type != "transformer":
+        return
     given = config.model.attention_window
     for window in given if isinstance(given, tuple) else (given,):
         if window == 1:
@@ -259,6 +261,21 @@ def _attention_windows(config: Config) -> Iterator[str]:
             yield f"model.attention_window: attention_window {window} must be odd to have a centre; use {window + 1}"
     if isinstance(given, tuple) and len(given) != config.model.levels:
         yield f"model.attention_window: {len(given)} attention windows for {config.model.levels} levels; give one each"
+
+
+@_rule
+def _sgp_pyramid(config: Config) -> Iterator[str]:
+    pyramid, channels, levels = config.model.pyramid, config.model.channels, config.model.levels
+    if pyramid.type != "sgp":
+        return
+    if channels % pyramid.groups:
+        more = -(-channels // pyramid.groups) * pyramid.groups
+        yield (
+            f"model.channels: {channels} channels are not a multiple of the {pyramid.groups} groups of "
+            f"model.pyramid.type=sgp; use {more}"
+        )
+    if isinstance(pyramid.window, tuple) and len(pyramid.window) != levels:
+        yield f"model.pyramid.window: {len(pyramid.window)} windows for {levels} levels; give one each"
 
 
 @_rule

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -246,6 +246,7 @@ Size = Annotated[
 class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
+    type: Literal["videomae"] = "videomae"
     size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
     weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
     random: bool = False  # allow random frozen weights where `weights` is none; they never train
@@ -265,16 +266,107 @@ class BackboneConfig(Section):
         return SIZES[self.size] if isinstance(self.size, str) else VitSize(**self.size.model_dump())
 
 
+def _one_or_each(value: object) -> str:
+    return EACH if isinstance(value, list | tuple) else ONE
+
+
 AttentionWindow = Annotated[
-    Annotated[Count, Tag(ONE)] | Annotated[tuple[Count | None, ...], Tag(EACH)],
-    Discriminator(lambda value: EACH if isinstance(value, list | tuple) else ONE),
+    Annotated[Count, Tag(ONE)] | Annotated[tuple[Count | None, ...], Tag(EACH)], Discriminator(_one_or_each)
+]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"{size} must be odd, so that it has a centre; use {size + 1}")
+    return size
+
+
+OddCount = Annotated[Count, AfterValidator(_odd)]
+
+
+class TransformerPyramidConfig(Section):
+    """ActionFormer's pyramid. Its keys are those of :class:`ModelConfig`."""
+
+    type: Literal["transformer"] = "transformer"
+
+
+class SgpPyramidConfig(Section):
+    """TriDet's pyramid."""
+
+    groups: ClassVar[int] = 16  # of its group norms
+    type: Literal["sgp"] = "sgp"
+    window: Annotated[
+        Annotated[OddCount, Tag(ONE)] | Annotated[tuple[OddCount, ...], Tag(EACH)], Discriminator(_one_or_each)
+    ] = Field(default=1, description="positions that the narrow convolutions see, odd, of all levels or of each")
+    k: Annotated[Positive, Field(le=1000)] = Field(
+        default=5.0, description="the wide convolutions see k (window + 1) positions, and one more if that is even"
+    )
+    mlp_channels: Count | None = Field(default=None, description="none: one and a half times model.channels")
+    init_std: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.1, description="of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train"
+    )
+    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = Field(
+        default=0.0, description="standard deviation of noise that training adds to the features"
+    )
+
+
+class ActionFormerHeadConfig(Section):
+    """ActionFormer's head. Its keys are those of :class:`ModelConfig`."""
+
+    iou_weight_power: ClassVar[float] = 0.0
+    type: Literal["actionformer"] = "actionformer"
+
+
+class TridentHeadConfig(Section):
+    """TriDet's head."""
+
+    type: Literal["trident"] = "trident"
+    bins: Annotated[Count, Field(le=10_000)] = Field(
+        default=16, description="the largest distance from a point to an action's start or end, in strides of the level"
+    )
+    iou_weight_power: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.2, description="a class's loss is weighted by the tIoU of its segment to this power"
+    )
+
+
+def tag_of(section: type[Section]) -> str:
+    """What stands for the type of a section in the location of a fault."""
+    return f"<{section.model_fields['type'].default}>" if "type" in section.model_fields else ""
+
+
+def _by_type(*sections: type[Section]) -> Discriminator:
+    """Tells sections of several types apart by the key ``type``; without it, the type is that of the first."""
+    types = [section.model_fields["type"].default for section in sections]
+
+    def tag(value: Any) -> str:
+        found = value.get("type", types[0]) if isinstance(value, dict) else getattr(value, "type", types[0])
+        return f"<{found}>"
+
+    return Discriminator(
+        tag, custom_error_type="unknown_type", custom_error_message=f"unknown type; one of {', '.join(types)}"
+    )
+
+
+PyramidConfig = Annotated[
+    Annotated[TransformerPyramidConfig, Tag("<transformer>")] | Annotated[SgpPyramidConfig, Tag("<sgp>")],
+    _by_type(TransformerPyramidConfig, SgpPyramidConfig),
+]
+HeadConfig = Annotated[
+    Annotated[ActionFormerHeadConfig, Tag("<actionformer>")] | Annotated[TridentHeadConfig, Tag("<trident>")],
+    _by_type(ActionFormerHeadConfig, TridentHeadConfig),
 ]
 
 
 class ModelConfig(Section):
-    """The detector: backbone (none for features), ActionFormer's pyramid and head."""
+    """The detector: backbone (none for features), pyramid and head.
+
+    The keys of ``pyramid`` and ``head`` are those that only their type has. Of the others, ``heads``,
+    ``attention_window`` and ``dropout`` are of transformers.
+    """
 
     backbone: BackboneConfig | None = None
+    pyramid: PyramidConfig = TransformerPyramidConfig()
+    head: HeadConfig = ActionFormerHeadConfig()
     channels: Count = 512
     levels: Annotated[int, Field(ge=1, le=30)] = 6
     embed_convolutions: Annotated[Layers, Field(ge=1)] = 2

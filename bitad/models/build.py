@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitad.config.names import Checkpointing, Precision
+from bitad.config.names import Checkpointing, FusionInit, Precision
 from bitad.config.schema import BackboneConfig, Config
 from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
-from bitad.models.heads import DetectionHead
+from bitad.models.heads import DetectionHead, Head
 from bitad.models.network import Detector, Network, Pair, Side
-from bitad.models.pyramid import FeaturePyramid
+from bitad.models.pyramid import FeaturePyramid, Pyramid
+from bitad.models.sgp import SgpPyramid
+from bitad.models.trident import TridentHead
 from bitad.models.vit import VisionTransformer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,52 +77,23 @@ def _side(config: Config, num_classes: int) -> Side:
 
 
 def _fusion(config: Config, network: Detector) -> Fusion | None:
+    if config.design.fusion is None:
+        return None
     points = sum(config.window.steps // stride for stride in network.pyramid.strides)  # N
-    match config.design.fusion:
-        case "columns":
-            return ColumnFusion(points, init=config.pair.fusion_init)
-        case "convolution":
-            return ConvolutionFusion(points, init=config.pair.fusion_init)
-        case "mean":
-            return MeanFusion(points, init=config.pair.fusion_init)
-        case None:
-            return None
+    return FUSIONS[config.design.fusion](points, init=config.pair.fusion_init)
 
 
 def _detector(config: Config, num_classes: int) -> Detector:
     model = config.model
-    backbone = None if model.backbone is None else _backbone(model.backbone, config)
+    backbone = None if model.backbone is None else BACKBONES[model.backbone.type](model.backbone, config)
     in_channels = config.data.feature_channels if backbone is None else backbone.vit.dim
     assert in_channels is not None  # the configuration has seen to it
-    pyramid = FeaturePyramid(
-        in_channels,
-        model.channels,
-        levels=model.levels,
-        embed_convs=model.embed_convolutions,
-        max_length=config.window.steps,
-        stem_blocks=model.stem_blocks,
-        heads=model.heads,
-        window=model.attention_window,
-        position_embedding=model.position_embedding,
-        input_dropout=model.input_dropout,
-        dropout=model.dropout,
-        drop_path=model.drop_path,
-        layer_scale=model.layer_scale,
-        level_norms=model.level_norms,
-        padding=model.padding,
-    )
-    head = DetectionHead(
-        model.channels,
-        num_classes,
-        strides=pyramid.strides,
-        ranges=model.ranges,
-        convs=model.head_convolutions,
-        prior_probability=model.prior_probability,
-    )
+    pyramid = PYRAMIDS[model.pyramid.type](model.pyramid, config, in_channels)
+    head = HEADS[model.head.type](model.head, config, num_classes, pyramid.strides)
     return Detector(backbone=backbone, pyramid=pyramid, head=head)
 
 
-def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
+def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
     size = model.vit
 
     def adapters() -> list[TemporalAdapter | None]:
@@ -143,6 +117,24 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
     if model.compile:
         _compile_blocks(vit)
     return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
+
+
+class _FusionBuilder(Protocol):
+    def __call__(self, points: int, *, init: FusionInit) -> Fusion: ...
+
+
+# By their names in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
+# experiment): what builds them. A builder's first argument is its own section of the configuration.
+BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {"videomae": _videomae}
+PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {
+    "transformer": FeaturePyramid.from_config,
+    "sgp": SgpPyramid.from_config,
+}
+HEADS: dict[str, Callable[[Any, Config, int, Sequence[int]], Head]] = {
+    "actionformer": DetectionHead.from_config,
+    "trident": TridentHead.from_config,
+}
+FUSIONS: dict[str, _FusionBuilder] = {"columns": ColumnFusion, "convolution": ConvolutionFusion, "mean": MeanFusion}
 
 
 def _compile_blocks(vit: VisionTransformer) -> None:

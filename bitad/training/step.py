@@ -63,6 +63,7 @@ class Learner:
         rates: learning rates.
         steps_per_epoch: of the schedule.
         num_classes: K.
+        iou_weight_power: of the loss.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class Learner:
         rates: LearningRates,
         steps_per_epoch: int,
         num_classes: int,
+        iou_weight_power: float = 0.0,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
         self.config, self.num_classes = config, num_classes
         self.loss = DetectionLoss(
             label_smoothing=config.label_smoothing,
             regression_weight=config.regression_weight,
+            iou_weight_power=iou_weight_power,
             initial_normaliser=config.loss_normaliser,
             processes=ranks.world,
             total=ranks.total,
@@ -207,6 +210,7 @@ class TrainStep:
                 rates=self.rates,
                 steps_per_epoch=steps_per_epoch,
                 num_classes=num_classes,
+                iou_weight_power=config.model.head.iou_weight_power,
             )
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]
