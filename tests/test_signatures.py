@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitad.cli import main
-from bitad.data.annotations import read_classes
+from bitad.data.classes import read_classes
 from bitad.data.feature_files import FeatureStore
 from bitad.runtime.files import read_json
 from bitad.weights.files import read_weights

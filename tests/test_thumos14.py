@@ -15,7 +15,7 @@ from builders import FPS, numbered_picture
 from bitad.cli import main
 from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config, presets
-from bitad.data.annotations import read_classes
+from bitad.data.classes import read_classes
 from bitad.data.formats.database import read_annotations
 from bitad.video.writer import write_video
 
@@ -146,5 +146,5 @@ def test_every_preset_takes_every_experiment_that_it_can(preset: str, experiment
             load_config(preset, [f"experiment={experiment}", *init])
         return
     config = load_config(preset, [f"experiment={experiment}", *init])
-    assert config.plan is what
+    assert config.design is what
     assert config.model.padding == "reference"

@@ -63,6 +63,7 @@ class Learner:
         rates: learning rates.
         steps_per_epoch: of the schedule.
         num_classes: K.
+        iou_weight_power: of the loss.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class Learner:
         rates: LearningRates,
         steps_per_epoch: int,
         num_classes: int,
+        iou_weight_power: float = 0.0,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
         self.config, self.num_classes = config, num_classes
         self.loss = DetectionLoss(
             label_smoothing=config.label_smoothing,
             regression_weight=config.regression_weight,
+            iou_weight_power=iou_weight_power,
             initial_normaliser=config.loss_normaliser,
             processes=ranks.world,
             total=ranks.total,
@@ -207,6 +210,7 @@ class TrainStep:
                 rates=self.rates,
                 steps_per_epoch=steps_per_epoch,
                 num_classes=num_classes,
+                iou_weight_power=config.model.head.iou_weight_power,
             )
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]
@@ -216,7 +220,7 @@ class TrainStep:
 
     def _wrapped(self) -> list[nn.Module]:
         """The models, wrapped for training by several processes."""
-        parts = [self.network] if self.config.plan.joint else list(self.network.detectors)
+        parts = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(part) for part in parts]
         # Inner modules first.
@@ -245,7 +249,7 @@ class TrainStep:
                     agreements.append(agreement.detach())
                 del losses, agreement  # and the graph they hold
                 if number == len(batches):
-                    norms |= self._descend(self.learners if self.config.plan.joint else [self.learners[turn]])
+                    norms |= self._descend(self.learners if self.config.design.joint else [self.learners[turn]])
         summed = {
             name: Losses(*(torch.stack(loss).sum() for loss in zip(*of, strict=True))) for name, of in parts.items()
         }
@@ -263,7 +267,7 @@ class TrainStep:
             views: a batch in each detector's view, on the device.
             normalisers: of each learner, see :class:`DetectionLoss`.
         """
-        own = slice(None) if self.config.plan.joint else slice(turn, turn + 1)
+        own = slice(None) if self.config.design.joint else slice(turn, turn + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
             output = self.models[turn]([self.pictures(view) for view in views], views[0].mask)
@@ -274,7 +278,7 @@ class TrainStep:
             )
         ]
         losses = {learner.name: result.losses for learner, result in zip(learners, results, strict=True)}
-        if not self.config.plan.agreement:
+        if not self.config.design.agreement:
             return losses, None
         apart = [
             learner.loss.agreement(mine, other, result.targets)

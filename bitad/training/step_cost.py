@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bitad.config.names import Checkpointing, Precision
+from bitad.config.names import Checkpointing, PlanDevice, Precision
 from bitad.config.schema import Config
 from bitad.data.samples import Batch
 from bitad.models.build import Network, build_network, checkpointing_of
@@ -129,7 +129,6 @@ def _tensors(known: Iterable[Tensor | nn.Module]) -> Iterator[Tensor]:
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # What autocast computes in; weights, gradients and averages have single precision all the same.
 PRECISIONS: list[Precision] = ["fp32", "bf16"]
-Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class StepCost:
 
 
 def step_cost(
-    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: Device
+    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
 ) -> StepCost:
     """What a training step costs under a policy and in a precision, by taking it on tensors without content.
 

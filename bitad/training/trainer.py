@@ -129,7 +129,7 @@ class Trainer:
             self._restore(saved)
 
     def _load_first_weights(self) -> None:
-        if self.config.plan.starts_from == "backbone":
+        if self.config.design.starts_from == "backbone":
             load_pretrained(self.network, self.config)
         else:
             load_initial(self.network, self.config, self.annotations.classes)
@@ -287,7 +287,7 @@ class Trainer:
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
-        log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
+        log.info("experiment %s: %s", self.config.experiment, self.config.design.summary)
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, of which %d train", total, trainable)
         log.info("%s", self.train_step.rates)

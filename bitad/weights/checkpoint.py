@@ -18,13 +18,13 @@ from torch import Tensor
 
 from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
-from bitad.data.annotations import ANY_CLASS, read_classes
-from bitad.data.detections import named
+from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
-from bitad.data.fingerprints import Fingerprints, is_sound
+from bitad.data.fingerprints import Fingerprints, is_valid
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import atomic_write, check_not_inputs
+from bitad.runtime.log import shortlist
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
 from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
@@ -52,6 +52,9 @@ _PRETRAINED = "model.backbone.weights"
 OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
+    "model.pyramid.init_std",
+    "model.pyramid.input_noise",
+    "model.head.iou_weight_power",
     _PRETRAINED,
     "model.backbone.random",
     "model.backbone.drop_path",
@@ -114,7 +117,7 @@ class Checkpoint:
         network, model = build_network(self.config, len(self.classes)), self.whole().model
         load_weights(network, model, source=self.source, may_lack=without_adapters(model))
         if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
+            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; take another checkpoint")
         return network.eval()
 
     def whole(self, config: Config | None = None) -> Checkpoint:
@@ -185,7 +188,7 @@ class Checkpoint:
                 f"{self.pretrained.file}, of content {self.pretrained.sha256[:12]}"
             )
         trained, wanted = self.config.window.steps, config.window.steps
-        if config.plan.fusion and trained != wanted:
+        if config.design.fusion and trained != wanted:
             raise ValueError(
                 f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
                 f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
@@ -283,7 +286,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
             f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which has no configuration "
             "inside; name one with --config, such as that of the preset it was trained like"
         )
-    if config.plan.networks != 1:
+    if config.design.networks != 1:
         raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
     return Checkpoint(
         config=config,
@@ -330,7 +333,7 @@ def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
         "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
         "evaluation": lambda value: isinstance(value, dict | None),
         "training": lambda value: isinstance(value, dict | None),
-        "data": lambda value: value is None or is_sound(value),
+        "data": lambda value: value is None or is_valid(value),
     }
     faults = [key for key, holds in sound.items() if not holds(content.get(key))]
     if faults:

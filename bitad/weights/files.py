@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitad.data.detections import named
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
+from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import instead_of_names
 
@@ -55,7 +55,7 @@ def file_in(folder: Path) -> Path:
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {named(found)}")
+        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {shortlist(found)}")
     if not found:
         raise FileNotFoundError(
             f"run {folder} has no checkpoint (best.pt or last.pt) yet, and no other file of weights is in it; train it "
@@ -145,7 +145,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             ) from None
         if needs := _needs(path, error):
             raise ValueError(
-                f"{path} needs {named(needs)}, and weights are read without running anything; where you trust it "
+                f"{path} needs {shortlist(needs)}, and weights are read without running anything; where you trust it "
                 "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None

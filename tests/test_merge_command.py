@@ -104,7 +104,7 @@ def test_files_of_one_data_set_are_merged_without_a_word(tmp_path: Path, capsys:
 
 def test_one_file_is_nothing_to_merge(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", files[0], "--out", str(tmp_path / "m.json")]) == 1
-    assert "one file is nothing to merge" in capsys.readouterr().err
+    assert "merging needs at least two" in capsys.readouterr().err
 
 
 def test_the_scale_of_the_third_file_is_looked_at_too(
@@ -141,7 +141,7 @@ def test_what_files_say_of_durations_is_told_by_file(tmp_path: Path, capsys: pyt
     assert f"10 s in {one}" in said
     assert f"12 s in {other}" in said
     assert main(["merge", one, one, unknown, *out]) == 1
-    assert f"{unknown}: the duration of a is not known" in capsys.readouterr().err
+    assert f"{unknown}: the duration of a is unknown" in capsys.readouterr().err
     assert main(["merge", one, unknown, "--reverse-b", *out]) == 1
     assert f"{unknown} has none" in capsys.readouterr().err
     assert main(["merge", one, unknown, "--reverse-b", "--annotations", str(empty), *out]) == 1
