@@ -187,7 +187,7 @@ class _Stage:
             grid: how the tokens of a clip lie.
         """
         if len(clips):
-            clips = self.block.over_pieces(clips)
+            clips = self.block.run_chunks(clips)
         if not self.adapters:
             return clips
         reach = -(-self.reach // grid.time)  # in clips

@@ -192,13 +192,13 @@ def test_where_half_precision_overflows_the_step_is_left_out_and_the_next_scaled
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.network.train()
     batch = next(iter(trainer.loader))
-    step = trainer._step([batch])
+    step = trainer._take_step([batch])
     assert step.fault is None
     assert trainer.train_step.scaler.get_scale() == 2.0**39
     for name, tensor in trainer.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     for _ in range(40):
-        step = trainer._step([batch])
+        step = trainer._take_step([batch])
     assert all(torch.isfinite(torch.tensor(norm)) for norm in step.norms.values())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
 

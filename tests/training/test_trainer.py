@@ -26,9 +26,8 @@ from bitad.inference.detect import detect
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import environment
 from bitad.runtime.log import set_up_logging
-from bitad.training.sampler import EpochSampler
 from bitad.training.step import total
-from bitad.training.trainer import Trainer
+from bitad.training.trainer import EpochSampler, Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
@@ -119,14 +118,14 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     dying = Trainer(config, ALONE)
-    train_step = dying._step
+    train_step = dying._take_step
 
     def until_step_11(*arguments: Any) -> Any:
         if dying.step == 11:  # of 4 an epoch; step 10 is recorded
             raise KeyboardInterrupt
         return train_step(*arguments)
 
-    monkeypatch.setattr(dying, "_step", until_step_11)
+    monkeypatch.setattr(dying, "_take_step", until_step_11)
     with pytest.raises(KeyboardInterrupt):
         dying.run()
     assert records(config.run_directory)[-1]["step"] == 10
@@ -367,7 +366,7 @@ def test_a_run_leaves_its_configuration_environment_and_log(
     for said in (
         "learning rate 0.004, of adapters 0.004, of fusions 0.002 over their fan-in, for an effective batch of 4",
         "experiment baseline: one network, one playing direction",
-        "4 training videos, 4 windows and 1 steps an epoch; 3 test videos",
+        "4 training videos, 4 windows and 1 steps per epoch; 3 test videos",
         "average mAP",
     ):
         assert said in log
