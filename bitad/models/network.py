@@ -193,7 +193,7 @@ class Pair(Network):
         own = self._own(views, mask)
         if self.align is None:
             return Output(own, own)
-        other = (self._aligned(own[1]), self._aligned(own[0]))
+        other = tuple(aligned(one, how=self.align) if self.mirrored else one for one in reversed(own))
         fused = tuple(
             mine if side.fusion is None else side.fusion(mine, theirs)
             for side, mine, theirs in zip(self.sides, own, other, strict=True)
@@ -218,8 +218,3 @@ class Pair(Network):
         return tuple(
             detector.predict_features(mine, mask) for detector, mine in zip(self.detectors, features, strict=True)
         )
-
-    def _aligned(self, prediction: Prediction) -> Prediction:
-        """A detector's prediction on the other detector's clock."""
-        assert self.align is not None
-        return aligned(prediction, how=self.align) if self.mirrored else prediction

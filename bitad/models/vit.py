@@ -201,8 +201,8 @@ class VisionTransformer(nn.Module):
         drop_path: rate of the last block; rises linearly from 0 at the first.
         adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
         bi_adapters: the same, each after the block's adapter.
-        checkpointing: which activations are kept for the backward pass, which recomputes the others: all ("none"), the
-            blocks' inputs ("blocks"), or the outputs of attention too ("selective").
+        checkpointing: the activations to keep for the backward pass, which recomputes the others: all ("none"), the
+            blocks' inputs ("blocks"), or also the outputs of attention ("selective").
     """
 
     def __init__(
@@ -234,16 +234,10 @@ class VisionTransformer(nn.Module):
         positions = clip_frames // tubelet * self.table_size**2
         self.register_buffer("pos_embed", sinusoid_table(positions, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        columns = zip(rates, adapters or [None] * depth, bi_adapters or [None] * depth, strict=True)
         blocks = [
-            Block(
-                dim,
-                heads,
-                mlp_dim,
-                drop_path=rate,
-                adapter=adapters[i] if adapters is not None else None,
-                bi_adapter=bi_adapters[i] if bi_adapters is not None else None,
-            )
-            for i, rate in enumerate(rates)
+            Block(dim, heads, mlp_dim, drop_path=rate, adapter=adapter, bi_adapter=bi_adapter)
+            for rate, adapter, bi_adapter in columns
         ]
         for block in blocks:
             block.initialise()
