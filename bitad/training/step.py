@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bitad.config.schema import Config, TrainingConfig
+from bitad.config.schema import Config
 from bitad.data.dataset import Batch
 from bitad.data.transforms import recolour
 from bitad.models.adapters import Bottleneck
@@ -66,30 +66,30 @@ class Learner:
         name: str,
         prefix: str,
         module: nn.Module,
-        config: TrainingConfig,
+        config: Config,
         ranks: Ranks,
         *,
         num_classes: int,
         steps_per_epoch: int,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes = config.training, num_classes
         self.loss = DetectionLoss(
-            label_smoothing=config.label_smoothing,
-            regression_weight=config.regression_weight,
-            initial_normaliser=config.loss_normaliser,
+            label_smoothing=self.config.label_smoothing,
+            regression_weight=self.config.regression_weight,
+            initial_normaliser=self.config.loss_normaliser,
             processes=ranks.world,
             total=ranks.total,
         ).to(ranks.device)
-        self.rates = LearningRates.of(config, ranks.world)
-        self.optimizer = build_optimizer(module, self.rates, weight_decay=config.weight_decay)
+        self.rates = LearningRates.of(self.config, ranks.world)
+        self.optimizer = build_optimizer(module, self.rates, weight_decay=self.config.weight_decay)
         self.schedule = build_schedule(
             self.optimizer,
-            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-            total_steps=(config.schedule_epochs or config.epochs) * steps_per_epoch,
+            warmup_steps=round(self.config.warmup_epochs * steps_per_epoch),
+            total_steps=(self.config.schedule_epochs or self.config.epochs) * steps_per_epoch,
         )
         self.initial_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self.ema = Ema(module, decay=config.ema_decay)
+        self.ema = Ema(module, decay=self.config.ema_decay)
 
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
         """The targets of windows in this learner's view, see :func:`assign`."""
@@ -163,9 +163,7 @@ class TrainStep:
         self.network, self.config, self.ranks, self.num_classes = network, config, ranks, num_classes
         self.models = self._wrap_models()
         self.learners = [
-            Learner(
-                name, prefix, module, config.training, ranks, num_classes=num_classes, steps_per_epoch=steps_per_epoch
-            )
+            Learner(name, prefix, module, config, ranks, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]
         # Scales losses in fp16, where small gradients would underflow; has no effect in other precisions.
