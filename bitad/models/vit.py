@@ -296,7 +296,7 @@ class VisionTransformer(nn.Module):
         return self.encode(*self.begin(clips, clips_per_window))
 
     def encode(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The blocks: what :meth:`begin` returns -> tokens ``[B * clips, t, h, w, C]``."""
+        """The blocks: the output of :meth:`begin` -> tokens ``[B * clips, t, h, w, C]``."""
         for previous, block in pairwise((None, *self.blocks, None)):
             x = run_checkpointed(self._step, x, grid, previous, block, checkpointing=self.checkpointing)
         return x.unflatten(1, (grid.time, grid.height, grid.width))

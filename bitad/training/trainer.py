@@ -232,11 +232,10 @@ class Trainer:
         if self.nonfinite_steps < self.config.training.max_nonfinite_steps:
             log.warning("%s; the step is skipped", fault)
             return step
-        saved = f"{self.checkpoints.last} is unchanged" if self.checkpoints.exists else "no checkpoint is saved yet"
-        raise ValueError(
-            f"{fault}; {saved}; check these videos and resume with --resume, or start another run with a lower "
-            "training.lr"
-        )
+        remedy = "no checkpoint is saved yet; check these videos and start again"
+        if self.checkpoints.exists:
+            remedy = f"{self.checkpoints.last} is unchanged; check these videos and resume with --resume"
+        raise ValueError(f"{fault}; {remedy}, or start another run with a lower training.lr")
 
     def _save_or_stop(self) -> None:
         """Saves a checkpoint within the epoch where one is due, and stops the run if any process was asked to.

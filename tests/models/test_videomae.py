@@ -183,7 +183,7 @@ def test_new_second_adapters_change_nothing() -> None:
 
 
 @torch.no_grad()
-def test_the_second_adapter_stands_right_behind_the_first() -> None:
+def test_the_second_adapter_follows_the_first() -> None:
     first, second, nothing = TemporalAdapter(DIM), TemporalAdapter(DIM), adapters()[1]
     plain, both = transformer(), transformer(adapters=[first, nothing], bi_adapters=[second, nothing])
     both.load_state_dict(plain.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"""A run learns, can be stopped and gone on with to the bit, and keeps its best."""
+"""A run learns, can be stopped and resumed to the bit, and keeps its best."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
     assert best == records(config.run_directory, kind="evaluation")[-1]["average_map"]
 
 
-# Going on.
+# Resuming.
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
     assert_same_run(whole, config.run_directory)
 
 
-def test_a_run_that_dies_in_its_first_epoch_is_begun_anew(
+def test_a_run_that_dies_in_its_first_epoch_starts_again(
     features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
@@ -167,7 +167,7 @@ def test_the_same_configuration_gives_the_same_run_and_another_seed_another(feat
     assert not torch.equal(a["head.classification.output.weight"], c["head.classification.output.weight"])
 
 
-def test_going_on_with_a_finished_run_changes_nothing(features: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(features: Path, tmp_path: Path) -> None:
     config = config_of(features, f"output={tmp_path}", "training.epochs=2")
     best = Trainer(config, ALONE).run()
     before = records(config.run_directory)
