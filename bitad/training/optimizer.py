@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, the learning rate schedule, and the moving average (EMA) of trainable parameters."""
+"""AdamW with parameter groups, the learning rate schedule, and the moving average (EMA) of weights."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class LearningRates:
 
 
 def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: float) -> AdamW:
-    """AdamW over trainable parameters (``requires_grad``), in groups: adapters, fusions, the rest; decayed and not.
+    """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
     Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
-    (as Yang et al. 2021, arXiv:2203.03466, do for hidden layers with Adam). Their inputs are nearly equal (a trained
-    head's logits are about -5 at most points), so a step of Adam, which changes each weight by the learning rate, would
-    change each output by about a thousand times that.
+    (as Yang et al. 2021, arXiv:2203.03466, do for hidden layers with Adam): their inputs are nearly equal (a trained
+    head's logits are about -5 at most points), so a step of Adam at the full rate would change each output by about a
+    thousand times the rate.
 
     Each group has its name under ``name``.
     """
@@ -93,7 +93,7 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
 
 
 def build_schedule(optimizer: AdamW, *, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Linear warm-up from 0, then half a cosine down to 0 at ``total_steps``; call ``step()`` once per step."""
+    """Linear warm-up from 0, then half a cosine down to 0 at ``total_steps``."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

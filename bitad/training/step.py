@@ -35,8 +35,7 @@ class StepOutput(NamedTuple):
         losses: by learner; detached.
         agreement: the weighted agreement loss of experiment 1x; None elsewhere.
         norms: of the gradients before clipping, by learner; not finite if the step was skipped.
-        fault: which gradients were not finite; None if all were, or if half precision overflowed, which only lowers
-            the loss scale.
+        fault: which gradients were not finite; None if all were, or if a lower loss scale of fp16 will help.
     """
 
     losses: dict[str, Losses]
@@ -51,7 +50,7 @@ class StepOutput(NamedTuple):
 
 
 class Learner:
-    """The loss, optimizer, schedule and moving average of a detector and the modules that an experiment adds to it.
+    """The loss, optimizer, schedule and moving average of a detector and the modules added to it.
 
     A pair has two learners. Only the loss of a joint experiment connects them.
 
@@ -141,7 +140,7 @@ class Learner:
         self.schedule.load_state_dict(state["schedule"])
 
     def resume_at(self, step: int) -> None:
-        """Continues at a step of this learner's schedule and rates, instead of those of a loaded state."""
+        """Continues at a step of this run's schedule and rates, not of the loaded ones."""
         self.schedule.base_lrs = [*self.initial_rates]
         self.schedule.last_epoch = step
         groups = zip(self.optimizer.param_groups, self.initial_rates, self.schedule.lr_lambdas, strict=True)
@@ -150,7 +149,7 @@ class Learner:
 
 
 class TrainStep:
-    """Takes training steps: forward and backward passes, and updates of weights, learning rates and averages.
+    """Takes training steps: forward and backward passes, and updates of weights and averages.
 
     Args:
         network: on the device of ``ranks``, with its initial weights.
@@ -166,12 +165,12 @@ class TrainStep:
             Learner(name, prefix, module, config, ranks, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]
-        # Scales losses in fp16, where small gradients would underflow; has no effect in other precisions.
+        # Scales losses in fp16, where small gradients would underflow.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.training.precision == "fp16")
         self.points = network.detectors[0].points(config.window.steps, ranks.device)
 
     def _wrap_models(self) -> list[nn.Module]:
-        """A model for each backward pass, wrapped for distributed training: the pair, or each detector."""
+        """The model of each backward pass (the pair, or each detector), wrapped for distributed training."""
         models = [self.network] if self.config.plan.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
@@ -182,8 +181,8 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:
         """One step of every learner, by the gradient of all windows of the batches (on any device).
 
-        Two detectors that share no graph take turns: the activations of the first are freed before the second's forward
-        pass, and each gradient is that of the sum of both losses.
+        Two detectors that share no graph take turns, so that only one has activations at a time. Each gradient is that
+        of the sum of both losses.
         """
         normalisers = self._normalisers(batches)
         losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
@@ -245,7 +244,7 @@ class TrainStep:
         return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
 
     def _normalisers(self, batches: Sequence[Batch]) -> list[Tensor | None]:
-        """The normaliser of each learner's losses, from the windows of all batches; None for a single batch."""
+        """The normaliser of each learner's losses, from all batches; None for a single batch."""
         if len(batches) == 1:
             return [None] * len(self.learners)
         labels = [one for batch in batches for one in batch.labels]
@@ -266,7 +265,7 @@ class TrainStep:
         for learner in learners:
             if are_finite:
                 learner.step()
-            learner.optimizer.zero_grad(set_to_none=True)  # another detector's activations need the memory
+            learner.optimizer.zero_grad(set_to_none=True)  # frees memory for the other detector
         return norms
 
     def _find_fault(self, step: StepOutput) -> str | None:
@@ -301,7 +300,7 @@ class TrainStep:
 
     @contextmanager
     def averaged_network(self) -> Iterator[Network]:
-        """The network with the averaged weights, in evaluation mode; a full copy if the weights are sharded."""
+        """The network with the averaged weights, in evaluation mode; a copy if weights are sharded."""
         if self.config.training.shard and self.ranks.world > 1:
             # Ranks test different numbers of windows, so they cannot gather weights together.
             with torch.random.fork_rng(devices=[]):  # the training's random numbers must not change
@@ -328,7 +327,7 @@ class TrainStep:
         self.scaler.load_state_dict(state["scaler"])
 
     def resume_at(self, step: int) -> None:
-        """Continues at a step of this run's schedules and rates, instead of those of a loaded state."""
+        """Continues at a step of this run's schedules and rates, not of the loaded ones."""
         for learner in self.learners:
             learner.resume_at(step)
 

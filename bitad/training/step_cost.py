@@ -1,7 +1,7 @@
-"""The cost of a training step, from a real step on fake tensors, which take no memory and hardly any time.
+"""The cost of a training step, from a real step on fake tensors, without memory and computation.
 
-Counts floating-point operations, and the bytes of all tensors that the step creates, keeps for the backward pass,
-recomputes and frees. The optimizer's work is not included.
+Counts floating-point operations, and the bytes of all tensors that the step creates and frees. The optimizer's work is
+not included.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _EQUIVALENT_KERNELS = {
 def fake_tensor_mode() -> FakeTensorMode:
     """A mode that creates fake tensors: they have a shape, a type and a device but no content.
 
-    A network treats them as CPU tensors: it chooses the same kernels and, under autocast, the same types, and autograd
-    keeps and frees the same tensors. (The ``meta`` device has neither autocast nor a CPU's choice of attention.)
+    PyTorch treats them as CPU tensors: same kernels, autocast types, and tensors kept for the backward pass. (The
+    ``meta`` device has neither autocast nor a CPU's choice of attention.)
     """
     # Small tensors that a network creates, such as the positions of points, stay real.
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class OpCounter(TorchDispatchMode):
-    """Within, counts floating-point operations, and the bytes of tensors that are created and not yet freed.
+    """Within, counts floating-point operations, and the bytes of tensors created and not yet freed.
 
-    Operations are those of :func:`count_flops`. Bytes are those of storages, however many tensors view one; the
-    workspace of kernels and the reserve of the allocator are not included.
+    Operations are those of :func:`count_flops`; bytes are those of storages, without the workspace of kernels and the
+    reserve of the allocator.
 
     Args:
         exclude: existing tensors, which do not count.
@@ -91,10 +91,9 @@ class OpCounter(TorchDispatchMode):
 
 
 def count_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object) -> int:
-    """Floating-point operations of a call in a dispatch mode: those of matrix products, convolutions and attention.
+    """Floating-point operations of a call in a dispatch mode: matrix products, convolutions and attention.
 
-    A multiplication and its addition are two, as for :class:`torch.utils.flop_counter.FlopCounterMode`, which does not
-    know the CPU's attention.
+    As :class:`torch.utils.flop_counter.FlopCounterMode` (a multiply-add is two), and with the CPU's attention.
     """
     kernel = _EQUIVALENT_KERNELS.get(func.overloadpacket, func.overloadpacket)
     return int(flop_registry[kernel](*args, **kwargs, out_val=out)) if kernel in flop_registry else 0
@@ -218,7 +217,7 @@ def network_on_meta(config: Config, classes: int) -> Network:
 
 
 def policies(config: Config) -> list[Checkpointing]:
-    """The policies that apply to a configuration, its own first; only a backbone has blocks to recompute."""
+    """The policies for a configuration, its own first; only a backbone has blocks to recompute."""
     if config.model.backbone is None:
         return ["none"]
     return sorted(POLICIES, key=lambda policy: policy != checkpointing_of(config))

@@ -52,20 +52,20 @@ class Trainer:
     Args:
         config: of the run.
         ranks: the processes of the run.
-        resume: resume from `last.pt` of the run directory; without it, an existing run is never overwritten.
-        allow_changed_data: resume although annotations, features or videos have changed, and log the changes.
+        resume: resume from the run's `last.pt`; without it, an existing run is never overwritten.
+        allow_changed_data: resume although the data have changed, and log the changes.
 
     Attributes:
         epoch: finished epochs.
         epoch_step: steps taken in the current epoch.
         step: steps taken in all epochs.
-        saved_step: ``step`` of the checkpoint that the run resumed from.
+        saved_step: the same of the checkpoint to resume from.
         nonfinite_steps: skipped in a row.
         best: the best average mAP so far.
-        is_untested: whether the evaluation of the last finished epoch is still to come.
+        is_untested: the last finished epoch has an evaluation to come.
 
     Raises:
-        ValueError, FileNotFoundError: data, weights or checkpoint do not fit; raised before training starts.
+        ValueError, FileNotFoundError: data, weights or checkpoint do not fit.
     """
 
     def __init__(self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False) -> None:
@@ -118,18 +118,18 @@ class Trainer:
             persistent_workers=training.workers > 0,
             worker_init_fn=ignore_signals,
             pin_memory=ranks.device.type == "cuda",
-            # Each iteration over a loader draws a seed for its workers, and a resumed run has more iterations.
+            # Each iteration draws a seed for the workers, and a resumed run has more iterations.
             generator=torch.Generator(),
         )
 
     def _set_up_network(self, saved: Checkpoint | None) -> None:
-        torch.manual_seed(self.config.seed)  # the same initial weights on every rank
+        torch.manual_seed(self.config.seed)  # the same weights on every rank
         self.network = build_network(self.config, len(self.annotations.classes))
         if saved is None:
             self._load_initial_weights()
         else:
             load_saved_weights(self.network, saved, self.annotations.classes)
-        torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # different dropout on every rank
+        torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
         self.network.to(self.ranks.device)
         self.network.share_frozen()
 
@@ -238,12 +238,11 @@ class Trainer:
         raise ValueError(f"{fault}; {remedy}, or start another run with a lower training.lr")
 
     def _save_or_stop(self) -> None:
-        """Saves a checkpoint within the epoch where one is due, and stops the run if any process was asked to.
+        """Saves a checkpoint if one is due, and stops the run if any process got a signal.
 
         Raises:
-            Stopped: the run stops.
+            Stopped: a process got a signal; all stop after the same step.
         """
-        # All processes stop after the same step, whichever of them got the signal.
         is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device)))
         every = self.config.training.checkpoint_steps
         if is_stopping or (every is not None and self.step % every == 0):
@@ -303,7 +302,7 @@ class Trainer:
         return evaluation
 
     def _checkpoint(self) -> Checkpoint:
-        """The current state: averaged weights to test with, and raw weights and the rest to resume from."""
+        """The current state: averaged weights to test with, and the rest to resume from."""
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
@@ -347,25 +346,23 @@ class Trainer:
             set_random_state(training["rng"][self.ranks.rank], self.ranks.device)
         elif self.ranks.is_main:
             log.warning(
-                "the run had %d processes and now has %d: it continues with the batches, learning rates and steps of "
-                "%d, and with new random numbers",
+                "the run had %d processes and now has %d; batches, learning rates, steps and random numbers change",
                 processes,
-                world,
                 world,
             )
         if processes != world or self.step != self.epoch * self.sampler.steps + self.epoch_step:
-            # The batches are others: those of another number of processes, or of changed data. If a step now begins
-            # within an earlier one, the windows they share are seen twice.
+            # Another number of processes, or changed data, gives other steps. If the next one begins within a
+            # finished one, their common windows are seen twice.
             self.epoch_step = min(self.epoch_step * processes // world, self.sampler.steps)
             self.step = self.epoch * self.sampler.steps + self.epoch_step
             self.train_step.resume_at(self.step)
 
 
 class EpochSampler(Sampler[list[int]]):
-    """This rank's batches of an epoch: one order for all ranks, drawn from (seed, epoch), dealt out in turn.
+    """This rank's batches of an epoch, in an order of windows that depends on (seed, epoch) alone.
 
-    A step takes the next windows in that order, whatever the number of processes and batches. Every rank gets the same
-    number of windows; those that fill no step are not seen in this epoch.
+    A step takes the next windows in that order, with any number of processes and batches. Windows that fill no step are
+    not seen in this epoch.
 
     Args:
         windows: of an epoch.
