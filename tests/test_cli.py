@@ -267,7 +267,7 @@ def test_devices_that_are_not_there_are_refused(
     failing: Callable[..., str], features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "use --device cpu" in failing("train", features, "name=never", "--device", "cuda")
+    assert "use the device cpu" in failing("train", features, "name=never", "--device", "cuda")
     for device in ("gpu", "meta", "mps"):
         assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

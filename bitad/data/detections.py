@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,32 @@ _BASIS, _DURATIONS, _CLASSES = "basis", "durations_s", "classes"
 _SAME_DURATION_S = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class VideoDetections:
+    """The detections of one video.
+
+    Args:
+        name: of the video.
+        segments: float64 ``[n, 2]``, start and end in seconds.
+        labels: n class names, an array of strings.
+        scores: float64 ``[n]``.
+        duration_s: of the video, in seconds; None if unknown.
+    """
+
+    name: str
+    segments: NDArray[np.float64]
+    labels: NDArray[np.str_]
+    scores: NDArray[np.float64]
+    duration_s: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        return f"VideoDetections({self.name!r}, {len(self)} detections)"
+
+
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Detections of several videos; row i of every column belongs to one detection.
 
@@ -309,6 +334,54 @@ class Detections:
                 "cannot be put together"
             )
         return replace(self, classes=tuple(classes), labels=_places(self.classes, classes)[self.labels])
+
+    # The names of the columns of `to_rows`.
+    COLUMNS: ClassVar[tuple[str, ...]] = ("video", "start_s", "end_s", "label", "score")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """By name, the videos that could not be read, and why."""
+        return dict(self.details.get("unread", {}))
+
+    def __repr__(self) -> str:
+        counts = [(len(self.videos), "videos"), (len(self), "detections"), (len(self.classes), "classes")]
+        counts += [(len(self.unread), "videos unread")] if self.unread else []
+        return f"Detections({', '.join(f'{count} {what}' for count, what in counts)})"
+
+    def __iter__(self) -> Iterator[VideoDetections]:
+        """Each video with its detections, in their order."""
+        order = np.argsort(self.video, kind="stable")
+        ends = np.cumsum(np.bincount(self.video, minlength=len(self.videos)))
+        return map(self._of_rows, self.videos, np.split(order, ends[:-1]))
+
+    def __getitem__(self, name: str) -> VideoDetections:
+        """One video's detections.
+
+        Raises:
+            KeyError: no such video.
+        """
+        if name not in self.videos:
+            raise KeyError(name)
+        return self._of_rows(name, np.flatnonzero(self.video == self.videos.index(name)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.videos
+
+    def _of_rows(self, name: str, rows: NDArray[np.int64]) -> VideoDetections:
+        labels = np.array(self.classes, np.str_)[self.labels[rows]]
+        return VideoDetections(name, self.segments[rows], labels, self.scores[rows], self.durations_s.get(name))
+
+    def to_rows(self) -> list[tuple[str, float, float, str, float]]:
+        """A tuple of ``COLUMNS`` for each detection, times in seconds."""
+        columns = (self.video.tolist(), self.segments.tolist(), self.labels.tolist(), self.scores.tolist())
+        return [
+            (self.videos[video], start, end, self.classes[label], score)
+            for video, (start, end), label, score in zip(*columns, strict=True)
+        ]
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes a file that :func:`read_detections` reads; with ``.gz`` at the end of its name, compressed."""
+        write_detections(self, path)
 
 
 def _places(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:

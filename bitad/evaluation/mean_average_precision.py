@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from bitad.config.names import MapRule
 from bitad.data.annotations import UNDECIDED, Annotations
 from bitad.data.detections import Detections, named
 from bitad.data.tiou import tiou_pairs
+from bitad.runtime.files import write_json
 
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3
@@ -281,9 +283,21 @@ class Evaluation:
         """The mean of mAP over the tIoU thresholds, 0 to 1."""
         return float(self.map_per_tiou.mean())
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, in JSON's types; average precisions are fractions."""
-        return {
+    @property
+    def per_class(self) -> dict[str, float]:
+        """By class, the mean of AP over the tIoU thresholds, 0 to 1."""
+        return dict(zip(self.classes, self.ap.mean(axis=1).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        per_tiou = ", ".join(f"{t:g}: {value:.4f}" for t, value in zip(self.tiou, self.map_per_tiou, strict=True))
+        return (
+            f"Evaluation(average_map={self.average_map:.4f}, map_per_tiou={{{per_tiou}}}, "
+            f"{len(self.classes)} classes, {self.videos} videos)"
+        )
+
+    def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
+        """Everything, in JSON's types; average precisions are fractions. With a path, also written there."""
+        content = {
             "rule": self.rule,
             "average_map": self.average_map,
             "tiou": list(self.tiou),
@@ -300,6 +314,9 @@ class Evaluation:
             "predictions_by_unknown_video": self.predictions_by_unknown_video,
             "predictions_by_unknown_class": self.predictions_by_unknown_class,
         }
+        if path is not None:
+            write_json(content, path)
+        return content
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,32 +218,41 @@ class Ranks:
             dist.barrier()
 
 
-@contextmanager
-def process_group(device: str | None = None) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
+def choose_device(device: str | None = None, number: int = 0) -> torch.device:
+    """The device to compute on.
 
     Args:
-        device: "cpu", "cuda" (each process takes the GPU of its own number) or "cuda:1"; None takes a GPU where there
-            is one.
+        device: "cpu", "cuda" (the GPU of this ``number``) or "cuda:1"; None takes a GPU where there is one.
 
     Raises:
         ValueError: there is no such device.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device("cuda", local) if device == "cuda" else torch.device(device)
+        chosen = torch.device("cuda", number) if device == "cuda" else torch.device(device)
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {device} was asked for, but PyTorch sees no GPU; use --device cpu")
+            raise ValueError(f"device {device} was asked for, but PyTorch sees no GPU; use the device cpu")
         if chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
             raise ValueError(f"device {chosen} was asked for, but PyTorch sees {count} GPUs; they count from cuda:0")
+    return chosen
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[Ranks]:
+    """Joins the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
+
+    Args:
+        device: as of :func:`choose_device`, which raises; with "cuda", each process takes the GPU of its own number.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
         yield Ranks(rank, world, chosen)

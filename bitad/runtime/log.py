@@ -120,6 +120,7 @@ def _escaped(character: str) -> str:
 
 
 log = logging.getLogger("bitad")
+log.addHandler(logging.NullHandler())  # a library prints nothing until its user configures logging
 
 LOG_FILE = "log.txt"  # of a run directory
 
@@ -183,6 +184,27 @@ def add_log_file(directory: Path) -> None:
             handler.flush()
             handler.close()
     log.handlers = [*(handler for handler in log.handlers if not isinstance(handler, MemoryHandler)), file]
+
+
+@contextmanager
+def log_file(directory: Path) -> Iterator[None]:
+    """Within, the log is also written to `log.txt` of a directory, and what other handlers get does not change."""
+    file = _prepared(_LogFile(directory / LOG_FILE, encoding="utf-8", delay=True))
+    level, shown = log.level, log.getEffectiveLevel()
+
+    def write(record: logging.LogRecord) -> bool:
+        if record.levelno >= file.level:
+            file.handle(record)
+        return record.levelno >= shown
+
+    log.addFilter(write)
+    log.setLevel(min(shown, logging.INFO))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeFilter(write)
+        file.close()
 
 
 def log_once(line: str, level: int = logging.INFO) -> None:

@@ -6,16 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, TypeVar
 
 from bitad.runtime.log import printable
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
+
+_is_shown: ContextVar[bool] = ContextVar("progress is shown", default=True)
+
+
+@contextmanager
+def progress_shown(show: bool) -> Iterator[None]:
+    """Within, this thread shows progress or, with ``show=False``, none."""
+    before = _is_shown.set(show)
+    try:
+        yield
+    finally:
+        _is_shown.reset(before)
 
 
 class Meter:
@@ -30,9 +43,14 @@ class Meter:
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
         self.what, self.total, self.done, self.note = printable(what), total, 0, ""
         self._began = self._said = time.monotonic()
+        show = show and _is_shown.get()
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if show and not self._lines:
+            # Not imported before it is needed, as rich draws random numbers when it is imported.
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             # No markup: brackets in the name of a file are brackets.
             description = TextColumn("{task.description}", markup=False)
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -22,8 +23,14 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Ranks
-from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
+from bitad.runtime.distributed import Ranks, process_group
+from bitad.runtime.environment import (
+    ENVIRONMENT,
+    environment,
+    log_repeated_frames,
+    log_skipped_windows,
+    set_up_process,
+)
 from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
@@ -33,6 +40,7 @@ from bitad.training.checkpoints import (
     check_data,
     load_initial,
     load_saved_weights,
+    lock_run,
     random_state,
     saved_run,
     set_random_state,
@@ -356,6 +364,34 @@ class Trainer:
             self.epoch_step = min(self.epoch_step * processes // world, self.sampler.steps)
             self.step = self.epoch * self.sampler.steps + self.epoch_step
             self.train_step.resume_at(self.step)
+
+
+@contextmanager
+def open_run(
+    config: Config, *, device: str | None = None, resume: bool = False, allow_changed_data: bool = False
+) -> Iterator[Trainer]:
+    """Within, these processes hold the run directory, and the yielded trainer is ready to run.
+
+    PyTorch's random numbers and number of threads are afterwards what they were before.
+
+    Args:
+        device: see :func:`~bitad.runtime.distributed.process_group`.
+        config, resume, allow_changed_data: see :class:`Trainer`. A run that torchrun restarts is resumed in any case.
+
+    Raises:
+        ValueError, FileNotFoundError: as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
+    """
+    threads = torch.get_num_threads()
+    set_up_process(config.threads)
+    try:
+        with (
+            process_group(device) as ranks,
+            lock_run(config, ranks, resume=resume) as resumes,
+            torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+        ):
+            yield Trainer(config, ranks, resume=resumes, allow_changed_data=allow_changed_data)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class EpochSampler(Sampler[list[int]]):

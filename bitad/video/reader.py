@@ -105,7 +105,7 @@ class VideoReader:
         self.path = Path(path)
         self.index = index_video(self.path) if index is None else index
         self.damaged, self.repeated = damaged, 0
-        self._scaler, self._reformatter = VideoReformatter(), VideoReformatter()
+        self._scaler = PictureScaler(self.index.rotation)
         self._stream = PictureStream(self.path, self.index, threads)
         self.info = VideoInfo.of(self.index, self._stream, frames=counted(self.index, damaged))
 
@@ -141,7 +141,7 @@ class VideoReader:
         wanted, first, place = np.unique(numbers, return_index=True, return_inverse=True)
         self._stream.want(wanted.tolist())
         for picture, at in zip(self._mended(wanted.tolist()), first.tolist(), strict=True):
-            pixels[at] = self._rgb(picture, height, width)
+            pixels[at] = self._scaler(picture, height, width)
         return pixels if len(wanted) == len(numbers) else pixels[first[place]]
 
     def read_windows(
@@ -256,13 +256,26 @@ class VideoReader:
         if size is not None and short_side is not None:
             raise ValueError(f"size {size} and short side {short_side} are both given; give one")
         if short_side is not None:
-            scale = Fraction(short_side, min(height, width))
-            size = max(1, round(height * scale)), max(1, round(width * scale))
+            return scaled_size(height, width, short_side)
         return size or (height, width)
 
-    def _rgb(self, picture: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
-        """One picture, scaled and upright: uint8 ``[H, W, 3]``, valid until the next one."""
-        quarters = self.index.rotation // 90
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The height and width of a picture whose shorter side is scaled to ``short_side``."""
+    scale = Fraction(short_side, min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class PictureScaler:
+    """Scales pictures and turns them upright, by multiples of 90 degrees of ``rotation``."""
+
+    def __init__(self, rotation: int = 0) -> None:
+        self.rotation = rotation
+        self._scaler, self._reformatter = VideoReformatter(), VideoReformatter()
+
+    def __call__(self, picture: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
+        """One picture as uint8 ``[H, W, 3]``, valid until the next one."""
+        quarters = self.rotation // 90
         if quarters % 2:  # it is turned after it has been scaled: there is less of it then
             height, width = width, height
         shrinks = height < picture.height or width < picture.width

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from builders import config_of, feature_data
-from processes import ranks
+from processes import Running, ranks
 from runs import assert_same_run, records
 
 from bitad.config.schema import Config
@@ -91,9 +91,9 @@ def test_processes_that_live_or_have_ended_well_are_left_alone() -> None:
 # Without torchrun.
 
 
-def two_processes(config: Path, *overrides: str) -> AbstractContextManager[list[subprocess.Popen[str]]]:
+def two_processes(config: Path, *overrides: str) -> AbstractContextManager[list[Running]]:
     """Two processes of one training."""
-    return ranks(2, ["-c", PROGRAM, "train", str(config), *overrides, "--device", "cpu"])
+    return ranks(2, "train", config, *overrides, "--device", "cpu", program=PROGRAM)
 
 
 def wait_for_step(config: Config, number: int, *, seconds: float = 120) -> None:
