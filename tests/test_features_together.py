@@ -129,7 +129,7 @@ def test_features_of_a_name_are_those_of_one_command_and_are_recorded_so(
     then(monkeypatch, command("b", "out"))
     both, said = features("a", "out"), capsys.readouterr().err
     assert both == features("b", "alone")
-    assert "v.npy: was replaced by another process meanwhile" in said
+    assert "v.npy: replaced by another process, whose features are kept" in said
     kept = (tmp_path / "out" / "v.npy").stat().st_mtime_ns
     assert features("b", "out") == both
     assert (tmp_path / "out" / "v.npy").stat().st_mtime_ns == kept

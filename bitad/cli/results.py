@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands
 from bitad.config.names import MapRule, MergeMethod
-from bitad.runtime.log import as_typed, echo
+from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
@@ -53,7 +53,7 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="measure when something happens, not what: all segments are of one class",
     )
-    p.add_argument("--subset", type=as_typed, required=True, help="of the ground truth, as written there")
+    p.add_argument("--subset", type=decode_argument, required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
     p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="(activitynet)")
     p.add_argument(
@@ -187,12 +187,12 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder
 
     with process_group(arguments.device) as ranks, lock_folder(arguments.out, ranks):
         check_page(arguments.out / "index.html")
-        with following("evaluating") as on_progress:
+        with progress_callback("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
         sensitive = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
         if not ranks.is_main:

@@ -25,7 +25,7 @@ from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
 from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
-from bitad.video.decoding import counted, require_whole
+from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.names import VideoFinder
@@ -184,18 +184,18 @@ class VideoFiles:
         """
         if path not in self._indices:
             index = self._index(path)
-            require_whole(path, index, self.damaged)
+            require_complete(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
 
     def frames(self, path: Path) -> int:
         """The number of frames of a file."""
-        return counted(self.index(path), self.damaged)
+        return frame_count(self.index(path), self.damaged)
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         index = self.index(self.find(video.name))
         self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
-        return self.sampling.grid(float(index.rate), counted(index, self.damaged))
+        return self.sampling.grid(float(index.rate), frame_count(index, self.damaged))
 
     def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
         """How the file's duration differs from the annotated one, if it does; ``base`` is the video's video_grid."""

@@ -37,7 +37,7 @@ from bitad.models.build import autocast
 from bitad.models.network import Network, Output
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
-from bitad.runtime.files import check_places, write_json
+from bitad.runtime.files import check_replaceable, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
 from bitad.timeline import Direction
@@ -365,7 +365,7 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
             ground truth, and then the message says where the detections are.
     """
     config, metrics = checkpoint.config, out / "metrics.json"
-    check_places([metrics, *(out / name for name in DETECTION_FILES)])
+    check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
         raise ValueError(

@@ -18,7 +18,7 @@ from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import is_restarted
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
 from bitad.timeline import Direction
@@ -135,7 +135,7 @@ class CheckpointManager:
 def _copy_by_name(path: Path, other: Path) -> None:
     """Give a file another name too, so that whoever looks for the first one finds it until it is replaced."""
     try:
-        with replacing(other) as partial:
+        with atomic_write(other) as partial:
             partial.unlink()  # a link is made only where there is nothing
             os.link(path, partial)
     except OSError:  # not every file system can

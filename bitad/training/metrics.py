@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.training.losses import Losses
 from bitad.training.step import StepOutput
 
@@ -121,5 +121,5 @@ class Records:
         records = [record for record in read_metrics(self.path) if record["step"] <= step]
         if untested:
             records = [record for record in records if record["step"] < step or record["kind"] != "evaluation"]
-        with replacing(self.path) as partial_file:
+        with atomic_write(self.path) as partial_file:
             partial_file.write_text("".join(map(metrics_line, records)), encoding="utf-8")

@@ -23,7 +23,7 @@ from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points
 from bitad.models.network import Network
 from bitad.models.vit import Block
-from bitad.runtime.distributed import Ranks, reducing, shard_like, whole
+from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -97,7 +97,7 @@ class Learner:
     def clip(self) -> float:
         """Clips the gradients, and returns their norm before clipping, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        return float(whole(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
+        return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
         """Updates the weights and their average."""
@@ -115,9 +115,9 @@ class Learner:
         """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
         return {
-            "raw": {name: whole(parameters[name].detach()) for name in self.ema.average},
+            "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
             "loss": self.loss.state_dict(),
-            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
+            "optimizer": tree_map_only(Tensor, full_tensor, self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "ema_updates": self.ema.updates,
         }
@@ -192,7 +192,7 @@ class TrainStep:
             is_last = number == len(batches)
             views = batch.to(self.ranks.device).in_views(self.config.views)
             for index, model in enumerate(self.models):
-                with reducing(model, is_last):
+                with gradient_sync(model, is_last):
                     losses, agreement = self.losses(index, views, normalisers)
                     self.scaler.scale(total(losses, agreement)).backward()
                 for name, one in losses.items():
@@ -293,9 +293,9 @@ class TrainStep:
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The weights of the network; trainable ones are averaged."""
-        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
-            averaged |= {learner.prefix + name: whole(tensor) for name, tensor in learner.ema.average.items()}
+            averaged |= {learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()}
         return averaged
 
     @contextmanager

@@ -31,10 +31,10 @@ from bitad.runtime.environment import (
     log_skipped_windows,
     set_up_process,
 )
-from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
+from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, ignore_signals, listening
+from bitad.runtime.signals import Stop, Stopped, catch_signals, ignore_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,
@@ -95,7 +95,7 @@ class Trainer:
     def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
         """The checkpoint to resume from; None for a new run."""
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
-        check_places([*self.checkpoints.files, *(self.directory / name for name in written)])
+        check_replaceable([*self.checkpoints.files, *(self.directory / name for name in written)])
         if resume:
             return saved_run(self.checkpoints, self.config)
         if self.checkpoints.exists:
@@ -160,7 +160,7 @@ class Trainer:
             self._prepare_directory()
             self._log_run()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        with listening() as self.stop:
+        with catch_signals() as self.stop:
             if self.is_untested:
                 self._test_epoch(self._checkpoint())
             while self.epoch < end:
@@ -179,7 +179,7 @@ class Trainer:
             remove_leftovers(folder)
         self.indices.begin()
         self.records.drop_after_checkpoint(self.saved_step, untested=self.is_untested)
-        with replacing(self.directory / "config.yaml") as partial_file:
+        with atomic_write(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
 
@@ -270,7 +270,7 @@ class Trainer:
     def _test_epoch(self, checkpoint: Checkpoint) -> None:
         """Tests the last finished epoch, and adds the evaluation to its checkpoint."""
         where = f"while testing epoch {self.epoch}; resume from {self.checkpoints.last} with --resume"
-        with self.stop.at_once(where):
+        with self.stop.interruptible(where):
             evaluation = self._evaluate()
         checkpoint.evaluation = evaluation.to_json()
         if evaluation.average_map > self.best:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
-from bitad.data.annotations import ANY_CLASS, read_classes
-from bitad.data.detections import named
+from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
-from bitad.data.fingerprints import Fingerprints, is_sound
+from bitad.data.fingerprints import Fingerprints, is_valid
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
-from bitad.runtime.files import check_apart, replacing
+from bitad.runtime.files import atomic_write, check_not_inputs
+from bitad.runtime.log import shortlist
 from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
 from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
 
@@ -114,7 +114,7 @@ class Checkpoint:
         network, model = build_network(self.config, len(self.classes)), self.whole().model
         load_weights(network, model, source=self.source, may_lack=without_adapters(model))
         if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
+            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; take another checkpoint")
         return network.eval()
 
     def whole(self, config: Config | None = None) -> Checkpoint:
@@ -238,7 +238,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
         "model": checkpoint.model,
         "training": checkpoint.training,
     }
-    with replacing(path, synced=True) as partial:
+    with atomic_write(path, synced=True) as partial:
         with partial.open("wb") as stream:
             try:
                 torch.save(content, stream)
@@ -330,7 +330,7 @@ def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
         "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
         "evaluation": lambda value: isinstance(value, dict | None),
         "training": lambda value: isinstance(value, dict | None),
-        "data": lambda value: value is None or is_sound(value),
+        "data": lambda value: value is None or is_valid(value),
     }
     faults = [key for key, holds in sound.items() if not holds(content.get(key))]
     if faults:
@@ -368,7 +368,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
     path = weights_path(path)
-    check_apart([out], [path])
+    check_not_inputs([out], [path])
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":
         checkpoint = load_checkpoint(path, config)

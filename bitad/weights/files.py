@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitad.data.detections import named
-from bitad.runtime.files import RepeatedKeyError, parse_json, replacing
+from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
+from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import instead_of_names
 
@@ -55,7 +55,7 @@ def file_in(folder: Path) -> Path:
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {named(found)}")
+        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {shortlist(found)}")
     if not found:
         raise FileNotFoundError(
             f"run {folder} has no checkpoint (best.pt or last.pt) yet, and no other file of weights is in it; train it "
@@ -145,7 +145,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             ) from None
         if needs := _needs(path, error):
             raise ValueError(
-                f"{path} needs {named(needs)}, and weights are read without running anything; where you trust it "
+                f"{path} needs {shortlist(needs)}, and weights are read without running anything; where you trust it "
                 "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
@@ -233,7 +233,7 @@ def _instead(path: Path) -> str:
     """What a file is that should be weights, and what to do."""
     found = signature_of(path)
     if found.kind == ("safetensors" if _is_safetensors(path) else "pytorch"):
-        return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
+        return f"it begins as {found.description}, but is damaged or cut off; download or write it again"
     return f"it is {found}"
 
 
@@ -265,7 +265,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mappin
         # Two networks may share what is frozen; the form cannot say so.
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(apart, partial, metadata=dict(said))

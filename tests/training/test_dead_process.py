@@ -67,7 +67,7 @@ def test_a_process_that_gives_no_sign_of_life_is_named() -> None:
     with two_watches(second=False) as (_, _, said):
         wait_for(said, 10)
     (line,) = said
-    assert line.startswith("nothing has been heard of process 1 of this run for 1 s; ")
+    assert line.startswith("process 1 of this run has not responded for 1 s; ")
     assert "--resume" in line
 
 
@@ -124,7 +124,7 @@ def test_the_others_end_with_a_line_where_one_is_killed_or_hangs(
     last = said.strip().splitlines()[-1]
     assert "error: " in last
     assert "of this run" in last
-    assert last.endswith("go on with --resume")
+    assert last.endswith("resume with --resume")
     assert "Traceback" not in said
     assert load_checkpoint(config.run_directory / "last.pt").training is not None
 
