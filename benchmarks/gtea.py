@@ -39,7 +39,7 @@ from bitad.data.formats.database import write_annotations
 from bitad.demo.jobs import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.reports.comparison import UNTRAINED, Comparison, Result, Run, compare
-from bitad.reports.comparison_page import standing_table
+from bitad.reports.comparison_page import difference_table
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.files import atomic_write, read_json, write_json
 from bitad.runtime.progress import progress_callback
@@ -237,7 +237,7 @@ def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
 def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
     """The tables that the script prints."""
     pooled = comparisons[POOLED]
-    standing = [standing_table(pooled)] if pooled.best_pair else []
+    standing = [difference_table(pooled)] if pooled.best_pair else []
     losses = [
         replace(table, title=f"{table.title}, test {fold}")
         for fold, comparison in comparisons.items()

@@ -271,7 +271,7 @@ def _of_run(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> W
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     """The backbone for each playing direction: that of a single network for both, its own direction first."""
-    if run.config.plan.adds == "cross-adapter":
+    if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
     views, detectors = run.config.views, run.network().detectors
     if len(views) == 1:

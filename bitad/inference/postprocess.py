@@ -67,7 +67,7 @@ def decode(
         ValueError: a score or distance at a real point is not finite.
     """
     logits, distances, mask, points = prediction
-    broken = ((logits.isnan().any(-1) | ~distances.isfinite().all(-1)) & mask).any(1)  # [B]
+    broken = ((logits.isnan().any(-1) | ~distances.isfinite().flatten(2).all(-1)) & mask).any(1)  # [B]
     if broken.any():
         window = int(broken.nonzero()[0])
         what = f"window {window}" if names is None else f"video {names[window]}"
@@ -80,8 +80,8 @@ def decode(
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :top_k], order[:, :top_k]
-    point = (order // classes)[..., None].expand(-1, -1, 2)
-    segments = points.segments(distances).gather(1, point)  # [B, top_k, 2]
+    row = order if distances.ndim == 4 else order // classes  # a segment for each class of a point, or one for all
+    segments = points.segments(distances).flatten(1, -2).take_along_dim(row[..., None], dim=1)  # [B, top_k, 2]
     counts = (scores > score_threshold).sum(1)
     rows = zip(*(column.cpu().numpy() for column in (segments.double(), scores.double(), order % classes)), strict=True)
     return [Candidates(s[:n], p[:n], c[:n]) for (s, p, c), n in zip(rows, counts.tolist(), strict=True)]

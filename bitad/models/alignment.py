@@ -32,7 +32,7 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     full windows and shifted by the padding's length on others.
 
     Args:
-        prediction: of the other view: logits ``[B, N, K]``, distances ``[B, N, 2]``, mask ``[B, N]``.
+        prediction: of the other view.
         how: see above.
 
     Returns:
@@ -53,8 +53,11 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     steps = mask[:, : points.sizes[0]].sum(1, keepdim=True)  # V, [B, 1]
     index, gap = mirror_points(number, stride, steps)  # [B, N]
     rows = (rows - number + index)[..., None]  # [B, N, 1]
-    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(-1)  # this view's names; the order is the other's
     gap = gap.to(distances.dtype)
+    per_class = distances.ndim == 4
+    met = distances.take_along_dim(rows[..., None] if per_class else rows, dim=1)
+    to_end, to_start = met.unbind(-1)  # this view's names; the order is the other's
+    gap = gap[..., None] if per_class else gap
     return prediction._replace(
         logits=logits.take_along_dim(rows, dim=1),
         distances=torch.stack((to_start - gap, to_end + gap), dim=-1).relu(),

@@ -13,8 +13,8 @@ from bitad.config.names import Alignment
 from bitad.models.alignment import aligned, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import Fusion
-from bitad.models.heads import DetectionHead, Points, Prediction
-from bitad.models.pyramid import FeaturePyramid
+from bitad.models.heads import Head, Points, Prediction
+from bitad.models.pyramid import Pyramid
 
 
 class Output(NamedTuple):
@@ -82,7 +82,7 @@ class Detector(Network):
         head: levels -> prediction.
     """
 
-    def __init__(self, *, backbone: VideoBackbone | None, pyramid: FeaturePyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: VideoBackbone | None, pyramid: Pyramid, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid

@@ -271,7 +271,7 @@ def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:
 
 def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
     theirs = checkpoint.config
-    if theirs.plan.networks != 1:
+    if theirs.design.networks != 1:
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
         return
     if theirs.direction != view:

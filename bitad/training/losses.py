@@ -1,4 +1,7 @@
-"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets."""
+"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets.
+
+TriDet (Shi et al. 2023, arXiv:2303.07347) weights the focal loss by tIoU.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,18 @@ class Targets(NamedTuple):
     class_targets: Tensor
     distances: Tensor
     positive: Tensor
+
+    def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """The distances of a prediction that train, and their targets: one per point, or one per class of a point.
+
+        Returns:
+            bool ``[B, N]`` and distances ``[B, N, 2]``; of distances that depend on the class, bool ``[B, N, K]`` and
+            distances ``[B, N, 1, 2]``.
+        """
+        positive, distances = self.positive & prediction.mask, self.distances.to(prediction.distances.dtype)
+        if prediction.distances.ndim == 3:
+            return positive, distances
+        return positive[..., None] & (self.class_targets > 0), distances[:, :, None]
 
 
 @torch.no_grad()
@@ -104,8 +119,8 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     return weight * error**gamma * cross_entropy
 
 
-def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287) of segments around the same point, elementwise.
+def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """tIoU of segments around the same point, elementwise.
 
     Both are distances >= 0 from that point to start and end, in any unit, so the segments overlap.
 
@@ -114,13 +129,23 @@ def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tenso
         eps: smallest denominator.
 
     Returns:
-        ``[...]``, on 0..2.
+        ``[...]``, on 0..1.
     """
     intersection = torch.minimum(distances, targets).sum(-1)
     union = (distances + targets).sum(-1) - intersection
+    return intersection / union.clamp(min=eps)
+
+
+def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287), elementwise; arguments as :func:`tiou_of_distances`; on 0..2."""
+    tiou = tiou_of_distances(distances, targets, eps=eps)
     enclosing = torch.maximum(distances, targets).sum(-1)
     offset = (targets - distances).diff(dim=-1).squeeze(-1) / 2  # between the two middles
-    return 1 - intersection / union.clamp(min=eps) + offset**2 / (enclosing**2).clamp(min=eps)
+    return 1 - tiou + offset**2 / (enclosing**2).clamp(min=eps)
+
+
+# The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
+_LEAST_TIOU = 1e-4
 
 
 class DetectionLoss(nn.Module):
@@ -135,6 +160,8 @@ class DetectionLoss(nn.Module):
         initial_normaliser: the first value of the moving average.
         label_smoothing: the share of a class target that is spread over all classes.
         regression_weight: of the regression in the total.
+        iou_weight_power: the tIoU of a point's predicted segment to this power weights the classification loss of its
+            classes, and so also trains the segment; 0: weight 1.
         processes: number of processes that train together.
         total: a number of this process -> its sum over all processes.
     """
@@ -146,6 +173,7 @@ class DetectionLoss(nn.Module):
         initial_normaliser: float = 100.0,
         label_smoothing: float = 0.0,
         regression_weight: float = 1.0,
+        iou_weight_power: float = 0.0,
         processes: int = 1,
         total: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
@@ -153,6 +181,7 @@ class DetectionLoss(nn.Module):
         self.momentum = momentum
         self.label_smoothing = label_smoothing
         self.regression_weight = regression_weight
+        self.iou_weight_power = iou_weight_power
         self.processes, self.total = processes, total
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
@@ -164,27 +193,32 @@ class DetectionLoss(nn.Module):
                 the step has one batch.
         """
         logits, distances, mask, _ = prediction
-        positive = targets.positive & mask
         if normaliser is None:
-            normaliser = self.normaliser_of(positive.sum())
+            normaliser = self.normaliser_of((targets.positive & mask).sum())
         wanted = targets.class_targets.to(logits.dtype)
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
         # Weighted by the masks rather than indexed by them: indexing waits for the device.
-        classification = (sigmoid_focal_loss(logits, wanted) * mask[..., None]).sum() / normaliser
-        regression = (diou_loss(distances, targets.distances.to(distances.dtype)) * positive).sum() / normaliser
+        taught, wanted_distances = targets.of_distances(prediction)
+        focal = sigmoid_focal_loss(logits, wanted)
+        if self.iou_weight_power:
+            weight = tiou_of_distances(distances, wanted_distances).clamp(min=_LEAST_TIOU) ** self.iou_weight_power
+            weight = weight if distances.ndim == 4 else weight[..., None]
+            focal = torch.where(targets.class_targets > 0, weight, 1) * focal
+        classification = (focal * mask[..., None]).sum() / normaliser
+        regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
     def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
         """How far two predictions on one clock are apart, in units of the last :meth:`forward`; 0 where they agree.
 
-        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments at the
-        points that have one. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
+        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments where
+        there are targets. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
         arXiv:1706.00384), whose divergence is not symmetric.
         """
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
-        positive = targets.positive & prediction.mask
-        segments = diou_loss(prediction.distances, other.distances) * positive
+        taught, _ = targets.of_distances(prediction)
+        segments = diou_loss(prediction.distances, other.distances) * taught
         normaliser = self.get_buffer("normaliser") / self.processes
         total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
         return total

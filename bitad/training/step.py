@@ -76,6 +76,7 @@ class Learner:
         self.loss = DetectionLoss(
             label_smoothing=self.config.label_smoothing,
             regression_weight=self.config.regression_weight,
+            iou_weight_power=config.model.head.iou_weight_power,
             initial_normaliser=self.config.loss_normaliser,
             processes=ranks.world,
             total=ranks.total,
@@ -171,7 +172,7 @@ class TrainStep:
 
     def _wrap_models(self) -> list[nn.Module]:
         """The model of each backward pass (the pair, or each detector), wrapped for distributed training."""
-        models = [self.network] if self.config.plan.joint else list(self.network.detectors)
+        models = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
         # Inner modules first.
@@ -201,7 +202,7 @@ class TrainStep:
                     agreements.append(agreement.detach())
                 del losses, agreement  # frees the graph
                 if is_last:
-                    norms |= self._update(self.learners if self.config.plan.joint else [self.learners[index]])
+                    norms |= self._update(self.learners if self.config.design.joint else [self.learners[index]])
         summed = {
             name: Losses(*(torch.stack(loss).sum() for loss in zip(*each, strict=True)))
             for name, each in losses_per_batch.items()
@@ -221,7 +222,7 @@ class TrainStep:
             views: a batch in each detector's view, on the device.
             normalisers: of each learner, see :class:`DetectionLoss`.
         """
-        own = slice(None) if self.config.plan.joint else slice(index, index + 1)
+        own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
             output = self.models[index]([self.network_input(view) for view in views], views[0].mask)
@@ -231,7 +232,7 @@ class TrainStep:
         for learner, prediction, view, normaliser in columns:
             targets.append(learner.targets(prediction.points, view.segments, view.labels))
             losses[learner.name] = learner.loss(prediction, targets[-1], normaliser=normaliser)
-        if not self.config.plan.agreement:
+        if not self.config.design.agreement:
             return losses, None
         agreements = [
             learner.loss.agreement(mine, other, one)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bitad.config.names import Checkpointing, Precision
+from bitad.config.names import Checkpointing, PlanDevice, Precision
 from bitad.config.schema import Config
 from bitad.data.dataset import Batch
 from bitad.models.build import Network, build_network, checkpointing_of
@@ -108,7 +108,6 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # Of autocast; weights, gradients and averages are in single precision.
 PRECISIONS: list[Precision] = ["fp32", "bf16"]
-Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class StepCost:
 
 
 def step_cost(
-    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: Device
+    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
 ) -> StepCost:
     """The cost of a training step with a checkpointing policy and a precision.
 

@@ -142,7 +142,7 @@ class Trainer:
         self.network.share_frozen()
 
     def _load_initial_weights(self) -> None:
-        if self.config.plan.starts_from == "backbone":
+        if self.config.design.starts_from == "backbone":
             load_pretrained(self.network, self.config)
         else:
             load_initial(self.network, self.config, self.annotations.classes)
@@ -186,7 +186,7 @@ class Trainer:
     def _log_run(self) -> None:
         total = sum(p.numel() for p in self.network.parameters())
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
+        log.info("experiment %s: %s", self.config.experiment, self.config.design.summary)
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, %d trainable", total, trainable)
         log.info("%s", self.train_step.learners[0].rates)

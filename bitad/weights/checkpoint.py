@@ -52,6 +52,9 @@ _PRETRAINED = "model.backbone.weights"
 OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
+    "model.pyramid.init_std",
+    "model.pyramid.input_noise",
+    "model.head.iou_weight_power",
     _PRETRAINED,
     "model.backbone.random",
     "model.backbone.drop_path",
@@ -185,7 +188,7 @@ class Checkpoint:
                 f"{self.pretrained.file}, of content {self.pretrained.sha256[:12]}"
             )
         trained, wanted = self.config.window.steps, config.window.steps
-        if config.plan.fusion and trained != wanted:
+        if config.design.fusion and trained != wanted:
             raise ValueError(
                 f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
                 f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
@@ -283,7 +286,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
             f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which has no configuration "
             "inside; name one with --config, such as that of the preset it was trained like"
         )
-    if config.plan.networks != 1:
+    if config.design.networks != 1:
         raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
     return Checkpoint(
         config=config,

@@ -216,6 +216,7 @@ def _of_size(transformer: TransformerSize | None, head: HeadSize | None) -> Conf
         shared = ("channels", "levels", "embed_convolutions", "stem_blocks", "head_convolutions")
         model |= {key: shown[key] for key in shared} | {"heads": 1}
         model |= {"layer_scale": 1.0 if head.layer_scale else None, "level_norms": head.level_norms}
+        model |= {"pyramid": {"type": head.pyramid}, "head": {"type": head.head}}
         data["feature_channels"] = head.in_channels
     if transformer is None:
         data["features"] = "none"

@@ -38,7 +38,7 @@ def require_pretrained(config: Config) -> None:
             ones.
     """
     backbone = config.model.backbone
-    if backbone is None or config.plan.starts_from == "baselines" or backbone.random or backbone.weights is not None:
+    if backbone is None or config.design.starts_from == "baselines" or backbone.random or backbone.weights is not None:
         return
     raise ValueError(
         "model.backbone.weights is null: the transformer is frozen and would keep random weights; name a pre-trained "

@@ -119,6 +119,7 @@ class HeadSize:
         classes: K.
         layer_scale: whether the blocks' branches have one.
         level_norms: whether a layer norm ends each level.
+        pyramid, head: their types.
     """
 
     in_channels: int
@@ -130,6 +131,8 @@ class HeadSize:
     classes: int
     layer_scale: bool
     level_norms: bool
+    pyramid: str
+    head: str
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> HeadSize | None:
@@ -146,11 +149,13 @@ class HeadSize:
             channels=embed.shape[0],
             levels=levels,
             embed_convolutions=len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
-            stem_blocks=len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.attn\.")),
+            stem_blocks=len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
             head_convolutions=len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
             classes=output.shape[0],
-            layer_scale=any(name.endswith(".drop_path_attn.scale") for name in weights),
+            layer_scale=any(name.endswith(".drop_path_mlp.scale") for name in weights),
             level_norms=bool(norms),
+            pyramid="sgp" if any(name.endswith(".psi.weight") for name in weights) else "transformer",
+            head="trident" if "head.start.output.weight" in weights else "actionformer",
         )
 
 
@@ -170,7 +175,12 @@ def size_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
         differences += [
             f"it has {theirs} {field.replace('_', ' ')}, the configuration {sizes[field]}"
             for field, theirs in asdict(head).items()
-            if theirs != sizes[field] and not isinstance(theirs, bool)
+            if theirs != sizes[field] and not isinstance(theirs, bool | str)
+        ]
+        differences += [
+            f"its {part} is of the type {theirs}, the configuration's {sizes[part]} (model.{part}.type={theirs})"
+            for part, theirs in (("pyramid", head.pyramid), ("head", head.head))
+            if theirs != sizes[part]
         ]
         if head.level_norms != wanted_head.level_norms:
             has, others = ("a", "has none") if head.level_norms else ("no", "has one")

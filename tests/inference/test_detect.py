@@ -253,11 +253,11 @@ def pair_of_oracles(config: Config) -> Pair:
     oracles = (Oracle(reverse=view == "reverse") for view in config.views)
     points = config.window.steps
     sides = [
-        Side(cast(Detector, oracle), fusion=None if config.plan.fusion is None else ColumnFusion(points))
+        Side(cast(Detector, oracle), fusion=None if config.design.fusion is None else ColumnFusion(points))
         for oracle in oracles
     ]
     mirrored = config.views[1] == "reverse"
-    return Pair(*sides, mirrored=mirrored, align="exact" if config.plan.fusion else None)
+    return Pair(*sides, mirrored=mirrored, align="exact" if config.design.fusion else None)
 
 
 @pytest.mark.parametrize("second", ["reverse", "forward"])
@@ -446,7 +446,9 @@ def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_sco
 
 
 def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
-    with pytest.raises(ValueError, match=r"test.video_scores names every segment itself: give data.class_agnostic"):
+    with pytest.raises(
+        ValueError, match=r"test.video_scores names the classes of every segment itself; set data.class_agnostic"
+    ):
         config_of(features, "test.video_scores=scores.json")
 
 

@@ -328,12 +328,12 @@ def test_a_run_is_tested_with_the_backbone_over_whole_videos(
     [
         (
             ("experiment=2x", *INIT),
-            r"experiment 2x has both backbones tell .*leave out test\.backbone=video",
+            r"in experiment 2x the backbones exchange .*leave out test\.backbone=video",
         ),
-        (("window.layout=resized",), r"test\.backbone=video is of no use to window\.layout=resized"),
+        (("window.layout=resized",), r"test\.backbone=video has no effect with window\.layout=resized"),
         (
             ("model.backbone=null", "data.videos=null", "data.features=f", "data.feature_channels=8"),
-            r"test\.backbone=video is of no use to features",
+            r"test\.backbone=video has no effect on features",
         ),
     ],
 )

@@ -298,19 +298,19 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
     }
 
 
-VERBS = [*commands(Path(), Path(), Path())]
+CASES = [*commands(Path(), Path(), Path())]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("there", ["nothing", "another"])
 def test_where_it_is_not_there_that_is_said_with_what_to_do(
-    verb: str, there: str, moved: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
+    case: str, there: str, moved: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     if there == "another":
         write_vit(tmp_path / "vit.pth", seed=5)
-    name = "last.pt" if verb == "resume" else "best.pt"
-    overrides = (f"model.backbone.weights={tmp_path / 'vit.pth'}",) if verb == "resume" else ()
-    said = refused(*commands(moved, videos, tmp_path / "out")[verb], *overrides)
+    name = "last.pt" if case == "resume" else "best.pt"
+    overrides = (f"model.backbone.weights={tmp_path / 'vit.pth'}",) if case == "resume" else ()
+    said = refused(*commands(moved, videos, tmp_path / "out")[case], *overrides)
     assert f"the pre-trained transformer of {moved / name}, {tmp_path / 'vit.pth'}" in said
     assert f"of content {content_hash(vit)[:12]}" in said
     if there == "another":
@@ -318,10 +318,10 @@ def test_where_it_is_not_there_that_is_said_with_what_to_do(
     else:
         assert "is not there" in said
     assert f"copy it to {moved / 'vit.pth'}, or name it by model.backbone.weights=PATH" in said
-    if verb == "pair":
+    if case == "pair":
         assert "init.forward: " in said
     shutil.copy(vit, moved / "vit.pth")  # as it says
-    assert main([str(argument) for argument in (*commands(moved, videos, tmp_path / "out")[verb], *overrides)]) == 0
+    assert main([str(argument) for argument in (*commands(moved, videos, tmp_path / "out")[case], *overrides)]) == 0
 
 
 def test_a_run_is_tested_with_the_file_named_anew_and_with_no_other(
