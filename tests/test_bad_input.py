@@ -650,14 +650,14 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
     good = bad.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))  # finite, but not for long
     said = refused("train", world.config, *overrides, writes=True)
-    assert "with a loss of nan (videos train_1); nothing is saved yet; look at these videos" in said
+    assert "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again" in said
     assert not last.exists()
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--until", "1"]) == 0
     before = last.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))
     said = refused("train", world.config, *overrides, "--resume", "--allow-changed-data", writes=True)
-    assert f"(videos train_1); {last} is as it was before; look at these videos and go on with --resume" in said
+    assert f"(videos train_1); {last} is unchanged; check these videos and resume with --resume" in said
     assert last.read_bytes() == before
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--resume"]) == 0

@@ -26,7 +26,7 @@ from bitad.models.network import Detector, Pair
 from bitad.reports.plan import TrainingPlan, plan_training
 from bitad.runtime.distributed import Ranks
 from bitad.training.losses import DetectionLoss, assign
-from bitad.training.step_cost import POLICIES, PRECISIONS, Tally, step_cost, storage_bytes
+from bitad.training.step_cost import POLICIES, PRECISIONS, OpCounter, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,15 +150,15 @@ def test_a_step_without_content_takes_what_a_real_one_takes(policy: str, precisi
     config = small("training.augmentation.colour=0")
     cost = step_cost(config, K, checkpointing=policy, precision=precision, device="cpu")
     step = RealStep(config, policy)
-    with Tally(step.network, step.loss, step.frames, step.mask) as tally:
+    with OpCounter(step.network, step.loss, step.frames, step.mask) as counter:
         total = step.forward(autocast=precision == "bf16")
-        activations = tally.bytes
+        activations = counter.bytes
         total.backward()
     gradients = storage_bytes(p.grad for p in step.network.parameters() if p.grad is not None)
-    assert tally.bytes - gradients == 4  # of the loss
+    assert counter.bytes - gradients == 4  # of the loss
     assert activations == pytest.approx(cost.activation_bytes, rel=0.01)
-    assert tally.peak_bytes + storage_bytes([step.frames, step.mask]) == pytest.approx(cost.peak_bytes, rel=0.01)
-    assert tally.flops == cost.flops
+    assert counter.peak_bytes + storage_bytes([step.frames, step.mask]) == pytest.approx(cost.peak_bytes, rel=0.01)
+    assert counter.flops == cost.flops
 
 
 @pytest.mark.usefixtures("one_way")
@@ -209,7 +209,7 @@ def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
     trainer = Trainer(config, Ranks(0, 1, torch.device("cpu")))
     plan = plan_training(config)
     assert (plan.steps, plan.windows, plan.videos) == (len(trainer.sampler), 20, 4)
-    assert plan.rates == trainer.train_step.rates
+    assert plan.rates == trainer.train_step.learners[0].rates
     assert plan.left_out == ()
     assert plan.trainable == sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     assert [cost.checkpointing for cost in plan.costs] == ["none", "none"]

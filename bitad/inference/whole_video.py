@@ -125,7 +125,7 @@ class _Stage:
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:
         """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones; all after the ``last``."""
         if len(clips):
-            clips = self.block.over_pieces(clips)
+            clips = self.block.run_chunks(clips)
         if not self.adapters:
             return clips
         reach = -(-self.reach // grid.time)  # in clips

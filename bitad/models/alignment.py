@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitad.config.names import Alignment, Checkpointing
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import Prediction
-from bitad.models.vit import TokenGrid, run_part
+from bitad.models.vit import TokenGrid, run_checkpointed
 from bitad.timeline import mirror_points
 
 
@@ -139,7 +139,7 @@ def joint_forward(
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
     depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
     for before, depth in pairwise((None, *depths, None)):
-        x, y = run_part(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
+        x, y = run_checkpointed(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
     shape = (grid.time, grid.height, grid.width)
     return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
 
@@ -160,5 +160,5 @@ def _step(
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
         x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
     if depth is not None:
-        x, y = (block.over_pieces(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+        x, y = (block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
     return x, y

@@ -29,8 +29,8 @@ from bitad.models.build import Network
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates
-from bitad.training.sampler import EpochSampler
 from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
+from bitad.training.trainer import EpochSampler
 
 PARTS = ("backbone", "adapters", "pyramid", "head", "fusion")
 _ASSUMED_CLASSES = 20

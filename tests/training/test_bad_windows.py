@@ -1,4 +1,4 @@
-"""Videos that cannot be read, or not in time: named, bounded in time, and left out where that is asked for."""
+"""Videos that cannot be read, or not in time: named, bounded in time, and skipped where that is asked for."""
 
 from __future__ import annotations
 
