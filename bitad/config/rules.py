@@ -118,6 +118,10 @@ _CONDITIONS: tuple[tuple[Callable[[Config], object], str], ...] = (
         "clock",
     ),
     (
+        lambda c: c.pair.fusion is not None and c.design.fusion is None,
+        "pair.fusion={c.pair.fusion} has no effect in experiment {c.experiment}, which has no fusion",
+    ),
+    (
         lambda c: c.pair.fusion_init != "mean" and c.design.fusion is None,
         "pair.fusion_init={c.pair.fusion_init} has no effect in experiment {c.experiment}, which has no fusion",
     ),

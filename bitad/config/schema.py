@@ -518,6 +518,7 @@ class PairConfig(Section):
     align: Alignment = "exact"  # `naive`: each level is reversed as a whole, as the research group did
     # `random`: the default initialisation of the layers, as the research group did.
     fusion_init: FusionInit = "mean"
+    fusion: Name | None = None  # name of a fusion (docs/extending.md); none: the experiment's own
     train_detector: bool = False  # experiments 2 and 2x also train the detectors, as the research group did
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
 
@@ -581,6 +582,7 @@ class Config(Section):
         words = (
             (self.pair.second == "forward", "two-forward"),
             (self.pair.align == "naive", "naive"),
+            (self.pair.fusion is not None, f"{self.pair.fusion}-fusion"),
             (self.pair.fusion_init == "random", "random"),
             (self.pair.train_detector, "detector-too"),
         )

@@ -79,8 +79,11 @@ def _side(config: Config, num_classes: int) -> Side:
 def _fusion(config: Config, network: Detector) -> Fusion | None:
     if config.design.fusion is None:
         return None
+    name = config.pair.fusion or config.design.fusion
+    if name not in FUSIONS:
+        raise ValueError(f"pair.fusion={name}: no such fusion; use one of {', '.join(FUSIONS)}")
     points = sum(config.window.steps // stride for stride in network.pyramid.strides)  # N
-    return FUSIONS[config.design.fusion](points, init=config.pair.fusion_init)
+    return FUSIONS[name](points, init=config.pair.fusion_init)
 
 
 def _detector(config: Config, num_classes: int) -> Detector:
