@@ -51,7 +51,8 @@ class Readers:
             items,
             num_workers=self.processes,
             worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # each pass draws a seed, which must not come from the training's generator
+            # Each iteration draws a seed; neither testing nor resuming may change the training's random numbers.
+            generator=torch.Generator(),
             **options,
         )
 

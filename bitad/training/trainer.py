@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from bitad.config.schema import Config
 from bitad.data.dataset import TrainingWindows
@@ -35,7 +35,7 @@ from bitad.runtime.environment import (
 from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, catch_signals, ignore_signals
+from bitad.runtime.signals import Stop, Stopped, catch_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,
@@ -119,16 +119,12 @@ class Trainer:
         self.sampler = EpochSampler(
             len(self.windows), training.batch, ranks, config.seed, accumulate=training.accumulate
         )
-        self.loader = DataLoader(
+        self.loader = self.windows.readers.loader(
             self.windows,
             batch_sampler=self.sampler,
-            num_workers=training.workers,
             collate_fn=partial(collate, length=config.window.steps),
             persistent_workers=training.workers > 0,
-            worker_init_fn=ignore_signals,
             pin_memory=ranks.device.type == "cuda",
-            # Each iteration draws a seed for the workers, and a resumed run has more iterations.
-            generator=torch.Generator(),
         )
 
     def _set_up_network(self, saved: Checkpoint | None) -> None:
