@@ -175,6 +175,11 @@ def command_logging() -> Iterator[None]:
         log.handlers, log.level, warnings.showwarning = before
 
 
+def is_logging() -> bool:
+    """Whether the log of this process goes anywhere."""
+    return any(not isinstance(handler, logging.NullHandler) for handler in log.handlers)
+
+
 def _log_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:

@@ -180,6 +180,9 @@ MOST_TIMES = 50
 SMALL_BYTES = 2**26
 
 
+_FOLDER = 0x10  # of a member's attributes in a zip file, as in MS-DOS
+
+
 class UnsoundFileError(ValueError):
     """A file that states sizes it cannot have, or expands too much."""
 
@@ -201,7 +204,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
 
     Raises:
-        UnsoundFileError: a name occurs twice, or a member is encrypted, is compressed in another way, expands too much
+        UnsoundFileError: a name occurs twice, or a member is a folder, is encrypted, is compressed in another way, expands too much
             or states a size that a file of ``size`` bytes cannot have.
     """
     members = archive.infolist()
@@ -211,6 +214,8 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
         name, method = f"{where}: {member.filename}", member.compress_type
+        if member.external_attr & _FOLDER or member.is_dir():  # PyTorch reads nothing of it, and leaves memory as it is
+            raise UnsoundFileError(f"{name} is marked as a folder; the file is damaged, get it again")
         if member.flag_bits & 1:
             raise UnsoundFileError(f"{name} is encrypted; write it without a password")
         if method not in allowed:

@@ -13,10 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
+
+from bitad.runtime.log import command_logging, is_logging
 
 Result = TypeVar("Result")
 
@@ -124,7 +126,7 @@ class _Worker(Generic[Result]):
         context = multiprocessing.get_context("spawn")
         self.connection, childs = context.Pipe()
         self.number, self.is_alive = -1, True
-        self._process = context.Process(target=_serve, args=(childs, work), daemon=True)
+        self._process = context.Process(target=_serve, args=(childs, work, is_logging()), daemon=True)
         self._process.start()
         childs.close()  # so that the connection ends with the process
 
@@ -158,7 +160,12 @@ class _Worker(Generic[Result]):
         self._process.close()
 
 
-def _serve(connection: Connection, work: Callable[..., Any]) -> None:
+def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None:
+    with command_logging() if logs else nullcontext():  # as in the parent, whose handlers a new process does not have
+        _serve_jobs(connection, work)
+
+
+def _serve_jobs(connection: Connection, work: Callable[..., Any]) -> None:
     # Ctrl-C reaches all processes; the parent then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -216,7 +216,7 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> N
     job = Job(str(data / "config.yaml"), overrides)
     assert job.is_done()
     shift_features(data, "train_1")
-    with pytest.raises(ValueError, match=r"a run of other data \(features of 7 videos: 1 changed \(train_1\)\)"):
+    with pytest.raises(ValueError, match=r"a run with other data \(features of 7 videos: 1 changed \(train_1\)\)"):
         job.is_done()
 
 

@@ -183,6 +183,16 @@ def test_a_changed_byte_is_noticed_or_of_no_consequence(
     assert all(torch.equal(back.model[name], tensor) for name, tensor in checkpoint.model.items())
 
 
+def test_a_record_marked_as_a_folder_is_damage_and_not_memory_as_it_was(saved: Path, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        name = next(name for name in archive.namelist() if "/data/" in name)
+    entry = content.rindex(name.encode())  # in the directory at the end, whose entries end with the name
+    content[entry - 8] |= 0x10
+    (tmp_path / "marked.pt").write_bytes(content)
+    assert f"{name} is marked as a folder; the file is damaged" in refusal(tmp_path / "marked.pt")
+
+
 def test_a_configuration_that_no_longer_runs_is_refused_by_the_file_that_holds_it(saved: Path, tmp_path: Path) -> None:
     content = torch.load(saved, weights_only=True)
     content["config"]["training"]["learning_rate"] = 1
