@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from bitad.weights.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
-from bitad.weights.loading import Pretrained, Weights, load_weights, without_adapters
+from bitad.weights.files import BACKBONE_FILE
+from bitad.weights.loading import BackboneError, BackboneFile, Weights, load_weights, without_adapters
 
 
 class CheckpointManager:
@@ -43,8 +44,8 @@ class CheckpointManager:
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
-        self._looked = False
-        self._pretrained: Pretrained | None = None
+        self._backbone: BackboneFile | None = None
+        self._backbone_path = directory / BACKBONE_FILE
         self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
 
     @property
@@ -54,8 +55,8 @@ class CheckpointManager:
 
     @property
     def files(self) -> list[Path]:
-        """Where checkpoints are written."""
-        return [self.best, *self._last]
+        """Where checkpoints and the frozen transformer are written."""
+        return [self.best, *self._last, self._backbone_path]
 
     @property
     def exists(self) -> bool:
@@ -75,15 +76,12 @@ class CheckpointManager:
         """The error where a new run finds this one."""
         return ValueError(f"run {self.last.parent} exists; go on with --resume, or choose another name, seed or output")
 
-    def newest(self, config: Config | None = None) -> tuple[Checkpoint, Path]:
-        """The newest checkpoint that can be read, whole, and its file; what is wrong with newer ones is logged.
-
-        Args:
-            config: that may know where the pre-trained transformer is now, see :meth:`Checkpoint.whole`.
+    def newest(self) -> tuple[Checkpoint, Path]:
+        """The newest checkpoint that can be read, and its file; what is wrong with newer ones is logged.
 
         Raises:
-            FileNotFoundError: there is none, or no pre-trained transformer.
-            ValueError: none can be read, or it holds weights alone, or the pre-trained transformer is another one.
+            FileNotFoundError: there is none, or no file of its frozen transformer.
+            ValueError: none can be read, or it holds weights alone.
         """
         self.require()
         there = [path for path in self._last if path.exists()]
@@ -93,13 +91,13 @@ class CheckpointManager:
             try:
                 saved = load_checkpoint(path)
             except ValueError as error:
-                if older is None:
+                if older is None or isinstance(error, BackboneError):
                     raise
                 log.warning("%s; resuming from %s, made before it", error, older)
                 continue
             if saved.training is None:
                 raise ValueError(f"{path} holds weights only and cannot be resumed")
-            return saved.whole(config), path
+            return saved, path
         raise AssertionError("the last one was returned or raised")
 
     def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
@@ -108,22 +106,20 @@ class CheckpointManager:
         Args:
             again: of the same moment as the newest one, which it replaces.
         """
-        save_checkpoint(self._lean(checkpoint), self.last, before=None if again else self._grow_older)
+        self._save(checkpoint, self.last, before=None if again else self._grow_older)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write the best network, without what only a resumed run needs."""
-        save_checkpoint(replace(self._lean(checkpoint), training=None), self.best)
+        self._save(replace(checkpoint, training=None), self.best)
 
-    def _lean(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Without the pre-trained transformer, where the file that the configuration names has it.
+    def save_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Write the frozen transformer of a network, unless its file is right; checkpoints then refer to it."""
+        self._backbone = BackboneFile.write(state, self._backbone_path)
 
-        It does not train, so that one look at it is enough for a run: a large one takes seconds.
-        """
-        if not self._looked:
-            self._looked, self._pretrained = True, _in_its_file(checkpoint)
-        if self._pretrained is None:
-            return checkpoint
-        return replace(checkpoint, model=self._pretrained.without(checkpoint.model), pretrained=self._pretrained)
+    def _save(self, checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
+        if self._backbone is not None and not self._backbone_path.is_file():  # removed since
+            self.save_backbone(checkpoint.model)
+        save_checkpoint(checkpoint, path, backbone=self._backbone, before=before)
 
     def _grow_older(self) -> None:
         """Make room for a new one, written already; whoever dies here leaves a run to go on with."""
@@ -140,15 +136,6 @@ def _copy_by_name(path: Path, other: Path) -> None:
             os.link(path, partial)
     except OSError:  # not every file system can
         os.replace(path, other)
-
-
-def _in_its_file(checkpoint: Checkpoint) -> Pretrained | None:
-    """What checkpoints need not hold; that the file has gone meanwhile is no reason to lose the run."""
-    try:
-        return checkpoint.to_leave_out()
-    except (FileNotFoundError, ValueError) as error:
-        log.warning("%s; the checkpoints hold the pre-trained transformer instead", error)
-        return None
 
 
 # Where these files lie does not matter: a run that is resumed compares their content.
@@ -168,7 +155,7 @@ def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: as :meth:`CheckpointManager.newest`; the configuration is another one.
     """
-    saved, path = keeper.newest(config)
+    saved, path = keeper.newest()
     moved = [] if saved.data is None else [*_COMPARED_BY_CONTENT]
     if moved and config.data.classes is not None and class_names(config) == saved.classes:
         moved.append("data.classes")
@@ -240,14 +227,14 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
     """Gives both networks the averaged weights (EMA) of the baselines that ``config.init`` names.
 
     Raises:
-        FileNotFoundError: there is no such run or checkpoint, or not the pre-trained transformer that it leaves out.
+        FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
         ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run. A
             detector of another project says neither its direction nor its windows: these are taken on trust.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
         assert path is not None  # the configuration has seen to it
-        found = _open(name, path, config)
+        found = _open(name, path)
         if isinstance(found, Checkpoint):
             if faults := list(_faults(found, config, classes, view)):
                 raise ValueError(f"init.{name}={path} does not fit this run: {'; '.join(faults)}")
@@ -261,10 +248,9 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:
+def _open(name: str, path: Path) -> Checkpoint | Weights:
     try:
-        found = open_checkpoint(path)
-        return found.whole(config) if isinstance(found, Checkpoint) else found
+        return open_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"init.{name}: {error}") from None
 

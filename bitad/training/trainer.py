@@ -22,7 +22,7 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Ranks
+from bitad.runtime.distributed import Ranks, whole
 from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
 from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
 from bitad.runtime.log import LOG_FILE, log
@@ -266,12 +266,14 @@ class Trainer:
         return self.keeper.last
 
     def _begin(self) -> None:
-        """The run directory and the first lines of its log."""
+        """The run directory, the frozen transformer, and the first lines of the log."""
+        state = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
         if not self.ranks.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for folder in (self.directory, self.directory / INDEX_FOLDER):
             remove_leftovers(folder)
+        self.keeper.save_backbone(state)
         self.indices.begin()
         self.records.drop_after_checkpoint(untested=self.untested)
         with replacing(self.directory / "config.yaml") as partial_file:

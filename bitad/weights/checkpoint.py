@@ -25,11 +25,18 @@ from bitad.data.fingerprints import Fingerprints, is_sound
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import check_apart, replacing
-from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
-from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
+from bitad.weights.files import FORMAT, OURS, READABLE_FORMATS, file_in, weights_path, write_safetensors
+from bitad.weights.loading import (
+    BackboneFile,
+    Weights,
+    is_transformer_of,
+    load_backbone,
+    load_weights,
+    read_complete,
+    weights_of,
+    without_adapters,
+)
 
-FORMAT = f"{OURS} 3"
-_READ = (FORMAT, f"{OURS} 2")  # the latter leaves nothing out
 # Of the videos that a detector without a run was trained on, where they are not there to be asked: what most of
 # THUMOS14 and ActivityNet have.
 FRAME_RATE_HZ = 30.0
@@ -83,13 +90,11 @@ class Checkpoint:
         config: the resolved configuration of the run.
         classes: class names, in the order of the logits.
         model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
-            The file leaves out the transformer that ``pretrained`` names; :meth:`whole` puts it in.
         epoch: epochs finished.
         rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
         source: where the weights come from, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
-        pretrained: the frozen transformer that is in a file of its own; None: there is none, or ``model`` has it.
         data: by what the data that it was trained and tested on is known (:mod:`bitad.data.fingerprints`); None: a
             checkpoint of an older version, or of another project.
     """
@@ -102,44 +107,19 @@ class Checkpoint:
     source: str = "the checkpoint"
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
-    pretrained: Pretrained | None = None
     data: Fingerprints | None = field(default=None, repr=False)
 
     def network(self) -> Network:
         """The trained network or pair, in evaluation mode.
 
         Raises:
-            FileNotFoundError, ValueError: as :meth:`whole`; weights do not fit the configuration, or are not finite.
+            ValueError: weights do not fit the configuration, or are not finite.
         """
-        network, model = build_network(self.config, len(self.classes)), self.whole().model
-        load_weights(network, model, source=self.source, may_lack=without_adapters(model))
-        if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
+        network = build_network(self.config, len(self.classes))
+        load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
+        if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
             raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; take another checkpoint")
         return network.eval()
-
-    def whole(self, config: Config | None = None) -> Checkpoint:
-        """With all of the network or pair in its ``model``; what it leaves out stays mapped in its file.
-
-        Args:
-            config: that may know where the file is now; it is also looked for where it was, and beside the checkpoint.
-
-        Raises:
-            FileNotFoundError, ValueError: it is not there, or another transformer is.
-        """
-        if self.pretrained is None:
-            return self
-        named_now = [_pretrained_file(one) for one in (config, self.config) if one is not None]
-        also = [weights_path(file) for file in named_now if file is not None]
-        return replace(self, model=self.pretrained.filled(self.model, self.source, *also))
-
-    def to_leave_out(self) -> Pretrained | None:
-        """What of its ``model`` need not be saved, being in the file that the configuration names; None: nothing.
-
-        Raises:
-            FileNotFoundError, ValueError: that file is not there any more, or cannot be read.
-        """
-        file = _pretrained_file(self.config)
-        return None if file is None else Pretrained.of(self.model, file)
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
         """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``.
@@ -155,13 +135,13 @@ class Checkpoint:
             for key, old, new in _differences(self.config, config)
             if key not in WITHOUT_EFFECT
             and not (key in moved and None not in (old, new))
-            and not (key == _PRETRAINED and self._knows(config))
+            and not (key == _PRETRAINED and self._has_transformer_of(config))
         ]
 
-    def _knows(self, config: Config) -> bool:
-        """Whether what was left out is in the file that a configuration names."""
+    def _has_transformer_of(self, config: Config) -> bool:
+        """Whether the pre-trained file that a configuration names has the transformer of this network."""
         file = _pretrained_file(config)
-        return self.pretrained is not None and file is not None and self.pretrained.is_in(weights_path(file))
+        return file is not None and is_transformer_of(self.model, file)
 
     def changed(self, overrides: Sequence[str]) -> Checkpoint:
         """With another configuration to test under, changed as on the command line.
@@ -179,10 +159,9 @@ class Checkpoint:
             )
         require_same_features(self.config.data, config.data)
         file = _pretrained_file(config)
-        if self.pretrained is not None and file != _pretrained_file(self.config) and not self._knows(config):
+        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
             raise ValueError(
-                f"{_PRETRAINED}={file} is not the pre-trained transformer of {self.source}, which is that of "
-                f"{self.pretrained.file}, of content {self.pretrained.sha256[:12]}"
+                f"{_PRETRAINED}={file} is not the transformer of {self.source}, which is used; leave it out"
             )
         trained, wanted = self.config.window.steps, config.window.steps
         if config.plan.fusion and trained != wanted:
@@ -215,10 +194,20 @@ def _differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     return sorted(found, key=lambda difference: difference[0])
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
-    """Writes a checkpoint, whole or not at all; to a path that ends in ``.safetensors`` without what only resuming
-    needs, but with all of the network. ``before`` is called once it is written, before it takes the place of one that
-    is there."""
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    backbone: BackboneFile | None = None,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        checkpoint: to a path that ends in ``.safetensors``, it is written without what only resuming needs.
+        backbone: in the same folder, to refer to it instead of holding the frozen transformer.
+        before: called once it is written, before it takes the place of one that is there.
+    """
     said = {
         "config": checkpoint.config.model_dump(mode="json"),
         "classes": list(checkpoint.classes),
@@ -229,13 +218,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
     }
     if path.suffix == ".safetensors":
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
-        write_safetensors(checkpoint.whole().model, path, said={"format": FORMAT, **texts})
+        write_safetensors(checkpoint.model, path, said={"format": FORMAT, **texts})
         return
     content = {
         "format": FORMAT,
         **said,
-        "pretrained": None if checkpoint.pretrained is None else checkpoint.pretrained.to_json(),
-        "model": checkpoint.model,
+        "backbone": None if backbone is None else backbone.to_json(),
+        "model": checkpoint.model if backbone is None else backbone.remove_from(checkpoint.model),
         "training": checkpoint.training,
     }
     with replacing(path, synced=True) as partial:
@@ -301,7 +290,7 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
         path = file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
-    content = read_weights(path)
+    content = read_complete(path)
     if is_ours(content):
         return checkpoint_in(content, path)
     if str(content.get("format")).startswith(OURS):
@@ -317,7 +306,7 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
 
 def is_ours(content: Mapping[str, Any]) -> bool:
     """Whether this is the content of a checkpoint of ours."""
-    return content.get("format") in _READ
+    return content.get("format") in READABLE_FORMATS
 
 
 def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -335,10 +324,6 @@ def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
     faults = [key for key, holds in sound.items() if not holds(content.get(key))]
     if faults:
         raise ValueError(f"{path} is a damaged checkpoint, without a sound {', '.join(faults)}; take another one")
-    try:
-        pretrained = Pretrained.said_in(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is a damaged checkpoint: {error}; take another one") from None
     return Checkpoint(
         config=parse_config(content["config"], f"in {path}"),
         classes=tuple(content["classes"]),
@@ -348,7 +333,6 @@ def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
         source=str(path),
         evaluation=content["evaluation"],
         training=content.get("training"),
-        pretrained=pretrained,
         data=content.get("data"),
     )
 

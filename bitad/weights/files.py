@@ -42,7 +42,9 @@ def file_in(folder: Path) -> Path:
     """
     visible = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     found = [
-        name for name in visible if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NO_WEIGHTS)
+        name
+        for name in visible
+        if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NO_WEIGHTS) and name != BACKBONE_FILE
     ]
     for names, others_too in ((_OF_A_RUN, True), (_OF_HUGGING_FACE, False)):
         if (here := [name for name in names if name in found]) and (others_too or set(found) <= set(names)):
@@ -64,8 +66,12 @@ def file_in(folder: Path) -> Path:
     return folder / found[0]
 
 
-# What a safetensors file says in its `format` where it is one of our checkpoints; else it is tensors alone.
+# The `format` of BiTAD's checkpoints, and of those that this version reads; a safetensors file without it is tensors.
 OURS = "bitad checkpoint"
+FORMAT = f"{OURS} 4"
+READABLE_FORMATS = (FORMAT, f"{OURS} 3", f"{OURS} 2")
+# The frozen transformer of a run, beside its checkpoints.
+BACKBONE_FILE = "backbone.safetensors"
 
 
 class _NumpyType:
@@ -257,15 +263,17 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
     return {"format": said["format"], "model": tensors, **values}
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, said: Mapping[str, str]) -> None:
-    """Writes tensors and what is said of them, whole or not at all."""
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, *, said: Mapping[str, str], synced: bool = False
+) -> None:
+    """Writes tensors and what is said of them, whole or not at all; ``synced`` as for `replacing`."""
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         # Two networks may share what is frozen; the form cannot say so.
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    with replacing(path) as partial:
+    with replacing(path, synced=synced) as partial:
         rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(apart, partial, metadata=dict(said))

@@ -15,8 +15,8 @@ from bitad.config.loading import parse_config
 from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.models.build import build_network
 from bitad.weights.checkpoint import checkpoint_in, class_names, is_ours
-from bitad.weights.files import read_weights, weights_path
-from bitad.weights.loading import Pretrained, Weights, defects_of, weights_of, without_adapters
+from bitad.weights.files import BACKBONE_FILE, weights_path
+from bitad.weights.loading import Weights, defects_of, read_complete, weights_of, without_adapters
 from bitad.weights.sizes import HeadSize, TransformerSize, size_difference
 
 _OPTIMISERS = ("optimizer", "training")
@@ -33,7 +33,7 @@ class Inspection:
         averaged: whether the file says that they are an average (EMA).
         optimiser: whether it has what a training needs to go on.
         also: other sets of weights in it.
-        pretrained: the transformer that it names instead of holding it; it counts like the rest.
+        backbone_file: whether its frozen transformer is in the file beside it; it counts like the rest.
         transformer, head: the measures that can be seen from the weights; None: there is none, or too little of it.
         compared: what the weights were compared with.
         defects: what is of another size there, missing, or unexpected.
@@ -44,7 +44,7 @@ class Inspection:
     averaged: bool
     optimiser: bool
     also: tuple[str, ...]
-    pretrained: Pretrained | None
+    backbone_file: bool
     transformer: TransformerSize | None
     head: HeadSize | None
     compared: str
@@ -86,7 +86,7 @@ class Inspection:
             },
             "detector": None if self.head is None else asdict(self.head),
             "left_out": list(self.weights.left_out),
-            "pretrained": None if self.pretrained is None else self.pretrained.to_json(),
+            "backbone_file": BACKBONE_FILE if self.backbone_file else None,
             "compared": self.compared,
             "defects": list(self.defects),
         }
@@ -111,9 +111,8 @@ class Inspection:
             rows.append(("also there", f"{', '.join(self.also)}: not used"))
         if weights.without:
             rows.append(("averaged", f"no weights in {', '.join(weights.without)}"))
-        if self.pretrained is not None:
-            rows.append(("elsewhere", f"the pre-trained transformer, of content {self.pretrained.sha256[:12]}"))
-            rows.append(("", f"in {self.pretrained.file}"))
+        if self.backbone_file:
+            rows.append(("", f"the frozen transformer is in {BACKBONE_FILE}"))
         if weights.left_out:
             names = ", ".join(weights.left_out[:3]) + (", ..." if len(weights.left_out) > 3 else "")
             rows.append(("not used", f"{len(weights.left_out)}: {names}"))
@@ -152,11 +151,11 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
             of the size that they show.
 
     Raises:
-        FileNotFoundError: no such file, or not the pre-trained transformer that a checkpoint of ours leaves out.
+        FileNotFoundError: no such file, or no file of the frozen transformer of a checkpoint of ours.
         ValueError: no weights of a known project.
     """
     path = weights_path(path)
-    content = read_weights(path)
+    content = read_complete(path)
     try:
         return _inspected(content, path, config)
     except ValueError as error:
@@ -178,7 +177,7 @@ def _inspected(content: Mapping[str, Any], path: Path, config: Config | None) ->
         averaged=ours is not None or weights.is_averaged,
         optimiser=any(content.get(key) is not None for key in _OPTIMISERS),
         also=weights.others,
-        pretrained=Pretrained.said_in(content),
+        backbone_file=ours is not None and content.get("backbone") is not None,
         transformer=transformer,
         head=head,
         compared=compared if config is not None else "nothing",

@@ -13,19 +13,19 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, equal, nn, strided
 
+from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
 from bitad.models.vit import sinusoid_table
-from bitad.weights.files import OURS, read_weights, weights_path
+from bitad.weights.files import BACKBONE_FILE, OURS, READABLE_FORMATS, read_weights, weights_path, write_safetensors
 from bitad.weights.formats import Format, instead_of_names, is_known, recognise, require_ours
 from bitad.weights.sizes import size_difference
 
@@ -329,138 +329,164 @@ class Weights:
         return inner
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """The pre-trained transformer that never trains: a run's checkpoints name its file instead of holding it.
+class BackboneError(ValueError):
+    """The frozen transformer of a checkpoint is damaged, or another one."""
 
-    Whatever else is frozen they hold. In experiments 2 and 2x these are the rest of two finished baselines, and a
-    baseline's run may be deleted or trained anew, where the published file of a transformer stays what it is.
+
+@dataclass(frozen=True)
+class BackboneFile:
+    """The frozen transformer of a run, which never trains: a run writes it once, and its checkpoints refer to it.
+
+    The checkpoints hold everything else that is frozen: in experiments 2 and 2x the rest of two finished baselines.
 
     Args:
-        file: as the run's configuration names it.
-        sha256: of the transformer in it, see :func:`content_hash`.
-        positions: of the position table; where the file has none, it is the sinusoid.
-        networks: what stands before its names in the state of a network, or of a pair: then once for each of the two.
+        sha256: of the transformer, see :func:`transformer_sha256`.
+        prefixes: of its parameters' names in the state of a network, or of each network of a pair.
     """
 
-    file: str
     sha256: str
-    positions: int
-    networks: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor], file: Path) -> Pretrained | None:
-        """What of a network's state is, to the bit, the transformer in a file; None: nothing is.
+    def write(cls, state: Mapping[str, Tensor], path: Path) -> BackboneFile | None:
+        """Writes the frozen transformer in a network's state, unless the file has it already; None: there is none.
 
-        Raises:
-            FileNotFoundError, ValueError: there is no such file, or no transformer in it.
+        Where the networks of a pair have different ones, it is the first network's; the checkpoints hold the other.
         """
-        networks: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            before, vit, inner = name.partition(_BACKBONE)
-            if vit and not is_adapter(name):
-                networks.setdefault(before + vit, {})[inner] = tensor
-        tables = [len(vit[_TABLE][0]) for vit in networks.values()]
-        if not tables:
+        found = _frozen_transformers(state)
+        if not found:
             return None
-        wanted = _with_table(_transformer(weights_path(file)), tables[0])
-        same = tuple(before for before, vit in networks.items() if _same(vit, wanted))
-        return cls(str(file), content_hash(weights_path(file)), tables[0], same) if same else None
-
-    @classmethod
-    def said_in(cls, content: Mapping[str, Any]) -> Pretrained | None:
-        """What a checkpoint says that it leaves out; None: nothing, or it is none of ours.
-
-        Raises:
-            ValueError: it says so in a way that we do not.
-        """
-        said = content.get("pretrained") if str(content.get("format", "")).startswith(OURS) else None
-        match said:
-            case None:
-                return None
-            case {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(networks)}:
-                return cls(file, sha256, positions, tuple(map(str, networks)))
-            case _:
-                raise ValueError("it does not say soundly which pre-trained transformer it leaves out")
+        first = next(iter(found.values()))
+        sha256 = transformer_sha256(first)
+        if not _has_content(path, sha256):
+            write_safetensors(first, path, said={}, synced=True)
+        return cls(sha256, tuple(prefix for prefix, weights in found.items() if _same(weights, first)))
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`said_in` reads."""
-        return {**vars(self), "networks": list(self.networks)}
+        """The reference to the file in a checkpoint."""
+        return {"sha256": self.sha256, "prefixes": list(self.prefixes)}
 
-    def without(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A network's state less the transformer."""
+    def remove_from(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A network's state without the transformer."""
         return {
-            name: tensor for name, tensor in state.items() if not name.startswith(self.networks) or is_adapter(name)
+            name: tensor for name, tensor in state.items() if not name.startswith(self.prefixes) or is_adapter(name)
         }
 
-    def filled(self, state: Mapping[str, Tensor], source: str, *also: Path) -> dict[str, Tensor]:
-        """A network's whole state: what a checkpoint holds, and what it leaves out, which stays in its file if it can.
 
-        Args:
-            state: what it holds.
-            source: the checkpoint's path; the file is looked for where it was, and beside the checkpoint.
-            also: where to look first.
+def read_complete(path: Path) -> dict[str, Any]:
+    """Reads a file of weights; a checkpoint of BiTAD with the frozen transformer that it refers to.
 
-        Raises:
-            FileNotFoundError: it is in none of these places.
-            ValueError: what is there is another transformer.
-        """
-        where = weights_path(Path(self.file))
-        beside = Path(source).with_name(where.name)
-        others = []
-        for place in dict.fromkeys((*also, where, beside)):
-            if place == Path(source) or not place.is_file():
-                continue
-            if self.is_in(place):
-                vit = _with_table(_transformer(place), self.positions)
-                return {**state, **{before + name: tensor for before in self.networks for name, tensor in vit.items()}}
-            others.append(f"{place} ({content_hash(place)[:12]})")
-        said = f"the pre-trained transformer of {source}, {where} of content {self.sha256[:12]}"
-        remedy = f"copy it to {beside}, or name it by model.backbone.weights=PATH where keys can be changed"
-        if not others:
-            raise FileNotFoundError(f"{said}, is not there; {remedy}")
-        raise ValueError(f"{said}, is not what is there now: {', '.join(others)}; {remedy}")
-
-    def is_in(self, path: Path) -> bool:
-        """Whether a file holds this transformer. Raises as :func:`content_hash`."""
-        return content_hash(path) == self.sha256
+    Raises:
+        FileNotFoundError: no such file, or no file of the transformer.
+        BackboneError: the file of the transformer is damaged, or another's.
+        ValueError: as :func:`~bitad.weights.files.read_weights`.
+    """
+    path = weights_path(path)
+    content = read_weights(path)
+    state = content.get("model")
+    if content.get("format") not in READABLE_FORMATS or not isinstance(state, dict):
+        return content
+    match content.get("backbone"), content.get("pretrained"):
+        case None, None:
+            return content
+        case {"sha256": str(sha256), "prefixes": list(prefixes)}, None:
+            weights = _read_backbone_file(path, sha256, content)
+        case None, {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(prefixes)}:
+            weights = _with_table(_find_pretrained(path, file, sha256), positions)
+        case _:
+            raise ValueError(f"{path} is a damaged checkpoint, without a sound backbone; take another one")
+    frozen = {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in weights.items()}
+    return {**content, "model": {**state, **frozen}}
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 over the names, types, shapes and numbers of the transformer in a file, under our names: whatever form
-    the file has, and whatever else is in it. Once for each file: a large one takes seconds.
+def _read_backbone_file(checkpoint: Path, sha256: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The frozen transformer in the file beside a checkpoint."""
+    path = checkpoint.with_name(BACKBONE_FILE)
+    if not path.is_file():
+        run = parse_config(content["config"], f"in {checkpoint}").run_directory
+        raise FileNotFoundError(
+            f"{path} is missing, the frozen transformer of {checkpoint}; copy it from the run directory, {run}"
+        )
+    try:
+        weights, fault = _transformer(path), "its content is another"
+    except ValueError as error:
+        weights, fault = {}, str(error)
+    if transformer_sha256(weights) != sha256:
+        raise BackboneError(
+            f"{path} is not the frozen transformer of {checkpoint}: {fault}; copy it again from the run directory of "
+            "the checkpoint"
+        )
+    return weights
+
+
+def _find_pretrained(checkpoint: Path, file: str, sha256: str) -> dict[str, Tensor]:
+    """The transformer that a checkpoint of form 3 refers to, from its pre-trained file or a copy beside it."""
+    original = weights_path(Path(file))
+    beside = checkpoint.with_name(original.name)
+    places = [place for place in (original, beside) if place != checkpoint and place.is_file()]
+    for place in places:
+        weights = _transformer(place)
+        if transformer_sha256(weights) == sha256:
+            return weights
+    fault = f"{' and '.join(map(str, places))}: another transformer" if places else f"{original} is missing"
+    raise (BackboneError if places else FileNotFoundError)(
+        f"the pre-trained transformer of {checkpoint} is not found: {fault}; copy its file to {beside}"
+    )
+
+
+def is_transformer_of(state: Mapping[str, Tensor], path: Path) -> bool:
+    """Whether a file of weights has the frozen transformer of a network's state, or one of a pair's.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or no transformer in it.
     """
-    state = path.stat() if path.is_file() else None
-    return _content_hash(path, None if state is None else (state.st_mtime_ns, state.st_size))
+    weights = _transformer(path)
+    return any(_same(one, _with_table(weights, len(one[_TABLE][0]))) for one in _frozen_transformers(state).values())
 
 
-@lru_cache(maxsize=16)
-def _content_hash(path: Path, _version: tuple[int, int] | None) -> str:
+def transformer_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and numbers of weights under BiTAD's names, whatever their file is."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_transformer(path).items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
+def _has_content(path: Path, sha256: str) -> bool:
+    """Whether there is a file with a transformer of this content."""
+    try:
+        return path.is_file() and transformer_sha256(_transformer(path)) == sha256
+    except ValueError:
+        return False
+
+
+def _frozen_transformers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The frozen transformers in the state of a network or a pair, by the prefix of their names there."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        before, vit, inner = name.partition(_BACKBONE)
+        if vit and not is_adapter(name):
+            found.setdefault(before + vit, {})[inner] = tensor.cpu()
+    return found
+
+
 def _transformer(path: Path) -> dict[str, Tensor]:
-    """What is frozen of the transformer in a file."""
+    """The transformer in a file of weights, without adapters."""
     weights = _read(path).backbone(str(path))
     if _TABLE not in weights and _PATCHES not in weights:
         raise ValueError(f"{path} holds no whole transformer: there is no {_PATCHES}")
     return {name: tensor for name, tensor in weights.items() if not is_adapter(name)}
 
 
-def _with_table(vit: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
-    return vit if _TABLE in vit else {**vit, _TABLE: sinusoid_table(positions, len(vit[_PATCHES]))}
+def _with_table(weights: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
+    """With the position table; where the file has none, it is the sinusoid."""
+    return weights if _TABLE in weights else {**weights, _TABLE: sinusoid_table(positions, len(weights[_PATCHES]))}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
-        tensor.dtype == other[name].dtype and torch.equal(tensor.cpu(), other[name]) for name, tensor in one.items()
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
     )
 
 
@@ -547,24 +573,19 @@ def weights_of(content: Mapping[str, Any], path: Path) -> Weights:
     """The weights in the content of a file; says which of several are taken, and what is made of them.
 
     Raises:
-        FileNotFoundError, ValueError: as :meth:`Weights.of` and :meth:`Pretrained.filled`.
+        ValueError: as :meth:`Weights.of`.
     """
-    weights = _whole(content, path)
+    weights = Weights.of(content)
     _say(weights, path)
     return weights
-
-
-def _whole(content: Mapping[str, Any], path: Path) -> Weights:
-    weights, pretrained = Weights.of(content), Pretrained.said_in(content)
-    return weights if pretrained is None else replace(weights, tensors=pretrained.filled(weights.tensors, str(path)))
 
 
 def _read(path: Path) -> Weights:
     """The weights in a file; errors name it."""
     path = weights_path(path)
-    content = read_weights(path)
+    content = read_complete(path)
     try:
-        return _whole(content, path)
+        return Weights.of(content)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
