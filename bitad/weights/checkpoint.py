@@ -25,7 +25,7 @@ from bitad.data.fingerprints import Fingerprints, is_sound
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import check_apart, replacing
-from bitad.weights.files import FORMAT, OURS, READABLE_FORMATS, file_in, weights_path, write_safetensors
+from bitad.weights.files import FORMAT, OURS, file_in, is_checkpoint, weights_path, write_safetensors
 from bitad.weights.loading import (
     BackboneFile,
     Weights,
@@ -291,7 +291,7 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
     content = read_complete(path)
-    if is_ours(content):
+    if is_checkpoint(content):
         return checkpoint_in(content, path)
     if str(content.get("format")).startswith(OURS):
         raise ValueError(
@@ -302,11 +302,6 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
         return weights_of(content, path)
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
-
-
-def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether this is the content of a checkpoint of ours."""
-    return content.get("format") in READABLE_FORMATS
 
 
 def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:

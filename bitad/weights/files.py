@@ -263,6 +263,11 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
     return {"format": said["format"], "model": tensors, **values}
 
 
+def is_checkpoint(content: Mapping[str, Any]) -> bool:
+    """Whether this is the content of a checkpoint of BiTAD that this version reads."""
+    return content.get("format") in READABLE_FORMATS
+
+
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, *, said: Mapping[str, str], synced: bool = False
 ) -> None:

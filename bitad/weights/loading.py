@@ -25,7 +25,7 @@ from bitad.config.schema import Config
 from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
 from bitad.models.vit import sinusoid_table
-from bitad.weights.files import BACKBONE_FILE, OURS, READABLE_FORMATS, read_weights, weights_path, write_safetensors
+from bitad.weights.files import BACKBONE_FILE, OURS, is_checkpoint, read_weights, weights_path, write_safetensors
 from bitad.weights.formats import Format, instead_of_names, is_known, recognise, require_ours
 from bitad.weights.sizes import size_difference
 
@@ -384,7 +384,7 @@ def read_complete(path: Path) -> dict[str, Any]:
     path = weights_path(path)
     content = read_weights(path)
     state = content.get("model")
-    if content.get("format") not in READABLE_FORMATS or not isinstance(state, dict):
+    if not is_checkpoint(content) or not isinstance(state, dict):
         return content
     match content.get("backbone"), content.get("pretrained"):
         case None, None:

@@ -158,7 +158,7 @@ def test_an_average_without_weights_is_said_and_the_others_are_taken(
     main(["weights", "inspect", str(path)])
     out = capsys.readouterr().out
     assert f"no weights in {key}" in out
-    assert "in model, not said to be EMA" in out
+    assert "in model, not marked as EMA" in out
 
 
 @pytest.mark.parametrize("setting", [True, 0.9998, "yes", 3])
@@ -190,7 +190,7 @@ def test_inspect_and_the_log_say_which_weights_are_taken(
     assert main(["weights", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "in model_ema, averaged (EMA)" in out
-    assert "also there model: not used" in out
+    assert "not used   model" in out
     assert main(["weights", "inspect", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["weights"], said["averaged"], said["also"]) == ("model_ema", True, ["model"])
