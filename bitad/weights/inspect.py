@@ -12,10 +12,10 @@ import torch
 from bitad.config.schema import Config
 from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
-from bitad.weights.checkpoint import checkpoint_in, class_names
+from bitad.weights.checkpoint import class_names, parse_checkpoint
 from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
-from bitad.weights.loading import Weights, defects_of, read_complete, weights_of, without_adapters
-from bitad.weights.sizes import TransformerSize, count_classes, size_difference
+from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters
+from bitad.weights.sizes import TransformerSize, count_classes
 
 MILLION = 1_000_000
 _NOT_COMPARED = "with nothing; give --config to check it against a network"
@@ -26,11 +26,9 @@ class Inspection:
     """What a file of weights holds.
 
     Args:
-        path: the file.
-        weights: by BiTAD's names.
-        is_averaged: whether the file says that they are an average (EMA).
+        is_averaged: whether the file says that its weights are an average (EMA).
         has_optimizer: whether it has the state to resume a training from.
-        has_backbone_file: whether its frozen transformer is in the file beside it, and in ``weights`` all the same.
+        has_backbone_file: whether its frozen transformer is in the file beside it; ``weights`` have it all the same.
         compared_with: the network that the weights were compared with; None: with nothing.
         defects: sizes that differ, or weights that are missing, unexpected or of another shape.
     """
@@ -68,7 +66,7 @@ class Inspection:
             "weights": weights.key,
             "averaged": self.is_averaged,
             "also": list(weights.others),
-            "without_averaged": list(weights.without),
+            "without_averaged": list(weights.empty_averages),
             "optimiser": self.has_optimizer,
             "epoch": weights.epoch,
             "dtypes": weights.dtype_names,
@@ -76,7 +74,7 @@ class Inspection:
             "adapter_parameters": self.adapter_parameters,
             "backbone": None if self.transformer is None else str(self.transformer),
             "backbone_file": BACKBONE_FILE if self.has_backbone_file else None,
-            "left_out": list(weights.left_out),
+            "left_out": list(weights.unused),
             "compared": self.compared_with,
             "defects": list(self.defects),
         }
@@ -87,7 +85,7 @@ class Inspection:
         kind = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}[weights.format.kind]
         where = "" if weights.key is None else f" in {weights.key}"
         epoch = "unknown epoch" if weights.epoch is None else f"epoch {weights.epoch}"
-        dtypes = " and ".join(weights.dtype_names) + (", read as float32" if weights.converted else "")
+        dtypes = " and ".join(weights.dtype_names) + (", read as float32" if weights.is_converted else "")
         adapters = f", {self.adapter_parameters / MILLION:.2f} M in adapters" if self.adapter_parameters else ""
         rows = [
             (
@@ -103,11 +101,11 @@ class Inspection:
             rows.append(("", f"the frozen transformer is in {BACKBONE_FILE}"))
         if weights.others:
             rows.append(("not used", ", ".join(weights.others)))
-        if weights.without:
-            rows.append(("averaged", f"no weights in {', '.join(weights.without)}"))
-        if weights.left_out:
-            names = ", ".join(weights.left_out[:3]) + (", ..." if len(weights.left_out) > 3 else "")
-            rows.append(("not used", f"{len(weights.left_out)}: {names}"))
+        if weights.empty_averages:
+            rows.append(("averaged", f"no weights in {', '.join(weights.empty_averages)}"))
+        if weights.unused:
+            names = ", ".join(weights.unused[:3]) + (", ..." if len(weights.unused) > 3 else "")
+            rows.append(("not used", f"{len(weights.unused)}: {names}"))
         verdict = "; ".join(self.defects) or "nothing missing, nothing unexpected"
         rows.append(
             ("compared", _NOT_COMPARED if self.compared_with is None else f"with {self.compared_with}: {verdict}")
@@ -135,8 +133,9 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
 
 
 def _inspect(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
-    checkpoint = checkpoint_in(content, path) if is_checkpoint(content) else None
-    weights = weights_of(content, path)
+    checkpoint = parse_checkpoint(content, path) if is_checkpoint(content) else None
+    weights = Weights.of(content)
+    log_weights(weights, path)
     compared_with, defects = None, []
     if config is not None:
         try:
@@ -167,5 +166,4 @@ def _defects(weights: Weights, config: Config, classes: int) -> list[str]:
         if backbone is None:
             return ["it is a backbone, but the configuration takes features"]
         expected, may_lack = backbone.vit.state_dict(), rf"{may_lack}|^pos_embed$"
-    difference = size_difference(weights.tensors, expected)
-    return [difference] if difference else defects_of(weights.tensors, expected, may_lack=may_lack)
+    return find_defects(weights.tensors, expected, may_lack=may_lack)

@@ -11,21 +11,17 @@ from torch import Tensor
 
 from bitad.config.names import SIZES
 
-_BACKBONE = "backbone.vit."
+BACKBONE_PREFIX = "backbone.vit."
 _CLIP_TUBELETS = 8  # of VideoMAE's clips of 16 frames
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """The size of a transformer.
+    """The size of a transformer: widths, blocks, pixels of a patch.
 
     Args:
-        dim, mlp_dim: widths.
-        depth: blocks.
-        patch_size: pixels.
         table_pixels: picture size of its position table; None: it has no table.
         adapters: the blocks with an adapter.
-        adapter_dim: width of the adapters.
     """
 
     dim: int
@@ -39,7 +35,9 @@ class TransformerSize:
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
         """The size of a transformer or of a detector's; None: the weights do not show it."""
-        inner = {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}
+        inner = {
+            name.removeprefix(BACKBONE_PREFIX): w for name, w in weights.items() if name.startswith(BACKBONE_PREFIX)
+        }
         vit = inner or weights
         patch, mlp, table = vit.get("patch_embed.weight"), vit.get("blocks.0.mlp.0.weight"), vit.get("pos_embed")
         if patch is None or patch.ndim != 5 or mlp is None or not mlp.ndim:
@@ -116,14 +114,14 @@ def _detector_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
         "channels": embed.shape[0],
         "levels": scales.numel(),
         "embed convolutions": len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
-        "stem blocks": len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.attn\.")),
+        "stem blocks": len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
         "head convolutions": len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
         "classes": classes,
     }
 
 
-def size_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """How the size of the network of some weights differs from the ``expected`` one, in words; None: it does not."""
+def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How the size of the network of some weights differs from the ``expected`` one, in words."""
     found = []
     size, expected_size = TransformerSize.of(weights), TransformerSize.of(expected)
     if size is not None and expected_size is not None:
@@ -131,9 +129,9 @@ def size_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor
     sizes, expected_sizes = _detector_sizes(weights), _detector_sizes(expected)
     if sizes and expected_sizes:
         found += [
-            f"it has {sizes[name]} {name}, the configuration {expected_sizes[name]}"
-            for name in sizes
-            if sizes[name] != expected_sizes[name]
+            f"it has {count} {name}, the configuration {expected_sizes[name]}"
+            for name, count in sizes.items()
+            if count != expected_sizes[name]
         ]
         has_norms, expects_norms = (bool(_numbers(one, r"^pyramid\.norms\.(\d+)\.")) for one in (weights, expected))
         if has_norms != expects_norms:
@@ -142,7 +140,7 @@ def size_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor
                 f"it has {has} layer norm at the end of each level, the configuration {others} "
                 f"(model.level_norms={str(has_norms).lower()}, ActionFormer's fpn_with_ln)"
             )
-    return "; ".join(found) or None
+    return found
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> list[int]:

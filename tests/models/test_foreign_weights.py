@@ -104,7 +104,7 @@ def test_what_is_not_ours_is_called_what_it_is(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bitad weights: error: {path}: weights of ")
     assert called in line
-    with pytest.raises(ValueError, match="which no network here takes"):
+    with pytest.raises(ValueError, match="which no network here can load"):
         load_backbone(vit(), path)
 
 
@@ -132,13 +132,13 @@ def test_what_is_ours_is_in_no_row_of_the_table(project: str) -> None:
         ((), "it is a list of 0"),
         (torch.ones(2, 3), "it is one tensor, [2, 3]"),
         (3, "it is a int"),
-        ({}, "it names none, being empty"),
+        ({}, "it is empty"),
         ({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}, "it is an optimiser's state"),
         (
             {"optimizer": {"state": {0: {"step": torch.ones(())}}}, "epoch": 3},
-            "it names none, only 'optimizer', 'epoch'",
+            "it has none, only 'optimizer', 'epoch'",
         ),
-        ({0: torch.ones(2), None: torch.ones(2)}, "it names none, only 0, None"),
+        ({0: torch.ones(2), None: torch.ones(2)}, "it has none, only 0, None"),
         (
             {f"towers.{n}.weight": torch.ones(2) for n in range(62)},
             "the first is 'towers.0.weight', then 'towers.1.weight' and 'towers.2.weight', of 62 tensors",
@@ -217,7 +217,7 @@ def test_whatever_a_file_holds_is_read_or_refused_in_one_line(
 def test_a_damaged_checkpoint_of_ours_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"format": FORMAT, "model": vit().state_dict()}, tmp_path / "w.pth")
     assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 1
-    assert "is a damaged checkpoint, without a sound config, classes" in capsys.readouterr().err
+    assert "is a damaged checkpoint, without a valid config, classes" in capsys.readouterr().err
 
 
 # Sets of weights.

@@ -32,7 +32,7 @@ from bitad.models.vit import VisionTransformer
 from bitad.timeline import Grid
 from bitad.training.losses import DetectionLoss, Targets, assign
 from bitad.weights.files import read_weights
-from bitad.weights.loading import convert, load_weights
+from bitad.weights.loading import Weights, load_weights
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 TOLERANCE = 1e-4
@@ -89,7 +89,7 @@ class Recording:
 
     def detector(self, **keywords: Any) -> Detector:
         detector = self.build(**keywords)
-        weights = convert(read_weights(self.folder / "checkpoint.pth"))
+        weights = Weights.of(read_weights(self.folder / "checkpoint.pth")).tensors
         load_weights(detector, weights, source=self.name)
         return detector.eval()
 
@@ -245,7 +245,7 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
     targets = assign(prediction.points, recording.segments, recording.labels, 20)
     DetectionLoss()(prediction, targets).total.backward()
 
-    recorded = convert(recording.arrays("grads_train"))
+    recorded = Weights.of(recording.arrays("grads_train")).tensors
     found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     assert found.keys() == recorded.keys()
     total = recording.info["grad_total_norm"]

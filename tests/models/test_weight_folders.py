@@ -87,7 +87,7 @@ def test_a_distributed_checkpoint_is_called_one(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "tf_model.h5").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match="no other file of weights is in it"):
+    with pytest.raises(FileNotFoundError, match="no other file of weights"):
         read_weights(tmp_path)
 
 

@@ -185,7 +185,7 @@ def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
         case "mmaction2":  # with a position table
             torch.save(layouts.mmaction2(transformer()), path := tmp_path / "vit.pth")
         case "halved":
-            write_safetensors({name: weight.half() for name, weight in transformer().items()}, path, said={})
+            write_safetensors({name: weight.half() for name, weight in transformer().items()}, path)
     start = () if experiment in ("baseline", "1") else ("init.forward=none", "init.reverse=none")
     weights = () if form == "random" else (f"model.backbone.weights={path}",)
     config = config_of(videos, f"experiment={experiment}", *start, *weights)
@@ -212,7 +212,7 @@ def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: P
     assert written() == first
     file.write_bytes(file.read_bytes()[:-1])
     assert written() != first
-    write_safetensors(transformer(seed=5), file, said={})
+    write_safetensors(transformer(seed=5), file)
     assert written() != first
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", BACKBONE_FILE}
 
@@ -352,7 +352,7 @@ def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
     right = file.read_bytes()
     file.unlink()
     if becomes == "another":
-        write_safetensors(transformer(seed=5), file, said={})
+        write_safetensors(transformer(seed=5), file)
     elif becomes == "cut off":
         file.write_bytes(right[:-100])
     name = "last.pt" if verb == "resume" else "best.pt"
@@ -365,7 +365,7 @@ def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
         assert f"{file} is missing, the frozen transformer of {moved / name}; copy it from the run directory" in said
         assert said.endswith(f", {run}")
     else:
-        why = {"another": "its content is another", "cut off": "damaged or cut off"}[becomes]
+        why = {"another": "it has other content", "cut off": "damaged or cut off"}[becomes]
         assert f"{file} is not the frozen transformer of {moved / name}: " in said
         assert why in said
     if verb == "pair":
@@ -423,7 +423,7 @@ def test_inspection_says_where_it_is(whole: Path, capsys: pytest.CaptureFixture[
 def test_a_reference_that_is_not_sound_is_refused(said: Any, moved: Path, refused: Callable[..., str]) -> None:
     change(moved / "best.pt", lambda content: content.update(backbone=said))
     for command in (("test", moved), ("weights", "inspect", moved / "best.pt")):
-        assert f"{moved / 'best.pt'} is a damaged checkpoint, without a sound backbone" in refused(*command)
+        assert f"{moved / 'best.pt'} is a damaged checkpoint, without a valid backbone" in refused(*command)
 
 
 # Checkpoints of earlier versions.
@@ -526,7 +526,7 @@ def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
     pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.reverse={whole}")
     said = refused("train", videos, *QUICK, *NOTHING, *pair, f"output={tmp_path / 'runs'}")
     assert f"weights of init.forward={tmp_path}" in said
-    assert "do not fit the network; 55 missing: backbone.vit." in said
+    assert "do not fit the network: 55 missing: backbone.vit." in said
 
 
 def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) -> None:
