@@ -41,8 +41,8 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.reports.comparison import UNTRAINED, Comparison, Result, Run, compare
 from bitad.reports.comparison_page import standing_table
 from bitad.reports.tables import Cell, Table
-from bitad.runtime.files import read_json, replacing, write_json
-from bitad.runtime.progress import following
+from bitad.runtime.files import atomic_write, read_json, write_json
+from bitad.runtime.progress import progress_callback
 from bitad.timeline import Direction
 
 # The files state no rate; mAP does not depend on it, but for the rounding of seconds.
@@ -183,13 +183,13 @@ def pool(whole: Job, folds: Sequence[Job]) -> None:
     for name in (path.name for path in Run(folds[0].directory, folds[0].config).detection_files().values()):
         found = [read_detections(job.directory / name) for job in folds]
         write_detections(Detections.concatenate(found), whole.directory / name)
-    with replacing(whole.directory / "config.yaml") as partial:
+    with atomic_write(whole.directory / "config.yaml") as partial:
         partial.write_text(whole.config.to_yaml(), encoding="utf-8")
 
 
 def compared(what: str, jobs: Sequence[Job], features: Mapping[str, NDArray[np.float32]]) -> Comparison:
     """The results of jobs with one test set, beside those of the SVM's argmax."""
-    with following(f"evaluating {what}") as on_progress:
+    with progress_callback(f"evaluating {what}") as on_progress:
         comparison = compare([job.directory for job in jobs], on_progress=on_progress)
     tiou = comparison.runs[0].config.test.tiou
     argmax = []
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparisons = run(plan, annotations, processes=options.processes)
     made = tables(comparisons)
     print("\n\n".join(table.text() for table in made))
-    with replacing(options.out / "results.md") as partial:
+    with atomic_write(options.out / "results.md") as partial:
         partial.write_text("\n".join(table.markdown() for table in made), encoding="utf-8")
     write_json({test: comparison.json() for test, comparison in comparisons.items()}, options.out / "results.json")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

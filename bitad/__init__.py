@@ -1,7 +1,65 @@
 """BiTAD: bidirectional temporal action detection.
 
 Finds when which action happens in an untrimmed video, with one detector that watches the video forwards and one
-that watches it backwards.
+that watches it backwards. docs/library.md describes the functions. They are imported at first use, so importing this
+package loads neither PyTorch nor NumPy.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitad.config.loading import load_config
+    from bitad.config.schema import Config
+    from bitad.data.annotations import AnnotatedVideo, Annotations
+    from bitad.data.detections import Detections, VideoDetections, read_detections
+    from bitad.data.formats.database import read_annotations
+    from bitad.evaluation.mean_average_precision import Evaluation
+    from bitad.library import Detector, Run, detect, evaluate, load, merge, train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AnnotatedVideo",
+    "Annotations",
+    "Config",
+    "Detections",
+    "Detector",
+    "Evaluation",
+    "Run",
+    "VideoDetections",
+    "__version__",
+    "detect",
+    "evaluate",
+    "load",
+    "load_config",
+    "merge",
+    "read_annotations",
+    "read_detections",
+    "train",
+]
+
+# The modules of the public names that are not in bitad.library.
+_MODULES = {
+    "AnnotatedVideo": "bitad.data.annotations",
+    "Annotations": "bitad.data.annotations",
+    "Config": "bitad.config.schema",
+    "Detections": "bitad.data.detections",
+    "Evaluation": "bitad.evaluation.mean_average_precision",
+    "VideoDetections": "bitad.data.detections",
+    "load_config": "bitad.config.loading",
+    "read_annotations": "bitad.data.formats.database",
+    "read_detections": "bitad.data.detections",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES.get(name, "bitad.library")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,17 +1,11 @@
-"""The clocks of a video and the conversions between them: grid step <-> frame <-> second, forwards <-> backwards.
+"""Conversions between grid steps, frames and seconds, and between the forward and the reverse view of a window.
 
-Three units of time occur in BiTAD:
+*Seconds*, of annotations and results, are on the video's own clock. *Frames* are counted from 0. *Grid steps* are
+positions of the finest pyramid level: a window's step ``x`` is frame ``first_frame + stride * x``.
 
-* *seconds* on the video's own clock; annotations and results are in seconds;
-* *frames*, counted from 0;
-* *grid steps*: positions of the finest pyramid level. A window's step ``x`` is frame ``first_frame + stride * x``.
-
-and two directions. Windows are laid on the forward clock for both playing directions. A window has ``steps``
-(written V) real steps; the reverse view shows the same V steps newest first, so the position ``x`` becomes
-``V - 1 - x``. Reverse *seconds* (``D - t``, with D the annotation's own duration) are notation only: undo them with
-the same D before any conversion to frames.
-
-Every conversion lives here. The functions take and return floats, numpy arrays or tensors alike.
+Windows lie on the forward clock in both directions. The reverse view of a window's V real steps shows them newest
+first, so position ``x`` becomes ``V - 1 - x``. Reverse *seconds* (``D - t``, where D is the annotation's duration) are
+a notation: convert them back with the same D before any conversion to frames.
 """
 
 from __future__ import annotations
@@ -22,11 +16,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+Direction = Literal["forward", "reverse"]
 ResizedClock = Literal["centre", "edge"]
 
 
 class Arithmetic(Protocol):
-    """What times can be: a float, a numpy array or a torch tensor."""
+    """A type of times: float, numpy array or torch tensor."""
 
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
@@ -39,7 +34,7 @@ Times = TypeVar("Times", bound=Arithmetic)
 
 
 class IndexArithmetic(Protocol):
-    """What indices can be: an integer numpy array or torch tensor."""
+    """A type of indices: integer numpy array or torch tensor."""
 
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
@@ -56,13 +51,13 @@ Indices = TypeVar("Indices", bound=IndexArithmetic)
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the grid steps of a window, or of a whole video, lie in the video.
+    """The positions of the grid steps of a window, or of a whole video, in the video.
 
     Args:
-        fps: frames per second of the video.
+        fps: the video's frames per second.
         stride_frames: frames from one grid step to the next.
-        first_frame: frame at step 0. For pre-computed features, the centre of the first snippet; may be fractional.
-        steps: V, the number of real steps (the rest of a window is padding).
+        first_frame: frame at step 0; for pre-computed features the centre of the first snippet, may be fractional.
+        steps: V, the number of real steps; the other steps of a window are padding.
     """
 
     fps: float
@@ -75,12 +70,12 @@ class Grid:
         return Grid(self.fps, self.stride_frames, self.first_frame + self.stride_frames * start, steps)
 
     def resized(self, steps: int, clock: ResizedClock = "centre") -> Grid:
-        """The same stretch of the video in another number of steps, each with an equal share of it.
+        """The same part of the video in another number of equal steps.
 
         Args:
-            steps: how many.
-            clock: where a step lies in its share: in the middle, where ``interpolate(..., align_corners=False)`` puts
-                it, or at the beginning.
+            steps: the number.
+            clock: the position of a step in its share: the centre, as ``interpolate(..., align_corners=False)`` has it,
+                or the beginning ("edge").
         """
         share = self.steps / steps
         first_frame = self.first_frame + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
@@ -97,11 +92,11 @@ class Grid:
         return seconds
 
     def frames(self, per_step: int = 1, *, centred: bool = False) -> NDArray[np.int64]:
-        """The video frames of the real steps, int64 ``[V * per_step]``, ascending.
+        """Video frames of the real steps, int64 ``[V * per_step]``, ascending.
 
         Args:
-            per_step: frames of each step, at even distances.
-            centred: they lie around the step's own frame; else that is the first of them.
+            per_step: frames per step, evenly spaced.
+            centred: centre them on the step's own frame; otherwise that frame is the first.
         """
         distance = self.stride_frames / per_step
         first = self.first_frame - (self.stride_frames - distance) / 2 if centred else self.first_frame
@@ -109,42 +104,41 @@ class Grid:
 
 
 def mirror_positions(positions: Times, steps: int) -> Times:
-    """Grid positions of the forward view -> those of the reverse view of the same V = ``steps``; its own inverse."""
+    """Grid positions in one view -> in the other view of the same V = ``steps``; its own inverse."""
     mirrored: Times = (steps - 1) - positions
     return mirrored
 
 
 def mirror_segments(segments: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-    """Segments ``[n, 2]`` in grid steps -> the same segments in the other view: ``[V-1-b, V-1-a]``; its own inverse."""
+    """Segments ``[n, 2]`` in grid steps -> in the other view, ``[V-1-b, V-1-a]``; its own inverse."""
     return mirror_positions(segments, steps)[:, ::-1]
 
 
 def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) -> tuple[Indices, Any]:
-    """For points of a pyramid level, the nearest real points of the same level in the other view, and how far off.
+    """Find the nearest real point of the same pyramid level in the other view, and its offset.
 
-    The other view's point i lies at this view's position ``V - 1 - s*i``, so nearest to point j, at ``s*j``, is
+    The other view's point i is at position ``V - 1 - s*i`` of this view. The nearest one to point j, at ``s*j``, is
 
         ``i(j) = ceil((V - 1)/s - 1/2) - j``, clamped to the real points ``0 .. ceil(V/s) - 1``,
 
-    the later in this view of two equally near ones. What is left between the two is
+    the later in this view of two equally near ones. The remaining offset in strides is
 
-        ``g = (V - 1 - s*i - s*j) / s``:
+        ``g = (V - 1 - s*i - s*j) / s``,
 
-    positive where the other view's point lies later in this view than ours, 0 everywhere on level 0 and wherever s
-    divides V - 1. Distances ``(start', end')`` that the other view's point i states are, from ours,
-    ``(end' - g, start' + g)``.
+    positive where the other view's point is later in this view, 0 on level 0 and wherever s divides V - 1. Distances
+    ``(start', end')`` at point i are ``(end' - g, start' + g)`` at point j.
 
     Args:
-        points: j, integers, each counted from 0 within its level; ``[N]``.
-        stride: s, integers, of each point's level in grid steps; ``[N]``.
-        steps: V, integers, the window's real steps, at least 1; ``[B, 1]`` for windows of a batch.
+        points: j, integers ``[N]``, counted from 0 within the level.
+        stride: s, integers ``[N]``, each point's stride in grid steps.
+        steps: V, integers, at least 1; ``[B, 1]`` for the windows of a batch.
 
     Returns:
-        i, integers, and g in strides, both of the arguments' common shape. Of padded points j they mean nothing, but i
-        is the index of a real point all the same.
+        i, integers, and g, of the arguments' broadcast shape. At padded points j they are meaningless, but i is still
+        the index of a real point.
     """
     last = -(-steps // stride) - 1
-    # ceil(x) in integers is -floor(-x); rounding instead, half to even, would leave out half the points of level 1.
+    # ceil(x) in integers is -floor(-x). Rounding half to even would skip half the points of level 1.
     middle = -((stride - 2 * (steps - 1)) // (2 * stride))
     index = (middle - points).clip(max=last).clip(min=0)
     gap = (steps - 1 - stride * (index + points)) / stride
@@ -152,13 +146,10 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
 
 
 def reverse_seconds(segments: NDArray[np.float64], duration_s: float) -> NDArray[np.float64]:
-    """Segments ``[n, 2]`` in seconds -> on the clock from the video's end: ``[D-b, D-a]``; its own inverse."""
+    """Segments ``[n, 2]`` in seconds -> in reverse seconds, ``[D-b, D-a]``; its own inverse."""
     return (duration_s - segments)[:, ::-1]
 
 
 def mirror_frames(frames: NDArray[np.int64], frame_count: int) -> NDArray[np.int64]:
-    """Frames of a video -> where the same pictures lie in its reversed file: ``n - 1 - i``; its own inverse."""
+    """Frames of a video -> the same frames of its reversed file, ``n - 1 - i``; its own inverse."""
     return frame_count - 1 - frames
-
-
-Direction = Literal["forward", "reverse"]

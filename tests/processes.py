@@ -1,14 +1,107 @@
-"""Processes that know each other as torchrun's do, for tests of what they do together."""
+"""Processes of their own, for tests of what several do together and of what is left when one is killed.
+
+They are forked from a server that has imported PyTorch and BiTAD once: a new interpreter spends two CPU seconds on
+that.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"])
+
+
+class Running:
+    """A process that runs a program of Python, as :class:`subprocess.Popen` has it.
+
+    Args:
+        arguments: what follows ``python -m bitad``, or with ``program`` the program's arguments.
+        program: its text; None: the command line of BiTAD.
+        env: changes of the environment.
+        new_session: it begins a session, and so a group of processes.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        program: str | None = None,
+        env: Mapping[str, object] | None = None,
+        new_session: bool = False,
+    ) -> None:
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._out, self._err = folder / "out", folder / "err"
+        environment = os.environ | {key: str(value) for key, value in (env or {}).items()}
+        given = ([str(one) for one in arguments], program, environment, new_session, self._out, self._err)
+        self._process = _CONTEXT.Process(target=_run, args=given)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("bitad", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    @property
+    def output(self) -> tuple[str, str]:
+        """What it has written so far on standard output and standard error."""
+        out, err = (path.read_text() if path.exists() else "" for path in (self._out, self._err))
+        return out, err
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.output
+
+
+def _run(
+    arguments: list[str], program: str | None, env: dict[str, str], new_session: bool, out: Path, err: Path
+) -> None:
+    """In the new process: the program, whose standard streams are files."""
+    if new_session:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    for descriptor, path in enumerate((Path(os.devnull), out, err)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
+    sys.argv = ["bitad", *arguments]
+    if program is not None:
+        exec(compile(program, "program of a test", "exec"), {"__name__": "__main__"})
+        return
+    from bitad.cli import main
+
+    sys.exit(main(arguments))
 
 
 def free_port() -> int:
@@ -20,20 +113,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def ranks(world: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes of Python with these arguments, by rank, on one thread each; ended in the end, whatever they do."""
+def ranks(world: int, *arguments: object, program: str | None = None) -> Iterator[list[Running]]:
+    """Processes that know each other as torchrun's do, by rank, on one thread each; ended in the end."""
     place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
-    processes = []
-    for rank in range(world):
-        env = os.environ | {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        command = [sys.executable, *arguments]
-        processes.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    processes = [
+        Running(*arguments, program=program, env={**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(world)
+    ]
     try:
         yield processes
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
@@ -42,9 +133,9 @@ def of_two_processes(*command: object) -> list[tuple[int, str, str]]:
     Returns:
         each one's status, and what it said on standard output and standard error.
     """
-    with ranks(2, ["-m", "bitad", *map(str, command)]) as both:
+    with ranks(2, *command) as both:
         said = [process.communicate(timeout=200) for process in both]
-        return [(process.returncode, *texts) for process, texts in zip(both, said, strict=True)]
+        return [(process.wait(), *texts) for process, texts in zip(both, said, strict=True)]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from layouts import opentad_file
 from bitad.cli import main
 from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
-from bitad.data.formats.annotations import FORMS
+from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.files import read_json
 from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import load_checkpoint
@@ -264,7 +264,7 @@ def test_a_label_outside_the_class_list_is_refused_with_its_video(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no class names; there should be a name a line"),
+        (b"", "no class names; write a name a line"),
         (b"alpha\nalpha\n", "class 'alpha' occurs 2 times; name each class once"),
         (bytes(range(256)), "cannot be read as class names, a name a line"),
     ],
@@ -833,8 +833,8 @@ nearly = st.fixed_dictionaries(
     },
 )
 databases = st.dictionaries(words | texts, nearly, max_size=3).map(lambda videos: {"database": videos})
-JSON_FORMS = [name for name, form in FORMS.items() if not any(p.endswith((".csv", ".txt")) for p in form.folder)]
-TEXT_FORMS = [name for name in FORMS if name not in JSON_FORMS]
+JSON_FORMS = [name for name, form in FORMATS.items() if not any(p.endswith((".csv", ".txt")) for p in form.patterns)]
+TEXT_FORMS = [name for name in FORMATS if name not in JSON_FORMS]
 
 
 @settings(max_examples=80, **QUIETLY)

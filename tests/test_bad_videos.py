@@ -103,11 +103,11 @@ BAD = {
     no_frames: "no frame in it can be decoded",
     nothing: "an empty file",
     text: "not a video that FFmpeg can read",
-    of_two_sizes: "frame 60 is 48x32 pixels and the first ones 64x48; encode the video anew in one size",
+    of_two_sizes: "frame 60 is 48x32 pixels and the first ones 64x48; encode the video again in one size",
     broken_in_the_middle: "cannot be decoded (",
     cut_in_two: "cut off, about ",
 }
-REMEDY = "have the last good frame repeated (data.on_decode_error=repeat or --on-decode-error repeat)"
+REMEDY = "repeat the last good frame (data.on_decode_error=repeat or --on-decode-error repeat)"
 MENDABLE = (broken_in_the_middle, cut_in_two)
 
 
@@ -235,7 +235,7 @@ def test_a_cut_off_video_is_refused_before_training_or_repeated_and_counted(
     assert REMEDY in line
     assert contents(tmp_path / "runs") == {}
     assert main([str(one) for one in (*train, "data.on_decode_error=repeat", "--device", "cpu")]) == 0
-    assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
+    assert "damaged frames, each replaced by the last good one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["detect", "features"])
@@ -254,7 +254,7 @@ def test_a_cut_off_video_is_refused_or_repeated_and_counted(
     assert REMEDY in line
     assert [path for path in contents(out) if path.suffix in (".npy", ".html", ".srt")] == []
     assert main([str(one) for one in (*arguments, "--on-decode-error", "repeat")]) == 0
-    assert "damaged frames, the last good one in the place of each" in capsys.readouterr().err
+    assert "damaged frames, each replaced by the last good one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9])

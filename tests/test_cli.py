@@ -267,12 +267,12 @@ def test_devices_that_are_not_there_are_refused(
     failing: Callable[..., str], features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "use --device cpu" in failing("train", features, "name=never", "--device", "cuda")
+    assert "use the device cpu" in failing("train", features, "name=never", "--device", "cuda")
     for device in ("gpu", "meta", "mps"):
         assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "PyTorch sees 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
+    assert "PyTorch finds 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
 
 
 def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str], found: Path, tmp_path: Path) -> None:
@@ -326,11 +326,11 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     truth = features.parent / "annotations.json"
     evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
     assert "is a folder" in failing("merge", found, found, "--out", tmp_path)
-    assert "is no folder" in failing("merge", found, found, "--out", tmp_path / "file" / "merged.json")
+    assert "is not a folder" in failing("merge", found, found, "--out", tmp_path / "file" / "merged.json")
     assert "is a folder" in failing(*evaluate, tmp_path)
-    assert "is no folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
-    assert "is no folder" in failing("report", run, "--out", tmp_path / "file")
-    assert "is no folder" in failing("demo", "--out", tmp_path / "file")
+    assert "is not a folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
+    assert "is not a folder" in failing("report", run, "--out", tmp_path / "file")
+    assert "is not a folder" in failing("demo", "--out", tmp_path / "file")
 
 
 @pytest.mark.parametrize("verb", ["report", "demo"])

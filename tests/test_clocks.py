@@ -337,8 +337,8 @@ def test_our_features_train_in_every_way_that_makes_sense(data: Path, both: tupl
 def test_swapped_directions_are_refused(data: Path, both: tuple[str, str], refused: Fails, view: str) -> None:
     forward, back = (override.partition("=")[2] for override in both)
     said = refused("train", data, view, f"data.features={back}", f"data.reversed_features={forward}")
-    assert f"{back}/features.json says direction reverse, but data.features is to hold features of forward" in said
-    assert f"{forward}/features.json says direction forward, but data.reversed_features is to hold" in said
+    assert f"{back}/features.json says direction reverse, but data.features must hold features of forward" in said
+    assert f"{forward}/features.json says direction forward, but data.reversed_features must hold" in said
 
 
 @pytest.mark.parametrize("view", ["direction=forward", "experiment=1"])

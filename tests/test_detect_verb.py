@@ -148,11 +148,11 @@ def test_videos_that_are_none_and_names_that_occur_twice_are_refused(film: Path,
 
 def test_a_folder_that_cannot_be_written_to_is_refused(film: Path, here: Path, refused: Detect) -> None:
     (here / "file").write_text("mine")
-    assert "is no folder" in refused(film, "--out", "file")
-    assert "is no folder" in refused(film, "--out", "file/below/it")
+    assert "is not a folder" in refused(film, "--out", "file")
+    assert "is not a folder" in refused(film, "--out", "file/below/it")
     (here / "out").mkdir()
     (here / "out" / "media").write_text("mine")
-    assert "is no folder" in refused(film, "--out", "out")
+    assert "is not a folder" in refused(film, "--out", "out")
     assert "cannot write to /proc" in refused(film, "--out", "/proc/out")
     assert "not UTF-8" in refused(film, "--out", os.fsdecode(b"out\xff"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import FPS, numbered_picture
+from processes import Running
 
 from bitad.cli import main
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, read_sidecar
@@ -37,13 +37,7 @@ SETTINGS = FeatureSettings(
 VIDEO = FeatureVideo(16, 8.0, 1)
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, *map(str, arguments)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def ended(processes: list[Running]) -> list[tuple[int, str]]:
     """The status and the errors of processes that were started."""
     try:
         said = [process.communicate(timeout=200)[1] for process in processes]
@@ -65,7 +59,7 @@ def test_commands_that_run_at_once_describe_all_of_their_videos(tmp_path: Path) 
         video = tmp_path / f"part{number % 3}" / f"v{number}.mp4"
         write_video(video, (numbered_picture(frame) for frame in range(400 + number)), fps=FPS)
     out = tmp_path / "out"
-    processes = [started("-m", "bitad", "features", tmp_path / f"part{part}", *TINY, "--out", out) for part in range(3)]
+    processes = [Running("features", tmp_path / f"part{part}", *TINY, "--out", out) for part in range(3)]
     assert [status for status, _ in ended(processes)] == [0, 0, 0]
     assert sorted(read_sidecar(out)[1]) == sorted(path.stem for path in out.glob("*.npy"))
     assert len(read_sidecar(out)[1]) == 6
@@ -81,7 +75,6 @@ features.begin()
 for number in range(15):
     features.finish(f"{who}-{number}", read_sidecar(folder)[1]["first"])
     features.record()
-assert "torch" not in sys.modules
 """
 
 
@@ -90,7 +83,7 @@ def test_records_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     first.begin()
     done(first, "first")
     first.record()
-    assert ended([started("-c", RECORD, tmp_path, who) for who in "abc"]) == [(0, "")] * 3
+    assert ended([Running(tmp_path, who, program=RECORD) for who in "abc"]) == [(0, "")] * 3
     names = {"first", *(f"{who}-{number}" for who in "abc" for number in range(15))}
     assert read_sidecar(tmp_path) == (SETTINGS, dict.fromkeys(names, VIDEO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "first.npy"]
@@ -136,7 +129,7 @@ def test_features_of_a_name_are_those_of_one_command_and_are_recorded_so(
     then(monkeypatch, command("b", "out"))
     both, said = features("a", "out"), capsys.readouterr().err
     assert both == features("b", "alone")
-    assert "v.npy: was replaced by another process meanwhile" in said
+    assert "v.npy: replaced by another process, whose features are kept" in said
     kept = (tmp_path / "out" / "v.npy").stat().st_mtime_ns
     assert features("b", "out") == both
     assert (tmp_path / "out" / "v.npy").stat().st_mtime_ns == kept

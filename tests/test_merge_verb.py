@@ -141,7 +141,7 @@ def test_what_files_say_of_durations_is_told_by_file(tmp_path: Path, capsys: pyt
     assert f"10 s in {one}" in said
     assert f"12 s in {other}" in said
     assert main(["merge", one, one, unknown, *out]) == 1
-    assert f"{unknown}: the duration of a is not known" in capsys.readouterr().err
+    assert f"{unknown}: the duration of a is unknown" in capsys.readouterr().err
     assert main(["merge", one, unknown, "--reverse-b", *out]) == 1
     assert f"{unknown} has none" in capsys.readouterr().err
     assert main(["merge", one, unknown, "--reverse-b", "--annotations", str(empty), *out]) == 1

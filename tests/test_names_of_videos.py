@@ -70,7 +70,7 @@ def found(path: Path, *names: str, **external: Any) -> Path:
 
 
 def line(habits: str, theirs: str, ours: str, *, count: int = 2) -> str:
-    return f"{count} videos matched although their names differ by {habits}: {theirs} for {ours}"
+    return f"{count} videos matched although names differ by {habits}: {theirs} for {ours}"
 
 
 DIFFERENT = [
@@ -92,7 +92,7 @@ def test_a_list_of_videos_is_used_under_the_annotations_names(
     src = truth(tmp_path / "gt.json", *ours, duration_s=4.0)
     out = [tmp_path / "out.json"] if verb == "convert" else []
     _, err = run("annotations", verb, src, *out, "--video-info", tmp_path / "info.json")
-    assert err.count(f"videos matched although their names differ by {habit}: ") == 1
+    assert err.count(f"videos matched although names differ by {habit}: ") == 1
     if verb == "convert":
         videos = read_annotations(tmp_path / "out.json").videos
         assert {name: video.frames for name, video in videos.items()} == dict.fromkeys(ours, 100)
@@ -126,7 +126,7 @@ def test_checking_finds_videos_and_reversed_videos_by_habits(tmp_path: Path, run
     check = ("annotations", "check", config.parent / "annotations.json", "--videos", tmp_path / "videos")
     out, err = run(*check, "--reversed-videos", tmp_path / "back")
     assert "0 defects" in out
-    assert err.count("2 videos matched although their names differ by the prefix v_") == 2  # of either folder
+    assert err.count("2 videos matched although names differ by the prefix v_") == 2  # of either folder
 
 
 def test_checking_shows_names_of_both_sides_of_videos_that_are_missing(tmp_path: Path, run: Runs) -> None:
@@ -147,7 +147,7 @@ def test_detections_are_measured_under_the_annotations_names(
     detections = found(tmp_path / "found.json", *theirs, durations_s=durations)
     _, err = run("evaluate", *options, "--detections", detections, "--json", tmp_path / "figures.json")
     assert read_json(tmp_path / "figures.json")["average_map"] == pytest.approx(1)
-    assert err.count(f"2 videos matched although their names differ by {habit}: ") == 1
+    assert err.count(f"2 videos matched although names differ by {habit}: ") == 1
     assert "matched" not in run("evaluate", *options, "--detections", found(tmp_path / "same.json", *ours))[1]
     wrong = found(tmp_path / "wrong.json", *theirs, durations_s=dict.fromkeys(theirs, 20.0))
     assert "the clocks of 2 of 2 videos disagree" in run("evaluate", *options, "--detections", wrong, status=1)[1]
@@ -202,7 +202,7 @@ def test_merging_makes_one_video_of_two_names(
     _, err = run("merge", a, b, "--out", tmp_path / "m.json", "--method", "wsf")
     merged = read_detections(tmp_path / "m.json")
     assert (merged.videos, merged.scores.tolist()) == (ours, [0.9, 0.9])
-    assert err.count(f"2 videos matched although their names differ by {habit}: ") == 1
+    assert err.count(f"2 videos matched although names differ by {habit}: ") == 1
 
 
 def test_reversed_detections_take_their_durations_from_annotations_of_other_names(tmp_path: Path, run: Runs) -> None:
@@ -244,8 +244,8 @@ def test_features_under_other_names_are_trained_and_tested_on(
     back = pack(features, tmp_path / "back.npz", str.upper)
     options = (f"output={tmp_path / 'runs'}", "direction=reverse", f"data.reversed_features={back}", *QUICK)
     _, err = run("train", config, f"data.features={there}", *options, "--device", "cpu")
-    assert err.count("4 videos matched although their names differ by the prefix v_: v_") == 1
-    assert err.count("4 videos matched although their names differ by case: ") == 1
+    assert err.count("4 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("4 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert set(read_detections(directory / "detections.json").videos) == {"test_0", "test_1"}
     # What was trained on is known, under these names too.
@@ -289,8 +289,8 @@ def test_videos_under_other_names_are_trained_on(tmp_path: Path, run: Runs, one_
     their_back = renamed(back, tmp_path / "their_back", str.title)
     options = (f"data.videos={there}", "direction=reverse", f"data.reversed_videos={their_back}", *QUICK)
     _, err = run("train", config, *options, f"output={tmp_path / 'runs'}", "--device", "cpu")
-    assert err.count("3 videos matched although their names differ by the prefix v_: v_") == 1
-    assert err.count("3 videos matched although their names differ by case: ") == 1
+    assert err.count("3 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("3 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert read_detections(directory / "detections.json").videos == ("test_0",)
 
@@ -322,6 +322,6 @@ def test_a_report_measures_runs_whose_detections_have_other_names(tmp_path: Path
     content["results"] = {f"v_{name}": rows for name, rows in content["results"].items()}
     (directory / "detections.json").write_text(json.dumps(content))
     _, err = run("report", directory, "--out", tmp_path / "after")
-    assert err.count("2 videos matched although their names differ by the prefix v_") == 1
+    assert err.count("2 videos matched although names differ by the prefix v_") == 1
     figures = [read_json(tmp_path / when / "results.json") for when in ("before", "after")]
     assert figures[0] == figures[1]

@@ -14,7 +14,8 @@ import yaml
 from builders import CHANNELS, FEATURE_OFFSET, FEATURE_STRIDE, FPS, feature_data, numbered_picture, video_data
 
 from bitad.cli import main
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_classes
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.classes import read_classes
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.runtime.log import set_up_logging

@@ -26,6 +26,7 @@ ORDER = (
     "inference",
     "training",
     "reports",
+    "library",
     "demo",
     "cli",
 )
@@ -40,6 +41,7 @@ WITHOUT_TORCH = (
     "bitad.evaluation.direction_sensitivity",
     "bitad.evaluation.thumos_kit",
     "bitad.inference.merge",
+    "bitad.library",
     "bitad.reports.detections",
     "bitad.reports.page",
     "bitad.reports.tables",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bitad.cli import main
 from bitad.reports.tables import Table
-from bitad.runtime.log import LineFormatter, printable, set_up_logging
+from bitad.runtime.log import LineFormatter, printable, quoted, set_up_logging, shortlist
 from bitad.runtime.progress import Meter
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066"
@@ -142,3 +142,10 @@ def test_what_is_said_of_progress_is_text(capsys: pytest.CaptureFixture[str], mo
     err = capsys.readouterr().err
     assert err.count(SHOWN) == 2
     assert "\x1b" not in err
+
+
+def test_a_shortlist_shows_the_first_names_and_counts_the_rest() -> None:
+    assert shortlist([]) == ""
+    assert shortlist("abc") == "a, b, c"
+    assert shortlist("abcde") == "a, b, c and 2 more"
+    assert shortlist(["plain", "e\u0301", "x\x1b"], 2, quote=quoted) == r"'plain', 'e\u0301' and 1 more"

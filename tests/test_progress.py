@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 import pytest
 
 from bitad.runtime import progress
-from bitad.runtime.progress import Meter, following, track
+from bitad.runtime.progress import Meter, progress_callback, track
 
 
 class Terminal(io.StringIO):
@@ -72,7 +72,7 @@ def test_a_terminal_shows_names_as_they_are() -> None:
 
 @pytest.mark.usefixtures("lines_at_once")
 def test_following_takes_how_many_are_done_and_not_how_many_more(capsys: pytest.CaptureFixture[str]) -> None:
-    with following("rendering") as on_progress:
+    with progress_callback("rendering") as on_progress:
         for done in (1, 2, 5):
             on_progress(done, 5)
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
@@ -80,7 +80,7 @@ def test_following_takes_how_many_are_done_and_not_how_many_more(capsys: pytest.
 
 
 def test_following_that_is_never_called_shows_nothing() -> None:
-    with in_a_terminal() as screen, following("rendering"):
+    with in_a_terminal() as screen, progress_callback("rendering"):
         pass
     assert screen.getvalue() == ""
 

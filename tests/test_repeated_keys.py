@@ -20,6 +20,7 @@ from bitad.data.clocks import read_clocks
 from bitad.data.detections import read_detections
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import read_sidecar
+from bitad.data.formats.parsing import ReadOptions
 from bitad.data.formats.tables import read_charades, read_epic_kitchens
 from bitad.inference.video_scores import read_video_scores
 from bitad.runtime.files import parse_json, read_json
@@ -125,12 +126,12 @@ def test_tables_that_state_a_thing_twice_are_refused(tmp_path: Path) -> None:
     table.write_text("id,actions,length\nv,c000 1 2,9\n")
     (tmp_path / "Charades_v1_classes.txt").write_text("c000 One\nc000 Other\n")
     with pytest.raises(ValueError, match=r"classes\.txt:2: class c000 is also in an earlier line, as 'One'"):
-        read_charades([table])
+        read_charades([table], ReadOptions())
     epic = tmp_path / "EPIC_100_train.csv"
     epic.write_text("video_id,start_timestamp,stop_timestamp,verb_class\nP01,00:00:01,00:00:02,0\n")
     (tmp_path / "EPIC_100_verb_classes.csv").write_text("id,key\n0,take\n0,put\n")
     with pytest.raises(ValueError, match="class 0 is also in an earlier line, as 'take'"):
-        read_epic_kitchens([epic], "verb")
+        read_epic_kitchens([epic], ReadOptions(), part="verb")
 
 
 def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +156,7 @@ def test_an_archive_with_two_arrays_of_a_name_is_refused(tmp_path: Path) -> None
         for value in range(2):
             with archive.open("v.npy", "w") as file:
                 np.lib.format.write_array(file, np.full((3, 2), value, np.float32))
-    with pytest.raises(ValueError, match=r"all\.npz: v\.npy is in it 2 times"):
+    with pytest.raises(ValueError, match=r"all\.npz: v\.npy occurs 2 times"):
         FeatureStore(tmp_path / "all.npz").read("v")
 
 

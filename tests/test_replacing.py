@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitad.runtime.files import read_json, remove_leftovers, replacing, write_json
+from bitad.runtime.files import atomic_write, read_json, remove_leftovers, write_json
 from bitad.training.checkpoints import _link_or_move
 from bitad.weights.files import write_safetensors
 
@@ -20,7 +20,7 @@ from bitad.weights.files import write_safetensors
 def test_the_name_written_to_is_new_short_and_another_each_time(tmp_path: Path) -> None:
     names = set()
     for _ in range(20):
-        with replacing(tmp_path / "out.json") as partial:
+        with atomic_write(tmp_path / "out.json") as partial:
             assert partial.parent == tmp_path
             assert partial.read_bytes() == b""
             names.add(partial.name)
@@ -71,7 +71,7 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path: Path) -> None:
     try:
         write_json([1], tmp_path / "out.json")
         write_safetensors({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-        with replacing(tmp_path / "a.npz") as partial, partial.open("wb") as file:
+        with atomic_write(tmp_path / "a.npz") as partial, partial.open("wb") as file:
             np.savez(file, a=np.ones(2))
     finally:
         os.umask(before)
@@ -82,7 +82,7 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path: Path) -> None:
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text("old")
-    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "out.json") as partial:
+    with pytest.raises(UnicodeEncodeError), atomic_write(tmp_path / "out.json") as partial:
         partial.write_text("가", "ascii")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.json", "old")]
 
@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_is_removed_whatever_else_is_there(tmp_path: 
 def test_what_other_machines_are_writing_to_a_shared_disk_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with replacing(tmp_path / "x") as ours:
+    with atomic_write(tmp_path / "x") as ours:
         monkeypatch.setattr("bitad.runtime.files._HOST", "beef")
         remove_leftovers(tmp_path)
         assert ours.exists()

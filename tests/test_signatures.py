@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitad.cli import main
-from bitad.data.annotations import read_classes
+from bitad.data.classes import read_classes
 from bitad.data.feature_files import FeatureStore
 from bitad.runtime.files import read_json
 from bitad.weights.files import read_weights
@@ -69,7 +69,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "xml of a store": (b"<Error><Code>AccessDenied</Code></Error>", "an XML document"),
     "zip of nothing": (b"PK\x05\x06" + bytes(18), "a zip archive"),
     "tar of weights": (tarred("model.safetensors"), "a tar archive; extract it"),
-    "pickle of protocol 4": (pickle.dumps({"a": 1}, 4), "a Python pickle that torch.save has not written"),
+    "pickle of protocol 4": (pickle.dumps({"a": 1}, 4), "a Python pickle not written by torch.save"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
     "gzip": (gzip.compress(torch_bytes({"a": torch.ones(2)})), "a gzip file; decompress it first"),
     "bzip2": (b"BZh91AY&SY", "a bzip2 file"),
@@ -86,15 +86,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     "tensorflow": (b"\x08\x01\x12\xf0\x01", "a TensorFlow model"),
     "tensorflow index": (b"\0\1\2junk" + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "a TensorFlow checkpoint's index"),
     "tensorflow list": (b'model_checkpoint_path: "model.ckpt-5"', "TensorFlow's list of checkpoints"),
-    "pickle": (pickle.dumps({"a": 1}), "a Python pickle that torch.save has not written"),
+    "pickle": (pickle.dumps({"a": 1}), "a Python pickle not written by torch.save"),
     "safetensors": (SAFETENSORS, "a safetensors file; give it a name that ends in .safetensors"),
     "shards": (INDEX.encode(), "an index of shards, which names the files with the weights (2: model-00001-of-00002"),
     "json": (b'{"a": 1}', "a JSON text"),
     "empty": (b"", "empty"),
-    "zeros": (bytes(1000), "nothing but zero bytes"),
+    "zeros": (bytes(1000), "zero bytes only at its start"),
     "text": (b"hello\n", "a text"),
-    "cut": (torch_bytes({"a": torch.ones(200)})[:-200], "that is damaged or cut off"),
-    "noise": (bytes(range(128, 256)) * 4, "of no known form"),
+    "cut": (torch_bytes({"a": torch.ones(200)})[:-200], "damaged or cut off"),
+    "noise": (bytes(range(128, 256)) * 4, "of an unknown type"),
 }
 
 
@@ -171,13 +171,13 @@ def test_a_scripted_model_is_called_one(tmp_path: Path) -> None:
         for name in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py"):
             archive.writestr(name, "x" * 999)
     (tmp_path / "w.pt").write_bytes(stream.getvalue())
-    with pytest.raises(ValueError, match="it is a TorchScript model, which holds code"):
+    with pytest.raises(ValueError, match="it is a TorchScript model, which contains code"):
         read_weights(tmp_path / "w.pt")
 
 
 def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(zipped("m/constants.pkl", "m/data.pkl", "m/code/__torch__.py"))
-    with pytest.raises(ValueError, match="a TorchScript model, which holds code"):
+    with pytest.raises(ValueError, match="a TorchScript model, which contains code"):
         read_weights(tmp_path / "w.pt")
 
 
@@ -193,7 +193,7 @@ def test_a_torchscript_model_is_called_one(tmp_path: Path) -> None:
         ("x.json.gz", HTML, "cannot be read: it is an HTML page"),
         ("x.json", b"{", "not a JSON file: Expecting property name"),
         ("x.json", b'"caf\xe9"', "not a JSON file: it is not UTF-8"),
-        ("x.json", b'{"a": %s}' % (b"9" * 5000), "it has a whole number of more digits than any that is meant"),
+        ("x.json", b'{"a": %s}' % (b"9" * 5000), "it has an integer with too many digits"),
         ("x.json", b"[" * 100_000, "nested too deeply"),
         ("x.json.gz", gzip.compress(b"{}", mtime=0)[:-3], "damaged or cut off; copy or download it again"),
         ("x.json.gz", gzip.compress(b"{}", mtime=0) + b"junk", "damaged or cut off; copy or download it again"),
@@ -222,7 +222,7 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "utf-16": ("a\nb\n".encode("utf-16"), "a text in UTF-16; save it as UTF-8"),
     "latin": (b"caf\xe9\n", "byte 3 is not UTF-8; save it as UTF-8"),
     "json": (b'["a",\n"b"]', "a JSON text"),
-    "zeros": (bytes(500), "nothing but zero bytes"),
+    "zeros": (bytes(500), "zero bytes only at its start"),
     "zero": (b"a\0\n", "has a zero byte"),
 }
 

@@ -21,18 +21,18 @@ import bitad
 from bitad.cli import data, results, tools, train
 from bitad.cli.commands import Commands, Parser, Run
 from bitad.runtime.files import NO_ROOM
-from bitad.runtime.log import log_last, logging_of_a_command, printable, printing_to_anything
+from bitad.runtime.log import command_logging, log_last, printable, tolerant_output
 from bitad.runtime.signals import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
-    with printing_to_anything():
+    with tolerant_output():
         parsed = _parse(arguments)
         if threading.current_thread() is threading.main_thread():
             # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with logging_of_a_command():
+        with command_logging():
             status = _run(parsed)
         if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _leave(status)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bitad.cli.commands import Commands, add_on_decode_error, some
-from bitad.data.formats.annotations import FORMS
-from bitad.runtime.log import echo
+from bitad.data.formats.annotations import FORMATS
+from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
     from bitad.timeline import Direction
@@ -66,14 +66,18 @@ def add_annotations(commands: Commands) -> None:
 
 def _forms() -> list[str]:
     """The table of forms, for --help."""
-    width = max(map(len, FORMS))
-    return ["forms read (--from):", *(f"  {name:{width}}  {form.says}" for name, form in FORMS.items())]
+    width = max(map(len, FORMATS))
+    return ["forms read (--from):", *(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())]
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or folder of a data set's files")
     p.add_argument(
-        "--from", dest="form", choices=tuple(FORMS), metavar="FORM", help="its form, listed below, where not recognised"
+        "--from",
+        dest="form",
+        choices=tuple(FORMATS),
+        metavar="FORM",
+        help="its form, listed below (auto-detected)",
     )
     p.add_argument("--classes", type=Path, help="class list, a name a line")
     # Before or after the action; the second parser must not undo what the first one read.
@@ -138,14 +142,14 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
-    with following("looking at video files") as on_progress:
+    with progress_callback("looking at video files") as on_progress:
         report = check_annotations(
             arguments.src,
             arguments.videos,
             reversed_dir=arguments.reversed_videos,
-            form=arguments.form,
+            format=arguments.form,
             video_info=arguments.video_info,
             classes=arguments.classes,
             on_progress=on_progress,
@@ -168,11 +172,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from bitad.data.convert import Policy, class_list, convert_annotations, write_both_directions, write_classes
+    from bitad.data.classes import class_list, write_classes
+    from bitad.data.convert import Policy, convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
-    from bitad.runtime.progress import following
-    from bitad.video.names import listed
+    from bitad.runtime.progress import progress_callback
 
     if arguments.both_directions and arguments.to != "native":
         raise ValueError("--both-directions writes the native form; leave --to out")
@@ -187,10 +191,10 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--class-list {arguments.class_list}: the annotations are written there; name another file"
             )
-    with following("counting frames") as on_progress:
+    with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
             arguments.src,
-            form=arguments.form,
+            format=arguments.form,
             classes=arguments.classes,
             videos=_videos(arguments),
             video_info=arguments.video_info,
@@ -206,7 +210,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.both_directions:
         written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
     else:
-        write_annotations(converted.annotations, arguments.dst, form=arguments.to)
+        write_annotations(converted.annotations, arguments.dst, format=arguments.to)
         written = (arguments.dst,)
     if arguments.class_list is not None:
         write_classes(converted.annotations.classes, arguments.class_list)
@@ -215,7 +219,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
     if arguments.both_directions and unknown:
-        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {listed(unknown)}")
+        names = shortlist(unknown, 2, quote=quoted)
+        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {names}")
     echo("written: " + ", ".join(map(str, written)))
     return 0
 
@@ -364,7 +369,7 @@ def add_reverse(commands: Commands) -> None:
 def _reverse(arguments: argparse.Namespace) -> int:
     from bitad.data.formats.database import reverse_annotation_file
     from bitad.runtime.files import check_file
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.runtime.workers import worker_count
     from bitad.video.reverse import reverse_video
 
@@ -385,14 +390,14 @@ def _reverse(arguments: argparse.Namespace) -> int:
         if said is not None:
             echo(said, file=sys.stderr)
         return 0
-    with following(f"reversing {src.name}") as on_progress:
+    with progress_callback(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
     _say_repeated(src.name, done.repeated)
     return 0
 
 
 def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.video.reverse import ReverseReport, reverse_folder
 
     with ExitStack() as stack:
@@ -402,7 +407,7 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
 
             others = stack.enter_context(process_group("cpu"))
             rank, world = others.rank, others.world
-        on_progress = stack.enter_context(following("reversing videos")) if rank == 0 else None
+        on_progress = stack.enter_context(progress_callback("reversing videos")) if rank == 0 else None
         report = reverse_folder(
             arguments.src,
             arguments.dst,

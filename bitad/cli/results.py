@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands
 from bitad.config.names import MapRule, MergeMethod
-from bitad.runtime.log import as_typed, echo
+from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
-    from bitad.evaluation.mean_average_precision import Evaluation
 
 
 # More thresholds than anybody averages over: a step was meant to be larger.
@@ -54,7 +53,7 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="measure when something happens, not what: all segments are of one class",
     )
-    p.add_argument("--subset", type=as_typed, required=True, help="of the ground truth, as written there")
+    p.add_argument("--subset", type=decode_argument, required=True, help="of the ground truth, as written there")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
     p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="(activitynet)")
     p.add_argument(
@@ -104,7 +103,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     from bitad.data.detections import alike, read_detections, write_detections
     from bitad.data.formats.database import read_annotations
-    from bitad.inference.merge import merge
+    from bitad.library import merge
     from bitad.runtime.files import check_file
 
     if arguments.annotations and not arguments.reverse_b:
@@ -120,17 +119,9 @@ def _merge(arguments: argparse.Namespace) -> int:
     sets = alike(sets, files, annotations.videos if annotations else ())
     if arguments.reverse_b:
         sets[1] = _said_to_be_reversed(sets[1], annotations, arguments)
-    forward = [_forward(found, path) for found, path in zip(sets, files, strict=True)]
-    merged = merge(*forward, method=arguments.method, names=list(map(str, files)))
+    merged = merge(*sets, method=arguments.method, names=list(map(str, files)))
     write_detections(merged, arguments.out)
     return 0
-
-
-def _forward(detections: Detections, source: Path) -> Detections:
-    try:
-        return detections.forward()
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
 
 
 def _said_to_be_reversed(
@@ -138,9 +129,11 @@ def _said_to_be_reversed(
 ) -> Detections:
     from dataclasses import replace
 
+    from bitad.library import compare_durations
+
     durations = detections.durations_s
     if annotations is not None:
-        _compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
+        compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
         source = arguments.annotations or arguments.files[1]
@@ -149,10 +142,11 @@ def _said_to_be_reversed(
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from bitad.data.detections import read_detections, require_any, under_names
+    from bitad.data.detections import read_detections
     from bitad.data.formats.database import read_annotations
+    from bitad.library import evaluate
     from bitad.reports.tables import class_table, evaluation_table
-    from bitad.runtime.files import check_file, write_json
+    from bitad.runtime.files import check_file
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
         raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
@@ -164,58 +158,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         check_file(arguments.json, "--json", inputs)
     # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
     annotations = read_annotations(arguments.ground_truth, ignore=())
-    ground_truth = annotations.subset(arguments.subset)
-    read = read_detections(arguments.detections, arguments.classes)
-    detections = under_names(read, annotations.videos, arguments.detections)
-    require_any(
-        detections, ground_truth.videos, arguments.detections, f"{arguments.ground_truth}, subset {arguments.subset!r}"
+    evaluation = evaluate(
+        annotations,
+        read_detections(arguments.detections, arguments.classes),
+        subset=arguments.subset,
+        tiou=tiou,
+        rule=arguments.rule,
+        ambiguous=arguments.ambiguous,
+        class_agnostic=arguments.class_agnostic,
+        allow_clock_mismatch=arguments.allow_clock_mismatch,
+        sources=(arguments.ground_truth, arguments.detections),
     )
-    if arguments.class_agnostic:
-        ground_truth, detections = ground_truth.only_classes().class_agnostic(), detections.class_agnostic()
-    evaluation = _by_rule(arguments, ground_truth, detections, tiou)
-    _compare_durations(ground_truth, detections, arguments.detections, allowed=arguments.allow_clock_mismatch)
     print(evaluation_table({arguments.detections.name: evaluation}).text())
     if arguments.per_class:
         print("\n" + class_table({arguments.detections.name: evaluation}).text())
     if arguments.json:
-        write_json(evaluation.to_json(), arguments.json)
+        evaluation.to_json(arguments.json)
     return 0
 
 
 def _given(*paths: Path | None) -> list[Path]:
     return [path for path in paths if path is not None]
-
-
-def _compare_durations(annotations: Annotations, detections: Detections, source: Path, *, allowed: bool) -> None:
-    """Refuses detections of videos that last longer or less than annotated; where that is allowed, says so."""
-    import sys
-
-    from bitad.data.clocks import require_durations
-
-    said = require_durations(
-        {name: video.duration_s for name, video in annotations.videos.items()},
-        detections.durations_s,
-        source,
-        allowed=allowed,
-        remedy="name the annotations of these videos, or continue with --allow-clock-mismatch",
-    )
-    if said is not None:
-        echo(said, file=sys.stderr)
-
-
-def _by_rule(
-    arguments: argparse.Namespace, ground_truth: Annotations, detections: Detections, tiou: list[float]
-) -> Evaluation:
-    from bitad.evaluation.mean_average_precision import evaluate
-    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
-    from bitad.video.names import renamed
-
-    if arguments.rule == "activitynet":
-        return evaluate(ground_truth, detections, tiou=tiou)
-    ambiguous = None
-    if arguments.ambiguous:
-        ambiguous = renamed(read_ambiguous(arguments.ambiguous), ground_truth.videos, arguments.ambiguous)
-    return evaluate_by_thumos_kit(ground_truth, detections, tiou=tiou, ambiguous=ambiguous)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -224,12 +187,12 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder
 
     with process_group(arguments.device) as ranks, lock_folder(arguments.out, ranks):
         check_page(arguments.out / "index.html")
-        with following("evaluating") as on_progress:
+        with progress_callback("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
         sensitive = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
         if not ranks.is_main:

@@ -39,13 +39,13 @@ def add_plan(commands: Commands) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from bitad.reports.plan import plan_of
     from bitad.runtime.files import write_json
-    from bitad.runtime.progress import following
+    from bitad.runtime.progress import progress_callback
 
     memory = arguments.device_memory
     if memory is not None and not 0 < memory < float("inf"):
         raise ValueError(f"--device-memory {memory} is no device's; give its memory in GiB, 80 say")
     config = _config(arguments.config, arguments.overrides)
-    with following("simulating training steps") as on_progress:
+    with progress_callback("simulating training steps") as on_progress:
         plan = plan_of(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.plan.says}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")

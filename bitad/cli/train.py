@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bitad.cli.commands import Commands, add_on_decode_error
 from bitad.runtime.log import echo
-
-if TYPE_CHECKING:
-    from bitad.weights.checkpoint import Checkpoint
 
 
 def add_commands(commands: Commands) -> None:
@@ -88,16 +83,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _checkpoint(place: Path, config: str | None, overrides: Sequence[str] = ()) -> Checkpoint:
-    """A checkpoint with its own configuration, changed, or with the one that is named."""
-    from bitad.config.loading import load_config
-    from bitad.weights.checkpoint import load_checkpoint
-
-    if config is None:
-        return load_checkpoint(place).changed(overrides)
-    return load_checkpoint(place, load_config(config, overrides))
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
     from bitad.runtime.locking import OTHER_OUT, locked
@@ -114,11 +99,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
-    from bitad.runtime.distributed import process_group
-    from bitad.runtime.environment import set_up_process
     from bitad.runtime.log import add_log_file
-    from bitad.training.checkpoints import lock_run
-    from bitad.training.trainer import Trainer
+    from bitad.training.trainer import open_run
 
     changed = arguments.allow_changed_data
     if changed and not arguments.resume:
@@ -127,26 +109,26 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--until {arguments.until} is no epoch; the first is 1")
     notes: list[str] = []
     config = load_config(arguments.config, arguments.overrides, notes)
-    set_up_process(config.threads)
-    with process_group(arguments.device) as ranks, lock_run(config, ranks, resume=arguments.resume) as resume:
-        trainer = Trainer(config, ranks, resume=resume, allow_changed_data=changed)
+    opened = open_run(config, device=arguments.device, resume=arguments.resume, allow_changed_data=changed)
+    with opened as trainer:
         add_log_file(config.run_directory)  # a start that was refused has written nothing
         for note in notes:
             logging.getLogger("bitad").info(note)
         best = trainer.run(until=arguments.until)
-        if ranks.is_main:
+        if trainer.ranks.is_main:
             echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0
 
 
 def _test(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import run_test
+    from bitad.library import checkpoint_of
     from bitad.reports.tables import evaluation_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
 
-    checkpoint = _checkpoint(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
+    checkpoint = checkpoint_of(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
     set_up_process(checkpoint.config.threads)
     place = arguments.run_or_checkpoint
     out = arguments.out or (place if place.is_dir() else place.parent) / "test"
@@ -159,6 +141,7 @@ def _test(arguments: argparse.Namespace) -> int:
 
 def _detect(arguments: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
+    from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
     from bitad.runtime.distributed import process_group
     from bitad.training.checkpoints import lock_folder
@@ -168,7 +151,7 @@ def _detect(arguments: argparse.Namespace) -> int:
     inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
     with process_group(arguments.device) as ranks, lock_folder(out, ranks):
         check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
-        checkpoint = _checkpoint(arguments.checkpoint, arguments.config)
+        checkpoint = checkpoint_of(arguments.checkpoint, arguments.config)
         damaged = arguments.on_decode_error
         detections, failed = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         if ranks.is_main:

@@ -6,92 +6,22 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Defect, VideoEntry, class_names
+from bitad.data.annotations import AnnotatedVideo, Defect, class_names
+from bitad.data.classes import UNDECIDED
 from bitad.data.clocks import Clock, differences
-from bitad.data.convert import Clocks, segment_defects
-from bitad.data.formats.annotations import read_source
+from bitad.data.convert import KnownClocks, segment_defects
+from bitad.data.formats.annotations import read_annotation_files
 from bitad.runtime.log import log_once
-from bitad.video.decoding import lost_frames
+from bitad.video.decoding import describe_loss
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import VideoFinder
 from bitad.video.reverse import copy_defect
-
-
-def video_defects(
-    videos: Sequence[AnnotatedVideo],
-    folder: str | Path,
-    reversed_folder: str | Path | None = None,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Defect]:
-    """Videos whose file is missing, cannot be read, is cut off, or has another clock than the annotations state.
-
-    A clock is the duration, the number of frames and the frame rate, as far as the annotations state them.
-
-    Args:
-        videos: as annotated.
-        folder: of their files, which are read through but not decoded.
-        reversed_folder: where given, of their reverse playback, of which samples are compared (:func:`copy_defect`).
-        on_progress: called after each video with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos")
-    if reversed_folder is not None and not Path(reversed_folder).is_dir():
-        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
-    names = partial(tuple, [video.name for video in videos])
-    find = VideoFinder(folder, names)
-    find_reversed = None if reversed_folder is None else VideoFinder(reversed_folder, names)
-    for done, video in enumerate(videos, start=1):
-        index, path = None, None
-        try:
-            path = find(video.name)
-            index = index_video(path)
-        except FileNotFoundError:
-            yield Defect(video.name, "no video file", f"none in {folder}")
-        except ValueError as error:
-            yield Defect(video.name, "unreadable video file", str(error))
-        else:
-            yield from _differences(video, path, index)
-        if find_reversed is not None:
-            yield from _reversal_defects(video, path, index, find_reversed)
-        if on_progress is not None:
-            on_progress(done, len(videos))
-    for finder in (find, find_reversed):
-        if finder is not None and (line := finder.line()):
-            log_once(line)
-
-
-def _differences(video: AnnotatedVideo, path: Path, index: FrameIndex) -> Iterator[Defect]:
-    """Where the file is not what the annotations say."""
-    if index.lost:
-        yield Defect(video.name, "cut-off video file", f"{path}: {lost_frames(index)}")
-    found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
-    for kind, detail in differences(video.clock, found):
-        yield Defect(video.name, kind, f"{path} {detail}")
-
-
-def _reversal_defects(
-    video: AnnotatedVideo, path: Path | None, index: FrameIndex | None, find: VideoFinder
-) -> Iterator[Defect]:
-    """Why a folder has no true time-reversed copy of a video."""
-    try:
-        reversed_copy = find(video.name)
-        if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):
-            yield Defect(video.name, "not the reverse of its video", f"{reversed_copy} {detail}")
-    except FileNotFoundError:
-        yield Defect(video.name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")
-    except ValueError as error:
-        yield Defect(video.name, "not the reverse of its video", str(error))
 
 
 @dataclass(frozen=True)
@@ -103,10 +33,10 @@ class AnnotationReport:
         subsets: number of videos in each subset.
         classes: number of segments of each class, in the order of the classes.
         ignored: number of segments of each ignored label.
-        defects: everything found, video after video.
-        without_truth: number of videos in each subset none of whose videos has a segment of a class.
-        unmeasured: number of videos of unknown duration, whose segments may be outside unnoticed.
-        why_unmeasured: why their durations are unknown, and the remedy; empty where there are none.
+        defects: all that were found, video after video.
+        without_truth: number of videos in each subset in which no video has a segment of a class.
+        unmeasured: number of videos of unknown duration, whose segments may lie outside them unnoticed.
+        why_unmeasured: why their durations are unknown, and the remedy; empty if there are none.
     """
 
     path: str
@@ -141,7 +71,7 @@ def check_annotations(
     videos_dir: str | Path | None = None,
     *,
     reversed_dir: str | Path | None = None,
-    form: str | None = None,
+    format: str | None = None,
     video_info: str | Path | None = None,
     classes: Sequence[str] | PathLike[str] | None = None,
     ignore: Sequence[str] = UNDECIDED,
@@ -150,51 +80,51 @@ def check_annotations(
     """Count what an annotation file holds and name every defect, by video.
 
     Args:
-        path: the file, or a folder of files, in any of ``FORMS``.
-        videos_dir: where given, a folder that must hold a whole video file for every video, as long as is stated.
-        reversed_dir: where given, with ``videos_dir``, a folder that must hold every video's reverse playback.
-        form: the file's form; recognised where not given.
-        video_info: a list of videos (``read_clocks``) with the durations that the file does not state; those that it
-            states are compared. Without it they are those of ``videos_dir``, where that is given.
-        classes: as for ``read_annotations``.
-        ignore: as for ``read_annotations``.
-        on_progress: called after each video file looked at, with the number of videos done and in all.
+        path: the file, or a folder of files, in any of ``FORMATS``.
+        videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
+        reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
+        format: the file's format; by default, it is recognised.
+        video_info: a list of videos (``read_clocks``), compared with the durations that the file states. Those that it
+            does not state are taken from the list, or else from ``videos_dir``.
+        classes, ignore: as for ``read_annotations``.
+        on_progress: called after each video file with the number of videos done and in all.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file is of no known form, or is not JSON; or no video is in it.
+        ValueError: the file is of no known format, or is not JSON; or no video is in it.
     """
     if reversed_dir is not None and videos_dir is None:
-        raise ValueError(f"{reversed_dir}: what should these be the reverse of? name the folder of videos too")
-    _, source = read_source(path, form, classes=classes, video_info=video_info)
-    unknown = [entry.video.name for entry in source.entries if math.isinf(entry.video.duration_s)]
-    # A list is compared with what is stated; counting the frames of such videos would take long.
-    names_timed = unknown if video_info is None else [entry.video.name for entry in source.entries]
-    clocks = Clocks.of(names_timed, videos_dir, video_info)
-    entries = [replace(entry, video=clocks.complete(entry.video)) for entry in source.entries]
-    if not entries:
+        raise ValueError(f"{reversed_dir}: reversed videos are compared with their originals; name that folder too")
+    source = read_annotation_files(path, format, classes=classes, video_info=video_info)
+    if not source.videos:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
-    names, defects = class_names(entries, source.classes, ignore)
-    if video_info is not None:  # the clocks of videos_dir are compared below
-        defects += (
-            Defect(entry.video.name, kind, detail) for entry in entries for kind, detail in clocks.faults(entry.video)
-        )
-    defects += _names_alike(entries)
-    for entry in entries:
-        defects += entry.defects
-        defects += (Defect(entry.video.name, "contradicting clocks", detail) for detail in entry.video.contradictions)
-        defects += (defect for _, defect in segment_defects(entry.video))
-        if entry.video.labels and not set(entry.video.labels).difference(set(ignore).difference(names)):
-            labels = ", ".join(sorted(set(entry.video.labels)))
-            defects.append(Defect(entry.video.name, "only ignored labels", f"all its segments are {labels}"))
+    # The list is compared with all durations; counting the frames of all videos would take long.
+    to_time = [video.name for video in source.videos if video_info is not None or math.isinf(video.duration_s)]
+    clocks = KnownClocks.of(to_time, videos_dir, video_info)
+    videos = [clocks.complete(AnnotatedVideo.from_parsed(video)) for video in source.videos]
+    names, defects = class_names(source.videos, source.classes, ignore)
+    first: dict[str, str] = {}
+    for name in (video.name for video in videos):
+        # People, and disks of macOS, take names in other code points for the same, as "é" on macOS and on Linux.
+        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            detail = f"the same name as another video's in other code points: {other!a} and {name!a}"
+            defects.append(Defect(name, "duplicate", detail))
+    for parsed, video in zip(source.videos, videos, strict=True):
+        if video_info is not None:  # video_defects compares those of videos_dir
+            defects += (Defect(video.name, kind, detail) for kind, detail in clocks.faults(video))
+        defects += (Defect(video.name, "unreadable", fault) for fault in parsed.faults)
+        defects += (Defect(video.name, "contradicting clocks", detail) for detail in video.contradictions)
+        defects += (defect for _, defect in segment_defects(video))
+        if video.labels and set(video.labels) <= set(ignore) - set(names):
+            labels = ", ".join(sorted(set(video.labels)))
+            defects.append(Defect(video.name, "only ignored labels", f"all its segments are {labels}"))
     if videos_dir is not None:
-        videos = [entry.video for entry in entries]
         defects += video_defects(videos, videos_dir, reversed_dir, on_progress=on_progress)
-    subsets = Counter(entry.video.subset for entry in entries)
-    with_truth = {entry.video.subset for entry in entries if not set(names).isdisjoint(entry.video.labels)}
-    place = {entry.video.name: index for index, entry in enumerate(entries)}
-    counts = Counter(label for entry in entries for label in entry.video.labels)
-    unmeasured = [entry.video.name for entry in entries if math.isinf(entry.video.duration_s)]
+    subsets = Counter(video.subset for video in videos)
+    with_truth = {video.subset for video in videos if not set(names).isdisjoint(video.labels)}
+    place = {video.name: index for index, video in enumerate(videos)}
+    counts = Counter(label for video in videos for label in video.labels)
+    unmeasured = [video.name for video in videos if math.isinf(video.duration_s)]
     return AnnotationReport(
         path=str(path),
         subsets=dict(subsets),
@@ -207,15 +137,63 @@ def check_annotations(
     )
 
 
-def _names_alike(entries: Sequence[VideoEntry]) -> list[Defect]:
-    """Videos whose names are the same text in other code points, as macOS and Linux write "é": for people, and for
-    disks of macOS, they are one video."""
-    first: dict[str, str] = {}
-    defects = []
-    for name in (entry.video.name for entry in entries):
-        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
-            points = " and ".join(ascii(one) for one in (other, name))
-            defects.append(
-                Defect(name, "duplicate", f"the same name as another video's in other code points: {points}")
+def video_defects(
+    videos: Sequence[AnnotatedVideo],
+    folder: str | Path,
+    reversed_folder: str | Path | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Defect]:
+    """Videos whose file is missing, unreadable or cut off, or has another duration, frame count or frame rate.
+
+    Args:
+        videos: as annotated.
+        folder: of their files, which are read through but not decoded.
+        reversed_folder: of their time-reversed copies, of which samples are compared (:func:`copy_defect`).
+        on_progress: called after each video with the number of videos done and in all.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of videos")
+    if reversed_folder is not None and not Path(reversed_folder).is_dir():
+        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
+    names = partial(tuple, [video.name for video in videos])
+    find = VideoFinder(folder, names)
+    find_reversed = None if reversed_folder is None else VideoFinder(reversed_folder, names)
+    for done, video in enumerate(videos, start=1):
+        index, path = None, None
+        try:
+            path = find(video.name)
+            index = index_video(path)
+        except FileNotFoundError:
+            yield Defect(video.name, "no video file", f"none in {folder}")
+        except ValueError as error:
+            yield Defect(video.name, "unreadable video file", str(error))
+        else:
+            if index.lost:
+                yield Defect(video.name, "cut-off video file", f"{path}: {describe_loss(index)}")
+            found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
+            yield from (
+                Defect(video.name, kind, f"{path} {detail}") for kind, detail in differences(video.clock, found)
             )
-    return defects
+        if find_reversed is not None:
+            yield from _copy_defects(video.name, path, index, find_reversed)
+        if on_progress is not None:
+            on_progress(done, len(videos))
+    for finder in (find, find_reversed):
+        if finder is not None and (line := finder.line()):
+            log_once(line)
+
+
+def _copy_defects(name: str, path: Path | None, index: FrameIndex | None, find: VideoFinder) -> Iterator[Defect]:
+    """Why a folder has no correct time-reversed copy of a video."""
+    try:
+        reversed_copy = find(name)
+        if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):
+            yield Defect(name, "not the reverse of its video", f"{reversed_copy} {detail}")
+    except FileNotFoundError:
+        yield Defect(name, "no reversed video file", f"none in {find.folder}; bitad reverse makes it")
+    except ValueError as error:
+        yield Defect(name, "not the reverse of its video", str(error))

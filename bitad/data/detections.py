@@ -1,134 +1,79 @@
-"""Detections of a set of videos, as columns; their files, their classes, and their videos under other names.
+"""Detections of a set of videos, as columns; their files, and their videos under other names.
 
-Columns rather than a list of objects: a test set has 400,000 detections, and everything done with them (mAP, NMS,
-late fusion, conversion of clocks) is done to all of them at once.
+Columns rather than a list of objects: a test set has 400,000 detections, and all operations on them (mAP, NMS, late
+fusion, conversion of clocks) are vectorized.
 """
 
 from __future__ import annotations
 
-import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import ANY_CLASS, lines_and_numbers, names_by_number
-from bitad.data.formats.detections import read_found
-from bitad.runtime.files import read_json, write_json
-from bitad.runtime.log import log
+from bitad.data.classes import ANY_CLASS, index_labels
+from bitad.data.formats.detections import read_detection_file
+from bitad.runtime.files import write_json
+from bitad.runtime.log import log, shortlist
 from bitad.timeline import Direction, reverse_seconds
 from bitad.video.names import Matching, new_names
-
-
-def read_class_numbers(path: str | Path) -> dict[int, str]:
-    """The names of a data set's classes by number.
-
-    Three kinds of files are read: names, a line each, numbered from 0; lines of a number and a name, as the THUMOS'14
-    kit's ``detclasslist.txt``; and annotations, JSON whose ``label_id`` are the numbers.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it names no class, or a name or a number twice.
-    """
-    path = Path(path)
-    if path.name.lower().endswith((".json", ".json.gz")):
-        return _of_annotations(path)
-    lines, numbered = lines_and_numbers(path)
-    return dict(sorted(numbered.items())) or dict(enumerate(lines))
-
-
-def _of_annotations(path: Path) -> dict[int, str]:
-    content = read_json(path)
-    database = content.get("database") if isinstance(content, dict) else None
-    videos = database.values() if isinstance(database, dict) else ()
-    lists = [video.get("annotations") for video in videos if isinstance(video, dict)]
-    rows = chain.from_iterable(rows for rows in lists if isinstance(rows, list))
-    pairs = {
-        (row["label_id"], row["label"])
-        for row in rows
-        if isinstance(row, dict) and type(row.get("label_id")) is int and isinstance(row.get("label"), str)
-    }
-    if not pairs:
-        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")
-    return names_by_number(sorted(pairs), path)
-
-
-def named_classes(
-    labels: Sequence[str | int] | None, n: int, stated: Sequence[str] | None, classes: str | Path | None
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The class names of n detections, and each one's index among them, int64 ``[n]``.
-
-    Args:
-        labels: as a file states them; None where all are of one class without a name.
-        stated: the classes that the file itself lists.
-        classes: a list to use instead of that.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_class_numbers`; a label is not among the classes, or a number
-            without a list of classes.
-    """
-    if labels is None:
-        return (ANY_CLASS,), np.zeros(n, np.int64)
-    numbers = read_class_numbers(classes) if classes is not None else dict(enumerate(stated or ()))
-    source = str(classes) if classes is not None else "external_data"
-    listed = tuple(numbers.values()) if classes is not None or stated is not None else None
-    known = {label: _name_of(label, numbers, listed, source) for label in dict.fromkeys(labels)}
-    names = tuple(sorted(set(known.values()))) if listed is None else listed
-    place = {name: number for number, name in enumerate(names)}
-    return names, np.array([place[known[label]] for label in labels], np.int64)
-
-
-def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str] | None, source: str) -> str:
-    if isinstance(label, str) and (listed is None or label in listed):
-        return label
-    if listed is None:
-        raise ValueError(
-            f"label {label} is the number of a class; name the classes with --classes FILE: names, a line each, or the "
-            "annotations whose label_id it is"
-        )
-    if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
-        raise ValueError(f"label {label} is not among the classes that {source} names")
-    if int(label) not in numbers:
-        raise ValueError(
-            f"class number {label} is not one of the {len(numbers)} of {source}, {min(numbers, default=0)} to "
-            f"{max(numbers, default=0)}; where classes have other numbers, write lines of NUMBER NAME"
-        )
-    return numbers[int(label)]
-
 
 # One video's detections: segments float64 [n, 2] in seconds, scores float64 [n], labels int64 [n].
 VideoColumns = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 
-# The names in a file's external_data that are fields of Detections; whatever else it holds is ``details``.
+# Keys of a file's external_data that are fields of Detections; all others are ``details``.
 _BASIS, _DURATIONS, _CLASSES = "basis", "durations_s", "classes"
 
 # Two files' durations of one video may differ by rounding; by more, and their reverse clocks are different clocks.
 _SAME_DURATION_S = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class VideoDetections:
+    """The detections of one video.
+
+    Args:
+        name: of the video.
+        segments: float64 ``[n, 2]``, start and end in seconds.
+        labels: n class names, an array of strings.
+        scores: float64 ``[n]``.
+        duration_s: of the video, in seconds; None if unknown.
+    """
+
+    name: str
+    segments: NDArray[np.float64]
+    labels: NDArray[np.str_]
+    scores: NDArray[np.float64]
+    duration_s: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        return f"VideoDetections({self.name!r}, {len(self)} detections)"
+
+
+@dataclass(frozen=True, eq=False)
 class Detections:
     """Detections of several videos; row i of every column belongs to one detection.
 
     Args:
-        videos: the names of all videos that were looked at, also those in which nothing was found.
-        classes: the class names.
+        videos: the names of all videos that were searched, also those without detections.
         video: int64 ``[n]``, index into ``videos``.
         segments: float64 ``[n, 2]``, start and end in seconds on the clock that ``basis`` names.
         scores: float64 ``[n]``.
         labels: int64 ``[n]``, index into ``classes``.
         basis: the clock of ``segments``: time t ("forward"), or D - t ("reverse").
         durations_s: duration in seconds by video name, where known (needed to change the basis).
-        details: anything else a reader may need (the run, the configuration); kept in the file.
+        details: other information, such as the run and the configuration; kept in the file.
 
     Raises:
-        ValueError: columns of different lengths, indices out of range, repeated names, numbers that are not finite,
-            a segment that ends before it starts, an unknown basis, a duration that is not positive.
+        ValueError: a column or name that contradicts this, or a segment that ends before it starts.
     """
 
     videos: tuple[str, ...]
@@ -180,7 +125,7 @@ class Detections:
         durations_s: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
-        """From each video's own segments ``[n, 2]``, scores ``[n]`` and labels ``[n]``, by video name."""
+        """From the segments ``[n, 2]``, scores ``[n]`` and labels ``[n]`` of each video, by name."""
         parts = list(found.values())
         return Detections(
             videos=tuple(found),
@@ -200,11 +145,6 @@ class Detections:
     ) -> Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
 
-        Args:
-            parts: on one clock.
-            details: of the result.
-            names: what errors call the parts: their files, for example.
-
         Raises:
             ValueError: no parts, or parts that disagree about the basis or a video's duration.
         """
@@ -215,11 +155,11 @@ class Detections:
         classes = tuple(dict.fromkeys(chain.from_iterable(part.classes for part in parts)))
         durations_s: dict[str, float] = {}
         source: dict[str, str] = {}
-        called = names or [f"part {number}" for number in range(1, len(parts) + 1)]
-        for part, own in zip(parts, called, strict=True):
+        names = names or [f"part {number}" for number in range(1, len(parts) + 1)]
+        for part, own in zip(parts, names, strict=True):
             if part.basis != first.basis:
                 raise ValueError(
-                    f"detections on the {first.basis} and on the {part.basis} clock cannot be put together; "
+                    f"detections on the {first.basis} and on the {part.basis} clock cannot be combined; "
                     "bring both to one clock with .forward()"
                 )
             for name, duration in part.durations_s.items():
@@ -232,10 +172,10 @@ class Detections:
         return Detections(
             videos=videos,
             classes=classes,
-            video=np.concatenate([_places(part.videos, videos)[part.video] for part in parts]),
+            video=np.concatenate([_index_among(part.videos, videos)[part.video] for part in parts]),
             segments=np.concatenate([part.segments for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
-            labels=np.concatenate([_places(part.classes, classes)[part.labels] for part in parts]),
+            labels=np.concatenate([_index_among(part.classes, classes)[part.labels] for part in parts]),
             basis=first.basis,
             durations_s=durations_s,
             details=dict(details or {}),
@@ -252,7 +192,7 @@ class Detections:
         if unknown.any():
             names = [self.videos[i] for i in np.unique(self.video[unknown])]
             raise ValueError(
-                f"the duration of {named(names)} is not known, so its detections cannot change to the other clock; "
+                f"the duration of {shortlist(names)} is unknown, so its detections cannot change to the other clock; "
                 "give durations_s, as in the annotations"
             )
         return replace(
@@ -287,7 +227,7 @@ class Detections:
             ValueError: no such video.
         """
         if name not in self.videos:
-            raise ValueError(f"no video {name!r} among these detections; they are of {named(self.videos)}")
+            raise ValueError(f"no video {name!r} among these detections; they are of {shortlist(self.videos)}")
         rows = self.take(self.video == self.videos.index(name))
         return replace(rows, videos=(name,), video=np.zeros(len(rows), np.int64))
 
@@ -305,34 +245,75 @@ class Detections:
             return self
         if different := set(classes) ^ set(self.classes):
             raise ValueError(
-                f"the class lists differ by {named(sorted(different))}; detections made with different class lists "
-                "cannot be put together"
+                f"the class lists differ by {shortlist(sorted(different))}; detections of different class lists cannot "
+                "be combined"
             )
-        return replace(self, classes=tuple(classes), labels=_places(self.classes, classes)[self.labels])
+        return replace(self, classes=tuple(classes), labels=_index_among(self.classes, classes)[self.labels])
+
+    # The names of the columns of `to_rows`.
+    COLUMNS: ClassVar[tuple[str, ...]] = ("video", "start_s", "end_s", "label", "score")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """By name, the videos that could not be read, and why."""
+        return dict(self.details.get("unread", {}))
+
+    def __repr__(self) -> str:
+        counts = [(len(self.videos), "videos"), (len(self), "detections"), (len(self.classes), "classes")]
+        counts += [(len(self.unread), "videos unread")] if self.unread else []
+        return f"Detections({', '.join(f'{count} {what}' for count, what in counts)})"
+
+    def __iter__(self) -> Iterator[VideoDetections]:
+        """Each video with its detections, in their order."""
+        order = np.argsort(self.video, kind="stable")
+        ends = np.cumsum(np.bincount(self.video, minlength=len(self.videos)))
+        return map(self._of_rows, self.videos, np.split(order, ends[:-1]))
+
+    def __getitem__(self, name: str) -> VideoDetections:
+        """One video's detections.
+
+        Raises:
+            KeyError: no such video.
+        """
+        if name not in self.videos:
+            raise KeyError(name)
+        return self._of_rows(name, np.flatnonzero(self.video == self.videos.index(name)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.videos
+
+    def _of_rows(self, name: str, rows: NDArray[np.int64]) -> VideoDetections:
+        labels = np.array(self.classes, np.str_)[self.labels[rows]]
+        return VideoDetections(name, self.segments[rows], labels, self.scores[rows], self.durations_s.get(name))
+
+    def to_rows(self) -> list[tuple[str, float, float, str, float]]:
+        """A tuple of ``COLUMNS`` for each detection, times in seconds."""
+        columns = (self.video.tolist(), self.segments.tolist(), self.labels.tolist(), self.scores.tolist())
+        return [
+            (self.videos[video], start, end, self.classes[label], score)
+            for video, (start, end), label, score in zip(*columns, strict=True)
+        ]
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes a file that :func:`read_detections` reads; with ``.gz`` at the end of its name, compressed."""
+        write_detections(self, path)
 
 
-def _places(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
-    """Where each name stands in another list."""
-    place = {name: i for i, name in enumerate(among)}
-    return np.array([place[name] for name in names], np.int64)
-
-
-def named(names: Sequence[str], most: int = 3) -> str:
-    """Names for a message: the first few, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _index_among(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
+    """The index of each name in another list."""
+    index = {name: i for i, name in enumerate(among)}
+    return np.array([index[name] for name in names], np.int64)
 
 
 def read_detections(path: str | Path, classes: str | Path | None = None) -> Detections:
-    """Read a detection file in any of the forms of :data:`bitad.data.formats.detections.FORMS`; ``.json.gz`` too.
+    """Read a detection file in any of the formats of :data:`bitad.data.formats.detections.FORMATS`; ``.json.gz`` too.
 
-    A file that names no classes has those that occur in it, in alphabetical order. Proposals, which have no label, are
-    of the class :data:`~bitad.data.annotations.ANY_CLASS`, as is said in the log.
+    The classes of a file that lists none are its labels, in alphabetical order. Proposals, which have no label, get the
+    class :data:`~bitad.data.classes.ANY_CLASS`, which is logged.
 
     Args:
-        path: the file.
-        classes: a file of class names (:func:`~bitad.data.detections.read_class_numbers`): labels may be numbers
-            of its classes, and are all of them.
+        classes: a file of class names (:func:`~bitad.data.classes.read_class_numbers`): labels may be numbers of its
+            classes, and it replaces the file's own list.
 
     Raises:
         FileNotFoundError: no such file.
@@ -340,24 +321,27 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
             number without a list.
     """
     path = Path(path)
-    found = read_found(path)
+    found = read_detection_file(path)
     stated = found.external.get(_CLASSES)
     if not (stated is None or (isinstance(stated, list) and all(isinstance(name, str) for name in stated))):
         raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}; they must be a list of names")
     durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
         raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
+    names: tuple[str, ...] = (ANY_CLASS,)
+    labels = [0] * len(found.scores)
     try:
-        names, labels = named_classes(found.labels, len(found.scores), stated, classes)
         if found.labels is None:
             log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)
+        else:
+            names, labels = index_labels(found.labels, stated, classes)
         return Detections(
             videos=tuple(found.videos),
             classes=names,
             video=found.video,
             segments=found.segments,
             scores=found.scores,
-            labels=labels,
+            labels=np.array(labels, np.int64),
             basis=found.external.get(_BASIS, "forward"),
             durations_s=durations_s,
             details={key: value for key, value in found.external.items() if key not in (_BASIS, _DURATIONS, _CLASSES)},
@@ -369,25 +353,21 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
 def write_detections(detections: Detections, path: str | Path) -> None:
     """Write a detection file that ``read_detections`` reads back: the same rows, video after video.
 
-    The file is written whole or not at all; ``.gz`` compresses it.
+    The file is replaced atomically; ``.gz`` compresses it.
 
     Raises:
-        ValueError: ``details`` uses a name that the file uses itself.
+        ValueError: ``details`` uses a key that is reserved.
     """
-    own = {
-        _BASIS: detections.basis,
-        _DURATIONS: detections.durations_s,
-        _CLASSES: list(detections.classes),
-    }
+    own = {_BASIS: detections.basis, _DURATIONS: detections.durations_s, _CLASSES: list(detections.classes)}
     if taken := own.keys() & detections.details.keys():
-        raise ValueError(f"details may not be called {named(sorted(taken))}: the file uses that name itself")
+        raise ValueError(f"details has the key {shortlist(sorted(taken))}, which the file uses itself; rename it")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in detections.videos}
     columns = (detections.video, detections.segments, detections.labels, detections.scores)
     for video, segment, label, score in zip(*(column.tolist() for column in columns), strict=True):
         results[detections.videos[video]].append(
             {"segment": segment, "label": detections.classes[label], "score": score}
         )
-    # The version is that of ActivityNet's submission form; evaluators of the field ask for the key.
+    # The version is that of ActivityNet's submission format; other evaluators require the key.
     content = {"version": "VERSION 1.3", "results": results, "external_data": own | detections.details}
     write_json(content, path)
 
@@ -398,21 +378,17 @@ def _is_number(value: Any) -> bool:
 
 
 def under_names(detections: Detections, wanted: Iterable[str], source: object) -> Detections:
-    """The detections with the wanted names of their videos, where these differ by habits; other names stay.
+    """The detections with the wanted names of their videos, where these differ by habits; other names are unchanged.
 
     Args:
         detections: of these and maybe other videos.
-        wanted: the names to have.
-        source: of the detections, for messages; what was matched is said in the log.
+        source: of the detections, for messages; matches are logged.
 
     Raises:
         ValueError: several videos may be meant by a wanted name, or one by several.
     """
     wanted = tuple(wanted)
-    if set(wanted).issuperset(detections.videos):
-        return detections
-    names = new_names(detections.videos, wanted, source)
-    if not names:
+    if set(wanted).issuperset(detections.videos) or not (names := new_names(detections.videos, wanted, source)):
         return detections
     return replace(
         detections,
@@ -424,10 +400,7 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
 def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
     """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
 
-    Args:
-        sets: of any videos.
-        sources: of each, for messages.
-        wanted: as of :func:`under_names`. Raises likewise.
+    Arguments and errors are those of :func:`under_names`, for each set.
     """
     names = list(wanted)
     found = []
@@ -438,13 +411,7 @@ def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterabl
 
 
 def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:
-    """Refuses detections none of which is in a wanted video: they would be measured as if nothing had been found.
-
-    Args:
-        detections: under the wanted names.
-        wanted: the videos of the ground truth.
-        source: of the detections, for the message.
-        truth: of the ground truth.
+    """Refuse detections if none is in a wanted video: they would be evaluated as if nothing had been detected.
 
     Raises:
         ValueError: there are detections, and all are in other videos.

@@ -1,4 +1,4 @@
-"""Features computed beforehand: one array a video, in a folder of ``.npy`` / ``.npz`` files or in a single ``.npz``."""
+"""Pre-computed features: one array a video, in a folder of ``.npy`` or ``.npz`` files or in a single ``.npz``."""
 
 from __future__ import annotations
 
@@ -22,37 +22,29 @@ from bitad.video.names import Lookup
 
 _SUFFIXES = (".npy", ".npz")
 
-# What reading an array raises that is none, or that is cut short or altered, plain or compressed.
+# Raised when a file, plain or compressed, holds no array, or one that is cut off or damaged.
 _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class FeatureStore:
-    """The features of a set of videos, read from disk one video at a time; fit for several processes at once.
+    """The features of a set of videos, read from disk one video at a time; several processes may share a store.
 
     Args:
-        path: a folder with a file for each video (``NAME.npy`` or ``NAME.npz``), or one ``.npz`` file that holds each
-            video's array under the video's name.
-        channels_first: the arrays on disk are ``[C, T]``, not ``[T, C]``.
-        channels: C, where known; another width is refused.
-        key: the array's name in the ``.npz`` files of a folder; not needed where each holds a single array.
-        wanted: the names of all videos that may be asked for. Where the features have another name, that may differ by
-            a habit (:mod:`bitad.video.names`).
+        path: a folder with a file for each video (``NAME.npy``, or ``NAME.npz`` with one array), or one ``.npz`` file
+            that holds each video's array under the video's name.
+        channels: C, if known; another width is refused.
+        wanted: the names of all videos that may be asked for. The names of the features may differ by a habit
+            (:mod:`bitad.video.names`).
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: a file that is no ``.npz``, or an ``.npz`` file together with ``key``.
+        ValueError: the file is no ``.npz``.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        channels_first: bool = False,
-        channels: int | None = None,
-        key: str | None = None,
-        wanted: Callable[[], Iterable[str]] = tuple,
+        self, path: str | Path, *, channels: int | None = None, wanted: Callable[[], Iterable[str]] = tuple
     ) -> None:
-        self.path, self.channels_first, self.channels, self.key = Path(path), channels_first, channels, key
+        self.path, self.channels = Path(path), channels
         if not self.path.exists():
             raise FileNotFoundError(
                 f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
@@ -62,8 +54,6 @@ class FeatureStore:
                 f"{self.path}: features are a folder of .npy or .npz files, or one .npz file; this is "
                 f"{signature_of(self.path)}"
             )
-        if self.path.is_file() and key is not None:
-            raise ValueError(f"{self.path}: arrays in one .npz are named after the videos; leave out the key {key!r}")
         self._lookup = Lookup(self.path, wanted, self.names)
 
     def names(self) -> tuple[str, ...]:
@@ -71,51 +61,35 @@ class FeatureStore:
         if self.path.is_dir():
             files = [file for file in self.path.iterdir() if not is_leftover(file.name)]
             return tuple(sorted({file.stem for file in files if file.suffix in _SUFFIXES}))
-        return tuple(sorted(_keys(self.path)))
+        return tuple(sorted(_array_names(self.path)))
 
     def length(self, name: str) -> int:
-        """T, the number of rows of a video's features; only the array's header is read.
+        """T, the number of rows of a video's features; reads only the array's header.
 
         Raises:
             FileNotFoundError: the folder has no file for the video.
-            ValueError: the ``.npz`` has no such array, or it is none of numbers ``[T, C]`` of the right width.
+            ValueError: the ``.npz`` has no such array, or it does not hold numbers ``[T, C]`` of the right width.
         """
-        with self._opened(name) as array:
-            return self._checked(array)[0]
+        with self._open(name) as array:
+            return array.shape[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A video's features, float32 ``[T, C]``.
 
         Raises:
             FileNotFoundError: the folder has no file for the video.
-            ValueError: the ``.npz`` has no such array, or it is none of finite numbers ``[T, C]`` of the right width.
+            ValueError: as :meth:`length`, or a number is not finite.
         """
-        with self._opened(name) as stored:
-            self._checked(stored)
-            array, where = stored.read(), stored.where
-        features = np.ascontiguousarray(array.T if self.channels_first else array, np.float32)  # [T, C]
-        unsound = np.argwhere(~np.isfinite(features))
-        if len(unsound):
-            row, column = unsound[0]
+        with self._open(name) as stored:
+            features, where = np.ascontiguousarray(stored.read(), np.float32), stored.where
+        invalid = np.argwhere(~np.isfinite(features))
+        if len(invalid):
+            row, column = invalid[0]
             raise ValueError(
-                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(unsound)} such values); "
+                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(invalid)} such values); "
                 "make finite ones"
             )
         return features
-
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[_Stored]:
-        """A video's array, of which the header has been read."""
-        file = self.path if self.path.is_file() else self.file(name)
-        if file.suffix == ".npy":
-            with file.open("rb") as stream:
-                yield _Stored.of(stream, file.stat().st_size, str(file), file)
-            return
-        key = self.array(name) if file == self.path else self._only_key(file)
-        if file != self.path and key not in (keys := _keys(file)):
-            raise ValueError(f"{file}: no array {key!r}; it has {reprlib.repr(sorted(keys))}")
-        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
-            yield _Stored.of(stream, archive.getinfo(f"{key}.npy").file_size, f"{file}: {key}")
 
     def file(self, name: str) -> Path:
         """The file of a video in a folder.
@@ -134,7 +108,7 @@ class FeatureStore:
         )
 
     def own_name(self, name: str) -> str:
-        """The name that a video's features have in a folder.
+        """The name of a video's features in a folder.
 
         Raises:
             ValueError: several may be meant.
@@ -147,50 +121,56 @@ class FeatureStore:
         Raises:
             ValueError: there is none, or several may be meant.
         """
-        if name in (keys := _keys(self.path)):
+        if name in (names := _array_names(self.path)):
             return name
         if (found := self._lookup.find(name)) is not None:
             return found
         raise ValueError(
-            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(keys))}; {self._lookup.sides(name)}"
+            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(names))}; {self._lookup.sides(name)}"
         )
 
     def _file(self, name: str) -> Path | None:
         files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)
         return next((file for file in files if is_file_named(file)), None)
 
-    def _only_key(self, file: Path) -> str:
-        """The name of the array to read from one video's ``.npz``."""
-        if self.key is not None:
-            return self.key
-        keys = _keys(file)
-        if len(keys) != 1:
-            raise ValueError(f"{file}: {len(keys)} arrays, {reprlib.repr(sorted(keys))}; name the key of one")
-        return keys[0]
+    @contextmanager
+    def _open(self, name: str) -> Iterator[_Stored]:
+        """A video's array ``[T, C]``, of which only the header has been read."""
+        file = self.path if self.path.is_file() else self.file(name)
+        if file.suffix == ".npy":
+            with file.open("rb") as stream:
+                yield self._checked(_Stored.of(stream, file.stat().st_size, str(file), file))
+            return
+        if file == self.path:
+            member = self.array(name)
+        elif len(names := _array_names(file)) == 1:
+            member = names[0]
+        else:
+            raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
+        with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
+            size = archive.getinfo(f"{member}.npy").file_size
+            yield self._checked(_Stored.of(stream, size, f"{file}: {member}"))
 
-    def _checked(self, array: _Stored) -> tuple[int, int]:
-        """T and C of an array on disk."""
-        shape, dtype, where = array.shape, array.dtype, array.where
-        form = "[C, T]" if self.channels_first else "[T, C]"
-        if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
-            raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers {form}")
-        rows, channels = shape[::-1] if self.channels_first else shape
-        if self.channels is not None and channels != self.channels:
+    def _checked(self, array: _Stored) -> _Stored:
+        """Refuse an array that does not hold numbers ``[T, C]`` of the right width."""
+        shape, where = list(array.shape), array.where
+        if len(shape) != 2 or 0 in shape or array.dtype.kind not in "fiu":
+            raise ValueError(f"{where}: {array.dtype} of shape {shape}; features are numbers [T, C]")
+        if self.channels is not None and shape[1] != self.channels:
             raise ValueError(
-                f"{where}: shape {list(shape)} read as {form}; {self.channels} channels are expected "
-                "(data.feature_channels)"
+                f"{where}: shape {shape} read as [T, C]; {self.channels} channels are expected (data.feature_channels)"
             )
-        return rows, channels
+        return array
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """An array on disk, of which the header has been read, and no more.
+    """An array on disk, of which only the header has been read.
 
     Args:
         stream: the bytes of an ``.npy`` file.
-        where: what to call it in an error.
-        shape, dtype: what its header says.
+        where: the name of the array in messages.
+        shape, dtype: those in the header.
     """
 
     stream: IO[bytes]
@@ -203,25 +183,24 @@ class _Stored:
         """Read the header of an array that has ``size`` bytes in all, and compare it with them.
 
         Raises:
-            ValueError: ``stream`` holds no array, or one of another size than its header says.
+            ValueError: ``stream`` holds no array, or one of another size than its header states.
         """
         try:
-            first_form = npy.read_magic(stream) == (1, 0)
-            shape, _, dtype = (npy.read_array_header_1_0 if first_form else npy.read_array_header_2_0)(stream)
-        except Exception:  # NumPy parses the header as Python: damaged bytes raise whatever that leads to
+            is_version_1 = npy.read_magic(stream) == (1, 0)
+            shape, _, dtype = (npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0)(stream)
+        except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
             found = None if file is None else signature_of(file)
             reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
             raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
+        # Arrays of objects have no fixed size; FeatureStore refuses their type.
+        claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
         if any(length < 0 for length in shape):
-            raise ValueError(
-                f"{where}: no array that numpy reads: its header claims the shape {list(shape)}; write it again"
-            )
-        # Objects have no size on disk; they are refused by their type.
-        claimed, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
-        if claimed != there and not dtype.hasobject:
+            reason = f"its header claims the shape {list(shape)}; write it again"
+            raise ValueError(f"{where}: no array that numpy reads: {reason}")
+        if claimed != actual and not dtype.hasobject:
             raise ValueError(
                 f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} "
-                f"bytes, but {there:,} are there; it is damaged or cut off: write it again"
+                f"bytes, but {actual:,} are there; it is damaged or cut off: write it again"
             )
         return cls(stream, where, shape, dtype)
 
@@ -234,8 +213,8 @@ class _Stored:
             raise ValueError(f"{self.where}: no array that numpy reads: {error}") from None
 
 
-def header_of(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an ``.npy`` file, which has as many bytes as these say; only its header is read.
+def read_header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an ``.npy`` file, whose size agrees with them; reads only the header.
 
     Raises:
         OSError: it cannot be opened.
@@ -246,7 +225,7 @@ def header_of(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return array.shape, array.dtype
 
 
-def _keys(file: Path) -> list[str]:
+def _array_names(file: Path) -> list[str]:
     """The names of the arrays in an ``.npz`` file."""
     try:
         with zipfile.ZipFile(file) as archive:

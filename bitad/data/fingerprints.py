@@ -1,9 +1,9 @@
-"""By what data is known: a run that is resumed, or tested, must find what it was trained on.
+"""Fingerprints of data: a run that is resumed or tested must find the data that it was trained on.
 
-Of each video there is a digest of its annotation as the run uses it, and one of its file's content. A file of up to
-1 MiB counts in full. Of a larger one its size and 8 pieces of 64 KiB count, spread over its length, so that 400 videos
-take 3,200 reads and 210 MB at most, whatever their size. Names of folders and times of files do not count: a copy is
-the same data.
+Each video has a digest of its annotation as the run uses it, and one of its file's content. A file of up to 1 MiB is
+hashed completely. Of a larger one the size and 8 samples of 64 KiB are hashed, spread over its length, so that 400
+videos take 3,200 reads and 210 MB at most, whatever their size. Names of folders and times of files do not matter: a
+copy is the same data.
 """
 
 from __future__ import annotations
@@ -11,52 +11,52 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.detections import named
 from bitad.data.feature_files import FeatureStore
 from bitad.data.sources import annotated_names
+from bitad.runtime.log import shortlist
 from bitad.video.names import VideoFinder
 
-# What is compared (annotations, files) -> name of the video (of the file, where it is of all videos) -> digest.
+# What is compared (annotations, files) -> name of the video (or of a file that holds all videos) -> digest.
 Fingerprints = dict[str, dict[str, str]]
 
 TRAINING, TEST, SCORES = "training annotations", "test annotations", "video scores"
 MISSING = "missing"
 
-_WHOLE = 1 << 20
-_PIECE, _PIECES = 1 << 16, 8
+_COMPLETE_BYTES = 1 << 20
+_SAMPLE_BYTES, _SAMPLES = 1 << 16, 8
 
 
 def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
-    """Of the data that a run uses.
+    """The fingerprints of the data that a run uses.
 
     Args:
-        training: the videos that it learns from.
+        training: the videos that it is trained on.
         test: those that it is tested on.
     """
-    data, learnt = config.data, list(training)
+    data, trained = config.data, list(training)
     found: Fingerprints = {
-        TRAINING: {video.name: _of_annotation(video) for video in learnt},
+        TRAINING: {video.name: _of_annotation(video) for video in trained},
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
     }
-    names = list(dict.fromkeys((*(video.name for video in learnt), *test.videos)))
+    names = list(dict.fromkeys((*(video.name for video in trained), *test.videos)))
     wanted = partial(annotated_names, data)
-    if data.features is not None:
-        found["features"] = _of_files(_features(data.features, wanted), names)
-    if data.videos is not None:
-        found["videos"] = _of_files(_videos(data.videos, wanted), names)
-    if "reverse" in config.views and data.reversed_features is not None:
-        found["reversed features"] = _of_files(_features(data.reversed_features, wanted), names)
-    if "reverse" in config.views and data.reversed_videos is not None:
-        found["reversed videos"] = _of_files(_videos(data.reversed_videos, wanted), names)
+    sources = [("", data.features, data.videos)]
+    if "reverse" in config.views:
+        sources.append(("reversed ", data.reversed_features, data.reversed_videos))
+    for prefix, features, videos in sources:
+        if features is not None:
+            found[f"{prefix}features"] = _digests(_feature_digest(features, wanted), names)
+        if videos is not None:
+            found[f"{prefix}videos"] = _digests(_video_digest(videos, wanted), names)
     if (scores := config.test.video_scores) is not None:
-        found[SCORES] = _of_files(lambda name: _of_file(scores), [SCORES])
+        found[SCORES] = _digests(lambda _: _of_file(scores), [SCORES])
     return found
 
 
@@ -70,8 +70,8 @@ def of_tests(found: Fingerprints) -> Fingerprints:
     }
 
 
-def is_sound(value: object) -> bool:
-    """Whether this can be what :func:`fingerprints` gave, as a checkpoint has it."""
+def is_valid(value: object) -> bool:
+    """Whether a value from a checkpoint has the type of fingerprints."""
     return isinstance(value, dict) and all(
         isinstance(digests, dict) and all(isinstance(one, str) for one in (*digests, *digests.values()))
         for digests in value.values()
@@ -79,47 +79,46 @@ def is_sound(value: object) -> bool:
 
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
-    """What differs, in a few words each: the kind, how many videos, which. Kinds that only one has are left out."""
-    return [said for kind in now if kind in before and (said := _change(kind, before[kind], now[kind]))]
+    """The differences, in a few words each: the kind, how many videos, which. Skips kinds that only one side has."""
+    return [change for kind in now if kind in before and (change := _change(kind, before[kind], now[kind]))]
 
 
 def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
     if kind == SCORES:
         return kind if before != now else ""
-    names = list(dict.fromkeys((*before, *now)))
-    pairs = {name: (before.get(name, MISSING), now.get(name, MISSING)) for name in names}
     ways: dict[str, list[str]] = {"changed": [], "gone": [], "new": []}
-    for name, (old, new) in pairs.items():
+    for name in dict.fromkeys((*before, *now)):
+        old, new = before.get(name, MISSING), now.get(name, MISSING)
         if old != new:
             ways["new" if old == MISSING else "gone" if new == MISSING else "changed"].append(name)
-    said = [f"{len(names)} {way} ({named(names)})" for way, names in ways.items() if names]
-    if not said and list(before) != list(now):
-        said = ["in another order"]
-    return f"{kind} of {len(before)} videos: {', '.join(said)}" if said else ""
+    parts = [f"{len(names)} {way} ({shortlist(names)})" for way, names in ways.items() if names]
+    if not parts and list(before) != list(now):
+        parts = ["in another order"]
+    return f"{kind} of {len(before)} videos: {', '.join(parts)}" if parts else ""
 
 
 def _of_annotation(video: AnnotatedVideo) -> str:
-    said = (video.duration_s, video.fps, video.frames, video.segments.tolist(), video.labels)
-    return _digest(repr(said).encode())
+    values = (video.duration_s, video.fps, video.frames, video.segments.tolist(), video.labels)
+    return _digest(repr(values).encode())
 
 
-def _of_files(of: Callable[[str], str], names: Sequence[str]) -> dict[str, str]:
-    """The digest of each video's file; of one that is not there, or cannot be read, that."""
+def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
+    """The digest of each video's file, or MISSING if it cannot be read."""
     digests = dict.fromkeys(names, MISSING)
-    for name in names:
-        with suppress(OSError, ValueError, KeyError):  # whoever needs the file says what is wrong with it
-            digests[name] = of(name)
+    for name in digests:
+        with suppress(OSError, ValueError, KeyError):  # code that needs the file reports what is wrong with it
+            digests[name] = digest_of(name)
     return digests
 
 
-def _videos(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """What gives the digest of a video's file."""
+def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """A function that returns the digest of a video's file."""
     find = VideoFinder(folder, wanted)
     return lambda name: _of_file(find(name))
 
 
-def _features(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """What gives the digest of a video's features."""
+def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """A function that returns the digest of a video's features."""
     store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
         return lambda name: _of_file(store.file(name))
@@ -136,13 +135,13 @@ def _features(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str]
 def _of_file(path: Path) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size <= _WHOLE:
+        if size <= _COMPLETE_BYTES:
             return _digest(file.read())
-        pieces = [str(size).encode()]
-        for i in range(_PIECES):
-            file.seek((size - _PIECE) * i // (_PIECES - 1), os.SEEK_SET)
-            pieces.append(file.read(_PIECE))
-    return _digest(b"".join(pieces))
+        samples = [str(size).encode()]
+        for i in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1), os.SEEK_SET)
+            samples.append(file.read(_SAMPLE_BYTES))
+    return _digest(b"".join(samples))
 
 
 def _digest(content: bytes) -> str:

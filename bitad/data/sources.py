@@ -5,11 +5,12 @@ copies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitad.config.names import OnDecodeError
-from bitad.config.schema import Config, DataConfig
+from bitad.config.schema import Config, DataConfig, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
 from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
-from bitad.video.decoding import counted, require_whole
+from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.names import VideoFinder
-from bitad.video.reader import VideoReader
+from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
@@ -90,17 +91,65 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video the network sees.
+
+    Args:
+        stride_frames: from one grid step to the next.
+        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
+        steps: grid steps of every video, instead: they lie evenly over it.
+        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
+        frames_per_step: frames read of each grid step.
+    """
+
+    stride_frames: int = 1
+    rate_hz: float | None = None
+    steps: int | None = None
+    clock: ResizedClock = "centre"
+    frames_per_step: int = 1
+
+    @staticmethod
+    def of(window: WindowConfig, rate_hz: float | None = None) -> Sampling:
+        """The sampling of a configuration; at ``rate_hz`` grid steps a second, if given."""
+        return Sampling(
+            stride_frames=window.stride_frames,
+            rate_hz=rate_hz,
+            steps=window.resized_steps,
+            clock=window.resized_clock,
+            frames_per_step=window.frames_per_step,
+        )
+
+    def grid(self, fps: float, frames: int) -> Grid:
+        """The grid of a video of so many frames."""
+        if self.steps is not None:
+            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
+        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        return Grid(fps, stride, 0.0, -(-frames // stride))
+
+    def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
+        """The frames of a window, of the ``count`` of the video: int64 ``[V * frames_per_step]``, ascending."""
+        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
+            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
+        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
+        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        return frames.clip(0, count - 1)  # of the last step there may be less
+
+
+def _short_side(height: int, width: int, pixels: int, margin: float) -> int | None:
+    """The short side to which pictures are scaled for a network of ``pixels``; None: they stay as they are."""
+    there, wanted = min(height, width), round(pixels * margin)
+    # Pictures large enough for the network are not enlarged for a margin that adds nothing to them.
+    return None if pixels <= there <= wanted else wanted
+
+
 class VideoFiles:
     """Windows from video files.
 
     Args:
         find: name of a video -> its file.
         pixels: short side of the frames the network takes.
-        stride_frames: from one grid step to the next.
-        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
-        steps: grid steps of every video, instead: they lie evenly over it.
-        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read of each grid step.
+        sampling: which frames it sees.
         find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
             the same to the frame.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
@@ -112,18 +161,13 @@ class VideoFiles:
         find: Callable[[str], Path],
         *,
         pixels: int,
-        stride_frames: int = 1,
-        rate_hz: float | None = None,
-        steps: int | None = None,
-        clock: ResizedClock = "centre",
-        frames_per_step: int = 1,
+        sampling: Sampling = Sampling(),
         find_reversed: Callable[[str], Path] | None = None,
         damaged: OnDecodeError = "error",
         cache: IndexCache | None = None,
     ) -> None:
         self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
-        self.stride_frames, self.rate_hz, self.steps, self.clock = stride_frames, rate_hz, steps, clock
-        self.frames_per_step, self.damaged = frames_per_step, damaged
+        self.sampling, self.damaged = sampling, damaged
         self.repeated = 0
         self._index: Callable[[Path], FrameIndex] = index_video if cache is None else cache.index
         self._indices: dict[Path, FrameIndex] = {}
@@ -140,23 +184,18 @@ class VideoFiles:
         """
         if path not in self._indices:
             index = self._index(path)
-            require_whole(path, index, self.damaged)
+            require_complete(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
 
     def frames(self, path: Path) -> int:
         """The number of frames of a file."""
-        return counted(self.index(path), self.damaged)
+        return frame_count(self.index(path), self.damaged)
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         index = self.index(self.find(video.name))
         self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
-        fps = float(index.rate)
-        frames = counted(index, self.damaged)
-        if self.steps is not None:
-            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
-        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
-        return Grid(fps, stride, 0.0, -(-frames // stride))
+        return self.sampling.grid(float(index.rate), frame_count(index, self.damaged))
 
     def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
         """How the file's duration differs from the annotated one, if it does; ``base`` is the video's video_grid."""
@@ -167,12 +206,8 @@ class VideoFiles:
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         path = self.find(video.name)
-        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
-            grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
-        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
-        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
         count = self.frames(path)
-        frames = self.index(path).nearest(frames.clip(0, count - 1))  # of the last step there may be less
+        frames = self.index(path).nearest(self.sampling.frames(grid, count))
         reversed_copy = None if view == "forward" else self._reversed_copy(video)
         if reversed_copy is None:
             return torch.from_numpy(self._decode(path, frames, margin))
@@ -189,11 +224,43 @@ class VideoFiles:
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
-            there, wanted = min(reader.info.height, reader.info.width), round(self.pixels * margin)
-            # Pictures large enough for the network are not enlarged for a margin that adds nothing to them.
-            pixels = reader.read(frames, short_side=None if self.pixels <= there <= wanted else wanted)
+            short_side = _short_side(reader.info.height, reader.info.width, self.pixels, margin)
+            pixels = reader.read(frames, short_side=short_side)
             self.repeated += reader.repeated
             return pixels
+
+
+class FramesInMemory:
+    """Windows from the frames of one video, as from a lossless file of them.
+
+    Args:
+        pictures: uint8 ``[T, H, W, 3]``, red, green, blue.
+        fps: frames a second.
+        pixels, sampling: as of :class:`VideoFiles`.
+    """
+
+    has_reversed_copies = False
+    repeated = 0
+
+    def __init__(self, pictures: NDArray[np.uint8], fps: float, *, pixels: int, sampling: Sampling) -> None:
+        self.pictures, self.fps, self.pixels, self.sampling = pictures, fps, pixels, sampling
+
+    def grid(self, video: AnnotatedVideo) -> Grid:
+        return self.sampling.grid(self.fps, len(self.pictures))
+
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+        pictures = self.pictures[self.sampling.frames(grid, len(self.pictures))]
+        _, height, width, _ = pictures.shape
+        short_side = _short_side(height, width, self.pixels, margin)
+        if short_side is None:
+            return torch.from_numpy(pictures)
+        size, scale = scaled_size(height, width, short_side), PictureScaler()
+        scaled = np.empty((len(pictures), *size, 3), np.uint8)
+        for number, picture in enumerate(pictures):
+            # FFmpeg scales each pixel format a little differently; lossless RGB files are decoded to this one.
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")
+            scaled[number] = scale(frame, *size)
+        return torch.from_numpy(scaled)
 
 
 class FeatureFiles:
@@ -281,6 +348,19 @@ class FeatureFiles:
         return features[start : start + grid.steps]
 
 
+class FeaturesInMemory(FeatureStore):
+    """The features of one video, float ``[T, C]``, whatever its name."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features
+
+    def length(self, name: str) -> int:
+        return len(self.features)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        return self.features
+
+
 def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles | FeatureFiles:
     """The source of windows that a configuration names.
 
@@ -312,10 +392,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles 
     return VideoFiles(
         VideoFinder(data.videos, wanted),
         pixels=config.model.backbone.pixels,
-        stride_frames=window.stride_frames,
-        steps=window.resized_steps,
-        clock=window.resized_clock,
-        frames_per_step=window.frames_per_step,
+        sampling=Sampling.of(window),
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,

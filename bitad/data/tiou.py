@@ -1,11 +1,11 @@
-"""Which segments overlap, and by how much: all pairs at once, without a table of everything against everything."""
+"""Which segments overlap, and by how much: all pairs at once, without a full matrix."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# tIoU matrices are computed in pieces of about this many pairs, to bound memory.
+# Pairs are computed in chunks of about this many, to bound memory.
 _PAIRS_AT_ONCE = 1_000_000
 
 
@@ -15,16 +15,16 @@ def overlap_ranges(
     groups_b: NDArray[np.int64],  # [m]
     segments_b: NDArray[np.float64],  # [m, 2]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each row of a, where to look for the rows of b of its group that overlap it.
+    """For each row of a, a range that contains the rows of b of its group that overlap it.
 
     Returns ``order`` ``[m]``, the rows of b by group and start, and ``first`` and ``count`` ``[n]``: the rows of b that
-    overlap row i of a are among ``order[first[i] : first[i] + count[i]]``. All the others of its group do not.
+    overlap row i of a are among ``order[first[i] : first[i] + count[i]]``.
     """
     order = np.lexsort((segments_b[:, 0], groups_b))
-    # A time within a group as a complex number: numpy orders those by the real part, then the imaginary one.
+    # A time within a group is a complex number: numpy orders those by the real part, then the imaginary one.
     start_a, end_a = (groups_a + 1j * segments_a[:, side] for side in (0, 1))
     start_b, end_b = ((groups_b + 1j * segments_b[:, side])[order] for side in (0, 1))
-    # Those before ``first`` have all ended when a starts; those from ``last`` on start when it has ended.
+    # The rows before ``first`` end before a starts; those from ``last`` on start after it ends.
     first = np.searchsorted(np.maximum.accumulate(end_b), start_a, side="right")
     last = np.searchsorted(start_b, end_a, side="left")
     return order, first, np.maximum(last - first, 0)
@@ -53,7 +53,7 @@ def tiou_pairs(
         start_b, end_b = segments_b[b].T
         overlap = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
         union = (end_a - start_a) + (end_b - start_b) - overlap
-        # Segments without length have no overlap either; the floor only keeps 0 / 0 away.
+        # Segments without length have no overlap; the floor only prevents 0 / 0.
         tiou = overlap / np.maximum(union, 1e-8)
         kept = tiou >= threshold
         found.append((a[kept], b[kept], tiou[kept]))

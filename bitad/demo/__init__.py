@@ -38,7 +38,7 @@ from bitad.reports.tables import Cell, Table
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json, write_json
 from bitad.runtime.log import echo
-from bitad.runtime.progress import following
+from bitad.runtime.progress import progress_callback
 from bitad.timeline import Direction, Grid
 from bitad.video.reverse import reverse_folder
 from bitad.weights.checkpoint import load_checkpoint
@@ -229,7 +229,7 @@ def _make_data(data: Path, scale: Scale, seed: int) -> None:
     forward, reverse = data / "forward", data / "reverse"
     annotations = Path("annotations") / "playroom.json"
     if not (forward / annotations).exists():
-        with following("rendering videos") as on_progress:
+        with progress_callback("rendering videos") as on_progress:
             write_data_set(
                 forward,
                 training=scale.training,
@@ -238,7 +238,7 @@ def _make_data(data: Path, scale: Scale, seed: int) -> None:
                 workers=cores(),
                 on_progress=on_progress,
             )
-    with following("reversing videos") as on_progress:
+    with progress_callback("reversing videos") as on_progress:
         report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=cores(), on_progress=on_progress)
     if report.failed:
         raise ValueError(f"videos that could not be reversed: {report.failed}")

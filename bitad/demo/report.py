@@ -24,7 +24,7 @@ from bitad.reports.plots import (
     plot_training_curves,
 )
 from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table
-from bitad.runtime.files import replacing, write_json
+from bitad.runtime.files import atomic_write, write_json
 from bitad.training.metrics import METRICS, read_metrics
 
 SHOWN_VIDEOS = 8
@@ -86,7 +86,7 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         sensitivity_table(results.sensitivity, known=KINDS),
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
-    with replacing(out / "results.md") as partial:
+    with atomic_write(out / "results.md") as partial:
         partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(
         {
@@ -180,7 +180,7 @@ def write_full_results(file: Path, results: DemoResults, comparison: Comparison)
         ("## How training began and ended", comparison.loss_table()),
         ("## Direction sensitivity", sensitivity_table(results.sensitivity, known=KINDS)),
     )
-    with replacing(file) as partial:
+    with atomic_write(file) as partial:
         text = "\n".join([head, *(f"{heading}\n\n{table.markdown()}" for heading, table in tables)])
         partial.write_text(text, encoding="utf-8")
     return file

@@ -1,30 +1,32 @@
 """ActivityNet-style average mAP: interpolated average precision, greedy matching by score, each ground truth once.
 
-The rule is that of the ActivityNet challenge's evaluation, as OpenTAD and ActionFormer compute it. Of one class, the
-detections of all videos are taken by descending score. A detection is a true positive when a ground-truth segment of
-its video and class, not taken by an earlier one, has a tIoU of at least the threshold; it takes the one with the
-highest tIoU. Average precision is the area under the precision-recall curve whose precision is made non-increasing.
-mAP is the mean over classes; average mAP the mean over tIoU thresholds.
+The rule is that of the ActivityNet challenge, as OpenTAD and ActionFormer compute it. The detections of one class in
+all videos are matched by descending score. A detection is a true positive if a ground-truth segment of its video and
+class, not matched before, has a tIoU of at least the threshold; it matches the one with the highest tIoU. Average
+precision is the area under the precision-recall curve after precision is made non-increasing. mAP is the mean over
+classes; average mAP the mean over tIoU thresholds.
 
-Detections with equal scores keep the order of their file (a stable sort; other evaluators leave it to chance, which
-moves the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
-
-:class:`Truth`, :class:`Ranked` and :func:`take_turns` serve the THUMOS kit's rule too.
+Detections with equal scores keep the order of their file (a stable sort; other evaluators' are not stable, which
+changes the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitad.config.names import MapRule
-from bitad.data.annotations import UNDECIDED, Annotations
-from bitad.data.detections import Detections, named
+from bitad.data.annotations import Annotations
+from bitad.data.classes import UNDECIDED
+from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
+from bitad.runtime.files import write_json
+from bitad.runtime.log import shortlist
 
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3
@@ -40,7 +42,7 @@ class Truth:
         groups: int64 ``[m]``, the number of the segment's pair of video and class.
         segments: float64 ``[m, 2]``, in seconds.
         segments_per_class: int64 ``[K]``.
-        dropped: segments that were left out.
+        dropped: number of segments left out.
     """
 
     videos: dict[str, int]
@@ -52,19 +54,15 @@ class Truth:
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
-        """The ground truth of all videos.
-
-        Args:
-            annotations: of these videos.
-            every_segment: also segments without length, and copies of others; else these are dropped.
+        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others.
 
         Raises:
-            ValueError: nothing is left, or a label is none of the annotations' classes.
+            ValueError: no segment is left, or a label is none of the annotations' classes.
         """
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
         if undeclared := sorted(set(labels) - set(annotations.classes)):
-            raise ValueError(f"ground truth of {named(undeclared)}, which is not among the annotations' classes")
+            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
         number = {name: i for i, name in enumerate(annotations.classes)}
         video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
         label = np.array([number[name] for name in labels], np.int64)
@@ -93,8 +91,8 @@ class Ranked:
     """The detections of the ground truth's classes, best first.
 
     Args:
-        rows: int64 ``[n]``, which of the detections each one is.
-        groups: int64 ``[n]``, numbers as the ground truth's; -1 in videos that it does not have.
+        rows: int64 ``[n]``, index into the detections.
+        groups: int64 ``[n]``, as those of the ground truth; -1 in videos that it does not have.
         segments: float64 ``[n, 2]``, in seconds.
         scores: float64 ``[n]``, descending.
         labels: int64 ``[n]``, index into the ground truth's classes.
@@ -108,12 +106,10 @@ class Ranked:
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
-        """Detections on the forward clock in the order of their scores.
+        """Detections on the forward clock by descending score; those of equal score in the order of the file.
 
         Args:
-            truth: that they are measured by.
-            detections: of any videos and classes.
-            equals_by_video: those of equal score go by the name of their video, and only then as they come.
+            equals_by_video: whether those of equal score are ordered by the name of their video first.
         """
         number = {name: i for i, name in enumerate(truth.classes)}
         video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]
@@ -147,16 +143,15 @@ def checked_thresholds(tiou: Sequence[float]) -> NDArray[np.float64]:
 def take_turns(
     first: NDArray[np.int64], count: NDArray[np.int64], candidates: NDArray[np.int64], n_wanted: int
 ) -> NDArray[np.int64]:
-    """Who gets each of ``n_wanted`` things when everyone in turn takes the first of its candidates still free.
+    """Greedy matching: n takers in turn take the first of their candidates that is still free.
 
-    Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each
-    thing, int64 ``[n_wanted]``, and n, the number of takers, where nobody took it. Taking turns is the one stable
-    matching in which everything prefers the earlier taker, so deferred acceptance (Gale and Shapley 1962) finds it for
-    all classes and videos at once: all propose to their next candidate, which keeps the earliest; the others go on.
-    Rounds are about as many as a taker has candidates.
+    Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each of
+    ``n_wanted`` candidates, int64 ``[n_wanted]``, and n where nobody took it. This is the one stable matching in which
+    every candidate prefers the earlier taker, so deferred acceptance (Gale and Shapley 1962) finds it for all classes
+    and videos at once: all takers propose to their next candidate, which keeps the earliest; the others continue.
     """
     n = len(first)
-    holder = np.full(n_wanted, n)  # n: nobody yet
+    holder = np.full(n_wanted, n)  # n: free
     following, last = first.copy(), first + count
     proposing = np.flatnonzero(count)
     while proposing.size:
@@ -171,52 +166,47 @@ def take_turns(
 
 
 def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which segments to evaluate against, bool ``[m]``: not without length, nor the copy of an earlier kept one."""
+    """Which segments to evaluate against, bool ``[m]``: those with a length that do not copy an earlier one."""
     kept = segments[:, 1] > segments[:, 0]
     order = np.lexsort((segments[:, 0], groups))
     copies: list[tuple[int, int]] = []  # (later, earlier) in file order
-    # Compare each with its successors by start time, until no start is near enough.
+    # Compare each with its successors by start time, until no start is near.
     for offset in range(1, len(order)):
         a, b = order[:-offset], order[offset:]
         near = (groups[a] == groups[b]) & (np.abs(segments[a, 0] - segments[b, 0]) <= _SAME_SEGMENT_S)
         if not near.any():
             break
         near &= np.abs(segments[a, 1] - segments[b, 1]) <= _SAME_SEGMENT_S
-        pairs = zip(a[near].tolist(), b[near].tolist(), strict=True)
-        copies += [(max(pair), min(pair)) for pair in pairs]
-    # By ascending later one: whether the earlier one stays is settled by then.
-    for later, earlier in sorted(copies):
-        if kept[earlier]:
-            kept[later] = False
+        copies += zip(np.maximum(a, b)[near].tolist(), np.minimum(a, b)[near].tolist(), strict=True)
+    for later, earlier in sorted(copies):  # whether the earlier one is kept is settled by then
+        kept[later] &= not kept[earlier]
     return kept
 
 
-# That of ActivityNet's challenge, in this module, or of the THUMOS'14 kit, :mod:`bitad.evaluation.thumos_kit`.
-
+# What Ambiguous intervals are by each rule; that of the THUMOS'14 kit is :mod:`bitad.evaluation.thumos_kit`.
 _AMBIGUOUS_ARE: dict[MapRule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good detections are, and by what rule and on what that was measured.
+    """The accuracy of detections, with the rule and the data.
 
     Args:
-        rule: by which detections were matched and AP was computed.
+        rule: how detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
-        tiou: the tIoU thresholds.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
         subsets: the subsets that the ground-truth videos belong to.
         videos: the number of ground-truth videos.
         segments: int64 ``[K]``, ground-truth segments per class that were used.
         segments_dropped: ground-truth segments left out: without length, or annotated twice.
-        ambiguous: intervals that the ground truth calls Ambiguous. By ActivityNet's rule they are the segments of one
-            more class; by the kit's, detections that touch one and match nothing are left out.
-        predictions: detections of the classes with ground truth.
-        videos_without_prediction: ground-truth videos for which there is no detection of any class.
-        classes_without_ground_truth: classes left out of the mean, because nothing of theirs is in these videos.
-        predictions_by_unknown_video: detections per video that is not among the ground truth's. As in ActivityNet's
-            and the kit's rule those of a class with ground truth are false positives: they lower the mAP.
-        predictions_by_unknown_class: detections per class without ground truth here. They are ignored.
+        ambiguous: number of Ambiguous intervals. By ActivityNet's rule they are the segments of one more class; by the
+            kit's, detections that touch one and match nothing are left out.
+        predictions: number of detections of the classes with ground truth.
+        videos_without_prediction: ground-truth videos without a detection of any class.
+        classes_without_ground_truth: classes left out of the mean, as these videos have no segment of them.
+        predictions_by_unknown_video: number of detections in each video without ground truth. By both rules, those of a
+            class with ground truth are false positives: they lower the mAP.
+        predictions_by_unknown_class: number of detections of each class without ground truth. They are ignored.
     """
 
     rule: MapRule
@@ -245,19 +235,13 @@ class Evaluation:
         thresholds: NDArray[np.float64],
         ambiguous: int,
     ) -> Evaluation:
-        """The figures ``ap`` with what is to be known of the ground truth and the detections they come from.
-
-        Args:
-            ap: ``[K, n_tiou]``, of the classes of ``truth`` at ``thresholds``.
-            truth: the columns of ``ground_truth``.
-        """
-        seen = {detections.videos[i] for i in np.unique(detections.video)}
-        classes_with_truth = set(truth.classes)
-        unknown = _counts(detections.classes, detections.labels, classes_with_truth)
+        """The evaluation with ``ap`` ``[K, n_tiou]``; ``truth`` is ``ground_truth`` as columns."""
+        found = {detections.videos[i] for i in np.unique(detections.video)}
+        unknown = _counts(detections.classes, detections.labels, set(truth.classes))
         return Evaluation(
             rule=rule,
             classes=truth.classes,
-            tiou=tuple(float(threshold) for threshold in thresholds),
+            tiou=tuple(thresholds.tolist()),
             ap=ap,
             subsets=tuple(dict.fromkeys(video.subset for video in ground_truth.videos.values())),
             videos=len(ground_truth.videos),
@@ -265,8 +249,8 @@ class Evaluation:
             segments_dropped=truth.dropped,
             ambiguous=ambiguous,
             predictions=len(detections) - sum(unknown.values()),
-            videos_without_prediction=tuple(name for name in ground_truth.videos if name not in seen),
-            classes_without_ground_truth=tuple(n for n in ground_truth.classes if n not in classes_with_truth),
+            videos_without_prediction=tuple(name for name in ground_truth.videos if name not in found),
+            classes_without_ground_truth=tuple(n for n in ground_truth.classes if n not in truth.classes),
             predictions_by_unknown_video=_counts(detections.videos, detections.video, set(ground_truth.videos)),
             predictions_by_unknown_class=unknown,
         )
@@ -281,9 +265,21 @@ class Evaluation:
         """The mean of mAP over the tIoU thresholds, 0 to 1."""
         return float(self.map_per_tiou.mean())
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, in JSON's types; average precisions are fractions."""
-        return {
+    @property
+    def per_class(self) -> dict[str, float]:
+        """By class, the mean of AP over the tIoU thresholds, 0 to 1."""
+        return dict(zip(self.classes, self.ap.mean(axis=1).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        per_tiou = ", ".join(f"{t:g}: {value:.4f}" for t, value in zip(self.tiou, self.map_per_tiou, strict=True))
+        return (
+            f"Evaluation(average_map={self.average_map:.4f}, map_per_tiou={{{per_tiou}}}, "
+            f"{len(self.classes)} classes, {self.videos} videos)"
+        )
+
+    def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
+        """All values in JSON's types; average precisions are fractions. With a path, also written there."""
+        content = {
             "rule": self.rule,
             "average_map": self.average_map,
             "tiou": list(self.tiou),
@@ -300,18 +296,21 @@ class Evaluation:
             "predictions_by_unknown_video": self.predictions_by_unknown_video,
             "predictions_by_unknown_class": self.predictions_by_unknown_class,
         }
+        if path is not None:
+            write_json(content, path)
+        return content
 
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecall:
-    """One class's precision-recall curve at one tIoU; point i counts the i + 1 best detections.
+    """One class's precision-recall curve at one tIoU; point i is of the i + 1 best detections.
 
     Args:
         scores: float64 ``[n]``, descending.
         precision: float64 ``[n]``, true positives / detections.
         recall: float64 ``[n]``, true positives / ground-truth segments.
-        interpolated: float64 ``[n]``, the best precision at this recall or a higher one: what AP is the area under.
-        ap: that area, 0 to 1.
+        interpolated: float64 ``[n]``, the best precision at this recall or a higher one.
+        ap: the area under ``interpolated``, 0 to 1.
     """
 
     scores: NDArray[np.float64]
@@ -322,9 +321,7 @@ class PrecisionRecall:
 
 
 def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[float]) -> Evaluation:
-    """Average mAP of ``detections`` against all videos of ``ground_truth`` (a subset, say) at the thresholds ``tiou``.
-
-    Detections on the reverse clock are brought to the forward clock first.
+    """Average mAP of detections on either clock against all videos of ``ground_truth``, at the thresholds ``tiou``.
 
     Raises:
         ValueError: no ground truth, no threshold or one outside (0, 1], or reverse detections without durations.
@@ -374,12 +371,12 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
-    # Each detection's candidates, highest tIoU first; of equals the later one, as in the reference evaluator.
+    # Each detection's candidates, highest tIoU first; of equals, the later one, as in the reference evaluator.
     order = np.lexsort((-segment, -tiou, detection))
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     first = np.searchsorted(detection, np.arange(n))
-    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last for segments that nobody takes
+    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last column is for segments that nothing matches
     for hits, threshold in zip(correct, thresholds, strict=True):
         count = np.bincount(detection[tiou >= threshold], minlength=n)
         hits[take_turns(first, count, segment, len(truth.segments))] = True
@@ -397,6 +394,6 @@ def _interpolated(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _counts(names: Sequence[str], index: NDArray[np.int64], known: set[str]) -> dict[str, int]:
-    """How many rows each name has that is not among the known ones."""
+    """The number of rows of each name that is not known."""
     counts = np.bincount(index, minlength=len(names)).tolist()
     return {name: n for name, n in zip(names, counts, strict=True) if n and name not in known}

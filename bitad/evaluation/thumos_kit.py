@@ -1,21 +1,19 @@
-"""mAP by the rule of the THUMOS'14 challenge's own evaluation kit, and where it differs from ActivityNet's.
+"""mAP by the rule of the THUMOS'14 challenge's own evaluation kit, and how it differs from ActivityNet's.
 
 The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (the kit of the
-challenge itself, of August 2014, took the mean of the best precision at eleven recalls). Of one video and class:
+challenge itself, of August 2014, took the mean of the best precision at eleven recalls). For one video and class:
 
-* The ground-truth segments take turns, in the order of their file: each takes, of the detections that no earlier one
-  took and whose overlap with it is *above* the threshold, the one with the largest overlap; of equals the one with the
-  higher score, then the earlier one. By ActivityNet's rule it is the detections that take turns, best first. So of many
-  detections of one action the kit counts the one that fits best, whatever its score, as true, ActivityNet's rule the
-  best scored of those that fit well enough.
+* The ground-truth segments take turns, in the order of their file: each takes, of the free detections whose overlap
+  with it is *above* the threshold, the one with the largest overlap; of equals, the one with the higher score, then the
+  earlier one. By ActivityNet's rule, the detections take turns, best first. So if several detections fit one action,
+  the kit counts the one that fits best as true, whatever its score; ActivityNet's rule the best-scored one.
 * Detections that no segment took and that overlap an ``Ambiguous`` interval of their video, however little, are left
-  out. All the others are false positives, also those in videos without a segment of the class and in videos that the
-  ground truth does not have.
+  out. All others are false positives, also those in videos without a segment of the class or without ground truth.
 
 Over all videos, by descending score (of equals by the name of the video): AP is the sum of the precision at each true
 positive over the number of ground-truth segments. Every segment of the file counts: a copy of another takes a detection
-of its own, one without length is never found. Overlap is intersection over the span of both. ``Ambiguous`` is no class.
-The kit demands ground truth of every class; here classes without any are left out of the mean and named.
+of its own, one without length is never matched. Overlap is intersection over the span of both. ``Ambiguous`` is no
+class. The kit needs ground truth of every class; here classes without any are left out of the mean and named.
 
 All figures are fractions, 0 to 1.
 """
@@ -29,15 +27,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.annotations import UNDECIDED, AnnotatedVideo, Annotations
-from bitad.data.detections import Detections, named
+from bitad.data.annotations import Annotations
+from bitad.data.classes import UNDECIDED
+from bitad.data.detections import Detections
 from bitad.data.formats.database import read_annotations
-from bitad.data.formats.rows import seconds_of
+from bitad.data.formats.parsing import line_segment, read_lines
 from bitad.data.tiou import tiou_pairs
 from bitad.evaluation.mean_average_precision import Evaluation, Ranked, Truth, checked_thresholds, take_turns
-from bitad.runtime.files import read_text
+from bitad.runtime.log import shortlist
 
-# Two ways to compute one overlap differ in the last digits; pairs are sought a little below the threshold.
+# Two ways to compute an overlap differ in the last digits; pairs are searched slightly below the threshold.
 _ROUNDING = 1e-6
 
 
@@ -48,14 +47,11 @@ def evaluate_by_thumos_kit(
     tiou: Sequence[float],
     ambiguous: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Evaluation:
-    """mAP of ``detections`` against all videos of ``ground_truth`` (a subset, say) at the thresholds ``tiou``.
-
-    Detections on the reverse clock are brought to the forward clock first.
+    """mAP of ``detections`` against all videos of ``ground_truth`` at the thresholds ``tiou``.
 
     Args:
         ground_truth: its segments labelled ``Ambiguous`` are the ambiguous intervals.
-        detections: of these and maybe other videos.
-        tiou: the thresholds.
+        detections: of these and maybe other videos, on either clock.
         ambiguous: more such intervals, ``[n, 2]`` in seconds, by video (:func:`read_ambiguous`).
 
     Raises:
@@ -64,9 +60,9 @@ def evaluate_by_thumos_kit(
     """
     thresholds = checked_thresholds(tiou)
     detections = detections.forward()
-    decided, undecided = _apart(ground_truth)
+    decided, undecided = _split_undecided(ground_truth)
     if ambiguous:
-        undecided = _together(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
+        undecided = _union(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
     truth = Truth.of(decided, every_segment=True)
     ranked = Ranked.of(truth, detections, equals_by_video=True)
     correct = _true_positives(truth, ranked, thresholds)
@@ -75,7 +71,7 @@ def evaluate_by_thumos_kit(
     for label, segments in enumerate(truth.segments_per_class):
         hits = correct[:, ranked.labels == label]
         among = np.cumsum(counted[:, ranked.labels == label], axis=1)
-        # Where nothing counts yet there is no hit either; the floor only keeps 0 / 0 away.
+        # Where no detection counts yet, there is no hit; the floor only prevents 0 / 0.
         ap[label] = (hits * np.cumsum(hits, axis=1) / np.maximum(among, 1)).sum(axis=1) / segments
     return Evaluation.of(
         ap,
@@ -101,57 +97,39 @@ def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     path = Path(path)
     if path.suffix == ".txt":
-        intervals = _read_lines(path)
+        rows: dict[str, list[tuple[float, float]]] = {}
+        for line, fields in read_lines(path):
+            rows.setdefault(fields[0], []).append(line_segment(fields, f"{path}:{line}"))
+        intervals = {video: np.array(segments, np.float64) for video, segments in rows.items()}
     else:
-        _, intervals = _apart(read_annotations(path, ignore=()))
+        _, intervals = _split_undecided(read_annotations(path, ignore=()))
     if not intervals:
         raise ValueError(f"{path}: no {UNDECIDED[0]} interval in this file; leave it out, or name another")
     return intervals
 
 
-def _read_lines(path: Path) -> dict[str, NDArray[np.float64]]:
-    lines = read_text(path, "lines of 'video start end'").splitlines()
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not (fields := line.split()):
-            continue
-        where = f"{path}:{number}"
-        if len(fields) != 3:
-            raise ValueError(f"{where}: {line!r} is not 'video start end'")
-        video, start, end = fields
-        rows.setdefault(video, []).append((seconds_of(start, where), seconds_of(end, where)))
-    return {video: np.array(intervals, np.float64) for video, intervals in rows.items()}
-
-
-def _apart(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
+def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
     undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
     decided = replace(
         annotations,
-        videos={name: _take(video, ~undecided[name]) for name, video in annotations.videos.items()},
+        videos={name: video.take(~undecided[name]) for name, video in annotations.videos.items()},
         classes=tuple(name for name in annotations.classes if name not in UNDECIDED),
     )
     return decided, {name: annotations.videos[name].segments[rows] for name, rows in undecided.items() if rows.any()}
 
 
-def _take(video: AnnotatedVideo, rows: NDArray[np.bool_]) -> AnnotatedVideo:
-    labels = tuple(label for label, taken in zip(video.labels, rows, strict=True) if taken)
-    return replace(video, segments=video.segments[rows], labels=labels)
-
-
-def _together(
+def _union(
     own: Mapping[str, NDArray[np.float64]], more: Mapping[str, NDArray[np.float64]], videos: set[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Both kinds of ambiguous intervals of these videos; those that both name count once."""
+    """The ambiguous intervals of both sources in these videos, each once."""
     if not videos & more.keys():
         raise ValueError(
-            f"the ambiguous intervals are of {named(list(more))}, but the ground truth has no such video; it has "
-            f"{named(sorted(videos), 2)}; give those of the same subset"
+            f"the ambiguous intervals are of {shortlist(list(more))}, but the ground truth has no such video; it has "
+            f"{shortlist(sorted(videos), 2)}; give those of the same subset"
         )
-    together = dict(own)
-    for name in videos & more.keys():
-        together[name] = np.unique(np.concatenate([own.get(name, np.empty((0, 2))), more[name]]), axis=0)
-    return together
+    pairs = {name: (own.get(name, np.empty((0, 2))), more[name]) for name in videos & more.keys()}
+    return {**own, **{name: np.unique(np.concatenate(pair), axis=0) for name, pair in pairs.items()}}
 
 
 def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -161,7 +139,7 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64
     segment, detection, _ = tiou_pairs(truth.groups, segments, ranked.groups, ranked.segments, lowest)
     starts = np.stack([segments[segment, 0], ranked.segments[detection, 0]])
     ends = np.stack([segments[segment, 1], ranked.segments[detection, 1]])
-    # As the kit computes it, so that what is just the threshold falls on its side.
+    # As the kit computes it, so that an overlap equal to the threshold falls on the same side.
     overlap = (ends.min(axis=0) - starts.max(axis=0)) / (ends.max(axis=0) - starts.min(axis=0))
     order = np.lexsort((detection, -overlap, segment))
     segment, detection, overlap = segment[order], detection[order], overlap[order]

@@ -13,13 +13,20 @@ import torch
 
 from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
-from bitad.config.names import OnDecodeError
+from bitad.config.names import OnDecodeError, OnReadError
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, ReadFailure, Sample, TestWindows, collate
 from bitad.data.detections import Detections, write_detections
 from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
-from bitad.data.sources import FeatureFiles, Source, VideoFiles, build_source, read_test_ground_truth
+from bitad.data.sources import (
+    FeatureFiles,
+    Sampling,
+    Source,
+    VideoFiles,
+    build_source,
+    read_test_ground_truth,
+)
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
 from bitad.inference.postprocess import Candidates, Stitcher, decode, suppressed
@@ -30,7 +37,7 @@ from bitad.models.build import autocast
 from bitad.models.network import Network, Output
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
-from bitad.runtime.files import check_places, write_json
+from bitad.runtime.files import check_replaceable, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
 from bitad.timeline import Direction
@@ -225,50 +232,45 @@ def _see_windows(network: Network, windows: TestWindows, ranks: Ranks, *, what: 
 
 
 def detect_videos(
-    checkpoint: Checkpoint, videos: Mapping[str, Path], ranks: Ranks, *, damaged: OnDecodeError = "error"
+    checkpoint: Checkpoint,
+    videos: Mapping[str, Path],
+    ranks: Ranks,
+    *,
+    network: Network | None = None,
+    damaged: OnDecodeError = "error",
+    on_read_error: OnReadError = "skip",
 ) -> tuple[Detections, dict[str, str]]:
     """Detects in video files, sampled at the rate of the training.
 
-    What the two networks of a pair find is merged. Memory is bounded by a window, but for what is found in each: 13
-    bytes a candidate, of which there are at most ``test.candidates`` in a window of each network.
+    Memory is bounded by a window, except for the candidates: 13 bytes each, at most ``test.candidates`` in a window of
+    each network.
 
     Args:
         videos: files by name.
+        network: of the checkpoint, on the device of ``ranks``; None builds it.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        on_read_error: raise the error of the first video that cannot be read, or skip the video.
 
     Returns:
         the detections of all videos that can be read; and why others cannot, by name.
 
     Raises:
         ValueError: the detector takes features.
+        ValueError, OSError: a video cannot be read, with ``on_read_error="error"``.
     """
-    config = checkpoint.config
-    if config.model.backbone is None:
+    if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; give one trained with a backbone")
     source = VideoFiles(
         videos.__getitem__,
-        pixels=config.model.backbone.pixels,
-        rate_hz=checkpoint.rate_hz,
-        steps=config.window.resized_steps,
-        clock=config.window.resized_clock,
-        frames_per_step=config.window.frames_per_step,
+        pixels=checkpoint.config.model.backbone.pixels,
+        sampling=Sampling.of(checkpoint.config.window, checkpoint.rate_hz),
         damaged=damaged,
     )
-    known, failed = _durations(source, videos, ranks)
+    known, failed = _durations(source, videos, ranks, on_read_error)
     if not known:
-        return Detections.from_videos({}, classes=checkpoint.classes), failed
-    annotations = Annotations(
-        {name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ()) for name, duration in known.items()},
-        checkpoint.classes,
-    )
-    if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
-        bases = {name: source.grid(video) for name, video in annotations.videos.items()}
-        log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
-    network = checkpoint.network().to(ranks.device)
-    # Nobody has scored these videos as a whole: the classes are the network's own. All of them are asked for. And what
-    # the machine that trained had room for, other processes and what they share, this one need not have.
-    config = override_config(config, ["test.video_scores=null", "test.on_read_error=skip", "test.workers=0"])
-    results = _detect(network, annotations, source, config, ranks, details={}, what="detecting")
+        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed}), failed
+    network = checkpoint.network().to(ranks.device) if network is None else network
+    results = detect_in_source(checkpoint, network, known, source, ranks, on_read_error=on_read_error)
     found, failed = results.merged, failed | results.unread
     of_each = {name: found.of_video(name) for name in known if name not in failed}
     detections = Detections.from_videos(
@@ -280,7 +282,43 @@ def detect_videos(
     return detections, failed
 
 
-def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> tuple[dict[str, float], dict[str, str]]:
+def detect_in_source(
+    checkpoint: Checkpoint,
+    network: Network,
+    durations_s: Mapping[str, float],
+    source: Source,
+    ranks: Ranks,
+    *,
+    on_read_error: OnReadError = "error",
+) -> Results:
+    """Detects in videos without annotations.
+
+    Args:
+        network: of the checkpoint, on the device of ``ranks``.
+        durations_s: of the videos, by name.
+        source: of their windows.
+        on_read_error: as of :func:`detect_videos`.
+    """
+    annotations = Annotations(
+        {
+            name: AnnotatedVideo(name, "detect", duration, np.zeros((0, 2)), ())
+            for name, duration in durations_s.items()
+        },
+        checkpoint.classes,
+    )
+    if checkpoint.config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
+        bases = {name: source.grid(video) for name, video in annotations.videos.items()}
+        log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, checkpoint.rate_hz)
+    # Nobody has scored these videos as a whole: the classes are the network's own. And what the machine that trained
+    # had room for, other processes and what they share, this one need not have.
+    changes = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
+    config = override_config(checkpoint.config, changes)
+    return _detect(network, annotations, source, config, ranks, details={}, what="detecting")
+
+
+def _durations(
+    source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks, on_read_error: OnReadError
+) -> tuple[dict[str, float], dict[str, str]]:
     """How many seconds videos last, which reads each file through; and why others cannot be read, by name."""
     known: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -288,6 +326,8 @@ def _durations(source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks) -> 
         try:
             known[name] = float(source.frames(path) / source.index(path).rate)
         except (OSError, ValueError) as error:
+            if on_read_error == "error":
+                raise
             failed[name] = str(error)
     for others in ranks.gather(failed):  # all processes must share out the same windows
         failed |= others
@@ -325,7 +365,7 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
             ground truth, and then the message says where the detections are.
     """
     config, metrics = checkpoint.config, out / "metrics.json"
-    check_places([metrics, *(out / name for name in DETECTION_FILES)])
+    check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
         raise ValueError(

@@ -28,7 +28,7 @@ from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.progress import Meter, track
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.timeline import Direction
-from bitad.video.decoding import counted, require_whole
+from bitad.video.decoding import frame_count, require_complete
 from bitad.video.files import is_same_file, list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -231,8 +231,8 @@ def _examine(
         try:
             require_video_file(path)
             index = index_of(path)
-            require_whole(path, index, damaged)
-            frames = counted(index, damaged)
+            require_complete(path, index, damaged)
+            frames = frame_count(index, damaged)
             video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
             held = {view: folder.held(name, video, path, damaged) for view, folder in folders.items()}
         except (ValueError, OSError) as error:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from bitad.config.names import MergeMethod
 from bitad.config.schema import NmsConfig
-from bitad.data.detections import Detections, VideoColumns, named
+from bitad.data.detections import Detections, VideoColumns
 from bitad.data.tiou import tiou_pairs
 from bitad.inference.nms import nms
-from bitad.runtime.log import log
+from bitad.runtime.log import log, shortlist
 
 # Weight of a detection without score in a weighted mean: two of them need some.
 _LEAST_WEIGHT = 1e-100
@@ -124,7 +124,7 @@ def _what_is_not_in_all(sets: Sequence[Detections], names: Sequence[str]) -> str
         for name, own in zip(names, map(set, lists), strict=True):
             if lacking := [one for one in everything if one not in own]:
                 count = f"{len(lacking)} {thing if len(lacking) == 1 else plural}"
-                said.append(f"{name} lacks {count} ({named(lacking, most=2)})")
+                said.append(f"{name} lacks {count} ({shortlist(lacking, most=2)})")
         if everything and not in_all:
             said.append(f"no {thing} is in all of them")
     return f"merging the union, as if nothing was found where nothing is stated: {'; '.join(said)}" if said else None

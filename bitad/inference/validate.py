@@ -9,11 +9,10 @@ from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import disagreement, rate_fault
 from bitad.data.dataset import TrainingWindows, grid_truth
-from bitad.data.detections import named
 from bitad.data.sources import FeatureFiles, VideoFiles
 from bitad.evaluation.mean_average_precision import Truth
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.log import log
+from bitad.runtime.log import log, shortlist
 from bitad.runtime.progress import track
 from bitad.runtime.workers import time_limit
 from bitad.timeline import Grid
@@ -98,7 +97,9 @@ def log_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
     far = {name: fault for name, rate in rates_hz.items() if (fault := rate_fault(rate, trained_hz)) is not None}
     if far:
         names = [f"{name} ({fault})" for name, fault in far.items()]
-        log.warning("videos seen at another rate than in training, %d of %d: %s", len(far), len(rates_hz), named(names))
+        log.warning(
+            "videos seen at another rate than in training, %d of %d: %s", len(far), len(rates_hz), shortlist(names)
+        )
 
 
 def _compare_clocks(
@@ -139,4 +140,4 @@ def _say_outside(windows: TrainingWindows, bases: Mapping[str, Grid]) -> None:
             outside[video.name] = len(video.labels) - len(labels)
     if total := sum(outside.values()):
         names = [f"{name} ({count})" for name, count in outside.items() if count]
-        log.warning("segments outside their training videos are left out, %d: %s", total, named(names, 20))
+        log.warning("segments outside their training videos are left out, %d: %s", total, shortlist(names, 20))

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.data.detections import named
 from bitad.inference.postprocess import Candidates
 from bitad.runtime.files import read_json
+from bitad.runtime.log import shortlist
 from bitad.video.names import Matching, renamed
 
 
@@ -73,8 +73,8 @@ class VideoScores:
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
-                f"{self.source}: no scores of class {named(missing)}; its classes are {named(self.classes)}; give it "
-                "the data set's own names"
+                f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; "
+                "give it the data set's own names"
             )
         columns = np.array([number[name] for name in classes], np.int64)
         return replace(
@@ -176,7 +176,7 @@ def _stated(video: str, scores: Any, declared: list[str] | None) -> dict[str, fl
     if len(by_name) < len(pairs):
         raise ValueError(f"video {video} scores a class twice")
     if declared is not None and (unknown := sorted(by_name.keys() - set(declared))):
-        raise ValueError(f"video {video} scores {named(unknown)}, which the file's list of classes does not have")
+        raise ValueError(f"video {video} scores {shortlist(unknown)}, which the file's list of classes does not have")
     return by_name
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bitad.config.names import Checkpointing, Precision
 from bitad.config.schema import BackboneConfig, Config
@@ -26,6 +28,20 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Within, matrix products and convolutions of this thread are done in a precision; weights are left as they are."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class OwnRandomNumbers(TorchFunctionMode):
+    """Within, this thread draws initial weights from a generator of its own, not from the process's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if "generator" in kwargs or func in (Tensor.uniform_, Tensor.normal_):  # the former: torch.nn.init
+            kwargs["generator"] = self.generator
+        return func(*args, **kwargs)
 
 
 def build_network(config: Config, num_classes: int) -> Network:

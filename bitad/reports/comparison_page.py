@@ -14,7 +14,7 @@ from bitad.reports.page import Kind, PageVideo, Track, write_page
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
 from bitad.reports.tables import Cell, Table, sensitivity_table
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.files import replacing, write_json
+from bitad.runtime.files import atomic_write, write_json
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
 
@@ -108,7 +108,7 @@ def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity
     ]
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
-    with replacing(out / "results.md") as file:
+    with atomic_write(out / "results.md") as file:
         file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(comparison.json(), out / "results.json")
     page = out / "index.html"

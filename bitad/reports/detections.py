@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 import bitad
 from bitad.config.names import OnDecodeError
-from bitad.data.detections import Detections, named, read_detections, write_detections
+from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.reports.page import PageVideo, Track, is_own_page, write_page
-from bitad.runtime.files import check_apart, check_folder, replacing
-from bitad.runtime.log import printable
-from bitad.runtime.progress import following
+from bitad.runtime.files import atomic_write, check_folder, check_not_inputs
+from bitad.runtime.log import printable, shortlist
+from bitad.runtime.progress import progress_callback
 from bitad.video.writer import write_preview
 
 MOST_LINES = 3
@@ -74,7 +74,7 @@ def write_srt(
         f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n"
         for number, (start, end, text) in enumerate(cues, start=1)
     ]
-    with replacing(path) as partial_file:
+    with atomic_write(path) as partial_file:
         partial_file.write_text("\n".join(blocks), encoding="utf-8")
 
 
@@ -122,11 +122,11 @@ def check_detection_report(
     check_folder(out)
     check_folder(_media(out))
     planned = _files(out, videos)
-    check_apart(planned, [*videos.values(), *inputs])
+    check_not_inputs(planned, [*videos.values(), *inputs])
     there = [path for path in planned if os.path.lexists(path)]
     if there and not overwrite:
         raise ValueError(
-            f"{named(list(map(str, there)), most=1)} would be overwritten; give another --out, or replace what an "
+            f"{shortlist(there, most=1)} would be overwritten; give another --out, or replace what an "
             "earlier `bitad detect` has written there with --overwrite"
         )
     own = _earlier_files(out)
@@ -189,7 +189,7 @@ def _write_previews(
     """Writes previews; which videos have none, and why."""
     for name in names:
         try:
-            with following(f"preview of {name}") as on_progress:
+            with progress_callback(f"preview of {name}") as on_progress:
                 write_preview(videos[name], _preview(out, name), damaged=damaged, on_progress=on_progress)
         except (OSError, ValueError) as error:
             yield name, str(error)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import bitad
 from bitad.reports.tables import Table
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 
@@ -142,7 +142,7 @@ def write_page(
         data=_embedded(_data(videos, path.parent, min_score, top_k)),
         script=_part("page.js"),
     )
-    with replacing(path) as partial_file:
+    with atomic_write(path) as partial_file:
         partial_file.write_text(page, encoding="utf-8")
 
 

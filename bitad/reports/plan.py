@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from bitad.config.schema import Config
-from bitad.data.annotations import read_classes
+from bitad.data.classes import read_classes
 from bitad.data.sources import read_ground_truth
 from bitad.models.adapters import is_adapter
 from bitad.models.build import Network

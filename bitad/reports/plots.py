@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
@@ -325,7 +325,7 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
         for text in figure.findobj(Text):
             if isinstance(text, Text) and not text.get_text().isascii():
                 text.set_fontfamily(["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)])
-        with replacing(path) as partial_file:
+        with atomic_write(path) as partial_file:
             figure.savefig(partial_file, format=form, metadata={"Date": None} if form == "svg" else None)
 
 

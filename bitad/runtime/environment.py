@@ -1,9 +1,8 @@
-"""The environment of a run: versions, threads, and how the CPU's allocator keeps freed memory.
+"""The environment of a run: versions, threads, restarts, and the CPU allocator.
 
-glibc returns the memory of large tensors to the system as soon as they are freed, and the next ones allocate it again,
-page by page: a quarter of a transformer's time. Memory that it keeps instead lies between what is still in use, in
-holes that soon fit nothing. So it is told to keep it, and :func:`give_back_holes` is called where many holes may exist
-and the next allocations are large. With another C library, or glibc before 2.33, neither does anything.
+glibc returns the memory of large tensors to the system when they are freed, and the next tensors fault it in again: a
+quarter of a transformer's time. If it keeps the memory instead, holes between live tensors may fit nothing. So it keeps
+memory, and returns holes where many are likely and large allocations follow. This needs glibc 2.33 or later.
 """
 
 from __future__ import annotations
@@ -25,51 +24,15 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json
 from bitad.runtime.log import log
 
+ENVIRONMENT = "environment.json"  # in a run directory
+
 _KEPT_BYTES = 32 * 2**20  # larger tensors are not kept
-_HOLES_BYTES = 128 * 2**20  # worth the time that it takes to hand them back
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in its malloc.h
-
-
-class _Use(ctypes.Structure):
-    """Of memory, as mallinfo2 tells it: ten sizes, of which the ninth is that of the holes."""
-
-    _fields_ = (("_more", ctypes.c_size_t * 8), ("holes", ctypes.c_size_t), ("_top", ctypes.c_size_t))
-
-
-def keep_freed_memory() -> None:
-    """From now on, what this process frees is kept to be used again, but for the largest tensors."""
-    libc = _glibc()
-    if libc is not None:
-        # Left alone, it learns from the sizes that it sees, and a run's peak depends on what came first.
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            libc.mallopt(option, _KEPT_BYTES)
-
-
-def give_back_holes() -> None:
-    """Hands what is kept back to the system, where it is much: then a process has little more than what it holds."""
-    libc = _glibc()
-    # Of holes, it counts those too that it has given back before: once they have been many, it is called each time.
-    if libc is not None and libc.mallinfo2().holes > _HOLES_BYTES:
-        libc.malloc_trim(0)
-
-
-@cache
-def _glibc() -> Any:
-    """The C library, where it is GNU's and can tell how memory is used."""
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        return None
-    libc.mallinfo2.restype = _Use
-    return libc
-
-
-ENVIRONMENT = "environment.json"  # of a run directory
+_HOLES_BYTES = 128 * 2**20  # fewer are not worth the time to return them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def environment(ranks: Ranks) -> dict[str, Any]:
-    """What a run was made with."""
+    """Versions, device, processes and command of a run."""
     return {
         "bitad": bitad.__version__,
         "python": sys.version.split()[0],
@@ -85,37 +48,70 @@ def environment(ranks: Ranks) -> dict[str, Any]:
 
 
 def launcher() -> str | None:
-    """The torchrun that has started this process, by its run id or else by its place; None without one."""
+    """The torchrun that started this process, by its run id or else by its host and process; None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{platform.node()} {os.getppid()}" if run == "none" else run
 
 
 def is_restarted(directory: Path) -> bool:
-    """Whether the run in a directory is to go on, because the torchrun that began it has now begun it again."""
+    """Whether the torchrun that started the run in a directory has restarted it, so that it must be resumed."""
     place = directory / ENVIRONMENT
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not place.exists():
         return False
     return bool(read_json(place).get("launcher") == launcher())
 
 
-def log_repeated_frames(count: int, what: str, ranks: Ranks) -> None:
-    """Log how many damaged frames all processes have read with another one in their place."""
-    if (total := sum(ranks.gather(count))) and ranks.is_main:
-        log.warning("%s: %d damaged frames, the last good one in the place of each", what, total)
-
-
-def log_skipped_windows(reasons: Counter[str], what: str, ranks: Ranks) -> None:
-    """Log of which videos all processes could not read windows, and how many."""
-    total = sum(ranks.gather(reasons), Counter[str]())
-    if total and ranks.is_main:
-        log.warning("%s: %d windows could not be read, others in their place", what, total.total())
-        for reason, count in total.most_common():
-            log.warning("%d of %s", count, reason)
-
-
 def set_up_process(threads: int | None) -> None:
-    """CPU threads of this process, where the configuration says so (torchrun's and the environment's otherwise), and
-    what becomes of memory that it frees."""
+    """Set the allocator, and the number of CPU threads if it is configured, not left to torchrun or the environment."""
     if threads is not None:
         torch.set_num_threads(threads)
     keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """From now on the allocator keeps freed memory, except of the largest tensors."""
+    libc = _glibc()
+    if libc is not None:
+        # By default glibc adapts to the sizes it sees, so that a run's peak depends on what came first.
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            libc.mallopt(option, _KEPT_BYTES)
+
+
+def give_back_holes() -> None:
+    """Return kept memory to the system if there is much of it."""
+    libc = _glibc()
+    # glibc also counts holes it has returned before: after many holes, every call trims.
+    if libc is not None and libc.mallinfo2().holes > _HOLES_BYTES:
+        libc.malloc_trim(0)
+
+
+class _MemoryUse(ctypes.Structure):
+    """The result of mallinfo2: ten sizes; the ninth is the size of the holes."""
+
+    _fields_ = (("_more", ctypes.c_size_t * 8), ("holes", ctypes.c_size_t), ("_top", ctypes.c_size_t))
+
+
+@cache
+def _glibc() -> Any:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return None
+    libc.mallinfo2.restype = _MemoryUse
+    return libc
+
+
+def log_repeated_frames(count: int, what: str, ranks: Ranks) -> None:
+    """Log how many damaged frames all processes have replaced by another one."""
+    if (total := sum(ranks.gather(count))) and ranks.is_main:
+        log.warning("%s: %d damaged frames, each replaced by the last good one", what, total)
+
+
+def log_skipped_windows(reasons: Counter[str], what: str, ranks: Ranks) -> None:
+    """Log how many windows of which videos all processes could not read."""
+    total = sum(ranks.gather(reasons), Counter[str]())
+    if total and ranks.is_main:
+        log.warning("%s: %d windows could not be read and were replaced by others", what, total.total())
+        for reason, count in total.most_common():
+            log.warning("%d of %s", count, reason)

@@ -1,8 +1,8 @@
-"""One writer to a folder: a lock that ends with the process that holds it, however that ends.
+"""A lock on a folder, so that only one process writes there. It ends with the process.
 
-The operating system locks the file `bitad.lock` of the folder: among the processes of a machine, and on shared disks
-(NFS 4, Lustre, SMB) among machines too. The file also says who holds it, and its time shows every few seconds that the
-holder is alive. That decides where the file system has no locks, or where its locks hold on one machine only.
+The operating system locks the file `bitad.lock` of the folder, on shared disks (NFS 4, Lustre, SMB) also between
+machines. The file records the holder, and its time changes every few seconds while the holder is alive. This record
+decides where the file system has no locks, or only locks within a machine.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from bitad.runtime.files import check_folder, check_places
+from bitad.runtime.files import check_folder, check_replaceable
 from bitad.runtime.log import log, log_last
 
 LOCK = "bitad.lock"
-OTHER_OUT = "wait until that has ended, or choose another --out"
-# Locks that a machine that went down held on an NFS 4 server are free after its lease, of 90 s.
+OTHER_OUT = "wait until it has ended, or choose another --out"
+# An NFS 4 server frees the locks of a machine that went down when its lease, of 90 s, ends.
 RESTART_S = 100.0
 
 _BEAT_S = 5.0
-_GONE_S = 20.0  # without a beat
+_GONE_S = 20.0  # a holder without a beat for this long has ended
 _SETTLE_S = 2.0
 _SECONDS_BETWEEN_TRIES = 0.2
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-_TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_IS_LOCKED = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # what is locked cannot be read there, so not the record
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # locked bytes cannot be read, so not those of the record
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
 else:
@@ -49,124 +49,116 @@ else:
 
 
 class InUse(ValueError):
-    """Another process writes in the folder."""
+    """Another process has locked the folder."""
 
 
 @contextmanager
 def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: float = 0.0) -> Iterator[None]:
-    """Within, this process is the only one that has locked the folder, which is made if need be.
-
-    Folders that were made, and are empty in the end, are removed.
+    """Within this context this process has the folder's lock. A missing folder is created, and removed if empty.
 
     Args:
-        remedy: for the message: what to do where another process has locked it.
-        option: for the message: what names the folder.
-        patience_s: seconds to wait for it.
+        remedy: what to do if another process has the lock, for the error.
+        option: the option that names the folder, for the error.
+        patience_s: seconds to wait for the lock.
 
     Raises:
-        InUse: another process has, with its machine, number and since when.
-        ValueError, OSError: the folder cannot be made or written to; in the place of the lock's file is something else.
+        InUse: another process has the lock; names its machine, process and start.
+        ValueError, OSError: the folder cannot be created or written to, or the lock is not a regular file.
     """
     check_folder(folder, option)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path, end = folder / LOCK, time.monotonic() + patience_s
     try:
-        check_places([path])
-        while (lock := _Lock.taken(path)) is None:
+        check_replaceable([path])
+        while (lock := _Lock.acquire(path)) is None:
             if time.monotonic() >= end:
-                raise InUse(f"{folder} is in use {_said_by(path)}; {remedy}")
+                raise InUse(f"{folder} is in use by {_describe_holder(path)}; {remedy}")
             time.sleep(_SECONDS_BETWEEN_TRIES)
         try:
             yield
         finally:
             lock.release()
     finally:
-        with suppress(OSError):  # one is not empty
-            for place in made:
+        with suppress(OSError):  # not empty
+            for place in created:
                 place.rmdir()
 
 
 class _Lock:
-    """The lock of a file that this process holds.
+    """The lock that this process holds; ``is_enforced`` if the operating system keeps other processes out."""
 
-    Args:
-        path, descriptor: of the file.
-        is_sure: whether the operating system keeps others out.
-    """
-
-    def __init__(self, path: Path, descriptor: int, *, is_sure: bool) -> None:
-        self.path, self.descriptor, self.is_sure = path, descriptor, is_sure
+    def __init__(self, path: Path, descriptor: int, *, is_enforced: bool) -> None:
+        self.path, self.descriptor, self.is_enforced = path, descriptor, is_enforced
         since = datetime.now().astimezone().isoformat(" ", "seconds")
         self.record = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since}).encode()
-        self._over = threading.Event()
+        self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     @classmethod
-    def taken(cls, path: Path) -> _Lock | None:
-        """The lock of a file, made if need be; None: another process holds it."""
+    def acquire(cls, path: Path) -> _Lock | None:
+        """Acquire the lock of a file, which is created if missing; None if another process has it."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         while True:
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-            descriptor, kept = os.open(path, flags, 0o666), False
+            descriptor, is_acquired, is_enforced = os.open(path, flags, 0o666), False, True
             try:
-                is_sure = True
                 try:
                     _lock(descriptor)
                 except OSError as error:
-                    if error.errno in _TAKEN:
+                    if error.errno in _IS_LOCKED:
                         return None
                     if error.errno not in _NO_LOCKS:
                         raise
-                    is_sure = False
+                    is_enforced = False
                 if not _is_file(path, descriptor):
-                    continue  # whoever held it has removed it meanwhile
-                lock = cls(path, descriptor, is_sure=is_sure)
+                    continue  # its holder has just removed it
+                lock = cls(path, descriptor, is_enforced=is_enforced)
                 try:
-                    kept = lock._claim()
-                except OSError as error:  # a full disk does not say what could not be written
+                    is_acquired = lock._write_record()
+                except OSError as error:  # a full disk does not name the file
                     path.unlink(missing_ok=True)
                     error.filename = error.filename or str(path)
                     raise
-                return lock if kept else None
+                return lock if is_acquired else None
             finally:
-                if not kept:
+                if not is_acquired:
                     os.close(descriptor)
 
-    def _claim(self) -> bool:
-        """Writes down that this process holds the lock, unless another process turns out to hold it."""
+    def _write_record(self) -> bool:
+        """Record this process as the holder; False if another process is it."""
         before = _read(self.path)
-        host = _parsed(before).get("host")
-        if before and (not self.is_sure or host != platform.node()) and _lives(self.path):
+        is_here = _parse(before).get("host") == platform.node()
+        if before and not (self.is_enforced and is_here) and _is_beating(self.path):
             return False
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         os.write(self.descriptor, self.record)
-        if not self.is_sure:
-            time.sleep(_SETTLE_S)  # of several that wrote at once, the last one holds it
+        if not self.is_enforced:
+            time.sleep(_SETTLE_S)  # if several processes write at once, the last one is the holder
             if _read(self.path) != self.record:
                 return False
             log.warning(
-                "%s: this file system has no locks; a second process on it is noticed by this file alone",
-                self.path,
+                "%s: this file system has no locks; only this file shows other processes that it is in use", self.path
             )
         _held.add(self.descriptor)
         self._thread.start()
         return True
 
     def _beat(self) -> None:
-        while not self._over.wait(_BEAT_S):
-            if not self.is_sure and _read(self.path) != self.record:
-                log_last(f"bitad: error: {self.path.parent} was taken over {_said_by(self.path)}: this process ends")
+        while not self._released.wait(_BEAT_S):
+            if not self.is_enforced and _read(self.path) != self.record:
+                holder = _describe_holder(self.path)
+                log_last(f"bitad: error: {self.path.parent} was taken over by {holder}; this process ends")
                 os._exit(1)
             with suppress(OSError):
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Gives the lock back; the file goes."""
-        self._over.set()
+        """Release the lock and remove its file."""
+        self._released.set()
         self._thread.join()
         _held.discard(self.descriptor)
-        with suppress(OSError):  # Windows removes no file that is open
+        with suppress(OSError):  # Windows does not remove open files
             self.path.unlink()
         os.close(self.descriptor)
 
@@ -175,7 +167,7 @@ _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    # The lock belongs to the open file, which a forked process shares: it must not outlive its holder there.
+    # A forked process shares the open file and with it the lock, which must not outlive its holder.
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -192,19 +184,19 @@ def _is_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _lives(path: Path) -> bool:
-    """Whether the file shows that its holder is alive: looks at it until it has, or until it should have."""
+def _is_beating(path: Path) -> bool:
+    """Whether the holder is alive, so that the file changes."""
     end = time.monotonic() + _GONE_S
-    first = _seen(path)
+    first = _state(path)
     while time.monotonic() < end:
         time.sleep(_SECONDS_BETWEEN_TRIES)
-        if _seen(path) != first:
-            return bool(_read(path))  # else it was given back
+        if _state(path) != first:
+            return bool(_read(path))  # empty: it has been released
     return False
 
 
-def _seen(path: Path) -> tuple[bytes, int]:
-    content = _read(path)  # opened, so that a shared disk is asked for the time as it is now
+def _state(path: Path) -> tuple[bytes, int]:
+    content = _read(path)  # opening it makes a shared disk refresh the time
     try:
         return content, path.stat().st_mtime_ns
     except OSError:
@@ -218,7 +210,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _parsed(record: bytes) -> dict[str, object]:
+def _parse(record: bytes) -> dict[str, object]:
     try:
         content = json.loads(record)
     except ValueError:
@@ -226,10 +218,9 @@ def _parsed(record: bytes) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _said_by(path: Path) -> str:
-    """Who holds the lock, by what is in its file."""
-    time.sleep(_SECONDS_BETWEEN_TRIES)  # whoever has just taken it may not have said so yet
-    said = _parsed(_read(path))
-    if not {"host", "pid", "since"} <= said.keys():
-        return "by another process"
-    return f"by process {said['pid']} on {said['host']} since {said['since']}"
+def _describe_holder(path: Path) -> str:
+    time.sleep(_SECONDS_BETWEEN_TRIES)  # a new holder may not have written its record yet
+    record = _parse(_read(path))
+    if not {"host", "pid", "since"} <= record.keys():
+        return "another process"
+    return f"process {record['pid']} on {record['host']} since {record['since']}"

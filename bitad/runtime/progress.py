@@ -1,4 +1,4 @@
-"""Progress of long work with the time left: a bar in a terminal, a plain line every few seconds elsewhere."""
+"""Progress and remaining time of long work: a bar in a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -6,34 +6,45 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bitad.runtime.log import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
 
+_is_shown: ContextVar[bool] = ContextVar("progress is shown", default=True)
+
+
+@contextmanager
+def progress_shown(show: bool) -> Iterator[None]:
+    """Within this context this thread shows progress, or none."""
+    before = _is_shown.set(show)
+    try:
+        yield
+    finally:
+        _is_shown.reset(before)
+
 
 class Meter:
-    """Shows how far ``total`` pieces of work have come, on standard error.
-
-    Args:
-        what: a few words that say what is being done.
-        total: number of pieces.
-        show: False shows nothing (other ranks than 0).
-    """
+    """Shows the progress of ``total`` items of work on standard error, unless ``show`` is False (on ranks above 0)."""
 
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
         self.what, self.total, self.done, self.note = printable(what), total, 0, ""
-        self._began = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
+        show = show and _is_shown.get()
         self._lines = show and not sys.stderr.isatty()
         self._bar: Progress | None = None
         if show and not self._lines:
-            # No markup: brackets in the name of a file are brackets.
+            # Imported here, as importing rich draws random numbers.
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            # No markup: file names may contain brackets.
             description = TextColumn("{task.description}", markup=False)
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -44,28 +55,26 @@ class Meter:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, pieces: int = 1, note: str = "") -> None:
-        """Some more pieces are done; ``note`` says the figures of the moment."""
-        self.done += pieces
+    def advance(self, items: int = 1, note: str = "") -> None:
+        """Count more items as done; ``note`` shows current figures."""
+        self.done += items
         self.note = printable(note)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, description=f"{self.what} {self.note}".rstrip())
-        elif self._lines and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        elif self._lines and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
             left = ""
             if self.done:
-                left = f", {(self._said - self._began) / self.done * (self.total - self.done):.0f} s left"
+                left = f", {(self._printed - self._started) / self.done * (self.total - self.done):.0f} s left"
             print(f"{self.what}: {self.done} of {self.total}{left} {self.note}".rstrip(), file=sys.stderr)
 
 
 def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) -> Iterator[Item]:
-    """Hands on ``items`` and shows how far they have come."""
+    """Iterate over ``items`` and show progress."""
     with Meter(what, total, show=show) as meter:
         for item in items:
             yield item
@@ -73,8 +82,8 @@ def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) ->
 
 
 @contextmanager
-def following(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Within, a function to call with (pieces done, pieces in all) that shows them."""
+def progress_callback(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Within this context, a function that shows progress when called with (items done, items in all)."""
     with ExitStack() as stack:
         meters: list[Meter] = []
 

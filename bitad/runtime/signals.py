@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal ends a training at its next step, with a checkpoint."""
+"""Stop requests: SIGTERM or SIGINT ends a training after its current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,56 +12,42 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A training has ended as it was asked to, with a checkpoint.
-
-    Args:
-        number: the signal.
-        where: where it stands, and how to go on.
-    """
+    """A training has stopped on request, with a checkpoint; ``where`` says how far it is and how to resume."""
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(where)
-        self.status = 128 + number  # as shells have it
+        self.status = 128 + number  # as in shells
 
 
 class Stop:
-    """Whether this process has been asked to stop: a first signal is noted, a second one interrupts.
-
-    Attributes:
-        asked: the signal; 0 while there was none.
-    """
+    """The stop request to this process, ``asked``: the first signal is noted, the second one interrupts."""
 
     def __init__(self) -> None:
         self.asked = 0
-        self._at_once: str | None = None
+        self._where: str | None = None
 
     @contextmanager
-    def at_once(self, where: str) -> Iterator[None]:
-        """Within, where nothing is lost by it, the first signal interrupts too.
-
-        Raises:
-            Stopped: with these words.
-        """
+    def interruptible(self, where: str) -> Iterator[None]:
+        """Within this context the first signal raises Stopped with ``where``, as no work is lost."""
         if self.asked:
             raise Stopped(self.asked, where)
-        self._at_once = where
+        self._where = where
         try:
             yield
         finally:
-            self._at_once = None
+            self._where = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
-        if self._at_once is not None:
-            raise Stopped(number, self._at_once)
+        if self._where is not None:
+            raise Stopped(number, self._where)
         if self.asked:
             raise KeyboardInterrupt
         self.asked = number
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
-    """Within, this process listens to SIGTERM and SIGINT, if it can: only a main thread does."""
+def catch_signals() -> Iterator[Stop]:
+    """Within this context SIGTERM and SIGINT are stop requests, if this is the main thread."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -75,6 +61,6 @@ def listening() -> Iterator[Stop]:
 
 
 def ignore_signals(worker: int) -> None:
-    """For processes that read windows: their parent, asked to stop, ends them once it is done with them."""
+    """Initialise a data loader's worker: its parent ends it, and handles the signals."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a file is: its type by its first bytes, limits on what an archive expands to, and its identity over time."""
+"""The type of a file, limits on what compressed files expand to, and the identity of a file."""
 
 from __future__ import annotations
 
@@ -7,39 +7,36 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from bitad.runtime.log import shortlist
+
 _HEAD_BYTES = 4096
-# An index of shards is small; more of a file is not read to look for one.
+# An index of shards is small; larger files are not searched for one.
 _INDEX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a file is.
-
-    Args:
-        kind: for code: ``"gzip"``, ``"safetensors"``, ...
-        says: for people, after "is": "a gzip file".
-        remedy: what to do, after a semicolon.
-    """
+    """The type of a file: ``kind`` for code ("gzip"), and for messages a description ("a gzip file") and a remedy."""
 
     kind: str
-    says: str
+    description: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.says}; {self.remedy}"
+        return f"{self.description}; {self.remedy}"
 
 
 _DOWNLOAD = "download the file itself again"
 _EXTRACT = "decompress it first"
 _CONVERT = "convert it with the framework that wrote it"
+_MEMBER = "extract it and name the file inside"
+_SAVE = "save its state_dict() with torch.save"
 
-# (pattern of the first bytes, what such a file is); the first that matches counts.
+# (pattern of the first bytes, type); the first match counts.
 _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
     (
         rb"version https://git-lfs\.github\.com/spec/",
@@ -62,9 +59,9 @@ _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
     (rb"BZh[1-9]", Signature("bzip2", "a bzip2 file", _EXTRACT)),
     (rb"\xfd7zXZ\x00", Signature("xz", "an xz file", _EXTRACT)),
     (rb"\x28\xb5\x2f\xfd", Signature("zstd", "a Zstandard file", _EXTRACT)),
-    (rb"7z\xbc\xaf\x27\x1c", Signature("7z", "a 7z archive", "extract it and name the file inside")),
-    (rb"Rar!\x1a\x07", Signature("rar", "a RAR archive", "extract it and name the file inside")),
-    (rb"(?s).{257}ustar", Signature("tar", "a tar archive", "extract it and name the file inside")),
+    (rb"7z\xbc\xaf\x27\x1c", Signature("7z", "a 7z archive", _MEMBER)),
+    (rb"Rar!\x1a\x07", Signature("rar", "a RAR archive", _MEMBER)),
+    (rb"(?s).{257}ustar", Signature("tar", "a tar archive", _MEMBER)),
     (rb"\x89HDF\r\n\x1a\n", Signature("hdf5", "an HDF5 file, as h5py and Keras write", _CONVERT)),
     (rb"\x93NUMPY", Signature("npy", "a NumPy array", "give it a name that ends in .npy where features are read")),
     (rb"MATLAB 5\.0", Signature("matlab", "a MATLAB file", _CONVERT)),
@@ -74,58 +71,48 @@ _BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
     (rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a]", Signature("onnx", "an ONNX model", _CONVERT)),
     (
         rb"(?s)\x80.(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-        Signature("pytorch", "a PyTorch file of the form before 1.6", "give it a name that ends in .pth"),
+        Signature("pytorch", "a PyTorch file in the format before 1.6", "give it a name that ends in .pth"),
     ),
     (
         rb"\x80[\x02-\x05]",
-        Signature(
-            "pickle",
-            "a Python pickle that torch.save has not written",
-            "read it with the project that wrote it, and save its weights alone with torch.save",
-        ),
+        Signature("pickle", "a Python pickle not written by torch.save", f"load it in its project and {_SAVE}"),
     ),
     (rb"%PDF", Signature("pdf", "a PDF document", _DOWNLOAD)),
     (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8", Signature("picture", "a picture", "name another file")),
     (rb"(?s).{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", Signature("video", "a video", "name another file")),
 )
 _EMPTY = Signature("empty", "empty: it has no bytes", "write or download it again")
-_ZEROS = Signature("zeros", "nothing but zero bytes at its start", "its download or copy broke off: repeat it")
+_ZEROS = Signature("zeros", "zero bytes only at its start", "its download or copy stopped early: repeat it")
 _SAFETENSORS = Signature("safetensors", "a safetensors file", "give it a name that ends in .safetensors")
 _JSON = Signature("json", "a JSON text", "name another file")
 _TEXT = Signature("text", "a text", "name another file")
 _TENSORFLOW = Signature("tensorflow", "a TensorFlow checkpoint's index", _CONVERT)
-_UNKNOWN = Signature("unknown", "of no known form, or damaged at its start", "check where it comes from")
-# The last bytes of the index of a TensorFlow checkpoint, and of every other table of its kind.
+_UNKNOWN = Signature("unknown", "of an unknown type, or damaged at its start", "check where it comes from")
+# The last bytes of the index of a TensorFlow checkpoint.
 _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 
-_PYTORCH_ZIP = Signature("pytorch", "a PyTorch file", "give it a name that ends in .pt")
-_ZIPS: tuple[tuple[Callable[[str], bool], Signature], ...] = (
+# (pattern in a member's name, type of the zip archive); the first match counts.
+_BY_MEMBER: tuple[tuple[str, Signature], ...] = (
     (
-        lambda name: name.endswith("/constants.pkl") or "/code/__torch__" in name,
-        Signature(
-            "torchscript",
-            "a TorchScript model, which holds code",
-            "load it in its project and save its state_dict() with torch.save",
-        ),
+        r"/constants\.pkl$|/code/__torch__",
+        Signature("torchscript", "a TorchScript model, which contains code", f"load it in its project and {_SAVE}"),
     ),
-    (lambda name: name.endswith("/data.pkl"), _PYTORCH_ZIP),
-    (
-        lambda name: name.endswith(".npy"),
-        Signature("npz", "a NumPy .npz archive of arrays", "give it a name that ends in .npz where features are read"),
-    ),
-    (lambda name: name == "model.weights.h5", Signature("keras", "a Keras model", _CONVERT)),
+    (r"/data\.pkl$", Signature("pytorch", "a PyTorch file", "give it a name that ends in .pt")),
+    (r"\.npy$", Signature("npz", "a NumPy .npz archive", "give it a name that ends in .npz where features are read")),
+    (r"^model\.weights\.h5$", Signature("keras", "a Keras model", _CONVERT)),
 )
-_ZIP = Signature("zip", "a zip archive", "extract it and name the file inside")
+_ZIP = Signature("zip", "a zip archive", _MEMBER)
+_CUT_ZIP = Signature("cut zip", "a zip archive (such as a PyTorch or .npz file), damaged or cut off", _DOWNLOAD)
 
 
 def signature_of(path: str | Path) -> Signature:
-    """What a file is by its bytes. Raises OSError where it cannot be read."""
+    """The type of a file. Raises OSError if it cannot be read."""
     with Path(path).open("rb") as file:
         return signature_in(file)
 
 
 def signature_in(file: BinaryIO) -> Signature:
-    """What an opened file is by its bytes, wherever it stands; afterwards it stands anywhere."""
+    """The type of an open file, whatever its position, which changes."""
     file.seek(0)
     head = file.read(_HEAD_BYTES)
     size = file.seek(0, 2)
@@ -155,11 +142,9 @@ def _zip(file: BinaryIO) -> Signature:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except Exception:  # zipfile raises whatever damaged bytes lead to
-        return Signature(
-            "cut zip", "a zip archive (a PyTorch or .npz file is one) that is damaged or cut off", _DOWNLOAD
-        )
-    return next((signature for fits, signature in _ZIPS if any(map(fits, names))), _ZIP)
+    except Exception:  # damaged bytes can raise anything
+        return _CUT_ZIP
+    return next((signature for pattern, signature in _BY_MEMBER if any(re.search(pattern, n) for n in names)), _ZIP)
 
 
 def _is_text(head: bytes) -> bool:
@@ -171,7 +156,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
-    """What names the files that hold the parts of a set of weights, as Hugging Face's ``*.index.json``."""
+    """The type of a list of sharded weights, like Hugging Face's ``*.index.json``."""
     file.seek(0)
     if size > _INDEX_BYTES or b'"weight_map"' not in (text := file.read()):
         return None
@@ -179,36 +164,31 @@ def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
         shards = sorted(set(map(str, json.loads(text)["weight_map"].values())))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         shards = []
-    count = f" ({len(shards)}: {', '.join(shards[:2])}{', ...' if len(shards) > 2 else ''})" if shards else ""
+    names = f" ({len(shards)}: {shortlist(shards, 2)})" if shards else ""
     return Signature(
         "shards",
-        f"an index of shards, which names the files with the weights{count}",
-        "put the shards into one file: load each, update one dict, save that with torch.save or safetensors",
+        f"an index of shards, which names the files with the weights{names}",
+        "merge the shards: load each, update one dict, save it with torch.save or safetensors",
     )
 
 
-# JSON of detections compresses to a third or a tenth, features of numbers to little less than they are, and the
-# detections of the largest published test sets are some 100 MB. Beyond these limits a file is refused, unread.
+# JSON of detections compresses 3 to 10 times, features hardly, and the detections of the largest published test sets
+# are some 100 MB. Files beyond these limits are not read.
 MOST_BYTES = 2**30
 MOST_TIMES = 50
-# So much is read in any case: what is small may be as regular as it likes.
+# Files that expand to this size or less are always read.
 SMALL_BYTES = 2**26
 
 
 class UnsoundFileError(ValueError):
-    """A file that claims what it cannot hold, or expands to what nobody wants to have in memory."""
+    """A file that states sizes it cannot have, or expands too much."""
 
 
 def check_expansion(expanded: int, stored: int, where: str) -> None:
-    """Refuse compressed data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
-
-    Args:
-        expanded: bytes so far, or as stated.
-        stored: bytes as they lie on disk.
-        where: what to call it in an error.
+    """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
 
     Raises:
-        UnsoundFileError: they do.
+        UnsoundFileError: ``stored`` bytes on disk expand to ``expanded``, so far or as stated; calls them ``where``.
     """
     if expanded > MOST_BYTES or (expanded > SMALL_BYTES and expanded > MOST_TIMES * stored):
         raise UnsoundFileError(
@@ -218,56 +198,36 @@ def check_expansion(expanded: int, stored: int, where: str) -> None:
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed: bool) -> None:
-    """Refuse a zip archive, of an ``.npz`` or a PyTorch file, that is not what NumPy or PyTorch writes.
-
-    Args:
-        archive: the archive; only its directory is read.
-        size: bytes of the file.
-        where: what to call it in an error.
-        compressed: whether members may be compressed; PyTorch never compresses.
+    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
 
     Raises:
-        UnsoundFileError: a name occurs twice, a member is compressed or encrypted in a way that is not allowed, or
-            states a size that its bytes in the file cannot have.
+        UnsoundFileError: a name occurs twice, or a member is encrypted, is compressed in another way, expands too much
+            or states a size that a file of ``size`` bytes cannot have.
     """
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
         if count > 1:
-            raise UnsoundFileError(
-                f"{where}: {name} is in it {count} times; only the last would be read: write it again"
-            )
+            raise UnsoundFileError(f"{where}: {name} occurs {count} times, only the last is read; write it again")
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
+        name, method = f"{where}: {member.filename}", member.compress_type
         if member.flag_bits & 1:
-            raise UnsoundFileError(f"{where}: {member.filename} in it is encrypted; write it without a password")
-        if member.compress_type not in allowed:
-            how, remedy = (
-                (f"compressed in a way that NumPy does not write (zip's method {member.compress_type})", "numpy.savez")
-                if compressed
-                else ("compressed, which PyTorch never does", "torch.save")
-            )
-            raise UnsoundFileError(f"{where}: {member.filename} in it is {how}; write it again with {remedy}")
-        if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-            raise UnsoundFileError(
-                f"{where}: {member.filename} in it claims {member.file_size:,} bytes, but has {member.compress_size:,}"
-            )
-        if member.compress_type != zipfile.ZIP_STORED:
-            check_expansion(member.file_size, member.compress_size, f"{where}: {member.filename}")
+            raise UnsoundFileError(f"{name} is encrypted; write it without a password")
+        if method not in allowed:
+            how = f"compressed by zip's method {method}, which NumPy does not write; write it again with numpy.savez"
+            never = "compressed, which PyTorch never does; write it again with torch.save"
+            raise UnsoundFileError(f"{name} is {how if compressed else never}")
+        if method != zipfile.ZIP_STORED:
+            check_expansion(member.file_size, member.compress_size, name)
+        elif member.file_size != member.compress_size:
+            raise UnsoundFileError(f"{name} claims {member.file_size:,} bytes, but has {member.compress_size:,}")
     if (held := sum(member.compress_size for member in members)) > size:
         raise UnsoundFileError(f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged")
 
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file's content and, so that it need not be read again each time, when it was written.
-
-    Two are equal if the content is.
-
-    Args:
-        size: in bytes.
-        mtime_ns: when the file was changed last, in nanoseconds since 1970.
-        sha256: of the content, as hexadecimal digits.
-    """
+    """A file's SHA-256, and size and time so that an unchanged file need not be read again. Time is not compared."""
 
     size: int
     mtime_ns: int = field(compare=False)
@@ -275,22 +235,14 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
-        """The identity of a file, which is read.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is written to meanwhile.
-        """
+        """Read a file. Raises OSError if that fails, ValueError if the file changes meanwhile."""
         before = path.stat()
         identity = cls(before.st_size, before.st_mtime_ns, sha256_of(path))
         identity.require_unchanged(path)
         return identity
 
     def now(self, path: Path) -> FileIdentity | None:
-        """This identity with the time that the file has now; None: the file has another content, or there is none.
-
-        The file is read only where its time alone has changed, as that of a copy has.
-        """
+        """This identity with the file's present time; None if the content has changed."""
         try:
             stat = path.stat()
             if stat.st_size != self.size:
@@ -302,17 +254,13 @@ class FileIdentity:
             return None
 
     def require_unchanged(self, path: Path) -> None:
-        """Refuse a file that was written to since.
-
-        Raises:
-            ValueError: it was.
-        """
+        """Raise ValueError if the file has changed since."""
         stat = path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise ValueError(f"{path}: was changed while it was read; run this again when it is complete")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
+    """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import is_restarted
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
 from bitad.timeline import Direction
@@ -123,7 +123,7 @@ class CheckpointManager:
 def _link_or_move(path: Path, other: Path) -> None:
     """Gives a file a second name, so that the first one stays until it is replaced."""
     try:
-        with replacing(other) as partial:
+        with atomic_write(other) as partial:
             partial.unlink()  # a link needs a free name
             os.link(path, partial)
     except OSError:  # this file system has no links

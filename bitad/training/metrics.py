@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.training.losses import Losses
 from bitad.training.step import StepOutput
 
@@ -125,5 +125,5 @@ class Records:
             behind, same = record["step"] > self.step, record["step"] == self.step
             if not (behind or (same and untested and record["kind"] == "evaluation")):
                 kept.append(metrics_line(record))
-        with replacing(self.path) as partial_file:
+        with atomic_write(self.path) as partial_file:
             partial_file.write_text("".join(kept), encoding="utf-8")

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from bitad.config.schema import TrainingConfig
 from bitad.models.adapters import is_adapter
 from bitad.models.fusion import Fusion
-from bitad.runtime.distributed import local
+from bitad.runtime.distributed import local_shard
 
 # What weight decay is for: the weights of linear maps and convolutions; not norms, biases, scales.
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -134,8 +134,8 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         parameters = dict(model.named_parameters())
-        averages = [local(tensor) for tensor in self.average.values()]
-        torch._foreach_lerp_(averages, [local(parameters[name]) for name in self.average], 1 - decay)
+        averages = [local_shard(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(averages, [local_shard(parameters[name]) for name in self.average], 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

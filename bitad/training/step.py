@@ -20,7 +20,7 @@ from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Network
 from bitad.models.vit import Block
-from bitad.runtime.distributed import Ranks, reducing, shard_like, whole
+from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -110,7 +110,7 @@ class Learner:
     def clip(self) -> float:
         """Clips the gradients; returns their norm before, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        return float(whole(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
+        return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
         """Updates the weights, and frees the gradients before another detector's activations need the memory."""
@@ -131,18 +131,18 @@ class Learner:
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, by their names in the network."""
-        return {self.prefix + name: whole(tensor) for name, tensor in self.ema.average.items()}
+        return {self.prefix + name: full_tensor(tensor) for name, tensor in self.ema.average.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs in addition to the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
         optimizer = self.optimizer.state_dict()
         moments = {
-            number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+            number: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in state.items()}
             for number, state in optimizer["state"].items()
         }
         return {
-            "raw": {name: whole(parameters[name].detach()) for name in self.ema.average},
+            "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
             "loss": self.loss.state_dict(),
             "optimizer": {**optimizer, "state": moments},
             "schedule": self.schedule.state_dict(),
@@ -236,7 +236,7 @@ class TrainStep:
         for number, batch in enumerate(batches, start=1):
             views = batch.to(self.ranks.device).in_views(self.config.views)
             for turn, model in enumerate(self.models):
-                with reducing(model, number == len(batches)):
+                with gradient_sync(model, number == len(batches)):
                     losses, agreement = self.losses(turn, views, normalisers)
                     self.scaler.scale(total(losses, agreement)).backward()
                 for name, one in losses.items():
@@ -337,7 +337,7 @@ class TrainStep:
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The weights of the network, averaged where they train."""
-        averaged = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
             averaged |= learner.averaged()
         return averaged

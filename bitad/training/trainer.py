@@ -7,7 +7,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +23,24 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Ranks, whole
-from bitad.runtime.environment import ENVIRONMENT, environment, log_repeated_frames, log_skipped_windows
-from bitad.runtime.files import check_places, remove_leftovers, replacing, write_json
+from bitad.runtime.distributed import Ranks, full_tensor, process_group
+from bitad.runtime.environment import (
+    ENVIRONMENT,
+    environment,
+    log_repeated_frames,
+    log_skipped_windows,
+    set_up_process,
+)
+from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, ignore_signals, listening
+from bitad.runtime.signals import Stop, Stopped, catch_signals, ignore_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,
     load_initial,
     load_saved_weights,
+    lock_run,
     random_state,
     saved_run,
     set_random_state,
@@ -66,7 +74,7 @@ class Trainer:
         self.keeper = CheckpointManager(self.directory, config.training.keep_last)
         self.records = Records(self.directory, ranks)
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
-        check_places([*self.keeper.files, *(self.directory / name for name in written)])
+        check_replaceable([*self.keeper.files, *(self.directory / name for name in written)])
         saved = saved_run(self.keeper, config) if resume else None
         if not resume and self.keeper.exists:
             raise self.keeper.in_the_way()
@@ -136,7 +144,7 @@ class Trainer:
         """
         self._begin()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        with listening() as self.stop:
+        with catch_signals() as self.stop:
             if self.untested:
                 self._test_epoch(self._checkpoint())
             while self.epoch < end:
@@ -151,7 +159,7 @@ class Trainer:
 
     def _test_epoch(self, checkpoint: Checkpoint) -> None:
         """Tests the epoch that has ended, whose checkpoint is written again with what was found."""
-        with self.stop.at_once(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
+        with self.stop.interruptible(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
             evaluation = self._evaluate()
         checkpoint.evaluation = evaluation.to_json()
         if evaluation.average_map > self.best:
@@ -267,7 +275,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """The run directory, the frozen transformer, and the first lines of the log."""
-        state = {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         if not self.ranks.is_main:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -276,7 +284,7 @@ class Trainer:
         self.keeper.save_backbone(state)
         self.indices.begin()
         self.records.drop_after_checkpoint(untested=self.untested)
-        with replacing(self.directory / "config.yaml") as partial_file:
+        with atomic_write(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
@@ -354,3 +362,31 @@ class Trainer:
         self.done = min(self.done * world // self.ranks.world, self.sampler.steps)
         self.step = self.epoch * self.sampler.steps + self.done
         self.train_step.resume_at(self.step)
+
+
+@contextmanager
+def open_run(
+    config: Config, *, device: str | None = None, resume: bool = False, allow_changed_data: bool = False
+) -> Iterator[Trainer]:
+    """Within, these processes hold the run directory, and the yielded trainer is ready to run.
+
+    PyTorch's random numbers and number of threads are afterwards what they were before.
+
+    Args:
+        device: see :func:`~bitad.runtime.distributed.process_group`.
+        config, resume, allow_changed_data: see :class:`Trainer`. A run that torchrun restarts is resumed in any case.
+
+    Raises:
+        ValueError, FileNotFoundError: as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
+    """
+    threads = torch.get_num_threads()
+    set_up_process(config.threads)
+    try:
+        with (
+            process_group(device) as ranks,
+            lock_run(config, ranks, resume=resume) as resumes,
+            torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []),
+        ):
+            yield Trainer(config, ranks, resume=resumes, allow_changed_data=allow_changed_data)
+    finally:
+        torch.set_num_threads(threads)

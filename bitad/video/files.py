@@ -1,4 +1,4 @@
-"""Video files in a folder, by name."""
+"""Finds, lists and checks video files in folders."""
 
 from __future__ import annotations
 
@@ -7,45 +7,28 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from bitad.runtime.files import is_file_named, walk
 
-# In the order of preference where a folder holds several files of one name.
+# In order of preference, if a folder has several files of one name.
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".m4v",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".m2ts",
-    ".flv",
-    ".wmv",
-    ".3gp",
-    ".h264",
-    ".264",
-    ".hevc",
-    ".265",
+    *(".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
+    *(".flv", ".wmv", ".3gp", ".h264", ".264", ".hevc", ".265"),
 )
 
-# Results of a video are files of its name with another suffix, of four bytes; file systems take names of 255.
+# Result files have the video's name with a suffix of four bytes; file systems allow 255.
 _MOST_BYTES = 251
+
+# Two changes of a folder within this time may leave it with the same time stamp.
+_TICK_NS = 2 * 10**9
 
 
 def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
-    """Video files by the names under which results are written: those of the files, without the suffix.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a folder; two files of one name; a name under which nothing can be written.
-    """
+    """Video files by the names of their results: the file names without suffix, which must be unique."""
     videos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
@@ -53,47 +36,43 @@ def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
         if not path.is_file():
             raise FileNotFoundError(f"{str(path)!r}: no such video file; check its name")
         if defect := _name_defect(path.stem):
-            raise ValueError(f"{str(path)!r}: its results cannot be written under its name, {defect}; rename the file")
+            raise ValueError(f"{str(path)!r}: its name {defect}, so results cannot have it; rename the file")
         if path.stem in videos:
             raise ValueError(
-                f"{videos[path.stem]} and {path} have the same name, {path.stem!r}, under which results are written; "
-                "rename one, or give them one at a time, each with an --out of its own"
+                f"{videos[path.stem]} and {path} have the same name, {path.stem!r}, and so have their results; "
+                "rename one, or give them one at a time with separate --out"
             )
         videos[path.stem] = path
     return videos
 
 
 def _name_defect(name: str) -> str | None:
-    """Why a name cannot be that of results: these are files, JSON, lines in a terminal and addresses in a page."""
+    """Why a name cannot be that of results, which go to files, JSON, terminals and web addresses."""
     if not _is_text(name):
-        return "which is not UTF-8"
+        return "is not UTF-8"
     if "\\" in name:
-        return "which has a backslash in it"
+        return "has a backslash"
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-        return "which has a control character in it"
+        return "has a control character"
     if len(os.fsencode(name)) > _MOST_BYTES:
-        return "which is too long"
+        return "is too long"
     return None
 
 
-# Two changes of a folder within this time may leave it with one time.
-_TICK_NS = 2 * 10**9
-
-
 def find_video(folder: str | Path, name: str) -> Path:
-    """The video file of an annotation's video: ``name`` with any of ``VIDEO_SUFFIXES``, or ``name`` itself.
+    """Find the file of a video: ``name`` with one of ``VIDEO_SUFFIXES``, or ``name`` itself.
 
-    A file in the folder is preferred to those in sub-folders.
+    A file in the folder is preferred to files in sub-folders.
 
     Raises:
-        FileNotFoundError: neither the folder nor a sub-folder has one.
+        FileNotFoundError: there is none.
         ValueError: several sub-folders have one.
     """
     folder = Path(folder)
-    itself = [""] if Path(name).suffix.lower() in VIDEO_SUFFIXES else []
-    names = [f"{name}{ending}" for ending in (*itself, *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES)))]
+    suffixes = [*([""] if is_video_name(name) else []), *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES))]
+    names = [f"{name}{suffix}" for suffix in suffixes]
     for file in names:
-        if is_file_named(path := folder / file):  # False, too, where the name is too long
+        if is_file_named(path := folder / file):  # also False if the name is too long
             return path
     places = _Tree.of(folder).places
     found = [place / file for file in names for place in places.get(file, ()) if os.path.isfile(place / file)]
@@ -105,17 +84,13 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """The video files of a folder and of its sub-folders, by name, without hidden ones and those of file managers.
+    """List the video files of a folder and its sub-folders except ``but``.
 
-    What has a video's name without being a file that can be read (a link to nothing, a folder) is listed too, and so
-    is a sub-folder that cannot be listed: :func:`require_video_file` says what is wrong with it.
-
-    Args:
-        folder: the folder.
-        but: a folder in it that is left out.
+    The list includes folders and broken links with a video's name, and sub-folders that cannot be listed:
+    :func:`require_video_file` describes their defects.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it has no videos.
+        FileNotFoundError: the folder does not exist or has no videos.
         ValueError: two videos in different folders have the same name.
     """
     if not folder.is_dir():
@@ -124,10 +99,10 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
     by_name: dict[str, Path] = {}
     unlisted: list[Path] = []
     for here, folders, files in walk(folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))):
-        # A folder that is called like a video is taken for one, and refused.
-        named_so = [name for name in folders if is_video_name(name)]
-        folders[:] = [name for name in folders if name not in named_so]
-        for path in (here / name for name in (*named_so, *files) if is_video_name(name)):
+        # A folder with a video's name is listed, not entered.
+        like_videos = [name for name in folders if is_video_name(name)]
+        folders[:] = [name for name in folders if name not in like_videos]
+        for path in (here / name for name in (*like_videos, *files) if is_video_name(name)):
             other = by_name.setdefault(path.stem, path)
             if other.parent == here:
                 videos.append(path)
@@ -140,51 +115,46 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 def require_video_file(path: Path) -> None:
-    """Refuse what has a video's name but cannot be one, without opening it: a named pipe would never end.
+    """Check that a path is a readable file with a valid name, without opening it: a named pipe would block.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is a link to none.
-        ValueError: it is no file, it is empty, or its name is not UTF-8, so that no annotation can name it.
+        FileNotFoundError: it does not exist, or is a broken link.
+        ValueError: it is not such a file.
     """
     if not _is_text(path.name):
-        raise ValueError(f"{path}: its name is not UTF-8, as annotations and results need it; rename the file")
+        raise ValueError(f"{path}: its name is not UTF-8; rename the file")
     try:
         status = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there") from None
+            raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
         raise FileNotFoundError(f"{path}: no such video file") from None
-    except OSError as error:  # a circle of links, a folder that must not be entered
+    except OSError as error:  # circular links, a folder without permission
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK):
         raise ValueError(f"{path}: a folder that cannot be listed: {os.strerror(errno.EACCES)}; change its permissions")
     if not stat.S_ISREG(status.st_mode):
-        kind = next(says for is_kind, says in _KINDS if is_kind(status.st_mode))
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(status.st_mode)), "a device")
         raise ValueError(f"{path}: {kind}, not a video file")
     if status.st_size == 0:
-        raise ValueError(f"{path}: an empty file; fetch it again, or leave it out")
+        raise ValueError(f"{path}: an empty file; download it again, or remove it")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path}: cannot be read: {os.strerror(errno.EACCES)}; change its permissions")
 
 
-_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (lambda _: True, "a device"),
-)
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file's name ends as a video's does."""
+    """Whether a name has the suffix of a video file."""
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file; a link to nothing is the same as no other."""
+    """Whether two paths lead to the same file; a broken link leads to none."""
     try:
         return one.samefile(other)
-    except OSError:  # a link to nothing
+    except OSError:  # a broken link
         return False
 
 
@@ -198,13 +168,7 @@ def _is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Tree:
-    """The video files in the sub-folders of a folder, as they were when the folders had certain times.
-
-    Args:
-        places: the folders that have a file, by its name.
-        times: of the folder and its sub-folders.
-        since: when they were listed.
-    """
+    """The video files in the sub-folders of a folder: the folders of each file name, listed at time ``since``."""
 
     places: dict[str, list[Path]]
     times: dict[Path, int]
@@ -212,9 +176,9 @@ class _Tree:
 
     @staticmethod
     def of(folder: Path) -> _Tree:
-        """The tree below a folder; it is listed again only where it has changed, as a data set asks for each video."""
+        """The tree of a folder, listed again only after changes, as a data set asks for every video."""
         tree = _trees.get(folder)
-        if tree is None or not tree.holds():
+        if tree is None or not tree.is_current():
             tree = _trees[folder] = _Tree({}, {}, time.time_ns())
             for here, _, files in walk(folder):
                 tree.times[here] = here.stat().st_mtime_ns
@@ -222,12 +186,10 @@ class _Tree:
                     tree.places.setdefault(name, []).append(here)
         return tree
 
-    def holds(self) -> bool:
-        """Whether the folders are as they were; those changed just before may have been changed since unnoticed."""
+    def is_current(self) -> bool:
+        """Whether the folders are unchanged, and so old that a change would show."""
         try:
-            return all(
-                changed == path.stat().st_mtime_ns < self.since - _TICK_NS for path, changed in self.times.items()
-            )
+            return all(before == path.stat().st_mtime_ns < self.since - _TICK_NS for path, before in self.times.items())
         except OSError:
             return False
 

@@ -1,4 +1,4 @@
-"""Writes videos (H.264, whole or not at all) and small previews that any browser plays."""
+"""Writes H.264 videos atomically, and small previews that any browser plays."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.files import replacing
+from bitad.runtime.files import atomic_write
 from bitad.video.container import open_output
 from bitad.video.index import near_rate
 from bitad.video.reader import VideoInfo, VideoReader, probe
 
-# The containers written, by suffix: FFmpeg's names.
+# A function called with the number of items done and in all.
+Progress = Callable[[int, int], None]
+
+# Suffix -> FFmpeg's name of the container.
 H264_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
@@ -38,22 +41,21 @@ def write_video(
     b_frames: int = 0,
     threads: int = 1,
 ) -> int:
-    """Write H.264 (yuv420p, by libx264), whole or not at all; the number of frames written.
+    """Write H.264 (yuv420p, by libx264) atomically; returns the number of frames written.
 
     Args:
-        path: the file; its suffix, one of ``H264_CONTAINERS``, names the container.
-        frames: uint8 ``[H, W, 3]`` each, red, green, blue; one at a time.
-        fps: frames a second; a float is taken as the fraction near it whose denominator is at most 1001, and below 1
-            as one whose numerator is.
-        crf: x264's constant rate factor: 0 is lossless, 18 hardly visible, 28 small.
+        path: its suffix, one of ``H264_CONTAINERS``, selects the container.
+        frames: RGB frames, uint8 ``[H, W, 3]`` each.
+        fps: frames per second; a float is rounded by :func:`~bitad.video.index.near_rate`.
+        crf: x264's constant rate factor: 0 is lossless, 18 visually almost lossless, 28 small.
         preset: x264's "ultrafast" to "veryslow".
-        gop: at most this many frames from one keyframe to the next.
-        b_frames: at most this many B-frames in a row.
+        gop: the most frames from one keyframe to the next.
+        b_frames: the most B-frames in a row.
         threads: encoder threads; one gives the same file on every machine.
 
     Raises:
-        ValueError: no frames, frames of another form or size, an odd height or width, or a suffix for which there is no
-            container.
+        ValueError: there are no frames, their type or size is wrong or changes, their height or width is odd, or the
+            suffix selects no container.
     """
     reformatter = VideoReformatter()
     first_shape: tuple[int, ...] | None = None
@@ -64,9 +66,9 @@ def write_video(
             first_shape = first_shape or frame.shape
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first_shape:
                 raise ValueError(
-                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; uint8 [H, W, 3] of one size is needed"
+                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; give uint8 [H, W, 3] of one size"
                 )
-            # BT.601, limited range: what players assume of small videos, and tagged so that none has to.
+            # BT.601, limited range: players assume it for small videos, and the file states it.
             yield reformatter.reformat(
                 av.VideoFrame.from_ndarray(frame, format="rgb24"),
                 format="yuv420p",
@@ -76,14 +78,7 @@ def write_video(
             )
 
     return write_pictures(
-        path,
-        pictures(),
-        rate=near_rate(fps),
-        crf=crf,
-        preset=preset,
-        gop=gop,
-        b_frames=b_frames,
-        threads=threads,
+        path, pictures(), rate=near_rate(fps), crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
     )
 
 
@@ -99,9 +94,9 @@ def write_pictures(
     threads: int = 1,
     faststart: bool = False,
 ) -> int:
-    """Write pictures as FFmpeg holds them, all of one size and pixel format, as H.264; otherwise ``write_video``.
+    """Write FFmpeg's pictures of one size and pixel format as H.264; otherwise like :func:`write_video`.
 
-    With ``faststart`` an mp4's table of contents stands at its front, where browsers look for it.
+    With ``faststart`` the table of contents of an mp4 is at its front, where browsers look for it.
     """
     path, remaining = Path(path), iter(pictures)
     first = next(remaining, None)
@@ -109,12 +104,12 @@ def write_pictures(
         raise ValueError(f"{path}: no frames to write")
     count = 0
     try:
-        with replacing(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
+        with atomic_write(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
             stream = add_h264_stream(
                 container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
             )
             for picture in chain([first], remaining):
-                # The type a decoder left in the picture would force the encoder's hand.
+                # The encoder would obey the type from the picture's decoder.
                 picture.pict_type = PictureType.NONE
                 picture.pts, picture.time_base = count, 1 / rate
                 container.mux(stream.encode(picture))
@@ -126,9 +121,9 @@ def write_pictures(
 
 
 def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputContainer:
-    """Open a file to write H.264 to, in the container that ``suffix`` names."""
+    """Open a file to write H.264 to, in the container of ``suffix``."""
     if suffix.lower() not in H264_CONTAINERS:
-        raise ValueError(f"{suffix or 'no suffix'}: H.264 is written to {', '.join(H264_CONTAINERS)}")
+        raise ValueError(f"suffix {suffix!r} is not one for H.264; use {', '.join(H264_CONTAINERS)}")
     options = {"movflags": "+faststart"} if faststart else {}
     return open_output(path, H264_CONTAINERS[suffix.lower()], options)
 
@@ -147,7 +142,7 @@ def add_h264_stream(
     """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
     if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
         raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
-    # forced-idr: a picture marked I begins a group of pictures that stands alone.
+    # forced-idr: a picture of type I begins an independent group of pictures.
     options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
     stream = container.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
@@ -168,46 +163,35 @@ def write_preview(
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> VideoInfo:
-    """Write a small H.264 mp4 of a video, without sound and of the same duration; what was written.
+    """Write a small H.264 mp4 of a video, without sound and with the same duration; returns its properties.
 
-    Pictures are decoded, scaled and encoded one at a time, so memory does not grow with the video. A whole file that
-    browsers play already and that is small enough is copied as it is.
+    Memory is bounded. A complete file that is small and that browsers play is copied.
 
     Args:
-        src: any video that FFmpeg reads.
-        dst: the preview, an ``.mp4``.
-        max_height: pixels; a higher video is scaled down, keeping its proportions.
-        max_fps: frames a second; a faster video loses frames, evenly.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        on_progress: called after each picture with the number of pictures done and in all.
+        max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
+        max_fps: frames per second; a faster video loses frames, evenly.
+        damaged: see :class:`~bitad.video.reader.VideoReader`.
+        on_progress: called after each picture.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the source cannot be decoded, or ``dst`` is ``src`` or no ``.mp4``.
+        FileNotFoundError: the source does not exist.
+        ValueError: the source cannot be decoded, or ``dst`` is ``src`` or not an ``.mp4``.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
         raise ValueError(f"{dst}: the preview would replace its source; name another file")
     if dst.suffix.lower() != ".mp4":
-        raise ValueError(f"{dst}: a preview is an .mp4 file")
+        raise ValueError(f"{dst}: a preview must be an .mp4 file")
     with VideoReader(src, damaged=damaged) as reader:
         rate, limit = reader.index.rate, near_rate(max_fps)
         small = reader.info.height <= max_height and rate <= limit
         if small and not reader.index.lost and _browsers_play(reader.info):
-            with replacing(dst) as partial:
+            with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
-            shown = min(rate, limit)
-            write_pictures(
-                dst,
-                _pictures(reader, shown, max_height, on_progress),
-                rate=shown,
-                crf=28,
-                preset="veryfast",
-                gop=30,
-                b_frames=0,
-                faststart=True,
-            )
+            rate = min(rate, limit)
+            pictures = _scaled_pictures(reader, rate, max_height, on_progress)
+            write_pictures(dst, pictures, rate=rate, crf=28, preset="veryfast", gop=30, b_frames=0, faststart=True)
     return probe(dst)
 
 
@@ -215,13 +199,13 @@ def _browsers_play(info: VideoInfo) -> bool:
     return info.codec == "h264" and info.pixel_format == "yuv420p" and "mp4" in info.container.split(",")
 
 
-def _pictures(
+def _scaled_pictures(
     reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
 ) -> Iterator[av.VideoFrame]:
-    """The video's pictures at another rate, none higher than ``max_height``, as browsers decode them."""
+    """The video's pictures at another rate, at most ``max_height`` high, in a format that browsers decode."""
     info, reformatter = reader.info, VideoReformatter()
     scale = min(Fraction(1), Fraction(max_height, info.height))
-    # 4:2:0 halves both sides, so both must be even.
+    # 4:2:0 needs even sides.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))
     step = reader.index.rate / rate
     places = np.array([int(number * step) for number in range(ceil(info.frames / step))])
@@ -237,7 +221,3 @@ def _pictures(
         )
         if on_progress is not None:
             on_progress(done, len(places))
-
-
-# Called with how much is done and how much there is.
-Progress = Callable[[int, int], None]

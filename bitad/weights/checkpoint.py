@@ -17,13 +17,13 @@ from torch import Tensor
 
 from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
-from bitad.data.annotations import ANY_CLASS, read_classes
-from bitad.data.detections import named
+from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
-from bitad.runtime.files import check_apart, replacing
+from bitad.runtime.files import atomic_write, check_not_inputs
+from bitad.runtime.log import shortlist
 from bitad.weights.files import FORMAT, OURS, file_in, is_checkpoint, weights_path, write_safetensors
 from bitad.weights.loading import (
     VALID_CONTENT,
@@ -112,7 +112,7 @@ class Checkpoint:
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
         if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {named(broken)}; use another checkpoint")
+            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint")
         return network.eval()
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
@@ -214,7 +214,7 @@ def save_checkpoint(
         "model": checkpoint.model if backbone is None else backbone.remove_from(checkpoint.model),
         "training": checkpoint.training,
     }
-    with replacing(path, synced=True) as partial:
+    with atomic_write(path, synced=True) as partial:
         with partial.open("wb") as stream:
             try:
                 torch.save(content, stream)
@@ -309,7 +309,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
     path = weights_path(path)
-    check_apart([out], [path])
+    check_not_inputs([out], [path])
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":
         checkpoint = load_checkpoint(path, config)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitad.data.detections import named
-from bitad.runtime.files import RepeatedKeyError, parse_json, replacing
+from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
+from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
 
@@ -56,7 +56,7 @@ def file_in(folder: Path) -> Path:
             "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {named(found)}")
+        raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {shortlist(found)}")
     if not found:
         raise FileNotFoundError(
             f"run {folder} has no checkpoint (best.pt or last.pt) yet and no other file of weights; train it first, or "
@@ -135,8 +135,8 @@ def read_weights(path: Path) -> dict[str, Any]:
             ) from None
         if needs := _needed_globals(path, error):
             raise ValueError(
-                f"{path} needs {named(needs)}, and weights are read without running code; if you trust the file and "
-                "have its project, read it there and save its weights alone: "
+                f"{path} needs {shortlist(needs)}, and weights are read without running code; if you trust the file "
+                "and have its project, read it there and save its weights alone: "
                 "torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
         # The libraries' own messages are for programmers: PyTorch's advise to run the code in the file.
@@ -222,7 +222,7 @@ def _describe(path: Path) -> str:
     """What a file is that should be weights, and what to do."""
     found = signature_of(path)
     if found.kind == ("safetensors" if _is_safetensors(path) else "pytorch"):
-        return f"it begins as {found.says}, but is damaged or cut off; download or write it again"
+        return f"it begins as {found.description}, but is damaged or cut off; download or write it again"
     return f"it is {found}"
 
 
@@ -256,7 +256,7 @@ def write_safetensors(
         # Two networks may share frozen weights; this form cannot.
         separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    with replacing(path, synced=synced) as partial:
+    with atomic_write(path, synced=synced) as partial:
         rights = stat.S_IMODE(partial.stat().st_mode)
         try:
             save_file(separate, partial, metadata=dict(metadata or {}))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
-from bitad.data.fingerprints import is_sound
+from bitad.data.fingerprints import is_valid
 from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
 from bitad.models.vit import sinusoid_table
@@ -334,7 +334,7 @@ VALID_CONTENT: dict[str, Callable[[Any], bool]] = {
     "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
     "evaluation": lambda value: isinstance(value, dict | None),
     "training": lambda value: isinstance(value, dict | None),
-    "data": lambda value: value is None or is_sound(value),
+    "data": lambda value: value is None or is_valid(value),
 }
 
 

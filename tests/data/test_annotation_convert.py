@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.check import check_annotations
+from bitad.data.classes import write_classes
 from bitad.data.clocks import Clock, read_clocks
-from bitad.data.convert import Policy, convert_annotations, write_both_directions, write_classes
+from bitad.data.convert import Policy, convert_annotations, write_both_directions
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
@@ -182,7 +183,7 @@ def test_both_directions_are_written_as_the_group_has_them(
         write_video(forward / "raw_data" / f"{name}.mp4", map(numbered_picture, range(50)), fps=25)
     reverse_folder(forward / "raw_data", back / "raw_data")
     said = run("annotations", "convert", official, data, "--both-directions")
-    assert f"durations and frames is from {forward / 'raw_data'}" in said
+    assert f"videos are from {forward / 'raw_data'}" in said
     for folder in (forward, back):
         assert sorted(path.name for path in (folder / "annotations").iterdir()) == [
             "category_idx.txt",
@@ -227,7 +228,7 @@ def test_check_says_which_video_has_no_true_reverse(tmp_path: Path, run: Callabl
 
 def test_reversed_videos_need_their_videos(tmp_path: Path, failing: Callable[..., str]) -> None:
     (tmp_path / "gt.json").write_text('{"database": {}}')
-    assert "name the folder of videos too" in failing(
+    assert "name that folder too" in failing(
         "annotations", "check", tmp_path / "gt.json", "--reversed-videos", tmp_path
     )
 
@@ -318,8 +319,8 @@ def test_lists_of_videos_are_read_in_other_projects_forms(tmp_path: Path) -> Non
 
 def test_actionformers_form_needs_a_frame_rate(tmp_path: Path) -> None:
     video = AnnotatedVideo("v", "t", 3.0, np.array([[1.0, 2.0]]), ("x",))
-    with pytest.raises(ValueError, match="video v: ActionFormer's form needs its frame rate; give --video-info"):
-        write_annotations(Annotations({"v": video}, ("x",)), tmp_path / "gt.json", form="actionformer")
+    with pytest.raises(ValueError, match="video v: ActionFormer's format needs its frame rate; give --video-info"):
+        write_annotations(Annotations({"v": video}, ("x",)), tmp_path / "gt.json", format="actionformer")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -367,7 +368,7 @@ def test_native_to_actionformer_to_native_changes_nothing(
 
 def test_a_frame_rate_that_no_file_states_is_frames_over_duration(tmp_path: Path) -> None:
     video = AnnotatedVideo("v", "t", 4.0, np.array([[1.0, 2.0]]), ("x",), 100)
-    write_annotations(Annotations({"v": video}, ("x",)), tmp_path / "gt.json", form="actionformer")
+    write_annotations(Annotations({"v": video}, ("x",)), tmp_path / "gt.json", format="actionformer")
     assert same(read_annotations(tmp_path / "gt.json").videos["v"], AnnotatedVideo(**{**vars(video), "fps": 25.0}))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from hypothesis import strategies as st
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.check import check_annotations
-from bitad.data.formats.annotations import FORMS, read_form, recognise
-from bitad.data.formats.rows import Source
+from bitad.data.formats.annotations import FORMATS, AnnotationFormat, read_annotation_files, recognise
+from bitad.data.formats.parsing import (
+    ParsedAnnotations,
+    ParsedVideos,
+    ReadOptions,
+    Row,
+    read_table,
+    seconds,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 THUMOS = SHARED / "data/thumos14"
@@ -40,7 +47,14 @@ def timed(video: AnnotatedVideo) -> tuple[str, float, int | None, float | None]:
     return video.subset, video.duration_s, video.frames, video.fps
 
 
-def read(src: Path, form: str) -> Source:
+def read_form(src: Path, form: str | None = None) -> tuple[str, ParsedAnnotations]:
+    """Read a source in which everything can be read."""
+    source = read_annotation_files(src, form)
+    assert source.annotations is not None
+    return source.format, source
+
+
+def read(src: Path, form: str) -> ParsedAnnotations:
     """Read a source whose form must also be recognised."""
     assert recognise(src) == form
     name, source = read_form(src)
@@ -149,7 +163,7 @@ def test_native_form_is_recognised_and_what_is_left_out_is_said(tmp_path: Path) 
     assert rows(videos["a"]) == [(1, 2.5, "run")]
     assert source.notes == (
         "1 videos of the file have no list of annotations",
-        "left out, as the written form has no place for them: url",
+        "left out, as the written format has no place for them: url",
     )
     for form in ("activitynet", "hacs", "fineaction"):
         assert read_form(tmp_path / "any.json", form)[1].notes == source.notes
@@ -201,7 +215,9 @@ def test_charades_names_classes_where_it_can(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "labels"), [("verb", ("id_003", "id_006")), ("noun", ("id_003", "id_114"))])
 def test_epic_kitchens_has_two_forms(tmp_path: Path, part: str, labels: tuple[str, str]) -> None:
     save(tmp_path, EPIC_FILES)
-    with pytest.raises(ValueError, match="could be epic-kitchens-verb or epic-kitchens-noun; say which with --from"):
+    with pytest.raises(
+        ValueError, match="its format may be epic-kitchens-verb or epic-kitchens-noun; name one with --from"
+    ):
         recognise(tmp_path)
     _, source = read_form(tmp_path, f"epic-kitchens-{part}")
     videos = source.annotations.videos
@@ -249,7 +265,11 @@ def test_ego4d_takes_primary_labels_of_clips(tmp_path: Path) -> None:
         ({"A.txt": "v 1 2\n"}, "thumos14", r"no \*_val.txt, \*_test.txt there"),
         ({"Charades_v1_train.csv": "id,length\nx,3\n"}, "charades", "Charades_v1_train.csv: no column 'actions'"),
         ({"Charades_v1_train.csv": "id,actions,length\nx,c1 2,3\n"}, "charades", r"csv:2: action 'c1 2' is not"),
-        ({"Charades_v1_train.csv": "id,actions,length\nx,,0\n"}, "charades", r"csv:2: video x: a duration of 0 s"),
+        (
+            {"Charades_v1_train.csv": "id,actions,length\nx,,0\n"},
+            "charades",
+            r"csv:2: video x: length '0' is not a positive",
+        ),
         ({"Charades_v1_train.csv": "id,actions,length\nx,,3\nx,,3\n"}, "charades", r"csv:3: video 'x' occurs twice"),
         (
             {"EPIC_100_train.csv": EPIC_HEADER + "a,b,c,d,0:3,e,f,g,h,i,1,k,2,m,n\n"},
@@ -263,7 +283,11 @@ def test_ego4d_takes_primary_labels_of_clips(tmp_path: Path) -> None:
             "video a: duration 'x' is not a positive",
         ),
         ({"anet_anno_val.json": {"a": 3}}, "mmaction2", "anet_anno_val.json: not videos by name"),
-        ({"moments_val.json": {"videos": [{"clips": [{}]}]}}, "ego4d-mq", '"video_start_sec" is missing'),
+        (
+            {"moments_val.json": {"videos": [{"clips": [{"clip_uid": "c"}]}]}},
+            "ego4d-mq",
+            '"video_start_sec" is missing',
+        ),
         ({"moments_val.json": {"videos": [{"clips": 3}]}}, "ego4d-mq", 'no list "clips"'),
     ],
 )
@@ -278,11 +302,11 @@ def test_what_is_malformed_is_told_with_its_place(
 def test_unknown_forms_name_the_known_ones(tmp_path: Path) -> None:
     save(tmp_path, {"notes.txt": "nothing of the sort\n", "other.json": [1, 2]})
     for src in (tmp_path, tmp_path / "notes.txt", tmp_path / "other.json"):
-        with pytest.raises(ValueError, match=r"none of the known forms .*native, actionformer, .*thumos14"):
+        with pytest.raises(ValueError, match=r"unknown annotation format: .*native, actionformer, .*thumos14"):
             recognise(src)
-    with pytest.raises(ValueError, match="no form of annotations is called 'coco'; the forms are native"):
+    with pytest.raises(ValueError, match="there is no annotation format 'coco'; the formats are native"):
         read_form(tmp_path, "coco")
-    with pytest.raises(ValueError, match="a folder; form native is one file"):
+    with pytest.raises(ValueError, match="a folder; format native is one file"):
         read_form(tmp_path, "native")
     with pytest.raises(FileNotFoundError, match="no such file or folder of annotations"):
         read_form(tmp_path / "nowhere")
@@ -293,13 +317,28 @@ def test_help_lists_the_table_of_forms(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit):
             main(["annotations", action, "--help"])
         said = capsys.readouterr().out
-        assert all(f"\n  {name} " in said and form.says in said for name, form in FORMS.items())
+        assert all(f"\n  {name} " in said and known.description in said for name, known in FORMATS.items())
 
 
-def test_every_form_has_its_reader() -> None:
-    for form in FORMS.values():
-        module, _, name = form.reader.partition(":")
-        assert callable(getattr(importlib.import_module(f"bitad.data.formats.{module}"), name))
+def test_a_row_of_the_table_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_daily(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
+        videos = ParsedVideos()
+        for path in files:
+            for line, row in read_table(path, ("clip", "from", "to", "action")):
+                where = f"{path.name}:{line}"
+                video = videos.of(row["clip"], "training", where)
+                with video.collecting():
+                    video.rows.append(Row(seconds(row["from"], where), seconds(row["to"], where), row["action"]))
+        return ParsedAnnotations(videos.ordered())
+
+    daily = AnnotationFormat("daily.csv", read_daily, ("clip", "from", "to", "action"), patterns=("daily*.csv",))
+    monkeypatch.setitem(FORMATS, "daily", daily)
+    save(tmp_path, {"daily.csv": "clip,from,to,action\na,1.5,2.5,cook\na,0,1,wash\n"})
+    for src in (tmp_path, tmp_path / "daily.csv"):
+        assert rows(read(src, "daily").annotations.videos["a"]) == [(0, 1, "wash"), (1.5, 2.5, "cook")]
+    save(tmp_path, {"daily2.csv": "clip,from,to,action\nb,0,x,cook\n"})
+    with pytest.raises(ValueError, match=r"video b: daily2\.csv:2: 'x' is not a number of seconds"):
+        read_form(tmp_path)
 
 
 def test_the_table_of_forms_is_light() -> None:
@@ -321,7 +360,7 @@ def refused_in_a_line(path: Path, form: str | None) -> None:
     assert reason is None or str(path) in reason
     refused, defects = None, False
     try:
-        defects = any(defect.kind == "unreadable" for defect in check_annotations(path, form=form).defects)
+        defects = any(defect.kind == "unreadable" for defect in check_annotations(path, format=form).defects)
     except ValueError as error:
         refused = str(error)
     assert str(path) in refused if refused is not None else (reason is not None) == defects

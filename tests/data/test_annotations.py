@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitad.config.schema import DataConfig
-from bitad.data.annotations import AnnotatedVideo, Annotations, read_classes
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.check import check_annotations
+from bitad.data.classes import read_classes
 from bitad.data.formats.database import read_annotations, reverse_annotation_file, write_annotations
 from bitad.data.sources import read_ground_truth
 from bitad.video.indexing import index_video
@@ -136,11 +137,11 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         (entry(annotations=[{"segment": ["0", None], "label": "x"}]), r"segment \['0', None\] is not"),
         (
             entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": True}]),
-            "label_id True is not a whole number",
+            "label_id True is not an integer",
         ),
         (entry(annotations=[{"segment": [0, 1, 2], "label": "x"}]), r"segment \[0, 1, 2\] is not"),
         (entry(annotations=[{"segment": [0, 1], "label": 7}]), "label 7 is not a name"),
-        (entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]), "label_id '7' is not a whole number"),
+        (entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]), "label_id '7' is not an integer"),
         (
             entry(annotations=[{"segment": [0, 1], "label": "x", "segment(frames)": [3]}]),
             r"segment\(frames\) \[3\] is not",

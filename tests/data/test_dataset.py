@@ -33,7 +33,7 @@ from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
 from bitad.data.formats.database import read_annotations
-from bitad.data.sources import Source, VideoFiles, build_source
+from bitad.data.sources import Sampling, Source, VideoFiles, build_source
 from bitad.demo.playroom import render, sample_scene
 from bitad.timeline import Direction, Grid
 from bitad.video.indexing import IndexCache
@@ -177,7 +177,9 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
     video = AnnotatedVideo("a", "test", frames / fps, np.zeros((0, 2)), ())
 
     def source(find_reversed: Callable[[str], Path] | None) -> VideoFiles:
-        return VideoFiles(lambda name: tmp_path / "a.mp4", pixels=64, stride_frames=stride, find_reversed=find_reversed)
+        return VideoFiles(
+            lambda name: tmp_path / "a.mp4", pixels=64, sampling=Sampling(stride), find_reversed=find_reversed
+        )
 
     direct, reversed_copy = source(None), source(lambda name: tmp_path / "b.mp4")
     grid = direct.grid(video).window(2, 11)
@@ -202,7 +204,9 @@ def test_a_reversed_file_of_another_length_is_refused(tmp_path: Path, videos: Pa
 def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None:
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
     for rate_hz, stride in ((16, 1), (8, 2), (3, 5), (100, 1)):
-        source = VideoFiles(lambda name: videos.parent / "videos" / f"{name}.mp4", pixels=PIXELS, rate_hz=rate_hz)
+        source = VideoFiles(
+            lambda name: videos.parent / "videos" / f"{name}.mp4", pixels=PIXELS, sampling=Sampling(rate_hz=rate_hz)
+        )
         base = source.grid(video)
         assert (base.fps, base.stride_frames, base.steps) == (FPS, stride, -(-FRAMES // stride))
         assert base.frames()[-1] < FRAMES

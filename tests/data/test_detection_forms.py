@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from bitad.cli import main
-from bitad.data.detections import read_class_numbers, read_detections
-from bitad.data.formats.detections import FORMS
+from bitad.data.classes import read_class_numbers
+from bitad.data.detections import read_detections
+from bitad.data.formats.detections import FORMATS
 
 CLASSES = ("jump", "run", "throw")
 # video, start, end, class number, score
@@ -92,7 +93,7 @@ def classes(tmp_path: Path) -> Path:
 
 
 def test_every_form_has_a_test() -> None:
-    assert FILES.keys() == FORMS.keys()
+    assert FILES.keys() == FORMATS.keys()
 
 
 @pytest.mark.parametrize(
@@ -301,8 +302,8 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert says in err
-    assert "the nearest form that is read is" in err
-    assert FORMS["csv" if not name.endswith("json") else "results"].says in err
+    assert "the nearest format that is read is" in err
+    assert FORMATS["csv" if not name.endswith("json") else "results"].description in err
 
 
 @pytest.mark.parametrize(

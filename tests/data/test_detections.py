@@ -140,7 +140,7 @@ def test_a_reversed_segment_is_measured_from_its_own_videos_end():
 
 
 def test_reversing_without_a_duration_names_the_video():
-    with pytest.raises(ValueError, match="duration of kite is not known"):
+    with pytest.raises(ValueError, match="duration of kite is unknown"):
         some(durations_s={"door": 30.0}).reversed()
 
 

@@ -45,23 +45,20 @@ def test_every_form_gives_the_same_features(tmp_path: Path, save: Callable[[Path
         assert store.length(name) == rows
 
 
-def test_channels_first_files_are_turned(tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", features(7).T)
-    np.save(tmp_path / "w.npy", np.asfortranarray(features(7).T))
-    store = FeatureStore(tmp_path, channels_first=True, channels=4)
+def test_arrays_in_either_memory_order_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", features(7))
+    np.save(tmp_path / "w.npy", np.asfortranarray(features(7)))
+    store = FeatureStore(tmp_path, channels=4)
     for name in store.names():
         assert store.length(name) == 7
         np.testing.assert_array_equal(store.read(name), features(7))
         assert store.read(name).flags.c_contiguous
 
 
-def test_one_array_of_several_is_chosen_by_key(tmp_path: Path) -> None:
+def test_a_video_with_several_arrays_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "v.npz", rgb=features(3), flow=features(3, seed=1))
-    np.testing.assert_array_equal(FeatureStore(tmp_path, key="flow").read("v"), features(3, seed=1))
-    with pytest.raises(ValueError, match=r"v\.npz: 2 arrays, \['flow', 'rgb'\]; name the key of one"):
+    with pytest.raises(ValueError, match=r"v\.npz: 2 arrays, \['flow', 'rgb'\]; keep one"):
         FeatureStore(tmp_path).read("v")
-    with pytest.raises(ValueError, match=r"v\.npz: no array 'depth'; it has \['flow', 'rgb'\]"):
-        FeatureStore(tmp_path, key="depth").length("v")
 
 
 def test_the_length_needs_only_the_header(tmp_path: Path) -> None:
@@ -132,8 +129,6 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"text\.npz: features are a folder"):
         FeatureStore(tmp_path / "text.npz")
-    with pytest.raises(ValueError, match="leave out the key 'v'"):
-        FeatureStore(tmp_path / "all.npz", key="v")
 
 
 @pytest.mark.skipif(not GTEA.is_file(), reason="the reference data beside the checkout is missing")

@@ -13,7 +13,7 @@ from bitad.cli import main
 from bitad.data.annotations import Annotations
 from bitad.data.check import check_annotations
 from bitad.data.clocks import Clock, read_clocks, read_subsets
-from bitad.data.formats.annotations import FORMS, recognise
+from bitad.data.formats.annotations import FORMATS, recognise
 from bitad.data.formats.database import read_annotations
 
 Run = Callable[..., str]
@@ -201,7 +201,7 @@ def test_multilabel_numbers_that_no_list_explains_are_refused(tmp_path: Path, fa
     convert = ("annotations", "convert", src, tmp_path / "out.json", "--classes")
     said = failing(*convert, save(tmp_path / "four.txt", "a\nb\nc\nd\n"))
     assert "class numbers are 1 to 2" in said
-    assert "not told whether they count from 0 or 1; number the names" in said
+    assert "they may count from 0 or from 1; number the names" in said
     said = failing(*convert, save(tmp_path / "one.txt", "only\n"))
     assert "video a: class 2 is not one of the 1 of the list of classes, from 1 on" in said
 
@@ -217,7 +217,7 @@ def test_multilabel_frames_become_seconds_where_the_list_of_videos_tells(
     read = read_annotations(tmp_path / "out.json")
     assert (rows(read)["a"], read.videos["a"].clock) == ([(4, 50, "Walk")], Clock(1138.0, 22760, None))
     save(src, stated | {"b": stated["a"]})
-    assert "does not tell the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
+    assert "does not state the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
 
 
 BSN = {
@@ -259,7 +259,7 @@ def test_bsn_without_subsets_says_where_they_are_looked_for(tmp_path: Path, fail
         assert "video_info_new.csv: no subset of video v_b of " in said
         assert "missing: 'v_b'; there: 'v_a'; name the list of these videos" in said
     save(tmp_path / "video_info_new.csv", "video,numFrame,seconds\nv_a,600,20\nv_b,250,10\n")
-    assert "it states no subsets, nor does " in failing(*convert)
+    assert "it states no subsets; name the list of these videos, such as video_info_new.csv" in failing(*convert)
 
 
 def test_lists_of_videos_are_read_under_the_names_that_projects_use(tmp_path: Path) -> None:
@@ -324,14 +324,14 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
         (
             "a.json",
             {"videos": 3, "fps": 2},
-            "a JSON object with keys videos, fps; the nearest form is ego4d-mq, of which",
+            "a JSON object with keys videos, fps; the nearest format is ego4d-mq, without",
         ),
         (
             "a.json",
             {"x": {"subset": "t", "duration": 3}},
-            "the first with keys subset, duration; the nearest form is mult",
+            "the first with keys subset, duration; the nearest format is mult",
         ),
-        ("a.json", {"x": {"subset": "t", "duration": 3}}, "of which it lacks the keys actions"),
+        ("a.json", {"x": {"subset": "t", "duration": 3}}, "without the keys actions"),
         ("a.json", {}, "a JSON object without keys;"),
         ("a.json", [{"video": "a", "start": 1}], "a JSON list of 1 objects, the first with keys video, start;"),
         ("a.json", "text", "a JSON string;"),
@@ -340,28 +340,28 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
         (
             "a.csv",
             "id,start,end,label\n",
-            "a CSV file with columns id, start, end, label; the nearest form is gtad, of ",
+            "a CSV file with columns id, start, end, label; the nearest format is gtad, with",
         ),
-        ("a.csv", "id,start,end,label\n", "of which it lacks the columns video, type;"),
+        ("a.csv", "id,start,end,label\n", "without the columns video, type;"),
         ("a.csv", "\n", "a file of empty lines;"),
         ("a.csv", "", "empty: it has no bytes"),
-        ("a.csv", "name,begin\n", "a CSV file with columns name, begin; the nearest form is gtad, of which"),
-        ("a.txt", "hello\n", 'a text with lines such as "hello"; the nearest form is thumos14'),
-        ("a.json", [["a", 1, 2]], "a JSON list of 1 values; the nearest form is native, of which"),
+        ("a.csv", "name,begin\n", "a CSV file with columns name, begin; the nearest format is gtad, without"),
+        ("a.txt", "hello\n", 'a text with lines such as "hello"; the nearest format is thumos14'),
+        ("a.json", [["a", 1, 2]], "a JSON list of 1 values; the nearest format is native, without"),
         ("a.json", {"results": {"a": []}}, "these are detections, which `bitad evaluate` reads;"),
         ("a.jsonl", "{}\n{}\n", "a JSON text; give it a name that ends in .json, if it is one JSON document;"),
         ("a.dat", "x", "a text; give it a name that ends in .csv or .txt, if it is a table or lines;"),
         (
             "a.txt",
             "vid 1.5 2.5\n",
-            'a text with lines such as "vid 1.5 2.5"; the nearest form is thumos14, which has lines',
+            'a text with lines such as "vid 1.5 2.5"; the nearest format is thumos14, which has lines',
         ),
         ("a.txt", '{"database": {}}', "a JSON text; give it a name that ends in .json"),
         ("a.txt", "\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("a.mat", "MATLAB 5.0 MAT-file", "a MATLAB file"),
         ("a.pkl", "\x80\x04\x95", "write it as JSON with the project that wrote it;"),
         ("sub/a.bin", "x", "a folder with a.bin;"),
-        ("sub/gt.json", {"database": {}}, "a folder with gt.json; gt.json in it is of form native: name that file"),
+        ("sub/gt.json", {"database": {}}, "a folder with gt.json; gt.json in it is of format native: name that file"),
     ],
 )
 def test_what_no_reader_reads_is_described(name: str, content: Any, looks: str, tmp_path: Path, failing: Run) -> None:
@@ -372,7 +372,7 @@ def test_what_no_reader_reads_is_described(name: str, content: Any, looks: str, 
     src = path.parent if name.startswith("sub") else path
     for action in (("check", src), ("convert", src, tmp_path / "out.json")):
         said = failing("annotations", *action)
-        assert f"{src}: none of the known forms of annotations: it is " in said
+        assert f"{src}: unknown annotation format: it is " in said
         assert looks in said
 
 
@@ -381,15 +381,15 @@ def test_the_wrong_form_says_which_is_right(tmp_path: Path, failing: Run) -> Non
     convert = ("annotations", "convert")
     said = failing(*convert, native, tmp_path / "out.json", "--from", "ego4d-mq")
     assert 'no list "videos" of objects in it: it is a JSON object with keys database' in said
-    assert said.endswith("; it is of form native\n")
+    assert said.endswith("; it is of format native\n")
     table = save(tmp_path / "a.csv", GTAD)
-    assert failing(*convert, table, tmp_path / "out.json", "--from", "hacs").endswith("; it is of form gtad\n")
+    assert failing(*convert, table, tmp_path / "out.json", "--from", "hacs").endswith("; it is of format gtad\n")
     assert "it has video, type, type_idx" in failing(
         *convert, save(tmp_path / "train.csv", GTAD), tmp_path / "out.json", "--from", "charades"
     )
     other = save(tmp_path / "b.json", {"x": 3})
     assert "it is a JSON object with keys x" in failing(*convert, other, tmp_path / "out.json", "--from", "hacs")
-    assert "`bitad annotations convert` makes one of other forms" in failing(
+    assert "`bitad annotations convert` makes one of other formats" in failing(
         "evaluate", "--ground-truth", save(tmp_path / "m.json", MULTILABEL), "--detections", native, "--subset", "t"
     )
 
@@ -398,7 +398,7 @@ def test_a_conversion_without_a_video_says_so(tmp_path: Path, run: Run, failing:
     out = tmp_path / "out.json"
     src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
     said = run("annotations", "convert", src, out, "--missing", "drop")
-    assert "subsets: none\nno video is left: what is written holds no ground truth\n" in said
+    assert "subsets: none\nno video is left: the file written holds no ground truth\n" in said
     assert "no videos in it" in failing("annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json")
     assert not (tmp_path / "no.json").exists()
 
@@ -490,7 +490,7 @@ def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, t
     assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
 
 
-@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("form", list(FORMATS))
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -518,7 +518,7 @@ def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: R
     assert says in failing("annotations", "convert", src, folder)
     assert says in failing("annotations", "convert", src, file, "--class-list", folder)
     assert says in failing("reverse", src, folder)
-    assert f"{src} is no folder" in failing("annotations", "convert", src, src, "--both-directions")
+    assert f"{src} is not a folder" in failing("annotations", "convert", src, src, "--both-directions")
     assert "the annotations are written there" in failing("annotations", "convert", src, file, "--class-list", file)
     assert not file.exists()
 

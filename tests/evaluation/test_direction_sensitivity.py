@@ -240,7 +240,7 @@ def test_only_classes_with_ground_truth_are_sorted() -> None:
 
 
 def test_each_f_needs_its_detections_on_reversed_playback() -> None:
-    with pytest.raises(ValueError, match="2 F, 1 B and 1 F on reversed playback; give at least one F"):
+    with pytest.raises(ValueError, match="2 F, 1 B and 1 F on reverse playback; give at least one F"):
         sensitivity(SEEN, forward=[AS_EVER, AS_EVER], backward=[AS_EVER], reversed_playback=[AS_EVER], tiou=TIOU)
     with pytest.raises(ValueError, match="1 F, 0 B"):
         sensitivity(SEEN, forward=[AS_EVER], backward=[], reversed_playback=[AS_EVER], tiou=TIOU)

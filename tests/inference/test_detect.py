@@ -22,7 +22,14 @@ from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
-from bitad.data.sources import Source, VideoFiles, build_source, read_ground_truth, read_test_ground_truth
+from bitad.data.sources import (
+    Sampling,
+    Source,
+    VideoFiles,
+    build_source,
+    read_ground_truth,
+    read_test_ground_truth,
+)
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import _in_stretches, detect, detect_videos, run_test
 from bitad.inference.merge import merge
@@ -394,7 +401,9 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     assert fast.durations_s["fast"] == pytest.approx(slow.durations_s["test_0"])
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
-    source = VideoFiles({"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, rate_hz=checkpoint.rate_hz)
+    source = VideoFiles(
+        {"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, sampling=Sampling(rate_hz=checkpoint.rate_hz)
+    )
     assert source.grid(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
 
 

@@ -97,7 +97,7 @@ def test_a_hanging_and_a_corrupt_video_are_named_and_the_run_goes_on(
     trainer.run()
     assert time.monotonic() - began < 60
     assert (trainer.epoch, trainer.step) == (2, 6)
-    assert "epoch 1 of 2: 3 windows could not be read, others in their place" in caplog.text
+    assert "epoch 1 of 2: 3 windows could not be read and were replaced by others" in caplog.text
     assert "2 of train_1: reading video train_1 took longer than 0.5 s" in caplog.text
     assert "1 of train_0: " in caplog.text
     assert "cannot be decoded (" in caplog.text

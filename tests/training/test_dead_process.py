@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from builders import config_of, feature_data
-from processes import ranks
+from processes import Running, ranks
 from runs import assert_same_run, records
 
 from bitad.config.schema import Config
@@ -67,7 +67,7 @@ def test_a_process_that_gives_no_sign_of_life_is_named() -> None:
     with two_watches(second=False) as (_, _, said):
         wait_for(said, 10)
     (line,) = said
-    assert line.startswith("nothing has been heard of process 1 of this run for 1 s; ")
+    assert line.startswith("process 1 of this run has not responded for 1 s; ")
     assert "--resume" in line
 
 
@@ -91,9 +91,9 @@ def test_processes_that_live_or_have_ended_well_are_left_alone() -> None:
 # Without torchrun.
 
 
-def two_processes(config: Path, *overrides: str) -> AbstractContextManager[list[subprocess.Popen[str]]]:
+def two_processes(config: Path, *overrides: str) -> AbstractContextManager[list[Running]]:
     """Two processes of one training."""
-    return ranks(2, ["-c", PROGRAM, "train", str(config), *overrides, "--device", "cpu"])
+    return ranks(2, "train", config, *overrides, "--device", "cpu", program=PROGRAM)
 
 
 def wait_for_step(config: Config, number: int, *, seconds: float = 120) -> None:
@@ -124,7 +124,7 @@ def test_the_others_end_with_a_line_where_one_is_killed_or_hangs(
     last = said.strip().splitlines()[-1]
     assert "error: " in last
     assert "of this run" in last
-    assert last.endswith("go on with --resume")
+    assert last.endswith("resume with --resume")
     assert "Traceback" not in said
     assert load_checkpoint(config.run_directory / "last.pt").training is not None
 

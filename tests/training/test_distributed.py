@@ -43,7 +43,7 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
         what each process said on standard output.
     """
     work = [(free_port(), [*command, "--device", "cpu"]) for command in commands]
-    with ranks(world, ["-c", PROGRAM, json.dumps(work)]) as members:
+    with ranks(world, json.dumps(work), program=PROGRAM) as members:
         said = [member.communicate(timeout=200) for member in members]
         assert [member.returncode for member in members] == [0] * world, said
     return [out for out, _ in said]
@@ -201,7 +201,7 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"cuda.*--device cpu"), process_group("cuda"):
+    with pytest.raises(ValueError, match=r"cuda.*device cpu"), process_group("cuda"):
         pass
     with process_group() as ranks:
         assert ranks.device.type == "cpu"

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from builders import config_of, feature_data, video_data
+from processes import Running
 from runs import ALONE, assert_same_run, both_baselines, records
 
 from bitad.config.schema import Config
@@ -32,10 +33,11 @@ pytestmark = [
 # What depends on PyTorch's random numbers; many short epochs, of which every second one is tested after.
 RUN = ("model.dropout=0.2", "model.drop_path=0.2", "training.windows_per_video=2", "training.evaluate_every=2")
 
-# Python runs a `sitecustomize` before anything else. This one kills its process within the writing of a checkpoint.
-SITECUSTOMIZE = """
-import io, os, signal
+# A command line that kills its process within the writing of a checkpoint.
+DYING = """
+import io, os, signal, sys
 import torch
+from bitad.cli import main
 
 place, write, share = os.environ["DIES"].split()
 writes_left = int(write)
@@ -82,6 +84,7 @@ def dying_replace(source, target):
 
 
 os.replace, torch.save = dying_replace, dying_save
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -110,21 +113,23 @@ class KilledRun:
         self.directory = self.config.run_directory
         self.last, self.log = self.directory / "last.pt", self.directory / "log.txt"
         self.folder = folder
-        (folder / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+        self.process: Running | None = None
 
-    def start(self, dies: str = "") -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
-        if dies:
-            paths = (str(self.folder), environment.get("PYTHONPATH"))
-            environment |= {"DIES": dies, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        command = [sys.executable, "-m", "bitad", "train", *self.arguments, "--device", "cpu"]
-        if self.newest() is not None:
-            command.append("--resume")
-        with (self.folder / "output.txt").open("wb") as output:
-            return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    def start(self, dies: str = "") -> Running:
+        resume = [] if self.newest() is None else ["--resume"]
+        self.process = Running(
+            "train",
+            *self.arguments,
+            "--device",
+            "cpu",
+            *resume,
+            program=DYING if dies else None,
+            env={"DIES": dies},
+        )
+        return self.process
 
     def said(self) -> str:
-        return (self.folder / "output.txt").read_text(errors="replace")
+        return "" if self.process is None else "".join(self.process.output)
 
     def finish(self) -> None:
         process = self.start()
@@ -145,7 +150,7 @@ class KilledRun:
         if when.place != "training":
             assert len(left) == (when.place != "after")
 
-    def _wait(self, process: subprocess.Popen[bytes], *, begins: int, epochs: int) -> None:
+    def _wait(self, process: Running, *, begins: int, epochs: int) -> None:
         """Until the run has begun so often, and so many of its epochs are saved."""
         end = time.monotonic() + 300
         while self.begins() < begins or self.epochs() < epochs:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
-from bitad.data.annotations import ANY_CLASS
+from bitad.data.classes import ANY_CLASS
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.training.checkpoints import load_initial

@@ -133,4 +133,4 @@ def test_a_place_of_runs_that_is_no_folder_is_refused(
     (tmp_path / "file").write_text("mine")
     assert main(["train", str(begun), *QUICK, f"output={tmp_path / 'file'}", "--device", "cpu"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path / 'file'} is no folder; give another one" in line
+    assert f"{tmp_path / 'file'} is not a folder; give another one" in line

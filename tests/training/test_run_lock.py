@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from builders import config_of, feature_data
-from processes import holder, of_two_processes
+from processes import Running, holder, of_two_processes
 
 from bitad.cli import main
 from bitad.weights.checkpoint import load_checkpoint
@@ -30,19 +28,18 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def training(path: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def training(path: Path, *overrides: str) -> Iterator[Running]:
     """A training in a process of its own, of which there is a checkpoint already."""
     config = config_of(path, *overrides)
-    command = [sys.executable, "-m", "bitad", "train", str(path), *overrides, "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Running("train", path, *overrides, "--device", "cpu")
     try:
         while not (config.run_directory / "last-1.pt").exists():
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, process.output
             time.sleep(0.02)
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.parametrize("how", [("training.lr=1e-4",), ("--resume", "--until", "1")])

@@ -137,7 +137,7 @@ def said(trainer, **options):
 Trainer.run = said
 sys.exit(main(sys.argv[1:]))
 """
-    with ranks(2, ["-c", program, "train", str(path), *QUICK, "training.batch=1", "--device", "cpu"]) as both:
+    with ranks(2, "train", path, *QUICK, "training.batch=1", "--device", "cpu", program=program) as both:
         said = [process.communicate(timeout=100)[1] for process in both]
         assert [process.returncode for process in both] == [0, 0], said
     lines = [line[9:] for line in logged(path).splitlines()]

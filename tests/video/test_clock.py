@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.sources import VideoFiles
+from bitad.runtime import log
 from bitad.timeline import Grid
-from bitad.video import index as notes
 from bitad.video.decoding import PictureStream
-from bitad.video.index import average_rate, by_position, one_after_another, restarts, usual_interval
+from bitad.video.index import average_rate, find_restarts, join_clocks, times_by_position, usual_interval
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import Reversed, reverse_video
@@ -34,7 +34,7 @@ FRAMES = 60
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """The lines of the log; other tests may have set up one that is not passed on."""
     monkeypatch.setattr(logging.getLogger("bitad"), "propagate", True)
-    notes._say.cache_clear()
+    log._logged_once.clear()
     return caplog
 
 
@@ -151,9 +151,9 @@ def test_training_and_detecting_read_the_frame_that_is_shown_at_a_second(tmp_pat
 
 def test_the_first_picture_comes_out_with_the_packet_that_fills_the_decoder() -> None:
     decoded = np.array([0.0, 2, 4, 12, 14, 16])
-    assert by_position(decoded, 0).tolist() == [0, 2, 4, 12, 14, 16]
-    assert by_position(decoded, 2).tolist() == [4, 12, 14, 16, 18, 20]
-    assert by_position(decoded[:1], 2).tolist() == [0]
+    assert times_by_position(decoded, 0).tolist() == [0, 2, 4, 12, 14, 16]
+    assert times_by_position(decoded, 2).tolist() == [4, 12, 14, 16, 18, 20]
+    assert times_by_position(decoded[:1], 2).tolist() == [0]
 
 
 # Clocks that start again.
@@ -192,7 +192,7 @@ def test_a_joined_recording_has_all_frames_on_one_clock(
     path = tmp_path / f"v.{JOINED[kind]}"
     twice(KINDS[kind], path, cut=without_header if kind == "h264 flv" else bytes)
     np.testing.assert_allclose(seconds(path), np.arange(2 * FRAMES) / 30, atol=0.0021)  # of ticks of a millisecond
-    assert said.text.count("v." + JOINED[kind] + ": its clock starts again once") == 1
+    assert said.text.count("v." + JOINED[kind] + ": its clock restarts once") == 1
     assert probe(path).fps == pytest.approx(30, rel=1e-3)
     assert probe(path).duration_s == pytest.approx(2 * FRAMES / 30, abs=0.004)
     if kind != "open groups ts":
@@ -257,29 +257,29 @@ def test_a_second_part_that_begins_within_a_group_begins_with_its_first_frame_th
 def test_jitter_is_no_restart() -> None:
     keys = np.ones(100, np.bool_)
     jittery = 40.0 * np.arange(100) + np.random.default_rng(0).integers(-30, 30, 100)
-    assert restarts(jittery, keys) == []
-    assert restarts(np.concatenate([jittery[:50], jittery[:50]]), keys) == [50]
-    assert restarts(np.full(100, np.nan), keys) == []
+    assert find_restarts(jittery, keys) == []
+    assert find_restarts(np.concatenate([jittery[:50], jittery[:50]]), keys) == [50]
+    assert find_restarts(np.full(100, np.nan), keys) == []
 
 
 def test_the_second_field_of_a_keyframe_is_no_restart() -> None:
     times = np.repeat([0.0, 80, 40, 120, 200, 160], 2)
     keys = np.repeat([True, False, False, True, False, False], 2)
-    assert restarts(times, keys) == []
-    assert restarts(np.concatenate([times, times]), np.concatenate([keys, keys])) == [12]
+    assert find_restarts(times, keys) == []
+    assert find_restarts(np.concatenate([times, times]), np.concatenate([keys, keys])) == [12]
 
 
 def test_a_pause_within_reordered_frames_is_no_restart() -> None:
     """A frame behind the pause is stored before ones that are shown before it."""
     times = np.array([0, 80, 40, 9120, 120, 9160, 9280, 9240, 9200, 9320.0])
     keys = np.isin(np.arange(len(times)), [0, 9])
-    assert restarts(times, keys) == []
-    assert restarts(np.concatenate([times, times[3:]]), np.concatenate([keys, keys[3:]])) == [len(times) + 1]
+    assert find_restarts(times, keys) == []
+    assert find_restarts(np.concatenate([times, times[3:]]), np.concatenate([keys, keys[3:]])) == [len(times) + 1]
 
 
 def test_parts_follow_one_another() -> None:
     parts = [np.array([100, 140, 180]), np.array([0, 40]), np.array([7])]
-    assert [part.tolist() for part in one_after_another(parts)] == [[100, 140, 180], [220, 260], [300]]
+    assert [part.tolist() for part in join_clocks(parts)] == [[100, 140, 180], [220, 260], [300]]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
@@ -307,7 +307,7 @@ def test_a_recording_that_ffmpeg_does_not_reach_is_named(
     path = KINDS[kind].write(tmp_path / f"v.{KINDS[kind].suffix}", FRAMES)
     path.write_bytes(path.read_bytes() * copies)
     assert probe(path).frames == FRAMES * (copies - 1)
-    assert f"{path}: holds another recording that FFmpeg does not read" in said.text
+    assert f"{path}: contains another recording that FFmpeg does not read" in said.text
 
 
 def test_times_that_stand_still_are_no_clock(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_bare_stream_that_states_no_rate_is_named(tmp_path: Path, said: pytest
     options = {"x265-params": "log-level=none:pools=1:frame-threads=1:vui-timing-info=0"}
     path = Kind("hevc", "libx265", options).write(tmp_path / "v.hevc", FRAMES)
     assert probe(path).fps == 25
-    assert "v.hevc: states no frame rate; 25 frames a second are assumed" in said.text
+    assert "v.hevc: states no frame rate; 25 frames per second are assumed" in said.text
 
 
 # Kept on disk.
@@ -408,10 +408,10 @@ def test_what_is_unusual_is_kept_and_said_again(tmp_path: Path, said: pytest.Log
         cache.begin()
     found = caches[0].index(path)
     said.clear()
-    notes._say.cache_clear()
+    log._logged_once.clear()
     kept = caches[1].index(path)
     assert (kept.notes, kept.sound, kept.stream) == (found.notes, found.sound, found.stream)
     np.testing.assert_array_equal(kept.joins, found.joins)
     np.testing.assert_array_equal(kept.shown, found.shown)
-    assert "its clock starts again once" in said.text
+    assert "its clock restarts once" in said.text
     assert reverse_video(path, tmp_path / "back.mp4") == Reversed(2 * FRAMES, 0)

@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 from bar_codes import HEIGHT, WIDTH, busy_bar_code, numbers_shown
 
 from bitad.cli import main
-from bitad.video import index as notes
+from bitad.runtime import log
 from bitad.video.reader import VideoReader, probe
 from bitad.video.reverse import reverse_video
 
@@ -23,7 +23,7 @@ FRAMES, RATE = 40, 20
 @pytest.fixture(autouse=True)
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(logging.getLogger("bitad"), "propagate", True)
-    notes._say.cache_clear()
+    log._logged_once.clear()
     return caplog
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bitad.video import decoding as pictures
-from bitad.video.container import breaks_off, open_video
+from bitad.video.container import is_truncated, open_video
 from bitad.video.decoding import PictureStream
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader, probe
@@ -116,7 +116,7 @@ def test_what_was_lost_is_counted_where_the_file_states_it(
 def test_a_whole_file_does_not_break_off(videos: dict[str, Path], kind: str) -> None:
     container, _ = open_video(videos[kind])
     with container:
-        assert not breaks_off(videos[kind], container)
+        assert not is_truncated(videos[kind], container)
 
 
 @pytest.mark.parametrize("kind", ["h264 mkv", "h264 ts", "mpeg4 mkv", "mjpeg avi", "hevc mkv", "vp9 webm", "mpeg2 ts"])

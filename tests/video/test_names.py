@@ -37,13 +37,13 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 def test_a_habit_is_seen_and_named(wanted: str, found: str, by: str) -> None:
     matching = Matching.of(["other", wanted], [found, "other"])
     assert matching.pairs == {wanted: found}
-    assert f"1 video matched although its name differs by {by}: " in str(matching.line("features"))
+    assert f"1 video matched although names differ by {by}: " in str(matching.line("features"))
 
 
 def test_the_line_tells_how_many_and_one_of_them() -> None:
     names = [f"x{number}" for number in range(12)]
     line = Matching.of(names, [f"v_{name}" for name in names]).line("folder")
-    assert line == "folder: 12 videos matched although their names differ by the prefix v_: v_x0 for x0"
+    assert line == "folder: 12 videos matched although names differ by the prefix v_: v_x0 for x0"
     assert Matching.of(names, names).line("folder") is None
 
 

@@ -95,7 +95,7 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", brightening(5, 40, 40), fps=10)
     with pytest.raises(ValueError, match="would replace its source"):
         write_preview(tmp_path / "v.mp4", tmp_path / "v.mp4")
-    with pytest.raises(ValueError, match=r"a preview is an \.mp4 file"):
+    with pytest.raises(ValueError, match=r"a preview must be an \.mp4 file"):
         write_preview(tmp_path / "v.mp4", tmp_path / "v.webm")
     with pytest.raises(FileNotFoundError, match="no such video file"):
         write_preview(tmp_path / "w.mp4", tmp_path / "preview.mp4")

@@ -197,9 +197,9 @@ def test_a_known_index_is_not_made_again(folder: Path, monkeypatch: pytest.Monke
 def test_wrong_requests_say_what_is_wrong(folder: Path) -> None:
     with VideoReader(folder / "b_frames.mp4") as reader:
         for frames, message in (
-            ([0, 100], r"b_frames.mp4: frame 100 is outside the video, whose frames are 0 to 99"),
+            ([0, 100], r"b_frames.mp4: frame 100 is outside the video's frames 0 to 99"),
             ([-1], "frame -1 is outside"),
-            ([0.5], r"shape \(1,\) and type float64; a row of whole numbers"),
+            ([0.5], r"shape \(1,\) and type float64; give integers"),
             ([[1]], r"shape \(1, 1\)"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -270,7 +270,7 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
         ("v.mp4", [bar_code(0), bar_code(1)[:-2]], r"frame 1 is uint8 \(46, 64, 3\)"),
         ("v.mp4", [bar_code(0).astype(np.float32)], "frame 0 is float32"),
         ("v.mp4", [bar_code(0)[:, :-1]], "48x63 pixels: .* even"),
-        ("v.webm", [bar_code(0)], ".webm: H.264 is written to .mp4, "),
+        ("v.webm", [bar_code(0)], "suffix '.webm' is not one for H.264; use .mp4, "),
     ],
 )
 def test_what_cannot_be_written_is_refused(

@@ -1,148 +1,80 @@
-"""The forms in which ground truth is found: how each is recognised, and its reader. Readers are imported when used."""
+"""The annotation formats: a table of how files of each are recognised and read. Does not import NumPy.
+
+To add a format, write its reader in a file of this folder and add a row to :data:`FORMATS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from bitad.data.formats.values import columns_of, described, some
-from bitad.runtime.files import is_below, read_json
+from bitad.data.classes import Classes
+from bitad.data.formats import documents, tables
+from bitad.data.formats.parsing import (
+    ParsedAnnotations,
+    ReadOptions,
+    TableHead,
+    TextHead,
+    description_of,
+    shortened,
+    shortened_list,
+    table_columns,
+)
+from bitad.runtime.files import is_listed, read_json
 from bitad.runtime.signatures import signature_of
 
-if TYPE_CHECKING:
-    from bitad.data.annotations import Classes
-    from bitad.data.formats.rows import Source
-
-
-# A folder that has no form is looked through for so many files that have one.
+# In a folder without a format, so many files are tried.
 _MOST_FILES = 20
-_LINE = 60
-
-
-class Columns(tuple[str, ...]):
-    """The columns of a table."""
-
-
-class Fields(tuple[str, ...]):
-    """The fields of a text's first line."""
-
-
-# What is neither JSON, a table nor a text.
-_OTHER = object()
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form of annotation files.
+class AnnotationFormat:
+    """A format of annotation files.
 
     Args:
-        says: what is read, for people.
-        reader: "module:function" in ``bitad.data``, which takes the files and, with ``asks``, what is ``Given``.
-        needs: keys, columns or lines that files of this form have, for people.
-        fits: whether a file, whose head is the second argument (``_head``), has this form; by default whether it has
-            the columns that it needs.
-        folder: which files of a folder are read; none where only a file can be named.
-        asks: for "classes" that its numbers are names of, or the "subsets" of videos.
+        description: of the files, for people.
+        required: keys or columns that files of this format have.
+        matches: whether a file has this format, by its path and :func:`read_head`; None: whether it is a table with
+            the required columns.
+        patterns: of the files that are read of a folder; empty if only a file can be named.
+        names_classes: whether the reader itself applies the list of classes that is given, as its files number them.
     """
 
-    says: str
-    reader: str
-    needs: tuple[str, ...]
-    fits: Callable[[Path, Any], bool] | None = None
-    folder: tuple[str, ...] = ()
-    asks: Literal["classes", "subsets"] | None = None
+    description: str
+    read: Callable[[Sequence[Path], ReadOptions], ParsedAnnotations]
+    required: tuple[str, ...]
+    matches: Callable[[Path, Any], bool] | None = None
+    patterns: tuple[str, ...] = ()
+    names_classes: bool = False
 
-    def has(self, path: Path, head: Any) -> bool:
-        """Whether a file has this form."""
-        if self.fits is None:
-            return isinstance(head, Columns) and set(head).issuperset(self.needs)
-        return self.fits(path, head)
+    def fits(self, path: Path, head: Any) -> bool:
+        """Whether a file has this format."""
+        if self.matches is None:
+            return isinstance(head, TableHead) and set(head.columns).issuperset(self.required)
+        return self.matches(path, head)
 
     def files(self, src: Path) -> list[Path]:
-        """The file, or the files of a folder that would be read; hidden ones and file managers' are passed over."""
+        """The file, or the files of a folder that would be read, without hidden ones and file managers'."""
         if not src.is_dir():
             return [src]
-        return sorted({path for pattern in self.folder for path in src.rglob(pattern) if is_below(src, path)})
-
-    def read(self, files: Sequence[Path], classes: Classes | None, video_info: Path | None) -> Source:
-        """Read the files."""
-        from bitad.data.formats.rows import Given
-
-        module, _, function = self.reader.partition(":")
-        read = getattr(import_module(f"bitad.data.formats.{module}"), function)
-        source: Source = read(files, Given(classes, video_info)) if self.asks else read(files)
-        return source if classes is None or self.asks == "classes" else replace(source, classes=classes)
-
-
-def _is_row(head: Any) -> bool:
-    return isinstance(head, Fields) and len(head) == 3 and head[0].startswith("video_")
-
-
-def _of_thumos14(path: Path, head: Any) -> bool:
-    return path.stem.endswith(("_val", "_test")) and _is_row(head)
-
-
-def _of_multithumos(path: Path, head: Any) -> bool:
-    return not path.stem.endswith(("_val", "_test")) and _is_row(head)
-
-
-def _frames_stated(head: Any) -> bool:
-    """Whether segments are given in frames too, as only ActionFormer does."""
-    videos = head["database"].values()
-    rows = (video.get("annotations") for video in videos if isinstance(video, dict))
-    return any(
-        "segment(frames)" in row[0] for row in rows if isinstance(row, list) and row and isinstance(row[0], dict)
-    )
-
-
-def _of_database(head: Any) -> bool:
-    return isinstance(head, dict) and isinstance(head.get("database"), dict)
-
-
-def _of_actionformer(_: Path, head: Any) -> bool:
-    return _of_database(head) and _frames_stated(head)
-
-
-def _of_native(_: Path, head: Any) -> bool:
-    return _of_database(head) and not _frames_stated(head)
-
-
-def _videos(head: Any) -> list[dict[str, Any]]:
-    """Videos by name; any of them may be the one that lacks something."""
-    return [video for video in head.values() if isinstance(video, dict)] if isinstance(head, dict) else []
-
-
-def _of_mmaction2(path: Path, head: Any) -> bool:
-    return _seconds_stated(head) and _subset_in_name(path)
-
-
-def _of_bsn(path: Path, head: Any) -> bool:
-    return _seconds_stated(head) and not _subset_in_name(path)
-
-
-def _seconds_stated(head: Any) -> bool:
-    return any("duration_second" in video for video in _videos(head))
-
-
-def _subset_in_name(path: Path) -> bool:
-    return any(part in path.name.lower() for part in ("train", "val", "test"))
-
-
-def _of_multilabel(_: Path, head: Any) -> bool:
-    return any(isinstance(video.get("actions"), list) for video in _videos(head))
-
-
-def _of_ego4d(_: Path, head: Any) -> bool:
-    return isinstance(head, dict) and isinstance(head.get("videos"), list)
+        return sorted({path for pattern in self.patterns for path in src.rglob(pattern) if is_listed(src, path)})
 
 
 def _never(_: Path, __: Any) -> bool:
-    """These files are as the native form's, and recognised as such."""
+    """For formats whose files are recognised as the native format."""
     return False
+
+
+def _has_seconds(head: Any) -> bool:
+    return any("duration_second" in video for video in documents.videos_in(head))
+
+
+def _names_subset(path: Path) -> bool:
+    return any(part in path.name.lower() for part in ("train", "val", "test"))
 
 
 _DATABASE = ("database", "subset", "annotations", "segment", "label")
@@ -150,286 +82,266 @@ _SECONDS = ("duration_second", "annotations", "segment", "label")
 _EPIC_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv")
 _EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp")
 
-FORMS = {
-    "native": Form("JSON with a database of videos, as OpenTAD's", "documents:read_database", _DATABASE, _of_native),
-    "actionformer": Form(
-        "ActionFormer's JSON, with segment(frames)",
-        "documents:read_database",
-        (*_DATABASE, "segment(frames)"),
-        _of_actionformer,
+FORMATS = {
+    "native": AnnotationFormat(
+        "JSON with a database of videos, as OpenTAD's",
+        documents.read_database,
+        _DATABASE,
+        lambda _, head: documents.is_database(head) and not documents.has_frame_segments(head),
     ),
-    "activitynet": Form(
+    "actionformer": AnnotationFormat(
+        "ActionFormer's JSON, with segment(frames)",
+        documents.read_database,
+        (*_DATABASE, "segment(frames)"),
+        lambda _, head: documents.is_database(head) and documents.has_frame_segments(head),
+    ),
+    "activitynet": AnnotationFormat(
         "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
-        "documents:read_database",
+        documents.read_database,
         _DATABASE,
         _never,
     ),
-    "hacs": Form("HACS_segments_v1.1.1.json", "documents:read_database", _DATABASE, _never),
-    "fineaction": Form("FineAction's annotations_gt.json", "documents:read_database", _DATABASE, _never),
-    "mmaction2": Form(
+    "hacs": AnnotationFormat("HACS_segments_v1.1.1.json", documents.read_database, _DATABASE, _never),
+    "fineaction": AnnotationFormat("FineAction's annotations_gt.json", documents.read_database, _DATABASE, _never),
+    "mmaction2": AnnotationFormat(
         "mmaction2's anet_anno_{train,val,test}.json",
-        "documents:read_mmaction2",
+        documents.read_mmaction2,
         _SECONDS,
-        _of_mmaction2,
+        lambda path, head: _has_seconds(head) and _names_subset(path),
         ("anet_anno_train.json", "anet_anno_val.json", "anet_anno_test.json"),
     ),
-    "bsn": Form(
+    "bsn": AnnotationFormat(
         "BSN's and BMN's anet_anno_action.json, with video_info_new.csv",
-        "documents:read_bsn",
+        documents.read_bsn,
         _SECONDS,
-        _of_bsn,
+        lambda path, head: _has_seconds(head) and not _names_subset(path),
         ("anet_anno_action.json",),
-        asks="subsets",
     ),
-    "multilabel": Form(
+    "multilabel": AnnotationFormat(
         "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
-        "documents:read_multilabel",
+        documents.read_multilabel,
         ("subset", "duration", "actions"),
-        _of_multilabel,
-        asks="classes",
+        lambda _, head: any(isinstance(video.get("actions"), list) for video in documents.videos_in(head)),
+        names_classes=True,
     ),
-    "ego4d-mq": Form(
+    "ego4d-mq": AnnotationFormat(
         "Ego4D's moments_{train,val,test_unannotated}.json",
-        "documents:read_ego4d_mq",
+        documents.read_ego4d_mq,
         ("videos", "split", "clips", "clip_uid", "video_start_sec", "video_end_sec"),
-        _of_ego4d,
+        lambda _, head: isinstance(head, dict) and isinstance(head.get("videos"), list),
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
-    "thumos14": Form(
+    "thumos14": AnnotationFormat(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
-        "tables:read_thumos14",
-        ('lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt',),
-        _of_thumos14,
+        tables.read_thumos14,
+        (),
+        lambda path, head: tables.is_thumos_line(head) and path.stem.endswith(("_val", "_test")),
         ("*_val.txt", "*_test.txt"),
     ),
-    "multithumos": Form(
+    "multithumos": AnnotationFormat(
         "MultiTHUMOS' folder of CLASS.txt",
-        "tables:read_multithumos",
-        ('lines "video_... start end" in files CLASS.txt',),
-        _of_multithumos,
+        tables.read_multithumos,
+        (),
+        lambda path, head: tables.is_thumos_line(head) and not path.stem.endswith(("_val", "_test")),
         ("*.txt",),
     ),
-    "thumos14-groundtruth": Form(
+    "thumos14-groundtruth": AnnotationFormat(
         "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
-        "tables:read_thumos14_groundtruth",
+        tables.read_thumos14_groundtruth,
         ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
-        folder=("*_groundtruth.csv",),
+        patterns=("*_groundtruth.csv",),
     ),
-    "gtad": Form(
+    "gtad": AnnotationFormat(
         "G-TAD's and AFSD's {val,test}_Annotation.csv",
-        "tables:read_gtad",
+        tables.read_gtad,
         ("video", "type", "start", "end"),
-        folder=("*_Annotation.csv", "*_Annotation_ours.csv"),
+        patterns=("*_Annotation.csv", "*_Annotation_ours.csv"),
     ),
-    "charades": Form(
+    "charades": AnnotationFormat(
         "Charades_v1_{train,test}.csv",
-        "tables:read_charades",
+        tables.read_charades,
         ("id", "actions", "length"),
-        folder=("Charades*_train.csv", "Charades*_test.csv"),
+        patterns=("Charades*_train.csv", "Charades*_test.csv"),
     ),
-    "epic-kitchens-verb": Form(
+    "epic-kitchens-verb": AnnotationFormat(
         "EPIC_100_{train,validation,test_timestamps}.csv, their verbs",
-        "tables:read_epic_verbs",
+        partial(tables.read_epic_kitchens, part="verb"),
         _EPIC_COLUMNS,
-        folder=_EPIC_FILES,
+        patterns=_EPIC_FILES,
     ),
-    "epic-kitchens-noun": Form(
+    "epic-kitchens-noun": AnnotationFormat(
         "EPIC_100_{train,validation,test_timestamps}.csv, their nouns",
-        "tables:read_epic_nouns",
+        partial(tables.read_epic_kitchens, part="noun"),
         _EPIC_COLUMNS,
-        folder=_EPIC_FILES,
+        patterns=_EPIC_FILES,
     ),
 }
 
 
 def recognise(src: str | Path) -> str:
-    """The name of the form that a file or a folder has.
+    """The name of the format of a file or folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has none of them, or may have several; or it is JSON by name and cannot be read.
+        ValueError: it has no known format, or may have several; or it is JSON by name and cannot be read.
     """
     src = Path(src)
     if not src.exists():
         raise FileNotFoundError(f"{src}: no such file or folder of annotations")
-    found, heads = _fitting(src)
+    found, heads = _matching_formats(src)
     if not found:
         raise ValueError(
-            f"{src}: none of the known forms of annotations: it is {_looks(src, heads)}; name one with --from: "
-            f"{', '.join(FORMS)}"
+            f"{src}: unknown annotation format: it is {_description(src, heads)}; name one with --from: "
+            f"{', '.join(FORMATS)}"
         )
     if len(found) > 1:
-        raise ValueError(f"{src}: could be {' or '.join(found)}; say which with --from")
+        raise ValueError(f"{src}: its format may be {' or '.join(found)}; name one with --from")
     return found[0]
 
 
-def _fitting(src: Path) -> tuple[list[str], dict[Path, Any]]:
-    """The names of the forms that a file or a folder may have, and what tells it: the heads of its files."""
+def read_annotation_files(
+    src: str | Path,
+    format: str | None = None,
+    *,
+    classes: Classes | None = None,
+    video_info: str | Path | None = None,
+) -> ParsedAnnotations:
+    """Read ground truth in any of the ``FORMATS``; what cannot be read of a video is among its faults.
+
+    Args:
+        src: a file, or a folder of files of one data set.
+        format: the format's name; by default, it is recognised.
+        classes: the class names in order, or a list of them; by default the files' own.
+        video_info: a list of videos, for formats that need one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the format is unknown, is not recognised or is not that of the files.
+    """
+    src = Path(src)
+    name = recognise(src) if format is None else format
+    if name not in FORMATS:
+        raise ValueError(f"there is no annotation format {name!r}; the formats are {', '.join(FORMATS)}")
+    if not src.exists():
+        raise FileNotFoundError(f"{src}: no such file or folder of annotations")
+    chosen = FORMATS[name]
+    files = chosen.files(src)
+    if not files:
+        wanted = ", ".join(chosen.patterns)
+        raise ValueError(f"{src}: " + (f"no {wanted} there" if wanted else f"a folder; format {name} is one file"))
+    try:
+        parsed = chosen.read(files, ReadOptions(classes, None if video_info is None else Path(video_info)))
+    except ValueError as error:
+        raise ValueError(f"{error}{_actual_format(src, name)}") from None
+    if classes is not None and not chosen.names_classes:
+        parsed = replace(parsed, classes=classes)
+    return replace(parsed, format=name, path=src)
+
+
+def read_head(path: Path) -> Any:
+    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text."""
+    if path.name.lower().endswith((".json", ".json.gz")):
+        return read_json(path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv" and not path.is_dir():
+        return TableHead(table_columns(path))
+    if suffix != ".txt" or path.is_dir():
+        return TextHead(())
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return TextHead(tuple(next((line for line in file if line.strip()), "").split()))
+
+
+def _matching_formats(src: Path) -> tuple[list[str], dict[Path, Any]]:
+    """The names of the formats that a file or folder may have, and the heads of its files."""
     heads: dict[Path, Any] = {}
     found = []
-    for name, form in FORMS.items():
-        for path in form.files(src):
+    for name, known in FORMATS.items():
+        for path in known.files(src):
             if path not in heads:
-                heads[path] = _head(path)
-            if form.has(path, heads[path]):
+                heads[path] = read_head(path)
+            if known.fits(path, heads[path]):
                 found.append(name)
                 break
     return found, heads
 
 
-def read_source(
-    src: str | Path,
-    form: str | None = None,
-    *,
-    classes: Classes | None = None,
-    video_info: str | Path | None = None,
-) -> tuple[str, Source]:
-    """Read ground truth in any of the ``FORMS``: the form's name, and the videos with what cannot be read of each.
-
-    Args:
-        src: a file, or a folder of files of one data set.
-        form: the form's name; recognised where not given.
-        classes: the class names in order, or a list of them; by default the files' own.
-        video_info: a list of videos, whose subsets a form takes that states none.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a form unknown, unrecognised or not that of the files.
-    """
-    src = Path(src)
-    name = recognise(src) if form is None else form
-    if name not in FORMS:
-        raise ValueError(f"no form of annotations is called {name!r}; the forms are {', '.join(FORMS)}")
-    if not src.exists():
-        raise FileNotFoundError(f"{src}: no such file or folder of annotations")
-    files = FORMS[name].files(src)
-    if not files:
-        wanted = ", ".join(FORMS[name].folder)
-        raise ValueError(f"{src}: " + (f"no {wanted} there" if wanted else f"a folder; form {name} is one file"))
+def _actual_format(src: Path, name: str) -> str:
+    """The end of an error: what a file is instead of the format that was named."""
     try:
-        source = FORMS[name].read(files, classes, None if video_info is None else Path(video_info))
-    except ValueError as error:
-        raise ValueError(f"{error}{_instead(src, name)}") from None
-    return name, replace(source, path=src)
-
-
-def read_form(
-    src: str | Path,
-    form: str | None = None,
-    *,
-    classes: Classes | None = None,
-    video_info: str | Path | None = None,
-) -> tuple[str, Source]:
-    """As :func:`read_source`, where everything can be read.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_source`; a line or value that is malformed; a label that is not
-            one of the classes.
-    """
-    name, source = read_source(src, form, classes=classes, video_info=video_info)
-    _ = source.annotations  # refuses what could not be read
-    return name, source
-
-
-def _head(path: Path) -> Any:
-    """What tells a file's form: the content of JSON, a table's columns, a text's first fields."""
-    if path.name.lower().endswith((".json", ".json.gz")):
-        return read_json(path)
-    if path.is_dir() or path.suffix.lower() not in (".csv", ".txt"):
-        return _OTHER
-    if path.suffix.lower() == ".csv":
-        return Columns(columns_of(path))
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return Fields(next((line for line in file if line.strip()), "").split())
-
-
-def _looks(src: Path, heads: dict[Path, Any]) -> str:
-    """What a file or folder of no known form looks like, and the form that is nearest."""
-    if src.is_dir():
-        names = sorted(path.name for path in src.iterdir() if not path.name.startswith("."))
-        inner = _inner_form(src)
-        return f"a folder {f'with {some(names)}' if names else 'without files'}" + (f"; {inner}" if inner else "")
-    head = heads[src]
-    signature = signature_of(src)
-    if not _is_json(head):
-        if remedy := {
-            "json": "give it a name that ends in .json, if it is one JSON document",
-            "text": "give it a name that ends in .csv or .txt, if it is a table or lines" if head is _OTHER else "",
-            "pickle": "write it as JSON with the project that wrote it",
-        }.get(signature.kind):
-            return f"{signature.says}; {remedy}"
-        if signature.kind != "text":
-            return str(signature)
-    if isinstance(head, Columns | Fields) and not head:
-        return "a file of empty lines"
-    if isinstance(head, Columns):
-        looks = f"a CSV file with columns {some(head)}"
-    elif isinstance(head, Fields):
-        looks = f'a text with lines such as "{_shortened(" ".join(head))}"'
-    else:
-        looks = described(head)
-        if isinstance(head, dict) and isinstance(head.get("results"), dict):
-            return f"{looks}; these are detections, which `bitad evaluate` reads"
-    near = _nearest(head)
-    return f"{looks}; the nearest form is {near}"
-
-
-def _instead(src: Path, name: str) -> str:
-    """What a file is instead of the form that was named, for the end of an error."""
-    try:
-        found, heads = _fitting(src)
-    except ValueError:  # JSON by name that cannot be read, as the error itself says
+        found, heads = _matching_formats(src)
+    except ValueError:  # JSON by name that cannot be read, which the error says
         return ""
     if not found:
-        return f"; it is {_looks(src, heads)}"
-    if len(found) > 1 or FORMS[found[0]].reader == FORMS[name].reader:
+        return f"; it is {_description(src, heads)}"
+    if len(found) > 1 or FORMATS[found[0]].read == FORMATS[name].read:
         return ""
-    return f"; it is of form {found[0]}"
+    return f"; it is of format {found[0]}"
 
 
-def _inner_form(folder: Path) -> str | None:
-    """A file in a folder that has a form by itself."""
-    for path in sorted(path for path in folder.iterdir() if is_below(folder, path))[:_MOST_FILES]:
+def _description(src: Path, heads: dict[Path, Any]) -> str:
+    """What a file or folder without a known format is, and the nearest format."""
+    if src.is_dir():
+        names = sorted(path.name for path in src.iterdir() if not path.name.startswith("."))
+        files = f"with {shortened_list(names)}" if names else "without files"
+        return f"a folder {files}{_file_with_format(src)}"
+    head = heads[src]
+    is_json = not isinstance(head, TableHead | TextHead)
+    signature = signature_of(src)
+    if not is_json and signature.kind != "text":
+        remedy = {
+            "json": "give it a name that ends in .json, if it is one JSON document",
+            "pickle": "write it as JSON with the project that wrote it",
+        }.get(signature.kind, signature.remedy)
+        return f"{signature.description}; {remedy}"
+    match head:
+        case TextHead() if src.suffix.lower() != ".txt":
+            return f"{signature.description}; give it a name that ends in .csv or .txt, if it is a table or lines"
+        case TextHead(()) | TableHead(()):
+            return "a file of empty lines"
+        case TextHead(fields):
+            return (
+                f'a text with lines such as "{shortened(" ".join(fields))}"; the nearest format is thumos14, which has '
+                'lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt'
+            )
+        case TableHead(columns):
+            return f"a CSV file with columns {shortened_list(columns)}; {_nearest(set(columns), head)}"
+        case {"results": dict()}:
+            return f"{description_of(head)}; these are detections, which `bitad evaluate` reads"
+    return f"{description_of(head)}; {_nearest(set(_keys(head)), head)}"
+
+
+def _file_with_format(folder: Path) -> str:
+    """A file in a folder that has a format, for the end of a description."""
+    for path in sorted(path for path in folder.iterdir() if is_listed(folder, path))[:_MOST_FILES]:
         with suppress(ValueError):
             if path.is_file():
-                return f"{path.name} in it is of form {recognise(path)}: name that file"
-    return None
+                return f"; {path.name} in it is of format {recognise(path)}: name that file"
+    return ""
 
 
-def _nearest(head: Any) -> str:
-    """The form that shares most keys or columns with a file, and what the file lacks of it."""
-    if isinstance(head, Fields):
-        return f"thumos14, which has {FORMS['thumos14'].needs[0]}"
-    table = isinstance(head, Columns)
-    keys = set(head) if table else set(_keys(head))
+def _nearest(keys: set[str], head: Any) -> str:
+    """The format that shares most keys or columns with a file, and those that the file lacks."""
+    is_table = isinstance(head, TableHead)
     shares = {
-        name: len(keys.intersection(form.needs)) / len(form.needs)
-        for name, form in FORMS.items()
-        if (form.fits is None) == table
+        name: len(keys.intersection(known.required)) / len(known.required)
+        for name, known in FORMATS.items()
+        if known.required and (known.matches is None) == is_table
     }
     name = max(shares, key=lambda name: shares[name])
-    if not shares[name]:  # the commonest one
-        name = "gtad" if table else "native"
-    lacks = [key for key in FORMS[name].needs if key not in keys]
-    what = "columns" if table else "keys"
-    return f"{name}, " + (f"of which it lacks the {what} {', '.join(lacks)}" if lacks else "with its keys elsewhere")
+    if not shares[name]:  # the most common one
+        name = "gtad" if is_table else "native"
+    missing = ", ".join(key for key in FORMATS[name].required if key not in keys)
+    what = "columns" if is_table else "keys"
+    return f"the nearest format is {name}, " + (
+        f"without the {what} {missing}" if missing else "with its keys elsewhere"
+    )
 
 
 def _keys(content: Any, depth: int = 6) -> Iterator[str]:
     """The keys of objects in a JSON document, of the first few of each list and object."""
-    if depth and isinstance(content, dict):
+    if isinstance(content, dict):
         yield from content
-        for value in list(content.values())[:3]:
-            yield from _keys(value, depth - 1)
-    elif depth and isinstance(content, list):
+        content = list(content.values())
+    if depth and isinstance(content, list):
         for value in content[:3]:
             yield from _keys(value, depth - 1)
-
-
-def _is_json(head: Any) -> bool:
-    return not isinstance(head, Columns | Fields) and head is not _OTHER
-
-
-def _shortened(text: str) -> str:
-    text = "".join(one if one.isprintable() else "?" for one in text)
-    return text if len(text) <= _LINE else f"{text[:_LINE]}..."

@@ -1,0 +1,406 @@
+"""The Python API: what ``import bitad`` offers, composed of the functions that the command line uses too.
+
+Functions import what they need themselves, so that evaluating and merging do not load PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bitad.config.names import MapRule, MergeMethod, OnDecodeError, OnReadError
+from bitad.data.annotations import Annotations
+from bitad.data.clocks import require_durations
+from bitad.data.detections import Detections, alike, require_any, under_names
+from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.runtime.log import log, log_file
+from bitad.runtime.progress import progress_shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from bitad.config.schema import Config
+    from bitad.data.sources import Source
+    from bitad.weights.checkpoint import Checkpoint
+
+StrPath = str | os.PathLike[str]
+
+
+class Detector:
+    """A trained detector, ready to use: one network or two. Several threads may use it at once.
+
+    Attributes:
+        config: of its training.
+        classes: the names of its classes.
+        device: where it computes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        from bitad.models.build import OwnRandomNumbers
+        from bitad.runtime.distributed import Ranks
+
+        with OwnRandomNumbers():
+            self._network = checkpoint.network().to(device)
+        self._checkpoint = replace(checkpoint, model={}, training=None)  # the network has the weights
+        self._ranks = Ranks(0, 1, device)
+
+    @property
+    def config(self) -> Config:
+        return self._checkpoint.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._checkpoint.classes
+
+    @property
+    def device(self) -> torch.device:
+        return self._ranks.device
+
+    def __repr__(self) -> str:
+        return (
+            f"Detector({self._checkpoint.source!r}, {self.config.variant}, {len(self.classes)} classes, {self.device})"
+        )
+
+    def detect(
+        self,
+        videos: StrPath | Iterable[StrPath],
+        *,
+        on_decode_error: OnDecodeError = "error",
+        on_read_error: OnReadError = "error",
+        progress: bool = False,
+    ) -> Detections:
+        """Detects in video files, like ``bitad detect``.
+
+        Args:
+            videos: a file, a folder (with its sub-folders), or several of either.
+            on_decode_error: "repeat" shows the last good frame in place of a frame that cannot be decoded.
+            on_read_error: "skip" skips videos that cannot be read; ``Detections.unread`` says why.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            the detections by the names of the files without suffix, in seconds.
+
+        Raises:
+            FileNotFoundError: no such file, or a folder without videos.
+            ValueError: two videos have the same name, a video cannot be read, or the detector takes features.
+        """
+        from bitad.inference.detect import detect_videos
+
+        files = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
+        with progress_shown(progress):
+            detections, unread = detect_videos(
+                self._checkpoint,
+                files,
+                self._ranks,
+                network=self._network,
+                damaged=on_decode_error,
+                on_read_error=on_read_error,
+            )
+        for name, reason in unread.items():
+            log.warning("%s: %s", name, reason)
+        return detections
+
+    def predict(
+        self,
+        inputs: ArrayLike,
+        fps: float | Fraction,
+        *,
+        name: str = "video",
+        duration_s: float | None = None,
+        progress: bool = False,
+    ) -> Detections:
+        """Detects in the frames, or features, of one video in memory.
+
+        Args:
+            inputs: all frames, uint8 ``[T, H, W, 3]``, red, green, blue; or, for a detector on features, all features,
+                float ``[T, C]``, in the stride and offset of the features of its training.
+            fps: frames a second of the video, also for features.
+            name: of the video, in the result.
+            duration_s: of the video, where detections end; None: to the end of the inputs.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            the detections of one video, in seconds from its first frame. They equal those of a lossless RGB file.
+
+        Raises:
+            ValueError: inputs of another shape or type than the detector takes; fps or duration not above 0.
+        """
+        from bitad.inference.detect import detect_in_source
+
+        for what, number in (("fps", fps), ("duration_s", duration_s)):
+            if number is not None and not (math.isfinite(number) and number > 0):
+                raise ValueError(f"{what} {number}; give a number above 0")
+        # 29.97 means 2997/100, as the rate of a file is.
+        rate = Fraction(fps).limit_denominator(10**6) or Fraction(fps)
+        source, seconds = self._source(np.asarray(inputs), rate)
+        durations = {name: seconds if duration_s is None else float(duration_s)}
+        with progress_shown(progress):
+            return detect_in_source(self._checkpoint, self._network, durations, source, self._ranks).merged
+
+    def _source(self, inputs: NDArray[Any], rate: Fraction) -> tuple[Source, float]:
+        """The windows of inputs in memory, and how many seconds these cover."""
+        from bitad.data.sources import FeatureFiles, FeaturesInMemory, FramesInMemory, Sampling
+
+        data, window, backbone = self.config.data, self.config.window, self.config.model.backbone
+        given = f"{inputs.dtype} of shape {list(inputs.shape)}"
+        if backbone is not None:
+            if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[3] != 3 or 0 in inputs.shape:
+                raise ValueError(f"frames are {given}; this detector takes uint8 [T, H, W, 3]")
+            sampling = Sampling.of(window, self._checkpoint.rate_hz)
+            source = FramesInMemory(inputs, float(rate), pixels=backbone.pixels, sampling=sampling)
+            return source, float(len(inputs) / rate)
+        channels = data.feature_channels
+        if inputs.dtype.kind != "f" or inputs.ndim != 2 or len(inputs) == 0 or inputs.shape[1] != channels:
+            raise ValueError(f"features are {given}; this detector takes float [T, {channels}]")
+        if not np.isfinite(inputs).all():
+            raise ValueError("features are not finite numbers; make finite ones")
+        if data.reversed_features is not None and "reverse" in self.config.views:
+            raise ValueError(
+                "this detector also takes features of reversed playback, which predict has no argument for; use "
+                "`bitad test`"
+            )
+        stride, offset = data.feature_stride_frames, data.feature_offset_frames
+        features = FeatureFiles(
+            FeaturesInMemory(np.ascontiguousarray(inputs, np.float32)),
+            stride_frames=stride,
+            offset_frames=offset,
+            fps=float(rate),
+            steps=window.resized_steps,
+            clock=window.resized_clock,
+        )
+        return features, (len(inputs) * stride + 2 * max(0.0, offset)) / float(rate)
+
+
+def _video_files(places: Iterable[StrPath]) -> dict[str, Path]:
+    """Video files by name; raises as :meth:`Detector.detect`."""
+    from bitad.video.files import list_videos, videos_by_name
+
+    paths = [Path(place) for place in places]
+    if not paths:
+        raise ValueError("no videos; give at least one")
+    return videos_by_name([file for path in paths for file in (list_videos(path) if path.is_dir() else [path])])
+
+
+def load(
+    path: StrPath,
+    config: StrPath | Config | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> Detector:
+    """Loads a trained detector.
+
+    Args:
+        path: a run directory, a checkpoint, or a file of OpenTAD's weights.
+        config: for weights without a configuration: a YAML file, the name of a preset, or a configuration.
+        overrides: changes to the configuration, ``"test.nms.sigma=0.5"`` say.
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a detector, weights that do not fit, a configuration missing or not needed, or no such device.
+    """
+    from bitad.runtime.distributed import choose_device
+
+    chosen = choose_device(device)
+    return Detector(checkpoint_of(path, config, overrides), chosen)
+
+
+def checkpoint_of(path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()) -> Checkpoint:
+    """A checkpoint with its own configuration, or the given one, changed by overrides. Raises as :func:`load`."""
+    from bitad.config.loading import load_config, override_config
+    from bitad.config.schema import Config
+    from bitad.weights.checkpoint import load_checkpoint
+
+    if config is None:
+        return load_checkpoint(Path(path)).changed(overrides)
+    if isinstance(config, Config):
+        return load_checkpoint(Path(path), override_config(config, overrides) if overrides else config)
+    return load_checkpoint(Path(path), load_config(Path(config), overrides))
+
+
+def detect(
+    videos: StrPath | Iterable[StrPath],
+    checkpoint: StrPath,
+    config: StrPath | Config | None = None,
+    *,
+    device: str | None = None,
+    on_decode_error: OnDecodeError = "error",
+    on_read_error: OnReadError = "error",
+    progress: bool = False,
+) -> Detections:
+    """Loads a detector and detects in video files: :func:`load`, then :meth:`Detector.detect`."""
+    detector = load(checkpoint, config, device=device)
+    return detector.detect(videos, on_decode_error=on_decode_error, on_read_error=on_read_error, progress=progress)
+
+
+def evaluate(
+    annotations: Annotations,
+    detections: Detections,
+    *,
+    subset: str,
+    tiou: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
+    rule: MapRule = "activitynet",
+    ambiguous: StrPath | None = None,
+    class_agnostic: bool = False,
+    allow_clock_mismatch: bool = False,
+    sources: tuple[object, object] = ("the annotations", "the detections"),
+) -> Evaluation:
+    """Average mAP of detections, like ``bitad evaluate``.
+
+    Args:
+        annotations: the ground truth. To count THUMOS14's ``Ambiguous`` as a class, as OpenTAD's evaluator and the
+            command line do, read it with ``read_annotations(path, ignore=())``.
+        detections: of these videos; on the reverse clock, they are reversed first.
+        subset: of the ground truth.
+        tiou: thresholds, each above 0 and at most 1.
+        rule: of ActivityNet or of the THUMOS'14 kit.
+        ambiguous: with the kit's rule, its file of ambiguous segments, where the ground truth has none.
+        class_agnostic: measure when something happens, not what; by ActivityNet's rule.
+        allow_clock_mismatch: log, and do not refuse, durations that differ from the annotations.
+        sources: what errors call annotations and detections.
+
+    Raises:
+        ValueError: no such subset or no ground truth in it; no detection in its videos; thresholds outside (0, 1];
+            durations that differ; options that exclude each other.
+    """
+    if ambiguous is not None and rule != "thumos-kit":
+        raise ValueError("ambiguous segments are only for the kit's rule; use rule thumos-kit, or leave them out")
+    if class_agnostic and rule != "activitynet":
+        raise ValueError(f"class-agnostic evaluation is only by ActivityNet's rule; leave out rule {rule}")
+    truth_source, source = sources
+    truth = annotations.subset(subset)
+    found = under_names(detections, annotations.videos, source)
+    require_any(found, truth.videos, source, f"{truth_source}, subset {subset!r}")
+    if class_agnostic:
+        truth, found = truth.only_classes().class_agnostic(), found.class_agnostic()
+    evaluation = _by_rule(truth, found, tiou, rule, ambiguous)
+    compare_durations(truth, found, source, allowed=allow_clock_mismatch)
+    return evaluation
+
+
+def _by_rule(
+    truth: Annotations, detections: Detections, tiou: Sequence[float], rule: MapRule, ambiguous: StrPath | None
+) -> Evaluation:
+    from bitad.evaluation import mean_average_precision
+    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+    from bitad.video.names import renamed
+
+    if rule == "activitynet":
+        return mean_average_precision.evaluate(truth, detections, tiou=tiou)
+    marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
+    return evaluate_by_thumos_kit(truth, detections, tiou=tiou, ambiguous=marked)
+
+
+def compare_durations(annotations: Annotations, detections: Detections, source: object, *, allowed: bool) -> None:
+    """Refuses detections whose videos have other durations than annotated; logs them where that is allowed."""
+    mismatch = require_durations(
+        {name: video.duration_s for name, video in annotations.videos.items()},
+        detections.durations_s,
+        source,
+        allowed=allowed,
+        remedy="name the annotations of these videos, or continue with --allow-clock-mismatch "
+        "(allow_clock_mismatch=True)",
+    )
+    if mismatch is not None:
+        log.warning("%s", mismatch)
+
+
+def merge(*detections: Detections, method: MergeMethod = "soft-nms", names: Sequence[str] = ()) -> Detections:
+    """Late fusion of the detections of several detectors, like ``bitad merge``.
+
+    Args:
+        detections: at least two sets, each on its own clock; the result is on the forward clock.
+        method: "soft-nms", "mean", "product" or "wsf", see :func:`bitad.inference.merge.merge`.
+        names: what errors and the log call the sets.
+
+    Raises:
+        ValueError: fewer than two sets, sets that disagree about a duration, a reversed set without durations, or
+            scores on different scales.
+    """
+    from bitad.inference import merge as fusion
+
+    names = names or [f"set {number}" for number in range(1, len(detections) + 1)]
+    sets = alike(detections, names)
+    return fusion.merge(*map(_forward, sets, names), method=method, names=names)
+
+
+def _forward(detections: Detections, name: str) -> Detections:
+    try:
+        return detections.forward()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that has ended.
+
+    Args:
+        directory: of the run, with its checkpoints, metrics and log.
+        average_map: the best of its evaluations, 0 to 1; None if there was none.
+    """
+
+    directory: Path
+    average_map: float | None
+
+    def load(self, *, device: str | None = None) -> Detector:
+        """The detector of its best evaluation, or of its last checkpoint if there was none; see :func:`load`."""
+        return load(self.directory, device=device)
+
+
+# A training uses the random numbers of the process.
+_training = threading.Lock()
+
+
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    until: int | None = None,
+    device: str | None = None,
+    allow_changed_data: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Trains a detector, like ``bitad train``; also under torchrun.
+
+    In the main thread, Ctrl-C (or a notebook's interrupt) ends the training after its current step, with a checkpoint;
+    ``resume=True`` continues there. Random numbers and threads of PyTorch are afterwards what they were before.
+
+    Args:
+        config: of :func:`bitad.load_config`.
+        resume: continue the run; without it, an existing run is never overwritten.
+        until: stop after this epoch, to be resumed later.
+        device: as of :func:`load`.
+        allow_changed_data: resume although annotations, features or videos have changed, and log what has.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        FileNotFoundError, ValueError: the run exists, or there is none to resume; data, weights or checkpoint do not
+            fit; another process writes to the run directory.
+        KeyboardInterrupt: interrupted; the message says where the run stands.
+    """
+    from bitad.training.trainer import open_run
+
+    if allow_changed_data and not resume:
+        raise ValueError("allow_changed_data is for a run that is resumed; add resume=True, or leave it out")
+    if until is not None and until < 1:
+        raise ValueError(f"until={until} is no epoch; the first is 1")
+    if not _training.acquire(blocking=False):
+        raise ValueError("another thread of this process is training; wait until that has ended")
+    try:
+        opened = open_run(config, device=device, resume=resume, allow_changed_data=allow_changed_data)
+        with progress_shown(progress), opened as trainer, log_file(trainer.directory):
+            best = trainer.run(until=until)
+    finally:
+        _training.release()
+    return Run(trainer.directory, best if best >= 0 else None)
