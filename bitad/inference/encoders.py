@@ -154,25 +154,26 @@ class WindowEncoder(Encoder):
     training.
 
     Args:
-        steps: T, rows of a window.
-        overlap: share of a window that the next one shares.
+        run: the trained run; the other settings default to its own.
     """
 
     offset_frames = 0.0
+    window_steps: int
+    window_overlap: float
 
-    def __init__(
-        self,
-        backbones: Mapping[Direction, VideoBackbone],
-        *,
-        steps: int,
-        overlap: float,
-        stride_frames: int,
-        pixels: int,
-        file: Path,
-    ) -> None:
-        super().__init__(backbones, stride_frames=stride_frames, pixels=pixels, file=file)
-        self.window_steps: int = steps
-        self.window_overlap: float = overlap
+    def __init__(self, run: Checkpoint, stride_frames: int | None = None, pixels: int | None = None) -> None:
+        model, window = run.config.model.backbone, run.config.window
+        if model is None:
+            raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
+        if window.layout != "sliding":
+            raise ValueError(
+                f"{run.source} was trained with window.layout={window.layout}; features are computed in sliding "
+                "windows of one stride: give a run with window.layout=sliding"
+            )
+        stride_frames = window.stride_frames if stride_frames is None else stride_frames
+        pixels = model.pixels if pixels is None else pixels
+        super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
+        self.window_steps, self.window_overlap = window.steps, window.overlap
         self.frames_per_step = next(iter(self.backbones.values())).frames_per_step
         if stride_frames % self.frames_per_step:
             step = f"the run's {self.frames_per_step} frames a step"
@@ -245,26 +246,7 @@ def load_encoder(
     run = found if isinstance(found, Checkpoint) and config is None else load_checkpoint(file, config)
     if clip_frames not in (None, CLIP_FRAMES):
         raise ValueError(f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames")
-    return _window_encoder(run, stride_frames, pixels)
-
-
-def _window_encoder(run: Checkpoint, stride_frames: int | None, pixels: int | None) -> WindowEncoder:
-    model, window = run.config.model.backbone, run.config.window
-    if model is None:
-        raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
-    if window.layout != "sliding":
-        raise ValueError(
-            f"{run.source} was trained with window.layout={window.layout}; features are computed in sliding windows of "
-            "one stride: give a run with window.layout=sliding"
-        )
-    return WindowEncoder(
-        _backbones(run),
-        steps=window.steps,
-        overlap=window.overlap,
-        stride_frames=window.stride_frames if stride_frames is None else stride_frames,
-        pixels=model.pixels if pixels is None else pixels,
-        file=Path(run.source),
-    )
+    return WindowEncoder(run, stride_frames, pixels)
 
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:

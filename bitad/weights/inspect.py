@@ -84,14 +84,12 @@ class Inspection:
         weights = self.weights
         kind = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}[weights.format.kind]
         where = "" if weights.key is None else f" in {weights.key}"
+        average = "averaged (EMA)" if self.is_averaged else "not marked as EMA"
         epoch = "unknown epoch" if weights.epoch is None else f"epoch {weights.epoch}"
         dtypes = " and ".join(weights.dtype_names) + (", read as float32" if weights.is_converted else "")
         adapters = f", {self.adapter_parameters / MILLION:.2f} M in adapters" if self.adapter_parameters else ""
         rows = [
-            (
-                "weights",
-                f"{len(weights.tensors)}{where}, {'averaged (EMA)' if self.is_averaged else 'not marked as EMA'}",
-            ),
+            ("weights", f"{len(weights.tensors)}{where}, {average}"),
             ("", f"{epoch}, {'with' if self.has_optimizer else 'without'} optimizer"),
             ("numbers", f"{dtypes}; {self.parameters / MILLION:.2f} M parameters{adapters}"),
         ]
@@ -100,16 +98,14 @@ class Inspection:
         if self.has_backbone_file:
             rows.append(("", f"the frozen transformer is in {BACKBONE_FILE}"))
         if weights.others:
-            rows.append(("not used", ", ".join(weights.others)))
+            rows.append(("others", f"{', '.join(weights.others)}: not used"))
         if weights.empty_averages:
             rows.append(("averaged", f"no weights in {', '.join(weights.empty_averages)}"))
         if weights.unused:
             names = ", ".join(weights.unused[:3]) + (", ..." if len(weights.unused) > 3 else "")
             rows.append(("not used", f"{len(weights.unused)}: {names}"))
-        verdict = "; ".join(self.defects) or "nothing missing, nothing unexpected"
-        rows.append(
-            ("compared", _NOT_COMPARED if self.compared_with is None else f"with {self.compared_with}: {verdict}")
-        )
+        verdict = f"with {self.compared_with}: {'; '.join(self.defects) or 'nothing missing, nothing unexpected'}"
+        rows.append(("compared", _NOT_COMPARED if self.compared_with is None else verdict))
         return [f"{self.path}: {weights.format.title}, {kind}", *(f"  {name:<11}{text}" for name, text in rows)]
 
 

@@ -190,7 +190,7 @@ def test_inspect_and_the_log_say_which_weights_are_taken(
     assert main(["weights", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "in model_ema, averaged (EMA)" in out
-    assert "not used   model" in out
+    assert "others     model: not used" in out
     assert main(["weights", "inspect", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["weights"], said["averaged"], said["also"]) == ("model_ema", True, ["model"])
