@@ -1,16 +1,15 @@
-"""AdaTAD's backbone beside OpenTAD's own, on this machine: one window forwards, and a step of its training.
+"""AdaTAD's backbone in BiTAD and in OpenTAD, on this machine: a forward pass over one window, and a training step.
 
     git clone https://github.com/sming256/OpenTAD
     python benchmarks/beside_opentad.py OpenTAD [--threads 2] [--rounds 2] [--json FILE] [--quick]
 
-OpenTAD's transformer with adapters is taken from the clone as it is; what it takes of mmcv, mmengine and mmaction is
-stood in for by the same layers of PyTorch. Before its blocks the pixels are normalised and cut into clips, behind them
-tokens are averaged and interpolated, as its configuration of AdaTAD on THUMOS14 says. Both have the same weights, and
-must give the same features. A step is the forward and the backward pass of what trains, the adapters; activations of
-the blocks are recomputed, and nothing is averaged or optimised.
+Imports OpenTAD's transformer with adapters from the clone, with PyTorch layers in place of those of mmcv, mmengine and
+mmaction. Pixels are normalised and cut into clips before the blocks, tokens are averaged and interpolated after them,
+as in its configuration of AdaTAD on THUMOS14. Both have the same weights, and must give the same features. A step is
+the forward and the backward pass of the adapters, with activation checkpointing, without optimizer and average.
 
-Each is measured in processes of its own, in turns, so that what else the machine does falls on both alike; the least of
-the rounds counts.
+Each runs in its own processes, alternating, so that other load on the machine affects both equally; the fastest round
+counts.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ THEIRS = "OpenTAD"
 WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}
 FILE = Path("opentad/models/backbones/vit_adapter.py")
 PIXELS = 160
-DROP_PATH = 0.1  # of its configuration; ours drops none of what is frozen
+DROP_PATH = 0.1  # of its configuration; BiTAD's drops none in frozen layers
 COLUMNS = ("work", "whose", "CPU", "of OpenTAD's", "clock", "of OpenTAD's", "peak MiB", "of OpenTAD's")
 
 
 class Theirs(nn.Module):
-    """OpenTAD's transformer, and what stands before and behind it."""
+    """OpenTAD's transformer, with the layers before and after it."""
 
     def __init__(self, clone: Path, size: str, frames: int, *, drop_path: float) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ def ours(size: str, checkpointing: Checkpointing) -> VideoBackbone:
 
 
 def work(clone: str, threads: int, *, what: str, whose: str, size: str, frames: int) -> Measured:
-    """A window's way through one of the backbones, or a step of its training; the second time, not the first."""
+    """A forward pass or a training step of one of the backbones on one window, after a warm-up."""
     network: nn.Module
     if whose == THEIRS:
         torch.set_num_threads(threads)
@@ -116,8 +115,7 @@ def work(clone: str, threads: int, *, what: str, whose: str, size: str, frames: 
 
 
 def agreement(clone: str, *, size: str) -> Measured:
-    """How far the features of both are apart, with the same weights: those that OpenTAD's begin with, but adapters
-    that change something."""
+    """The difference between the features of both, with OpenTAD's initial weights but random adapters."""
     torch.manual_seed(0)
     theirs, mine = Theirs(Path(clone), size, 32, drop_path=0).eval(), ours(size, "none").eval()
     for name, parameter in theirs.named_parameters():
@@ -136,7 +134,7 @@ def _their_class(clone: Path) -> Any:
     """OpenTAD's transformer with adapters.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: its file does not exist.
     """
     for name, content in _stand_ins().items():
         sys.modules[name] = module = types.ModuleType(name)
@@ -150,7 +148,7 @@ def _their_class(clone: Path) -> Any:
 
 
 def _stand_ins() -> dict[str, dict[str, Any]]:
-    """What the file takes of other projects, in the little of it that AdaTAD uses."""
+    """The file's imports from other projects, as far as AdaTAD uses them."""
 
     class Module(nn.Module):
         def __init__(self, init_cfg: object = None) -> None:
@@ -234,7 +232,7 @@ def table_of(best: dict[tuple[str, str], Alone], *, notes: Sequence[str]) -> Tab
                 done.peak_mib / theirs.peak_mib,
             )
         )
-    return Table("AdaTAD's backbone, OpenTAD's and ours", COLUMNS, tuple(rows), tuple(notes))
+    return Table("AdaTAD's backbone in OpenTAD and in BiTAD", COLUMNS, tuple(rows), tuple(notes))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -252,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         apart = alone(agreement, given, threads=options.threads).measured.facts["apart"]
         if apart > 1e-4:
-            raise FailedError(f"the features are {apart:.1e} apart, so what they take cannot be compared")
+            raise FailedError(f"the features differ by {apart:.1e}, so the costs cannot be compared")
         with Meter("measuring", len(turns)) as meter:
             for what, whose in turns:
                 more = {"threads": options.threads, "frames": frames, "what": what, "whose": whose}
@@ -266,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     notes = (
         f"VideoMAE-{size.upper()} with adapters, a window of {frames} frames of {PIXELS}x{PIXELS}, fp32; the same "
-        f"weights give features {apart:.0e} apart, relative to the largest. OpenTAD recomputes its blocks.",
+        f"weights give features that differ by {apart:.0e}, relative to the largest. OpenTAD recomputes its blocks.",
         f"{machine()}, {options.threads} threads; the best of {options.rounds} in turns. In the peak: Python, PyTorch.",
     )
     table = table_of(best, notes=notes)

@@ -1,10 +1,10 @@
-"""What reading a window costs beside decoding alone: 768 frames, every 4th, of H.264 files like THUMOS14's.
+"""The cost of reading a window compared with decoding alone: 768 frames, every 4th, of H.264 like THUMOS14's.
 
-Two videos of 320x180 at 30 frames a second are rendered: one with a keyframe every 250 frames and B-frames, one with a
-keyframe every 12 frames and none. Of each, a training and a test window are read as training and testing read them,
-and for comparison by PyAV alone: every frame from the keyframe before the window to its last frame is decoded
-("decoded only", the floor), and besides those of the window are converted to RGB at the file's own size. One thread,
-CPU seconds, the best of several repetitions; nothing is kept from one to the next but the index of the file.
+Renders two videos of 320x180 at 30 frames per second: one with a keyframe every 250 frames and B-frames, one with a
+keyframe every 12 frames and no B-frames. Reads a training and a test window of each as training and testing do, and for
+comparison with PyAV alone: "decoded only", the floor, decodes every frame from the keyframe before the window to its
+last frame; "decoded, RGB" also converts the window's frames at the file's size. One thread, CPU seconds, the fastest of
+several repetitions, which share only the index of the file.
 
     python benchmarks/decoding.py [--repetitions 9] [--frames 768] [--pixels 160] [--json FILE]
 """
@@ -30,7 +30,7 @@ from bitad.video.reader import VideoReader
 
 
 class Reading(NamedTuple):
-    """How many frames were read in how many CPU seconds, and how many times the floor's these are."""
+    """Frames, CPU seconds, and their ratio to the floor's."""
 
     frames: int
     cpu_seconds: float
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
 
 
 def measure(path: Path, count: int, options: argparse.Namespace) -> dict[str, Reading]:
-    """By what is done with one video of so many frames."""
+    """The readings of one video with this number of frames, by name."""
     windows = Windows(path, count, steps=options.frames, pixels=options.pixels)
     measured: dict[str, Reading] = {}
     with VideoReader(path) as reader:

@@ -1,10 +1,10 @@
-"""How long ``bitad evaluate`` takes: reading both files and average mAP, each in a process of its own.
+"""The cost of ``bitad evaluate``, reading both files and average mAP, each in its own process.
 
     python benchmarks/evaluation_speed.py [--ground-truth GT --detections DET --subset NAME]
 
-Two test sets of THUMOS14's size are made up, with 42,000 and 420,000 detections; a real one can be added. CPU is user
-and system time of the whole process, the start of Python and the imports included. For a file of 42,000 detections
-OpenTAD's evaluator takes 14.6 s of CPU and 8.2 s by the clock on two cores, for 420,000 it takes 84 s by the clock.
+Generates two test sets of THUMOS14's size, with 42,000 and 420,000 detections; a real one can be added. CPU is user and
+system time of the process, with the start of Python and imports. OpenTAD's evaluator takes 14.6 s of CPU and 8.2 s of
+wall time for 42,000 detections on two cores, and 84 s of wall time for 420,000.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUBSET = "test"
 
 
 def made_up(videos: int, segments: int, detections: int, classes: int = 20) -> tuple[Annotations, Detections]:
-    """A test set: each video of one class, its detections scattered about its segments."""
+    """A random test set: videos of one class each, with detections around their segments."""
     rng = np.random.default_rng(0)
     names = tuple(f"class_{i:02d}" for i in range(classes))
     annotated, found = {}, {}
@@ -46,7 +46,7 @@ def made_up(videos: int, segments: int, detections: int, classes: int = 20) -> t
 
 
 def write_made_up(folder: str | Path, *, videos: int, detections: int, classes: int = 20) -> dict[str, str]:
-    """Writes a test set with so many detections a video; the arguments of :func:`evaluation` and :func:`parsing`."""
+    """Writes a random test set; returns the arguments of :func:`evaluation` and :func:`parsing`."""
     annotations, found = made_up(videos, 16, detections, classes)
     name = f"{videos}-{detections}-{classes}.json"
     paths = {key: Path(folder, f"{key}-{name}") for key in ("truth", "found")}
@@ -69,7 +69,7 @@ def evaluation(truth: str, found: str, subset: str) -> Measured:
 
 
 def average_map(truth: str, found: str, subset: str, repetitions: int) -> Measured:
-    """Evaluates detections that are in memory; the floor is their arrays read once, and one sort of their scores."""
+    """Evaluates detections in memory; the floor is reading their arrays once, and one sort of their scores."""
     annotations, detections = read_annotations(truth).subset(subset), read_detections(found)
     work = partial(evaluate, annotations, detections, tiou=TIOU)
     took = best_of(repetitions, {"evaluate": work, "sort": partial(np.sort, detections.scores)})
@@ -79,7 +79,7 @@ def average_map(truth: str, found: str, subset: str, repetitions: int) -> Measur
 
 
 def parsing(truth: str, found: str, subset: str) -> Measured:
-    """The floor beneath: both files parsed as JSON, and as many numbers sorted as there are detections."""
+    """The floor: parses both files as JSON, and sorts as many numbers as there are detections."""
     counts = []
 
     def work() -> None:

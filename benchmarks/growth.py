@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--rows forward-frames map-videos ...] [--json FILE] [--quick]
 
-A row for each piece of work; each of its sizes is done in a process of its own (one thread), and an exponent is fitted
-to what they take: cost grows as size ** exponent. Processes share the same work, so with more of them the exponent of
-CPU seconds is at best 0 and the clock's -1. All data is made up, and the networks are small.
+A row per workload; each size is measured in its own process (one thread), and an exponent is fitted to the costs: cost
+grows as size ** exponent. Processes share the same work, so over their number the exponent is at best 0 for CPU seconds
+and -1 for wall seconds. Data are generated, and the networks are small.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ COLUMNS = ("work", "grows", "sizes", "CPU", "exponent", "clock", "its exponent",
 
 @dataclass(frozen=True)
 class Series:
-    """Work at several sizes.
+    """A workload at several sizes.
 
     Args:
         title: in the table.
-        grows: what there is more and more of.
-        sizes: how many.
-        work: what is done, alone in a process.
-        given: makes what the work needs at a size, and returns its arguments.
-        together: the size is the number of processes that do it together.
+        grows: the quantity that grows.
+        sizes: its values.
+        work: measured alone in a process.
+        given: prepares the inputs for a size, and returns the arguments of ``work``.
+        together: the size is the number of processes that share the work.
     """
 
     title: str
@@ -59,7 +59,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 class Inputs:
-    """Makes what the work needs when it is asked for, once; arguments of the work."""
+    """Prepares inputs on first use; methods return the arguments of the work."""
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class Inputs:
 
     @cached_property
     def video(self) -> tuple[Path, int]:
-        """From which windows of all lengths are read."""
+        """The video for windows of all lengths, and its number of frames."""
         path, count = self.folder / "windows.mp4", reading.frames_of_video(max(self.frames))
         reading.render(path, count, preset="veryfast")
         return path, count
@@ -163,10 +163,10 @@ def series_of(inputs: Inputs) -> dict[str, Series]:
 
 
 def measure(series: Series, meter: Meter) -> list[Alone]:
-    """Does the work at every size.
+    """Measures the work at every size.
 
     Raises:
-        FailedError: it failed at one.
+        FailedError: the work failed.
     """
     done = []
     for size in series.sizes:

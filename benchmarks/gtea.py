@@ -1,20 +1,20 @@
 """BiTAD's experiments on real features: GTEA's per-frame SVM scores, each fold once as the test set.
 
-The data are a JSON of segments in rows of the arrays and an ``.npz`` with an array ``[rows, 11]`` a video: the scores
-that an SVM, trained on the other folds, gives to background (column 0) and ten actions about 2.9 times a second. For
-each fold, direction and seed the script runs ``bitad train gtea``, and from those baselines every experiment that can
-do without a backbone, by ``bitad train gtea-pair``: with F and B of one seed; as a control, with the F of a seed and
-that of the next (of the last: the first's, so with more seeds its runs must be deleted); and, of one seed, 3-1 and 3-2
-as the research group ran them. What is trained already is kept.
+The data are a JSON of segments in rows of the arrays and an ``.npz`` with an array ``[rows, 11]`` per video: the scores
+of an SVM, trained on the other folds, for background (column 0) and ten actions, about 2.9 times per second. For each
+fold, direction and seed the script runs ``bitad train gtea``, and from those baselines, with ``bitad train gtea-pair``,
+every experiment that needs no backbone: with F and B of one seed; as a control, with F of a seed and F of the next seed
+(for the last, of the first, so delete its runs before adding seeds); and, for one seed, 3-1 and 3-2 as the research
+group ran them. Finished trainings are kept.
 
-What must be beaten are the runs of the SVM's own argmax: neighbouring rows with the same best class are a segment,
-background left out, scored either by the class's mean score over the run or by the sum of its softmax over the run,
-which also rewards length and is the best scoring of those tried. Then, by two networks: the better of F and B, late
-fusion, and the control.
+The baseline of F and B is the SVM's argmax: neighbouring rows with the same best class are a segment, without
+background, scored by the class's mean score over the segment, or by the sum of its softmax, which also rewards length
+and is the best scoring of those tried. The baselines of two networks are the better of F and B, late fusion, and the
+control.
 
-The detections of the test folds, each from networks that did not see it, are pooled into run directories of their own
-(``OUT/runs/pooled-...``, which ``bitad report`` reads, too) and evaluated together against all videos; each fold's own
-average mAP is given beside that.
+Detections of the test folds, each from networks that did not see it, are pooled into run directories
+(``OUT/runs/pooled-...``, which ``bitad report`` also reads) and evaluated together on all videos; the average mAP of
+each fold is also shown.
 
     python benchmarks/gtea.py [--data ../shared/data/actionseg] [--out gtea] [--seeds 3] [--experiments 3-1 3-3]
 """
@@ -39,7 +39,7 @@ from bitad.data.formats.database import write_annotations
 from bitad.demo.jobs import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.reports.comparison import UNTRAINED, Comparison, Result, Run, compare
-from bitad.reports.comparison_page import standing_table
+from bitad.reports.comparison_page import difference_table
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.files import atomic_write, read_json, write_json
 from bitad.runtime.progress import progress_callback
@@ -49,7 +49,7 @@ from bitad.timeline import Direction
 ROWS_PER_SECOND = 2.9
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 POOLED = "pooled"
-# Of two networks, those that add nothing to a backbone; the one from scratch, which takes longest, last.
+# Experiments with two networks that add nothing to a backbone; the one from scratch, which takes longest, last.
 PAIRS = sorted(
     (name for name, one in EXPERIMENTS.items() if one.networks == 2 and one.adds is None),
     key=lambda name: EXPERIMENTS[name].starts_from == "backbone",
@@ -129,7 +129,7 @@ class Plan:
         out: the folder of annotations and runs.
         folds: each is the test set once.
         seeds: networks of each fold and direction.
-        experiments: of two networks, beside the baselines.
+        experiments: with two networks, besides the baselines.
         overrides: changes to the presets.
     """
 
@@ -179,7 +179,7 @@ class Plan:
 
 
 def pool(whole: Job, folds: Sequence[Job]) -> None:
-    """Writes what the folds' networks found as the run that ``whole`` would be, for reports to read like any other."""
+    """Writes the detections of all folds as the run ``whole``, for reports."""
     for name in (path.name for path in Run(folds[0].directory, folds[0].config).detection_files().values()):
         found = [read_detections(job.directory / name) for job in folds]
         write_detections(Detections.concatenate(found), whole.directory / name)
@@ -188,7 +188,7 @@ def pool(whole: Job, folds: Sequence[Job]) -> None:
 
 
 def compared(what: str, jobs: Sequence[Job], features: Mapping[str, NDArray[np.float32]]) -> Comparison:
-    """The results of jobs with one test set, beside those of the SVM's argmax."""
+    """The results of jobs with one test set, and those of the SVM's argmax."""
     with progress_callback(f"evaluating {what}") as on_progress:
         comparison = compare([job.directory for job in jobs], on_progress=on_progress)
     tiou = comparison.runs[0].config.test.tiou
@@ -201,10 +201,10 @@ def compared(what: str, jobs: Sequence[Job], features: Mapping[str, NDArray[np.f
 
 
 def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -> dict[str, Comparison]:
-    """Trains what is not trained yet; the results of each fold, and last those of all folds pooled.
+    """Runs the missing trainings; returns the results of each fold, and last those of all folds pooled.
 
     Raises:
-        ValueError: a training failed, or ``plan.out`` has such runs of other settings.
+        ValueError: a training failed, or ``plan.out`` has these runs with other settings.
     """
     for fold in plan.folds:
         write_annotations(with_test_folds(annotations, {fold}), plan.out / f"{fold}.json")
@@ -219,7 +219,7 @@ def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -
 
 
 def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
-    """Average mAP of each fold by itself, means over seeds, and the mean of the folds."""
+    """Average mAP of each fold, means over seeds, and the mean of the folds."""
     folds = [test for test in comparisons if test != POOLED]
     means = [{result.label: result.mean for result in comparisons[fold].results} for fold in folds]
     rows: list[tuple[Cell, ...]] = []
@@ -227,7 +227,7 @@ def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
         row = [fold[label] for fold in means]
         rows.append((label, *row, float(np.mean(row))))
     return Table(
-        "GTEA, average mAP (%) of each test fold by itself",
+        "GTEA, average mAP (%) of each test fold",
         ("result", *folds, "mean"),
         tuple(rows),
         notes=("Means over seeds.",),
@@ -235,9 +235,9 @@ def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
 
 
 def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
-    """What the script shows."""
+    """The tables that the script prints."""
     pooled = comparisons[POOLED]
-    standing = [standing_table(pooled)] if pooled.best_pair else []
+    standing = [difference_table(pooled)] if pooled.best_pair else []
     losses = [
         replace(table, title=f"{table.title}, test {fold}")
         for fold, comparison in comparisons.items()

@@ -1,9 +1,9 @@
-"""Where a network's time goes: the CPU seconds of a forward pass and of a training step, by kind of kernel.
+"""The CPU seconds of a forward pass and of a training step, by kind of kernel.
 
     python benchmarks/kernels.py [--threads 2] [--json FILE] [--quick]
 
-Every operation that PyTorch carries out is timed, in the backward pass too. Beside a kind's share stands what it does
-in a CPU second, and how much that is of the machine's best matrix products, measured in the same run.
+Times every operation of PyTorch, also in the backward pass. The table shows each kind's share and its rate, in GFLOP
+per CPU second and relative to the machine's fastest matrix products, measured in the same run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bitad.reports.tables import Cell, Table
 from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import write_json
 from bitad.runtime.progress import Meter
-from bitad.training.step_cost import flops_of
+from bitad.training.step_cost import count_flops
 
 WORK = ("forward", "training step")
 REST = "all else"
@@ -41,7 +41,7 @@ COLUMNS = ("work", "kernels", "CPU", "share", "GFLOP a CPU second", "of the best
 
 
 class Kernels(TorchDispatchMode):
-    """Within, adds up CPU seconds and floating-point operations by kind."""
+    """Within, sums CPU seconds and floating-point operations by kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class Kernels(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
 
         self.cpu_s[kind] += timed(run).cpu_s
-        self.flops[kind] += flops_of(func, args, kwargs or {}, out)
+        self.flops[kind] += count_flops(func, args, kwargs or {}, out)
         return out
 
 
 def work(folder: str, threads: int, *, what: str, **sizes: Any) -> Measured:
-    """A window's way through the network, or a step on one; the second time, not the first."""
+    """A forward pass or a training step on one window, after a warm-up."""
     set_up_process(threads)
     config = configuration(folder, **sizes)
     run = one_forward(config) if what == "forward" else one_step(config)
@@ -72,7 +72,7 @@ def work(folder: str, threads: int, *, what: str, **sizes: Any) -> Measured:
         run()
     with Kernels() as kernels:
         took = timed(run)
-    # What Python and autograd take is between the operations.
+    # Python and autograd take time between the operations.
     kernels.cpu_s[REST] += took.cpu_s - sum(kernels.cpu_s.values())
     return Measured(took, 1, "windows", facts={"cpu_s": dict(kernels.cpu_s), "flops": dict(kernels.flops)})
 

@@ -1,10 +1,10 @@
-"""What pieces of work take, each in a process of its own, and what the machine can do at best.
+"""Measures workloads, each in its own process, and the peak rates of the machine.
 
-A piece of work is a function of a module of this folder that takes what JSON can say and returns :class:`Measured`.
-:func:`alone` runs it in a fresh interpreter, so that nothing done before counts towards its memory, and where asked in
-several that know each other as torchrun's do.
+A workload is a function in a module of this folder that takes JSON values and returns :class:`Measured`. :func:`alone`
+runs it in a new interpreter, so that its peak memory is its own, or in several that form a process group as under
+torchrun.
 
-This module does not import torch until a rate of matrix products is asked for.
+This module imports torch only to measure the rate of matrix products.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Took(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a piece of work took, and what it cannot do without.
+    """The cost of a workload, and its minimum needs.
 
     Args:
         took: by the work alone, without imports and preparation.
-        amount: of what it does, in ``unit``: "frames", "detections", ...
-        flops: floating-point operations that it needs.
-        precision: in which they are done.
-        bytes: that it must at least read once.
-        floor_s: CPU seconds of what else it cannot do without, measured beside it.
-        facts: what else is worth keeping.
+        amount: of work, in ``unit``: "frames", "detections", ...
+        flops: necessary floating-point operations.
+        precision: of these operations.
+        bytes: that must be read at least once.
+        floor_s: CPU seconds of other necessary work, measured in the same process.
+        facts: other results.
     """
 
     took: Took
@@ -67,12 +67,12 @@ class Measured:
 
 
 class Alone(NamedTuple):
-    """A piece of work and the process, or processes, in which it was done.
+    """A workload and its process or processes.
 
     Args:
-        measured: of the work: CPU seconds of all processes, those by the clock of the slowest.
-        peak_mib: the most resident memory of a process, in MiB.
-        process: the whole of it, with the start of Python and imports.
+        measured: of the work: CPU seconds of all processes, wall seconds of the slowest.
+        peak_mib: the largest peak of resident memory of a process, in MiB.
+        process: the cost of the processes, with the start of Python and imports.
     """
 
     measured: Measured
@@ -81,24 +81,24 @@ class Alone(NamedTuple):
 
 
 class FailedError(Exception):
-    """A piece of work that did not come to its end; the message is one line."""
+    """A workload failed; the message is one line."""
 
 
 def now() -> Took:
-    """Readings of both clocks, of which differences mean something."""
+    """Readings of both clocks; only differences have a meaning."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Took(time.process_time() + children.ru_utime + children.ru_stime, time.monotonic())
 
 
 def timed(work: Callable[[], object]) -> Took:
-    """What calling it takes."""
+    """The cost of a call."""
     began = now()
     work()
     return now() - began
 
 
 def best_of(repetitions: int, works: Mapping[str, Callable[[], object]]) -> dict[str, Took]:
-    """The least that each takes; they take turns, so that what else the machine does falls on all alike."""
+    """The minimum cost of each; they alternate, so that other load on the machine affects all equally."""
     best = dict.fromkeys(works, Took(math.inf, math.inf))
     for _ in range(repetitions):
         for what, work in works.items():
@@ -107,17 +107,17 @@ def best_of(repetitions: int, works: Mapping[str, Callable[[], object]]) -> dict
 
 
 def alone(work: Callable[..., Measured], given: Mapping[str, Any], *, threads: int, processes: int = 1) -> Alone:
-    """Does a piece of work in a process of its own, or in several together.
+    """Runs a workload in its own process, or in several together.
 
     Args:
-        work: a function at the top of a module of this folder.
-        given: its arguments; what JSON can say.
+        work: a top-level function in a module of this folder.
+        given: its arguments; JSON values.
         threads: of each process.
 
     Raises:
         FailedError: it failed, or was killed.
     """
-    # By the file: in a script that is being run the module's name says less.
+    # By the file: the module of a running script is named __main__.
     command = [sys.executable, __file__, Path(inspect.getfile(work)).stem, work.__name__, json.dumps(given)]
     ranks = {}
     if processes > 1:
@@ -132,19 +132,19 @@ def alone(work: Callable[..., Measured], given: Mapping[str, Any], *, threads: i
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), **place}
         running.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
-        said = [process.communicate() for process in running]
+        outputs = [process.communicate() for process in running]
     finally:
         for process in running:
             process.kill()
-    for process, (_, error) in zip(running, said, strict=True):
+    for process, (_, error) in zip(running, outputs, strict=True):
         if process.returncode:
-            last = error.strip().splitlines()[-1:] or ["it said nothing"]
+            last = error.strip().splitlines()[-1:] or ["no output"]
             raise FailedError(f"{work.__name__} ended with status {process.returncode}: {last[0]}")
-    return _together([json.loads(out.splitlines()[-1]) for out, _ in said], time.monotonic() - began)
+    return _together([json.loads(out.splitlines()[-1]) for out, _ in outputs], time.monotonic() - began)
 
 
 def _together(reports: list[dict[str, Any]], wall_s: float) -> Alone:
-    """What the processes have reported, as one."""
+    """The reports of all processes as one."""
     measured = [report["measured"] for report in reports]
     cpu_s, walls_s = zip(*(one["took"] for one in measured), strict=True)
     process = Took(sum(report["cpu_s"] for report in reports), wall_s)
@@ -153,9 +153,9 @@ def _together(reports: list[dict[str, Any]], wall_s: float) -> Alone:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had resident, in MiB."""
+    """The peak of this process' resident memory, in MiB."""
     if _STATUS.exists():
-        # What getrusage says is at least what the process had that started this one.
+        # getrusage's value is at least that of the parent process.
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -163,10 +163,10 @@ def peak_mib() -> float:
 
 
 def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Measured:
-    """What the machine does at best in a CPU second: operations of matrix products in each precision, copied bytes.
+    """The machine's peak rates per CPU second: operations of matrix products in each precision, and copied bytes.
 
     Returns:
-        its ``facts`` hold them, by the precision's name and as "copy".
+        the rates as ``facts``, by the precision's name and as "copy".
     """
     import torch
 
@@ -179,11 +179,11 @@ def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Me
         for size in (512, 1024, 2048):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
             once = best_of(2, {"product": partial(torch.matmul, a, b)})["product"].cpu_s
-            # Of a few milliseconds, a clock of CPU seconds tells too little, and a machine's first ones may be faster.
+            # A few milliseconds are too short for the CPU clock, and a machine's first ones may be faster.
             count = max(1, round((0.02 if quick else 0.5) / once))
             took = best_of(2 if quick else 4, {"products": partial(_multiply, a, b, count)})["products"]
             best = max(best, count * 2 * size**3 / took.cpu_s)
-            if count == 1:  # without instructions of its own a precision takes a minute
+            if count == 1:  # a precision without CPU instructions takes a minute
                 break
         rates[precision] = best
     return Measured(now() - began, len(rates), "rates", facts=rates)
@@ -195,13 +195,13 @@ def _multiply(a: Any, b: Any, count: int) -> None:
 
 
 def _copy_rate(size: int) -> float:
-    """Bytes copied in a CPU second."""
+    """Bytes copied per CPU second."""
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
     return size / best_of(5, {"copy": partial(np.copyto, target, source)})["copy"].cpu_s
 
 
 def machine() -> str:
-    """The processor's name, and how many of its cores there are."""
+    """The processor's name and its number of cores."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -211,12 +211,12 @@ def machine() -> str:
 
 
 def parser_of(description: str | None, *, threads: int | None = 2) -> argparse.ArgumentParser:
-    """What benchmarks are told on the command line; ``threads`` None: how many is not asked."""
+    """The command line of benchmarks; ``threads`` None: without the option."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if threads is not None:
         parser.add_argument("--threads", type=int, default=threads)
-    parser.add_argument("--quick", action="store_true", help="little work: to see that it runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--quick", action="store_true", help="small workloads, to check that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return parser
 
 
@@ -228,7 +228,7 @@ def seconds(value: float) -> str:
 
 
 def _main() -> None:
-    """In the process of a piece of work: does it, and says in a last line what it took."""
+    """Runs a workload in this process, and prints its cost as the last line."""
     module, name, given = sys.argv[1:]
     measured = getattr(import_module(module), name)(**json.loads(given))
     report = {"measured": asdict(measured), "peak_mib": peak_mib(), "cpu_s": now().cpu_s}

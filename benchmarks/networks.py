@@ -1,4 +1,4 @@
-"""What networks take: looking at a window, a step of training, the test of a video; their weights are random."""
+"""The cost of networks with random weights: a forward pass, a training step, the test of a video."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from bitad.cli import main as bitad
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, TestWindows
+from bitad.data.dataset import TestWindows
 from bitad.data.formats.database import write_annotations
+from bitad.data.samples import Batch
 from bitad.data.sources import build_source
 from bitad.models.adapters import is_adapter
 from bitad.models.backbone import VideoBackbone
@@ -26,7 +27,7 @@ from bitad.models.network import Detector
 from bitad.runtime.distributed import process_group
 from bitad.runtime.environment import set_up_process
 from bitad.training.step import total
-from bitad.training.step_cost import Hollow, Tally, network_on_meta, step_cost
+from bitad.training.step_cost import OpCounter, fake_tensor_mode, network_on_meta, step_cost
 from bitad.training.trainer import Trainer
 from bitad.video.writer import write_video
 from bitad.weights.checkpoint import Checkpoint, save_checkpoint
@@ -42,7 +43,7 @@ _LONG = "long"
 def configuration(
     folder: str | Path, *, size: str, frames: int, pixels: int, experiment: str = "baseline", batch: int = 1
 ) -> Config:
-    """A run of an experiment by the published recipe, activations recomputed in the backward pass.
+    """A run of an experiment with the published recipe and activation checkpointing.
 
     Args:
         folder: of the data.
@@ -74,17 +75,17 @@ def configuration(
 
 
 def make_data(folder: Path, *, frames: int, pixels: int) -> None:
-    """A video just long enough for a window, with one action, to train on; another name of it to test on."""
+    """Writes a video of one window with one action to train on; a link to it is the test video."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (pixels, pixels, 3), dtype=np.uint8)
     count = frames * STRIDE
     write_video(folder / "videos" / "one.mp4", (np.roll(picture, i, axis=1) for i in range(count)), fps=FPS)
-    (folder / "videos" / "two.mp4").symlink_to("one.mp4")  # a training looks at its test videos before it begins
+    (folder / "videos" / "two.mp4").symlink_to("one.mp4")  # a training validates its test videos
     _annotate(folder, {"one": ("training", count), "two": ("validation", count)})
 
 
 def make_weights(folder: Path, **sizes: Any) -> None:
-    """A backbone, and two baselines on it that have learnt nothing. ``sizes``: of :func:`configuration`."""
+    """Writes a backbone and two untrained baselines with it. ``sizes``: of :func:`configuration`."""
     config = configuration(folder, **sizes)
     network = build_network(config, len(CLASSES))
     assert isinstance(network, Detector)
@@ -99,12 +100,12 @@ def make_weights(folder: Path, **sizes: Any) -> None:
 
 
 def make_long_video(folder: Path, *, count: int) -> None:
-    """A video of so many frames to test on."""
+    """Writes a test video with this number of frames."""
     render(folder / "videos" / f"{_LONG}.mp4", count, preset="veryfast")
 
 
 def _annotate(folder: Path, videos: dict[str, tuple[str, int]]) -> None:
-    """An action in the middle of each video; its subset and its number of frames are given by name."""
+    """Writes annotations, an action in the middle of each video: name -> subset, number of frames."""
     annotated = {
         name: AnnotatedVideo(name, subset, n / FPS, np.array([[0.4, 0.6]]) * n / FPS, CLASSES[:1], n, FPS)
         for name, (subset, n) in videos.items()
@@ -114,7 +115,7 @@ def _annotate(folder: Path, videos: dict[str, tuple[str, int]]) -> None:
 
 
 def forward(folder: str, threads: int, *, precision: str, repetitions: int, **sizes: Any) -> Measured:
-    """One window through the network."""
+    """A forward pass over one window."""
     set_up_process(threads)
     config = configuration(folder, **sizes)
     run = one_forward(config)
@@ -125,30 +126,31 @@ def forward(folder: str, threads: int, *, precision: str, repetitions: int, **si
 
 
 def one_forward(config: Config) -> Callable[[], object]:
-    """Takes a window's way through the network each time it is called, on the same pixels."""
+    """A function that runs a forward pass over one window, with the same pixels each time."""
     assert config.model.backbone is not None
     network, pixels = build_network(config, len(CLASSES)).eval(), config.model.backbone.pixels
     shape = (1, config.window.steps, pixels, pixels, 3)
     frames, mask = torch.randint(256, shape, dtype=torch.uint8), torch.ones(shape[:2], dtype=torch.bool)
-    # Not inference_mode, which hands operations on before they are taken apart into those that are counted.
+    # Not inference_mode, where dispatch modes see composite operations, which are not counted.
     return torch.no_grad()(partial(network, (frames,), mask))
 
 
 def forward_flops(config: Config) -> int:
-    """Floating-point operations of a window's way through the network."""
+    """Floating-point operations of a forward pass over one window."""
     assert config.model.backbone is not None
-    hollow, network = Hollow(), network_on_meta(config, len(CLASSES)).eval()
-    hollow.module(network)
+    network = network_on_meta(config, len(CLASSES)).eval()
     steps, pixels = config.window.steps, config.model.backbone.pixels
-    frames = hollow.tensor(1, steps, pixels, pixels, 3, dtype=torch.uint8)
-    mask = hollow.tensor(1, steps, dtype=torch.bool)
-    with Tally(network, frames, mask) as tally, torch.no_grad():
+    with fake_tensor_mode():
+        network.to_empty(device="cpu")
+        frames = torch.empty(1, steps, pixels, pixels, 3, dtype=torch.uint8)
+        mask = torch.empty(1, steps, dtype=torch.bool)
+    with OpCounter(network, frames, mask) as counter, torch.no_grad():
         network.detectors[0].predict(frames, mask)
-    return tally.flops
+    return counter.flops
 
 
 def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int = 1, **sizes: Any) -> Measured:
-    """Steps of a training, the mean of all but the first; processes divide the ``batch``."""
+    """Training steps, the mean of all but the first; processes share the ``batch``."""
     set_up_process(threads)
     name = "1" if experiment == ONE_GRAPH else experiment
     with process_group("cpu") as ranks:
@@ -165,7 +167,7 @@ def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int =
 
 
 def one_step(config: Config) -> Callable[[], None]:
-    """Takes a step of a training of one process each time it is called, on the same windows."""
+    """A function that takes a training step of one process, on the same windows each time."""
     with process_group("cpu") as ranks:
         trainer = Trainer(config, ranks)
     trainer.network.train(config.trains_detectors)
@@ -173,10 +175,10 @@ def one_step(config: Config) -> Callable[[], None]:
 
 
 def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool) -> None:
-    """Steps of gradient descent on one batch: all that this folder knows of the inside of a training.
+    """Takes training steps on one batch.
 
     Args:
-        one_graph: both networks' losses are added before one backward pass, as the research group's code does.
+        one_graph: add both networks' losses before one backward pass, as the research group's code does.
     """
     step = trainer.train_step
     for _ in range(count):
@@ -187,16 +189,17 @@ def _take_steps(trainer: Trainer, windows: Batch, count: int, *, one_graph: bool
             for learner in step.learners:
                 learner.clip()
                 learner.step()
+                learner.optimizer.zero_grad(set_to_none=True)
         else:
             step([windows])
 
 
 def tested_video(folder: str, threads: int, *, video_frames: int, backbone: str, **sizes: Any) -> Measured:
-    """The test of one long video, from the file to its mAP, as by ``bitad test``; the baseline of :func:`make_weights`.
+    """The test of one long video with ``bitad test``, from the file to its mAP, by a baseline of :func:`make_weights`.
 
     Args:
-        video_frames: of the video made by :func:`make_long_video`.
-        backbone: "window": over every window; "video": over the video, once.
+        video_frames: of the video of :func:`make_long_video`.
+        backbone: "window": on every window; "video": on the video, once.
     """
     set_up_process(threads)
     place = Path(folder)
@@ -216,7 +219,7 @@ def tested_video(folder: str, threads: int, *, video_frames: int, backbone: str,
 
 
 def tested_features(folder: str, threads: int, *, videos: int, channels: int, steps: int) -> Measured:
-    """The test of videos given as features, of so many grid steps each, with a small pyramid."""
+    """The test of videos as features, with this number of grid steps each, by a small pyramid."""
     set_up_process(threads)
     place, rng = Path(folder), np.random.default_rng(0)
     (place / "features").mkdir(parents=True)
@@ -242,7 +245,7 @@ def tested_features(folder: str, threads: int, *, videos: int, channels: int, st
 
 
 def _bitad(*command: str) -> Took:
-    """What a command takes."""
+    """The cost of a command."""
     began = now()
     if status := bitad([*command, "--device", "cpu"]):
         raise RuntimeError(f"bitad {' '.join(command)} ended with status {status}")

@@ -1,11 +1,11 @@
-"""How much ActionFormer's own release differs from OpenTAD, and so from us, near the padding of a window.
+"""The difference between ActionFormer's release and OpenTAD (and so BiTAD) near the padding of a window.
 
-The release does not clear the padding after the norms of its embedding and its heads, so that their biases reach the
-last real steps. How much that is depends on these biases: here they are drawn at random, for networks of the released
-configuration of THUMOS14 (2304 steps, 512 channels) with normal features of a random length.
+The release does not mask the padding after the norms of its embedding and heads, so their biases reach the last real
+steps. The effect depends on these biases: here they are random, in networks of the released configuration of THUMOS14
+(2304 steps, 512 channels) on normal features of random length.
 
-It prints the largest difference of a logit and of a distance, and how far from the end of the video a logit differs by
-more than a hundredth of the largest difference, in strides of its level.
+Prints the largest difference of logits and of distances, and how far from the end of the video a logit differs by more
+than a hundredth of the largest difference, in strides of its level.
 
     python benchmarks/padding_leak.py --networks 30 --bias 0.1
 """

@@ -1,10 +1,9 @@
-"""What two networks cost beside one: peak memory and time of a training step, VideoMAE-S on 768 frames of 160x160.
+"""The cost of two networks and of one: peak memory and time of a training step, VideoMAE-S on 768 frames of 160x160.
 
-Each row is a process of its own that makes the trainer of that experiment (random weights, of the backbone one set for
-all networks, as of a pre-trained file; a window is decoded from a rendered video) and takes steps; the first one is not
-counted. Experiment 1 takes the very steps of 1-1, which only starts from other weights; 3-1 and its like are measured
-from two saved sets of random weights. "1, one graph" is what experiment 1 would cost if both losses were added before
-one backward pass, as the research group's code does.
+Each row is a process that creates the trainer of an experiment (with random weights, the same backbone in all networks,
+and a window of a rendered video) and takes steps, without counting the first. Experiment 1 takes the same steps as 1-1,
+which starts from other weights; 3-1 starts from two saved sets of random weights. "1, one graph" is experiment 1 with
+both losses added before one backward pass, as in the research group's code.
 
     python benchmarks/pair_cost.py [--steps 2] [--threads 2] [--size s] [--frames 768] [--pixels 160] [--json FILE]
 """

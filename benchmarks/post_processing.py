@@ -1,6 +1,6 @@
-"""What becomes of a network's answers: candidates of a window, suppression, one set of detections of a video.
+"""Post-processing: the candidates of a window, suppression, and merging the windows of a video.
 
-The floor of each is reading its arrays once, at the rate at which the machine copies, and one sort of the scores.
+The floor of each is reading its arrays once at memory copy speed, and one sort of the scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVELS = 6
 
 
 def candidates(count: int, classes: int, *, begin_s: float = 0.0, seed: int = 0) -> Candidates:
-    """What a window may give: segments about actions, in seconds, of any class; rounded, and so with ties."""
+    """Random candidates of a window: segments around actions, in seconds, of any class; rounded, so with ties."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(begin_s, begin_s + WINDOW_S - 8, 16)
     start = actions[rng.integers(len(actions), size=count)] + rng.normal(0, 1, count)
@@ -38,18 +38,18 @@ def suppression(count: int, classes: int, repetitions: int) -> Measured:
     """Soft-NMS of the candidates of one window."""
     found = candidates(count, classes)
     work = partial(nms, found.segments, found.scores, found.labels, SETTINGS)
-    return _beside_a_sort(work, found, repetitions, "candidates")
+    return _measure_with_sort(work, found, repetitions, "candidates")
 
 
 def merging(windows: int, count: int, classes: int, repetitions: int) -> Measured:
-    """One set of detections of all windows of a video, that overlap by half."""
+    """Merging the windows of a video, which overlap by half."""
     parts = [candidates(count, classes, begin_s=i * WINDOW_S / 2, seed=i) for i in range(windows)]
     together = Candidates(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
-    return _beside_a_sort(partial(stitch, parts, SETTINGS), together, repetitions, "candidates")
+    return _measure_with_sort(partial(stitch, parts, SETTINGS), together, repetitions, "candidates")
 
 
 def window(steps: int, classes: int, repetitions: int) -> Measured:
-    """From what a network says about a window to its best 2,000 candidates in seconds, taken in by the stitcher."""
+    """A network's prediction of a window -> its best 2,000 candidates in seconds, added to the stitcher."""
     torch.set_num_threads(1)
     strides = [2**level for level in range(LEVELS)]
     points = Points.of_levels([steps // stride for stride in strides], strides, [(0.0, 1e4)] * LEVELS)
@@ -76,7 +76,7 @@ def _columns(found: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return found.segments, found.scores, found.labels
 
 
-def _beside_a_sort(work: Callable[[], object], found: Candidates, repetitions: int, unit: str) -> Measured:
+def _measure_with_sort(work: Callable[[], object], found: Candidates, repetitions: int, unit: str) -> Measured:
     took = best_of(repetitions, {"work": work, "sort": partial(np.sort, found.scores)})
     count = sum(column.nbytes for column in _columns(found))
     return Measured(took["work"], len(found), unit, bytes=count, floor_s=took["sort"].cpu_s)

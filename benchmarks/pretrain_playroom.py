@@ -1,13 +1,13 @@
 """Pre-trains the demo's tiny VideoMAE backbone: names the action of trimmed playroom clips.
 
-The published recipe in small: as VideoMAE's Kinetics models are trained to name the action of a trimmed clip before
-AdaTAD freezes them, this one learns to name the action of 16-frame playroom clips. Its scenes come from seeds that
-the demo never draws (their first number differs). Clips are shown in both playing directions, each under the name
-that it has in that direction, so that neither the forward nor the reverse detector has a head start; the classes
-are those of playroom, the reverses of the irreversible ones, and "nothing happens".
+A small version of the published recipe: VideoMAE's Kinetics models learn to classify trimmed clips before AdaTAD
+freezes them; this one learns to classify 16-frame playroom clips. Its scenes have seeds that the demo never uses (their
+first number differs). Clips are shown in both playing directions, with the label of that direction, so that neither the
+forward nor the reverse detector has an advantage. The classes are those of playroom, the reverses of the irreversible
+ones, and "nothing happens".
 
-Two things make so small a transformer learn this from nothing: creatures brighter than the room (on a wall
-as bright as they are, the loss stays at chance), and channels that start as the difference of a tubelet's two frames.
+So small a transformer learns this from random weights for two reasons: creatures are brighter than the room (with equal
+brightness, the loss stays at chance), and channels start as the difference of a tubelet's two frames.
 
     python benchmarks/pretrain_playroom.py --out bitad/config/presets/playroom_backbone.safetensors
 """
@@ -82,7 +82,7 @@ class Classifier(nn.Module):
         self.backbone = VisionTransformer(
             dim=size.dim, depth=size.depth, heads=size.heads, mlp_dim=size.mlp_dim, image_size=IMAGE_SIZE
         )
-        # Half of the channels start as differences of a tubelet's two frames, large enough to be heard beside the rest.
+        # Half of the channels start as differences of a tubelet's two frames, scaled up to matter.
         with torch.no_grad():
             weight = self.backbone.patch_embed.weight
             weight[::2, :, 1] = -weight[::2, :, 0]
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 
 
 def accuracy(model: Classifier, count: int) -> float:
-    """Share of ``count`` held-out clips named rightly."""
+    """Share of ``count`` held-out clips that are classified correctly."""
     model.eval()
     right = 0
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def accuracy(model: Classifier, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write (safetensors)")
-    parser.add_argument("--clips", type=int, default=96_000, help="clips to learn from, each seen once (96000)")
+    parser.add_argument("--clips", type=int, default=96_000, help="training clips, each used once (96000)")
     parser.add_argument(
         "--horizon", type=int, default=128_000, help="clips over which the learning rate falls (128000)"
     )
@@ -149,12 +149,12 @@ def main() -> None:
         if (step + 1) % 100 == 0:
             minutes = (time.process_time() - began) / 60
             print(
-                f"step {step + 1} of {steps}  {minutes:.1f} CPU min  loss {smooth:.3f}  right {right:.1%}", flush=True
+                f"step {step + 1} of {steps}  {minutes:.1f} CPU min  loss {smooth:.3f}  correct {right:.1%}", flush=True
             )
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             save(model.backbone, arguments.out)
     share_right = accuracy(model, 2000)
-    print(f"{steps * arguments.batch} clips; {share_right:.1%} of 2,000 held-out clips right, {len(NAMES)} classes")
+    print(f"{steps * arguments.batch} clips; {share_right:.1%} of 2,000 held-out clips correct, {len(NAMES)} classes")
 
 
 def save(model: nn.Module, path: Path) -> None:

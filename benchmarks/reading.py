@@ -1,4 +1,4 @@
-"""Videos to measure with, what reading and reversing them takes, and the floors beneath: PyAV alone."""
+"""Videos for benchmarks, the cost of reading and reversing them, and the floors: PyAV alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Sample, TestWindows, TrainingWindows, collate
+from bitad.data.dataset import TestWindows, TrainingWindows
 from bitad.data.formats.database import write_annotations
+from bitad.data.samples import Sample, collate
 from bitad.data.sources import VideoFiles, build_source
 from bitad.data.transforms import recolour
 from bitad.video.container import open_video
@@ -31,7 +32,7 @@ KINDS = {"GOP 250, B-frames": {"gop": 250, "b_frames": 3}, "GOP 12": {"gop": 12,
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """A picture with detail of every size, uint8 ``[H, W, 3]``."""
+    """A picture with detail at every scale, uint8 ``[H, W, 3]``."""
     total = torch.zeros(1, 3, height, width)
     for cell in (4, 8, 16, 32, 64):
         coarse = torch.from_numpy(rng.standard_normal((1, 3, height // cell + 2, width // cell + 2), dtype=np.float32))
@@ -40,7 +41,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uin
 
 
 def moving_pictures(count: int, seed: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """A camera that pans over a textured scene in which textured things move, with a sensor's noise."""
+    """A camera pans over a textured scene with moving textured objects, with sensor noise."""
     rng = np.random.default_rng(seed)
     scene, thing = texture(rng, 3 * HEIGHT, 3 * WIDTH), texture(rng, 80, 60)
     noise = rng.normal(0, 2, (8, HEIGHT, WIDTH, 3)).astype(np.int16)
@@ -58,13 +59,13 @@ def moving_pictures(count: int, seed: int = 0) -> Iterator[NDArray[np.uint8]]:
 
 
 def render(path: Path, count: int, *, kind: str = "GOP 250, B-frames", preset: str = "medium") -> None:
-    """A video of so many frames, of H.264 like THUMOS14's; one that is there already stays."""
+    """Writes an H.264 video like THUMOS14's with this number of frames, unless the file exists."""
     if not path.exists():
         write_video(path, moving_pictures(count), fps=FPS, crf=26, preset=preset, **KINDS[kind])
 
 
 def decode(path: Path, frames: NDArray[np.int64], *, convert: bool = False) -> None:
-    """By PyAV alone, from the keyframe before the first of the frames to the last; those asked for to RGB or not."""
+    """Decodes with PyAV alone, from the keyframe before the first frame to the last; ``convert``: frames to RGB."""
     reformatter = VideoReformatter()
     container, stream = open_video(path)
     with container:
@@ -82,7 +83,7 @@ def decode(path: Path, frames: NDArray[np.int64], *, convert: bool = False) -> N
 
 
 def transcode(source: Path, target: Path) -> None:
-    """By PyAV alone, each frame decoded and encoded as reversed playback is, in its own order."""
+    """Decodes and encodes each frame with PyAV alone, as for reversed playback but in forward order."""
     container, stream = open_video(source)
     with container:
         pictures = container.decode(stream)
@@ -90,10 +91,10 @@ def transcode(source: Path, target: Path) -> None:
 
 
 class Windows:
-    """Windows of one video as training and testing read them, by the published recipe.
+    """Windows of one video as training and testing read them with the published recipe.
 
     Args:
-        path: of a video made by :func:`render`.
+        path: of a video of :func:`render`.
         count: its number of frames.
         steps: grid steps of a window, a frame of every 4 each.
         pixels: of the network's pictures.
@@ -115,7 +116,7 @@ class Windows:
         return self.training[0]
 
     def test_window(self) -> Sample:
-        """The last test window, which begins within a group of pictures, as most training windows do."""
+        """The last test window, which starts within a group of pictures, as most training windows do."""
         sample = self.test[len(self.test) - 1]
         assert isinstance(sample, Sample)
         return sample
@@ -136,12 +137,12 @@ def _configuration(folder: Path, *, steps: int, pixels: int) -> Config:
 
 
 def frames_of_video(steps: int) -> int:
-    """Of a video to read windows from: a quarter more than a window spans."""
+    """The number of frames of a video for windows: a quarter more than a window spans."""
     return steps * STRIDE * 5 // 4
 
 
 def window(video: str, count: int, steps: int, pixels: int, training: bool, repetitions: int) -> Measured:
-    """Reads one window of a video of so many frames; a training window is cropped, flipped and recoloured."""
+    """Reads one window of a video; a training window is cropped, flipped and recoloured."""
     torch.set_num_threads(1)
     path = Path(video)
     windows = Windows(path, count, steps=steps, pixels=pixels)
@@ -158,7 +159,7 @@ def window(video: str, count: int, steps: int, pixels: int, training: bool, repe
 
 
 def reverse(video: str, count: int, repetitions: int) -> Measured:
-    """Makes reversed playback of a video of so many frames."""
+    """Writes a video in reversed playback."""
     path = Path(video)
     target, forward = path.with_name(f"{path.stem}.reversed.mp4"), path.with_name(f"{path.stem}.again.mp4")
     took = best_of(

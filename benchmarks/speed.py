@@ -1,10 +1,10 @@
-"""What the work of a detector takes, beside what it takes at the very least and what OpenTAD was measured to take.
+"""The cost of a detector's work, next to a lower bound and to OpenTAD's measured cost.
 
     python benchmarks/speed.py [--rows forward-fp32 map-420000 ...] [--threads 2] [--json FILE] [--quick]
 
-One table, a row for each piece of work, each in a process of its own: CPU seconds (user and system, of all threads),
-seconds by the clock, what is done in a CPU second, and the peak of resident memory (with Python and PyTorch). All data
-is made up here, from seeds; weights are random. How cost grows with the work is told by ``benchmarks/growth.py``.
+A table with a row per workload, each measured in its own process: CPU seconds (user and system, of all threads), wall
+seconds, throughput per CPU second, and peak resident memory (with Python and PyTorch). Data and weights are random,
+from seeds. ``benchmarks/growth.py`` measures how cost grows with the work.
 """
 
 from __future__ import annotations
@@ -42,49 +42,49 @@ COLUMNS = (
     "of its peak",
 )
 NOTES = (
-    "Floors are CPU seconds. Networks: floating-point operations (counted; of a step with what it computes again) at "
-    "the rate of the machine's best matrix products in that precision. Tests: those of all windows (backbone=window) "
-    "or of each frame once (backbone=video), and the video decoded once by PyAV alone.",
-    "Windows: decoded by PyAV alone, from the keyframe before the first frame to the last. Reversed playback: every "
-    "frame decoded and encoded by PyAV alone, in its own order.",
-    "Suppression, merging and mAP: the arrays read once, at the rate at which memory is copied, and the scores sorted. "
-    "bitad evaluate: both files parsed as JSON and as many numbers sorted; both with the start of Python.",
+    "Floors are CPU seconds. Networks: floating-point operations (counted; a step includes recomputation) at the rate "
+    "of the machine's fastest matrix products in that precision. Tests: the operations of all windows "
+    "(backbone=window) or of each frame once (backbone=video), and decoding the video once with PyAV alone.",
+    "Windows: decoding with PyAV alone, from the keyframe before the first frame to the last. Reversed playback: "
+    "decoding and encoding every frame with PyAV alone, in forward order.",
+    "Suppression, merging and mAP: reading the arrays once at memory copy speed, and sorting the scores. bitad "
+    "evaluate: parsing both files as JSON and sorting as many numbers; both include the start of Python.",
 )
 OPENTAD = (
-    "OpenTAD's figures were measured on 2 CPU cores in fp32, of a machine that may not be like this one. Where it is "
-    "not known on which clock, our CPU seconds stand beside them; of 4 to 15 ms, beside the 4; bf16 beside its fp32. "
-    "Of its mAP it is not known whether reading the files is part of it."
+    "OpenTAD was measured on 2 CPU cores in fp32, on a machine that may differ from this one. Where its clock is "
+    "unknown, BiTAD's CPU seconds are compared; with 4 to 15 ms, to the 4 ms; bf16 to its fp32. It is unknown whether "
+    "its mAP includes reading the files."
 )
-QUICKLY = "Quick: the work is small, and no figure here means anything beside OpenTAD's, which are left out."
+QUICKLY = "Quick: the workloads are small and not comparable with OpenTAD's, which are omitted."
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What OpenTAD took for the same work.
+    """OpenTAD's cost of the same work.
 
     Args:
-        seconds: the least of them, where they differed.
-        kind: "CPU" or "clock"; "" where it is not known which.
+        seconds: the minimum.
+        kind: "CPU" or "clock"; "" if unknown.
         peak_mib: of memory.
-        said: how the table says it, if otherwise.
+        text: for the table, instead of the seconds.
     """
 
     seconds: float
     kind: str = ""
     peak_mib: float | None = None
-    said: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the work is.
+    """The sizes of workloads.
 
     Args:
         network: the backbone's size and the window's frames and pixels.
-        video_s, reversed_s: seconds of the video that is tested, and of the one that is reversed.
-        candidates: of a window, ten of which are merged.
-        detections: of each of 210 videos, few and many.
-        repetitions: of short work and of long, the best of which counts.
+        video_s, reversed_s: seconds of the tested and of the reversed video.
+        candidates: per window; ten windows are merged.
+        detections: per video of 210 videos, few and many.
+        repetitions: of short and of long workloads, of which the fastest counts.
     """
 
     network: Mapping[str, Any]
@@ -101,16 +101,16 @@ QUICK = Sizes({"size": "tiny", "frames": 96, "pixels": 64}, 20, 4, 200, (20, 100
 
 @dataclass(frozen=True)
 class Row:
-    """A piece of work, and what it is put beside.
+    """A workload and its references.
 
     Args:
         title: in the table.
-        work: what is done, alone in a process.
-        given: makes what it needs, and returns its arguments.
-        share: of the whole command's time, in seconds.
-        reference: of the same work.
+        work: measured alone in a process.
+        given: prepares the inputs, and returns the arguments of ``work``.
+        share: expected seconds, for the progress display.
+        reference: OpenTAD's cost.
         precision: of its matrix products.
-        floor: work on the same arguments whose whole process is the floor of this one's whole process.
+        floor: work on the same arguments whose process, start included, is the lower bound of this one's.
     """
 
     title: str
@@ -124,7 +124,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row took, and what it takes at least."""
+    """The cost of a row, and its lower bound."""
 
     alone: Alone
     took: Took
@@ -132,7 +132,7 @@ class Result:
 
 
 class Inputs:
-    """Makes what rows work on when it is asked for, once; arguments of their work."""
+    """Prepares the inputs of rows on first use; methods return the arguments of their work."""
 
     def __init__(self, folder: Path, sizes: Sizes, threads: int) -> None:
         self.folder, self.sizes = folder, sizes
@@ -206,7 +206,7 @@ def rows_of(inputs: Inputs) -> dict[str, Row]:
         given = partial(inputs.step, experiment)
         rows[f"step-{experiment}"] = Row(f"training step, {network}, {experiment}", step, given, share, reference)
     for training, name, speed in ((True, "training", 227), (False, "test", 542)):
-        given, reference = partial(inputs.window, training), Reference(frames / speed, said=f"{speed} frames/s")
+        given, reference = partial(inputs.window, training), Reference(frames / speed, text=f"{speed} frames/s")
         rows[f"read-{name}"] = Row(f"reading a {name} window", reading.window, given, 30, reference)
     rows["reverse"] = Row(f"reversed playback of {sizes.reversed_s} s", reading.reverse, inputs.reversed, 50)
     count = sizes.candidates
@@ -216,7 +216,7 @@ def rows_of(inputs: Inputs) -> dict[str, Row]:
             post_processing.suppression,
             inputs.suppression,
             5,
-            Reference(0.004, said="4 to 15 ms"),
+            Reference(0.004, text="4 to 15 ms"),
         ),
         "post-processing": Row(
             "one window's answer to candidates", post_processing.window, inputs.answer, 5, Reference(0.024)
@@ -243,10 +243,10 @@ def rows_of(inputs: Inputs) -> dict[str, Row]:
 
 
 def measure(row: Row, rates: Mapping[str, float], threads: int) -> Result:
-    """Does the work of a row, and of its floor.
+    """Measures a row and its floor.
 
     Raises:
-        FailedError: it failed.
+        FailedError: the work failed.
     """
     given = row.given()
     done = alone(row.work, given, threads=threads)
@@ -276,11 +276,11 @@ def cells(row: Row, result: Result | None, quick: bool) -> tuple[Cell, ...]:
 
 
 def compared(reference: Reference, result: Result) -> tuple[str, str, float | None]:
-    """What OpenTAD took; our time over its, and our peak of memory."""
+    """OpenTAD's time; BiTAD's time and peak memory relative to OpenTAD's."""
     peak = None if reference.peak_mib is None else result.alone.peak_mib / reference.peak_mib
     ours = result.took.wall_s if reference.kind == "clock" else result.took.cpu_s
-    said = reference.said or f"{seconds(reference.seconds)} {reference.kind}".rstrip()
-    return said, f"{ours / reference.seconds:#.3g}", peak
+    text = reference.text or f"{seconds(reference.seconds)} {reference.kind}".rstrip()
+    return text, f"{ours / reference.seconds:#.3g}", peak
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -293,7 +293,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 def notes_of(
     sizes: Sizes, rates: Mapping[str, float], threads: int, remarks: Sequence[str], *, quick: bool
 ) -> tuple[str, ...]:
-    """What is to be known of the table."""
+    """The notes below the table."""
     size, frames, pixels = sizes.network.values()
     products = ", ".join(f"{rate / 1e9:,.3g} GFLOP in {name}" for name, rate in rates.items() if name in PRECISIONS)
     return (
@@ -309,7 +309,7 @@ def notes_of(
 
 
 def figures_of(result: Result) -> dict[str, Any]:
-    """For machines: what a row took in seconds, and all that was counted."""
+    """The figures of a row for the JSON file."""
     more = {"took": result.took._asdict(), "peak_mib": result.alone.peak_mib, "floor_cpu_s": result.floor_s}
     return {**asdict(result.alone.measured), **more}
 
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     sizes, quick, threads = QUICK if options.quick else FULL, options.quick, options.threads
     results: dict[str, Result] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         every = rows_of(Inputs(Path(folder), sizes, threads))
@@ -329,16 +329,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rates = alone(machine_rates, given, threads=threads).measured.facts
             for name, row in rows.items():
                 if rates[row.precision] < rates["fp32"]:
-                    left_out[name] = "left out, as this machine multiplies matrices faster in fp32"
+                    skipped[name] = "skipped, as this machine multiplies matrices faster in fp32"
                 else:
                     try:
                         results[name] = measure(row, rates, threads)
                     except FailedError as fault:
                         failed[name] = str(fault)
                 meter.advance(row.share, note=name)
-    remarks = [f"{rows[name].title}: {why}." for name, why in (left_out | failed).items()]
+    remarks = [f"{rows[name].title}: {why}." for name, why in (skipped | failed).items()]
     remarks += [
-        f"{row.title}: OpenTAD's is less than the floor here, so it is by the clock, or of a faster machine."
+        f"{row.title}: OpenTAD's is below the floor here, so it is wall time, or from a faster machine."
         for name, row in rows.items()
         if not quick and name in results and row.reference and results[name].floor_s > row.reference.seconds
     ]
@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         figures = {name: figures_of(result) for name, result in results.items()}
         content = {"table": table.json(), "quick": quick, "rates": dict(rates), "measured": figures}
-        write_json({**content, "left_out": left_out, "failed": failed}, options.json)
+        write_json({**content, "left_out": skipped, "failed": failed}, options.json)
     return 1 if failed else 0
 
 

@@ -2,7 +2,7 @@
 
 What is not here: the content of video files (tests/video, tests/test_bad_videos.py); runs that were
 killed (tests/training/test_killed.py); thresholds, devices, runs that exist and detections that cannot be merged
-(tests/test_cli.py); what the annotation verbs' own options refuse (tests/data/test_annotation_convert.py).
+(tests/test_cli.py); what the annotation commands' own options refuse (tests/data/test_annotation_convert.py).
 """
 
 from __future__ import annotations
@@ -119,16 +119,16 @@ def changed(world: World, folder: Path, edit: Callable[[dict[str, Any]], object]
 MISSING = {
     "train-annotations": (
         "train {config} name=x data.annotations={none}.json",
-        "name the right one in data.annotations",
+        "correct data.annotations",
     ),
-    "train-classes": ("train {config} name=x data.classes={none}.txt", "name the right one in data.classes"),
+    "train-classes": ("train {config} name=x data.classes={none}.txt", "correct data.classes"),
     "train-features": ("train {config} name=x data.features={none}", "name the right one, or make it: bitad features"),
     "train-init": ("train {config} experiment=1-1 init.forward={none} init.reverse={none}", "give a run directory"),
     "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "check the path"),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
     "test-run": ("test {none}", "give a run directory or a .pt file"),
-    "test-config": ("test {run} --config {none}", "neither a file nor one of ours"),
-    "test-annotations": ("test {run} data.annotations={none}.json", "name the right one in data.annotations"),
+    "test-config": ("test {run} --config {none}", "neither a file nor a preset"),
+    "test-annotations": ("test {run} data.annotations={none}.json", "correct data.annotations"),
     "test-classes": ("test {run} data.classes={none}.txt", "no such file"),
     "test-features": ("test {run} data.features={none}", "name the right one"),
     "detect-video": ("detect {none}.mp4 --checkpoint {video_run} --out {none}", "no such"),
@@ -243,7 +243,7 @@ def test_ground_truth_without_a_duration_is_refused_where_it_is_needed(
     evaluate = ("evaluate", "--ground-truth", bad, "--detections", world.found, "--subset", "validation")
     assert main([*map(str, evaluate), "--allow-clock-mismatch"]) == 0
     main(["annotations", "check", str(bad)])
-    assert "1 videos are of unknown duration" in capsys.readouterr().out
+    assert "1 videos have an unknown duration" in capsys.readouterr().out
 
 
 def test_a_label_outside_the_class_list_is_refused_with_its_video(
@@ -449,7 +449,7 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         "model.channels: 15 channels are not a multiple of 2 heads",
         "training.warmup_epochs: warmup_epochs 9 must be less than the 4 epochs",
         "window.steps 33 is not a multiple of the coarsest stride 4; use 36",
-        "pair.align=naive is of no use to experiment baseline",
+        "pair.align=naive has no effect in experiment baseline",
     ):
         assert fault in said
 
@@ -460,9 +460,9 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         ("training.lr=.inf", "training.lr: Input should be a finite number (is inf)"),
         ("data.feature_offset_frames=nan", "data.feature_offset_frames: Input should be a finite number"),
         ("seed=100000000000000000000", "seed: Input should be less than 9223372036854775808"),
-        ("name=../../etc", "name: '../../etc' cannot begin a folder's name"),
-        ('name=""', "name: '' is no name; give one"),
-        ('name="a\\nb"', "cannot begin a folder's name"),
+        ("name=../../etc", "name: '../../etc' cannot begin the name of a folder"),
+        ('name=""', "name: '' is not a name; give one"),
+        ('name="a\\nb"', "cannot begin the name of a folder"),
         ("training.lr=[1", "override 'training.lr=[1': the value is not YAML"),
         ("training.lr=!!int ''", "training.lr: Input should be a valid number"),
         ("window=3", "window: a section of keys (window.steps, window.layout, "),
@@ -656,14 +656,14 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
     good = bad.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))  # finite, but not for long
     said = refused("train", world.config, *overrides, writes=True)
-    assert "with a loss of nan (videos train_1); nothing is saved yet; look at these videos" in said
+    assert "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again" in said
     assert not last.exists()
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--until", "1"]) == 0
     before = last.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))
     said = refused("train", world.config, *overrides, "--resume", "--allow-changed-data", writes=True)
-    assert f"(videos train_1); {last} is as it was before; look at these videos and go on with --resume" in said
+    assert f"(videos train_1); {last} is unchanged; check these videos and resume with --resume" in said
     assert last.read_bytes() == before
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--resume"]) == 0
@@ -689,23 +689,23 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("verb", FULL)
+@pytest.mark.parametrize("command", FULL)
 def test_a_full_disk_is_told_by_the_file_and_leaves_no_part_of_one(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     out = tmp_path / "out"
     places = {name: getattr(world, name) for name in ("config", "truth", "run", "video", "video_run", "found")}
     watched = world.root / "watched" / "annotations.json"
     with files_of_at_most(150):
-        status = main(FULL[verb].format(**places, watched=watched, out=out).split())
+        status = main(FULL[command].format(**places, watched=watched, out=out).split())
     assert status == 1
     _, err = capsys.readouterr()
     assert "Traceback" not in err
     *_, line = err.splitlines()
-    assert line.startswith(f"bitad {FULL[verb].split()[0]}: error: ")
+    assert line.startswith(f"bitad {FULL[command].split()[0]}: error: ")
     assert "File too large" in line
     assert str(out) in line
-    whole = {"log.txt"} if verb == "train" else set()  # its last line may be cut
+    whole = {"log.txt"} if command == "train" else set()  # its last line may be cut
     assert {path.name for path in out.rglob("*") if path.is_file()} <= whole
 
 
@@ -719,7 +719,7 @@ def test_a_disk_that_fills_up_in_a_run_keeps_its_last_checkpoint(
     with files_of_at_most(len(before) // 2):
         said = refused(*command, writes=True)
     assert "File too large" in said
-    assert "make room and run the command again (bitad train goes on with --resume)" in said
+    assert "free some space and run the command again (bitad train resumes with --resume)" in said
     assert (run / "last.pt").read_bytes() == before
     assert main([str(argument) for argument in command]) == 0
     assert load_checkpoint(run / "last.pt").epoch == 2

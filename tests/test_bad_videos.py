@@ -157,7 +157,7 @@ def test_of_a_folder_the_good_videos_are_reversed(
     out, _ = capsys.readouterr()
     assert "2 reversed, 2 kept from before, 0 failed" in out
     assert "broken.mp4: " in out
-    assert " damaged frames, the last good one in the place of each" in out
+    assert " damaged frames, each replaced by the last good one" in out
     for name in ("broken.mp4", "cut.mp4"):
         with VideoReader(target / name) as reader:
             shown = numbers_shown(reader.read(np.arange(reader.info.frames)))[::-1]
@@ -238,17 +238,17 @@ def test_a_cut_off_video_is_refused_before_training_or_repeated_and_counted(
     assert "damaged frames, each replaced by the last good one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["detect", "features"])
+@pytest.mark.parametrize("command", ["detect", "features"])
 def test_a_cut_off_video_is_refused_or_repeated_and_counted(
     trained: Path,
     damaged: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    verb: str,
+    command: str,
 ) -> None:
     _, video = damaged
     run, out = trained.parent / "runs" / "tiny-forward-seed0", tmp_path / "out"
-    arguments = (verb, video, "--checkpoint", run, "--out", out, "--device", "cpu")
+    arguments = (command, video, "--checkpoint", run, "--out", out, "--device", "cpu")
     line = failing(capsys, *arguments)
     assert f"{video}: cut off, about " in line
     assert REMEDY in line

@@ -28,7 +28,7 @@ from bitad.video.reader import probe
 from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
 
-VERBS = (
+COMMANDS = (
     "demo",
     "train",
     "test",
@@ -101,24 +101,24 @@ def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 # Usage.
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples_that_can_be_run(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples_that_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
     _, examples = capsys.readouterr().out.split("examples:\n")
     assert examples.strip()
     for line in examples.strip().splitlines():
         program, *arguments = shlex.split(line)
         assert program == "bitad"
-        assert build_parser().parse_args(arguments).verb == verb
+        assert build_parser().parse_args(arguments).command == command
 
 
-def test_the_list_of_verbs_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_commands_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = capsys.readouterr().out
-    assert all(f"    {verb}" in listed for verb in VERBS)
+    assert all(f"    {command}" in listed for command in COMMANDS)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +281,7 @@ def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str
     said = failing("merge", found, tmp_path / "timeless.json", "--reverse-b", "--out", tmp_path / "m.json")
     assert "--annotations" in said
     said = failing("merge", found, found, "--annotations", found, "--out", tmp_path / "m.json")
-    assert "add --reverse-b" in said
+    assert "only applies with --reverse-b" in said
     assert not (tmp_path / "m.json").exists()
 
 
@@ -322,7 +322,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     for name in ("merge.merge", "detect.run_test"):
         monkeypatch.setattr(f"bitad.inference.{name}", lambda *_, **__: pytest.fail("the work began"))
     monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
-    monkeypatch.setattr("bitad.demo._claim", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("bitad.demo._mark_folder", lambda *_: pytest.fail("the work began"))
     truth = features.parent / "annotations.json"
     evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
     assert "is a folder" in failing("merge", found, found, "--out", tmp_path)
@@ -333,14 +333,14 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     assert "is not a folder" in failing("demo", "--out", tmp_path / "file")
 
 
-@pytest.mark.parametrize("verb", ["report", "demo"])
+@pytest.mark.parametrize("command", ["report", "demo"])
 def test_a_page_that_is_not_ours_is_never_replaced(
-    failing: Callable[..., str], run: Path, tmp_path: Path, verb: str
+    failing: Callable[..., str], run: Path, tmp_path: Path, command: str
 ) -> None:
     page = tmp_path / "index.html"
     page.write_text("<title>My home</title>")
-    arguments = (run,) if verb == "report" else ()
-    assert f"{page} was not written by BiTAD" in failing(verb, *arguments, "--out", tmp_path)
+    arguments = (run,) if command == "report" else ()
+    assert f"{page} was not written by BiTAD" in failing(command, *arguments, "--out", tmp_path)
     assert list(tmp_path.iterdir()) == [page]
     assert page.read_text() == "<title>My home</title>"
 
@@ -396,7 +396,7 @@ def test_commands_on_annotations_and_detections_do_not_load_torch(features: Path
     assert ended.returncode == 0, ended.stderr
 
 
-# What the verbs do.
+# What the commands do.
 
 
 def test_evaluate_prints_and_writes_the_figures(

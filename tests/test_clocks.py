@@ -201,7 +201,7 @@ def test_segments_in_frames_taken_for_seconds_are_refused(data: Path, refused: F
 
     wrong = changed(data, frames_for_seconds)
     said = refused("train", data, wrong)
-    assert "segments start after the end of their video: they must be in seconds, and may be in frames" in said
+    assert "segments start after the end of their video; they must be in seconds, and may be in frames" in said
     run = untrained(data)
     assert "start after the end of their video" in refused("test", run, wrong)
     assert "start after the end of their video" in done("test", run, wrong, ALLOW)

@@ -230,7 +230,7 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(features: Path, o
 def test_an_experiment_is_named_by_a_string_even_where_yaml_reads_a_number(features: Path) -> None:
     assert load_config(features, ["experiment=1"]).experiment == "1"
     init = ["init.forward=f", "init.reverse=b"]
-    assert load_config(features, ["experiment=1-1", *init]).plan is EXPERIMENTS["1-1"]
+    assert load_config(features, ["experiment=1-1", *init]).design is EXPERIMENTS["1-1"]
 
 
 @pytest.mark.parametrize(
@@ -275,15 +275,15 @@ def test_a_window_that_is_no_number_of_clips_is_refused_with_one_that_fits_all(
         (("model.drop_path=1",), "model.drop_path"),
         (("seed=-1",), "seed"),
         (("data.features=null", "data.reversed_features=r"), "data.reversed_features needs data.features"),
-        (("window.resized_clock=edge",), "window.resized_clock=edge is of no use to window.layout=sliding"),
-        (("window.frames_per_step=2",), "window.frames_per_step 2 is of no use to features"),
+        (("window.resized_clock=edge",), "window.resized_clock=edge has no effect with window.layout=sliding"),
+        (("window.frames_per_step=2",), "window.frames_per_step 2 has no effect on features"),
         (("model.attention_window=[3, null]",), "2 attention windows for 3 levels"),
         (("model.attention_window=[3, 4, null]",), "attention_window 4 must be odd"),
         (
             ("window.layout=whole", "experiment=3-1", "init.forward=f", "init.reverse=b"),
             "window.layout=whole makes each",
         ),
-        (("test.nms.method=none", "experiment=1"), "test.nms.method=none would leave unmerged"),
+        (("test.nms.method=none", "experiment=1"), "which needs a method other than none"),
     ],
 )
 def test_what_could_not_run_is_refused_before_anything_is_loaded(
@@ -301,8 +301,8 @@ def test_what_could_not_run_is_refused_before_anything_is_loaded(
             "32 is not a multiple of 3 attention heads",
         ),
         (("model.backbone.size={dim: 32, depth: 2, heads: 2}",), "mlp_dim"),
-        (("model.backbone.first_adapter=4",), "first_adapter 4 is behind the last of the 4 blocks"),
-        (("window.stride_frames=4", "window.frames_per_step=3"), "4 is not a multiple of the 3 frames of a step"),
+        (("model.backbone.first_adapter=4",), "first_adapter 4 is after the last of the 4 blocks"),
+        (("window.stride_frames=4", "window.frames_per_step=3"), "4 is not a multiple of the 3 frames per step"),
     ],
 )
 def test_what_could_not_run_on_videos_is_refused(videos: Path, overrides: tuple[str, ...], said: str) -> None:
@@ -336,23 +336,23 @@ INIT = ("init.forward=f", "init.reverse=b")
             )
             for experiment in ("1-1", "3-1")
         ],
-        (("experiment=1", "direction=reverse"), "experiment 1 has a network for each direction: leave out direction"),
+        (("experiment=1", "direction=reverse"), "experiment 1 has a network for each direction; leave out direction"),
         *[
             ((f"experiment={experiment}", *INIT), f"experiment {experiment} adds modules to the backbone's blocks, but")
             for experiment in ("2", "2x")
         ],
-        (("pair.second=forward",), "pair.second is of no use to experiment baseline, of one network"),
-        (("pair.align=naive",), "pair.align=naive is of no use to experiment baseline"),
-        (("experiment=1-1", "pair.align=naive", *INIT), "pair.align=naive is of no use to experiment 1-1"),
+        (("pair.second=forward",), "pair.second has no effect in experiment baseline, which has one network"),
+        (("pair.align=naive",), "pair.align=naive has no effect in experiment baseline"),
+        (("experiment=1-1", "pair.align=naive", *INIT), "pair.align=naive has no effect in experiment 1-1"),
         (
             ("experiment=3-1", "pair.align=naive", "pair.second=forward", *INIT),
-            "pair.align=naive is of no use to experiment 3-1 of two forward networks, which share a clock",
+            "pair.align=naive has no effect in experiment 3-1 with two forward networks, which share a clock",
         ),
         (
             ("experiment=1x", "pair.fusion_init=random", *INIT),
-            "pair.fusion_init=random is of no use to experiment 1x, which fuses nothing",
+            "pair.fusion_init=random has no effect in experiment 1x, which has no fusion",
         ),
-        (("experiment=3-2", "pair.train_detector=true", *INIT), "pair.train_detector is of no use to experiment 3-2"),
+        (("experiment=3-2", "pair.train_detector=true", *INIT), "pair.train_detector has no effect in experiment 3-2"),
         (("experiment=3-1", "pair.align=best", *INIT), "pair.align"),
         (("experiment=3-1", "pair.second=both", *INIT), "pair.second"),
         (("experiment=1x", "pair.agreement=0", *INIT), "pair.agreement"),
@@ -371,7 +371,7 @@ def test_each_option_of_a_pair_is_accepted_where_it_counts(features: Path, video
         ("experiment=3-3", "pair.second=forward", "pair.fusion_init=random"),
         ("experiment=1-1", "pair.second=forward"),
     ):
-        assert load_config(features, [*overrides, *INIT]).plan.networks == 2
+        assert load_config(features, [*overrides, *INIT]).design.networks == 2
     for experiment in ("2", "2x"):
         config = load_config(videos, [f"experiment={experiment}", "pair.train_detector=true", *INIT])
         assert config.trains_detectors

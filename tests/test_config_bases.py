@@ -38,7 +38,7 @@ def test_what_a_base_holds_is_not_printed(
     (line,) = capsys.readouterr().err.splitlines()
     assert SECRET not in line
     if name != "passwd.yaml":  # which may be a configuration, by its name
-        assert f"base {tmp_path / name} is no .yaml file; name a configuration" in line
+        assert f"base {tmp_path / name} is not a .yaml file; give a configuration" in line
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_a_base_that_is_no_file_is_refused_at_once_with_the_file_that_names_it(
 def test_bases_without_end_are_refused(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml\n")
-    with pytest.raises(ConfigError, match="base follows base more than 30 times"):
+    with pytest.raises(ConfigError, match="more than 30 bases in a chain"):
         load_config(tmp_path / "0.yaml")
 
 
 def test_a_base_that_is_no_configuration_by_its_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secrets.txt").write_text("name: stolen\n")
     (tmp_path / "evil.yaml").write_text("base: secrets.txt\n")
-    with pytest.raises(ConfigError, match=r"base .*secrets\.txt is no \.yaml file; name a configuration"):
+    with pytest.raises(ConfigError, match=r"base .*secrets\.txt is not a \.yaml file; give a configuration"):
         load_config(tmp_path / "evil.yaml")
 
 

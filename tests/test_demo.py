@@ -6,7 +6,7 @@ import pytest
 from chromium import chromium
 
 from bitad.cli import main
-from bitad.demo import Plan, Scale, run_demo
+from bitad.demo import Scale, Trainings, run_demo
 from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 
 MIDDLING = Scale(
@@ -81,7 +81,7 @@ def test_pairs_that_learn_together_stand_on_what_their_networks_know(demo):
 
 
 def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsys):
-    plan = Plan(tmp_path, COMPLETE, 5)
+    trainings = Trainings(tmp_path, COMPLETE, 5)
     run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")
     written = (tmp_path / "docs" / "results.md").read_text()
     for said in (
@@ -89,17 +89,17 @@ def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsy
         "3-1, naive, random",
         "late fusion F + B",
         "Direction sensitivity",
-        "holds",
+        "within spread",
     ):
         assert said in written
-    made = {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in plan.jobs()}
+    made = {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in trainings.jobs()}
     with chromium() as page:
         page.open(tmp_path / "comparison" / "index.html")
         assert page.evaluate("document.querySelectorAll('table').length") == 3
         assert page.console == []
     capsys.readouterr()
     run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")
-    assert {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in plan.jobs()} == made
+    assert {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in trainings.jobs()} == made
     assert (tmp_path / "docs" / "results.md").read_text() == written
     assert "About 0 minutes" in capsys.readouterr().err
 

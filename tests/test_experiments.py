@@ -348,7 +348,7 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
         "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
         "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
         "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
-        "pre-computed features have no backbone": ("experiment=2", forward, backward),
+        "but features have no backbone": ("experiment=2", forward, backward),
         "unknown experiment '3-4'": ("experiment=3-4", forward, backward),
     }
     for said, overrides in cases.items():
@@ -406,10 +406,15 @@ def test_runs_are_reported_side_by_side_with_what_reversed_playback_makes_of_cla
     runs = [str(config.run_directory) for config in (*singles, pair)]
     assert main(["report", *runs, "--sensitivity", "--out", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
-    for words in ("late fusion F + B, product", "3-3, reverse basis", "Training losses of two networks", "F then says"):
+    for words in (
+        "late fusion F + B, product",
+        "3-3, reverse basis",
+        "Training losses of two networks",
+        "F then predicts",
+    ):
         assert words in said
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.html", "results.json", "sensitivity.png"}
-    assert "against what it must beat" in (tmp_path / "report" / "results.md").read_text()
+    assert "difference to the baselines" in (tmp_path / "report" / "results.md").read_text()
     assert main(["report", runs[0], "--sensitivity", "--out", str(tmp_path / "none")]) == 1
     assert "needs a forward and a reverse baseline" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

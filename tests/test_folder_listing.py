@@ -20,7 +20,7 @@ from bitad.video.files import find_video, list_videos, require_video_file
 from bitad.video.writer import write_video
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
-VERBS = ("features", "reverse")
+COMMANDS = ("features", "reverse")
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +44,15 @@ def folder(film: Path, tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-def run(verb: str, src: Path, dst: Path) -> int:
+def run(command: str, src: Path, dst: Path) -> int:
     return main(
-        ["reverse", str(src), str(dst)] if verb == "reverse" else ["features", str(src), *TINY, "--out", str(dst)]
+        ["reverse", str(src), str(dst)] if command == "reverse" else ["features", str(src), *TINY, "--out", str(dst)]
     )
 
 
-def written(verb: str, dst: Path) -> list[str]:
+def written(command: str, dst: Path) -> list[str]:
     """The outputs in a folder and its sub-folders, without suffix."""
-    suffixes = (".npy",) if verb == "features" else (".mp4", ".MP4")
+    suffixes = (".npy",) if command == "features" else (".mp4", ".MP4")
     return sorted(
         path.relative_to(dst).with_suffix("").as_posix() for path in dst.rglob("*") if path.suffix in suffixes
     )
@@ -96,49 +96,49 @@ SPOILT = [
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither such files nor such names")
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_what_cannot_be_a_video_fails_by_name_and_the_others_are_done(
-    verb: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    command: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for how in SPOILT:
         try:
             spoil(folder, how, film)
         except OSError:  # a file system that has no such names
             continue
-    assert run(verb, folder, folder.parent / "out") == 1
+    assert run(command, folder, folder.parent / "out") == 1
     out, err = capsys.readouterr()
     failed = len(list(folder.iterdir())) - 1
     assert failed >= len(SPOILT) - 1
-    assert f"1 {'done' if verb == 'features' else 'reversed'}, 0 kept from before, {failed} failed" in out
+    assert f"1 {'done' if command == 'features' else 'reversed'}, 0 kept from before, {failed} failed" in out
     lines = [line for line in err.splitlines() if "error: " in line]
     assert len(lines) == failed
     for how in SPOILT[:-1]:
         assert any(how in line for line in lines), how
-    assert written(verb, folder.parent / "out") == ["good"]
+    assert written(command, folder.parent / "out") == ["good"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_name_of_253_bytes_does_not_hold_up_the_others(
-    verb: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    command: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(film, folder / f"{'가' * 83}.mp4")
-    run(verb, folder, folder.parent / "out")
-    assert "good" in written(verb, folder.parent / "out")
+    run(command, folder, folder.parent / "out")
+    assert "good" in written(command, folder.parent / "out")
     assert " 0 kept from before, " in capsys.readouterr().out  # and it comes to its end
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_hidden_files_and_those_of_file_managers_are_passed_over(
-    verb: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("._good.mp4", ".hidden.mp4", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"\0\5\x16\7")
     for name in ("__MACOSX", ".Trashes", "__MACOSX/sub"):
         (folder / name).mkdir()
         (folder / name / "other.mp4").write_bytes(b"\0\5\x16\7")
-    assert run(verb, folder, folder.parent / "out") == 0
+    assert run(command, folder, folder.parent / "out") == 0
     assert capsys.readouterr().out.startswith("1 ")
-    assert written(verb, folder.parent / "out") == ["good"]
+    assert written(command, folder.parent / "out") == ["good"]
 
 
 def test_a_hidden_folder_is_read_where_it_is_named(folder: Path) -> None:
@@ -146,16 +146,16 @@ def test_a_hidden_folder_is_read_where_it_is_named(folder: Path) -> None:
     assert list_videos(hidden) == [hidden / "good.mp4"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_videos_in_sub_folders_are_found(verb: str, folder: Path, film: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_videos_in_sub_folders_are_found(command: str, folder: Path, film: Path, tmp_path: Path) -> None:
     for name in ("P01/P01_01.MP4", "P01/P01_02.MP4", "P02/rgb/P02_01.MP4"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(film, folder / name)
     (folder / "P02" / "up").symlink_to(folder, target_is_directory=True)
-    assert run(verb, folder, tmp_path / "out") == 0
+    assert run(command, folder, tmp_path / "out") == 0
     placed = ["P01/P01_01", "P01/P01_02", "P02/rgb/P02_01", "good"]
-    expected = placed if verb == "reverse" else sorted(name.rpartition("/")[2] for name in placed)
-    assert written(verb, tmp_path / "out") == expected
+    expected = placed if command == "reverse" else sorted(name.rpartition("/")[2] for name in placed)
+    assert written(command, tmp_path / "out") == expected
 
 
 def test_a_linked_sub_folder_is_read(folder: Path, film: Path, tmp_path: Path) -> None:
@@ -166,14 +166,14 @@ def test_a_linked_sub_folder_is_read(folder: Path, film: Path, tmp_path: Path) -
     assert find_video(folder, "far") == folder / "P01" / "far.mp4"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_two_videos_of_one_name_are_refused_before_any_work(
-    verb: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    command: str, folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for place in ("a", "b"):
         (folder / place).mkdir()
         shutil.copy(film, folder / place / f"same.{'mp4' if place == 'a' else 'mkv'}")
-    assert run(verb, folder, folder.parent / "out") == 1
+    assert run(command, folder, folder.parent / "out") == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert f"{folder / 'a' / 'same.mp4'} and {folder / 'b' / 'same.mkv'} have the same name" in err

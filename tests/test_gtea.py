@@ -139,7 +139,7 @@ def test_every_training_is_there_once_and_after_those_it_starts_from(seeds: int,
 def test_a_pair_starts_from_its_own_fold_and_a_control_from_the_next_seed_too(tmp_path: Path) -> None:
     for job in plan_of(tmp_path).jobs("fold2"):
         config = job.config
-        if config.plan.starts_from == "baselines":
+        if config.design.starts_from == "baselines":
             reverse = config.pair.second == "reverse"
             second = ("reverse", config.seed) if reverse else ("forward", (config.seed + 1) % 3)
             assert config.init.forward == tmp_path / f"runs/fold2-forward-seed{config.seed}"
@@ -235,7 +235,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
     assert gtea.tables(gtea.run(plan, annotations)) == gtea.tables(first)
     more = replace(plan, seeds=3)
     # The last of two seeds has the first one's F as the partner of its control, the last of three another.
-    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run of other settings"):
+    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run with other settings"):
         gtea.run(more, annotations)
     with pytest.raises(AssertionError, match="fold1-forward-seed2 was trained again"):
         gtea.run(replace(more, experiments=()), annotations)

@@ -306,7 +306,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(here: Path) -> None:
     [
         (lambda: bitad.load("runs/none"), FileNotFoundError, "runs/none"),
         (lambda: bitad.load("gt.json"), ValueError, "gt.json"),
-        (lambda: bitad.load(FORWARD, config="my.yaml"), ValueError, "has its configuration inside"),
+        (lambda: bitad.load(FORWARD, config="my.yaml"), ValueError, "contains its configuration"),
         (lambda: bitad.load(FORWARD, device="gpu"), ValueError, "unknown device 'gpu'"),
         (lambda: bitad.load(FORWARD, overrides=["test.nms.sgma=1"]), ValueError, "test.nms.sgma"),
         (lambda: bitad.load(FORWARD).detect("none.mp4"), FileNotFoundError, "none.mp4"),
@@ -509,14 +509,14 @@ def test_a_second_training_in_a_process_is_refused_while_one_runs(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = bitad.load_config("my.yaml", [f"output={tmp_path}", "training.epochs=1"])
-    step, errors = Trainer._step, []
+    step, errors = Trainer._take_step, []
 
     def during_a_step(trainer: Trainer, batches: Any) -> Any:
         with ThreadPoolExecutor(1) as pool:
             errors.append(pool.submit(bitad.train, bitad.load_config("my.yaml", ["seed=8"])).exception())
         return step(trainer, batches)
 
-    monkeypatch.setattr(Trainer, "_step", during_a_step)
+    monkeypatch.setattr(Trainer, "_take_step", during_a_step)
     bitad.train(config)
     assert "another thread of this process is training" in str(errors[0])
 
@@ -532,7 +532,7 @@ def test_an_interrupted_training_is_resumed_in_the_same_process(
     whole = bitad.train(configs[0], device="cpu")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     state = torch.get_rng_state()
-    step = Trainer._step
+    step = Trainer._take_step
 
     def interrupted(trainer: Trainer, batches: Any) -> Any:
         if trainer.step == 1:
@@ -540,7 +540,7 @@ def test_an_interrupted_training_is_resumed_in_the_same_process(
         return step(trainer, batches)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", interrupted)
+        patched.setattr(Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"last\.pt"):
             bitad.train(configs[1], device="cpu")
     directory = configs[1].run_directory

@@ -83,27 +83,27 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("ours", "theirs", "habit"), DIFFERENT)
-@pytest.mark.parametrize("verb", ["check", "convert"])
+@pytest.mark.parametrize("command", ["check", "convert"])
 def test_a_list_of_videos_is_used_under_the_annotations_names(
-    tmp_path: Path, run: Runs, verb: str, ours: tuple[str, ...], theirs: tuple[str, ...], habit: str
+    tmp_path: Path, run: Runs, command: str, ours: tuple[str, ...], theirs: tuple[str, ...], habit: str
 ) -> None:
     video = {"duration": 4.0, "fps": 25.0, "num_frame": 100}
     (tmp_path / "info.json").write_text(json.dumps(dict.fromkeys(theirs, video)))
     src = truth(tmp_path / "gt.json", *ours, duration_s=4.0)
-    out = [tmp_path / "out.json"] if verb == "convert" else []
-    _, err = run("annotations", verb, src, *out, "--video-info", tmp_path / "info.json")
+    out = [tmp_path / "out.json"] if command == "convert" else []
+    _, err = run("annotations", command, src, *out, "--video-info", tmp_path / "info.json")
     assert err.count(f"videos matched although names differ by {habit}: ") == 1
-    if verb == "convert":
+    if command == "convert":
         videos = read_annotations(tmp_path / "out.json").videos
         assert {name: video.frames for name, video in videos.items()} == dict.fromkeys(ours, 100)
 
 
-@pytest.mark.parametrize("verb", ["check", "convert"])
-def test_a_list_of_other_videos_is_refused_with_names_of_both_sides(tmp_path: Path, run: Runs, verb: str) -> None:
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_a_list_of_other_videos_is_refused_with_names_of_both_sides(tmp_path: Path, run: Runs, command: str) -> None:
     (tmp_path / "info.json").write_text(json.dumps({name: {"duration": 4.0} for name in "xyz"}))
     src = truth(tmp_path / "gt.json", "a", "b", "c")
-    out = [tmp_path / "out.json"] if verb == "convert" else []
-    _, err = run("annotations", verb, src, *out, "--video-info", tmp_path / "info.json", status=1)
+    out = [tmp_path / "out.json"] if command == "convert" else []
+    _, err = run("annotations", command, src, *out, "--video-info", tmp_path / "info.json", status=1)
     assert "lists none of the videos: missing: 'a', 'b' and 1 more; there: 'x', 'y' and 1 more" in err
 
 

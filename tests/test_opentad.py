@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout"
 )
 
+NUM_CLASSES = {"adatad_tiny": 20, "actionformer_local": 20, "tridet_local": 7}
 MODEL = {"channels": 32, "heads": 4, "padding": "reference"}
 CONFIGS = {
     "adatad_tiny": {
@@ -37,6 +38,21 @@ CONFIGS = {
         "data": {"features": "features", "feature_channels": 40, "feature_stride_frames": STRIDE},
         "window": {"steps": 128},
         "model": {**MODEL, "levels": 5, "attention_window": 9},
+    },
+    "tridet_local": {
+        "data": {
+            "features": "features",
+            "feature_channels": 40,
+            "feature_stride_frames": STRIDE,
+            "feature_offset_frames": 8,
+        },
+        "window": {"steps": 128},
+        "model": {
+            **MODEL,
+            "levels": 5,
+            "pyramid": {"type": "sgp", "mlp_channels": 48},
+            "head": {"type": "trident"},
+        },
     },
 }
 
@@ -76,7 +92,7 @@ def data_of(recording: Path, folder: Path) -> dict[str, float]:
                 "annotations": [{"segment": [0.5, 2.5], "label": CLASSES[0]}],  # something to be evaluated against
             }
     (folder / "annotations.json").write_text(json.dumps({"database": videos}))
-    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    (folder / "classes.txt").write_text("\n".join(CLASSES[: NUM_CLASSES[recording.name]]))
     return begins
 
 

@@ -103,3 +103,27 @@ def test_what_needs_no_torch_does_not_load_it() -> None:
         "    assert 'torch' not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("annotations", "convert"), ("features",), ("weights",)])
+def test_help_imports_only_the_command_line(command: tuple[str, ...]) -> None:
+    program = (
+        "import sys\n"
+        "from bitad.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit:\n"
+        "    print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *command, "--help"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    loaded = run.stderr.decode().split()
+    packages = {name.split(".")[0] for name in loaded}
+    assert not packages & {"av", "matplotlib", "numpy", "pydantic", "rich", "safetensors", "torch", "yaml"}
+    ours = {name.removeprefix("bitad.") for name in loaded if name.startswith("bitad.")}
+    assert {name.split(".")[0] for name in ours} <= {"cli", "config", "data", "runtime", "video"}
+    assert {name for name in ours if name.startswith("config.")} == {"config.names"}

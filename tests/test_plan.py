@@ -23,10 +23,10 @@ from bitad.config.schema import Config
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
-from bitad.reports.plan import Plan, plan_of
+from bitad.reports.plan import TrainingPlan, plan_training
 from bitad.runtime.distributed import Ranks
 from bitad.training.losses import DetectionLoss, assign
-from bitad.training.step_cost import POLICIES, PRECISIONS, Tally, step_cost, storage_bytes
+from bitad.training.step_cost import POLICIES, PRECISIONS, OpCounter, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,8 +60,8 @@ def small(*overrides: str, experiment: str = "baseline") -> Config:
 
 
 @cache
-def small_plan() -> Plan:
-    return plan_of(small())
+def small_plan() -> TrainingPlan:
+    return plan_training(small())
 
 
 @pytest.fixture
@@ -150,21 +150,21 @@ def test_a_step_without_content_takes_what_a_real_one_takes(policy: str, precisi
     config = small("training.augmentation.colour=0")
     cost = step_cost(config, K, checkpointing=policy, precision=precision, device="cpu")
     step = RealStep(config, policy)
-    with Tally(step.network, step.loss, step.frames, step.mask) as tally:
+    with OpCounter(step.network, step.loss, step.frames, step.mask) as counter:
         total = step.forward(autocast=precision == "bf16")
-        activations = tally.bytes
+        activations = counter.bytes
         total.backward()
     gradients = storage_bytes(p.grad for p in step.network.parameters() if p.grad is not None)
-    assert tally.bytes - gradients == 4  # of the loss
+    assert counter.bytes - gradients == 4  # of the loss
     assert activations == pytest.approx(cost.activation_bytes, rel=0.01)
-    assert tally.peak_bytes + storage_bytes([step.frames, step.mask]) == pytest.approx(cost.peak_bytes, rel=0.01)
-    assert tally.flops == cost.flops
+    assert counter.peak_bytes + storage_bytes([step.frames, step.mask]) == pytest.approx(cost.peak_bytes, rel=0.01)
+    assert counter.flops == cost.flops
 
 
 @pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(experiment: str) -> None:
-    plan = plan_of(small(experiment=experiment))
+    plan = plan_training(small(experiment=experiment))
     network = build_network(plan.config, plan.classes)
     real = list(network.parameters())
     assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(p.numel() for p in real)
@@ -207,17 +207,17 @@ def test_a_plan_says_what_the_trainer_says(tmp_path: Path) -> None:
     path = feature_data(tmp_path / "data")
     config = config_of(path, "training.windows_per_video=5", "training.reference_batch=8")
     trainer = Trainer(config, Ranks(0, 1, torch.device("cpu")))
-    plan = plan_of(config)
+    plan = plan_training(config)
     assert (plan.steps, plan.windows, plan.videos) == (len(trainer.sampler), 20, 4)
-    assert plan.rates == trainer.train_step.rates
+    assert plan.rates == trainer.train_step.learners[0].rates
     assert plan.left_out == ()
     assert plan.trainable == sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     assert [cost.checkpointing for cost in plan.costs] == ["none", "none"]
-    two = plan_of(config, processes=2)
+    two = plan_training(config, processes=2)
     assert (two.steps, two.rates.effective_batch) == (5, 4)
     assert two.fixed_bytes == plan.fixed_bytes
     with pytest.raises(ValueError, match="do not fill one batch of 2 on 11 processes"):
-        plan_of(config, processes=11)
+        plan_training(config, processes=11)
 
 
 def test_fitting_says_with_what() -> None:
@@ -249,7 +249,7 @@ def test_without_data_the_rest_is_told_and_what_is_left_out(capsys: pytest.Captu
     for part in ("backbone", "adapters", "pyramid", "head", "fusion"):
         assert part in out
     assert "for an effective batch of 4 (stated: 0.0001, 0.0002 and 0.001 for 4)" in out
-    assert "Left out: steps an epoch and the number of classes, taken to be 20, which need data.annotations (" in out
+    assert "Left out: steps per epoch and the number of classes, assumed to be 20, which need data.annotations (" in out
     assert "It fits into 1.0 GiB" in out
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["steps_per_epoch"] is None
@@ -284,7 +284,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
 @pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_can_be_planned(preset: str) -> None:
-    plan = plan_of(load_config(preset, ["data.annotations=none.json", "data.classes=null"]))
+    plan = plan_training(load_config(preset, ["data.annotations=none.json", "data.classes=null"]))
     assert all(0 < cost.activation_bytes < cost.peak_bytes for cost in plan.costs)
     assert plan.lines()
     assert len(plan.tables()) == 4

@@ -50,7 +50,7 @@ def shown(path: Path) -> NDArray[np.uint8]:
         return reader.read(range(reader.info.frames))
 
 
-class Verb:
+class Command:
     """`bitad features` or `bitad reverse` of a folder, and where what it writes of the video `v` is."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -75,81 +75,81 @@ class Verb:
 
 
 @pytest.fixture(params=["features", "reverse"])
-def verb(request: pytest.FixtureRequest, tmp_path: Path) -> Verb:
-    return Verb(request.param, tmp_path)
+def command(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
+    return Command(request.param, tmp_path)
 
 
-def is_kept(verb: Verb, *options: str) -> bool:
+def is_kept(command: Command, *options: str) -> bool:
     """Whether another run keeps the output."""
-    before = verb.output.stat().st_mtime_ns
-    assert verb(*options) == 0
-    return verb.output.stat().st_mtime_ns == before
+    before = command.output.stat().st_mtime_ns
+    assert command(*options) == 0
+    return command.output.stat().st_mtime_ns == before
 
 
 def test_another_film_of_the_same_length_is_not_taken_for_the_first(
-    verb: Verb, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(verb.video)
-    assert verb() == 0
-    assert is_kept(verb)
-    write(verb.video, first=1)
+    write(command.video)
+    assert command() == 0
+    assert is_kept(command)
+    write(command.video, first=1)
     capsys.readouterr()
-    assert not is_kept(verb)
-    assert f"bitad {verb.name}: v" in (err := capsys.readouterr().err)
+    assert not is_kept(command)
+    assert f"bitad {command.name}: v" in (err := capsys.readouterr().err)
     assert " again, " in err
-    assert verb.output.read_bytes() == verb.fresh()
-    assert is_kept(verb)
+    assert command.output.read_bytes() == command.fresh()
+    assert is_kept(command)
 
 
-def test_a_repaired_file_replaces_what_was_made_of_the_damaged_one(verb: Verb) -> None:
-    whole = write(verb.video).read_bytes()
-    damage(verb.video)
-    assert verb("--on-decode-error", "repeat") == 0
-    assert is_kept(verb, "--on-decode-error", "repeat")
-    verb.video.write_bytes(whole)
-    assert not is_kept(verb)
-    assert verb.output.read_bytes() == verb.fresh()
+def test_a_repaired_file_replaces_what_was_made_of_the_damaged_one(command: Command) -> None:
+    whole = write(command.video).read_bytes()
+    damage(command.video)
+    assert command("--on-decode-error", "repeat") == 0
+    assert is_kept(command, "--on-decode-error", "repeat")
+    command.video.write_bytes(whole)
+    assert not is_kept(command)
+    assert command.output.read_bytes() == command.fresh()
 
 
 def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
-    verb: Verb, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(verb.video)
-    damage(verb.video)
-    assert verb("--on-decode-error", "repeat") == 0
+    write(command.video)
+    damage(command.video)
+    assert command("--on-decode-error", "repeat") == 0
     capsys.readouterr()
-    assert verb() == 1
+    assert command() == 1
     err = capsys.readouterr().err
     assert "cannot be decoded" in err
-    assert f"; {verb.output} was not replaced" in err
+    assert f"; {command.output} was not replaced" in err
 
 
-def test_what_has_no_damaged_frames_is_the_same_with_either_policy(verb: Verb) -> None:
-    write(verb.video)
-    assert verb("--on-decode-error", "repeat") == 0
-    assert is_kept(verb)
-    assert is_kept(verb, "--on-decode-error", "repeat")
+def test_what_has_no_damaged_frames_is_the_same_with_either_policy(command: Command) -> None:
+    write(command.video)
+    assert command("--on-decode-error", "repeat") == 0
+    assert is_kept(command)
+    assert is_kept(command, "--on-decode-error", "repeat")
 
 
-def test_a_copy_of_a_data_set_is_not_computed_again(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(verb.video)
-    assert verb() == 0
-    for path in (verb.video, verb.output):
+def test_a_copy_of_a_data_set_is_not_computed_again(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(command.video)
+    assert command() == 0
+    for path in (command.video, command.output):
         os.utime(path, ns=(10**18, 10**18))
-    assert is_kept(verb)
-    moved = verb.src.with_name("elsewhere")
-    verb.src.rename(moved)
-    verb.src = moved
-    assert is_kept(verb)
+    assert is_kept(command)
+    moved = command.src.with_name("elsewhere")
+    command.src.rename(moved)
+    command.src = moved
+    assert is_kept(command)
 
 
 @pytest.mark.parametrize("how", ["cut short", "of another video", "empty", "damaged", "an archive"])
-def test_an_output_that_was_spoilt_is_made_again(verb: Verb, how: str) -> None:
-    write(verb.video)
-    write(verb.src / "w.mp4", first=40)
-    assert verb() == 0
-    content = verb.output.read_bytes()
-    other = verb.output.with_stem("w").read_bytes()
+def test_an_output_that_was_spoilt_is_made_again(command: Command, how: str) -> None:
+    write(command.video)
+    write(command.src / "w.mp4", first=40)
+    assert command() == 0
+    content = command.output.read_bytes()
+    other = command.output.with_stem("w").read_bytes()
     spoilt = {
         "cut short": content[:-200],
         "of another video": other,
@@ -157,41 +157,41 @@ def test_an_output_that_was_spoilt_is_made_again(verb: Verb, how: str) -> None:
         "damaged": content[:10] + b"{" * 40 + content[50:],  # a header that is no Python
         "an archive": b"PK\x05\x06" + bytes(18),
     }
-    verb.output.write_bytes(spoilt[how])
-    assert not is_kept(verb)
-    assert verb.output.read_bytes() == verb.fresh() == content
+    command.output.write_bytes(spoilt[how])
+    assert not is_kept(command)
+    assert command.output.read_bytes() == command.fresh() == content
 
 
 def test_outputs_of_earlier_versions_are_kept_if_they_fit_and_named(
-    verb: Verb, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(verb.video)
-    assert verb() == 0
-    forget(verb)
+    write(command.video)
+    assert command() == 0
+    forget(command)
     capsys.readouterr()
-    assert is_kept(verb)
+    assert is_kept(command)
     out, err = capsys.readouterr()
     assert "0 failed" in out
-    assert f"bitad {verb.name}: 1 kept " in err
+    assert f"bitad {command.name}: kept 1 " in err
     assert "earlier version" in err
     assert "(v" in err
 
 
-def test_outputs_of_earlier_versions_that_do_not_fit_are_made_again(verb: Verb) -> None:
-    write(verb.video)
-    assert verb() == 0
-    forget(verb)
-    write_video(verb.video, (numbered_picture(number) for number in range(FRAMES + 1)), fps=FPS)
-    assert not is_kept(verb)
-    assert verb.output.read_bytes() == verb.fresh()
+def test_outputs_of_earlier_versions_that_do_not_fit_are_made_again(command: Command) -> None:
+    write(command.video)
+    assert command() == 0
+    forget(command)
+    write_video(command.video, (numbered_picture(number) for number in range(FRAMES + 1)), fps=FPS)
+    assert not is_kept(command)
+    assert command.output.read_bytes() == command.fresh()
 
 
-def forget(verb: Verb) -> None:
+def forget(command: Command) -> None:
     """Remove what says from which file an output was made, which earlier versions did not write."""
-    if verb.name == "reverse":
-        write_video(verb.output, shown(verb.output), fps=FPS, crf=12)
+    if command.name == "reverse":
+        write_video(command.output, shown(command.output), fps=FPS, crf=12)
         return
-    path = verb.dst / "features.json"
+    path = command.dst / "features.json"
     content = read_json(path)
     for video in content["videos"].values():
         for key in ("repeated", "source", "rows"):
@@ -227,32 +227,32 @@ def test_a_video_reversed_alone_is_reversed_as_it_is_now(tmp_path: Path) -> None
 
 
 def test_a_video_that_changes_while_it_is_read_is_refused(
-    verb: Verb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(verb.video)
+    write(command.video)
     read, windows = VideoReader.pictures, VideoReader.read_windows
 
     def touched(self: VideoReader) -> None:
-        if self.path == verb.video:
-            os.utime(verb.video, ns=(10**18, 10**18))
+        if self.path == command.video:
+            os.utime(command.video, ns=(10**18, 10**18))
 
     monkeypatch.setattr(VideoReader, "pictures", lambda self, *frames: (touched(self), read(self, *frames))[1])
     monkeypatch.setattr(
         VideoReader, "read_windows", lambda self, *some, **how: (touched(self), windows(self, *some, **how))[1]
     )
     # Of a single video: a folder is reversed by other processes.
-    alone = ["reverse", str(verb.video), str(verb.output)]
-    assert (main(alone) if verb.name == "reverse" else verb()) == 1
+    alone = ["reverse", str(command.video), str(command.output)]
+    assert (main(alone) if command.name == "reverse" else command()) == 1
     assert "changed while it was read" in capsys.readouterr().err
-    assert not verb.output.exists()
+    assert not command.output.exists()
 
 
 def test_an_interrupted_extraction_has_recorded_what_it_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verb, begun = Verb("features", tmp_path), []
-    write(verb.video)
-    write(verb.src / "w.mp4", first=40)
+    command, begun = Command("features", tmp_path), []
+    write(command.video)
+    write(command.src / "w.mp4", first=40)
     one = extract._extract
 
     def interrupted(encoder: object, name: str, *more: object) -> None:
@@ -262,8 +262,8 @@ def test_an_interrupted_extraction_has_recorded_what_it_finished(
         one(encoder, name, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(extract, "_extract", interrupted)
-    assert verb() == 130
+    assert command() == 130
     monkeypatch.undo()
-    videos = read_json(verb.dst / "features.json")["videos"]
+    videos = read_json(command.dst / "features.json")["videos"]
     assert list(videos) == begun
-    assert videos[begun[0]]["source"]["size"] == (verb.src / f"{begun[0]}.mp4").stat().st_size
+    assert videos[begun[0]]["source"]["size"] == (command.src / f"{begun[0]}.mp4").stat().st_size

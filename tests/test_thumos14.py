@@ -146,5 +146,5 @@ def test_every_preset_takes_every_experiment_that_it_can(preset: str, experiment
             load_config(preset, [f"experiment={experiment}", *init])
         return
     config = load_config(preset, [f"experiment={experiment}", *init])
-    assert config.plan is what
+    assert config.design is what
     assert config.model.padding == "reference"

@@ -1,6 +1,6 @@
-"""The command line: one function for each command, a few lines over the code that does the work.
+"""The command line: one function per command, a few lines over the code that does the work.
 
-Nothing heavy is imported before the command is known: ``bitad evaluate`` never loads torch.
+Each command imports what it needs when it runs, so ``bitad --help`` is fast and ``bitad evaluate`` never loads torch.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ from bitad.runtime.signals import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0 done, 1 a failure with one line that says what, 2 wrong usage."""
+    """Runs one command.
+
+    Returns:
+        the exit status: 0 success, 1 a failure (one line says what failed), 2 wrong usage.
+    """
     with tolerant_output():
         parsed = _parse(arguments)
         if threading.current_thread() is threading.main_thread():
-            # Being terminated is being interrupted: what a verb has begun (processes, temporary files) it ends.
+            # Like an interrupt: the command ends its processes and removes temporary files.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         with command_logging():
             status = _run(parsed)
         if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _leave(status)
+            _exit_now(status)
         return status
 
 
-def _leave(status: int) -> NoReturn:
-    """End one of several processes at once: threads of PyTorch's that have lost the others may abort the usual end."""
+def _exit_now(status: int) -> NoReturn:
+    """Ends one of several processes at once: PyTorch's threads may abort a normal exit."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()
@@ -52,19 +56,19 @@ def _run(parsed: argparse.Namespace) -> int:
     try:
         status = run(parsed)
         if sys.stdout is not None:
-            sys.stdout.flush()  # that it cannot be written is an error of this command
+            sys.stdout.flush()  # a failure to write it is an error of this command
         return status
     except Stopped as stopped:
-        log_last(f"bitad {parsed.verb}: stopped {stopped}")
+        log_last(f"bitad {parsed.command}: stopped {stopped}")
         return stopped.status
     except KeyboardInterrupt:
-        log_last(f"bitad {parsed.verb}: interrupted")
+        log_last(f"bitad {parsed.command}: interrupted")
         return 130
     except Exception as error:
-        message = " ".join(_said(error).split()) or type(error).__name__
-        foreseen = isinstance(error, (ValueError, OSError))
-        hint = "" if foreseen else f" ({type(error).__name__}; --debug shows the traceback)"
-        log_last(f"bitad {parsed.verb}: error: {message}{hint}")
+        message = " ".join(_message_of(error).split()) or type(error).__name__
+        is_expected = isinstance(error, (ValueError, OSError))
+        hint = "" if is_expected else f" ({type(error).__name__}; --debug shows the traceback)"
+        log_last(f"bitad {parsed.command}: error: {message}{hint}")
         if parsed.debug:
             sys.excepthook = _show_traceback
             raise
@@ -75,16 +79,15 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), file=sys.stderr, end="")
 
 
-def _said(error: Exception) -> str:
-    """An error's own words."""
+def _message_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{error}; make room and run the command again (bitad train goes on with --resume)"
+        return f"{error}; free some space and run the command again (bitad train resumes with --resume)"
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         return (
             f"{error.object!r} cannot be the name of a file in this locale, whose encoding is {error.encoding}; set "
             "PYTHONUTF8=1"
         )
-    # PyTorch passes on what a process that reads windows has raised with the whole traceback in front.
+    # PyTorch puts the traceback of a worker process in front of its error.
     in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
     return in_worker[2] if in_worker else str(error)
 
@@ -93,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments; wrong usage ends the program with status 2."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # argparse wants a list of positional arguments in one piece; changes to a configuration may follow options too.
+    # argparse wants positional arguments side by side; changes to a configuration may also follow options.
     late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
     if len(late) < len(rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -103,8 +106,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs and their options."""
-    parser = Parser(prog="bitad", description="Bidirectional temporal action detection: what happens when in a video.")
+    """The parser of all commands and their options."""
+    parser = Parser(
+        prog="bitad",
+        description="Bidirectional temporal action detection: finds when which action happens in a video.",
+        epilog="bitad COMMAND --help shows options and examples; start with: bitad demo",
+    )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     commands = Commands(parser)
     train.add_commands(commands)

@@ -9,9 +9,26 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
-from bitad.cli.commands import Commands, add_on_decode_error, some
+from bitad.cli.commands import (
+    Commands,
+    add_allow_clock_mismatch,
+    add_config,
+    add_device,
+    add_on_decode_error,
+    add_parser,
+    print_failures,
+)
+from bitad.config.names import (
+    AmbiguousPolicy,
+    AnnotationFormat,
+    DefectPolicy,
+    FeatureDirection,
+    FeaturePrecision,
+    MissingPolicy,
+    OutsidePolicy,
+)
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, quoted, shortlist
 
@@ -20,7 +37,7 @@ if TYPE_CHECKING:
     from bitad.video.reverse import ReverseReport
 
 
-_MOST_REMARKS = 10
+_MAX_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
     "annotations check data/for_thumos-14/annotations/thumos_14_anno.json"
@@ -40,103 +57,77 @@ def add_annotations(commands: Commands) -> None:
     p = commands.add(
         "annotations",
         _check,
-        "Check annotation files: what they hold and every defect, by video; or convert them into another form.",
+        "Check annotation files for defects, or convert them to another format.",
         *_CHECK_EXAMPLES,
         *_CONVERT_EXAMPLES,
     )
     actions = p.add_subparsers(dest="action", required=True, metavar="check|convert")
-    for name, add, says, examples in (
-        ("check", _add_check, "Name every defect, by video.", _CHECK_EXAMPLES),
-        (
-            "convert",
-            _add_convert,
-            "Write ground truth in another form; says what it changed.",
-            _CONVERT_EXAMPLES,
-        ),
-    ):
-        action = actions.add_parser(
-            name,
-            help=says,
-            description=says,
-            epilog="\n".join([*_forms(), "", "examples:", *(f"  bitad {example}" for example in examples)]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        add(action)
-
-
-def _forms() -> list[str]:
-    """The table of forms, for --help."""
     width = max(map(len, FORMATS))
-    return ["forms read (--from):", *(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())]
+    formats = "\n".join(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())
+    for name, add, summary, examples in (
+        ("check", _add_check, "List every defect, by video.", _CHECK_EXAMPLES),
+        ("convert", _add_convert, "Write ground truth in another format, and list the changes.", _CONVERT_EXAMPLES),
+    ):
+        add(add_parser(actions, name, summary, examples, notes=f"input formats (--from):\n{formats}\n\n"))
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
-    p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or folder of a data set's files")
+    p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder")
     p.add_argument(
         "--from",
         dest="form",
         choices=tuple(FORMATS),
-        metavar="FORM",
-        help="its form, listed below (auto-detected)",
+        metavar="FORMAT",
+        help="see below (default: auto-detected)",
     )
-    p.add_argument("--classes", type=Path, help="class list, a name a line")
-    # Before or after the action; the second parser must not undo what the first one read.
+    p.add_argument("--classes", type=Path, help="class list, one name per line")
+    # Before or after the action; the second parser must not reset what the first one read.
     p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
 
 def _add_check(p: argparse.ArgumentParser) -> None:
     _add_common(p)
-    p.add_argument("--videos", type=Path, help="folder that must have a video file for every video")
-    p.add_argument(
-        "--reversed-videos", type=Path, help="folder that must have the reverse playback of every video (slow: decodes)"
-    )
+    p.add_argument("--videos", type=Path, help="folder that must contain every video")
+    p.add_argument("--reversed-videos", type=Path, help="folder that must contain every time-reversed copy (slow)")
     p.add_argument(
         "--video-info",
         type=Path,
-        help="JSON or CSV of videos: durations (and subsets), to compare and for files that state none",
+        help="JSON or CSV with durations (and subsets) of videos",
     )
     p.set_defaults(run=_check)
 
 
 def _add_convert(p: argparse.ArgumentParser) -> None:
     _add_common(p)
-    p.add_argument("dst", type=Path, help="file to write (.json, .json.gz); with --both-directions the data folder")
-    p.add_argument("--to", choices=["native", "actionformer"], default="native", help="form to write (native)")
+    p.add_argument("dst", type=Path, help="output file (.json, .json.gz); with --both-directions, the data folder")
+    p.add_argument("--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)")
     p.add_argument(
         "--both-directions",
         action="store_true",
-        help="write DST/for_NAME/annotations and DST/back_NAME/annotations, reversed, each with category_idx.txt",
+        help="write DST/for_NAME/annotations and, reversed, DST/back_NAME/annotations",
     )
-    p.add_argument("--name", default="thumos-14", help="NAME of those folders (thumos-14)")
+    p.add_argument("--name", default="thumos-14", help="NAME of these folders (default: thumos-14)")
     known = p.add_mutually_exclusive_group()
-    known.add_argument("--videos", type=Path, help="folder of videos, to count the frames of (DST/for_NAME/raw_data)")
+    known.add_argument("--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)")
     known.add_argument(
         "--video-info",
         type=Path,
         help='instead of videos: JSON {"VIDEO": {"duration": s, "num_frame": n, "fps": f}}, or such a CSV',
     )
     p.add_argument("--subsets", default="", metavar="OLD=NEW,...", help="rename subsets (training=Validation,...)")
-    p.add_argument("--class-list", type=Path, metavar="FILE", help="write the class names too, a name a line")
-    kinds = (
-        ("--outside", ["keep", "clip", "drop", "error"], "segments beyond their video"),
-        ("--backwards", ["keep", "drop", "error"], "segments that do not start before their end"),
-        ("--duplicates", ["keep", "drop", "error"], "segments that occur twice"),
-        ("--ambiguous", ["keep", "drop"], "segments labelled Ambiguous, which are of no class"),
+    p.add_argument("--class-list", type=Path, metavar="FILE", help="also write the class names, one per line")
+    policies = (
+        ("--outside", OutsidePolicy, "keep", "segments beyond the end of their video"),
+        ("--backwards", DefectPolicy, "keep", "segments that do not start before they end"),
+        ("--duplicates", DefectPolicy, "keep", "segments that occur twice"),
+        ("--ambiguous", AmbiguousPolicy, "keep", "segments labelled Ambiguous, which belong to no class"),
+        ("--missing", MissingPolicy, "error", "videos of unknown duration"),
     )
-    for flag, choices, what in kinds:
-        p.add_argument(flag, choices=choices, default="keep", help=f"what to do with {what} (keep)")
-    p.add_argument(
-        "--missing",
-        choices=["error", "drop"],
-        default="error",
-        help="what to do with videos of no known duration (error)",
-    )
-    p.add_argument("--all", action="store_true", help=f"list every remark, not the first {_MOST_REMARKS} of a kind")
-    p.add_argument(
-        "--allow-clock-mismatch",
-        action="store_true",
-        help="convert what states a video's time in ways that disagree (duration, frames, fps, segments in frames)",
-    )
+    for flag, choices, default, defect in policies:
+        help_text = f"what to do with {defect} (default: {default})"
+        p.add_argument(flag, choices=get_args(choices), default=default, help=help_text)
+    p.add_argument("--all", action="store_true", help=f"list all changes, not the first {_MAX_REMARKS} of a kind")
+    add_allow_clock_mismatch(p, "convert although the durations, frames or frame rates of a video disagree")
     p.set_defaults(run=_convert)
 
 
@@ -144,7 +135,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
     from bitad.runtime.progress import progress_callback
 
-    with progress_callback("looking at video files") as on_progress:
+    with progress_callback("checking videos") as on_progress:
         report = check_annotations(
             arguments.src,
             arguments.videos,
@@ -163,7 +154,7 @@ def _check(arguments: argparse.Namespace) -> int:
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
         echo(
-            f"{report.unmeasured} videos are of unknown duration, and segments beyond it are not noticed: "
+            f"{report.unmeasured} videos have an unknown duration, so segments beyond their end are not found: "
             f"{report.why_unmeasured}"
         )
     count = len(report.defects) + len(report.without_truth)
@@ -179,7 +170,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from bitad.runtime.progress import progress_callback
 
     if arguments.both_directions and arguments.to != "native":
-        raise ValueError("--both-directions writes the native form; leave --to out")
+        raise ValueError("--both-directions writes the native format; leave out --to")
     inputs = [path for path in (arguments.src, arguments.classes, arguments.video_info) if path is not None]
     if arguments.both_directions:
         check_folder(arguments.dst, "DST")
@@ -189,7 +180,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         check_file(arguments.class_list, "--class-list", inputs)
         if arguments.class_list.resolve() == arguments.dst.resolve():
             raise ValueError(
-                f"--class-list {arguments.class_list}: the annotations are written there; name another file"
+                f"--class-list {arguments.class_list}: the annotations are written to this file; name another one"
             )
     with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
@@ -206,7 +197,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     if arguments.class_list is not None:
-        class_list(converted.annotations.classes)  # or nothing is written
+        class_list(converted.annotations.classes)  # raises before anything is written
     if arguments.both_directions:
         written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
     else:
@@ -215,18 +206,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.class_list is not None:
         write_classes(converted.annotations.classes, arguments.class_list)
         written = (*written, arguments.class_list)
-    for line in converted.lines(None if arguments.all else _MOST_REMARKS):
+    for line in converted.lines(None if arguments.all else _MAX_REMARKS):
         echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
     if arguments.both_directions and unknown:
         names = shortlist(unknown, 2, quote=quoted)
-        echo(f"in the forward annotations only, as a video without a duration cannot be reversed: {names}")
+        echo(f"only in the forward annotations, because a video without a duration cannot be reversed: {names}")
     echo("written: " + ", ".join(map(str, written)))
     return 0
 
 
 def _videos(arguments: argparse.Namespace) -> Path | None:
-    """The folder of videos: in the research group's layout the place of the forward ones goes without saying."""
+    """The folder of videos; by default that of the forward videos in the research group's layout."""
     usual: Path = arguments.dst / f"for_{arguments.name}" / "raw_data"
     if arguments.videos is None and arguments.video_info is None and arguments.both_directions and usual.is_dir():
         return usual
@@ -238,26 +229,23 @@ def _renames(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
     for old, _, new in pairs:
         if not (old and new):
-            raise ValueError(f"--subsets {text}: OLD=NEW,... is needed, as in training=Validation,validation=Test")
+            raise ValueError(f"--subsets {text} is not of the form OLD=NEW,..., as in training=Validation,...")
     renames = {old: new for old, _, new in pairs}
     if len(renames) < len(pairs):
-        raise ValueError(f"--subsets {text}: a subset is renamed twice; name each once")
+        raise ValueError(f"--subsets {text} renames a subset twice; name each once")
     return renames
 
 
-ABOUT = """
-Of a VideoMAE file: sliding clips of 16 frames, one every 4 frames; a clip's tokens are averaged over space and time.
-Of a run of ours: what its pyramid stands on, by its backbone and adapters in windows of the run's length.
+_ABOUT_FEATURES = """
+With a VideoMAE file: sliding clips of 16 frames, one every 4 frames; a clip's tokens are averaged over space and time.
+With a BiTAD run: the input of its pyramid, in windows of the run's length.
 
---direction reverse plays the frames backwards to the network. That is not the same as turning the features of forward
-playback round: the network sees other motion. Clips and windows are the same in both directions, and rows are in the
-order of forward time in both, so a configuration reads either folder alike. `both` decodes each video once and writes
-DIR/forward and DIR/reverse.
+--direction reverse plays the frames backwards, which is not the same as flipping the features of forward playback.
+Rows are in forward time in both directions. `both` decodes each video once and writes DIR/forward and DIR/reverse.
 
-DIR holds NAME.npy [T, C] of every video, features.json, which says what they are, and index/, where the videos' frames
-are. What is there already is kept if it is whole and of the videos as they are now, so the same command continues where
-it was interrupted; also under torchrun -m bitad features, and while others write to DIR. Videos in sub-folders are
-found, too; no two may have one name.
+DIR holds NAME.npy [T, C] of every video, features.json, which describes them, and index/, with frame indices. Existing
+features are kept if they are complete and match the current videos, so the same command resumes an interrupted one.
+Also runs under torchrun -m bitad features. Videos in sub-folders are included; their names must be unique.
 """
 
 
@@ -265,27 +253,29 @@ def add_features(commands: Commands) -> None:
     p = commands.add(
         "features",
         _features,
-        "Compute features of videos with a VideoMAE, or with a trained run's backbone, in forward or reverse playback.",
+        "Extract features of videos with a VideoMAE or a trained run's backbone, in forward or reverse playback.",
         "features raw_data --checkpoint vit-huge.pth --out features/h --half",
         "features one.mp4 two.mp4 --checkpoint package:playroom_backbone.safetensors --pixels 64 --out features/tiny",
         "features raw_data --checkpoint runs/thumos14-1-1-seed0 --direction both --out features/own",
     )
-    p.description = f"{p.description}\n{ABOUT.rstrip()}"
+    p.description = f"{p.description}\n{_ABOUT_FEATURES.rstrip()}"
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
     p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run, or a detector's file")
-    p.add_argument("--config", help="of another project's detector: a YAML file, or the name of a preset")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add_config(p)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     p.add_argument(
-        "--direction", choices=["forward", "reverse", "both"], help="of playback (forward, or the run's own)"
+        "--direction",
+        choices=get_args(FeatureDirection),
+        help="playing direction (default: forward, or the run's)",
     )
-    p.add_argument("--stride", type=int, metavar="FRAMES", help="from one row to the next (4, or the run's)")
-    p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="of a clip; not of a run (16)")
-    p.add_argument("--pixels", type=int, help="height and width of the pictures (224, or the run's)")
+    p.add_argument("--stride", type=int, metavar="FRAMES", help="frames per row (default: 4, or the run's)")
+    p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)")
+    p.add_argument("--pixels", type=int, help="height and width of the frames (default: 224, or the run's)")
     p.add_argument("--half", action="store_true", help="write half precision")
-    p.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
-    p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="computed at once; not of a run (8)")
+    p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="default: float32")
+    p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)")
     add_on_decode_error(p)
-    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+    add_device(p)
 
 
 def _features(arguments: argparse.Namespace) -> int:
@@ -304,7 +294,7 @@ def _features(arguments: argparse.Namespace) -> int:
         pixels=arguments.pixels,
         clips=arguments.batch,
     )
-    asked: Direction | Literal["both"] | None = arguments.direction
+    asked: FeatureDirection | None = arguments.direction
     directions: tuple[Direction, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
     folders = feature_folders(
         encoder,
@@ -321,19 +311,24 @@ def _features(arguments: argparse.Namespace) -> int:
             for folder in folders.values():
                 echo(f"data.features={folder.path} {folder.settings.overrides()}")
             for name in report.again:
-                echo(f"bitad features: {name}: computed again, its video or its features have changed", file=sys.stderr)
+                echo(
+                    f"bitad features: {name}: extracted again, because the video or its features have changed",
+                    file=sys.stderr,
+                )
             if report.unrecorded:
-                echo(f"bitad features: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
-            for name, reason in report.failed.items():
-                echo(f"bitad features: error: {name}: {reason}", file=sys.stderr)
-            sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+                echo(
+                    f"bitad features: {_kept_by_earlier_version(report.unrecorded)}; remove their .npy files if the "
+                    "videos were replaced since",
+                    file=sys.stderr,
+                )
+            print_failures("features", report.failed)
     return 1 if report.failed else 0
 
 
-def _said_features_unrecorded(names: Sequence[str]) -> str:
+def _kept_by_earlier_version(names: Sequence[str]) -> str:
     return (
-        f"{len(names)} kept of which features.json does not say from which files they were made, as an earlier version "
-        f"wrote them ({some(names)}); remove their .npy files if the videos were replaced since"
+        f"kept {len(names)} that do not record their source files, as an earlier version wrote them "
+        f"({shortlist(names, 5)})"
     )
 
 
@@ -341,29 +336,24 @@ def add_reverse(commands: Commands) -> None:
     p = commands.add(
         "reverse",
         _reverse,
-        "Make the reverse-playback twin of a video, of a folder of videos, or of an annotation file.",
+        "Make the time-reversed copy of a video, a folder of videos, or an annotation file.",
         "reverse data/for_thumos-14/raw_data data/back_thumos-14/raw_data --workers 4",
         "reverse forward.json reverse.json",
     )
+    p.description = f"""{p.description}
+
+The sub-folders of a folder are kept; the names of its videos must be unique. Existing copies are kept if they are
+complete and match the current videos. Under torchrun -m bitad reverse, the processes share the videos of a folder."""
     p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
-    p.add_argument("dst", type=Path, help="what to write: of the same sort as SRC")
-    p.description = (
-        f"{p.description} A folder's sub-folders are kept, and no two videos may have one name. "
-        "What is there already is kept if it is whole and made from the videos as they are now. "
-        "Under torchrun -m bitad reverse, the processes share a folder's videos."
-    )
+    p.add_argument("dst", type=Path, help="the output, of the same type as SRC")
     p.add_argument(
         "--workers",
         metavar="N",
         default="1",
-        help="processes that reverse a folder's videos side by side; 0: this process, one after another (1)",
+        help="processes that reverse the videos of a folder; 0: none but this one (default: 1)",
     )
     add_on_decode_error(p)
-    p.add_argument(
-        "--allow-clock-mismatch",
-        action="store_true",
-        help="reverse annotations that state a video's time in ways that disagree (duration, frames, fps)",
-    )
+    add_allow_clock_mismatch(p, "reverse annotations although duration, frame count and frame rate of a video disagree")
 
 
 def _reverse(arguments: argparse.Namespace) -> int:
@@ -380,19 +370,21 @@ def _reverse(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--workers: {error}") from None
     if src.is_dir():
         return _reverse_folder(arguments, workers)
-    if int(os.environ.get("RANK", "0")):  # torchrun's first process does it alone
+    if int(os.environ.get("RANK", "0")):  # the first process of torchrun does this alone
         return 0
     check_file(dst, "DST")
     if src.name.lower().endswith((".csv", ".txt")):
-        raise ValueError(f"{src}: of annotations, JSON is reversed: first `bitad annotations convert {src} FILE.json`")
+        raise ValueError(
+            f"{src}: only JSON annotations can be reversed; first run `bitad annotations convert {src} FILE.json`"
+        )
     if src.name.lower().endswith((".json", ".json.gz")):
-        said = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
-        if said is not None:
-            echo(said, file=sys.stderr)
+        warning = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
+        if warning is not None:
+            echo(warning, file=sys.stderr)
         return 0
     with progress_callback(f"reversing {src.name}") as on_progress:
         done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
-    _say_repeated(src.name, done.repeated)
+    _print_repeated(src.name, done.repeated)
     return 0
 
 
@@ -401,12 +393,12 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
     from bitad.video.reverse import ReverseReport, reverse_folder
 
     with ExitStack() as stack:
-        rank, world, others = 0, 1, None
+        rank, world, ranks = 0, 1, None
         if "RANK" in os.environ:  # only then is PyTorch needed
             from bitad.runtime.distributed import process_group
 
-            others = stack.enter_context(process_group("cpu"))
-            rank, world = others.rank, others.world
+            ranks = stack.enter_context(process_group("cpu"))
+            rank, world = ranks.rank, ranks.world
         on_progress = stack.enter_context(progress_callback("reversing videos")) if rank == 0 else None
         report = reverse_folder(
             arguments.src,
@@ -417,33 +409,28 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
             damaged=arguments.on_decode_error,
             on_progress=on_progress,
         )
-        if others is not None:
-            report = ReverseReport.together(others.gather(report))
+        if ranks is not None:
+            report = ReverseReport.together(ranks.gather(report))
         if rank == 0:
-            _say(report)
+            _print_report(report)
     return 1 if report.failed else 0
 
 
-def _say(report: ReverseReport) -> None:
+def _print_report(report: ReverseReport) -> None:
     echo(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
     for name in report.again:
-        echo(f"bitad reverse: {name}: reversed again, the video or its reversed file has changed", file=sys.stderr)
+        echo(f"bitad reverse: {name}: reversed again, because the video or its copy has changed", file=sys.stderr)
     if report.unrecorded:
-        echo(f"bitad reverse: {_said_unrecorded(report.unrecorded)}", file=sys.stderr)
-    for name, reason in report.failed.items():
-        echo(f"bitad reverse: error: {name}: {reason}", file=sys.stderr)
+        echo(
+            f"bitad reverse: {_kept_by_earlier_version(report.unrecorded)}; samples of their frames match; remove them "
+            "if the videos were replaced since",
+            file=sys.stderr,
+        )
     for name, count in report.repeated.items():
-        _say_repeated(name, count)
-    sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+        _print_repeated(name, count)
+    print_failures("reverse", report.failed)
 
 
-def _said_unrecorded(names: Sequence[str]) -> str:
-    return (
-        f"{len(names)} kept that do not say from which files they were made, as an earlier version wrote them "
-        f"({some(names)}); samples of their frames agree; remove them if the videos were replaced since"
-    )
-
-
-def _say_repeated(name: str, count: int) -> None:
+def _print_repeated(name: str, count: int) -> None:
     if count:
-        echo(f"{name}: {count} damaged frames, the last good one in the place of each")
+        echo(f"{name}: {count} damaged frames, each replaced by the last good one")

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from bitad.cli.commands import Commands
+from bitad.cli.commands import Commands, add_allow_clock_mismatch, add_device, add_json
 from bitad.config.names import MapRule, MergeMethod
 from bitad.runtime.log import decode_argument, echo
 
@@ -16,70 +16,66 @@ if TYPE_CHECKING:
     from bitad.data.detections import Detections
 
 
-# More thresholds than anybody averages over: a step was meant to be larger.
-_MOST_THRESHOLDS = 1000
+_MAX_THRESHOLDS = 1000  # more suggest a mistaken step
 
 
 def add_commands(commands: Commands) -> None:
     p = commands.add(
         "merge",
         _merge,
-        "Late fusion of detection files, of a forward and a reverse detector for example.",
+        "Merge detection files (late fusion), for example of a forward and a reverse detector.",
         "merge forward.json reverse.json --out merged.json --method wsf",
         "merge forward.json reverse_time.json --reverse-b --annotations gt.json --out merged.json",
         "merge seed0.json seed1.json result_detection.json --out merged.json --method mean",
     )
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="detection files: A, B and more")
-    p.add_argument("--out", type=Path, required=True, help="detection file to write")
-    p.add_argument("--method", choices=get_args(MergeMethod), default="soft-nms", help="(soft-nms)")
-    p.add_argument("--reverse-b", action="store_true", help="B is in reverse time and does not say so")
-    p.add_argument("--annotations", type=Path, help="with the durations by which B is reversed")
+    p.add_argument("--out", type=Path, required=True, help="output file")
+    p.add_argument("--method", choices=get_args(MergeMethod), default="soft-nms", help="default: soft-nms")
+    p.add_argument("--reverse-b", action="store_true", help="B is in reverse time but does not record it")
+    p.add_argument("--annotations", type=Path, help="with --reverse-b: durations of the videos")
     _add_classes(p)
-    _add_allow(p)
+    _add_allow_clock_mismatch(p)
 
     p = commands.add(
         "evaluate",
         _evaluate,
-        "Average mAP of a detection file, by ActivityNet's rule or the THUMOS'14 kit's.",
+        "Compute the mAP of a detection file, by ActivityNet's rule or the THUMOS'14 kit's.",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test --rule thumos-kit "
         "--ambiguous Ambiguous_test.txt",
     )
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
-    p.add_argument("--detections", type=Path, required=True, help="detection file, of BiTAD or another project")
+    p.add_argument("--detections", type=Path, required=True, help="detection file of BiTAD or another project")
     _add_classes(p)
+    p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
+    p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
     p.add_argument(
-        "--class-agnostic",
-        action="store_true",
-        help="measure when something happens, not what: all segments are of one class",
+        "--tiou",
+        default="0.3:0.7:0.1",
+        help="tIoU thresholds, as first:last:step or a,b,c (default: 0.3:0.7:0.1)",
     )
-    p.add_argument("--subset", type=decode_argument, required=True, help="of the ground truth, as written there")
-    p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds first:last:step, or a,b,c (0.3:0.7:0.1)")
-    p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="(activitynet)")
+    p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="default: activitynet")
     p.add_argument(
         "--ambiguous",
         type=Path,
         metavar="FILE",
-        help="with --rule thumos-kit: the official Ambiguous_test.txt, or an annotation file that has such segments, "
-        "where the ground truth has none",
+        help="with --rule thumos-kit: Ambiguous_test.txt or annotations, if the ground truth has none",
     )
-    _add_allow(p)
-    p.add_argument("--per-class", action="store_true", help="also the AP of each class")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    _add_allow_clock_mismatch(p)
+    p.add_argument("--per-class", action="store_true", help="also print the AP of each class")
+    add_json(p)
 
     p = commands.add(
         "report",
         _report,
-        "Compare runs: one table (mean and spread over seeds), late fusion and its control, plots and a page.",
+        "Compare runs: mean and spread over seeds, late fusion and its control, plots and a page.",
         "report runs/*-seed* --out report",
         "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    p.add_argument(
-        "--sensitivity", action="store_true", help="also test F on reversed playback: what becomes of classes"
-    )
-    p.add_argument("--device", help="of these tests: cpu, cuda, cuda:1 (a GPU if there is one)")
-    p.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (report)")
+    p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
+    add_device(p)
+    p.add_argument("--out", type=Path, default=Path("report"), help="output folder (default: report)")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -87,17 +83,12 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="names the classes of detections that state numbers: a name a line, or NUMBER NAME, or annotations with "
-        "label_id",
+        help="class names, for detections with class numbers: lines of NAME or NUMBER NAME, or annotations",
     )
 
 
-def _add_allow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-clock-mismatch",
-        action="store_true",
-        help="continue where detections and annotations state different durations of a video",
-    )
+def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
+    add_allow_clock_mismatch(parser, "continue although detections and annotations disagree on the duration of a video")
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -107,10 +98,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     from bitad.runtime.files import check_file
 
     if arguments.annotations and not arguments.reverse_b:
-        raise ValueError("--annotations is only for reversing B; add --reverse-b, or leave it out")
+        raise ValueError("--annotations only applies with --reverse-b; add it, or leave out --annotations")
     files = arguments.files
     if len(files) < 2:
-        raise ValueError(f"{files[0]}: one file is nothing to merge; name at least two")
+        raise ValueError(f"{files[0]} is the only file; merging needs at least two")
     check_file(arguments.out, inputs=_given(*files, arguments.annotations, arguments.classes))
     sets = [read_detections(path, arguments.classes) for path in files]
     annotations = None
@@ -118,13 +109,13 @@ def _merge(arguments: argparse.Namespace) -> int:
         annotations = read_annotations(arguments.annotations).require_durations(arguments.annotations)
     sets = alike(sets, files, annotations.videos if annotations else ())
     if arguments.reverse_b:
-        sets[1] = _said_to_be_reversed(sets[1], annotations, arguments)
+        sets[1] = _in_reverse_time(sets[1], annotations, arguments)
     merged = merge(*sets, method=arguments.method, names=list(map(str, files)))
     write_detections(merged, arguments.out)
     return 0
 
 
-def _said_to_be_reversed(
+def _in_reverse_time(
     detections: Detections, annotations: Annotations | None, arguments: argparse.Namespace
 ) -> Detections:
     from dataclasses import replace
@@ -137,7 +128,9 @@ def _said_to_be_reversed(
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
         source = arguments.annotations or arguments.files[1]
-        raise ValueError(f"--reverse-b needs the videos' durations, and {source} has none; name their --annotations")
+        raise ValueError(
+            f"--reverse-b needs the durations of the videos, and {source} has none; give their --annotations"
+        )
     return replace(detections, basis="reverse", durations_s=durations)
 
 
@@ -149,14 +142,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from bitad.runtime.files import check_file
 
     if arguments.ambiguous and arguments.rule != "thumos-kit":
-        raise ValueError("--ambiguous is only for the kit's rule; add --rule thumos-kit, or leave it out")
+        raise ValueError("--ambiguous only applies to the kit's rule; add --rule thumos-kit, or leave it out")
     if arguments.class_agnostic and arguments.rule != "activitynet":
-        raise ValueError(f"--class-agnostic is only for ActivityNet's rule; leave out --rule {arguments.rule}")
-    tiou = _thresholds(arguments.tiou)  # before anything is read
+        raise ValueError(f"--class-agnostic only applies to ActivityNet's rule; leave out --rule {arguments.rule}")
+    tiou = _thresholds(arguments.tiou)  # fails before anything is read
     if arguments.json:
         inputs = _given(arguments.ground_truth, arguments.detections, arguments.classes, arguments.ambiguous)
         check_file(arguments.json, "--json", inputs)
-    # Ambiguous too: the evaluator of ActivityNet counts every label of the file as a class, the kit knows that one.
+    # Keeps Ambiguous: ActivityNet's evaluator counts every label of the file as a class, and the kit expects it.
     annotations = read_annotations(arguments.ground_truth, ignore=())
     evaluation = evaluate(
         annotations,
@@ -194,21 +187,21 @@ def _report(arguments: argparse.Namespace) -> int:
         check_page(arguments.out / "index.html")
         with progress_callback("evaluating") as on_progress:
             comparison = compare(arguments.runs, on_progress=on_progress)
-        sensitive = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
+        sensitivity = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
         if not ranks.is_main:
             return 0
-        page = write_comparison(arguments.out, comparison, sensitive)
+        page = write_comparison(arguments.out, comparison, sensitivity)
     print(comparison.table().text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())
-    if sensitive is not None:
-        print("\n" + sensitivity_table(sensitive).text())
+    if sensitivity is not None:
+        print("\n" + sensitivity_table(sensitivity).text())
     echo("", f"see {page}")
     return 0
 
 
 def _thresholds(text: str) -> list[float]:
-    """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds; a range ends at the last one that is not beyond its end."""
+    """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds; a range includes its end if a step reaches it."""
     try:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
     except ValueError:
@@ -219,16 +212,16 @@ def _thresholds(text: str) -> list[float]:
         first, last, step = numbers
         if step <= 0 or last < first:
             raise ValueError(
-                f"--tiou {text}: first:last:step needs a step above 0 and a last threshold not below first"
+                f"--tiou {text}: first:last:step needs a step above 0 and a last threshold not below the first"
             )
-        if (last - first) / step >= _MOST_THRESHOLDS:
-            raise ValueError(f"--tiou {text}: more than {_MOST_THRESHOLDS} thresholds; take a larger step")
-        # A sum of floating-point steps may be a little beyond the end that it should reach.
+        if (last - first) / step >= _MAX_THRESHOLDS:
+            raise ValueError(f"--tiou {text}: more than {_MAX_THRESHOLDS} thresholds; use a larger step")
+        # A sum of floating-point steps may end slightly beyond the last threshold.
         count = 1 + math.floor((last - first) / step + 1e-6)
         numbers = [round(first + i * step, 6) for i in range(count)]
     for number in numbers:
         if not 0 < number <= 1:
-            raise ValueError(f"--tiou {text}: threshold {number:g} is not above 0 and at most 1")
+            raise ValueError(f"--tiou {text}: threshold {number:g} is out of range; use more than 0 and at most 1")
         if numbers.count(number) > 1:
-            raise ValueError(f"--tiou {text}: threshold {number:g} occurs twice; name it once")
+            raise ValueError(f"--tiou {text}: threshold {number:g} occurs twice; give it once")
     return numbers

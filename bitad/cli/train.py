@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-from bitad.cli.commands import Commands, add_on_decode_error
+from bitad.cli.commands import (
+    Commands,
+    add_config,
+    add_configuration,
+    add_device,
+    add_on_decode_error,
+    add_overrides,
+    print_failures,
+)
 from bitad.runtime.log import echo
 
 
@@ -15,72 +22,63 @@ def add_commands(commands: Commands) -> None:
     p = commands.add(
         "demo",
         _demo,
-        "Render a data set, train on it forwards and backwards, compare and report: no data, GPU or download needed.",
+        "Render a data set, train forward and reverse detectors, and report. Needs no data, GPU or download.",
         "demo",
         "demo --smoke --out smoke",
         "demo --full --results docs/results-playroom.md",
     )
-    p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder to write to (playroom-demo)")
+    p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)")
     size = p.add_mutually_exclusive_group()
-    size.add_argument("--smoke", action="store_true", help="a quick run of everything; its figures mean nothing")
-    size.add_argument("--full", action="store_true", help="every experiment, ablation and control: hours on two cores")
-    p.add_argument("--results", type=Path, help="where --full writes its tables (OUT/results-playroom.md)")
-    p.add_argument("--seed", type=int, default=0, help="of data and training (0)")
+    size.add_argument("--smoke", action="store_true", help="a quick run of every step; its numbers mean nothing")
+    size.add_argument("--full", action="store_true", help="every experiment, ablation and control")
+    p.add_argument("--results", type=Path, help="file for the tables of --full (default: OUT/results-playroom.md)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the data and of the trainings (default: 0)")
 
     p = commands.add(
         "train",
         _train,
-        "Train a detector; also under torchrun -m bitad train.",
+        "Train a detector. Also runs under torchrun -m bitad train.",
         "train playroom direction=reverse training.epochs=20",
         "train my.yaml --resume",
     )
-    p.add_argument("config", help="a YAML file, or the name of a preset")
-    p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
-    p.add_argument("--resume", action="store_true", help="go on from the run's last.pt")
+    add_configuration(p)
+    p.add_argument("--resume", action="store_true", help="resume from the run's last.pt")
     p.add_argument(
         "--allow-changed-data",
         action="store_true",
-        help="with --resume: continue although annotations, features or videos have changed since, and log what has",
+        help="with --resume: continue although data have changed, and log the changes",
     )
-    p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch, to be resumed later")
-    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+    p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch; --resume continues")
+    add_device(p)
 
     p = commands.add(
         "test",
         _test,
-        "Test a trained run: detections in forward and in reverse time, and their mAP.",
+        "Test a trained run: detections in forward and reverse time, and their mAP.",
         "test runs/playroom-forward-seed0",
         "test best.pt data.test_subset=test test.nms.sigma=0.5 --out results",
         "test epoch_59.pth --config thumos14/videomae-s --out results",
     )
-    p.add_argument("run_or_checkpoint", type=Path, help="a run directory or a file of weights of any known project")
-    _add_config(p)
-    p.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
-    p.add_argument("--out", type=Path, help="folder to write to (RUN/test)")
-    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
+    p.add_argument("run_or_checkpoint", type=Path, help="a run directory, or weights of any supported project")
+    add_config(p)
+    add_overrides(p)
+    p.add_argument("--out", type=Path, help="output folder (default: RUN/test)")
+    add_device(p)
 
     p = commands.add(
         "detect",
         _detect,
-        "Detect actions in videos of any length: JSON, subtitles and a page.",
+        "Detect actions in videos of any length. Writes JSON, subtitles and an HTML page.",
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
     )
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
-    _add_config(p)
-    p.add_argument("--out", type=Path, default=Path("detections"), help="folder to write to (detections)")
-    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles, and at first on the page (0.3)")
-    p.add_argument(
-        "--overwrite", action="store_true", help="replace what an earlier bitad detect has written to OUT, all of it"
-    )
+    add_config(p)
+    p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
+    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
+    p.add_argument("--overwrite", action="store_true", help="replace all files of an earlier bitad detect in OUT")
     add_on_decode_error(p)
-    p.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", metavar="CONFIG", help="of another project's detector, which brings none: a YAML file or a preset"
-    )
+    add_device(p)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -88,9 +86,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     from bitad.runtime.locking import OTHER_OUT, locked
 
     if arguments.results and not arguments.full:
-        raise ValueError("--results is where --full writes its tables; add --full, or leave it out")
+        raise ValueError("--results names the file for the tables of --full; add --full, or leave it out")
     if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed {arguments.seed} is not from 0 to 2^63 - 1")
+        raise ValueError(f"--seed {arguments.seed} is out of range; use 0 to 2^63 - 1")
     scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
     with locked(arguments.out, remedy=OTHER_OUT):
         run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
@@ -104,14 +102,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     changed = arguments.allow_changed_data
     if changed and not arguments.resume:
-        raise ValueError("--allow-changed-data is for a run that is resumed; add --resume, or leave it out")
+        raise ValueError("--allow-changed-data only applies to a resumed run; add --resume, or leave it out")
     if arguments.until is not None and arguments.until < 1:
-        raise ValueError(f"--until {arguments.until} is no epoch; the first is 1")
+        raise ValueError(f"--until {arguments.until} is not an epoch; the first is 1")
     notes: list[str] = []
     config = load_config(arguments.config, arguments.overrides, notes)
     opened = open_run(config, device=arguments.device, resume=arguments.resume, allow_changed_data=changed)
     with opened as trainer:
-        add_log_file(config.run_directory)  # a start that was refused has written nothing
+        add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
         for note in notes:
             logging.getLogger("bitad").info(note)
         best = trainer.run(until=arguments.until)
@@ -157,10 +155,8 @@ def _detect(arguments: argparse.Namespace) -> int:
         if ranks.is_main:
             if detections.videos:
                 page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
-                failed |= {name: f"no preview of it on the page: {reason}" for name, reason in without.items()}
+                failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
                 echo(f"{count} detections with a score of at least {min_score}; see {page}")
-            for name, reason in failed.items():
-                echo(f"bitad detect: error: {name}: {reason}", file=sys.stderr)
-            sys.stdout.flush()  # torchrun ends all processes as soon as one of them has ended with status 1
+            print_failures("detect", failed)
     return 1 if failed else 0

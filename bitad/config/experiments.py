@@ -1,8 +1,6 @@
-"""The experiments, each as its difference from training one network: what is loaded, added, trained, and fused.
+"""The experiments, each as its difference from training one network: what is loaded, added, trained and fused.
 
-They are those of the research group whose system this project re-creates (1, 1-1, 2, 3-1, 3-2, 3-3), its baseline, and
-two of ours (1x, 2x). ``docs/experiments.md`` tells them in words. :mod:`bitad.models.build` makes networks of a row,
-:mod:`bitad.training.trainer` trains them; nothing else asks which experiment it is.
+``docs/experiments.md`` describes them.
 """
 
 from __future__ import annotations
@@ -18,39 +16,39 @@ class Experiment:
 
     Args:
         name: as on the command line.
-        says: what it is, in a line.
-        networks: one, or two that watch the same windows (the second in reverse).
-        starts_from: the pre-trained backbone, or the averaged weights (EMA) of two finished baselines.
-        adds: a module behind every adapter of the frozen networks, which alone trains: a second adapter, or one that
-            also sees the other network's features.
-        fusion: how the two predictions, on one clock, become one in training and in testing.
-        agreement: the loss has a term that draws the two aligned predictions together.
+        summary: one line.
+        networks: one, or two that see the same windows (the second in reverse).
+        starts_from: the pre-trained backbone, or the EMA weights of two finished baselines.
+        adds: a module after every adapter of the frozen networks, the only one that trains: a second adapter, or one
+            that also sees the other network's features.
+        fusion: how the two aligned predictions become one, in training and testing.
+        agreement: whether the loss has a term for the difference of the two aligned predictions.
     """
 
     name: str
-    says: str
+    summary: str
     networks: Literal[1, 2] = 2
     starts_from: Literal["backbone", "baselines"] = "baselines"
     adds: Literal["adapter", "cross-adapter"] | None = None
-    fusion: Literal["columns", "convolution", "mean"] | None = None
+    fusion: str | None = None
     agreement: bool = False
 
     @property
     def joint(self) -> bool:
         """Whether a loss depends on both networks, so that they need one graph.
 
-        Otherwise they are two trainings in step, and one's backward pass can end before the other's forward begins.
+        Otherwise they are two trainings side by side: one's backward pass can end before the other's forward pass.
         """
         return self.fusion is not None or self.agreement or self.adds == "cross-adapter"
 
     @property
     def aligns(self) -> bool:
-        """Whether predictions of one clock are put on the other in training."""
+        """Whether training aligns the predictions of one network to the clock of the other."""
         return self.fusion is not None or self.agreement
 
 
-# By the playing direction of the second of two networks: what the results of each and of both are called, and their
-# files. The last is the whole pair's. The control's second network watches forward playback too.
+# The results of two networks and their files, by the playing direction of the second network. The last result merges
+# the others. In the control, the second network also sees forward playback.
 RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
     "reverse": {
         "forward basis": "detections.forward.json",

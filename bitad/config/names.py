@@ -21,6 +21,18 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 # By whose rule mAP is computed.
 MapRule = Literal["activitynet", "thumos-kit"]
 
+AnnotationFormat = Literal["native", "actionformer"]
+# What a conversion of annotations does with a segment that lies beyond its video, and with other defects.
+OutsidePolicy = Literal["keep", "clip", "drop", "error"]
+DefectPolicy = Literal["keep", "drop", "error"]
+AmbiguousPolicy = Literal["keep", "drop"]
+MissingPolicy = Literal["error", "drop"]
+
+FeatureDirection = Literal["forward", "reverse", "both"]
+FeaturePrecision = Literal["float32", "bfloat16"]
+PlanDevice = Literal["cpu", "gpu"]
+WeightsAction = Literal["inspect", "convert"]
+
 # Keys of earlier versions, and what they are called now. They are read for one release, with a warning.
 RENAMED_KEYS = {
     "data.damaged_frames": "data.on_decode_error",

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitad.config.names import AmbiguousPolicy, DefectPolicy, MissingPolicy, OutsidePolicy
 from bitad.data.annotations import AnnotatedVideo, Annotations, Defect
 from bitad.data.classes import UNDECIDED, class_list, write_classes
 from bitad.data.clocks import Clock, Difference, contradictions, differences, read_clocks, require_agreement
@@ -28,9 +29,6 @@ CLASS_LIST = "category_idx.txt"
 
 # A segment may end this much after its video: what a sum of floating-point seconds is off.
 _ROUNDING_S = 1e-6
-
-Outside = Literal["keep", "clip", "drop", "error"]
-Other = Literal["keep", "drop", "error"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class Policy:
         duplicate: segments that repeat another of the same label.
     """
 
-    outside: Outside = "keep"
-    backwards: Other = "keep"
-    duplicate: Other = "keep"
+    outside: OutsidePolicy = "keep"
+    backwards: DefectPolicy = "keep"
+    duplicate: DefectPolicy = "keep"
 
     def apply(self, annotations: Annotations) -> tuple[Annotations, list[Remark]]:
         """The repaired ground truth, and a remark for each video, kind of defect and outcome.
@@ -231,8 +229,8 @@ def convert_annotations(
     video_info: str | Path | None = None,
     subsets: Mapping[str, str] | None = None,
     policy: Policy | None = None,
-    missing: Literal["error", "drop"] = "error",
-    undecided: Literal["keep", "drop"] = "keep",
+    missing: MissingPolicy = "error",
+    undecided: AmbiguousPolicy = "keep",
     allow_clock_mismatch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
@@ -310,7 +308,7 @@ def write_both_directions(annotations: Annotations, folder: str | Path, name: st
 
 
 def _complete_durations(
-    annotations: Annotations, clocks: KnownClocks, missing: Literal["error", "drop"], src: str | Path
+    annotations: Annotations, clocks: KnownClocks, missing: MissingPolicy, src: str | Path
 ) -> tuple[Annotations, list[Remark]]:
     """The ground truth with durations and frames filled in, without the videos whose duration remains unknown.
 

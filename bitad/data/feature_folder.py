@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from bitad.config.names import OnDecodeError
+from bitad.config.names import FeaturePrecision, OnDecodeError
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import read_header
 from bitad.runtime.files import atomic_write, is_leftover, read_json, remove_leftovers, write_json
@@ -31,7 +31,6 @@ from bitad.timeline import Direction
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
 
-FeaturePrecision = Literal["float32", "bfloat16"]
 Stored = Literal["float32", "float16"]
 # How often records of finished videos are written; a process that is killed loses the latest.
 _SECONDS_BETWEEN_RECORDS = 10.0

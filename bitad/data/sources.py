@@ -1,11 +1,9 @@
-"""What a configuration's ``data`` section names: ground truth, and video files or features with their time-reversed
-copies.
-"""
+"""The data that a configuration names: ground truth, and videos or features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -33,30 +31,25 @@ from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
-    """All videos, with the classes that networks learn: the data set's own, or a single one of all.
+    """All videos, with the classes that networks learn: the data set's own, or a single one for all.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~bitad.data.formats.database.read_annotations`, and for a video of
-            unknown duration.
+        FileNotFoundError, ValueError: a file is missing or wrong, or a video has no duration.
     """
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; name the right one in data.{key}")
+            raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
     annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
     return annotations.class_agnostic() if data.class_agnostic else annotations
 
 
 def annotated_names(data: DataConfig) -> tuple[str, ...]:
-    """The names of all annotated videos, whatever their subset.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_ground_truth`.
-    """
+    """The names of all annotated videos; raises like :func:`read_ground_truth`."""
     return tuple(read_ground_truth(data).videos)
 
 
 def read_test_ground_truth(config: Config) -> Annotations:
-    """The test subset, with the classes that detections have: those learnt, or those of the videos' scores.
+    """The test subset, with the classes of the detections: the network's, or those of the video-level scores.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
@@ -72,11 +65,11 @@ class Source(Protocol):
 
     @property
     def has_reversed_copies(self) -> bool:
-        """Whether the reverse view is read from content of its own."""
+        """Whether the reverse view shows time-reversed copies."""
 
     @property
     def repeated(self) -> int:
-        """The number of damaged frames read so far, in this process, in whose place another one stands."""
+        """The number of damaged frames that this process has replaced by the last good one."""
 
     def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
@@ -85,9 +78,8 @@ class Source(Protocol):
         """The real steps of a window, in forward order whatever the view.
 
         Args:
-            view: the playing direction that will be shown; without twins, both hold the same.
-            margin: pictures are this many times as large as the network's; or as large as they are in the file, where
-                that is less and not smaller than the network's.
+            view: which file to read, if there are time-reversed copies.
+            margin: factor by which frames exceed the network's size; frames in between keep their size.
         """
 
 
@@ -97,10 +89,10 @@ class Sampling:
 
     Args:
         stride_frames: from one grid step to the next.
-        rate_hz: grid steps a second, instead: each video gets the stride that comes nearest.
-        steps: grid steps of every video, instead: they lie evenly over it.
-        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read of each grid step.
+        rate_hz: grid steps per second instead; each video gets the nearest stride.
+        steps: grid steps of every video instead.
+        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
+        frames_per_step: frames read for each grid step.
     """
 
     stride_frames: int = 1
@@ -111,7 +103,7 @@ class Sampling:
 
     @staticmethod
     def of(window: WindowConfig, rate_hz: float | None = None) -> Sampling:
-        """The sampling of a configuration; at ``rate_hz`` grid steps a second, if given."""
+        """The sampling of a configuration, or at ``rate_hz`` grid steps per second."""
         return Sampling(
             stride_frames=window.stride_frames,
             rate_hz=rate_hz,
@@ -121,69 +113,62 @@ class Sampling:
         )
 
     def grid(self, fps: float, frames: int) -> Grid:
-        """The grid of a video of so many frames."""
+        """The grid of a video with so many frames."""
         if self.steps is not None:
             return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
         stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
     def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
-        """The frames of a window, of the ``count`` of the video: int64 ``[V * frames_per_step]``, ascending."""
-        if self.steps is not None and self.clock == "edge":  # the pictures are those of the middle all the same
+        """The frames of a window in a video of ``count``: int64 ``[V * frames_per_step]``, ascending."""
+        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
-        # A resized video's steps stand in the middle of their share of it, others where theirs begins.
+        # A resized video's steps lie in the middle of their share of it, others at its start.
         frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
-        return frames.clip(0, count - 1)  # of the last step there may be less
+        return frames.clip(0, count - 1)  # the last step may be incomplete
 
 
 def _short_side(height: int, width: int, pixels: int, margin: float) -> int | None:
-    """The short side to which pictures are scaled for a network of ``pixels``; None: they stay as they are."""
-    there, wanted = min(height, width), round(pixels * margin)
-    # Pictures large enough for the network are not enlarged for a margin that adds nothing to them.
-    return None if pixels <= there <= wanted else wanted
+    """The short side of scaled frames for a network of ``pixels``; None: frames keep their size."""
+    available, wanted = min(height, width), round(pixels * margin)
+    # Enlarging frames for a margin would add no detail.
+    return None if pixels <= available <= wanted else wanted
 
 
+@dataclass(eq=False)
 class VideoFiles:
     """Windows from video files.
 
     Args:
         find: name of a video -> its file.
-        pixels: short side of the frames the network takes.
-        sampling: which frames it sees.
-        find_reversed: name of a video -> its reverse-playback twin, from which the reverse view is read; the window is
-            the same to the frame.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices; None reads every file through.
+        pixels: short side of the network's frames.
+        find_reversed: name of a video -> its time-reversed copy, for the reverse view.
+        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        cache: of the files' indices.
     """
 
-    def __init__(
-        self,
-        find: Callable[[str], Path],
-        *,
-        pixels: int,
-        sampling: Sampling = Sampling(),
-        find_reversed: Callable[[str], Path] | None = None,
-        damaged: OnDecodeError = "error",
-        cache: IndexCache | None = None,
-    ) -> None:
-        self.find, self.find_reversed, self.pixels = find, find_reversed, pixels
-        self.sampling, self.damaged = sampling, damaged
-        self.repeated = 0
-        self._index: Callable[[Path], FrameIndex] = index_video if cache is None else cache.index
-        self._indices: dict[Path, FrameIndex] = {}
+    find: Callable[[str], Path]
+    _: KW_ONLY
+    pixels: int
+    sampling: Sampling = Sampling()
+    find_reversed: Callable[[str], Path] | None = None
+    damaged: OnDecodeError = "error"
+    cache: IndexCache | None = None
+    repeated: int = field(default=0, init=False)
+    _indices: dict[Path, FrameIndex] = field(default_factory=dict, init=False)
 
     @property
     def has_reversed_copies(self) -> bool:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """Where the frames of a file are; read once.
+        """The index of a file's frames, read once.
 
         Raises:
-            ValueError: the file cannot be read; or it is cut off, and damaged frames are an error.
+            ValueError: the file cannot be read; or it is truncated and ``damaged`` is "error".
         """
         if path not in self._indices:
-            index = self._index(path)
+            index = index_video(path) if self.cache is None else self.cache.index(path)
             require_complete(path, index, self.damaged)
             self._indices[path] = index
         return self._indices[path]
@@ -193,15 +178,14 @@ class VideoFiles:
         return frame_count(self.index(path), self.damaged)
 
     def grid(self, video: AnnotatedVideo) -> Grid:
-        index = self.index(self.find(video.name))
-        self._reversed_copy(video)  # what is wrong with it is said here too, before anything is read
-        return self.sampling.grid(float(index.rate), frame_count(index, self.damaged))
-
-    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
-        """How the file's duration differs from the annotated one, if it does; ``base`` is the video's video_grid."""
         path = self.find(video.name)
-        # Of what annotations state, only the duration is used; frames and rates are the file's own.
-        found = Clock(self.frames(path) / base.fps)
+        self._reversed_copy(video)  # raises for a wrong copy before anything is read
+        return self.sampling.grid(float(self.index(path).rate), self.frames(path))
+
+    def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
+        """How the file's duration differs from the annotated one, if it does."""
+        path = self.find(video.name)
+        found = Clock(self.frames(path) / video_grid.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
@@ -214,12 +198,14 @@ class VideoFiles:
         return torch.from_numpy(self._decode(reversed_copy, mirror_frames(frames, count), margin))
 
     def _reversed_copy(self, video: AnnotatedVideo) -> Path | None:
-        """The reverse-playback twin of a video, if it has one, of as many frames."""
+        """The time-reversed copy of a video, if there is one; it must have as many frames."""
         if self.find_reversed is None:
             return None
         path, reversed_copy = self.find(video.name), self.find_reversed(video.name)
         if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
-            raise ValueError(f"{reversed_copy} has {copied} frames, {path} has {count}: remake it with `bitad reverse`")
+            raise ValueError(
+                f"{reversed_copy} has {copied} frames, {path} has {count}; create it again with `bitad reverse`"
+            )
         return reversed_copy
 
     def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
@@ -230,39 +216,43 @@ class VideoFiles:
             return pixels
 
 
+@dataclass(eq=False)
 class FramesInMemory:
-    """Windows from the frames of one video, as from a lossless file of them.
+    """Windows from the frames of one video, as from a lossless file.
 
     Args:
-        pictures: uint8 ``[T, H, W, 3]``, red, green, blue.
-        fps: frames a second.
+        images: uint8 ``[T, H, W, 3]``, red, green, blue.
         pixels, sampling: as of :class:`VideoFiles`.
     """
+
+    images: NDArray[np.uint8]
+    fps: float
+    _: KW_ONLY
+    pixels: int
+    sampling: Sampling
 
     has_reversed_copies = False
     repeated = 0
 
-    def __init__(self, pictures: NDArray[np.uint8], fps: float, *, pixels: int, sampling: Sampling) -> None:
-        self.pictures, self.fps, self.pixels, self.sampling = pictures, fps, pixels, sampling
-
     def grid(self, video: AnnotatedVideo) -> Grid:
-        return self.sampling.grid(self.fps, len(self.pictures))
+        return self.sampling.grid(self.fps, len(self.images))
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
-        pictures = self.pictures[self.sampling.frames(grid, len(self.pictures))]
-        _, height, width, _ = pictures.shape
+        images = self.images[self.sampling.frames(grid, len(self.images))]
+        _, height, width, _ = images.shape
         short_side = _short_side(height, width, self.pixels, margin)
         if short_side is None:
-            return torch.from_numpy(pictures)
+            return torch.from_numpy(images)
         size, scale = scaled_size(height, width, short_side), PictureScaler()
-        scaled = np.empty((len(pictures), *size, 3), np.uint8)
-        for number, picture in enumerate(pictures):
+        scaled = np.empty((len(images), *size, 3), np.uint8)
+        for number, image in enumerate(images):
             # FFmpeg scales each pixel format a little differently; lossless RGB files are decoded to this one.
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="bgr0")
             scaled[number] = scale(frame, *size)
         return torch.from_numpy(scaled)
 
 
+@dataclass(eq=False)
 class FeatureFiles:
     """Windows from pre-computed features.
 
@@ -270,30 +260,23 @@ class FeatureFiles:
         store: the files.
         stride_frames: video frames from one feature to the next.
         offset_frames: frame at the centre of the first feature's snippet.
-        fps: frames a second that these count; None: each video's own.
-        steps: grid steps of every video, whose features are resized to them; None: a step a feature.
-        clock: of these, see :meth:`~bitad.timeline.Grid.resized`.
-        reversed_store: features of the reversed playback, of the same frames row by row, which the reverse view shows.
-        described: what is known of the videos that the features were made of, by the names of their features.
+        fps: frame rate of these frames; None: each video's own.
+        steps, clock: as of :class:`Sampling`; features are resized.
+        reversed_store: features of the time-reversed copies, with rows of the same frames.
+        described: the videos that the features were extracted from, by the features' names.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        stride_frames: float,
-        offset_frames: float,
-        fps: float | None = None,
-        steps: int | None = None,
-        clock: ResizedClock = "centre",
-        reversed_store: FeatureStore | None = None,
-        described: Mapping[str, FeatureVideo] | None = None,
-    ) -> None:
-        self.store, self.reversed_store = store, reversed_store
-        self.described = described or {}
-        self.stride_frames, self.offset_frames = stride_frames, offset_frames
-        self.fps, self.steps, self.clock = fps, steps, clock
-        self.repeated = 0
+    store: FeatureStore
+    _: KW_ONLY
+    stride_frames: float
+    offset_frames: float
+    fps: float | None = None
+    steps: int | None = None
+    clock: ResizedClock = "centre"
+    reversed_store: FeatureStore | None = None
+    described: Mapping[str, FeatureVideo] | None = None
+
+    repeated = 0  # features have no damaged frames
 
     @property
     def has_reversed_copies(self) -> bool:
@@ -303,36 +286,30 @@ class FeatureFiles:
         rows = self.store.length(video.name)
         if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
             raise ValueError(
-                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}: make "
-                "both by one call of `bitad features --direction both`"
+                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}; extract "
+                "both with one call of `bitad features --direction both`"
             )
-        base = Grid(self._rate(video), self.stride_frames, self.offset_frames, rows)
-        return base if self.steps is None else base.resized(self.steps, self.clock)
-
-    def _rate(self, video: AnnotatedVideo) -> float:
-        """The frames a second by which a video's features are placed in time."""
         fps = video.clock.rate if self.fps is None else self.fps
         if fps is None:
             raise ValueError(
                 f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
                 "data.feature_fps"
             )
-        return fps
+        grid = Grid(fps, self.stride_frames, self.offset_frames, rows)
+        return grid if self.steps is None else grid.resized(self.steps, self.clock)
 
-    def clock_fault(self, video: AnnotatedVideo, base: Grid) -> str | None:
-        """How the time that the features cover differs from the annotated one, if it does.
-
-        Args:
-            base: the video's video_grid.
-        """
-        rows, fps = round(base.steps * base.stride_frames / self.stride_frames), base.fps  # also of a resized video
+    def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
+        """How the time that the features cover differs from the annotated one, if it does."""
+        fps = video_grid.fps
+        rows = round(video_grid.steps * video_grid.stride_frames / self.stride_frames)  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
-            stated = (self.fps or video.fps) is not None  # else the rate is frames over duration, which has sound too
-            if stated and not same_rate(made.fps, fps):
+            # Else the rate is frames over duration, which includes the sound.
+            is_stated = (self.fps or video.fps) is not None
+            if is_stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
-            clock = Clock(video.duration_s, None if stated else video.frames)
+            clock = Clock(video.duration_s, None if is_stated else video.frames)
             if difference := next(differences(clock, Clock(made.frames / made.fps, made.frames)), None):
                 return f"{SIDECAR} says that it {difference[1]}"
         return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
@@ -361,33 +338,34 @@ class FeaturesInMemory(FeatureStore):
         return self.features
 
 
-def build_source(config: Config, cache: IndexCache | None = None) -> VideoFiles | FeatureFiles:
+FileSource = VideoFiles | FeatureFiles
+
+
+def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     """The source of windows that a configuration names.
 
     Args:
         cache: of the indices of video files.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such features, or they are not what the configuration says of them.
+        FileNotFoundError, ValueError: the features do not exist or do not fit the configuration.
     """
     data, window = config.data, config.window
-    wanted = partial(annotated_names, data)  # asked for where a name is not found
+    wanted = partial(annotated_names, data)  # called only when a name is not found
     reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
-        store = open_store(data.features)  # there, or nothing is compared
-        reversed_store = None if reversed_files is None else open_store(reversed_files)
         return FeatureFiles(
-            store,
+            open_store(data.features),
             stride_frames=data.feature_stride_frames,
             offset_frames=data.feature_offset_frames,
             fps=data.feature_fps,
-            reversed_store=reversed_store,
-            described=require_described(data, config.views),
             steps=window.resized_steps,
             clock=window.resized_clock,
+            reversed_store=None if reversed_files is None else open_store(reversed_files),
+            described=require_described(data, config.views),
         )
-    assert data.videos is not None  # the configuration has seen to both
+    assert data.videos is not None  # checked by the configuration
     assert config.model.backbone is not None
     return VideoFiles(
         VideoFinder(data.videos, wanted),

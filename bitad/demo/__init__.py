@@ -1,9 +1,7 @@
 """`bitad demo`: the whole system on a data set that it renders itself, without data, GPU or download.
 
-Renders playroom and its reversed twin, trains a forward detector F and a reverse detector B, then pairs of them that
-learn together, through `bitad train`; fuses late, and shows beside all that what must fail: an untrained network, F on
-windows that stand still, and F on reversed playback. With every experiment (`--full`) it also compares them over seeds.
-Every run that is finished is kept, and one that was interrupted goes on.
+Renders playroom and its time-reversed copy, trains F, B and joint experiments, and adds late fusion and negative
+controls. Finished runs are kept, and interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -46,25 +44,23 @@ from bitad.weights.loading import load_pretrained
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 ABLATIONS = (
-    ("pair.align=naive", "pair.fusion_init=random"),  # the research group's own
+    ("pair.align=naive", "pair.fusion_init=random"),  # as the research group did
     ("pair.align=naive",),
     ("pair.fusion_init=random",),
 )
-ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
-# A step of one network on playroom, on one core of the machine that this was written on.
+ONE_PROCESS = Ranks(rank=0, world=1, device=torch.device("cpu"))
+# Of one network on playroom, measured on one core.
 SECONDS_PER_NETWORK_STEP = 0.55
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a demo is.
+    """The size of a demo.
 
     Args:
-        name: of the option that asks for it.
-        training, validation: numbers of videos.
-        seeds: how many of each default variant.
-        experiments: of two networks, beside the baselines.
-        ablations: whether the experiments are also run without what makes them work, and as controls.
+        seeds: number of seeds of each default variant.
+        experiments: experiments of two networks, in addition to the baselines.
+        ablations: whether ablations and controls of the experiments are run.
         overrides, pair_overrides: changes to the presets of one network and of two.
     """
 
@@ -85,14 +81,8 @@ SMOKE = Scale("smoke", training=4, validation=2, overrides=_SHORT, pair_override
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The trainings of a demo.
-
-    Args:
-        out: the demo's folder.
-        scale: of the demo.
-        seed: the first one; that of the data, too.
-    """
+class Trainings:
+    """The trainings of a demo."""
 
     out: Path
     scale: Scale
@@ -105,15 +95,15 @@ class Plan:
     def baseline(self, direction: Direction, seed: int) -> Job:
         """F or B."""
         reversed_copies = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
-        own = (f"direction={direction}", f"seed={seed}", reversed_copies)
-        return Job("playroom", (*own, *self._everywhere(), *self.scale.overrides))
+        overrides = (f"direction={direction}", f"seed={seed}", reversed_copies)
+        return Job("playroom", (*overrides, *self._common(), *self.scale.overrides))
 
     def pair(self, experiment: str, seed: int, *changes: str) -> Job:
-        """An experiment of two networks; with ``pair.second=forward`` the control, two F of neighbouring seeds."""
-        own = (f"experiment={experiment}", f"seed={seed}", *changes, *self._everywhere())
+        """An experiment of two networks; with ``pair.second=forward``, its control of two F with consecutive seeds."""
+        overrides = (f"experiment={experiment}", f"seed={seed}", *changes, *self._common())
         if EXPERIMENTS[experiment].starts_from == "backbone":
-            # By the baselines' recipe, from which it is to differ in nothing else.
-            return Job("playroom", (*own, "data.reversed_videos=null", *self.scale.overrides))
+            # The recipe of the baselines, so that the experiment is the only difference.
+            return Job("playroom", (*overrides, "data.reversed_videos=null", *self.scale.overrides))
         second: tuple[Direction, int] = ("reverse", seed)
         if "pair.second=forward" in changes:
             second = ("forward", self.seed + (seed - self.seed + 1) % self.scale.seeds)
@@ -121,10 +111,10 @@ class Plan:
             f"init.forward={self.baseline('forward', seed).directory}",
             f"init.reverse={self.baseline(*second).directory}",
         )
-        return Job("playroom-pair", (*own, *initial, *self.scale.pair_overrides))
+        return Job("playroom-pair", (*overrides, *initial, *self.scale.pair_overrides))
 
     def jobs(self) -> list[Job]:
-        """All trainings: those first that others start from, those last that are as long as theirs."""
+        """All trainings: the baselines first, then experiments that start from them, then the longest experiments."""
         jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in DIRECTIONS]
         short = [name for name in self.scale.experiments if EXPERIMENTS[name].starts_from == "baselines"]
         jobs += [self.pair(name, seed) for seed in self.seeds for name in short]
@@ -136,7 +126,7 @@ class Plan:
             self.pair(name, seed) for seed in self.seeds for name in self.scale.experiments if name not in short
         ]
 
-    def _everywhere(self) -> tuple[str, ...]:
+    def _common(self) -> tuple[str, ...]:
         forward = self.out / "data" / "forward"
         return (
             f"output={self.out / 'runs'}",
@@ -146,42 +136,44 @@ class Plan:
         )
 
 
-def announce(jobs: Sequence[Job]) -> str:
-    """What is going to be trained: a line a run with its budget, and how long it may take in all."""
+def training_table(jobs: Sequence[Job]) -> Table:
+    """A row per run with its budget, and the estimated total time."""
     rows: list[tuple[Cell, ...]] = []
     for job in jobs:
         left = 0 if job.is_done() else job.network_steps() - job.network_steps_done()
         minutes = job.network_steps() * SECONDS_PER_NETWORK_STEP / 60
         rows.append((job.directory.name, job.config.training.epochs, job.network_steps(), minutes, left))
     total = sum(int(row[-1] or 0) for row in rows) * SECONDS_PER_NETWORK_STEP / 60 / cores()
-    note = f"Steps are counted for each network. About {total:.0f} minutes on {cores()} cores, and the tests."
-    return Table("Trainings", ("run", "epochs", "steps", "budget (minutes)", "steps left"), tuple(rows), (note,)).text()
+    note = f"Steps are counted per network. About {total:.0f} minutes on {cores()} cores, plus the tests."
+    return Table("Trainings", ("run", "epochs", "steps", "budget (minutes)", "steps left"), tuple(rows), (note,))
 
 
 def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
     """Runs the demo in the folder ``out``.
 
     Args:
-        results_file: where a full demo writes its results as Markdown; by default ``out``/results-playroom.md.
+        results_file: the Markdown file of a full demo; by default ``out``/results-playroom.md.
 
     Raises:
-        ValueError: ``out`` holds a demo of other data, or a page that is not BiTAD's; or a training failed.
-        OSError: nothing can be written there.
+        ValueError: ``out`` holds a demo with other data or a page of something else, or a training failed.
+        OSError: ``out`` is not writable.
     """
     began = time.monotonic()
     check_page(out / "index.html")
-    plan = Plan(out, scale, seed)
-    _claim(out, scale, seed)
+    trainings = Trainings(out, scale, seed)
+    _mark_folder(out, scale, seed)
     _make_data(out / "data", scale, seed)
-    jobs = plan.jobs()
-    print(announce(jobs), file=sys.stderr)
+    jobs = trainings.jobs()
+    print(training_table(jobs).text(), file=sys.stderr)
     train_side_by_side(jobs, what="training")
-    forward, reverse = plan.baseline("forward", seed).config, plan.baseline("reverse", seed).config
+    forward, reverse = trainings.baseline("forward", seed).config, trainings.baseline("reverse", seed).config
     truth = read_test_ground_truth(forward)
-    pairs = {name: plan.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
-    detections = _detect_everything(forward, reverse, pairs, truth)
+    pairs = {name: trainings.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
+    detections = _detect_all(forward, reverse, pairs, truth)
     on_reversed = [detections["F on reversed playback"]]
-    on_reversed += [_on_reversed_playback(plan.baseline("forward", other).directory) for other in plan.seeds[1:]]
+    on_reversed += [
+        _detect_on_reversed_playback(trainings.baseline("forward", other).directory) for other in trainings.seeds[1:]
+    ]
     for name, found in detections.items():
         write_detections(found, out / "detections" / f"{name}.json")
     tiou = forward.test.tiou
@@ -189,12 +181,12 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
         truth=truth,
         detections=detections,
         evaluations={name: evaluate(truth, found, tiou=tiou) for name, found in detections.items()},
-        evaluation_by_partner=evaluate(renamed(truth, REVERSED), detections["F on reversed playback"], tiou=tiou),
+        reversed_labels=evaluate(renamed(truth, REVERSED), detections["F on reversed playback"], tiou=tiou),
         calls={name: called_classes(truth, detections[name]) for name in ("F", "F on reversed playback")},
         sensitivity=sensitivity(
             truth,
-            forward=[_found(plan.baseline("forward", other)) for other in plan.seeds],
-            backward=[_found(plan.baseline("reverse", other)) for other in plan.seeds],
+            forward=[_read_result(trainings.baseline("forward", other)) for other in trainings.seeds],
+            backward=[_read_result(trainings.baseline("reverse", other)) for other in trainings.seeds],
             reversed_playback=on_reversed,
             tiou=tiou,
         ),
@@ -213,8 +205,8 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     return results
 
 
-def _claim(out: Path, scale: Scale, seed: int) -> None:
-    """Marks the folder as one with this data; a folder with other data is refused."""
+def _mark_folder(out: Path, scale: Scale, seed: int) -> None:
+    """Records the data of the demo in its folder; refuses a folder with other data."""
     wanted = {"training": scale.training, "validation": scale.validation, "seed": seed}
     marker = out / "demo.json"
     if marker.exists():
@@ -225,7 +217,7 @@ def _claim(out: Path, scale: Scale, seed: int) -> None:
 
 
 def _make_data(data: Path, scale: Scale, seed: int) -> None:
-    """The rendered videos, their reverse-playback twins and both annotation files, in the group's folder layout."""
+    """Renders the videos, and writes their time-reversed copies and both annotation files."""
     forward, reverse = data / "forward", data / "reverse"
     annotations = Path("annotations") / "playroom.json"
     if not (forward / annotations).exists():
@@ -241,16 +233,16 @@ def _make_data(data: Path, scale: Scale, seed: int) -> None:
     with progress_callback("reversing videos") as on_progress:
         report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=cores(), on_progress=on_progress)
     if report.failed:
-        raise ValueError(f"videos that could not be reversed: {report.failed}")
+        raise ValueError(f"some videos cannot be reversed: {report.failed}")
     reverse_annotation_file(forward / annotations, reverse / annotations)
 
 
-def _found(job: Job) -> Detections:
+def _read_result(job: Job) -> Detections:
     return read_detections(job.directory / "detections.json").forward()
 
 
-class StandingStill:
-    """A source whose windows show nothing but their middle frame: what a detector knows without motion."""
+class StaticFrames:
+    """A source that repeats the middle frame of each window: the static-frame control."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -271,10 +263,10 @@ class StandingStill:
         return frames[len(frames) // 2].expand_as(frames)
 
 
-def _detect_everything(
+def _detect_all(
     forward: Config, reverse: Config, pairs: Mapping[str, Path], truth: Annotations
 ) -> dict[str, Detections]:
-    """Detections by name: of F, B and their late fusion, of pairs (by experiment), and of what must fail."""
+    """Detections by name: F, B, their late fusion, joint experiments, and negative controls."""
     found = {
         name: read_detections(config.run_directory / "detections.json")
         for name, config in (("F", forward), ("B", reverse))
@@ -283,18 +275,18 @@ def _detect_everything(
     for name, directory in pairs.items():
         for basis, file in Run.read(directory).detection_files().items():
             found[f"{name}, {basis}"] = read_detections(file).forward()
-    found["F on reversed playback"] = _on_reversed_playback(forward.run_directory)
+    found["F on reversed playback"] = _detect_on_reversed_playback(forward.run_directory)
     torch.manual_seed(forward.seed)
     untrained = build_network(forward, len(truth.classes)).eval()
     load_pretrained(untrained, forward)
     detector, source = load_checkpoint(forward.run_directory).network(), build_source(forward)
     for name, network, frames in (
-        ("F on still windows", detector, StandingStill(source)),
+        ("F on still windows", detector, StaticFrames(source)),
         ("untrained", untrained, source),
     ):
-        found[name] = detect(network, truth, frames, forward, ALONE, what=f"testing {name}").merged
+        found[name] = detect(network, truth, frames, forward, ONE_PROCESS, description=f"testing {name}").merged
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
 
 
-def _on_reversed_playback(forward: Path) -> Detections:
-    return detect_on_reversed_playback(load_checkpoint(forward), ALONE)
+def _detect_on_reversed_playback(run: Path) -> Detections:
+    return detect_on_reversed_playback(load_checkpoint(run), ONE_PROCESS)

@@ -1,4 +1,4 @@
-"""Many trainings at once, each ``bitad train`` in a process of its own, in the order in which they need each other."""
+"""Trainings side by side, each a ``bitad train`` process, in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bitad.runtime.progress import Meter
 from bitad.training.metrics import METRICS, read_metrics
 from bitad.weights.checkpoint import load_checkpoint
 
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 
 _PROGRAM = """
 import sys
@@ -34,10 +34,10 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what ``bitad train`` gets on its command line, and what becomes of it.
+    """One training: the arguments of ``bitad train``, and its run.
 
     Args:
-        preset: a configuration file or the name of one of ours.
+        preset: a configuration file or the name of a preset.
         overrides: ``key.sub=value`` each.
     """
 
@@ -50,56 +50,53 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        """Where the run writes."""
+        """The run directory."""
         return self.config.run_directory
 
     def needs(self) -> set[Path]:
-        """The run directories (or checkpoints) that its networks start from."""
+        """The run directories or checkpoints that its networks start from."""
         return {path for path in (self.config.init.forward, self.config.init.reverse) if path is not None}
 
     def network_steps(self) -> int:
-        """The steps of the whole training, counted once for each network: a measure of its cost."""
+        """The steps of the training, counted for each network, as a measure of its cost."""
         config = self.config
         videos = read_ground_truth(config.data).subset(config.data.training_subset).videos.values()
         windows = sum(bool(video.labels) for video in videos) * config.training.windows_per_video
         return config.training.epochs * (windows // config.training.batch) * len(config.views)
 
     def network_steps_done(self) -> int:
-        """As far as the run's records tell."""
+        """The steps so far, by the records of the run."""
         metrics = self.directory / METRICS
         records = read_metrics(metrics) if metrics.exists() else []
         return int(records[-1]["step"]) * len(self.config.views) if records else 0
 
     def is_done(self) -> bool:
-        """Whether the run has finished all its epochs.
+        """Whether the run has finished all epochs.
 
         Raises:
-            ValueError: there is such a run, of another configuration or other data.
+            ValueError: the run exists with another configuration or other data.
         """
         last = self.directory / "last.pt"
         if not last.exists():
             return False
         saved = load_checkpoint(last)
         changes = saved.changes(self.config)
-        if saved.config.init != self.config.init:  # of no effect on a run that goes on, but another run is wanted here
+        if saved.config.init != self.config.init:  # not a change for a resumed run, but another run here
             changes.append(f"init was {saved.config.init}, is {self.config.init}")
         if changes:
-            raise ValueError(f"{self.directory} is a run of other settings ({'; '.join(changes)}); delete or move it")
+            raise ValueError(f"{self.directory} is a run with other settings ({'; '.join(changes)}); delete or move it")
         if saved.data is not None and (changes := data_changes(saved.data, self._fingerprints())):
-            raise ValueError(f"{self.directory} is a run of other data ({'; '.join(changes)}); delete or move it")
+            raise ValueError(f"{self.directory} is a run with other data ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
 
     def _fingerprints(self) -> Fingerprints:
-        """Of the data as they are now."""
+        """Fingerprints of the current data."""
         training = read_ground_truth(self.config.data).subset(self.config.data.training_subset)
-        learnt = [video for video in training.videos.values() if video.labels]
-        return fingerprints(self.config, learnt, read_test_ground_truth(self.config))
+        labelled = [video for video in training.videos.values() if video.labels]
+        return fingerprints(self.config, labelled, read_test_ground_truth(self.config))
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Begins or resumes the training, on one thread; it ends when this process does.
-
-        What it says goes to output.txt of the run.
-        """
+        """Starts or resumes the training on one thread, with its output in output.txt. It ends with this process."""
         command = [sys.executable, "-c", _PROGRAM, "train", self.preset, *self.overrides, "--device", "cpu"]
         if (self.directory / "last.pt").exists():
             command.append("--resume")
@@ -112,25 +109,25 @@ class Job:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def train_side_by_side(jobs: Sequence[Job], *, what: str, processes: int | None = None) -> None:
-    """Finishes all jobs: those that are done already are kept, those begun are resumed.
+    """Runs all jobs; finished ones are kept, and interrupted ones resume.
 
-    Single-threaded trainings side by side beat many-threaded ones in turn (by 1.4 on two cores).
+    Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn.
 
     Args:
-        jobs: in the order in which to begin them; one waits until those it needs are done.
-        what: for the progress display, which shows the time left for all of them.
-        processes: at once; as many as there are cores if not given.
+        jobs: in order of start; a job waits for those it needs.
+        what: title of the progress display, which shows the time left for all jobs.
+        processes: number of processes at a time; by default the number of cores.
 
     Raises:
-        ValueError: a training failed (with what it said last; the others are stopped, and go on when called again).
+        ValueError: a training failed; the message has its last line. The others stop, and resume in the next call.
     """
     waiting = [job for job in jobs if not job.is_done()]
-    steps = {job.directory: job.network_steps() for job in waiting}  # of the runs that are not done
+    steps = {job.directory: job.network_steps() for job in waiting}  # of unfinished runs
     done_before = sum(job.network_steps_done() for job in waiting)
     running: dict[Job, subprocess.Popen[bytes]] = {}
     finished: set[Job] = set()
@@ -142,8 +139,8 @@ def train_side_by_side(jobs: Sequence[Job], *, what: str, processes: int | None 
                 for job in ready[: (processes or cores()) - len(running)]:
                     running[job] = started.enter_context(job.start())
                     waiting.remove(job)
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                finished |= _ended_well(running)
+                time.sleep(POLL_SECONDS)
+                finished |= _finished(running)
                 for job in finished & set(running):
                     del running[job]
                 now = sum(steps[job.directory] for job in finished)
@@ -155,11 +152,11 @@ def train_side_by_side(jobs: Sequence[Job], *, what: str, processes: int | None 
                 process.kill()
 
 
-def _ended_well(running: Mapping[Job, subprocess.Popen[bytes]]) -> set[Job]:
+def _finished(running: Mapping[Job, subprocess.Popen[bytes]]) -> set[Job]:
     ended = {job for job, process in running.items() if process.poll() is not None}
     for job in ended:
         if running[job].returncode != 0:
-            said = (job.directory / "output.txt").read_text(errors="replace").split("\n")
-            last_words = next((line for line in reversed(said) if line), "killed")
-            raise ValueError(f"training {job.directory.name} failed: {last_words}")
+            output = (job.directory / "output.txt").read_text(errors="replace").split("\n")
+            last_line = next((line for line in reversed(output) if line), "killed")
+            raise ValueError(f"training {job.directory.name} failed: {last_line}")
     return ended

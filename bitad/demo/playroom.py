@@ -1,14 +1,12 @@
-"""Playroom: the rendered data set of the demo, where motion and nothing else says which action it is.
+"""Playroom: the rendered data set of the demo, in which actions differ only in their motion.
 
-A scene shows a few round creatures with a mouth in front of a cluttered, slowly panning, noisy background. Now and
-then one of them performs an action: it changes its place, its size or the opening of its mouth over one to three
-seconds. All creatures, idle or not, are drawn from one distribution of looks and states, so that a single frame does
-not tell an action from none; the course of the motion does. Three kinds of classes, by what playing backwards makes
-of them:
+Round creatures with a mouth change their place, their size or the opening of their mouth. The looks and states of all
+creatures, idle or not, have one distribution, so a single frame does not reveal an action; the motion does. There are
+three kinds of classes, by their appearance in reverse playback:
 
 * symmetric: looks the same (sway, pulse);
-* swapping: becomes its partner (rise and fall, open and close, approach and recede);
-* irreversible: becomes something that is no class (bounce, whose hops die away; lunge, out fast and back slowly).
+* swapping: looks like its partner (rise and fall, open and close, approach and recede);
+* irreversible: looks like no class (bounce, whose hops decay; lunge, which is fast outwards and slow back).
 
 A scene is a pure function of (seed, index), and a picture one of (scene, time, size).
 """
@@ -32,7 +30,7 @@ from bitad.video.writer import write_video
 Kind = Literal["symmetric", "swapping", "irreversible"]
 Floats = NDArray[np.float32]
 
-# Class -> what it is called when played backwards; None where that is no class.
+# Class -> its time-reversed label; None if it looks like no class.
 REVERSED: dict[str, str | None] = {
     "approach": "recede",
     "bounce": None,
@@ -47,14 +45,14 @@ REVERSED: dict[str, str | None] = {
 }
 CLASSES = tuple(REVERSED)
 
-# Picture coordinates run from 0 to 1; a creature rests low or high, small or big, shut or open.
+# Coordinates run from 0 to 1; a creature rests low or high, small or big, shut or open.
 LOW, HIGH = 0.70, 0.36
 SMALL, BIG = 0.115, 0.19  # radius
 SHUT, OPEN = 0.12, 1.0  # half the mouth's angle in radians
 
 
 def kind_of(label: str) -> Kind:
-    """Which of the three kinds a class belongs to."""
+    """The kind of a class."""
     partner = REVERSED[label]
     if partner is None:
         return "irreversible"
@@ -74,7 +72,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Creature:
-    """A disc with a mouth. Rest state at time 0, a slow drift, and the actions it performs, in order of time."""
+    """A disc with a mouth: its state at time 0, a slow drift, and its actions in order of time."""
 
     x: float
     y: float
@@ -88,7 +86,7 @@ class Creature:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in one video of ``duration_s`` seconds, and how it looks."""
+    """The content and appearance of one video."""
 
     seed: tuple[int, ...]
     duration_s: float
@@ -103,13 +101,13 @@ class Scene:
 
 
 def smooth_step(u: Floats) -> Floats:
-    """0 to 1 with no speed at either end."""
+    """0 to 1 with zero speed at both ends."""
     u = np.clip(u, 0, 1)
     return u * u * (3 - 2 * u)
 
 
 def hops(u: Floats) -> Floats:
-    """Height of three hops that die away, over u in [0, 1]; a hop's duration goes with the root of its height."""
+    """Height of three decaying hops over u in [0, 1]; the duration of a hop grows with the root of its height."""
     heights = np.array([1.0, 0.5, 0.22], np.float32)
     ends = np.concatenate([[0], np.cumsum(np.sqrt(heights))]) / np.sqrt(heights).sum()
     out = np.zeros_like(u)
@@ -165,7 +163,6 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
 
     Args:
         seed: any tuple of non-negative integers; the same seed gives the same scene.
-        duration_s: length of the video in seconds.
         gap_s: shortest and longest pause between two actions.
     """
     rng = np.random.default_rng(seed)
@@ -178,15 +175,15 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
     while True:
         who = int(rng.integers(performers))
         high, big, wide = state[who]
-        # Only what the present state allows: who is up can fall but not rise.
+        # Only actions that the current state allows: a high creature can fall but not rise.
         possible = ["fall" if high else "rise", "recede" if big else "approach", "close" if wide else "open"]
         possible += ["sway", "pulse", "lunge", "sway" if high else "bounce"]
-        weights = np.array([2, 2, 2, 1, 1, 1, 1])  # a third of the time each kind's classes about equally often
+        weights = np.array([2, 2, 2, 1, 1, 1, 1])  # about a third of the time for each kind
         label = str(rng.choice(possible, p=weights / weights.sum()))
         length = rng.uniform(1.6, 3.2) if label in ("sway", "pulse", "bounce", "lunge") else rng.uniform(1.0, 2.4)
         if clock + length > duration_s - 0.3:
             break
-        # A lunge goes towards the middle. A wave begins either way, or its reverse would be told by its beginning.
+        # A lunge goes towards the middle. A wave begins in either direction: its start does not reveal reversal.
         inwards = 1.0 if columns[who] < 0.4 else -1.0 if columns[who] > 0.6 else None
         sign = inwards if label == "lunge" and inwards else float(rng.choice([-1.0, 1.0]))
         cycles = float(np.round(length * rng.uniform(0.9, 1.4) * 2) / 2)  # about one a second, whole or half
@@ -237,7 +234,7 @@ def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
 
 
 def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None:
-    """Draws one creature into ``canvas`` ``[T, S, S, 3]``, all frames at once, only inside its bounding box."""
+    """Draws one creature into all frames of ``canvas`` ``[T, S, S, 3]``, within its bounding box."""
     count, size = canvas.shape[:2]
     box = min(size, int(np.ceil(2 * size * float(state["radius"].max()))) + 3)
     cx, cy, radius = (size * state[key] for key in ("x", "y", "radius"))  # pixels, [T]
@@ -263,12 +260,7 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
 
 
 def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
-    """Pictures of a scene at the given times.
-
-    Args:
-        scene: what to draw.
-        times_s: seconds ``[T]``.
-        size: width and height in pixels.
+    """Renders a scene at the given times.
 
     Returns:
         uint8 ``[T, size, size, 3]``, RGB.
@@ -277,11 +269,11 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
     ax, wx, ay, wy = scene.pan
     margin = int(np.ceil(0.06 * size)) + 1
     wall = _backdrop(rng, size, margin)
-    pan_x, pan_y = ax * np.sin(wx * times_s), ay * np.sin(wy * times_s)  # of the picture's width
+    pan_x, pan_y = ax * np.sin(wx * times_s), ay * np.sin(wy * times_s)  # relative to the width
     grain = rng.standard_normal((4, size, size, 1), dtype=np.float32) * scene.noise
     shifts = rng.integers(0, size, (len(times_s), 3))
     out = np.empty((len(times_s), size, size, 3), np.uint8)
-    for begin in range(0, len(times_s), 32):  # chunks that stay in the cache
+    for begin in range(0, len(times_s), 32):  # chunks that fit into the cache
         part = slice(begin, min(begin + 32, len(times_s)))
         canvas = np.empty((part.stop - begin, size, size, 3), np.float32)
         for i in range(len(canvas)):
@@ -304,7 +296,7 @@ PIXELS = 112
 
 
 def write_video_of(folder: Path, name: str, seed: tuple[int, ...]) -> AnnotatedVideo:
-    """Renders one video of 20 to 40 seconds to ``folder``/``name``.mp4 and says what happens in it."""
+    """Renders one video of 20 to 40 seconds to ``folder``/``name``.mp4, and returns its annotation."""
     duration_s = float(np.random.default_rng((*seed, 3)).integers(20, 41))
     scene = sample_scene(seed, duration_s)
     frames = round(duration_s * FRAMES_PER_SECOND)
@@ -329,23 +321,22 @@ def write_data_set(
     """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}.
 
     Args:
-        training, validation: numbers of videos.
         seed: the same seed gives the same videos.
-        workers: processes that render side by side.
-        on_progress: called with (videos done, videos in all).
+        workers: number of rendering processes.
+        on_progress: called with (videos done, videos in total).
     """
     (folder / "raw_data").mkdir(parents=True, exist_ok=True)
-    plan = [(f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
-    plan += [(f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
+    names = [(f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
+    names += [(f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
     videos: dict[str, AnnotatedVideo] = {}
-    jobs = [(folder / "raw_data", name, key) for name, key in plan]
+    jobs = [(folder / "raw_data", name, key) for name, key in names]
     with closing(in_processes(write_video_of, jobs, workers=workers)) as results:
         for _, result in results:
             if isinstance(result, Exception):
                 raise result
             videos[result.name] = result
-            on_progress(len(videos), len(plan))
-    annotations = Annotations({name: videos[name] for name, _ in plan}, CLASSES)
+            on_progress(len(videos), len(names))
+    annotations = Annotations({name: videos[name] for name, _ in names}, CLASSES)
     (folder / "annotations").mkdir(exist_ok=True)
     write_annotations(annotations, folder / "annotations" / "playroom.json")
     (folder / "annotations" / "category_idx.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The demo's report: tables, curves, and a page with its videos and timelines."""
+"""The report of the demo: tables, plots, and a page with videos and timelines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 from bitad.evaluation.direction_sensitivity import NOTHING, Calls, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
 from bitad.reports.comparison import Comparison
-from bitad.reports.comparison_page import standing_table
+from bitad.reports.comparison_page import difference_table
 from bitad.reports.page import Kind, PageVideo, Track, write_page
 from bitad.reports.plots import (
     plot_class_bars,
@@ -23,7 +23,7 @@ from bitad.reports.plots import (
     plot_sensitivity,
     plot_training_curves,
 )
-from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table
+from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table, write_markdown
 from bitad.runtime.files import atomic_write, write_json
 from bitad.training.metrics import METRICS, read_metrics
 
@@ -31,34 +31,34 @@ SHOWN_VIDEOS = 8
 KINDS = {label: kind_of(label) for label in CLASSES}
 
 INTRODUCTION = """\
-Playroom is rendered: round creatures perform actions that only their motion tells apart. F is a detector that watched \
-the videos forwards, B one that watched them backwards; late fusion merges what both found, on the forward clock. \
-In experiments 3-1 and 3-3 the two go on learning together, their predictions fused point by point: on the forward \
-clock (forward basis), on the reverse one (reverse basis), and both merged.
+Playroom is a rendered data set: round creatures perform actions that differ only in their motion. F is a detector \
+trained on forward playback, B one trained on reverse playback; late fusion merges the detections of both on the \
+forward clock. In experiments 3-1 and 3-3 both are trained jointly and their predictions are fused point by point: on \
+the forward clock (forward basis), on the reverse clock (reverse basis), and both merged.
 
-The last rows show what must fail: F on reversed playback (there a rise is a fall), F on windows that stand \
-still, and a network that has not been trained."""
+The last rows are negative controls: F on reversed playback (where a rise is a fall), F on static frames, and an \
+untrained network."""
+
+# Names of results in tables, where they differ from those of the detection files.
+TITLES = {"F on still windows": "static-frame control of F"}
 
 
 @dataclass(frozen=True)
 class DemoResults:
-    """What the demo found out.
+    """The results of a demo.
 
     Args:
-        truth: ground truth of the validation videos.
         detections, evaluations: by the name of the result.
-        evaluation_by_partner: F on reversed playback against ground truth under the names that classes have then.
-        calls: what F calls each class, in either playing direction, by the name of the result.
-        sensitivity: of the classes to the playing direction.
-        runs: the run directories by the name of the result: F, B, and experiments.
-        seconds: the whole demo took.
-        smoke: a run too short for its figures to mean anything.
+        reversed_labels: F on reversed playback, with time-reversed labels as ground truth.
+        calls: the labels that F predicts for each class, in both playing directions, by the name of the result.
+        runs: run directories of F, B and the experiments, by the name of the result.
+        smoke: whether the demo was too short for its numbers to mean anything.
     """
 
     truth: Annotations
     detections: Mapping[str, Detections]
     evaluations: Mapping[str, Evaluation]
-    evaluation_by_partner: Evaluation
+    reversed_labels: Evaluation
     calls: Mapping[str, Calls]
     sensitivity: Sensitivity
     runs: Mapping[str, Path]
@@ -67,13 +67,14 @@ class DemoResults:
 
     @property
     def compared(self) -> list[str]:
-        """The results that tables and plots of classes show: of each trained detector or pair one, and late fusion."""
+        """The results in tables and plots of classes: one per detector or experiment, and late fusion."""
         return ["F", "B", "late fusion", *(name for name in self.evaluations if name.endswith(", merged"))]
 
     def table(self) -> Table:
         """mAP of every result."""
+        evaluations = {TITLES.get(name, name): evaluation for name, evaluation in self.evaluations.items()}
         return evaluation_table(
-            {**self.evaluations, "F on reversed playback, partner names": self.evaluation_by_partner},
+            {**evaluations, "F on reversed playback, time-reversed labels": self.reversed_labels},
             title="Playroom, validation videos: mAP (%)",
             counts=False,
         )
@@ -86,14 +87,13 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         sensitivity_table(results.sensitivity, known=KINDS),
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
-    with atomic_write(out / "results.md") as partial:
-        partial.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_markdown(out / "results.md", tables)
     write_json(
         {
             "seconds": results.seconds,
             "smoke": results.smoke,
             "results": {name: evaluation.to_json() for name, evaluation in results.evaluations.items()},
-            "F on reversed playback, partner names": results.evaluation_by_partner.to_json(),
+            "F on reversed playback, time-reversed labels": results.reversed_labels.to_json(),
             "tables": [table.json() for table in tables],
         },
         out / "results.json",
@@ -102,7 +102,7 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
     page = out / "index.html"
     introduction = INTRODUCTION
     if results.smoke:
-        introduction += "\n\nThis was a smoke run, far too short to learn anything: its figures mean nothing."
+        introduction += "\n\nThis was a smoke run, too short to learn anything: its numbers mean nothing."
     write_page(
         page,
         title="BiTAD demo: playroom",
@@ -120,9 +120,7 @@ def _page_video(results: DemoResults, name: str) -> PageVideo:
     titles: dict[str, tuple[str, Kind]] = {"F": ("Forward (F)", "forward"), "B": ("Reverse (B)", "reverse")}
     for result in results.compared:
         title, kind = titles.get(result, (result.capitalize(), "merged"))
-        found = results.detections[result].of_video(name)
-        labels = [found.classes[label] for label in found.labels]
-        tracks.append(Track(title, kind, found.segments, labels, found.scores))
+        tracks.append(Track.of(title, kind, results.detections[result], name))
     return PageVideo(name, f"data/forward/raw_data/{name}.mp4", video.duration_s, tracks)
 
 
@@ -147,27 +145,27 @@ def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
         classes=backward.classes,
         called=(*backward.classes, NOTHING),
         expected=REVERSED,
-        title="What F calls each class on reversed playback (%)",
+        title="Labels that F predicts on reversed playback (%)",
     )
     return [
-        ("Training: loss by step, and average mAP of the averaged weights by epoch.", "training.png"),
+        ("Training: loss by step, and average mAP of the EMA weights by epoch.", "training.png"),
         (f"Precision and recall of each class at tIoU {tiou}; the numbers are AP.", "precision_recall.png"),
         ("Average precision of each class over tIoU 0.3 to 0.7.", "classes.png"),
-        ("Average precision of each class, by what the networks say of it played backwards.", "sensitivity.png"),
-        ("A forward detector on reversed playback. Framed: the name that each class has then.", "direction.png"),
+        ("Average precision of each class, by its direction sensitivity.", "sensitivity.png"),
+        ("F on reversed playback. Framed: the time-reversed label of each class.", "direction.png"),
     ]
 
 
 RESULTS = """\
 # Playroom: every experiment
 
-Written by `bitad demo --full` as it came out; that command makes every number again{seed}. What the rows mean:
-[experiments.md](experiments.md); the data: [playroom.md](playroom.md). {videos} validation videos, {runs} trainings.
+Written by `bitad demo --full`{seed}, which reproduces every number. The experiments: [experiments.md](experiments.md);
+the data: [playroom.md](playroom.md). {videos} validation videos, {runs} trainings.
 """
 
 
 def write_full_results(file: Path, results: DemoResults, comparison: Comparison) -> Path:
-    """Writes what all experiments gave as Markdown, and returns the file."""
+    """Writes the results of all experiments as Markdown, and returns the file."""
     seed = min(run.config.seed for run in comparison.runs)
     head = RESULTS.format(
         seed="" if seed == 0 else f" with `--seed {seed}`",
@@ -176,8 +174,8 @@ def write_full_results(file: Path, results: DemoResults, comparison: Comparison)
     )
     tables = (
         ("## All results", comparison.table()),
-        ("## Against what they must beat", standing_table(comparison)),
-        ("## How training began and ended", comparison.loss_table()),
+        ("## Difference to the baselines", difference_table(comparison)),
+        ("## First and last losses", comparison.loss_table()),
         ("## Direction sensitivity", sensitivity_table(results.sensitivity, known=KINDS)),
     )
     with atomic_write(file) as partial:

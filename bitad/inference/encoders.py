@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitad.config.names import SIZES, VitSize
 from bitad.config.schema import CLIP_FRAMES, Config
-from bitad.data.windows import sliding_windows
+from bitad.data.dataset import sliding_windows
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
 from bitad.timeline import Direction, Grid
@@ -251,7 +251,7 @@ def load_encoder(
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     """The backbone for each playing direction: a single network's for both, its own direction first."""
-    if run.config.plan.adds == "cross-adapter":
+    if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
     views, detectors = run.config.views, run.network().detectors
     if len(views) == 1:

@@ -19,8 +19,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bitad.config.names import OnDecodeError
-from bitad.data.feature_folder import FeatureFolder, FeaturePrecision, FeatureSettings, FeatureVideo, Stored
+from bitad.config.names import FeaturePrecision, OnDecodeError
+from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Stored
 from bitad.data.transforms import apply_crop, centre_crop
 from bitad.inference.encoders import Chunk, Encoder
 from bitad.runtime.distributed import Ranks

@@ -1,10 +1,10 @@
-"""Predictions -> detections: candidates of each window in grid steps, placed in the video, one suppression a video."""
+"""Predictions -> candidates of each window -> seconds -> one NMS for each video -> detections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,35 +13,34 @@ from numpy.typing import NDArray
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import check_candidates, keep, nms, voted
+from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, vote
 from bitad.models.heads import Prediction
 from bitad.timeline import Grid, mirror_segments
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scored segments of one window or video, before or after suppression, as columns.
+    """Scored segments of one window or video, before or after NMS, as columns."""
 
-    Args:
-        segments: float64 ``[n, 2]``, start and end, in grid steps of the window's view or in seconds.
-        scores: float64 ``[n]``.
-        labels: int64 ``[n]``, class indices.
-    """
-
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    segments: Floats  # [n, 2], start and end, in grid steps of the window's view or in seconds
+    scores: Floats  # [n]
+    labels: Integers  # [n], class indices
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def columns(self) -> tuple[Floats, Floats, Integers]:
+        """Segments, scores and labels."""
+        return self.segments, self.scores, self.labels
+
     def mirrored(self, steps: int) -> Candidates:
-        """The same candidates in the other view of a window of ``steps`` real steps; its own inverse."""
+        """The candidates in the other view of a window of ``steps`` real steps; its own inverse."""
         return replace(self, segments=mirror_segments(self.segments, steps))
 
     def take(self, rows: NDArray[Any]) -> Candidates:
-        """Some of the rows: a boolean mask ``[n]``, or row numbers in the wanted order."""
-        return Candidates(self.segments[rows], self.scores[rows], self.labels[rows])
+        """The rows of a boolean mask ``[n]``, or of row numbers in their order."""
+        return Candidates(*(column[rows] for column in self.columns))
 
 
 @torch.no_grad()
@@ -54,112 +53,104 @@ def decode(
 ) -> list[Candidates]:
     """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs scoring above the threshold.
 
-    A candidate reaches from its point the predicted distances to both sides, and may reach beyond the window. Equal
+    A candidate extends from its point by the predicted distances to both sides, and may extend beyond the window. Equal
     scores keep the order of points, then of classes.
 
     Args:
         prediction: of B windows.
         score_threshold: on probabilities; at least 0.
         top_k: of each window.
-        names: of the windows' videos, for messages.
+        names: of the windows' videos, for errors.
 
     Raises:
         ValueError: a score or distance at a real point is not finite.
     """
     logits, distances, mask, points = prediction
-    broken = ((logits.isnan().any(-1) | ~distances.isfinite().all(-1)) & mask).any(1)  # [B]
+    broken = ((logits.isnan().any(-1) | ~distances.isfinite().flatten(2).all(-1)) & mask).any(1)  # [B]
     if broken.any():
         window = int(broken.nonzero()[0])
         what = f"window {window}" if names is None else f"video {names[window]}"
         raise ValueError(
-            f"{what}: the network's scores or segments are not finite; test with test.precision=fp32, or another "
-            "checkpoint"
+            f"{what}: the network's scores or segments are not finite; use test.precision=fp32 or another checkpoint"
         )
     classes = logits.shape[-1]
-    # Below any threshold, so that padded points never become candidates.
+    # -1 is below any threshold, so padded points never become candidates.
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :top_k], order[:, :top_k]
-    point = (order // classes)[..., None].expand(-1, -1, 2)
-    segments = points.segments(distances).gather(1, point)  # [B, top_k, 2]
+    row = order if distances.ndim == 4 else order // classes  # a segment for each class of a point, or one for all
+    segments = points.segments(distances).flatten(1, -2).take_along_dim(row[..., None], dim=1)  # [B, top_k, 2]
     counts = (scores > score_threshold).sum(1)
     rows = zip(*(column.cpu().numpy() for column in (segments.double(), scores.double(), order % classes)), strict=True)
     return [Candidates(s[:n], p[:n], c[:n]) for (s, p, c), n in zip(rows, counts.tolist(), strict=True)]
 
 
-# OpenTAD rounds before the suppression and after it; published numbers were made so.
+# OpenTAD rounds before and after NMS, also for its published results.
 SECONDS_DECIMALS = 2
 SCORE_DECIMALS = 4
 
-# How many candidates the suppression tries at first, for each segment that it is to keep.
-_TRIED_AT_FIRST = 8
+# NMS first tries this many candidates for each segment that it may keep.
+_FIRST_TRY = 8
 
 
 def to_seconds(
     candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False, rounding: bool = True
 ) -> Candidates:
-    """A window's candidates in grid steps -> in seconds on the video's forward clock, cut off at the video's ends.
+    """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video.
 
     Args:
-        candidates: in grid steps of the window.
-        grid: where the window lies.
-        duration_s: of the video.
-        reverse_view: the steps count from the window's last real step backwards.
+        reverse_view: the steps are of the reverse view.
         rounding: to 2 decimals of a second and 4 of a score.
     """
     if reverse_view:
         candidates = candidates.mirrored(grid.steps)
     segments = np.clip(grid.to_seconds(candidates.segments), 0.0, duration_s)
     moved = Candidates(segments, candidates.scores, candidates.labels)
-    return _rounded(moved) if rounding else moved
+    return _round(moved) if rounding else moved
 
 
-def stitch(windows: Sequence[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
+def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
     """One video's detections, best first, from the candidates of all its windows.
 
     Args:
-        windows: in seconds on the video's clock, see :func:`to_seconds`. Of equal scores the first window's wins.
-            They are gone over several times, and may be computed each time.
-        settings: of the suppression; None keeps everything.
+        windows: in seconds, see :func:`to_seconds`; iterated several times. Equal scores keep their order.
+        settings: of the NMS; None keeps everything.
         rounding: of the result, as in :func:`to_seconds`.
 
     Raises:
         ValueError: as :func:`~bitad.inference.nms.nms`.
     """
-    merged = suppressed(_joined(windows), None) if settings is None else _best(windows, settings)
-    return _rounded(merged) if rounding else merged
+    merged = suppress(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
+    return _round(merged) if rounding else merged
 
 
-def _best(windows: Sequence[Candidates], settings: NmsConfig) -> Candidates:
-    """What :func:`~bitad.inference.nms.nms` leaves of the candidates of all windows, from as few as that takes.
+def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
+    """:func:`~bitad.inference.nms.nms` of the candidates of all windows, in bounded memory.
 
-    The suppression lowers scores and never raises one, and of equal scores takes the first. So candidates that come
-    after the last one kept, by score and then by their order, have no part in the result. The best are tried first,
-    then more of them, until what is kept comes before all that was left out. How many that takes depends on
-    ``max_segments``, hardly on the length of the video; and so does the memory.
+    NMS never raises a score. So candidates after the last kept one, by score and then by order, do not change the
+    result. The best candidates are tried first, then more, until all kept ones come before those not tried.
     """
-    count = _TRIED_AT_FIRST * settings.max_segments
+    count = _FIRST_TRY * settings.max_segments
     while True:
-        floor, ties = _least_of_best(windows, count)
-        tried = _joined(windows, floor, ties)
-        kept, scores = keep(tried.segments, tried.scores, tried.labels, settings)
+        floor, ties = _floor_of_best(windows, count)
+        tried = _concatenate(windows, floor, ties)
+        kept, scores = nms_rows(*tried.columns, settings)
         if floor == -np.inf:
             break
-        last = np.flatnonzero(tried.scores == floor)[-1]  # none of those left out comes before it
+        last = np.flatnonzero(tried.scores == floor)[-1]  # before all that were not tried
         if len(kept) == settings.max_segments and ((scores > floor) | (scores == floor) & (kept <= last)).all():
             break
         count *= 4
     best = Candidates(tried.segments[kept], scores, tried.labels[kept])
     if settings.voting_threshold > 0 and not settings.multiclass:
         threshold = settings.voting_threshold
-        voters = _joined([_voters(window, best, threshold) for window in windows])
-        best = replace(best, segments=voted(best.segments, voters.segments, voters.scores, threshold))
+        voters = _concatenate(_voters(window, best, threshold) for window in windows)
+        best = replace(best, segments=vote(best.segments, voters.segments, voters.scores, threshold))
     return best
 
 
-def _least_of_best(windows: Sequence[Candidates], count: int) -> tuple[float, int]:
-    """The least score of the ``count`` best candidates, and how many of them have it; minus infinity and 0 where there
-    are no more candidates than those."""
+def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, int]:
+    """The lowest score of the ``count`` best candidates, and how many of these have it; -inf, 0: these are all."""
     best, total = np.empty(0), 0
     for window in windows:
         check_candidates(window.segments, window.scores)
@@ -173,14 +164,14 @@ def _least_of_best(windows: Sequence[Candidates], count: int) -> tuple[float, in
 
 
 def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
-    """The candidates of a window that have a tIoU of at least this to a kept segment."""
+    """The candidates of a window whose tIoU to a kept segment is at least the threshold."""
     one_group = np.zeros(max(len(window), len(kept)), np.int64)
     rows, _, _ = tiou_pairs(one_group[: len(window)], window.segments, one_group[: len(kept)], kept.segments, threshold)
     return window.take(np.unique(rows))
 
 
-def _joined(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
-    """The candidates of all windows that score more than ``floor``, and the first ``ties`` of those that score it."""
+def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
+    """The candidates of all windows with scores above ``floor``, and the first ``ties`` with that score."""
     parts = []
     for window in windows:
         chosen = window.scores > floor
@@ -188,145 +179,115 @@ def _joined(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0
         chosen[equal] = True
         ties -= len(equal)
         parts.append(window.take(chosen))
-    return Candidates(
-        np.concatenate([np.empty((0, 2)), *(part.segments for part in parts)]),
-        np.concatenate([np.empty(0), *(part.scores for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.labels for part in parts)]),
-    )
+    nothing = Candidates(np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
+    return Candidates(*map(np.concatenate, zip(nothing.columns, *(part.columns for part in parts), strict=True)))
 
 
-def suppressed(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
-    """What the suppression leaves of candidates on one clock, in any unit, best first; None keeps everything."""
+def suppress(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
+    """NMS of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
-        return Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
-    order = np.argsort(-candidates.scores, kind="stable")
-    return Candidates(candidates.segments[order], candidates.scores[order], candidates.labels[order])
+        return Candidates(*nms(*candidates.columns, settings))
+    return candidates.take(np.argsort(-candidates.scores, kind="stable"))
 
 
 class _Window(NamedTuple):
-    """The candidates of one window as the network gives them, and what brings them to seconds.
-
-    They are kept in the smallest types that hold them exactly: 13 bytes a candidate, and 32 once in seconds.
-    """
+    """A window's candidates in the smallest types that hold them exactly: 13 bytes each, 32 in seconds."""
 
     candidates: Candidates
     grid: Grid
     reverse_view: bool
 
-    @classmethod
-    def of(cls, candidates: Candidates, grid: Grid, *, reverse_view: bool) -> _Window:
-        labels = candidates.labels
-        packed = Candidates(
-            _in_single_precision(candidates.segments),
-            _in_single_precision(candidates.scores),
-            labels.astype(np.min_scalar_type(labels.max(initial=0))),
-        )
-        return cls(packed, grid, reverse_view)
 
-    def unpacked(self) -> Candidates:
-        segments, scores, labels = self.candidates.segments, self.candidates.scores, self.candidates.labels
-        return Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
+def _pack(candidates: Candidates) -> Candidates:
+    labels = candidates.labels.astype(np.min_scalar_type(candidates.labels.max(initial=0)))
+    return Candidates(_to_single(candidates.segments), _to_single(candidates.scores), labels)
 
 
-def _in_single_precision(values: NDArray[Any]) -> NDArray[Any]:
-    """Values in single precision, a copy; as they are where they would change."""
+def _to_single(values: NDArray[Any]) -> NDArray[Any]:
+    """Values in single precision, unless that would change them."""
     single = values.astype(np.float32)
     return single if np.array_equal(single, values) else values
 
 
-class _InSeconds(Sequence[Candidates]):
-    """The windows of a video, each brought to seconds when it is asked for."""
+@dataclass(frozen=True)
+class _WindowsInSeconds:
+    """The windows of a video, unpacked and converted to seconds in each iteration."""
 
-    def __init__(self, windows: Sequence[_Window], duration_s: float, *, rounding: bool) -> None:
-        self.windows, self.duration_s, self.rounding = windows, duration_s, rounding
+    windows: Sequence[_Window]
+    duration_s: float
+    rounding: bool
 
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    @overload
-    def __getitem__(self, item: int) -> Candidates: ...
-    @overload
-    def __getitem__(self, item: slice) -> _InSeconds: ...
-    def __getitem__(self, item: int | slice) -> Candidates | _InSeconds:
-        if isinstance(item, slice):
-            return _InSeconds(self.windows[item], self.duration_s, rounding=self.rounding)
-        window = self.windows[item]
-        return to_seconds(
-            window.unpacked(), window.grid, self.duration_s, reverse_view=window.reverse_view, rounding=self.rounding
-        )
+    def __iter__(self) -> Iterator[Candidates]:
+        for packed, grid, reverse_view in self.windows:
+            segments, scores, labels = packed.columns
+            found = Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
+            yield to_seconds(found, grid, self.duration_s, reverse_view=reverse_view, rounding=self.rounding)
 
 
 class Stitcher:
-    """Collects the windows of videos as they come, in any order, and makes detections of them.
-
-    The result depends on neither the order of the windows nor how they were spread over processes: they are put in
-    the order of time, and a window that comes twice counts once.
+    """Turns the windows of videos, in any order, into detections; one that is added twice counts once.
 
     Args:
-        settings: of the suppression over the windows of a video; None keeps everything.
+        settings: of the NMS over the windows of a video; None keeps everything.
         rounding: as in :func:`to_seconds`.
     """
 
     def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
         self.settings, self.rounding = settings, rounding
-        self.windows: dict[str, dict[float, _Window]] = {}  # of a video, by their first frame
+        self.windows: dict[str, dict[float, _Window]] = {}  # of each video, by first frame
         self.durations_s: dict[str, float] = {}
 
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
-        """Takes in the candidates of one window; arguments as in :func:`to_seconds`."""
-        window = _Window.of(candidates, grid, reverse_view=reverse_view)
-        self.windows.setdefault(video, {})[grid.first_frame] = window
+        """Adds the candidates of one window; arguments as in :func:`to_seconds`."""
+        self.windows.setdefault(video, {})[grid.first_frame] = _Window(_pack(candidates), grid, reverse_view)
         self.durations_s[video] = duration_s
 
     def update(self, other: Stitcher) -> None:
-        """Takes in what another one, of another process say, has collected."""
+        """Adds the windows of another one, from another process for example."""
         for video, windows in other.windows.items():
             self.windows.setdefault(video, {}).update(windows)
         self.durations_s.update(other.durations_s)
 
     def leave_out(self, videos: Iterable[str]) -> None:
-        """Forgets the windows of these videos."""
+        """Removes the windows of these videos."""
         for video in videos:
             self.windows.pop(video, None)
 
     def video(self, name: str) -> Candidates:
-        """One video's detections, best first; none if no window of it was taken in."""
+        """One video's detections, best first; none if it has no windows."""
         windows = self.windows.get(name, {})
         in_order = [windows[frame] for frame in sorted(windows)]
-        in_seconds = _InSeconds(in_order, self.durations_s.get(name, 0.0), rounding=self.rounding)
+        in_seconds = _WindowsInSeconds(in_order, self.durations_s.get(name, 0.0), self.rounding)
         return stitch(in_seconds, self.settings, rounding=self.rounding)
 
     def detections(
         self,
         classes: Sequence[str],
+        videos: Iterable[str] | None = None,
         *,
-        videos: Sequence[str] | None = None,
-        relabel: Callable[[str, Candidates], Candidates] = lambda video, found: found,
+        relabel: Callable[[Candidates, str], Candidates] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
         """All videos' detections on the forward clock.
 
         Args:
             classes: names of the labels.
-            videos: which ones, in this order; None: all taken in, by name.
-            relabel: a video's name and what was found there -> the same with labels that ``classes`` names.
+            videos: which ones, in this order; None: all, sorted by name.
+            relabel: (a video's candidates, its name) -> candidates with these classes.
             details: see :class:`~bitad.data.detections.Detections`.
         """
-        names = sorted(self.windows) if videos is None else videos
-        found = {name: relabel(name, self.video(name)) for name in names}
+        names = sorted(self.windows) if videos is None else list(videos)
+        found = {name: self.video(name) if relabel is None else relabel(self.video(name), name) for name in names}
         return Detections.from_videos(
-            {name: (merged.segments, merged.scores, merged.labels) for name, merged in found.items()},
+            {name: merged.columns for name, merged in found.items()},
             classes=classes,
             durations_s={name: self.durations_s[name] for name in names if name in self.durations_s},
             details=details,
         )
 
 
-def _rounded(candidates: Candidates) -> Candidates:
-    return Candidates(
-        np.round(candidates.segments, SECONDS_DECIMALS),
-        np.round(candidates.scores, SCORE_DECIMALS),
-        candidates.labels,
-    )
+def _round(candidates: Candidates) -> Candidates:
+    segments, scores, labels = candidates.columns
+    return Candidates(np.round(segments, SECONDS_DECIMALS), np.round(scores, SCORE_DECIMALS), labels)

@@ -1,4 +1,4 @@
-"""What a training and its tests will need of the data, asked for beforehand rather than hours later."""
+"""Checks of videos, features and clocks before training and testing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import suppress
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import disagreement, rate_fault
-from bitad.data.dataset import TrainingWindows, grid_truth
-from bitad.data.sources import FeatureFiles, VideoFiles
+from bitad.data.dataset import TrainingWindows, ground_truth_in_steps
+from bitad.data.sources import FileSource
 from bitad.evaluation.mean_average_precision import Truth
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log, shortlist
@@ -18,125 +18,119 @@ from bitad.runtime.workers import time_limit
 from bitad.timeline import Grid
 from bitad.video.indexing import IndexCache
 
-Videos = VideoFiles | FeatureFiles
+# They place features in time.
+_CLOCK_SETTINGS = ("data.feature_stride_frames", "data.feature_offset_frames", "data.feature_fps")
 
 
 def validate_data(
-    windows: TrainingWindows, test: Annotations, source: Videos, indices: IndexCache, config: Config, ranks: Ranks
+    windows: TrainingWindows, test: Annotations, source: FileSource, indices: IndexCache, config: Config, ranks: Ranks
 ) -> None:
-    """Looks at every video, without decoding it; training videos that are to be skipped are left out of the windows.
+    """Opens every video without decoding it; removes unreadable training videos from the windows.
 
     Args:
-        source: of the windows, which keeps its indices in ``indices``.
-        test: whose ground truth there must be.
+        test: videos to test on, which must have ground truth.
+        source: of the windows; it keeps its indices in ``indices``.
 
     Raises:
-        ValueError, OSError: for the first thing that is wrong, with how many more are; for clocks that disagree.
+        ValueError, OSError: the first fault (``on_read_error``), with the number of others; or clocks disagree.
     """
     Truth.of(test)
     videos = [*windows.videos, *test.videos.values()]
-    bases: dict[str, Grid] = {}
-
-    def look_at(video: AnnotatedVideo) -> None:
-        with time_limit(config.training.read_timeout_s, f"reading video {video.name}"):
-            bases[video.name] = source.grid(video)
-
-    for number in ranks.share(len(videos)):  # each process looks at some, and tells the others
+    timeout_s = config.training.read_timeout_s
+    for number in ranks.share(len(videos)):  # the processes share the indexing
         with suppress(ValueError, OSError):
-            look_at(videos[number])
+            _grid(source, videos[number], timeout_s)
     indices.share(ranks.gather)
+    grids: dict[str, Grid] = {}
     faults: list[ValueError | OSError] = []
     unreadable: dict[str, str] = {}
-    for number, video in enumerate(track(videos, "looking at the data", len(videos), show=ranks.is_main)):
-        training = number < len(windows.videos)
+    for number, video in enumerate(track(videos, "validating the data", len(videos), show=ranks.is_main)):
+        is_training = number < len(windows.videos)
         try:
-            look_at(video)
+            grids[video.name] = _grid(source, video, timeout_s)
         except (ValueError, OSError) as error:
-            if (config.training.on_read_error if training else config.test.on_read_error) == "error":
+            if (config.training if is_training else config.test).on_read_error == "error":
                 faults.append(error)
-            elif training:  # of others each test says so
+            elif is_training:  # each test reports the others
                 unreadable[video.name] = str(error)
     if len(faults) > 1:
         raise type(faults[0])(f"{faults[0]}; and {len(faults) - 1} more of {len(videos)} videos")
     if faults:
         raise faults[0]
-    _compare_clocks({video.name: video for video in videos}, bases, source, config, ranks)
+    _compare_clocks({video.name: video for video in videos}, grids, source, config, ranks)
     if ranks.is_main:
-        _say_outside(windows, bases)
-    everywhere = ranks.gather(unreadable)
-    left_out = {name: reason for reasons in everywhere for name, reason in reasons.items()}
+        _log_segments_outside(windows, grids)
+    by_rank = ranks.gather(unreadable)
+    left_out = {name: reason for reasons in by_rank for name, reason in reasons.items()}
     for name, reason in left_out.items() if ranks.is_main else ():
-        by = [rank for rank, reasons in enumerate(everywhere) if name in reasons]
-        where = "" if len(by) == ranks.world else f" (process {', '.join(map(str, by))})"
+        failed = [rank for rank, reasons in enumerate(by_rank) if name in reasons]
+        where = "" if len(failed) == ranks.world else f" (process {', '.join(map(str, failed))})"
         log.warning("training video %s is left out: %s%s", name, reason, where)
     windows.leave_out(left_out)
 
 
-def validate_clocks(test: Annotations, source: Videos, config: Config, rate_hz: float, ranks: Ranks) -> None:
-    """Compares the time that there is content of with the annotated one, of every video that can be read.
+def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_hz: float, ranks: Ranks) -> None:
+    """Compares durations and rates of every test video that can be read.
 
     Args:
-        test: the videos to test on.
-        source: of their windows.
-        rate_hz: grid steps a second that the network was trained on; that others are far from it is logged.
+        rate_hz: grid steps per second in training.
 
     Raises:
-        ValueError: they disagree, and that is not allowed (``data.allow_clock_mismatch``).
+        ValueError: the clocks disagree, unless ``data.allow_clock_mismatch``.
     """
-    bases = {}
+    grids = {}
     for video in test.videos.values():
-        with suppress(ValueError, OSError), time_limit(config.test.read_timeout_s, f"reading video {video.name}"):
-            bases[video.name] = source.grid(video)
-    _compare_clocks(test.videos, bases, source, config, ranks)
-    if config.window.layout != "resized" and ranks.is_main:  # there each video has a rate of its own
-        log_rates({name: base.fps / base.stride_frames for name, base in bases.items()}, rate_hz)
+        with suppress(ValueError, OSError):
+            grids[video.name] = _grid(source, video, config.test.read_timeout_s)
+    _compare_clocks(test.videos, grids, source, config, ranks)
+    log_rates(grids, rate_hz, config, ranks)
 
 
-def log_rates(rates_hz: Mapping[str, float], trained_hz: float) -> None:
-    """Logs the videos, by name, whose grid steps a second are far from those that a network was trained on."""
-    far = {name: fault for name, rate in rates_hz.items() if (fault := rate_fault(rate, trained_hz)) is not None}
+def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, ranks: Ranks) -> None:
+    """Logs the videos whose grid steps per second differ much from training; not if they are resized."""
+    if config.window.layout == "resized" or not ranks.is_main:
+        return
+    rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}
+    far = [f"{name} ({fault})" for name, rate in rates.items() if (fault := rate_fault(rate, trained_hz)) is not None]
     if far:
-        names = [f"{name} ({fault})" for name, fault in far.items()]
-        log.warning(
-            "videos seen at another rate than in training, %d of %d: %s", len(far), len(rates_hz), shortlist(names)
-        )
+        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(rates), shortlist(far))
+
+
+def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) -> Grid:
+    with time_limit(timeout_s, f"reading video {video.name}"):
+        return source.grid(video)
 
 
 def _compare_clocks(
-    videos: Mapping[str, AnnotatedVideo], bases: Mapping[str, Grid], source: Videos, config: Config, ranks: Ranks
+    videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config, ranks: Ranks
 ) -> None:
-    """Refuses clocks that disagree; where that is allowed, logs them."""
+    """Raises for clocks that disagree, or logs them if that is allowed."""
     faults: dict[str, str] = {}
-    for name, base in bases.items():
-        of_content = source.clock_fault(videos[name], base)
-        if told := [*videos[name].contradictions, *([] if of_content is None else [of_content])]:
-            faults[name] = "; ".join(told)
-    said = []
-    where = "the annotations"
-    if config.data.features is not None:
-        where = "data.feature_stride_frames, data.feature_offset_frames, data.feature_fps or the annotations"
-    if faults:
-        said.append(disagreement(faults, len(videos), f"correct {where}"))
+    for name, grid in grids.items():
+        fault = source.clock_fault(videos[name], grid)
+        if found := [*videos[name].contradictions, *([] if fault is None else [fault])]:
+            faults[name] = "; ".join(found)
+    settings = "" if config.data.features is None else f"{', '.join(_CLOCK_SETTINGS)} or "
+    problems = [disagreement(faults, len(videos), f"correct {settings}the annotations")] if faults else []
     late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
     segments = sum(len(video.labels) for video in videos.values())
     if 2 * late > segments:
-        said.append(
-            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video: they must "
+        problems.append(
+            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video; they must "
             "be in seconds, and may be in frames"
         )
-    if said and not config.data.allow_clock_mismatch:
-        raise ValueError(f"{'; '.join(said)}; or continue with data.allow_clock_mismatch=true")
-    if ranks.is_main:
-        for line in said:
-            log.warning("%s", line)
+    if problems and not config.data.allow_clock_mismatch:
+        raise ValueError(f"{'; '.join(problems)}; or continue with data.allow_clock_mismatch=true")
+    for problem in problems if ranks.is_main else ():
+        log.warning("%s", problem)
 
 
-def _say_outside(windows: TrainingWindows, bases: Mapping[str, Grid]) -> None:
-    """Logs of which training videos segments cannot be learnt, since there is no content of their time."""
+def _log_segments_outside(windows: TrainingWindows, grids: Mapping[str, Grid]) -> None:
+    """Logs the training videos with segments outside their content."""
     outside = {}
     for video in windows.videos:
-        if video.name in bases:
-            _, labels = grid_truth(video, bases[video.name], windows.classes)
+        if video.name in grids:
+            _, labels = ground_truth_in_steps(video, grids[video.name], windows.classes)
             outside[video.name] = len(video.labels) - len(labels)
     if total := sum(outside.values()):
         names = [f"{name} ({count})" for name, count in outside.items() if count]

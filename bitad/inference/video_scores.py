@@ -1,9 +1,7 @@
-"""What happens in a video as a whole, by an external classifier, and how it names what a detector found.
+"""Video-level class scores of an external classifier, which label what a class-agnostic detector finds.
 
-On data sets whose videos hold one kind of action, ActivityNet above all, detectors say when something happens and a
-classifier of whole videos says what: each segment is taken once for each of the video's likeliest classes, with the
-square root of the product of both scores, as ActionFormer and OpenTAD's ``StandardClassifier`` have it. (OpenTAD's
-classifiers for CUHK's ActivityNet and TCANet's HACS results take the product, which ranks alike.)
+Each segment gets each of the video's top classes, with the square root of the product of both scores, as in
+ActionFormer and OpenTAD's ``StandardClassifier``. (Its other classifiers use the product, which ranks alike.)
 """
 
 from __future__ import annotations
@@ -26,107 +24,68 @@ from bitad.video.names import Matching, renamed
 
 @dataclass(frozen=True, eq=False)
 class VideoScores:
-    """How likely each class is in each video.
+    """The scores of each class in each video."""
 
-    Args:
-        source: the file, for messages.
-        classes: the K class names.
-        scores: float64 ``[K]``, by video; none negative.
-    """
-
-    source: str
-    classes: tuple[str, ...]
-    scores: Mapping[str, NDArray[np.float64]]
+    source: str  # the file, for errors
+    classes: tuple[str, ...]  # K names
+    scores: Mapping[str, NDArray[np.float64]]  # [K] by video, not negative
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
-        """The scores under these names of videos, where their own differ by habits (:mod:`bitad.video.names`).
-
-        Raises:
-            ValueError: several videos may be meant by a wanted name, or one by several.
-        """
+        """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
         return replace(self, scores=renamed(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
-        """A video's scores ``[K]``; its name may differ from theirs by habits (:mod:`bitad.video.names`).
-
-        Raises:
-            ValueError: there are none, or several may be meant.
-        """
+        """A video's scores ``[K]``; raises ValueError if there are none."""
         if name not in self.scores:
-            matching = Matching.of([name], self.scores)
-            if name in matching.unclear:
-                raise ValueError(f"{self.source}: {matching.unclear[name]}")
-            if name not in matching.pairs:
-                raise ValueError(
-                    f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
-                    f"video of the test subset; {matching.sides()}"
-                )
-            name = matching.pairs[name]
+            raise ValueError(
+                f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
+                f"video of the test subset; {Matching.of([name], self.scores).sides()}"
+            )
         return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
-        """The scores of these classes in this order, without the others.
-
-        Raises:
-            ValueError: there are no scores of one of them.
-        """
+        """The scores of these classes in this order; raises ValueError if one has no scores."""
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
                 f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; "
-                "give it the data set's own names"
+                "use the data set's names"
             )
         columns = np.array([number[name] for name in classes], np.int64)
-        return replace(
-            self, classes=tuple(classes), scores={name: scores[columns] for name, scores in self.scores.items()}
-        )
+        chosen = {name: scores[columns] for name, scores in self.scores.items()}
+        return replace(self, classes=tuple(classes), scores=chosen)
 
     def label(self, candidates: Candidates, video: str, *, top_k: int = 2) -> Candidates:
-        """A video's candidates, each once for every one of its likeliest classes, best first.
+        """A video's candidates, once for each of the video's ``top_k`` classes, best first.
 
-        Labels become indices into ``classes``, scores sqrt(candidate's * video's). What the candidates' own labels
-        were does not matter; of a detector with several classes, suppress across classes before, lest a segment found
-        in two of them come twice. A class that scores 0 in the video names nothing. Equal scores: the likelier class
-        first, then the candidates' order.
-
-        Args:
-            candidates: of the video, after suppression.
-            video: its name.
-            top_k: how many classes.
+        Labels become indices into ``classes``, scores sqrt(candidate's * video's). The candidates' own labels are
+        ignored: apply NMS across classes first. A class with a video score of 0 is not used. Of equal scores the better
+        class comes first, then the first candidate.
 
         Raises:
-            ValueError: there are no scores of the video, or ``top_k`` is below 1.
+            ValueError: the video has no scores, or ``top_k`` is below 1.
         """
         if top_k < 1:
-            raise ValueError(f"{top_k} classes a video name nothing; give at least 1")
+            raise ValueError(f"the top {top_k} classes of a video label nothing; use at least 1")
         of_video = self.of_video(video)
-        likeliest = np.argsort(-of_video, kind="stable")[:top_k]
-        likeliest = likeliest[of_video[likeliest] > 0]
-        scores = np.sqrt(of_video[likeliest, None] * candidates.scores).ravel()  # [k * n]
-        order = np.argsort(-scores, kind="stable")
-        return Candidates(
-            np.tile(candidates.segments, (len(likeliest), 1))[order],
-            scores[order],
-            np.repeat(likeliest, len(candidates))[order],
-        )
+        top = np.argsort(-of_video, kind="stable")[:top_k]
+        top = top[of_video[top] > 0]
+        scores = np.sqrt(of_video[top, None] * candidates.scores).ravel()  # [k * n]
+        labelled = Candidates(np.tile(candidates.segments, (len(top), 1)), scores, np.repeat(top, len(candidates)))
+        return labelled.take(np.argsort(-scores, kind="stable"))
 
 
-def read_video_scores(path: str | Path, *, softmax: bool = False) -> VideoScores:
+def read_video_scores(path: str | Path) -> VideoScores:
     """Read a file of video-level scores, ``.json`` or ``.json.gz``.
 
-    Its ``results`` hold of each video either a list of numbers in the order of the file's ``class`` (or ``classes``)
-    names, as ``cuhk_val_simp_share.json`` and OpenTAD's others do; or an object of numbers by class name; or
-    ActivityNet's classification results, a list of ``{"label": name, "score": number}``. In the last two a class that
-    is not mentioned scores 0, and the file may leave out the names of the classes. A list of numbers may be the only
-    element of another, as in TCANet's HACS results.
-
-    Args:
-        path: the file.
-        softmax: its numbers are logits; scores are their softmax.
+    For each video, its ``results`` hold a list of numbers in the order of the file's ``class`` (or ``classes``) names
+    (OpenTAD's files; TCANet's HACS results nest it in another list); an object of numbers by class name; or a list of
+    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0 and the list of class
+    names is optional.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value; scores that are negative.
+        ValueError: the first defect, with file, video and value; negative scores.
     """
     content = read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
@@ -141,18 +100,16 @@ def read_video_scores(path: str | Path, *, softmax: bool = False) -> VideoScores
     if declared is not None and len(set(declared)) < len(declared):
         raise ValueError(f"{path}: a name occurs twice in its list of classes, {reprlib.repr(declared)}")
     try:
-        stated = {video: _stated(video, scores, declared) for video, scores in results.items()}
-        classes = tuple(
-            sorted({name for scores in stated.values() for name in scores}) if declared is None else declared
-        )
-        scores = {video: _as_scores(video, by_name, classes, softmax) for video, by_name in stated.items()}
+        parsed = {video: _parse(video, scores, declared) for video, scores in results.items()}
+        classes = tuple(sorted(set().union(*parsed.values())) if declared is None else declared)
+        scores = {video: _to_array(video, by_name, classes) for video, by_name in parsed.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return VideoScores(str(path), classes, scores)
 
 
-def _stated(video: str, scores: Any, declared: list[str] | None) -> dict[str, float]:
-    """A video's scores by class name, as its file states them in any of the forms."""
+def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, float]:
+    """A video's scores by class name, from any of the forms."""
     if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], list):
         scores = scores[0]
     if isinstance(scores, dict):
@@ -161,7 +118,7 @@ def _stated(video: str, scores: Any, declared: list[str] | None) -> dict[str, fl
         pairs = [(row.get("label"), row.get("score")) for row in scores]
     elif isinstance(scores, list):
         if declared is None:
-            raise ValueError(f'video {video} has scores without names, and the file has no list of names, "class"')
+            raise ValueError(f'video {video} has scores without names, and the file has no "class" list of names')
         if len(scores) != len(declared):
             raise ValueError(f"video {video} has {len(scores)} scores for the {len(declared)} classes of the file")
         pairs = list(zip(declared, scores, strict=True))
@@ -176,23 +133,17 @@ def _stated(video: str, scores: Any, declared: list[str] | None) -> dict[str, fl
     if len(by_name) < len(pairs):
         raise ValueError(f"video {video} scores a class twice")
     if declared is not None and (unknown := sorted(by_name.keys() - set(declared))):
-        raise ValueError(f"video {video} scores {shortlist(unknown)}, which the file's list of classes does not have")
+        raise ValueError(f"video {video} scores {shortlist(unknown)}, which the file's list of classes lacks")
     return by_name
 
 
-def _as_scores(video: str, by_name: Mapping[str, float], classes: Sequence[str], softmax: bool) -> NDArray[np.float64]:
-    """The scores ``[K]`` of a video, which states those of some classes."""
-    if not by_name:
-        return np.zeros(len(classes))
-    values = np.array([by_name.get(name, -math.inf if softmax else 0.0) for name in classes], np.float64)
-    if softmax:
-        values = np.exp(values - values.max())
-        return values / values.sum()
+def _to_array(video: str, by_name: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
+    """The scores ``[K]`` of a video, whose file may name only some classes."""
+    values = np.array([by_name.get(name, 0.0) for name in classes], np.float64)
     if (values < 0).any():
         worst = int(values.argmin())
         raise ValueError(
-            f"video {video}: class {classes[worst]} scores {values[worst]}, which is negative and no probability; if "
-            "these are logits, read them with softmax"
+            f"video {video}: class {classes[worst]} has the negative score {values[worst]}; apply a softmax to logits"
         )
     return values
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitad.config.names import Alignment, Checkpointing
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import Prediction
-from bitad.models.vit import TokenGrid, run_part
+from bitad.models.vit import TokenGrid, run_checkpointed
 from bitad.timeline import mirror_points
 
 
@@ -32,7 +32,7 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     full windows and shifted by the padding's length on others.
 
     Args:
-        prediction: of the other view: logits ``[B, N, K]``, distances ``[B, N, 2]``, mask ``[B, N]``.
+        prediction: of the other view.
         how: see above.
 
     Returns:
@@ -53,8 +53,11 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     steps = mask[:, : points.sizes[0]].sum(1, keepdim=True)  # V, [B, 1]
     index, gap = mirror_points(number, stride, steps)  # [B, N]
     rows = (rows - number + index)[..., None]  # [B, N, 1]
-    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(-1)  # this view's names; the order is the other's
     gap = gap.to(distances.dtype)
+    per_class = distances.ndim == 4
+    met = distances.take_along_dim(rows[..., None] if per_class else rows, dim=1)
+    to_end, to_start = met.unbind(-1)  # this view's names; the order is the other's
+    gap = gap[..., None] if per_class else gap
     return prediction._replace(
         logits=logits.take_along_dim(rows, dim=1),
         distances=torch.stack((to_start - gap, to_end + gap), dim=-1).relu(),
@@ -136,7 +139,7 @@ def joint_forward(
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
     depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
     for before, depth in pairwise((None, *depths, None)):
-        x, y = run_part(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
+        x, y = run_checkpointed(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
     shape = (grid.time, grid.height, grid.width)
     return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
 
@@ -157,5 +160,5 @@ def _step(
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
         x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
     if depth is not None:
-        x, y = (block.over_pieces(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+        x, y = (block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
     return x, y

@@ -1,4 +1,4 @@
-"""The backbone of a detector: frames of windows -> features. VideoMAE's transformer, and what surrounds it."""
+"""The backbone of a detector, around VideoMAE's transformer: frames of windows -> features."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from bitad.models.vit import TokenGrid, VisionTransformer
 
-# ImageNet's mean and standard deviation, on pixels of 0..255: what VideoMAE was trained with.
+# ImageNet's mean and standard deviation of pixels on 0..255, as in VideoMAE's training.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 _CLIPS_AT_A_TIME = 4
 
 
 class VideoBackbone(nn.Module):
-    """Frames of windows -> one feature for each grid step.
+    """Frames of windows -> a feature per grid step.
 
-    Normalises the pixels, cuts the window into the transformer's clips, averages its tokens over space and
-    interpolates them linearly from one a tubelet to one a grid step, as AdaTAD does.
+    Normalises the pixels, cuts windows into the transformer's clips, averages its tokens over space and interpolates
+    them linearly from tubelets to grid steps, as AdaTAD does.
 
     Args:
         vit: the transformer.
@@ -38,7 +38,7 @@ class VideoBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.vit, self.frames_per_step = vit, frames_per_step
-        # Constants, not weights: they do not belong into a checkpoint.
+        # Constants, not weights: checkpoints do not hold them.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
 
@@ -53,34 +53,34 @@ class VideoBackbone(nn.Module):
             features ``[B, C, T]``, at least single precision.
 
         Raises:
-            ValueError: if the frames do not divide into clips, or clips into patches.
+            ValueError: the frames do not fill clips, or the clips no patch.
         """
         tokens, grid = self.begin(frames)
         return self.features(self.vit.encode(tokens, grid), grid.clips)
 
     def begin(self, frames: Tensor) -> tuple[Tensor, TokenGrid]:
-        """What the transformer's first block takes: tokens of all clips, and how they lie.
+        """The input of the transformer's first block: tokens of all clips, and their layout.
 
-        The clips are normalised and embedded some at a time, as single precision takes four times the frames' memory.
+        Normalises and embeds a few clips at a time: in single precision they take four times the memory of the frames.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
         clips, per_window = self._cut(frames)
-        pieces = [self.vit.begin(self._normalised(piece), per_window) for piece in clips.split(_CLIPS_AT_A_TIME)]
-        return torch.cat([tokens for tokens, _ in pieces]), pieces[0][1]
+        chunks = [self.vit.begin(self._normalise(chunk), per_window) for chunk in clips.split(_CLIPS_AT_A_TIME)]
+        return torch.cat([tokens for tokens, _ in chunks]), chunks[0][1]
 
     def clips(self, frames: Tensor) -> tuple[Tensor, int]:
-        """Frames ``[B, T, H, W, 3]`` -> what the transformer takes: clips ``[B * n, 3, t, H, W]`` and n, T / t.
+        """Frames ``[B, T, H, W, 3]`` -> the transformer's input: clips ``[B * n, 3, t, H, W]`` and n, T / t.
 
         Raises:
-            ValueError: if the frames do not divide into clips.
+            ValueError: the frames do not fill clips.
         """
         clips, per_window = self._cut(frames)
-        return self._normalised(clips), per_window
+        return self._normalise(clips), per_window
 
     def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
-        """As :meth:`clips`, of the pixels as they are."""
+        """As :meth:`clips`, without normalising."""
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
         length = frames.shape[1]
@@ -92,7 +92,7 @@ class VideoBackbone(nn.Module):
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
         return clips, length // self.vit.clip_frames
 
-    def _normalised(self, clips: Tensor) -> Tensor:
+    def _normalise(self, clips: Tensor) -> Tensor:
         return (clips - self.get_buffer("mean")) / self.get_buffer("std")
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitad.config.names import Checkpointing, Precision
+from bitad.config.names import Checkpointing, FusionInit, Precision
 from bitad.config.schema import BackboneConfig, Config
 from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
-from bitad.models.heads import DetectionHead
+from bitad.models.heads import DetectionHead, Head
 from bitad.models.network import Detector, Network, Pair, Side
-from bitad.models.pyramid import FeaturePyramid
+from bitad.models.pyramid import FeaturePyramid, Pyramid
+from bitad.models.sgp import SgpPyramid
+from bitad.models.trident import TridentHead
 from bitad.models.vit import VisionTransformer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,14 +52,14 @@ def build_network(config: Config, num_classes: int) -> Network:
 
     Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.checkpoints.load_initial`.
     """
-    if config.plan.networks == 1:
+    if config.design.networks == 1:
         network: Network = _detector(config, num_classes)
     else:
         network = Pair(
             _side(config, num_classes),
             _side(config, num_classes),
             mirrored=config.views[0] != config.views[1],
-            align=config.pair.align if config.plan.aligns else None,
+            align=config.pair.align if config.design.aligns else None,
         )
     _set_what_trains(network, config)
     return network
@@ -65,7 +68,7 @@ def build_network(config: Config, num_classes: int) -> Network:
 def _side(config: Config, num_classes: int) -> Side:
     network = _detector(config, num_classes)
     cross_adapters = None
-    if config.plan.adds == "cross-adapter":
+    if config.design.adds == "cross-adapter":
         assert isinstance(network.backbone, VideoBackbone)  # the configuration has seen to it
         assert config.model.backbone is not None
         vit, reduction = network.backbone.vit, config.model.backbone.adapter_reduction
@@ -74,52 +77,23 @@ def _side(config: Config, num_classes: int) -> Side:
 
 
 def _fusion(config: Config, network: Detector) -> Fusion | None:
+    if config.design.fusion is None:
+        return None
     points = sum(config.window.steps // stride for stride in network.pyramid.strides)  # N
-    match config.plan.fusion:
-        case "columns":
-            return ColumnFusion(points, init=config.pair.fusion_init)
-        case "convolution":
-            return ConvolutionFusion(points, init=config.pair.fusion_init)
-        case "mean":
-            return MeanFusion(points, init=config.pair.fusion_init)
-        case None:
-            return None
+    return FUSIONS[config.design.fusion](points, init=config.pair.fusion_init)
 
 
 def _detector(config: Config, num_classes: int) -> Detector:
     model = config.model
-    backbone = None if model.backbone is None else _backbone(model.backbone, config)
+    backbone = None if model.backbone is None else BACKBONES[model.backbone.type](model.backbone, config)
     in_channels = config.data.feature_channels if backbone is None else backbone.vit.dim
     assert in_channels is not None  # the configuration has seen to it
-    pyramid = FeaturePyramid(
-        in_channels,
-        model.channels,
-        levels=model.levels,
-        embed_convs=model.embed_convolutions,
-        max_length=config.window.steps,
-        stem_blocks=model.stem_blocks,
-        heads=model.heads,
-        window=model.attention_window,
-        position_embedding=model.position_embedding,
-        input_dropout=model.input_dropout,
-        dropout=model.dropout,
-        drop_path=model.drop_path,
-        layer_scale=model.layer_scale,
-        level_norms=model.level_norms,
-        padding=model.padding,
-    )
-    head = DetectionHead(
-        model.channels,
-        num_classes,
-        strides=pyramid.strides,
-        ranges=model.ranges,
-        convs=model.head_convolutions,
-        prior_probability=model.prior_probability,
-    )
+    pyramid = PYRAMIDS[model.pyramid.type](model.pyramid, config, in_channels)
+    head = HEADS[model.head.type](model.head, config, num_classes, pyramid.strides)
     return Detector(backbone=backbone, pyramid=pyramid, head=head)
 
 
-def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
+def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
     size = model.vit
 
     def adapters() -> list[TemporalAdapter | None]:
@@ -137,12 +111,30 @@ def _backbone(model: BackboneConfig, config: Config) -> VideoBackbone:
         image_size=model.table_pixels,
         drop_path=model.drop_path,
         adapters=adapters(),
-        bi_adapters=adapters() if config.plan.adds == "adapter" else None,
+        bi_adapters=adapters() if config.design.adds == "adapter" else None,
         checkpointing=checkpointing_of(config),
     )
     if model.compile:
         _compile_blocks(vit)
     return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
+
+
+class _FusionBuilder(Protocol):
+    def __call__(self, points: int, *, init: FusionInit) -> Fusion: ...
+
+
+# By their names in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
+# experiment): what builds them. A builder's first argument is its own section of the configuration.
+BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {"videomae": _videomae}
+PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {
+    "transformer": FeaturePyramid.from_config,
+    "sgp": SgpPyramid.from_config,
+}
+HEADS: dict[str, Callable[[Any, Config, int, Sequence[int]], Head]] = {
+    "actionformer": DetectionHead.from_config,
+    "trident": TridentHead.from_config,
+}
+FUSIONS: dict[str, _FusionBuilder] = {"columns": ColumnFusion, "convolution": ConvolutionFusion, "mean": MeanFusion}
 
 
 def _compile_blocks(vit: VisionTransformer) -> None:
@@ -162,7 +154,7 @@ def checkpointing_of(config: Config) -> Checkpointing:
     backbone = config.model.backbone
     if backbone is None:
         return "none"
-    return backbone.checkpointing or ("blocks" if config.plan.joint else "none")
+    return backbone.checkpointing or ("blocks" if config.design.joint else "none")
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:

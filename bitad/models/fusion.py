@@ -46,11 +46,11 @@ class PointLayer(nn.Module):
         """Two tables of M columns -> one; in single precision at least, under autocast too.
 
         Args:
-            own, other: ``[B, N, M]``.
+            own, other: ``[B, N, M]``, or ``[B, N, ...]``, whose further axes are columns.
             mask: bool ``[B, N]``; the rest are padded points, whose rows enter as zeros.
 
         Returns:
-            ``[B, N, M]``; rows of padded points mean nothing.
+            of the same shape; rows of padded points mean nothing.
 
         Raises:
             ValueError: if N is not the layer's.
@@ -62,9 +62,10 @@ class PointLayer(nn.Module):
                     "use windows of the training length"
                 )
         with torch.autocast(own.device.type, enabled=False):
-            rows = torch.cat((_real_rows(own, mask), _real_rows(other, mask)), dim=1)  # [B, 2N, M]
+            both = [_real_rows(table.flatten(2), mask) for table in (own, other)]
+            rows = torch.cat(both, dim=1)  # [B, 2N, M]
             fused: Tensor = self.linear(rows.transpose(1, 2))  # [B, M, N]
-        return fused.transpose(1, 2)
+        return fused.transpose(1, 2).reshape(own.shape)
 
 
 class LogitConvolution(nn.Module):
@@ -99,14 +100,14 @@ class Fusion(nn.Module, ABC):
     """Own and the other network's aligned prediction -> one at the same points."""
 
     @abstractmethod
-    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """Columns start, end and K logits of both networks, ``[B, N, 2 + K]`` -> the same of the fused prediction."""
+    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
+        """The fused logits and distances, of the shapes of the arguments'; those of padded points mean nothing."""
 
     def forward(self, own: Prediction, other: Prediction) -> Prediction:
         """Fuses.
 
         Args:
-            own: logits ``[B, N, K]``, distances ``[B, N, 2]``; its mask and points become the result's.
+            own: its mask and points become the result's.
             other: the other network's on the same clock, of the same shapes.
 
         Returns:
@@ -115,13 +116,17 @@ class Fusion(nn.Module, ABC):
         Raises:
             ValueError: if N is not the one that the fusion was made for.
         """
-        mine, theirs = (torch.cat((p.distances, p.logits), dim=-1) for p in (own, other))  # [B, N, 2 + K] each
-        fused = _real_rows(self.combine(mine, theirs, own.mask), own.mask)
-        return own._replace(distances=fused[..., :2].relu(), logits=fused[..., 2:])
+        logits, distances = self.combine(own, other)
+        # One table: how a sigmoid rounds depends on how its argument lies in memory.
+        table = _real_rows(torch.cat((distances.flatten(2), logits), dim=-1), own.mask)
+        classes = logits.shape[2]
+        return own._replace(
+            logits=table[..., -classes:], distances=table[..., :-classes].relu().reshape(distances.shape)
+        )
 
 
 class ColumnFusion(Fusion):
-    """Experiment 3-1: start, end and logits side by side, ``[2N, 2 + K]``, through one layer along the points.
+    """Experiment 3-1: distances and logits side by side, ``[2N, 2 + K]``, through one layer along the points.
 
     Args:
         points: N.
@@ -132,9 +137,11 @@ class ColumnFusion(Fusion):
         super().__init__()
         self.columns = PointLayer(points, init=init)
 
-    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        fused: Tensor = self.columns(own, other, mask)
-        return fused
+    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
+        mine, theirs = (torch.cat((p.distances.flatten(2), p.logits), dim=-1) for p in (own, other))
+        fused = self.columns(mine, theirs, own.mask)  # [B, N, 2 + K]
+        classes = own.logits.shape[2]
+        return fused[..., -classes:], fused[..., :-classes].reshape(own.distances.shape)
 
 
 class ConvolutionFusion(Fusion):
@@ -151,10 +158,9 @@ class ConvolutionFusion(Fusion):
         self.distances = PointLayer(points, init=init)
         self.logits = LogitConvolution(init=init)
 
-    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        distances = self.distances(own[..., :2], other[..., :2], mask)  # [B, N, 2]
-        logits = self.logits(own[..., 2:], other[..., 2:], mask)  # [B, N, K]
-        return torch.cat((distances, logits), dim=-1)
+    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
+        distances = self.distances(own.distances, other.distances, own.mask)
+        return self.logits(own.logits, other.logits, own.mask), distances
 
 
 class MeanFusion(Fusion):
@@ -169,9 +175,9 @@ class MeanFusion(Fusion):
         super().__init__()
         self.distances = PointLayer(points, init=init)
 
-    def combine(self, own: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        distances = self.distances(own[..., :2], other[..., :2], mask)  # [B, N, 2]
-        return torch.cat((distances, (own[..., 2:] + other[..., 2:]) / 2), dim=-1)
+    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
+        distances = self.distances(own.distances, other.distances, own.mask)
+        return (own.logits + other.logits) / 2, distances
 
 
 def _real_rows(table: Tensor, mask: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""ActionFormer's anchor-free head (Zhang et al. 2022, arXiv:2202.07925): at every point of the pyramid, which actions
-are going on, and how far away their start and their end are.
+"""Anchor-free heads: at every point of the pyramid, which actions are going on, and how far away their start and their
+end are. Here are what all heads have in common, and ActionFormer's (Zhang et al. 2022, arXiv:2202.07925).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitad.config.schema import ActionFormerHeadConfig, Config
 from bitad.models.pyramid import Level, MaskedConv
 
 
@@ -52,9 +54,12 @@ class Points:
         return len(self.position)
 
     def segments(self, distances: Tensor) -> Tensor:
-        """Distances to start and end ``[..., N, 2]`` in strides -> segments ``[..., N, 2]`` in grid steps."""
-        offsets = distances * self.stride[:, None]
-        return torch.stack((self.position - offsets[..., 0], self.position + offsets[..., 1]), dim=-1)
+        """Distances to start and end in strides, ``[B, N, 2]`` or ``[B, N, K, 2]`` -> segments in grid steps."""
+        position, stride = (
+            column[:, None] if distances.ndim == 4 else column for column in (self.position, self.stride)
+        )
+        offsets = distances * stride[..., None]
+        return torch.stack((position - offsets[..., 0], position + offsets[..., 1]), dim=-1)
 
 
 class Prediction(NamedTuple):
@@ -62,7 +67,8 @@ class Prediction(NamedTuple):
 
     Args:
         logits: ``[B, N, K]``.
-        distances: ``[B, N, 2]``, to the start and to the end of the action, in strides of the point, >= 0.
+        distances: to the start and to the end of the action, in strides of the point, >= 0: ``[B, N, 2]``, or
+            ``[B, N, K, 2]`` where they depend on the class.
         mask: bool ``[B, N]``; the rest are points in the padding, whose values mean nothing.
         points: where the N points lie.
     """
@@ -102,6 +108,11 @@ class Tower(nn.Module):
         self.convs = nn.ModuleList(MaskedConv(channels, channels, kernel_size=kernel_size) for _ in range(convs))
         self.output = nn.Conv1d(channels, outputs, kernel_size, padding=kernel_size // 2)
 
+    def fill_bias(self, value: float) -> None:
+        """Sets the bias of the output layer."""
+        assert self.output.bias is not None
+        nn.init.constant_(self.output.bias, value)
+
     def forward(self, level: Level) -> Tensor:  # -> [B, T, outputs]
         x = level.features
         for conv in self.convs:
@@ -111,14 +122,46 @@ class Tower(nn.Module):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
 
-class DetectionHead(nn.Module):
+class Head(nn.Module, ABC):
     """Levels of a pyramid -> prediction.
 
     Args:
-        channels: of the levels.
         classes: K.
         strides: of the levels, in grid steps.
         ranges: (low, high) of each level in grid steps, see :class:`Points`.
+
+    Raises:
+        ValueError: if these are not as many as the strides.
+    """
+
+    def __init__(self, classes: int, *, strides: Sequence[int], ranges: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
+        if len(self.ranges) != len(self.strides):
+            raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
+
+    @abstractmethod
+    def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
+        """The logits and distances of a :class:`Prediction` at the points of all levels."""
+
+    def forward(self, levels: Sequence[Level]) -> Prediction:
+        """``levels`` as a :class:`~bitad.models.pyramid.Pyramid` returns them, one for each stride."""
+        logits, distances = self.predict(levels)
+        sizes = [level.mask.shape[1] for level in levels]
+        return Prediction(
+            logits=logits,
+            distances=distances,
+            mask=torch.cat([level.mask for level in levels], dim=1),
+            points=Points.of_levels(sizes, self.strides, self.ranges, levels[0].mask.device),
+        )
+
+
+class DetectionHead(Head):
+    """ActionFormer's head: one segment at each point.
+
+    Args:
+        channels: of the levels.
+        classes, strides, ranges: see :class:`Head`.
         convs, kernel_size: of the two towers.
         prior_probability: what an untrained head says of every class at every point (Lin et al. 2017).
     """
@@ -134,28 +177,29 @@ class DetectionHead(nn.Module):
         kernel_size: int = 3,
         prior_probability: float = 0.01,
     ) -> None:
-        super().__init__()
-        self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
-        if len(self.ranges) != len(self.strides):
-            raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
+        super().__init__(classes, strides=strides, ranges=ranges)
         self.classification = Tower(channels, classes, convs=convs, kernel_size=kernel_size)
         self.regression = Tower(channels, 2, convs=convs, kernel_size=kernel_size)
         self.scales = nn.Parameter(torch.ones(len(strides)))
-        for tower, bias in (
-            (self.classification, math.log(prior_probability / (1 - prior_probability))),
-            (self.regression, 0.0),
-        ):
-            assert tower.output.bias is not None
-            nn.init.constant_(tower.output.bias, bias)
+        self.classification.fill_bias(math.log(prior_probability / (1 - prior_probability)))
+        self.regression.fill_bias(0.0)
 
-    def forward(self, levels: Sequence[Level]) -> Prediction:
-        """``levels`` as :class:`~bitad.models.pyramid.FeaturePyramid` returns them, one for each stride."""
+    @classmethod
+    def from_config(
+        cls, own: ActionFormerHeadConfig, config: Config, classes: int, strides: Sequence[int]
+    ) -> DetectionHead:
+        """The head of a configuration (``own`` is its ``model.head``), for levels of these strides."""
+        model = config.model
+        return cls(
+            model.channels,
+            classes,
+            strides=strides,
+            ranges=model.ranges,
+            convs=model.head_convolutions,
+            prior_probability=model.prior_probability,
+        )
+
+    def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         logits = [self.classification(level) for level in levels]
         raw = [self.regression(level) * scale for level, scale in zip(levels, self.scales, strict=True)]
-        sizes = [level.mask.shape[1] for level in levels]
-        return Prediction(
-            logits=torch.cat(logits, dim=1),
-            distances=RecoveringReLU.apply(torch.cat(raw, dim=1)),
-            mask=torch.cat([level.mask for level in levels], dim=1),
-            points=Points.of_levels(sizes, self.strides, self.ranges, levels[0].mask.device),
-        )
+        return torch.cat(logits, dim=1), RecoveringReLU.apply(torch.cat(raw, dim=1))

@@ -1,4 +1,4 @@
-"""Networks: one detector, or a pair of two that watch the same windows, behind one interface."""
+"""Networks: a detector, or a pair of detectors on the same windows, behind one interface."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bitad.config.names import Alignment
 from bitad.models.alignment import aligned, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import Fusion
-from bitad.models.heads import DetectionHead, Points, Prediction
-from bitad.models.pyramid import FeaturePyramid
+from bitad.models.heads import Head, Points, Prediction
+from bitad.models.pyramid import Pyramid
 
 
 class Output(NamedTuple):
-    """The output of a network for a batch of windows: a prediction for each of its detectors.
+    """The output of a network for a batch of windows.
 
     Args:
-        predictions: each on the clock of its own detector's view; fused where there is a fusion.
+        predictions: of each detector, on the clock of its view; fused where there is a fusion.
         own: the same before fusion.
-        aligned: for each detector, the other detector's own prediction on its clock; None where nothing is aligned.
+        aligned: for each detector, the other detector's prediction on its clock; None where nothing is aligned.
     """
 
     predictions: tuple[Prediction, ...]
@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """One or two detectors that see the same windows, each in its own view."""
+    """One or two detectors on the same windows, each with its view."""
 
     @property
     @abstractmethod
@@ -42,18 +42,18 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """By the prefix of their parameter names, the modules that have an optimizer, EMA and clipping norm each."""
+        """The modules with an optimizer, EMA and clipping norm each, by the prefix of their parameter names."""
 
     @abstractmethod
     def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
         """Detects in a batch of windows.
 
         Args:
-            views: the windows as each detector sees them, see :meth:`Detector.predict`.
+            views: the windows in each detector's view, see :meth:`Detector.predict`.
             mask: bool ``[B, T]``, true at the real steps; the same for all views, whose padding is at the end.
 
         Raises:
-            ValueError: if views and mask do not fit the network or one another.
+            ValueError: views and mask do not fit the network or one another.
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Network(nn.Module, ABC):
 
 
 class Detector(Network):
-    """Backbone (or features from disk), pyramid, head; the same forward pass in training and evaluation.
+    """Backbone (or features from disk), pyramid and head.
 
     Args:
         backbone: frames -> features; None if the inputs are features.
@@ -82,7 +82,7 @@ class Detector(Network):
         head: levels -> prediction.
     """
 
-    def __init__(self, *, backbone: VideoBackbone | None, pyramid: FeaturePyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: VideoBackbone | None, pyramid: Pyramid, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
@@ -113,7 +113,7 @@ class Detector(Network):
             mask: bool ``[B, T]``, true at the real steps.
 
         Raises:
-            ValueError: if inputs and mask do not fit the network or one another.
+            ValueError: inputs and mask do not fit the network or one another.
         """
         return self.predict_features(self.features(inputs), mask)
 
@@ -141,11 +141,11 @@ class Detector(Network):
 
 
 class Side(nn.Module):
-    """One detector of a pair with what an experiment adds to it; they learn together.
+    """One detector of a pair, and the modules that an experiment adds to it.
 
     Args:
         network: the detector.
-        cross_adapters: one after each block of its backbone, which also sees the other side's tokens (experiment 2x).
+        cross_adapters: one after each block of its backbone, on the tokens of both sides (experiment 2x).
         fusion: of this detector's prediction with the other's, on this detector's clock (experiments 3-x).
     """
 
@@ -162,9 +162,9 @@ class Pair(Network):
     """Two detectors in one graph.
 
     Args:
-        first: watches the windows forwards.
-        second: watches them in reverse, or forwards too (the control).
-        mirrored: whether the second one's view is the first's reversed.
+        first: sees the windows in forward playback.
+        second: sees them in reverse playback, or in forward playback too (the control).
+        mirrored: whether the second view is the first view reversed.
         align: how predictions are aligned, see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
     """
 
@@ -193,7 +193,7 @@ class Pair(Network):
         own = self._own(views, mask)
         if self.align is None:
             return Output(own, own)
-        other = (self._aligned(own[1]), self._aligned(own[0]))
+        other = tuple(aligned(one, how=self.align) if self.mirrored else one for one in reversed(own))
         fused = tuple(
             mine if side.fusion is None else side.fusion(mine, theirs)
             for side, mine, theirs in zip(self.sides, own, other, strict=True)
@@ -218,8 +218,3 @@ class Pair(Network):
         return tuple(
             detector.predict_features(mine, mask) for detector, mine in zip(self.detectors, features, strict=True)
         )
-
-    def _aligned(self, prediction: Prediction) -> Prediction:
-        """One detector's prediction on the other one's clock."""
-        assert self.align is not None
-        return aligned(prediction, how=self.align) if self.mirrored else prediction

@@ -1,7 +1,8 @@
-"""ActionFormer's feature pyramid (Zhang et al. 2022, arXiv:2202.07925): a window's features at every stride.
+"""Feature pyramids: a window's features at every stride. Here are what all have in common, and ActionFormer's (Zhang et
+al. 2022, arXiv:2202.07925), of transformer blocks.
 
-Convolutions embed the features, transformer blocks relate them, and each further block halves the resolution; a layer
-norm per level ends it (OpenTAD's identity neck). Every position knows whether it is real or padding, and there are two
+Convolutions embed the features, blocks relate them, and each further block halves the resolution; a layer norm per
+level ends it (OpenTAD's identity neck). Every position knows whether it is real or padding, and there are two
 ways to treat the padding:
 
 * ``"reference"``: as ActionFormer and OpenTAD do. The biases of the transformer blocks' first norm and of the levels'
@@ -13,14 +14,16 @@ ways to treat the padding:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Required, TypedDict, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitad.config.names import Padding
+from bitad.config.schema import Config, TransformerPyramidConfig
 from bitad.models.vit import DropPath, sinusoid_table
 
 
@@ -185,36 +188,55 @@ class TransformerBlock(nn.Module):
         normed = self.norm1(x)
         if self.strict:
             normed = normed * mask[:, None]
-        x = self._skip(x, mask) * keep + self.drop_path_attn(self.attn(normed, mask))
+        skip = halved(x, mask, strict=self.strict).features if self.stride > 1 else x
+        x = skip * keep + self.drop_path_attn(self.attn(normed, mask))
         x = x + self.drop_path_mlp(self.mlp(self.norm2(x)) * keep)
         return Level(x, mask[:, :: self.stride])
 
-    def _skip(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.stride == 1:
-            return x
-        if not self.strict:
-            return F.max_pool1d(x, 3, stride=2, padding=1)
-        # Padding counts as zero in the line above, which wins over negative features.
-        pooled = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, stride=2, padding=1)
-        return pooled.masked_fill(~mask[:, None, ::2], 0)
+
+def halved(x: Tensor, mask: Tensor, *, strict: bool) -> Level:
+    """Every second position, the maximum of three: ``x [B, C, T]``, ``mask [B, T]`` -> a level of T / 2.
+
+    Args:
+        strict: padding has no part in the maximum, and comes out as 0; otherwise it counts with its values.
+    """
+    if not strict:
+        return Level(F.max_pool1d(x, 3, stride=2, padding=1), mask[:, ::2])
+    # Padding counts as zero in the line above, which wins over negative features.
+    pooled = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, stride=2, padding=1)
+    return Level(pooled.masked_fill(~mask[:, None, ::2], 0), mask[:, ::2])
 
 
-class FeaturePyramid(nn.Module):
+class PyramidOptions(TypedDict, total=False):
+    """What every :class:`Pyramid` takes beside its own options."""
+
+    max_length: Required[int]
+    levels: int
+    embed_convs: int
+    kernel_size: int
+    stem_blocks: int
+    position_embedding: bool
+    input_dropout: float
+    level_norms: bool
+    padding: Padding
+
+
+class Pyramid(nn.Module):
     """Features of a window -> a list of levels; level l has the stride ``2**l``.
 
     Args:
         in_channels: of the features.
         channels: C, of every level.
+        stem: makes a block at full resolution.
+        branch: makes the block that halves the resolution and ends in a level, from 1 on.
+        length_multiple: inputs longer than ``max_length`` are padded to a multiple of it.
+        max_length: T in grid steps; shorter inputs are padded to it.
         levels: how many.
-        max_length: T in grid steps; shorter inputs are padded to it, longer ones to the next length that divides.
         embed_convs, kernel_size: of the embedding.
-        stem_blocks: transformer blocks at full resolution.
-        heads: attention heads.
-        window: attention window in positions of its level: one for all levels, or one a level; None sees everything.
+        stem_blocks: blocks at full resolution.
         position_embedding: add a sinusoid over the T positions, scaled by 1/sqrt(C), to what the stem sees; longer
             inputs get it stretched.
         input_dropout: rate at which whole channels of the features are dropped.
-        dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
         level_norms: end each level with a layer norm; without, as ActionFormer's ``fpn_with_ln: false``, a level is
             what its block returns.
         padding: see the module.
@@ -228,71 +250,41 @@ class FeaturePyramid(nn.Module):
         in_channels: int,
         channels: int,
         *,
-        levels: int = 6,
+        stem: Callable[[], nn.Module],
+        branch: Callable[[int], nn.Module],
+        length_multiple: int,
         max_length: int,
+        levels: int = 6,
         embed_convs: int = 2,
         kernel_size: int = 3,
         stem_blocks: int = 2,
-        heads: int = 4,
-        window: int | Sequence[int | None] | None = None,
         position_embedding: bool = False,
         input_dropout: float = 0.0,
-        dropout: float = 0.0,
-        drop_path: float = 0.1,
-        layer_scale: float | None = 1e-4,
         level_norms: bool = True,
         padding: Padding = "reference",
     ) -> None:
         super().__init__()
         if padding not in get_args(Padding):
             raise ValueError(f"padding {padding!r} is not one of {', '.join(get_args(Padding))}")
-        windows = list(window) if isinstance(window, Sequence) else [window] * levels
         self.strides = tuple(2**level for level in range(levels))
         self.in_channels, self.max_length, self.strict = in_channels, max_length, padding == "strict"
-        self._check(channels, heads, windows)
-        # ActionFormer's multiple for long inputs: whole attention chunks on every level.
-        self.length_multiple = max(
-            stride * (1 if w is None else 2 * (w // 2)) for stride, w in zip(self.strides, windows, strict=True)
-        )
+        self.length_multiple = length_multiple
+        if max_length % self.strides[-1]:
+            nearest = -(-max_length // self.strides[-1]) * self.strides[-1]
+            raise ValueError(
+                f"window {max_length} is not a multiple of the coarsest stride {self.strides[-1]}; use {nearest}"
+            )
         self.input_dropout = nn.Dropout1d(input_dropout)
         table = sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
         self.register_buffer("positions", table, persistent=False)  # [1, C, T], a constant
         self.embed = nn.ModuleList(
             MaskedConv(channels if i else in_channels, channels, kernel_size=kernel_size) for i in range(embed_convs)
         )
-
-        def block(stride: int, window: int | None) -> TransformerBlock:
-            return TransformerBlock(
-                channels,
-                heads,
-                stride=stride,
-                window=window,
-                dropout=dropout,
-                drop_path=drop_path,
-                layer_scale=layer_scale,
-                padding=padding,
-            )
-
-        self.stem = nn.ModuleList(block(1, windows[0]) for _ in range(stem_blocks))
-        self.branch = nn.ModuleList(block(2, w) for w in windows[1:])
+        self.stem = nn.ModuleList(stem() for _ in range(stem_blocks))
+        self.branch = nn.ModuleList(branch(level) for level in range(1, levels))
         self.norms = nn.ModuleList(
             ChannelNorm(channels, eps=1e-6) if level_norms else nn.Identity() for _ in range(levels)
         )
-
-    def _check(self, channels: int, heads: int, windows: list[int | None]) -> None:
-        coarsest = self.strides[-1]
-        if self.max_length % coarsest:
-            nearest = -(-self.max_length // coarsest) * coarsest
-            raise ValueError(
-                f"window {self.max_length} is not a multiple of the coarsest stride {coarsest}; use {nearest}"
-            )
-        if channels % heads:
-            raise ValueError(f"{channels} channels do not divide among {heads} attention heads")
-        if len(windows) != len(self.strides):
-            raise ValueError(f"{len(windows)} attention windows for {len(self.strides)} levels; give one for each")
-        for window in windows:
-            if window is not None and (window < 3 or window % 2 == 0):
-                raise ValueError(f"attention window {window}; use an odd number from 3, or none to see everything")
 
     def padded_length(self, length: int) -> int:
         """The number of level-0 positions that an input of ``length`` grid steps gets."""
@@ -346,6 +338,94 @@ class FeaturePyramid(nn.Module):
         if self.strict:
             levels = [Level(x * mask[:, None], mask) for x, mask in levels]
         return levels
+
+
+def options_of(config: Config) -> PyramidOptions:
+    """Those that a configuration gives to the pyramid of any type."""
+    model = config.model
+    return {
+        "max_length": config.window.steps,
+        "levels": model.levels,
+        "embed_convs": model.embed_convolutions,
+        "stem_blocks": model.stem_blocks,
+        "position_embedding": model.position_embedding,
+        "input_dropout": model.input_dropout,
+        "level_norms": model.level_norms,
+        "padding": model.padding,
+    }
+
+
+class FeaturePyramid(Pyramid):
+    """ActionFormer's pyramid, of transformer blocks.
+
+    Args:
+        in_channels, channels, options: see :class:`Pyramid`.
+        heads: attention heads.
+        window: attention window in positions of its level: one for all levels, or one a level; None sees everything.
+        dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        heads: int = 4,
+        window: int | Sequence[int | None] | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.1,
+        layer_scale: float | None = 1e-4,
+        **options: Unpack[PyramidOptions],
+    ) -> None:
+        levels = options.setdefault("levels", 6)
+        windows = list(window) if isinstance(window, Sequence) else [window] * levels
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide among {heads} attention heads")
+        if len(windows) != levels:
+            raise ValueError(f"{len(windows)} attention windows for {levels} levels; give one for each")
+        for one in windows:
+            if one is not None and (one < 3 or one % 2 == 0):
+                raise ValueError(f"attention window {one}; use an odd number from 3, or none to see everything")
+
+        def block(level: int, *, stride: int) -> TransformerBlock:
+            return TransformerBlock(
+                channels,
+                heads,
+                stride=stride,
+                window=windows[level],
+                dropout=dropout,
+                drop_path=drop_path,
+                layer_scale=layer_scale,
+                padding=options.get("padding", "reference"),
+            )
+
+        super().__init__(
+            in_channels,
+            channels,
+            stem=partial(block, 0, stride=1),
+            branch=partial(block, stride=2),
+            # ActionFormer's multiple for long inputs: whole attention chunks on every level.
+            length_multiple=max(2**level * (1 if w is None else 2 * (w // 2)) for level, w in enumerate(windows)),
+            **options,
+        )
+
+    @classmethod
+    def from_config(cls, own: TransformerPyramidConfig, config: Config, in_channels: int) -> FeaturePyramid:
+        """The pyramid of a configuration; ``own`` is its ``model.pyramid``."""
+        model = config.model
+        return cls(
+            in_channels,
+            model.channels,
+            heads=model.heads,
+            window=model.attention_window,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+            layer_scale=model.layer_scale,
+            **options_of(config),
+        )
 
 
 def _pointwise(in_channels: int, out_channels: int) -> nn.Conv1d:

@@ -1,26 +1,24 @@
 """VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024,
 arXiv:2311.17241), with activation checkpointing.
 
-A window of frames is cut into clips of 16 frames; each clip becomes tubelets of 2 frames x patch x patch pixels and
-goes through the transformer by itself. After every block a temporal adapter or two, where given, look along the whole
-window: they are the only parts that see beyond their clip. The output is not normalised (the ``fc_norm`` of published
-files belongs to their classifier), and the bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
+A window of frames is cut into clips of 16 frames. A clip becomes tubelets of 2 frames x patch x patch pixels, and the
+transformer encodes each clip alone. Temporal adapters, at most two after each block, mix tokens over the time of the
+window; no other layer sees beyond its clip. The output is not normalised (the ``fc_norm`` of published files belongs to
+their classifier), and the bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
 
-Such a network is a chain of parts that see the window as a whole and parts that see it clip by clip::
-
-    whole -> clips -> whole -> clips -> ...
-
-:func:`run_part` runs a whole part with the clips after it, and keeps only its input. In the backward pass, the whole
-part is recomputed for the input of the clips; :func:`run_pieces` then recomputes the clips, some at a time, so that
-only the activations of a few clips of one block exist at once.
+So adapters, which see the window, alternate with blocks, which see clips. :func:`run_checkpointed` runs the adapters of
+one block and the next block, and keeps only their input. The backward pass recomputes the adapters first;
+:func:`run_in_chunks` then recomputes the block a few clips at a time, so that only the activations of a few clips of
+one block exist at once.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -34,8 +32,8 @@ from bitad.runtime.environment import give_back_holes
 Result = TypeVar("Result")
 
 _aten = torch.ops.aten
-# What `selective` keeps: dear to make again, and no larger than what goes in. Layers in front of frozen weights, which
-# want no inputs kept for their gradients, are quickly made again; what they make is three and four times as large.
+# `selective` keeps the output of attention: expensive to recompute, and no larger than its input. Layers before frozen
+# weights are cheap to recompute, and their outputs are three and four times as large.
 _ATTENTION = [
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
@@ -44,54 +42,47 @@ _ATTENTION = [
 ]
 
 
-class _Repeating(threading.local):
-    """Whether this thread repeats a part, of which only what is kept on the way matters, not what comes out."""
-
-    now = False
-
-
-_repeating = _Repeating()
+# Whether this thread recomputes a function of `run_checkpointed`. Its output is then not used.
+_is_recomputing: ContextVar[bool] = ContextVar("is_recomputing", default=False)
 
 
 @contextmanager
-def _repetition() -> Iterator[None]:
-    _repeating.now = True
+def _recomputing() -> Iterator[None]:
+    token = _is_recomputing.set(True)
     try:
         yield
     finally:
-        _repeating.now = False
+        _is_recomputing.reset(token)
 
 
-def run_part(part: Callable[..., Result], *inputs: object, checkpointing: Checkpointing) -> Result:
-    """``part(*inputs)``; repeated in the backward pass, unless nothing is to be, instead of keeping its activations."""
+def run_checkpointed(function: Callable[..., Result], *inputs: object, checkpointing: Checkpointing) -> Result:
+    """``function(*inputs)``; with checkpointing, the backward pass recomputes its activations."""
     if checkpointing == "none" or not torch.is_grad_enabled():
-        return part(*inputs)
-    result: Result = checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _repetition()))
+        return function(*inputs)
+    result: Result = checkpoint(
+        function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputing())
+    )
     return result
 
 
-def run_pieces(part: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
-    """``part`` of ``size`` rows of x at a time, which do not see each other; repeated likewise, piece by piece.
+def run_in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
+    """``module`` on ``size`` rows of x at a time; with checkpointing, the backward pass recomputes chunk by chunk.
 
-    To stand at the end of what :func:`run_part` is given.
+    Call it at the end of a function of :func:`run_checkpointed`. Rows must not depend on one another.
     """
-    pieces = x.split(size)
+    chunks = x.split(size)
     if checkpointing == "none" or not torch.is_grad_enabled():
-        return torch.cat([part(piece) for piece in pieces])
-    # The backward pass asks for the pieces first, and only then, one by one, for what is within them.
-    run = _unchanged if _repeating.now else part
+        return torch.cat([module(chunk) for chunk in chunks])
+    # The outer recomputation needs only the chunks; their own checkpoints then recompute what is inside, one by one.
+    run = nn.Identity() if _is_recomputing.get() else module
     contexts = noop_context_fn
     if checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _ATTENTION)
-    return torch.cat([checkpoint(run, piece, use_reentrant=False, context_fn=contexts) for piece in pieces])
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+    return torch.cat([checkpoint(run, chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
 
 
 class TokenGrid(NamedTuple):
-    """How the tokens of a window lie: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
+    """The layout of a window's tokens: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
 
     clips: int
     time: int
@@ -142,11 +133,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block and, if given, the adapter and the second one (experiment 2) behind it."""
+    """One pre-norm transformer block; its adapter and its second adapter (experiment 2) follow it, if given."""
 
-    # What the widest layer makes at a time on a CPU. The activations of a few clips stay in its caches, and their
-    # memory is handed on from layer to layer. None: all clips at once, as on a GPU.
-    piece_bytes: int | None = 20 * 2**20
+    # Output of the widest layer for a chunk of clips on a CPU. The activations of a few clips stay in the caches, and
+    # layers reuse their memory. None: all clips at once, as on a GPU.
+    chunk_bytes: int | None = 20 * 2**20
 
     def __init__(
         self,
@@ -169,28 +160,28 @@ class Block(nn.Module):
         self.bi_adapter = bi_adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[n, t*h*w, C]`` of any clips, each by itself, up to the adapters."""
+        """The block without its adapters, over each clip alone: tokens ``[n, t*h*w, C]`` -> the same shape."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def over_pieces(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
-        """The same of many clips, on a CPU only so many at a time as its caches hold."""
+    def run_chunks(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
+        """:meth:`forward`; on a CPU, as many clips at a time as fit its caches."""
         size = len(x)
-        if x.device.type == "cpu" and self.piece_bytes is not None:
-            give_back_holes()  # which the clips of the block before have left
+        if x.device.type == "cpu" and self.chunk_bytes is not None:
+            give_back_holes()  # left by the block before
             widest = x.shape[1] * self.mlp_dim * x.element_size()  # of a clip
-            size = max(1, self.piece_bytes // widest)
-        return run_pieces(self, x, size, checkpointing=checkpointing)
+            size = max(1, self.chunk_bytes // widest)
+        return run_in_chunks(self, x, size, checkpointing=checkpointing)
 
     def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The adapters, over the time of whole windows: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
+        """The adapters, over the time of windows: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
         for adapter in (self.adapter, self.bi_adapter):
             if adapter is not None:
                 x = adapter(x, grid)
         return x
 
     def initialise(self) -> None:
-        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters have initialised themselves."""
+        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters initialise their own weights."""
         for module in (*self.attn.modules(), *self.mlp.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -203,15 +194,15 @@ class VisionTransformer(nn.Module):
 
     Args:
         dim, depth, heads, mlp_dim, patch_size: see :class:`VitSize`.
-        image_size: pixels of the square picture that the position table is made for; other sizes get the table
-            bicubically resized over space, as AdaTAD does (recomputing the sinusoid instead would not match).
+        image_size: pixels of the square picture that the position table is for; for other sizes the table is resized
+            bicubically over space, as AdaTAD does (recomputing the sinusoid would not match).
         clip_frames: frames of one clip; a multiple of ``tubelet``.
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
         adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
-        bi_adapters: the same, each right behind the block's adapter.
-        checkpointing: what of the blocks' activations is kept for the backward pass and what recomputed in it: all is
-            kept; only what passes from block to block; or attention too, of which recomputing costs most.
+        bi_adapters: the same, each after the block's adapter.
+        checkpointing: the activations to keep for the backward pass, which recomputes the others: all ("none"), the
+            blocks' inputs ("blocks"), or also the outputs of attention ("selective").
     """
 
     def __init__(
@@ -243,16 +234,10 @@ class VisionTransformer(nn.Module):
         positions = clip_frames // tubelet * self.table_size**2
         self.register_buffer("pos_embed", sinusoid_table(positions, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        columns = zip(rates, adapters or [None] * depth, bi_adapters or [None] * depth, strict=True)
         blocks = [
-            Block(
-                dim,
-                heads,
-                mlp_dim,
-                drop_path=rate,
-                adapter=adapters[i] if adapters is not None else None,
-                bi_adapter=bi_adapters[i] if bi_adapters is not None else None,
-            )
-            for i, rate in enumerate(rates)
+            Block(dim, heads, mlp_dim, drop_path=rate, adapter=adapter, bi_adapter=bi_adapter)
+            for rate, adapter, bi_adapter in columns
         ]
         for block in blocks:
             block.initialise()
@@ -270,7 +255,7 @@ class VisionTransformer(nn.Module):
     def embed(self, clips: Tensor) -> Tensor:
         """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d.
 
-        What is left over of the picture at the right and at the bottom is not seen, as with a strided convolution.
+        As a strided convolution, it ignores pixels at the right and at the bottom that fill no patch.
         """
         dt, p = self.tubelet, self.patch_size
         clips = clips[..., : clips.shape[3] // p * p, : clips.shape[4] // p * p]
@@ -280,17 +265,9 @@ class VisionTransformer(nn.Module):
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
     def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
-        """What the first block takes.
+        """The input of the first block: tokens ``[B * clips_per_window, t*h*w, C]``, and their layout.
 
-        Args:
-            clips: as :meth:`forward`.
-            clips_per_window: as :meth:`forward`.
-
-        Returns:
-            tokens ``[B * clips_per_window, t*h*w, C]``, and how they lie.
-
-        Raises:
-            ValueError: if the clips are of another length, or smaller than a patch.
+        Arguments and errors as :meth:`forward`.
         """
         if clips.shape[2] != self.clip_frames or min(clips.shape[3:]) < self.patch_size:
             raise ValueError(
@@ -306,29 +283,26 @@ class VisionTransformer(nn.Module):
         """Encodes clips.
 
         Args:
-            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised; T = ``clip_frames``; H and W best multiples
-                of the patch size, see :meth:`embed`. The clips of a window stand together, in the order of time.
-            clips_per_window: how many consecutive clips the adapters see as one window.
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised, the clips of a window in order of time;
+                T = ``clip_frames``; H and W should be multiples of the patch size, see :meth:`embed`.
+            clips_per_window: consecutive clips that the adapters see as one window.
 
         Returns:
             tokens ``[B * clips_per_window, t, h, w, C]``.
 
         Raises:
-            ValueError: as :meth:`begin`.
+            ValueError: the clips have another length, or are smaller than a patch.
         """
         return self.encode(*self.begin(clips, clips_per_window))
 
     def encode(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The blocks: what :meth:`begin` returns -> tokens ``[B * clips, t, h, w, C]``."""
-        before = None
-        for block in self.blocks:
-            x = run_part(self._step, x, grid, before, block, checkpointing=self.checkpointing)
-            before = block
-        x = run_part(self._step, x, grid, before, None, checkpointing=self.checkpointing)
+        """The blocks: the output of :meth:`begin` -> tokens ``[B * clips, t, h, w, C]``."""
+        for previous, block in pairwise((None, *self.blocks, None)):
+            x = run_checkpointed(self._step, x, grid, previous, block, checkpointing=self.checkpointing)
         return x.unflatten(1, (grid.time, grid.height, grid.width))
 
-    def _step(self, x: Tensor, grid: TokenGrid, before: Block | None, block: Block | None) -> Tensor:
-        """From behind one block's clips to behind the next one's: the adapters of the one, the clips of the other."""
-        if before is not None:
-            x = before.adapt(x, grid)
-        return x if block is None else block.over_pieces(x, checkpointing=self.checkpointing)
+    def _step(self, x: Tensor, grid: TokenGrid, previous: Block | None, block: Block | None) -> Tensor:
+        """The adapters of the previous block, then the next block."""
+        if previous is not None:
+            x = previous.adapt(x, grid)
+        return x if block is None else block.run_chunks(x, checkpointing=self.checkpointing)

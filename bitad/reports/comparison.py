@@ -1,4 +1,4 @@
-"""Compares runs: every result, seed by seed, beside late fusion of the baselines."""
+"""Compares the results of runs over seeds, with each other and with late fusion of the baselines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bitad.data.detections import Detections, read_detections, require_any, unde
 from bitad.data.sources import read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
-from bitad.reports.tables import Cell, Table, what_was_evaluated
+from bitad.reports.tables import Cell, Table, evaluation_notes
 from bitad.training.metrics import METRICS, read_metrics
 
-# Where earlier versions wrote what the control's second network found, though that is in forward time.
+# The file that earlier versions wrote for the second network of a control, although it is in forward time.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
 
 
 def label_of(config: Config) -> str:
-    """What a run is called in tables, whatever its seed: "F", "B", "3-1", "3-1, naive, random", ..."""
-    if config.plan.networks == 1:
+    """The name of a run in tables, without its seed: "F", "B", "3-1", "3-1, naive, random", ..."""
+    if config.design.networks == 1:
         return "F" if config.direction == "forward" else "B"
     words = (
         (config.pair.second == "forward", "two forward networks"),
@@ -50,38 +50,39 @@ class Run:
         """The run in a directory.
 
         Raises:
-            FileNotFoundError: it is no run directory.
-            ConfigError: its configuration is not one of ours.
+            FileNotFoundError: it is not a run directory.
+            ConfigError: its configuration is invalid.
         """
         if not (directory / "config.yaml").is_file():
             raise FileNotFoundError(
-                f"{directory} is no run directory: it has no config.yaml; give a folder that `bitad train` wrote"
+                f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
             )
         return Run(directory, load_config(directory / "config.yaml"))
 
     @property
     def label(self) -> str:
-        """:func:`label_of` its configuration."""
         return label_of(self.config)
 
     @property
     def is_ablation(self) -> bool:
-        """Whether it departs from its experiment's defaults."""
-        return self.config.plan.networks == 2 and self.config.variant != self.config.experiment
+        """Whether it differs from the defaults of its experiment."""
+        return self.config.design.networks == 2 and self.config.variant != self.config.experiment
 
     @property
     def rank(self) -> tuple[bool, int, str]:
-        """Its place in tables: baselines, experiments in their order, then what departs from an experiment."""
+        """The sort key in tables: baselines, experiments in their order, then ablations and controls."""
         config = self.config
         return self.is_ablation, list(EXPERIMENTS).index(config.experiment), config.variant
 
     def detection_files(self) -> dict[str, Path]:
-        """The files of detections by what they are of; of one network just one, called "".
+        """The detection files by the name of their result; one network has one, named "".
 
         Raises:
             FileNotFoundError: one is missing.
         """
-        names = {"": "detections.json"} if self.config.plan.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
+        names = (
+            {"": "detections.json"} if self.config.design.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
+        )
         files = {what: self.directory / name for what, name in names.items()}
         for what, name in names.items():
             if not files[what].is_file() and (earlier := self.directory / _EARLIER.get(name, name)).is_file():
@@ -89,34 +90,34 @@ class Run:
         for path in files.values():
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"run {self.directory} has no {path.name} yet; train it to its end first (bitad train ... --resume)"
+                    f"run {self.directory} has no {path.name} yet; finish its training first (bitad train ... --resume)"
                 )
         return files
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of its ``metrics.jsonl``; none where it has no such file. Raises as ``read_metrics``."""
+        """The records of its ``metrics.jsonl``, if there is one. Raises as ``read_metrics``."""
         path = self.directory / METRICS
         return read_metrics(path) if path.is_file() else []
 
     def ground_truth(self) -> Annotations:
-        """What it was tested against.
+        """The annotations of its test subset.
 
         Raises:
-            FileNotFoundError: the annotations are not where the configuration says.
-            ValueError: they cannot be read, or no video is in the test subset.
+            FileNotFoundError: the annotation file does not exist.
+            ValueError: it cannot be read, or no video is in the test subset.
         """
         data = self.config.data
         for path in (data.annotations, data.classes):
             if path is not None and not path.is_file():
                 raise FileNotFoundError(
-                    f"the ground truth of run {self.directory}, {path}, is not there; run this in the folder that it "
-                    "was trained in, or correct its config.yaml"
+                    f"the ground truth of run {self.directory}, {path}, does not exist; run this command "
+                    "where the run was trained, or correct its config.yaml"
                 )
         return read_test_ground_truth(self.config)
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs in the order of tables, each once.
+    """The runs in the order of tables.
 
     Raises:
         FileNotFoundError: as ``Run.read``.
@@ -127,7 +128,7 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     seen: set[Path] = set()
     for directory in directories:
         if directory.resolve() in seen:
-            raise ValueError(f"run {directory} is given twice; give each run once")
+            raise ValueError(f"run {directory} is given twice; give it once")
         seen.add(directory.resolve())
     runs = [Run.read(directory) for directory in directories]
     known: dict[tuple[str, str, int], Run] = {}
@@ -136,17 +137,17 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
         first = known.setdefault((config.name, config.variant, config.seed), run)
         if first is not run:
             raise ValueError(
-                f"{first.directory} and {run.directory} are both {config.name}-{config.variant} of seed {config.seed}; "
-                "leave one out, or train it under another name or seed"
+                f"{first.directory} and {run.directory} are both {config.name}-{config.variant} with seed "
+                f"{config.seed}; leave one out, or train it with another name or seed"
             )
     return sorted(runs, key=lambda run: (run.rank, run.config.name, run.config.seed))
 
 
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
-    """The one ground truth that all runs were tested against.
+    """The ground truth of all runs.
 
     Raises:
-        ValueError: they were tested against different videos, segments or classes, or at different tIoU.
+        ValueError: the runs were tested on different videos, segments or classes, or at different tIoU.
     """
     first, *others = runs
     truths: dict[tuple[Any, ...], Annotations] = {}
@@ -161,20 +162,20 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
     for run in others:
         if run.config.test.tiou != first.config.test.tiou:
             raise ValueError(
-                f"run {first.directory} was tested at tIoU {_listed(first)}, run {run.directory} at {_listed(run)}; "
-                "compare runs that were tested alike"
+                f"run {first.directory} was tested at tIoU {_tiou(first)}, run {run.directory} at "
+                f"{_tiou(run)}; compare runs that were tested in the same way"
             )
         if _contents(truth_of(run)) != _contents(truth_of(first)):
             mine, its = first.config.data, run.config.data
             raise ValueError(
-                f"run {first.directory} was tested on other ground truth ({mine.annotations}, subset "
+                f"run {first.directory} was tested on different ground truth ({mine.annotations}, subset "
                 f"{mine.test_subset}) than run {run.directory} ({its.annotations}, subset {its.test_subset}); compare "
                 "runs of one test set"
             )
     return truth_of(first)
 
 
-def _listed(run: Run) -> str:
+def _tiou(run: Run) -> str:
     return ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
 
 
@@ -185,10 +186,10 @@ def _contents(truth: Annotations) -> tuple[Any, ...]:
     return truth.classes, sorted(of_video(video) for video in truth.videos.values())
 
 
-BASELINES, UNTRAINED, TRAINED_PAIRS, DEPARTURES = "baselines", "no training", "experiments", "ablations and controls"
+BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS = "baselines", "no training", "experiments", "ablations and controls"
 
-# What runs of one row may differ in without being runs of different recipes.
-_OWN = ("seed", "output", "init.", "threads", "data.", "training.workers")
+# Keys in which runs of one row may differ although they have the same recipe.
+_NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,11 +197,10 @@ class Result:
     """A row of the comparison.
 
     Args:
-        label: as in tables.
-        group: what sort of result it is.
-        evaluations: by seed; of two baselines fused, by both seeds.
-        files: the detections of each, where a run wrote them.
-        pair: whether it is of two networks that were trained together.
+        group: baselines, no training, experiments, or ablations and controls.
+        evaluations: by seed, or by both seeds of two fused baselines.
+        files: the detection files by seed, if they are from runs.
+        pair: whether two networks were trained together.
     """
 
     label: str
@@ -221,7 +221,7 @@ class Result:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the average mAP over seeds in percent points; None of a single one."""
+        """The standard deviation of the average mAP over seeds in percent points; None for one seed."""
         return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
 
     @property
@@ -234,12 +234,10 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs that were tested alike, and their results in the order of tables.
+    """Runs with the same ground truth, and their results in the order of tables.
 
     Args:
         runs: in the order of tables.
-        truth: what all were tested against.
-        results: the rows.
     """
 
     runs: tuple[Run, ...]
@@ -248,12 +246,12 @@ class Comparison:
 
     @property
     def best_baseline(self) -> Result | None:
-        """The better of F and B by its mean; None without any."""
+        """The better of F and B by its mean, if there is one."""
         return max((r for r in self.results if r.group == BASELINES), key=lambda r: r.mean, default=None)
 
     @property
     def best_pair(self) -> Result | None:
-        """The best of the results of two networks trained together; None without any."""
+        """The best result of two networks trained together, if there is one."""
         return max((r for r in self.results if r.pair), key=lambda r: r.mean, default=None)
 
     def table(self) -> Table:
@@ -267,16 +265,16 @@ class Comparison:
             "mAP (%)",
             ("result", *measured, "spread", "lowest seed", "seeds"),
             tuple(rows),
-            notes=(*self._what_the_columns_are(), *self._what_was_compared(), *self._recipes()),
+            notes=(*self._column_notes(), *self._evaluation_notes(), *self._recipe_notes()),
             best=measured if len(rows) > 1 else (),
         )
 
     def loss_table(self) -> Table:
-        """The losses that the two networks of each variant began and ended with; means over seeds."""
+        """The first and last losses of the two networks of each variant; means over seeds."""
         rows: list[tuple[Cell, ...]] = []
-        pairs = self._by_label(lambda run: run.config.plan.networks == 2)
+        pairs = self._by_label(lambda run: run.config.design.networks == 2)
         two_forward = any(run.config.pair.second == "forward" for runs in pairs.values() for run in runs)
-        each_of = ("first network", "second network") if two_forward else ("forward basis", "reverse basis")
+        names = ("first network", "second network") if two_forward else ("forward basis", "reverse basis")
         for label, runs in pairs.items():
             records = [found for run in runs if (found := _training_records(run))]
             if records:
@@ -287,13 +285,13 @@ class Comparison:
                 rows.append((label, _mean(first), *each, _mean(final), len(records)))
         return Table(
             "Training losses of two networks",
-            ("run", "first step", *(f"first, {name}" for name in each_of), "at the end", "seeds"),
+            ("run", "first step", *(f"first, {name}" for name in names), "at the end", "seeds"),
             tuple(rows),
             notes=(
-                "Means over seeds. The loss is the sum of both bases' (and, in 1x, of the agreement loss); at the end: "
+                "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
                 "the mean over the last tenth of the recorded steps.",
                 *(
-                    "The first step of 1-1 is that of the loaded baselines by themselves: read a fusion's against it."
+                    "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."
                     for row in rows
                     if row[0] == "1-1"
                 ),
@@ -301,7 +299,7 @@ class Comparison:
         )
 
     def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """The records of each variant's first seed that has some, by group and label."""
+        """The records of the first seed with records of each variant, by group and label."""
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for label, runs in self._by_label(lambda run: True).items():
             for run in runs:
@@ -311,7 +309,7 @@ class Comparison:
         return found
 
     def json(self) -> dict[str, Any]:
-        """Everything, unrounded."""
+        """All content, unrounded."""
         return {
             "runs": [
                 {
@@ -338,46 +336,48 @@ class Comparison:
     def _by_label(self, wanted: Callable[[Run], bool]) -> dict[str, list[Run]]:
         by_label: dict[str, list[Run]] = {}
         for run in filter(wanted, self.runs):
-            by_label.setdefault(_named(run.label, run, self.runs), []).append(run)
+            by_label.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
         return by_label
 
-    def _what_the_columns_are(self) -> Iterator[str]:
+    def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
         if any(len(r.evaluations) > 1 for r in self.results):
             yield "Spread: the standard deviation (n - 1) of the average over seeds."
         if any("another F" in r.label and len(r.evaluations) > 1 for r in self.results):
-            yield "The control pairs the F of each seed with that of the next, so that its pairs share networks."
+            yield "The control fuses the F of each seed with that of the next, so its pairs share networks."
         if (best := self.best_baseline) and any(r.group != BASELINES for r in self.results):
-            less = "" if best.spread is None else f"; less its spread: {best.mean - best.spread:.2f}"
+            less = "" if best.spread is None else f"; minus its spread: {best.mean - best.spread:.2f}"
             yield f"The best baseline is {best.label}: {best.mean:.2f}{less}."
 
-    def _what_was_compared(self) -> list[str]:
-        return what_was_evaluated(
+    def _evaluation_notes(self) -> list[str]:
+        return evaluation_notes(
             {f"{r.label}, seed {seed}": e for r in self.results for seed, e in r.evaluations.items()}, counts=False
         )
 
-    def _recipes(self) -> Iterator[str]:
-        """Says of which variants the seeds were not trained alike."""
+    def _recipe_notes(self) -> Iterator[str]:
+        """The variants whose seeds were trained with different recipes."""
         for label, runs in self._by_label(lambda run: True).items():
             first, *others = (run.config.model_dump(mode="json") for run in runs)
-            keys = {key for other in others for key, _, _ in differences(first, other) if not key.startswith(_OWN)}
+            keys = {
+                key for other in others for key, _, _ in differences(first, other) if not key.startswith(_NO_RECIPE)
+            }
             if keys:
-                yield f"{label}: the seeds differ in {', '.join(sorted(keys))} too."
+                yield f"{label}: the seeds also differ in {', '.join(sorted(keys))}."
 
 
 def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | None = None) -> Comparison:
-    """Evaluates what runs found, and what late fusion makes of the baselines among them.
+    """Evaluates the detections of runs, and late fusion of the baselines among them.
 
-    Late fusion is of the F and the B of each seed; the control, of the F of each seed and that of the next (of two
-    seeds: one pair). Both by every method of :func:`bitad.inference.merge.merge`, with the runs' own NMS settings.
+    Late fusion merges the F and the B of each seed, by every method; its control merges the F of each seed and of the
+    next.
 
     Args:
         runs: run directories, in any order.
-        on_progress: called with the numbers of results evaluated and to evaluate.
+        on_progress: called with (results evaluated, results in total).
 
     Raises:
-        FileNotFoundError: something is no run directory, or a run without detections.
-        ValueError: a run given twice, or runs that were tested against different ground truth or at different tIoU.
+        FileNotFoundError: a folder is not a run directory, or a run has no detections.
+        ValueError: a run is given twice, or runs were tested on different ground truth or at different tIoU.
     """
     found = read_runs(runs)
     files = [(run, what, path) for run in found for what, path in run.detection_files().items()]
@@ -395,7 +395,7 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | N
     for run, what, path in files:
         detections = under_names(read_detections(path).forward(), truth.videos, path)
         require_any(detections, truth.videos, path, "the runs' ground truth")
-        label = _named(", ".join(filter(None, (run.label, what))), run, found)
+        label = _with_run_name(", ".join(filter(None, (run.label, what))), run, found)
         row = results.setdefault(label, Result(label, _group(run), pair=bool(what)))
         row.files[str(run.config.seed)] = path
         add(row, str(run.config.seed), detections)
@@ -405,34 +405,34 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | N
         settings = one.config.test.nms.suppression
         merged = merge(baselines[one.directory], baselines[other.directory], method=method, settings=settings)
         add(results.setdefault(label, Result(label, UNTRAINED)), seeds, merged)
-    order = (BASELINES, UNTRAINED, TRAINED_PAIRS, DEPARTURES)
+    order = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
     return Comparison(tuple(found), truth, tuple(sorted(results.values(), key=lambda r: order.index(r.group))))
 
 
 def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
-    """The late fusions and the controls that the baselines allow: label, seeds, both runs and the method."""
+    """The late fusions and controls of the baselines: label, seeds, both runs and the method."""
     for name in dict.fromkeys(run.config.name for run in runs):
-        mine = [run for run in runs if run.config.name == name and run.config.plan.networks == 1]
+        mine = [run for run in runs if run.config.name == name and run.config.design.networks == 1]
         forward = [run for run in mine if run.config.direction == "forward"]
-        backward = {run.config.seed: run for run in mine if run.config.direction == "reverse"}
+        reverse = {run.config.seed: run for run in mine if run.config.direction == "reverse"}
         following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
-        fused = [(run, backward[run.config.seed]) for run in forward if run.config.seed in backward]
+        fused = [(run, reverse[run.config.seed]) for run in forward if run.config.seed in reverse]
         controls = list(zip(forward, following, strict=False))
         for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
             for method in get_args(MergeMethod):
                 for one, other in pairs:
                     seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
-                    yield _named(f"{title}, {method}", one, runs), " + ".join(seeds), one, other, method
+                    yield _with_run_name(f"{title}, {method}", one, runs), " + ".join(seeds), one, other, method
 
 
 def _group(run: Run) -> str:
-    if run.config.plan.networks == 1:
+    if run.config.design.networks == 1:
         return BASELINES
-    return DEPARTURES if run.is_ablation else TRAINED_PAIRS
+    return VARIANTS if run.is_ablation else TRAINED_PAIRS
 
 
-def _named(label: str, run: Run, runs: Sequence[Run]) -> str:
-    """The label, with the run's name where the runs have several."""
+def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
+    """The label, with the name of the run if the runs have several names."""
     return label if len({other.config.name for other in runs}) == 1 else f"{label} ({run.config.name})"
 
 

@@ -1,4 +1,4 @@
-"""A comparison of runs for people: tables, plots, and a page with timelines."""
+"""The report of a comparison: tables, plots, and a page with timelines."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from bitad.inference.detect import detect_on_reversed_playback
 from bitad.reports.comparison import BASELINES, TRAINED_PAIRS, UNTRAINED, Comparison, Result
 from bitad.reports.page import Kind, PageVideo, Track, write_page
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
-from bitad.reports.tables import Cell, Table, sensitivity_table
+from bitad.reports.tables import Cell, Table, sensitivity_table, write_markdown
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.files import atomic_write, write_json
+from bitad.runtime.files import write_json
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
 
 
-def standing_table(comparison: Comparison) -> Table:
-    """A row for every result of two networks: its mean, and how far it is above (+) or below (-) each of the others.
+def difference_table(comparison: Comparison) -> Table:
+    """A row per result of two networks: its mean and the differences to the baselines, late fusion and the control.
 
-    Late fusion stands there with the method that does best on these very data, which favours it. The control of a
-    fusion is the same experiment with two forward networks, where there is one; of all else it is the best late fusion
-    of two F. "Holds" says whether the mean is at least that of the better of F and B less one standard deviation over
-    its seeds.
+    Late fusion uses the method that is best on these data. The control of a fusion is the same experiment with two
+    forward networks, if there is one; otherwise it is the best late fusion of two F.
     """
     by_label = {result.label: result for result in comparison.results}
     without_training = [result for result in comparison.results if result.group == UNTRAINED]
@@ -33,30 +31,31 @@ def standing_table(comparison: Comparison) -> Table:
     two_forward = _best(result for result in without_training if result.label.startswith("control"))
     best = comparison.best_baseline
     rows: list[tuple[Cell, ...]] = []
-    unlike: dict[str, int] = {}  # what results of another number of seeds are compared with
+    other_seeds: dict[str, int] = {}  # compared results with another number of seeds
     for result in comparison.results:
         if result.group != TRAINED_PAIRS:
             continue
         others = (best, late, by_label.get(_control_of(result.label), two_forward))
         differences = tuple(None if other is None else f"{result.mean - other.mean:+.2f}" for other in others)
         seeds = len(result.evaluations)
-        unlike.update({o.label: len(o.evaluations) for o in others if o is not None and len(o.evaluations) != seeds})
-        holds = None if best is None else "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
-        rows.append((result.label, result.mean, *differences, holds, seeds))
-    named = [f"{what}: {one.label}, {one.mean:.2f}." for what, one in (("Best baseline", best),) if one is not None]
-    named += [f"Late fusion: {late.label}, {late.mean:.2f}."] if late else []
-    named += [f"Control of what fuses nothing: {two_forward.label}, {two_forward.mean:.2f}."] if two_forward else []
+        other_seeds.update(
+            {o.label: len(o.evaluations) for o in others if o is not None and len(o.evaluations) != seeds}
+        )
+        reaches = None if best is None else "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
+        rows.append((result.label, result.mean, *differences, reaches, seeds))
+    compared = (("Best baseline", best), ("Late fusion", late), ("Control without fusion", two_forward))
+    notes = [f"{name}: {result.label}, {result.mean:.2f}." for name, result in compared if result is not None]
     controls = [label for label in map(_control_of, by_label) if label in by_label]
     if controls:
-        named.append(f"Control of a fusion: the same of two forward networks, such as {controls[0]!r}.")
-    if unlike:
-        seeds_of = ", ".join(f"{label} {count}" for label, count in unlike.items())
-        named.append(f"Not over the same seeds as all that is compared with it: {seeds_of}.")
+        notes.append(f"Control of a fusion: the same experiment with two forward networks, such as {controls[0]!r}.")
+    if other_seeds:
+        seeds_of = ", ".join(f"{label} {count}" for label, count in other_seeds.items())
+        notes.append(f"Not over the same seeds as the results compared with it: {seeds_of}.")
     return Table(
-        "Average mAP (%) against what it must beat",
-        ("result", "average", "− best baseline", "− late fusion", "− control", "holds", "seeds"),
+        "Average mAP (%): difference to the baselines",
+        ("result", "average", "− best baseline", "− late fusion", "− control", "within spread", "seeds"),
         tuple(rows),
-        notes=(*named, "Holds: at least the best baseline less one standard deviation over seeds."),
+        notes=(*notes, "Within spread: at least the best baseline minus its standard deviation over seeds."),
     )
 
 
@@ -65,7 +64,7 @@ def _best(results: Iterable[Result]) -> Result | None:
 
 
 def _control_of(label: str) -> str:
-    """The control's label: "3-1, forward basis" -> "3-1, two forward networks, first network"."""
+    """The label of the control: "3-1, forward basis" -> "3-1, two forward networks, first network"."""
     experiment, _, what = label.partition(", ")
     name = {"forward basis": "first network", "reverse basis": "second network"}.get(what, what)
     return f"{experiment}, two forward networks, {name}"
@@ -74,28 +73,28 @@ def _control_of(label: str) -> str:
 SHOWN_VIDEOS = 8
 
 INTRODUCTION = """\
-F is a detector that watches videos forwards, B one that watches them backwards. Late fusion merges what both found, \
-with no training; the control merges what two F of different seeds found. What two networks reach that learn together \
-is worth something where it beats both.
+F is a detector trained on forward playback, B one trained on reverse playback. Late fusion merges the detections of \
+both without training; the control merges the detections of two F with different seeds. A joint experiment is useful \
+if it beats both.
 
-Of two networks there are three results: what the forward basis says, what the reverse basis says, and both merged."""
+A joint experiment has three results: the forward basis, the reverse basis, and both merged."""
 
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
-    """How classes take being played backwards, by all baselines that are compared; F is tested on reversed playback.
+    """The direction sensitivity of the classes by all compared baselines; F is tested on reversed playback.
 
     Raises:
-        ValueError: there is no F or no B among the runs, or an F without a checkpoint.
+        ValueError: the runs have no F or no B, or an F has no checkpoint.
     """
-    single = [run for run in comparison.runs if run.config.plan.networks == 1]
+    single = [run for run in comparison.runs if run.config.design.networks == 1]
     forward = [run for run in single if run.config.direction == "forward"]
-    backward = [run for run in single if run.config.direction == "reverse"]
-    if not forward or not backward:
-        raise ValueError("direction sensitivity needs a forward and a reverse baseline; give runs of F and B too")
+    reverse = [run for run in single if run.config.direction == "reverse"]
+    if not forward or not reverse:
+        raise ValueError("direction sensitivity needs a forward and a reverse baseline; also give runs of F and B")
     return sensitivity(
         comparison.truth,
-        forward=[_found(comparison, run.detection_files()[""]) for run in forward],
-        backward=[_found(comparison, run.detection_files()[""]) for run in backward],
+        forward=[_read_forward(comparison, run.detection_files()[""]) for run in forward],
+        backward=[_read_forward(comparison, run.detection_files()[""]) for run in reverse],
         reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), ranks) for run in forward],
         tiou=comparison.runs[0].config.test.tiou,
     )
@@ -104,12 +103,11 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
 def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity | None = None) -> Path:
     """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
     tables = [
-        table for table in (comparison.table(), standing_table(comparison), comparison.loss_table()) if table.rows
+        table for table in (comparison.table(), difference_table(comparison), comparison.loss_table()) if table.rows
     ]
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
-    with atomic_write(out / "results.md") as file:
-        file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_markdown(out / "results.md", tables)
     write_json(comparison.json(), out / "results.json")
     page = out / "index.html"
     write_page(
@@ -131,18 +129,16 @@ def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) ->
     best = comparison.best_baseline
     plot_comparison(groups, out / "comparison.png", reference=None if best is None else (best.label, best.mean))
     pictures = [
-        ("Average mAP of every result: a dot a seed, a bar at their mean; dashed, the best baseline.", "comparison.png")
+        ("Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline.", "comparison.png")
     ]
     if sensitivity is not None:
         plot_sensitivity(sensitivity, out / "sensitivity.png")
-        pictures.append(
-            ("Average precision of each class, by what the networks make of it played backwards.", "sensitivity.png")
-        )
+        pictures.append(("Average precision of each class, by its direction sensitivity.", "sensitivity.png"))
     for group, curves in comparison.curves().items():
         name = f"training-{group.replace(' ', '-')}.png"
         plot_training_curves(curves, out / name)
-        of = "" if group == BASELINES else " (the sum of both networks')"
-        pictures.append((f"Training of the {group}, the first seed of each: loss{of} and average mAP.", name))
+        loss = "loss" if group == BASELINES else "loss (the sum of both networks)"
+        pictures.append((f"Training of the {group}, the first seed of each: {loss} and average mAP.", name))
     return pictures
 
 
@@ -152,32 +148,30 @@ def _page_videos(out: Path, comparison: Comparison) -> Iterator[PageVideo]:
     kinds: Mapping[str, Kind] = {"F": "forward", "B": "reverse"}
     for run in comparison.runs:
         if run.label in kinds and run.label not in [title for title, _, _ in shown]:
-            shown.append((run.label, kinds[run.label], _found(comparison, run.detection_files()[""])))
+            shown.append((run.label, kinds[run.label], _read_forward(comparison, run.detection_files()[""])))
     if best := comparison.best_pair:
-        shown.append((best.label, "merged", _found(comparison, next(iter(best.files.values())))))
+        shown.append((best.label, "merged", _read_forward(comparison, next(iter(best.files.values())))))
     for name in list(comparison.truth.videos)[:SHOWN_VIDEOS]:
         video = comparison.truth.videos[name]
         tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
         for title, kind, detections in shown:
             if name in detections.videos:
-                found = detections.of_video(name)
-                labels = [found.classes[label] for label in found.labels]
-                tracks.append(Track(title, kind, found.segments, labels, found.scores))
+                tracks.append(Track.of(title, kind, detections, name))
         yield PageVideo(name, _media(out, comparison, name), video.duration_s, tracks)
 
 
-def _found(comparison: Comparison, path: Path) -> Detections:
-    """What a file holds, on the forward clock and under the names of the ground truth."""
+def _read_forward(comparison: Comparison, path: Path) -> Detections:
+    """The detections of a file on the forward clock, with the video names of the ground truth."""
     return under_names(read_detections(path).forward(), comparison.truth.videos, path)
 
 
 def _media(out: Path, comparison: Comparison, name: str) -> str | None:
-    """The video's file relative to the page, where it lies in the page's folder."""
+    """The file of the video relative to the page, if it is in the page's folder."""
     for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
         if folder is not None and folder.is_dir():
             find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
             try:
                 return find(name).resolve().relative_to(out.resolve()).as_posix()
-            except (FileNotFoundError, ValueError):  # it has no such video; it lies elsewhere
+            except (FileNotFoundError, ValueError):  # the folder lacks the video, or is elsewhere
                 continue
     return None

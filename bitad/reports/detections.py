@@ -1,4 +1,4 @@
-"""Detections for people: subtitles, and a page with the videos and their timelines."""
+"""Subtitles of detections, and a page with the videos and their timelines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitad.runtime.log import printable, shortlist
 from bitad.runtime.progress import progress_callback
 from bitad.video.writer import write_preview
 
-MOST_LINES = 3
+MAX_LINES = 3
 
 
 def write_srt(
@@ -30,16 +30,12 @@ def write_srt(
     *,
     min_score: float,
 ) -> None:
-    """Writes a SubRip file whose cues never overlap: wherever what happens changes, the next cue begins.
+    """Writes a SubRip file with cues that never overlap: a new cue begins wherever the detected classes change.
 
-    A cue has a line for each class that happens then, the best-scored first, at most three. Segments that round to
-    no millisecond, and what lies before 0, are left out. Without any detection the file is empty, which is valid.
+    A cue has a line for each class, the best-scored first, at most three.
 
     Args:
-        path: the file, in UTF-8.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock, in any order.
-        labels: n class names.
-        scores: float64 ``[n]``.
         min_score: detections below it are left out.
 
     Raises:
@@ -47,14 +43,14 @@ def write_srt(
     """
     if segments.shape != (len(labels), 2) or scores.shape != (len(labels),):
         raise ValueError(
-            f"segments {segments.shape} and scores {scores.shape} do not fit {len(labels)} labels;"
+            f"segments {segments.shape} and scores {scores.shape} do not match {len(labels)} labels;"
             " give segments [n, 2], scores [n] and n labels"
         )
     if not np.isfinite(segments).all():
         row = int(np.argmin(np.isfinite(segments).all(axis=1)))
         raise ValueError(f"segment {row} is {segments[row].tolist()}; give finite times in seconds")
     kept = np.flatnonzero(scores >= min_score)
-    kept = kept[np.argsort(-scores[kept], kind="stable")]  # best first, and so in every cue
+    kept = kept[np.argsort(-scores[kept], kind="stable")]  # the best first, also in every cue
     times_ms = np.round(1000 * segments[kept].clip(min=0)).astype(np.int64)
     names = [_plain(labels[i]) for i in kept.tolist()]
     lines = [f"{name} {score:.2f}" for name, score in zip(names, scores[kept].tolist(), strict=True)]
@@ -65,7 +61,7 @@ def write_srt(
         best: dict[str, str] = {}
         for i in happening:
             best.setdefault(names[i], lines[i])
-        text = "\n".join(list(best.values())[:MOST_LINES])
+        text = "\n".join(list(best.values())[:MAX_LINES])
         if cues and cues[-1][1:] == (start, text):
             start = cues.pop()[0]
         if text:
@@ -87,13 +83,14 @@ def _clock(milliseconds: int) -> str:
 
 
 def _plain(label: str) -> str:
-    """On one line, and without what a player takes for a tag or the arrow of a cue's times; SubRip has no escapes."""
+    """One line without the characters of tags and of the arrow between times; SubRip has no escapes."""
     return printable(" ".join(label.split())).replace("<", "‹").replace(">", "›")
 
 
-# What a report says of itself in detections.json.
+# Marks the detections.json of a report.
 _MADE_BY = "made_by"
 _DETECT = "bitad detect"
+_PAGE, _MEDIA = "index.html", "media"
 
 
 def check_detection_report(
@@ -104,73 +101,68 @@ def check_detection_report(
     overwrite: bool = False,
     inputs: Iterable[Path] = (),
 ) -> None:
-    """Refuse, before anything is detected, what :func:`write_detection_report` could not or should not write.
+    """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
 
     Args:
-        out: the folder to write to.
         videos: the files, by name.
         min_score: of subtitles and page.
-        overwrite: whether the files of an earlier report may be replaced. Other files never are.
+        overwrite: replace the files of an earlier report; other files are never replaced.
         inputs: other files that are read.
 
     Raises:
-        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` cannot be written to, or a file to be written is
-            there already.
+        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
     """
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score {min_score}: give a score from 0 to 1")
     check_folder(out)
-    check_folder(_media(out))
+    check_folder(out / _MEDIA)
     planned = _files(out, videos)
     check_not_inputs(planned, [*videos.values(), *inputs])
-    there = [path for path in planned if os.path.lexists(path)]
-    if there and not overwrite:
+    existing = [path for path in planned if os.path.lexists(path)]
+    if existing and not overwrite:
         raise ValueError(
-            f"{shortlist(there, most=1)} would be overwritten; give another --out, or replace what an "
-            "earlier `bitad detect` has written there with --overwrite"
+            f"{shortlist(existing, most=1)} would be overwritten; choose another --out, or replace the files of an "
+            "earlier `bitad detect` with --overwrite"
         )
     own = _earlier_files(out)
-    if foreign := [path for path in there if path not in own]:
-        raise ValueError(f"{foreign[0]} was not written by `bitad detect` and is not overwritten; give another --out")
+    if foreign := [path for path in existing if path not in own]:
+        raise ValueError(f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out")
 
 
 def write_detection_report(
     out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: OnDecodeError = "error"
 ) -> tuple[Path, dict[str, str]]:
-    """Writes ``out``/detections.json, a ``.srt`` and an H.264 preview a video, and the page ``out``/index.html.
+    """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
-    Browsers do not play every file that FFmpeg reads (no MPEG-4 AVI, say): the page shows previews. One that cannot be
-    made costs no detections: the page is without it. What else an earlier report has written there is removed.
+    The page shows previews, because browsers do not play every video. Other files of an earlier report are removed.
 
     Args:
-        detections: on the forward clock.
         videos: the files of the detections' videos, by name.
-        min_score: least score of the subtitles, and of the page at first.
-        damaged: what to do about frames of a preview that cannot be decoded.
+        min_score: of the subtitles, and initially of the page.
+        damaged: what to do with frames of a preview that cannot be decoded.
 
     Returns:
-        the page; and, by the name of the video, why it has no preview.
+        the page, and for each video without a preview the reason.
     """
     earlier = _earlier_files(out)
     details = {_MADE_BY: _DETECT, "version": bitad.__version__} | detections.details
     write_detections(replace(detections, details=details), out / "detections.json")
     tracks = {}
     for name in detections.videos:
-        found = detections.of_video(name)
-        labels = [detections.classes[label] for label in found.labels]
-        write_srt(_subtitles(out, name), found.segments, labels, found.scores, min_score=min_score)
-        tracks[name] = Track("Detections", "detection", found.segments, labels, found.scores)
+        track = tracks[name] = Track.of("Detections", "detection", detections, name)
+        assert track.scores is not None
+        write_srt(out / f"{name}.srt", track.segments, track.labels, track.scores, min_score=min_score)
     without = dict(_write_previews(out, detections.videos, videos, damaged))
-    page = _page(out)
+    page = out / _PAGE
     best = float(np.max(detections.scores, initial=0.0))
     write_page(
         page,
         title="Detected actions",
-        introduction=f"Looked for: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}.",
+        introduction=f"Classes: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}.",
         videos=[
             PageVideo(
                 name,
-                None if name in without else _preview(out, name).relative_to(out).as_posix(),
+                None if name in without else f"{_MEDIA}/{name}.mp4",
                 detections.durations_s[name],
                 [track],
             )
@@ -186,45 +178,29 @@ def write_detection_report(
 def _write_previews(
     out: Path, names: Iterable[str], videos: Mapping[str, Path], damaged: OnDecodeError
 ) -> Iterator[tuple[str, str]]:
-    """Writes previews; which videos have none, and why."""
+    """Writes previews; yields the videos whose preview failed, and the reasons."""
     for name in names:
         try:
             with progress_callback(f"preview of {name}") as on_progress:
-                write_preview(videos[name], _preview(out, name), damaged=damaged, on_progress=on_progress)
+                write_preview(videos[name], out / _MEDIA / f"{name}.mp4", damaged=damaged, on_progress=on_progress)
         except (OSError, ValueError) as error:
             yield name, str(error)
 
 
 def _earlier_files(out: Path) -> list[Path]:
-    """The files of the report in a folder; none where there is no report."""
+    """The files of an earlier report in a folder, if there is one."""
     try:
         found = read_detections(out / "detections.json")
     except (OSError, ValueError):
         return []
     if found.details.get(_MADE_BY) != _DETECT:
         return []
-    # The file may be anyone's: it names nothing outside its folder, nor a page that is not ours.
+    # The file may come from anyone: it must not name files outside the folder, or a page of something else.
     names = [name for name in found.videos if name == Path(name).name]
-    return [path for path in _files(out, names) if path.is_file() and (path != _page(out) or is_own_page(path))]
+    return [path for path in _files(out, names) if path.is_file() and (path.name != _PAGE or is_own_page(path))]
 
 
 def _files(out: Path, names: Iterable[str]) -> list[Path]:
     """The files of a report on these videos."""
-    of_videos = [path for name in names for path in (_subtitles(out, name), _preview(out, name))]
-    return [out / "detections.json", _page(out), *of_videos]
-
-
-def _page(out: Path) -> Path:
-    return out / "index.html"
-
-
-def _subtitles(out: Path, name: str) -> Path:
-    return out / f"{name}.srt"
-
-
-def _media(out: Path) -> Path:
-    return out / "media"
-
-
-def _preview(out: Path, name: str) -> Path:
-    return _media(out) / f"{name}.mp4"
+    of_videos = [path for name in names for path in (out / f"{name}.srt", out / _MEDIA / f"{name}.mp4")]
+    return [out / "detections.json", out / _PAGE, *of_videos]

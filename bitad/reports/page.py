@@ -1,6 +1,6 @@
-"""One static HTML page: tables, pictures, and videos with timelines of what happens when.
+"""One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk by double click: style, script and data lie in the file; only media are beside it, linked relatively.
+It opens from disk: style, script and data are in the file; media files are beside it and linked relatively.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bitad
+from bitad.data.detections import Detections
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write
+
+# Detections of a track on a page, by descending score; the page also shows their total number.
+TOP_K = 1000
 
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One row of timelines: what one source says about a video.
+    """One row of timelines: the segments of one result in a video.
 
     Args:
         name: as shown ("Forward (F)").
-        kind: the sort of source; it sets the row's colour.
+        kind: the kind of result; it sets the colour of the row.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
-        labels: n class names.
-        scores: float64 ``[n]``, 0 to 1; None for ground truth, which the page's minimum score leaves alone.
+        scores: float64 ``[n]``, 0 to 1; None for ground truth, which the page does not filter by score.
 
     Raises:
         ValueError: columns of different lengths, an unknown kind, ends before starts, or scores outside [0, 1].
@@ -49,9 +52,15 @@ class Track:
     labels: Sequence[str]
     scores: NDArray[np.float64] | None = None
 
+    @staticmethod
+    def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
+        """The detections in one video."""
+        found = detections.of_video(video)
+        return Track(name, kind, found.segments, [found.classes[label] for label in found.labels], found.scores)
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"track {self.name!r} is of kind {self.kind!r}; use one of {', '.join(get_args(Kind))}")
+            raise ValueError(f"track {self.name!r} has kind {self.kind!r}; use one of {', '.join(get_args(Kind))}")
         count = len(self.labels)
         if self.segments.shape != (count, 2) or (self.scores is not None and self.scores.shape != (count,)):
             scores = "none" if self.scores is None else self.scores.shape
@@ -73,10 +82,7 @@ class PageVideo:
     """A video and its rows of timelines.
 
     Args:
-        name: as shown.
-        media: path of an H.264 mp4 relative to the page's folder, with ``/`` between parts; None where there is none.
-        duration_s: the video's duration in seconds.
-        tracks: the rows, top to bottom.
+        media: path of an H.264 mp4 relative to the page's folder, with ``/`` between parts; None without one.
 
     Raises:
         ValueError: a path that is not relative, or a duration that is not positive.
@@ -91,7 +97,7 @@ class PageVideo:
         if self.media is not None:
             _check_relative(self.media)
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise ValueError(f"video {self.name!r} lasts {self.duration_s} s; give its duration in seconds")
+            raise ValueError(f"video {self.name!r} has a duration of {self.duration_s} s; give a positive one")
 
 
 def write_page(
@@ -103,27 +109,21 @@ def write_page(
     pictures: Sequence[tuple[str, str]] = (),
     videos: Sequence[PageVideo] = (),
     min_score: float = 0.3,
-    top_k: int = 1000,
 ) -> None:
-    """Writes the page. No media are copied: they should lie beside it already, for it notes which are missing.
+    """Writes the page. Media files are not copied; the page notes which of them are missing when it is written.
 
     Args:
-        path: the HTML file; a missing folder is made.
-        title: of the page.
+        path: the HTML file; a missing folder is created.
         introduction: plain text; an empty line starts a paragraph.
-        tables: shown in order.
         pictures: caption and path relative to the page's folder.
-        videos: to choose from; the first is shown at the start.
-        min_score: where the reader's filter of detections stands at the start.
-        top_k: how many detections of a track are written, by descending score; the page says of how many.
+        videos: the first one is shown initially.
+        min_score: the initial minimum score of detections.
 
     Raises:
-        ValueError: a picture's path is not relative, ``min_score`` lies outside [0, 1], or ``top_k`` is below 1.
+        ValueError: a picture's path is not relative, or ``min_score`` is not in [0, 1].
     """
     if not 0 <= min_score <= 1:
         raise ValueError(f"min_score is {min_score}; give a score from 0 to 1")
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; give at least 1")
     sections = [
         ("videos", "Videos", bool(videos)),
         ("tables", "Results", bool(tables)),
@@ -139,7 +139,7 @@ def write_page(
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, path.parent, min_score, top_k)),
+        data=_embedded(_data(videos, path.parent, min_score)),
         script=_part("page.js"),
     )
     with atomic_write(path) as partial_file:
@@ -147,7 +147,7 @@ def write_page(
 
 
 def is_own_page(path: Path) -> bool:
-    """Whether a file is a page that BiTAD has written."""
+    """Whether a file is a page written by BiTAD."""
     try:
         with path.open("rb") as file:
             return b'<meta name="generator" content="BiTAD' in file.read(1000)
@@ -156,13 +156,13 @@ def is_own_page(path: Path) -> bool:
 
 
 def check_page(path: Path) -> None:
-    """Refuse a place for a page at which there is something else than a page of BiTAD, which may be replaced.
+    """Checks that a page can be written: an existing file must be a page of BiTAD.
 
     Raises:
-        ValueError: there is.
+        ValueError: it is something else.
     """
     if os.path.lexists(path) and not is_own_page(path):
-        raise ValueError(f"{path} was not written by BiTAD and is not overwritten; give another folder")
+        raise ValueError(f"{path} was not written by BiTAD and is not overwritten; choose another folder")
 
 
 def _part(name: str) -> str:
@@ -188,10 +188,10 @@ def _picture(caption: str, path: str) -> str:
 def _check_relative(path: str) -> None:
     # A Windows drive and a URL's scheme both start with letters and a colon.
     if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
-        raise ValueError(f"{path!r} is no path relative to the page; copy the file beside it and give `folder/name`")
+        raise ValueError(f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`")
 
 
-def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: int) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
     return {
@@ -203,7 +203,7 @@ def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: in
                 "media": None if video.media is None else quote(video.media),
                 "absent": _absent(video.media, folder),
                 "duration": round(video.duration_s, 3),
-                "tracks": [_columns(track, number, top_k) for track in video.tracks],
+                "tracks": [_columns(track, number) for track in video.tracks],
             }
             for video in videos
         ],
@@ -211,19 +211,19 @@ def _data(videos: Sequence[PageVideo], folder: Path, min_score: float, top_k: in
 
 
 def _absent(media: str | None, folder: Path) -> str:
-    """Why the page does not try to play this (a browser that finds no file complains in its console); "" if it does."""
+    """Why the page cannot play this video; empty if it can."""
     if media is None:
         return "This page was written without this video."
     return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
 
 
-def _columns(track: Track, number: dict[str, int], top_k: int) -> dict[str, Any]:
-    """A track's best ``top_k`` rows by descending score (of ground truth all, by start) as the page's script wants."""
+def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
+    """The best rows of a track by descending score (of ground truth, all rows by start), for the page's script."""
     starts = track.segments[:, 0]
     if track.scores is None:
         order = np.argsort(starts, kind="stable")
     else:
-        order = np.argsort(-track.scores, kind="stable")[:top_k]
+        order = np.argsort(-track.scores, kind="stable")[:TOP_K]
     return {
         "name": track.name,
         "kind": track.kind,
@@ -236,6 +236,6 @@ def _columns(track: Track, number: dict[str, int], top_k: int) -> dict[str, Any]
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """JSON that can stand in a script element: without ``<`` nothing can end it or open a comment in it."""
+    """JSON for a script element; without ``<``, nothing can end the element or open a comment."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

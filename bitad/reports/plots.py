@@ -1,6 +1,7 @@
-"""Plots of training and results, in one style; each function takes figures and writes one PNG or SVG file.
+"""Plots of training and results in one style; each function writes one PNG or SVG file.
 
-The first three of several runs or results are blue, orange and green: F, B and what is merged of them.
+The first three runs or results are blue, orange and green: F, B and their merged result. All functions raise a
+ValueError if there is nothing to plot, or the path ends in neither .png nor .svg.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from bitad.runtime.files import atomic_write
 
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
-_DASHES = ("-", "--", ":")  # of curves whose colour another one has already
+_DASHES = ("-", "--", ":")  # of curves that share a colour
 
-# Class names may be Korean, Chinese or Japanese, whose letters matplotlib's own font lacks.
+# For Korean, Chinese or Japanese class names, which matplotlib's default font lacks.
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
-# Any, because the versions of matplotlib disagree about the type of the keys.
+# Any, because the type of the keys differs between versions of matplotlib.
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": _QUIET,
@@ -50,9 +51,9 @@ _STYLE: Any = {
     "legend.fontsize": 9.5,
     "legend.frameon": False,
     "savefig.dpi": 170,
-    "svg.hashsalt": "bitad",  # the same figures give the same file
+    "svg.hashsalt": "bitad",  # makes files reproducible
     "text.color": _TEXT,
-    "text.parse_math": False,  # a dollar sign in a class's name is one
+    "text.parse_math": False,  # a dollar sign in the name of a class is literal
     "xtick.color": _QUIET,
     "xtick.labelsize": 9,
     "xtick.major.size": 3,
@@ -68,10 +69,6 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     Args:
         runs: by name, the records of their ``metrics.jsonl``: those of kind "training" with ``step`` and ``loss``,
             those of kind "evaluation" with ``epoch`` and ``average_map`` (a fraction).
-        path: the picture.
-
-    Raises:
-        ValueError: no run, or a path that ends in neither .png nor .svg.
     """
     _need(runs, "run")
     with _figure(path, width=7.6, height=3.1) as figure:
@@ -84,37 +81,24 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
             left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
             left.plot(steps, smoothed(losses), color=colour, linestyle=dashes, linewidth=1.8, label=name)
             tests = [record for record in records if record["kind"] == "evaluation"]
-            epochs = [record["epoch"] for record in tests]
-            right.plot(
-                epochs,
-                [100 * r["average_map"] for r in tests],
-                marker="o",
-                linestyle=dashes,
-                color=colour,
-                markersize=4,
-                linewidth=1.8,
-                label=name,
-            )
+            epochs, averages = [r["epoch"] for r in tests], [100 * r["average_map"] for r in tests]
+            right.plot(epochs, averages, marker="o", markersize=4, linestyle=dashes, color=colour, linewidth=1.8)
         left.set(title="Training loss", xlabel="step", ylabel="loss")
         left.set_ylim(bottom=0)
         right.set(title="Average mAP on the test subset", xlabel="epoch", ylabel="average mAP (%)")
         right.set_ylim(bottom=0)
         right.xaxis.get_major_locator().set_params(integer=True)
         if not any(line.get_xdata().size for line in right.lines):
-            _remark(right, "no evaluation recorded")
+            label = right.text(0.5, 0.5, "no evaluation recorded", color=_QUIET, transform=right.transAxes)
+            label.set(ha="center", va="center")
         left.legend(loc="upper right")
 
 
 def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], path: Path, *, tiou: float) -> None:
-    """A small panel per class: precision over recall of each result, and their average precisions.
+    """A panel per class: precision over recall of each result, and its AP.
 
     Args:
         results: by name of the result and class, as ``precision_recall`` gives them.
-        path: the picture.
-        tiou: the threshold at which they were computed, for the title.
-
-    Raises:
-        ValueError: no result, no class, or a path that ends in neither .png nor .svg.
     """
     _need(results, "result")
     classes = list(dict.fromkeys(name for curves in results.values() for name in curves))
@@ -141,19 +125,11 @@ def plot_class_bars(
     *,
     kinds: Mapping[str, str] | None = None,
     title: str = "Average precision per class",
-    unit: str = "AP (%)",
 ) -> None:
-    """Bars per class, one for each result, the classes grouped by kind.
+    """A bar per class and result; classes are grouped by kind.
 
     Args:
-        results: by name of the result and class, a figure in percent. A class that a result lacks gets no bar.
-        path: the picture.
-        kinds: what kind of class each is.
-        title: of the plot.
-        unit: what the bars measure, for the axis.
-
-    Raises:
-        ValueError: no result, no class, or a path that ends in neither .png nor .svg.
+        results: by name of the result and class, a value in percent; missing classes have no bar.
     """
     _need(results, "result")
     kinds = kinds or {}
@@ -162,7 +138,7 @@ def plot_class_bars(
     groups: dict[str, list[str]] = {}
     for name in classes:
         groups.setdefault(kinds.get(name, ""), []).append(name)
-    # Class positions 0, 1, 2 ..., with half a class's room between kinds.
+    # Positions 0, 1, 2 ..., with an additional 0.5 between kinds.
     order = [name for group in groups.values() for name in group]
     gaps = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
     place = dict(zip(order, np.arange(len(order)) + 0.5 * gaps, strict=True))
@@ -172,7 +148,7 @@ def plot_class_bars(
         for k, (figures, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
             shift = (k - (len(results) - 1) / 2) * bar
             axes.bar([place[name] + shift for name in figures], list(figures.values()), 0.92 * bar, color=colour)
-        axes.set(ylabel=unit, ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
+        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
         axes.set_xticks(list(place.values()), order, rotation=0 if len(order) <= 12 else 40)
         axes.grid(visible=False, axis="x")
         for kind, group in groups.items():
@@ -182,11 +158,7 @@ def plot_class_bars(
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
-    """Bars per class, grouped by verdict: AP of F, of B, and of F on reversed playback under the class's own name.
-
-    Raises:
-        ValueError: as ``plot_class_bars``.
-    """
+    """Bars per class, grouped by verdict: AP of F, B, and F on reversed playback with the original labels."""
     order = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     plot_class_bars(
         {
@@ -206,20 +178,16 @@ def plot_comparison(
     *,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Average mAP result by result, top to bottom: a dot a seed, a bar at their mean; a colour a group.
+    """Average mAP of each result, top to bottom: a dot per seed, a bar at the mean, a colour per group.
 
     Args:
         groups: by name of the group and of the result, the seeds' average mAP in percent.
-        path: the picture.
-        reference: name and average mAP in percent of what the results must be read against: a line.
-
-    Raises:
-        ValueError: no result, one without figures, or a path that ends in neither .png nor .svg.
+        reference: name and average mAP in percent of the result to compare with, drawn as a line.
     """
     results = [(name, figures, k) for k, group in enumerate(groups.values()) for name, figures in group.items()]
     _need([name for name, _, _ in results], "result")
     for name, figures, _ in results:
-        _need(list(map(str, figures)), f"figure of {name}")
+        _need(list(map(str, figures)), f"value of {name}")
     height = 0.21 * (len(results) + 0.6 * len(groups)) + 1.1
     with _figure(path, width=7.6, height=height) as figure:
         axes = figure.subplots()
@@ -232,15 +200,9 @@ def plot_comparison(
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
-            axes.annotate(
-                f"{name}: {value:.2f}",
-                (value, 1),
-                (3, 2),
-                xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points",
-                color=_QUIET,
-                fontsize=8.5,
-            )
+            top = axes.get_xaxis_transform()
+            label = axes.annotate(f"{name}: {value:.2f}", (value, 1), (3, 2), xycoords=top, textcoords="offset points")
+            label.set(color=_QUIET, fontsize=8.5)
         axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
         axes.set_yticks(places, [name for name, _, _ in results])
         axes.tick_params(axis="y", length=0)
@@ -257,45 +219,36 @@ def plot_confusion(
     expected: Mapping[str, str | None] | None = None,
     title: str,
 ) -> None:
-    """A heat map of what each class is called.
+    """A heat map of the predicted labels of each class.
 
     Args:
-        shares: float64 ``[K, M]``, in percent: row, the true class; column, what it was called.
-        path: the picture.
-        classes: the K rows' names.
+        shares: float64 ``[K, M]``, in percent: rows are true classes, columns predicted labels.
         called: the M columns' names, for instance the classes and "nothing".
-        expected: by class, the column that is framed (the class it turns into when played backwards), None for none.
-        title: of the plot.
+        expected: by class, the column to frame (its time-reversed label), or None.
 
     Raises:
-        ValueError: names that do not fit the shares, an expected name without column, or a path that ends in
-            neither .png nor .svg.
+        ValueError: names that do not match the shares, or an expected name without column.
     """
     if shares.shape != (len(classes), len(called)) or not shares.size:
-        raise ValueError(f"shares {shares.shape} do not fit {len(classes)} classes called {len(called)} names")
+        raise ValueError(
+            f"shares {shares.shape} do not match {len(classes)} classes and {len(called)} predicted labels"
+        )
     framed = {name: target for name, target in (expected or {}).items() if target is not None}
     if unknown := set(framed.values()) - set(called):
-        raise ValueError(f"{sorted(unknown)[0]!r} is expected but is no column; the columns are {', '.join(called)}")
+        raise ValueError(f"{sorted(unknown)[0]!r} is expected but is not a column; the columns are {', '.join(called)}")
     rows, columns = shares.shape
     with _figure(path, width=0.5 * columns + 2.0, height=0.38 * rows + 1.5) as figure:
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=115, aspect="auto")
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
-            axes.text(
-                column,
-                row,
-                f"{share:.0f}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share > 60 else _TEXT,
-            )
+            colour = "white" if share > 60 else _TEXT
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=colour)
         for row, name in enumerate(classes):
             if name in framed:
                 corner = (list(called).index(framed[name]) - 0.5, row - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
-        axes.set(title=title, xlabel="called (% of the class's segments)", ylabel="class")
+        axes.set(title=title, xlabel="predicted label (% of the class's segments)", ylabel="class")
         axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(rows), classes)
         axes.tick_params(length=0)
@@ -304,7 +257,7 @@ def plot_confusion(
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The centred moving mean of ``[n]`` values over about a thirtieth of them, over fewer near the ends."""
+    """The centred moving mean of ``[n]`` values over about n / 30 of them, fewer near the ends."""
     width = 2 * (len(values) // 60) + 1
     kernel = np.ones(width)
     if width == 1:
@@ -314,10 +267,10 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @contextmanager
 def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure of so many inches, in the common style, written to ``path`` when the block ends."""
+    """An empty figure in the common style, size in inches, which is written to ``path`` when the block ends."""
     form = path.suffix.lower().lstrip(".")
     if form not in ("png", "svg"):
-        raise ValueError(f"{path.name} is neither .png nor .svg; name the picture so")
+        raise ValueError(f"{path.name} is neither .png nor .svg; use one of these suffixes")
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
@@ -330,7 +283,7 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
 
 
 def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) -> None:
-    # From recall 0 the curve stands at its best precision, and it ends where the last true positive is.
+    # The curve begins at recall 0 with its best precision and ends at the last true positive.
     recall = np.concatenate([[0.0], curve.recall])
     precision = np.concatenate([curve.interpolated[:1], curve.interpolated])
     if curve.recall.size:
@@ -339,7 +292,7 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) 
 
 
 def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
-    """The title at the top left, and at the top right what each colour is."""
+    """The title at the top left, and the colours at the top right."""
     handles = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
@@ -351,8 +304,4 @@ def _colours(count: int) -> list[str]:
 
 def _need(things: Mapping[str, Any] | Sequence[str], what: str) -> None:
     if not things:
-        raise ValueError(f"a plot needs at least one {what}; there is none")
-
-
-def _remark(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=_QUIET, transform=axes.transAxes)
+        raise ValueError(f"a plot needs at least one {what}")

@@ -230,7 +230,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
-    if theirs.plan.networks != 1:
+    if theirs.design.networks != 1:
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
         return
     if theirs.direction != view:

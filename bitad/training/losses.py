@@ -1,4 +1,7 @@
-"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets."""
+"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets.
+
+TriDet (Shi et al. 2023, arXiv:2303.07347) weights the focal loss by tIoU.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,35 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitad.models.heads import Points, Prediction
 
-# Segments whose lengths differ by no more than this count as equally short, in grid steps (OpenTAD's value): THUMOS14
-# annotates some segments once for each of two classes.
+# Segments are equally short if their lengths differ by at most this, in grid steps (OpenTAD's value): THUMOS14
+# annotates some segments once per class.
 SAME_LENGTH = 1e-3
 
 
 class Targets(NamedTuple):
-    """What a batch of windows should be predicted as; N points, K classes.
+    """The targets of a batch of windows; N points, K classes.
 
     Args:
-        class_targets: float ``[B, N, K]``, 0 or 1; a point can carry several classes.
-        distances: ``[B, N, 2]``, to the start and to the end of its segment, in strides; 0 at points without one.
-        positive: bool ``[B, N]``, points that have a segment.
+        class_targets: float ``[B, N, K]``, 0 or 1; a point can have several classes.
+        distances: ``[B, N, 2]``, to the start and to the end of a point's segment, in strides; 0 without a segment.
+        positive: bool ``[B, N]``, the points with a segment.
     """
 
     class_targets: Tensor
     distances: Tensor
     positive: Tensor
+
+    def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """The distances of a prediction that train, and their targets: one per point, or one per class of a point.
+
+        Returns:
+            bool ``[B, N]`` and distances ``[B, N, 2]``; of distances that depend on the class, bool ``[B, N, K]`` and
+            distances ``[B, N, 1, 2]``.
+        """
+        positive, distances = self.positive & prediction.mask, self.distances.to(prediction.distances.dtype)
+        if prediction.distances.ndim == 3:
+            return positive, distances
+        return positive[..., None] & (self.class_targets > 0), distances[:, :, None]
 
 
 @torch.no_grad()
@@ -42,19 +57,19 @@ def assign(
 ) -> Targets:
     """Assigns ground truth to points.
 
-    A point takes a segment if it lies strictly inside it, less than ``radius`` of its strides from its middle, and if
-    the farther end is within the point's range, limits included. Of several it takes the shortest, the first of
-    equally short ones; its classes are those of all that are equally short.
+    A point takes a segment if it lies strictly inside, less than ``radius`` strides from the middle, and if the farther
+    end is within the point's range, limits included. Of several segments it takes the shortest, or the first of equally
+    short ones; its classes are those of all equally short ones.
 
     Args:
         points: the N points.
         segments: for each window ``[n, 2]`` in grid steps; n may be 0.
         labels: for each window, int ``[n]``.
         num_classes: K.
-        radius: of the sampling around a segment's middle, in strides.
+        radius: around a segment's middle, in strides of the point.
     """
     device, dtype = points.position.device, points.position.dtype
-    # Padded by segments without length, which no point lies strictly inside: at least one a window.
+    # Padded with at least one empty segment per window; no point lies strictly inside it.
     ends = pad_sequence([F.pad(s.to(device, dtype).reshape(-1, 2), (0, 0, 0, 1)) for s in segments], batch_first=True)
     classes = pad_sequence([F.pad(c.to(device).long(), (0, 1)) for c in labels], batch_first=True)  # [B, M]
 
@@ -72,7 +87,7 @@ def assign(
     length = torch.where(candidate, end - start, torch.inf)
     shortest = length.amin(-1, keepdim=True)
     chosen = candidate & (length <= shortest + SAME_LENGTH)
-    # A class annotated twice at a point still counts once.
+    # A class annotated twice at a point counts once.
     class_targets = (chosen.to(dtype) @ F.one_hot(classes, num_classes).to(dtype)).clamp(max=1)
     positive = candidate.any(-1)
     index = length.argmin(-1)[..., None, None].expand(-1, -1, -1, 2)  # the first of equally short ones
@@ -81,7 +96,7 @@ def assign(
 
 
 class Losses(NamedTuple):
-    """Scalars; ``total`` is what is minimised."""
+    """Scalars; training minimises ``total``."""
 
     classification: Tensor
     regression: Tensor
@@ -92,10 +107,10 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     """Focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002), elementwise.
 
     Args:
-        logits: any shape.
+        logits: of any shape.
         targets: of the same shape, on 0..1.
-        alpha: weight of the positive class, ``1 - alpha`` of the negative one.
-        gamma: how fast the weight of well classified elements falls.
+        alpha: weight of positives; that of negatives is ``1 - alpha``.
+        gamma: the exponent that lowers the weight of well classified elements.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
@@ -104,40 +119,51 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     return weight * error**gamma * cross_entropy
 
 
-def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287) of segments around the same point, elementwise.
+def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """tIoU of segments around the same point, elementwise.
 
-    Both are given as distances >= 0 from that point to start and end, so they always overlap; the unit does not matter.
+    Both are distances >= 0 from that point to start and end, in any unit, so the segments overlap.
 
     Args:
         distances, targets: ``[..., 2]``.
         eps: smallest denominator.
 
     Returns:
-        ``[...]``, on 0..2.
+        ``[...]``, on 0..1.
     """
     intersection = torch.minimum(distances, targets).sum(-1)
     union = (distances + targets).sum(-1) - intersection
+    return intersection / union.clamp(min=eps)
+
+
+def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287), elementwise; arguments as :func:`tiou_of_distances`; on 0..2."""
+    tiou = tiou_of_distances(distances, targets, eps=eps)
     enclosing = torch.maximum(distances, targets).sum(-1)
     offset = (targets - distances).diff(dim=-1).squeeze(-1) / 2  # between the two middles
-    return 1 - intersection / union.clamp(min=eps) + offset**2 / (enclosing**2).clamp(min=eps)
+    return 1 - tiou + offset**2 / (enclosing**2).clamp(min=eps)
+
+
+# The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
+_LEAST_TIOU = 1e-4
 
 
 class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
-    Both parts are sums over the batch's real points, divided by the number of positive ones: its moving average in
-    training (a buffer, so that a resumed run goes on with it), its own in evaluation. A step may come in several
-    batches. Where several processes train
-    together, their batches count as one: the mean of their losses is the loss of one process with all their windows.
+    Both losses are sums over the batch's real points, divided by the number of positive points: in training by its
+    moving average (a buffer, which checkpoints hold), in evaluation by the batch's. The batches of several processes
+    count as one: the mean of their losses is the loss of one process with all windows.
 
     Args:
         momentum: of the moving average.
-        initial_normaliser: its first value.
-        label_smoothing: how much of a class target goes to all classes alike.
+        initial_normaliser: the first value of the moving average.
+        label_smoothing: the share of a class target that is spread over all classes.
         regression_weight: of the regression in the total.
-        processes: how many train together.
-        total: a number of this process -> its sum over all of them.
+        iou_weight_power: the tIoU of a point's predicted segment to this power weights the classification loss of its
+            classes, and so also trains the segment; 0: weight 1.
+        processes: number of processes that train together.
+        total: a number of this process -> its sum over all processes.
     """
 
     def __init__(
@@ -147,6 +173,7 @@ class DetectionLoss(nn.Module):
         initial_normaliser: float = 100.0,
         label_smoothing: float = 0.0,
         regression_weight: float = 1.0,
+        iou_weight_power: float = 0.0,
         processes: int = 1,
         total: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
@@ -154,47 +181,53 @@ class DetectionLoss(nn.Module):
         self.momentum = momentum
         self.label_smoothing = label_smoothing
         self.regression_weight = regression_weight
+        self.iou_weight_power = iou_weight_power
         self.processes, self.total = processes, total
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
     def forward(self, prediction: Prediction, targets: Targets, *, normaliser: Tensor | None = None) -> Losses:
-        """Compares.
+        """The losses of a prediction.
 
         Args:
-            normaliser: of the whole step of which this batch is a part (:meth:`normaliser_of`); the losses of its
-                parts then add up to the step's. None: the batch is all of it.
+            normaliser: of a step with several batches (:meth:`normaliser_of`), whose losses add up to the step's; None:
+                the step has one batch.
         """
         logits, distances, mask, _ = prediction
-        positive = targets.positive & mask
         if normaliser is None:
-            normaliser = self.normaliser_of(positive.sum())
+            normaliser = self.normaliser_of((targets.positive & mask).sum())
         wanted = targets.class_targets.to(logits.dtype)
         if self.label_smoothing:
             wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / (logits.shape[-1] + 1)
         # Weighted by the masks rather than indexed by them: indexing waits for the device.
-        classification = (sigmoid_focal_loss(logits, wanted) * mask[..., None]).sum() / normaliser
-        regression = (diou_loss(distances, targets.distances.to(distances.dtype)) * positive).sum() / normaliser
+        taught, wanted_distances = targets.of_distances(prediction)
+        focal = sigmoid_focal_loss(logits, wanted)
+        if self.iou_weight_power:
+            weight = tiou_of_distances(distances, wanted_distances).clamp(min=_LEAST_TIOU) ** self.iou_weight_power
+            weight = weight if distances.ndim == 4 else weight[..., None]
+            focal = torch.where(targets.class_targets > 0, weight, 1) * focal
+        classification = (focal * mask[..., None]).sum() / normaliser
+        regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
     def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
         """How far two predictions on one clock are apart, in units of the last :meth:`forward`; 0 where they agree.
 
-        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments at the
-        points that have one. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
+        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments where
+        there are targets. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
         arXiv:1706.00384), whose divergence is not symmetric.
         """
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
-        positive = targets.positive & prediction.mask
-        segments = diou_loss(prediction.distances, other.distances) * positive
+        taught, _ = targets.of_distances(prediction)
+        segments = diou_loss(prediction.distances, other.distances) * taught
         normaliser = self.get_buffer("normaliser") / self.processes
         total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
         return total
 
     def normaliser_of(self, positives: Tensor) -> Tensor:
-        """By what a step with this number of positive points is divided; in training mode updates the moving average.
+        """The normaliser of a step; in training mode, updates the moving average.
 
         Args:
-            positives: scalar, of this process; in training mode those of the others are added.
+            positives: scalar, the number of positive points in this process; training mode adds those of the others.
         """
         dtype = self.get_buffer("normaliser").dtype
         if not self.training:
@@ -202,4 +235,4 @@ class DetectionLoss(nn.Module):
         current = self.total(positives).clamp(min=1).to(dtype)
         average = self.momentum * self.get_buffer("normaliser") + (1 - self.momentum) * current
         self.get_buffer("normaliser").copy_(average)
-        return average / self.processes  # whose gradients are averaged, not added
+        return average / self.processes  # as gradients are averaged over processes, not added

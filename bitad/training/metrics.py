@@ -1,4 +1,4 @@
-"""The file ``metrics.jsonl`` of a run: a JSON record a line."""
+"""The file ``metrics.jsonl`` of a run: one JSON record per line."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bitad.training.step import StepOutput
 
 METRICS = "metrics.jsonl"  # of a run directory
 
-# Which numbers a record of each kind has at least.
+# The numbers that a record of each kind must have.
 _NUMBERS = {"training": ("step", "loss"), "evaluation": ("step", "epoch", "average_map")}
 
 
 def metrics_line(record: dict[str, Any]) -> str:
-    """A record as a line of the file; numbers that are not finite are null there."""
-    return json.dumps(_writable(record), allow_nan=False) + "\n"
+    """A record as a line of the file; numbers that are not finite become null."""
+    return json.dumps(_nan_to_null(record), allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a file, in order; null is NaN.
 
-    A last line without a line end counts for nothing: a run writes it now, or died while it did.
+    A last line without a line end is ignored: a run is writing it, or died while writing it.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line is not a record.
     """
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -40,47 +40,44 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
-        record = _readable(json.loads(line))
-        sound = all(isinstance(record[name], int | float) for name in _NUMBERS[record["kind"]])
+        record = _null_to_nan(json.loads(line))
+        is_valid = all(isinstance(record[name], int | float) for name in _NUMBERS[record["kind"]])
     except (ValueError, KeyError, TypeError, RecursionError):
-        sound = False
-    if not sound:
+        is_valid = False
+    if not is_valid:
         raise ValueError(f"{where} is not a record of a run; correct or remove the line, or remove the file")
     return dict(record)
 
 
-def _writable(value: Any) -> Any:
+def _nan_to_null(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _writable(one) for key, one in value.items()}
+        return {key: _nan_to_null(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _readable(value: Any) -> Any:
+def _null_to_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _readable(one) for key, one in value.items()}
+        return {key: _null_to_nan(one) for key, one in value.items()}
     return math.nan if value is None else value
 
 
 class Records:
-    """The records of a run.
+    """Writes the records of a run.
 
     Args:
         directory: of the run.
-        ranks: the processes of the run, whose figures are put together; rank 0 writes.
-
-    Attributes:
-        step: of the checkpoint from which the run goes on, as it was counted then.
+        ranks: the processes of the run; rank 0 writes.
     """
 
     def __init__(self, directory: Path, ranks: Ranks) -> None:
-        self.path, self.ranks, self.step = directory / METRICS, ranks, 0
+        self.path, self.ranks = directory / METRICS, ranks
 
     def add_step(self, step: StepOutput, *, epoch: int, number: int, lr: float) -> None:
-        """Records a step of training: the mean of all processes' losses."""
+        """Adds a training step: the mean of all processes' losses."""
         figures = [torch.stack(losses) for losses in step.losses.values()]
         agreement = torch.zeros(()) if step.agreement is None else step.agreement
-        mine = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
-        mean = torch.stack(self.ranks.gather(mine)).mean(0)
+        own = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
+        mean = torch.stack(self.ranks.gather(own)).mean(0)
         classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
         record = {
             "kind": "training",
@@ -99,31 +96,30 @@ class Records:
         self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Writes a record behind the others."""
+        """Appends a record."""
         if not self.ranks.is_main:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(metrics_line(record))
         except OSError as error:
-            error.filename = str(self.path)  # a full disk does not say whose line it has no room for
+            error.filename = str(self.path)  # the error of a full disk does not name the file
             raise
 
-    def drop_after_checkpoint(self, *, untested: bool) -> None:
-        """Drops the records of what a run that died did behind its last checkpoint (half a line at the end, too).
+    def drop_after_checkpoint(self, step: int, *, untested: bool) -> None:
+        """Drops the records that a run wrote after its last checkpoint, and half a line at the end.
 
         Args:
-            untested: whether the evaluation of that checkpoint is still to come.
+            step: of the checkpoint.
+            untested: the evaluation of the checkpoint is still to come.
 
         Raises:
-            ValueError: a line is no record.
+            ValueError: a line is not a record.
         """
         if not self.path.exists():
             return
-        kept = []
-        for record in read_metrics(self.path):
-            behind, same = record["step"] > self.step, record["step"] == self.step
-            if not (behind or (same and untested and record["kind"] == "evaluation")):
-                kept.append(metrics_line(record))
+        records = [record for record in read_metrics(self.path) if record["step"] <= step]
+        if untested:
+            records = [record for record in records if record["step"] < step or record["kind"] != "evaluation"]
         with atomic_write(self.path) as partial_file:
-            partial_file.write_text("".join(kept), encoding="utf-8")
+            partial_file.write_text("".join(map(metrics_line, records)), encoding="utf-8")

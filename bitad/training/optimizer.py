@@ -1,9 +1,9 @@
-"""AdamW in parameter groups, the learning rate schedule, and the moving average (EMA) of what trains."""
+"""AdamW with parameter groups, the learning rate schedule, and the moving average (EMA) of weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ from bitad.models.adapters import is_adapter
 from bitad.models.fusion import Fusion
 from bitad.runtime.distributed import local_shard
 
-# What weight decay is for: the weights of linear maps and convolutions; not norms, biases, scales.
+# Weight decay applies to the weights of linear maps and convolutions; not to norms, biases and scales.
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates stated for a batch of ``reference_batch`` windows a step, scaled linearly to ``effective_batch``.
+    """Learning rates for ``reference_batch`` windows per step, scaled linearly to ``effective_batch``.
 
     The linear rule is that of Goyal et al. 2017 (arXiv:1706.02677).
     """
@@ -36,7 +36,7 @@ class LearningRates:
 
     @classmethod
     def of(cls, config: TrainingConfig, world: int) -> LearningRates:
-        """The rates of a recipe, for this number of processes."""
+        """The rates of a recipe with this number of processes."""
         batch = config.batch * config.accumulate * world
         return cls(config.lr, config.adapter_lr, config.fusion_lr, config.reference_batch, batch)
 
@@ -53,36 +53,27 @@ class LearningRates:
 
 
 def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: float) -> AdamW:
-    """AdamW over what trains (``requires_grad``), in groups: adapters and the rest, decayed and not, and fusions.
+    """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
-    A fusion is not decayed, for 0 is not where its weights belong, and its learning rate is divided by the number of
-    inputs that an output sums (the fan-in, as Yang et al. 2021, arXiv:2203.03466, do for hidden layers under Adam). Its
-    inputs are all alike (a trained head says about -5 at nearly every point), so a step of Adam, which moves every
-    weight by the learning rate, would move each of its outputs by some thousand times that.
+    Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
+    (as Yang et al. 2021, arXiv:2203.03466, do for hidden layers with Adam): their inputs are nearly equal (a trained
+    head's logits are about -5 at most points), so a step of Adam at the full rate would change each output by about a
+    thousand times the rate.
 
-    Each group carries its name under ``name``.
+    Each group has its name under ``name``.
     """
-    decayed = {
-        f"{prefix}.weight" if prefix else "weight"
-        for prefix, module in model.named_modules()
-        if isinstance(module, DECAYED)
-    }
-    fused = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, Fusion)
-        for name, _ in module.named_parameters()
-    }
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
+    fused = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name in fused:
+        if id(parameter) in fused:
             group = ("fusion", rates.fusion_lr / parameter[0].numel(), False)
         elif is_adapter(name):
-            group = ("adapters", rates.adapter_lr, name in decayed)
+            group = ("adapters", rates.adapter_lr, id(parameter) in decayed)
         else:
-            group = ("detector", rates.lr, name in decayed)
+            group = ("detector", rates.lr, id(parameter) in decayed)
         groups.setdefault(group, []).append(parameter)
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     return AdamW(
@@ -95,14 +86,14 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
             }
             for (what, lr, decay), parameters in groups.items()
         ],
-        # All parameters at once; on a CPU to the bit as one after the other, which `fused` is not.
+        # All parameters at once. On a CPU, `foreach` is bit-equal to one after the other; `fused` is not.
         fused=on_gpu,
         foreach=not on_gpu,
     )
 
 
 def build_schedule(optimizer: AdamW, *, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Linear warm-up from 0, then half a cosine down to 0 at ``total_steps``; one call of ``step()`` a step."""
+    """Linear warm-up from 0, then half a cosine down to 0 at ``total_steps``."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -114,14 +105,14 @@ def build_schedule(optimizer: AdamW, *, warmup_steps: int, total_steps: int) -> 
 
 
 class Ema:
-    """Averages the trainable parameters of a model; what is frozen is neither copied nor averaged.
+    """The moving average of a model's trainable parameters, from their current values on.
 
     The decay rises as ``(1 + n) / (10 + n)`` with the number of updates n up to ``decay`` (as in TensorFlow's
-    ExponentialMovingAverage), so that a short training is not held back by its random beginning.
+    ExponentialMovingAverage), so that the initial weights do not dominate a short training.
 
     Args:
-        model: whose parameters with ``requires_grad`` are averaged, from their present values on.
-        decay: how much of the average stays at an update.
+        model: with ``requires_grad`` set.
+        decay: share of the average that an update keeps.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -130,7 +121,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the model's present parameters."""
+        """Adds the model's current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         parameters = dict(model.named_parameters())
@@ -139,7 +130,7 @@ class Ema:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within, the model has the averaged parameters; afterwards its own again."""
+        """Within, the model has the averaged parameters; afterwards its own."""
         parameters = {name: p for name, p in model.named_parameters() if name in self.average}
         own = {name: p.detach().clone() for name, p in parameters.items()}
         self._load(parameters, self.average)
@@ -150,19 +141,11 @@ class Ema:
 
     @staticmethod
     @torch.no_grad()
-    def _load(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+    def _load(target: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        for name, tensor in target.items():
+            tensor.copy_(values[name])
 
-    def state_dict(self) -> dict[str, object]:
-        """What a resumed run needs."""
-        return {"updates": self.updates, "average": self.average}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Goes on from :meth:`state_dict`."""
-        updates, average = state["updates"], state["average"]
-        assert isinstance(updates, int)
-        assert isinstance(average, dict)
+    def restart(self, model: nn.Module, *, updates: int) -> None:
+        """Continues from an average of this many updates, which is the model's parameters."""
         self.updates = updates
-        for name, tensor in self.average.items():
-            tensor.copy_(average[name])
+        self._load(self.average, dict(model.named_parameters()))

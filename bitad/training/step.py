@@ -1,4 +1,4 @@
-"""A training step: from batches of windows to new weights, of one detector or of two."""
+"""A training step of one or two detectors: batches of windows -> updated weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from bitad.config.schema import Config, TrainingConfig
-from bitad.data.dataset import Batch
+from bitad.config.schema import Config
+from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
 from bitad.models.adapters import Bottleneck
 from bitad.models.build import autocast, build_network
-from bitad.models.heads import Points, Prediction
+from bitad.models.heads import Points
 from bitad.models.network import Network
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
@@ -29,11 +32,10 @@ class StepOutput(NamedTuple):
     """The figures of one training step.
 
     Args:
-        losses: of each learner, by its name; detached.
+        losses: by learner; detached.
         agreement: the weighted agreement loss of experiment 1x; None elsewhere.
-        norms: of each learner's gradient before clipping; not finite where it took no step.
-        fault: which gradients were not finite; None if all were, or if half precision has overflowed, after which the
-            scale of the losses is lowered.
+        norms: of the gradients before clipping, by learner; not finite if the step was skipped.
+        fault: which gradients were not finite; None if all were, or if a lower loss scale of fp16 will help.
     """
 
     losses: dict[str, Losses]
@@ -41,28 +43,21 @@ class StepOutput(NamedTuple):
     norms: dict[str, float]
     fault: str | None
 
-
-class LossOutput(NamedTuple):
-    """The losses of a prediction, and the targets they compare it with."""
-
-    losses: Losses
-    targets: Targets
+    @property
+    def loss(self) -> float:
+        """The total loss of all learners, without the agreement."""
+        return sum(losses.total.item() for losses in self.losses.values())
 
 
 class Learner:
-    """A detector, with what an experiment adds to it: its loss, optimizer, schedule and moving average.
+    """The loss, optimizer, schedule and moving average of a detector and the modules added to it.
 
-    Two detectors that train together are two learners. Only the loss of a joint experiment connects them.
+    A pair has two learners. Only the loss of a joint experiment connects them.
 
     Args:
-        name: ``forward``, ``reverse``, or of the control ``first`` and ``second``.
+        name: ``forward`` or ``reverse``; in the control ``first`` or ``second``.
         prefix: of the module's parameters in the network.
-        module: whose parameters are trained.
-        config: the recipe.
-        ranks: the processes that train together.
-        rates: learning rates.
         steps_per_epoch: of the schedule.
-        num_classes: K.
     """
 
     def __init__(
@@ -70,81 +65,60 @@ class Learner:
         name: str,
         prefix: str,
         module: nn.Module,
-        config: TrainingConfig,
+        config: Config,
         ranks: Ranks,
         *,
-        rates: LearningRates,
-        steps_per_epoch: int,
         num_classes: int,
+        steps_per_epoch: int,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes = config.training, num_classes
         self.loss = DetectionLoss(
-            label_smoothing=config.label_smoothing,
-            regression_weight=config.regression_weight,
-            initial_normaliser=config.loss_normaliser,
+            label_smoothing=self.config.label_smoothing,
+            regression_weight=self.config.regression_weight,
+            iou_weight_power=config.model.head.iou_weight_power,
+            initial_normaliser=self.config.loss_normaliser,
             processes=ranks.world,
             total=ranks.total,
         ).to(ranks.device)
-        self.optimizer = build_optimizer(module, rates, weight_decay=config.weight_decay)
+        self.rates = LearningRates.of(self.config, ranks.world)
+        self.optimizer = build_optimizer(module, self.rates, weight_decay=self.config.weight_decay)
         self.schedule = build_schedule(
             self.optimizer,
-            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-            total_steps=(config.schedule_epochs or config.epochs) * steps_per_epoch,
+            warmup_steps=round(self.config.warmup_epochs * steps_per_epoch),
+            total_steps=(self.config.schedule_epochs or self.config.epochs) * steps_per_epoch,
         )
         self.initial_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self.ema = Ema(module, decay=config.ema_decay)
+        self.ema = Ema(module, decay=self.config.ema_decay)
 
-    def losses(self, prediction: Prediction, batch: Batch, *, normaliser: Tensor | None = None) -> LossOutput:
-        """The losses of a prediction of the batch, both in this learner's view; see :class:`DetectionLoss`."""
-        targets = self._targets(prediction.points, batch.segments, batch.labels)
-        return LossOutput(self.loss(prediction, targets, normaliser=normaliser), targets)
-
-    def normaliser(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """The divisor of a step's losses, from the ground truth of all its windows in this learner's view."""
-        return self.loss.normaliser_of(self._targets(points, segments, labels).positive.sum())
-
-    def _targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+    def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+        """The targets of windows in this learner's view, see :func:`assign`."""
         return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
 
     def clip(self) -> float:
-        """Clips the gradients; returns their norm before, which may not be finite."""
+        """Clips the gradients, and returns their norm before clipping, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
     def step(self) -> None:
-        """Updates the weights, and frees the gradients before another detector's activations need the memory."""
+        """Updates the weights and their average."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.module)
-
-    def skip_step(self) -> None:
-        """Frees the gradients; the weights stay."""
-        self.optimizer.zero_grad(set_to_none=True)
 
     def advance(self) -> None:
         """Sets the learning rate of the next step."""
         with warnings.catch_warnings():
-            # PyTorch warns if the first step was skipped: the schedule counts it all the same.
+            # PyTorch warns if the first step was skipped; the schedule counts skipped steps too.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, by their names in the network."""
-        return {self.prefix + name: full_tensor(tensor) for name, tensor in self.ema.average.items()}
-
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs in addition to the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
         parameters = dict(self.module.named_parameters())
-        optimizer = self.optimizer.state_dict()
-        moments = {
-            number: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in state.items()}
-            for number, state in optimizer["state"].items()
-        }
         return {
             "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
             "loss": self.loss.state_dict(),
-            "optimizer": {**optimizer, "state": moments},
+            "optimizer": tree_map_only(Tensor, full_tensor, self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "ema_updates": self.ema.updates,
         }
@@ -152,8 +126,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from :meth:`state_dict`; the module holds the averaged weights."""
         parameters = dict(self.module.named_parameters())
-        average = {name: parameters[name].detach().clone() for name in self.ema.average}
-        self.ema.load_state_dict({"updates": state["ema_updates"], "average": average})
+        self.ema.restart(self.module, updates=state["ema_updates"])
         with torch.no_grad():
             for name, tensor in state["raw"].items():
                 parameters[name].copy_(shard_like(tensor, parameters[name]))
@@ -161,17 +134,14 @@ class Learner:
         # The optimizer numbers its parameters in this order.
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
-            number: {
-                name: shard_like(value, ordered[number]) if isinstance(value, Tensor) else value
-                for name, value in one.items()
-            }
-            for number, one in state["optimizer"]["state"].items()
+            number: tree_map_only(Tensor, partial(shard_like, other=ordered[number]), values)
+            for number, values in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.schedule.load_state_dict(state["schedule"])
 
     def resume_at(self, step: int) -> None:
-        """Continues at a step of this learner's own schedule and rates, instead of those of a loaded state."""
+        """Continues at a step of this run's schedule and rates, not of the loaded ones."""
         self.schedule.base_lrs = [*self.initial_rates]
         self.schedule.last_epoch = step
         groups = zip(self.optimizer.param_groups, self.initial_rates, self.schedule.lr_lambdas, strict=True)
@@ -180,13 +150,10 @@ class Learner:
 
 
 class TrainStep:
-    """Takes the steps of a training: forward and backward passes, optimizers, schedules and moving averages.
+    """Takes training steps: forward and backward passes, and updates of weights and averages.
 
     Args:
-        network: on the device of ``ranks``, with its first weights.
-        config: of the run.
-        ranks: the processes that train together.
-        num_classes: K.
+        network: on the device of ``ranks``, with its initial weights.
         steps_per_epoch: of the schedule.
     """
 
@@ -194,138 +161,128 @@ class TrainStep:
         self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
     ) -> None:
         self.network, self.config, self.ranks, self.num_classes = network, config, ranks, num_classes
-        # What one backward pass goes through: the pair, or one detector after the other.
-        self.models = self._wrapped()
-        self.rates = LearningRates.of(config.training, ranks.world)
+        self.models = self._wrap_models()
         self.learners = [
-            Learner(
-                name,
-                prefix,
-                module,
-                config.training,
-                ranks,
-                rates=self.rates,
-                steps_per_epoch=steps_per_epoch,
-                num_classes=num_classes,
-            )
+            Learner(name, prefix, module, config, ranks, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]
-        # Scales losses in half precision, whose small gradients would vanish; does nothing in others.
+        # Scales losses in fp16, where small gradients would underflow.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.training.precision == "fp16")
         self.points = network.detectors[0].points(config.window.steps, ranks.device)
 
-    def _wrapped(self) -> list[nn.Module]:
-        """The models, wrapped for training by several processes."""
-        parts = [self.network] if self.config.plan.joint else list(self.network.detectors)
+    def _wrap_models(self) -> list[nn.Module]:
+        """The model of each backward pass (the pair, or each detector), wrapped for distributed training."""
+        models = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
-            return [self.ranks.wrap(part) for part in parts]
+            return [self.ranks.wrap(model) for model in models]
         # Inner modules first.
-        units = [[one for one in part.modules() if isinstance(one, Block | Bottleneck)][::-1] for part in parts]
-        return [self.ranks.wrap(part, parts=of) for part, of in zip(parts, units, strict=True)]
+        units = [[one for one in model.modules() if isinstance(one, Block | Bottleneck)][::-1] for model in models]
+        return [self.ranks.wrap(model, parts=parts) for model, parts in zip(models, units, strict=True)]
 
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:
-        """One step of every learner, down the gradient of all windows of the batches (on any device).
+        """One step of every learner, by the gradient of all windows of the batches (on any device).
 
-        Two detectors that share no graph take turns: the activations of one are freed before those of the other are
-        made, and each gradient is that of the sum of both losses.
+        Two detectors that share no graph take turns, so that only one has activations at a time. Each gradient is that
+        of the sum of both losses.
         """
         normalisers = self._normalisers(batches)
-        parts: defaultdict[str, list[Losses]] = defaultdict(list)
+        losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
         agreements: list[Tensor] = []
         norms: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
+            is_last = number == len(batches)
             views = batch.to(self.ranks.device).in_views(self.config.views)
-            for turn, model in enumerate(self.models):
-                with gradient_sync(model, number == len(batches)):
-                    losses, agreement = self.losses(turn, views, normalisers)
+            for index, model in enumerate(self.models):
+                with gradient_sync(model, is_last):
+                    losses, agreement = self.losses(index, views, normalisers)
                     self.scaler.scale(total(losses, agreement)).backward()
                 for name, one in losses.items():
-                    parts[name].append(Losses(*(loss.detach() for loss in one)))
+                    losses_per_batch[name].append(Losses(*(loss.detach() for loss in one)))
                 if agreement is not None:
                     agreements.append(agreement.detach())
-                del losses, agreement  # and the graph they hold
-                if number == len(batches):
-                    norms |= self._descend(self.learners if self.config.plan.joint else [self.learners[turn]])
+                del losses, agreement  # frees the graph
+                if is_last:
+                    norms |= self._update(self.learners if self.config.design.joint else [self.learners[index]])
         summed = {
-            name: Losses(*(torch.stack(loss).sum() for loss in zip(*of, strict=True))) for name, of in parts.items()
+            name: Losses(*(torch.stack(loss).sum() for loss in zip(*each, strict=True)))
+            for name, each in losses_per_batch.items()
         }
-        fault = self._fault(summed, norms)
+        step = StepOutput(summed, torch.stack(agreements).sum() if agreements else None, norms, None)
+        step = step._replace(fault=self._find_fault(step))
         self.scaler.update()
-        return StepOutput(summed, torch.stack(agreements).sum() if agreements else None, norms, fault)
+        return step
 
     def losses(
-        self, turn: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
+        self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of one forward pass, by learner, and the weighted agreement where the experiment asks for it.
+        """The losses of a forward pass, by learner, and the weighted agreement in experiment 1x.
 
         Args:
-            turn: which of the models.
+            index: of the model.
             views: a batch in each detector's view, on the device.
             normalisers: of each learner, see :class:`DetectionLoss`.
         """
-        own = slice(None) if self.config.plan.joint else slice(turn, turn + 1)
+        own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
-            output = self.models[turn]([self.pictures(view) for view in views], views[0].mask)
-        results = [
-            learner.losses(prediction, view, normaliser=normaliser)
-            for learner, prediction, view, normaliser in zip(
-                learners, output.predictions, views, normalisers[own], strict=False
-            )
-        ]
-        losses = {learner.name: result.losses for learner, result in zip(learners, results, strict=True)}
-        if not self.config.plan.agreement:
+            output = self.models[index]([self.network_input(view) for view in views], views[0].mask)
+        losses: dict[str, Losses] = {}
+        targets: list[Targets] = []
+        columns = zip(learners, output.predictions, views, normalisers[own], strict=False)
+        for learner, prediction, view, normaliser in columns:
+            targets.append(learner.targets(prediction.points, view.segments, view.labels))
+            losses[learner.name] = learner.loss(prediction, targets[-1], normaliser=normaliser)
+        if not self.config.design.agreement:
             return losses, None
-        apart = [
-            learner.loss.agreement(mine, other, result.targets)
-            for learner, mine, other, result in zip(learners, output.own, output.aligned, results, strict=True)
+        agreements = [
+            learner.loss.agreement(mine, other, one)
+            for learner, mine, other, one in zip(learners, output.own, output.aligned, targets, strict=True)
         ]
-        return losses, self.config.pair.agreement * torch.stack(apart).mean()
+        return losses, self.config.pair.agreement * torch.stack(agreements).mean()
 
-    def pictures(self, view: Batch) -> Tensor:
+    def network_input(self, view: Batch) -> Tensor:
         """The input of a detector: frames with the window's change of colour, or features."""
         return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
 
     def _normalisers(self, batches: Sequence[Batch]) -> list[Tensor | None]:
-        """The divisor of each learner's losses: where a step has several batches, from all their windows."""
+        """The normaliser of each learner's losses, from all batches; None for a single batch."""
         if len(batches) == 1:
             return [None] * len(self.learners)
-        first = self.config.views[0]
         labels = [one for batch in batches for one in batch.labels]
         normalisers: list[Tensor | None] = []
         for learner, view in zip(self.learners, self.config.views, strict=True):
-            segments = [batch.segments if view == first else batch.reversed_segments() for batch in batches]
-            normalisers.append(learner.normaliser(self.points, [one for part in segments for one in part], labels))
+            is_first = view == self.config.views[0]
+            per_batch = [batch.segments if is_first else batch.reversed_segments() for batch in batches]
+            targets = learner.targets(self.points, list(chain(*per_batch)), labels)
+            normalisers.append(learner.loss.normaliser_of(targets.positive.sum()))
         return normalisers
 
-    def _descend(self, learners: Sequence[Learner]) -> dict[str, float]:
-        """Updates the learners whose gradients have been computed, if all are finite; the norms of these gradients."""
+    def _update(self, learners: Sequence[Learner]) -> dict[str, float]:
+        """Updates learners by their gradients if all are finite; returns the norms of the gradients."""
         for learner in learners:
             self.scaler.unscale_(learner.optimizer)
         norms = {learner.name: learner.clip() for learner in learners}
-        finite = all(map(math.isfinite, norms.values()))
+        are_finite = all(map(math.isfinite, norms.values()))
         for learner in learners:
-            if finite:
+            if are_finite:
                 learner.step()
-            else:
-                learner.skip_step()
+            learner.optimizer.zero_grad(set_to_none=True)  # frees memory for the other detector
         return norms
 
-    def _fault(self, losses: dict[str, Losses], norms: dict[str, float]) -> str | None:
-        """Which gradients were not finite, unless a lower scale of half precision will help."""
-        faults = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        loss = sum(one.total.item() for one in losses.values())
-        if not faults or (math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+    def _find_fault(self, step: StepOutput) -> str | None:
+        """Which gradients were not finite; None where a lower loss scale of fp16 will help."""
+        faults = [name for name, norm in step.norms.items() if not math.isfinite(norm)]
+        if not faults or (math.isfinite(step.loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             return None
         return f"the gradient of the {' and the '.join(faults)} network is not finite"
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step, of the first group of parameters."""
+        """The learning rate of the next step, of the first parameter group."""
         return float(self.learners[0].optimizer.param_groups[0]["lr"])
 
     def train(self) -> None:
-        """Sets training mode. Frozen detectors stay in evaluation mode: they train nothing, and drop nothing."""
+        """Sets training mode. Frozen detectors stay in evaluation mode, without dropout."""
         self.network.train(self.config.trains_detectors)
         for learner in self.learners:
             learner.loss.train()
@@ -336,18 +293,18 @@ class TrainStep:
             learner.advance()
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The weights of the network, averaged where they train."""
+        """The weights of the network; trainable ones are averaged."""
         averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
-            averaged |= learner.averaged()
+            averaged |= {learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()}
         return averaged
 
     @contextmanager
     def averaged_network(self) -> Iterator[Network]:
-        """The network with the averaged weights, in evaluation mode; a full copy if the weights are sharded."""
+        """The network with the averaged weights, in evaluation mode; a copy if weights are sharded."""
         if self.config.training.shard and self.ranks.world > 1:
-            # Ranks test different numbers of windows, and could not gather weights for each other.
-            with torch.random.fork_rng(devices=[]):  # so that testing draws none of the training's random numbers
+            # Ranks test different numbers of windows, so they cannot gather weights together.
+            with torch.random.fork_rng(devices=[]):  # the training's random numbers must not change
                 copy = build_network(self.config, self.num_classes)
             copy.load_state_dict(self.averaged_weights())
             yield copy.to(self.ranks.device).eval()
@@ -359,24 +316,24 @@ class TrainStep:
             yield self.network
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs in addition to the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
         learners = {learner.name: learner.state_dict() for learner in self.learners}
         return {"learners": learners, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from :meth:`state_dict`; the network holds the averaged weights."""
-        # In their order: earlier versions had other names for them.
-        for learner, own in zip(self.learners, state["learners"].values(), strict=True):
-            learner.load_state_dict(own)
+        # By order, not by name: earlier versions had other names.
+        for learner, learner_state in zip(self.learners, state["learners"].values(), strict=True):
+            learner.load_state_dict(learner_state)
         self.scaler.load_state_dict(state["scaler"])
 
     def resume_at(self, step: int) -> None:
-        """Continues at a step of this run's own schedules, instead of those of a loaded state."""
+        """Continues at a step of this run's schedules and rates, not of the loaded ones."""
         for learner in self.learners:
             learner.resume_at(step)
 
 
 def total(losses: dict[str, Losses], agreement: Tensor | None) -> Tensor:
-    """The scalar that a backward pass starts from."""
+    """The sum of all losses, for a backward pass."""
     totals = [one.total for one in losses.values()] + ([] if agreement is None else [agreement])
     return torch.stack(totals).sum()

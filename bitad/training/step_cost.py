@@ -1,15 +1,15 @@
-"""The cost of a training step: a real step on tensors without content, which need no memory and next to no time.
+"""The cost of a training step, from a real step on fake tensors, without memory and computation.
 
-Every tensor that is made, kept for the backward pass, recomputed there, and freed is followed; floating-point
-operations and bytes are counted. The optimiser's work is not part of it.
+Counts floating-point operations, and the bytes of all tensors that the step creates and frees. The optimizer's work is
+not included.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bitad.config.names import Checkpointing, Precision
+from bitad.config.names import Checkpointing, PlanDevice, Precision
 from bitad.config.schema import Config
-from bitad.data.dataset import Batch
+from bitad.data.samples import Batch
 from bitad.models.build import Network, build_network, checkpointing_of
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks
@@ -28,123 +28,100 @@ from bitad.timeline import Grid
 from bitad.training.step import TrainStep, total
 
 _aten = torch.ops.aten
-# PyTorch has formulas for all of its attention kernels but a CPU's, which does what the others do.
-_SAME_WORK = {
+# PyTorch has formulas for all attention kernels but the CPU's, which does the same work as the others.
+_EQUIVALENT_KERNELS = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
 
 
-class Hollow:
-    """Makes tensors and modules that have shapes and types but no content.
+def fake_tensor_mode() -> FakeTensorMode:
+    """A mode that creates fake tensors: they have a shape, a type and a device but no content.
 
-    They go through a network as those of a CPU do: the same kernels and, under autocast, the same types are chosen,
-    the same tensors are kept for the backward pass and freed in it; nothing is computed. (Tensors on PyTorch's ``meta``
-    device, from which modules come here, know neither autocast nor which attention a CPU takes.)
+    PyTorch treats them as CPU tensors: same kernels, autocast types, and tensors kept for the backward pass. (The
+    ``meta`` device has neither autocast nor a CPU's choice of attention.)
     """
-
-    def __init__(self) -> None:
-        # Small tensors that a network makes for itself, such as the positions of points, are real.
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor of this shape."""
-        with self._mode:
-            return torch.empty(shape, dtype=dtype)
-
-    def module(self, on_meta: nn.Module) -> None:
-        """Takes a module that was made within ``torch.device("meta")`` from there."""
-        with self._mode:
-            on_meta.to_empty(device="cpu")
+    # Small tensors that a network creates, such as the positions of points, stay real.
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class Tally(TorchDispatchMode):
-    """Within, counts floating-point operations, and the bytes of tensors that are made and not yet freed.
+class OpCounter(TorchDispatchMode):
+    """Within, counts floating-point operations, and the bytes of tensors created and not yet freed.
 
-    Operations are those of :func:`flops_of`. Bytes are those of storages, however many tensors view one. What kernels
-    need within themselves, and what an allocator keeps in reserve, is not seen.
+    Operations are those of :func:`count_flops`; bytes are those of storages, without the workspace of kernels and the
+    reserve of the allocator.
 
     Args:
-        known: what there is already and does not count.
+        exclude: existing tensors, which do not count.
     """
 
-    def __init__(self, *known: Tensor | nn.Module) -> None:
+    def __init__(self, *exclude: Tensor | nn.Module) -> None:
         super().__init__()
         self.flops = self.bytes = self.peak_bytes = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for tensor in _tensors(known):
-            self._take(tensor.untyped_storage(), 0)
+        for item in exclude:
+            tensors = [*item.parameters(), *item.buffers()] if isinstance(item, nn.Module) else [item]
+            for tensor in tensors:
+                self._add(tensor.untyped_storage(), 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.flops += flops_of(func, args, kwargs, out)
+        self.flops += count_flops(func, args, kwargs, out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                self._take(storage, storage.nbytes())
+                self._add(storage, storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, self.bytes)
         return out
 
-    def _take(self, storage: torch.UntypedStorage, count: int) -> None:
+    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata
         if key in self._storages:
             return
-        self.bytes += count
+        self.bytes += size
 
-        def freed(_: object) -> None:
-            self.bytes -= count
+        def remove(_: object) -> None:
+            self.bytes -= size
             del self._storages[key]
 
-        self._storages[key] = weakref.ref(storage, freed)
+        self._storages[key] = weakref.ref(storage, remove)
 
 
-def flops_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object) -> int:
-    """Floating-point operations of what PyTorch has called, as a dispatch mode sees it.
+def count_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object) -> int:
+    """Floating-point operations of a call in a dispatch mode: matrix products, convolutions and attention.
 
-    Matrix products, convolutions and attention have them, two for a multiplication and its addition: what
-    :class:`torch.utils.flop_counter.FlopCounterMode` counts, and a CPU's attention, which it does not know.
+    As :class:`torch.utils.flop_counter.FlopCounterMode` (a multiply-add is two), and with the CPU's attention.
     """
-    operation = _SAME_WORK.get(func.overloadpacket, func.overloadpacket)
-    return int(flop_registry[operation](*args, **kwargs, out_val=out)) if operation in flop_registry else 0
+    kernel = _EQUIVALENT_KERNELS.get(func.overloadpacket, func.overloadpacket)
+    return int(flop_registry[kernel](*args, **kwargs, out_val=out)) if kernel in flop_registry else 0
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """The bytes that tensors take; a storage that several of them view counts once."""
+    """The bytes of tensors; a storage that several of them view counts once."""
     return sum({one._cdata: one.nbytes() for one in (tensor.untyped_storage() for tensor in tensors)}.values())
 
 
-def _tensors(known: Iterable[Tensor | nn.Module]) -> Iterator[Tensor]:
-    for one in known:
-        if isinstance(one, nn.Module):
-            yield from one.parameters()
-            yield from one.buffers()
-        else:
-            yield one
-
-
-# Values of `model.backbone.checkpointing`; the more it recomputes in the backward pass, the later.
+# Values of `model.backbone.checkpointing`, in the order of how much they recompute in the backward pass.
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
-# What autocast computes in; weights, gradients and averages have single precision all the same.
+# Of autocast; weights, gradients and averages are in single precision.
 PRECISIONS: list[Precision] = ["fp32", "bf16"]
-Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a training step of one process costs.
+    """The cost of a training step of one process.
 
     Args:
         checkpointing: of :data:`POLICIES`.
         precision: of :data:`PRECISIONS`.
         batch: windows.
         forward_flops: of the forward passes of all networks.
-        flops: of the step, with what the backward pass recomputes.
-        activation_bytes: kept at the end of a forward pass for the backward pass; of networks that take turns, of the
-            one with the most.
-        peak_bytes: the most that there is of inputs, activations, gradients and passing tensors at a time.
+        flops: of the step, with the recomputation in the backward pass.
+        activation_bytes: kept for the backward pass; if detectors take turns, of the one with the most.
+        peak_bytes: the maximum of inputs, activations, gradients and temporary tensors.
     """
 
     checkpointing: Checkpointing
@@ -157,101 +134,96 @@ class StepCost:
 
 
 def step_cost(
-    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: Device
+    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
 ) -> StepCost:
-    """What a training step costs under a policy and in a precision, by taking it on tensors without content.
+    """The cost of a training step with a checkpointing policy and a precision.
 
     Args:
-        device: a GPU works on all clips of a block at once, a CPU on a few at a time.
+        device: a GPU processes all clips in a block at once, a CPU a few at a time.
     """
     config = _with_backbone(config, checkpointing=checkpointing)
     training = config.training.model_copy(update={"precision": precision, "shard": False})
     config = config.model_copy(update={"training": training})
-    hollow = Hollow()
     network = network_on_meta(config, classes)
     if device == "gpu":
         for module in network.modules():
             if isinstance(module, Block):
-                module.piece_bytes = None
-    hollow.module(network)
-    step = _HollowStep(network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1)
-    for learner in step.learners:
-        hollow.module(learner.loss)
+                module.chunk_bytes = None
+    mode = fake_tensor_mode()
+    with mode:
+        network.to_empty(device="cpu")
+    step = _FakeTrainStep(network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1)
+    with mode:
+        for learner in step.learners:
+            learner.loss.to_empty(device="cpu")
     step.train()
-    batch = _windows(config, hollow)
-    given = [tensor for tensor in (batch.inputs, batch.mask, batch.colour) if tensor is not None]
+    batch = _fake_batch(config, mode)
+    inputs = [tensor for tensor in (batch.inputs, batch.mask, batch.colour) if tensor is not None]
     forward_flops = activation_bytes = 0
-    with Tally(network, *(learner.loss for learner in step.learners), *given) as tally:
+    with OpCounter(network, *(learner.loss for learner in step.learners), *inputs) as counter:
         views = batch.in_views(config.views)
-        there, before = tally.bytes, tally.flops
-        for turn in range(len(step.models)):
-            loss = total(*step.losses(turn, views))
-            forward_flops += tally.flops - before
-            activation_bytes = max(activation_bytes, tally.bytes - there)
+        bytes_before, flops_before = counter.bytes, counter.flops
+        for index in range(len(step.models)):
+            loss = total(*step.losses(index, views))
+            forward_flops += counter.flops - flops_before
+            activation_bytes = max(activation_bytes, counter.bytes - bytes_before)
             loss.backward()
             network.zero_grad(set_to_none=True)
             del loss
-            before = tally.flops
-    return StepCost(
-        checkpointing=checkpointing,
-        precision=precision,
-        batch=config.training.batch,
-        forward_flops=forward_flops,
-        flops=tally.flops,
-        activation_bytes=activation_bytes,
-        peak_bytes=tally.peak_bytes + storage_bytes(given),
-    )
+            flops_before = counter.flops
+    peak_bytes = counter.peak_bytes + storage_bytes(inputs)
+    batch_size, flops = config.training.batch, counter.flops
+    return StepCost(checkpointing, precision, batch_size, forward_flops, flops, activation_bytes, peak_bytes)
 
 
-class _HollowStep(TrainStep):
-    """A training step on tensors without content."""
+class _FakeTrainStep(TrainStep):
+    """A training step on fake tensors."""
 
-    def pictures(self, view: Batch) -> Tensor:
-        # A change of colour is a copy, made in small parts.
+    def network_input(self, view: Batch) -> Tensor:
+        # The change of colour is a copy, which is computed in small parts.
         return view.inputs if view.colour is None else view.inputs.clone()
 
 
-def _windows(config: Config, hollow: Hollow) -> Batch:
-    """A batch of windows as it comes from the data set, with no action in them."""
+def _fake_batch(config: Config, mode: FakeTensorMode) -> Batch:
+    """A batch of windows without actions."""
     window, count, backbone = config.window, config.training.batch, config.model.backbone
     colour = None
-    if backbone is None:
-        assert config.data.feature_channels is not None  # the configuration has it
-        inputs = hollow.tensor(count, config.data.feature_channels, window.steps)
-    else:
-        shape = (count, window.steps * window.frames_per_step, backbone.pixels, backbone.pixels, 3)
-        inputs = hollow.tensor(*shape, dtype=torch.uint8)
-        if config.training.augmentation.colour:
-            colour = hollow.tensor(count, 3, 4)
-    mask = hollow.tensor(count, window.steps, dtype=torch.bool)
-    grids = [Grid(1.0, 1.0, 0.0, window.steps)] * count
+    with mode:
+        if backbone is None:
+            assert config.data.feature_channels is not None  # the configuration requires it
+            inputs = torch.empty(count, config.data.feature_channels, window.steps)
+        else:
+            shape = (count, window.steps * window.frames_per_step, backbone.pixels, backbone.pixels, 3)
+            inputs = torch.empty(shape, dtype=torch.uint8)
+            if config.training.augmentation.colour:
+                colour = torch.empty(count, 3, 4)
+        mask = torch.empty(count, window.steps, dtype=torch.bool)
     return Batch(
         inputs,
         mask,
         segments=[torch.zeros(0, 2, dtype=torch.float64)] * count,
         labels=[torch.zeros(0, dtype=torch.int64)] * count,
-        grids=grids,
+        grids=[Grid(1.0, 1.0, 0.0, window.steps)] * count,
         videos=[""] * count,
         colour=colour,
     )
 
 
 def network_on_meta(config: Config, classes: int) -> Network:
-    """The network of a configuration, of K classes, without weights."""
+    """The network of a configuration for K classes, on the ``meta`` device, without weights."""
     with torch.device("meta"):
         return build_network(_with_backbone(config, compile=False), classes)
 
 
 def policies(config: Config) -> list[Checkpointing]:
-    """The policies that there are for a configuration, its own first; only a backbone has blocks to recompute."""
+    """The policies for a configuration, its own first; only a backbone has blocks to recompute."""
     if config.model.backbone is None:
         return ["none"]
-    own = checkpointing_of(config)
-    return sorted(POLICIES, key=lambda policy: policy != own)
+    return sorted(POLICIES, key=lambda policy: policy != checkpointing_of(config))
 
 
 def _with_backbone(config: Config, **changes: object) -> Config:
-    """The configuration with changes to its backbone, where it has one."""
+    """The configuration with changes to its backbone, if it has one."""
     if config.model.backbone is None:
         return config
     backbone = config.model.backbone.model_copy(update=changes)

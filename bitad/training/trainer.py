@@ -1,4 +1,4 @@
-"""A training run: from a configuration to a run directory with checkpoints, metrics and a log."""
+"""A training run: a configuration -> a run directory with checkpoints, metrics and a log."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from bitad.config.schema import Config
-from bitad.data.dataset import Batch, TrainingWindows, collate
+from bitad.data.dataset import TrainingWindows
 from bitad.data.fingerprints import fingerprints
+from bitad.data.samples import Batch, collate
 from bitad.data.sources import build_source, read_ground_truth, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
@@ -46,7 +47,6 @@ from bitad.training.checkpoints import (
     set_random_state,
 )
 from bitad.training.metrics import METRICS, Records
-from bitad.training.sampler import EpochSampler
 from bitad.training.step import StepOutput, TrainStep
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint
@@ -59,27 +59,53 @@ class Trainer:
     """One run of a configuration, new or resumed.
 
     Args:
-        config: what to run.
+        config: of the run.
         ranks: the processes of the run.
-        resume: go on from the run directory's `last.pt`; without it an existing run is never overwritten.
-        allow_changed_data: resume although annotations, features or videos have changed since, and log what has.
+        resume: resume from the run's `last.pt`; without it, an existing run is never overwritten.
+        allow_changed_data: resume although the data have changed, and log the changes.
+
+    Attributes:
+        epoch: finished epochs.
+        epoch_step: steps taken in the current epoch.
+        step: steps taken in all epochs.
+        saved_step: the same of the checkpoint to resume from.
+        nonfinite_steps: skipped in a row.
+        best: the best average mAP so far.
+        is_untested: the last finished epoch has an evaluation to come.
 
     Raises:
-        ValueError, FileNotFoundError: for whatever of data, weights or checkpoint does not fit, before training starts.
+        ValueError, FileNotFoundError: data, weights or checkpoint do not fit.
     """
 
     def __init__(self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False) -> None:
         self.config, self.ranks = config, ranks
         self.directory = config.run_directory
-        self.keeper = CheckpointManager(self.directory, config.training.keep_last)
+        self.checkpoints = CheckpointManager(self.directory, config.training.keep_last)
         self.records = Records(self.directory, ranks)
+        self.stop = Stop()
+        self.epoch = self.epoch_step = self.step = self.saved_step = self.nonfinite_steps = 0
+        self.best, self.is_untested = -math.inf, False
+        saved = self._find_checkpoint(resume)
+        self._set_up_data(saved, allow_changed_data)
+        self._set_up_network(saved)
+        num_classes, steps = len(self.annotations.classes), self.sampler.steps
+        self.train_step = TrainStep(self.network, config, ranks, num_classes=num_classes, steps_per_epoch=steps)
+        if saved is not None:
+            self._resume(saved)
+
+    def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
+        """The checkpoint to resume from; None for a new run."""
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
-        check_replaceable([*self.keeper.files, *(self.directory / name for name in written)])
-        saved = saved_run(self.keeper, config) if resume else None
-        if not resume and self.keeper.exists:
-            raise self.keeper.in_the_way()
-        if saved is None:
-            require_pretrained(config)
+        check_replaceable([*self.checkpoints.files, *(self.directory / name for name in written)])
+        if resume:
+            return saved_run(self.checkpoints, self.config)
+        if self.checkpoints.exists:
+            raise self.checkpoints.in_the_way()
+        require_pretrained(self.config)
+        return None
+
+    def _set_up_data(self, saved: Checkpoint | None, allow_changed_data: bool) -> None:
+        config, training, ranks = self.config, self.config.training, self.ranks
         self.annotations = read_ground_truth(config.data)
         self.test_annotations = read_test_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
@@ -91,136 +117,124 @@ class Trainer:
             check_data(saved, self.fingerprints, allow=allow_changed_data, show=ranks.is_main)
         validate_data(self.windows, self.test_annotations, self.source, self.indices, config, ranks)
         self.sampler = EpochSampler(
-            len(self.windows), config.training.batch, ranks, config.seed, accumulate=config.training.accumulate
+            len(self.windows), training.batch, ranks, config.seed, accumulate=training.accumulate
         )
-        torch.manual_seed(config.seed)  # every rank starts from the same weights
-        self.network = build_network(config, len(self.annotations.classes))
-        if saved is None:
-            self._load_first_weights()
-        else:
-            load_saved_weights(self.network, saved, self.annotations.classes)
-        torch.manual_seed(config.seed + 1000003 * ranks.rank)  # and drops other things
-        self.network.to(ranks.device)
-        self.network.share_frozen()
-        self.train_step = TrainStep(
-            self.network,
-            config,
-            ranks,
-            num_classes=len(self.annotations.classes),
-            steps_per_epoch=self.sampler.steps,
-        )
-        # Finished epochs, steps of the present one, steps of all; whether the last finished epoch is yet to be tested.
-        self.epoch, self.done, self.step, self.best, self.untested = 0, 0, 0, -math.inf, False
-        self.nonfinite_steps = 0
-        self.stop = Stop()
         self.loader = DataLoader(
             self.windows,
             batch_sampler=self.sampler,
-            num_workers=config.training.workers,
+            num_workers=training.workers,
             collate_fn=partial(collate, length=config.window.steps),
-            persistent_workers=config.training.workers > 0,
+            persistent_workers=training.workers > 0,
             worker_init_fn=ignore_signals,
             pin_memory=ranks.device.type == "cuda",
-            # A loader draws a seed for its workers each time it begins; a resumed run's begins more often.
+            # Each iteration draws a seed for the workers, and a resumed run has more iterations.
             generator=torch.Generator(),
         )
-        if saved is not None:
-            self._restore(saved)
 
-    def _load_first_weights(self) -> None:
-        if self.config.plan.starts_from == "backbone":
+    def _set_up_network(self, saved: Checkpoint | None) -> None:
+        torch.manual_seed(self.config.seed)  # the same weights on every rank
+        self.network = build_network(self.config, len(self.annotations.classes))
+        if saved is None:
+            self._load_initial_weights()
+        else:
+            load_saved_weights(self.network, saved, self.annotations.classes)
+        torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
+        self.network.to(self.ranks.device)
+        self.network.share_frozen()
+
+    def _load_initial_weights(self) -> None:
+        if self.config.design.starts_from == "backbone":
             load_pretrained(self.network, self.config)
         else:
             load_initial(self.network, self.config, self.annotations.classes)
 
     def run(self, *, until: int | None = None) -> float:
-        """Trains to the last epoch, or to the end of epoch number ``until``.
+        """Trains to the last epoch, or to the end of epoch ``until``.
 
         Returns:
-            the best average mAP of the evaluations so far, from 0 to 1.
+            the best average mAP so far, from 0 to 1.
 
         Raises:
-            Stopped: by SIGTERM or SIGINT, behind the step at which it came, with a checkpoint to go on from.
+            Stopped: after the current step, on SIGTERM or SIGINT, with a checkpoint to resume from.
         """
-        self._begin()
+        if self.ranks.is_main:
+            self._prepare_directory()
+            self._log_run()
+        self._save_backbone()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
         with catch_signals() as self.stop:
-            if self.untested:
+            if self.is_untested:
                 self._test_epoch(self._checkpoint())
             while self.epoch < end:
                 self._train_epoch()
-                self.epoch, self.done = self.epoch + 1, 0
-                self.untested = self._evaluation_is_due()
+                self.epoch, self.epoch_step = self.epoch + 1, 0
+                self.is_untested = self._is_evaluation_due()
                 checkpoint = self._checkpoint()
-                self._save(checkpoint)  # before testing, which may take as long
-                if self.untested:
+                self._save(checkpoint)  # before the test, which may take as long as the epoch
+                if self.is_untested:
                     self._test_epoch(checkpoint)
         return self.best
 
-    def _test_epoch(self, checkpoint: Checkpoint) -> None:
-        """Tests the epoch that has ended, whose checkpoint is written again with what was found."""
-        with self.stop.interruptible(f"while testing epoch {self.epoch}; go on from {self.keeper.last} with --resume"):
-            evaluation = self._evaluate()
-        checkpoint.evaluation = evaluation.to_json()
-        if evaluation.average_map > self.best:
-            self.best = evaluation.average_map
-            if self.ranks.is_main:
-                self.keeper.save_best(checkpoint)
-        self.untested = False
-        self._save(checkpoint, again=True)
+    def _prepare_directory(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for folder in (self.directory, self.directory / INDEX_FOLDER):
+            remove_leftovers(folder)
+        self.indices.begin()
+        self.records.drop_after_checkpoint(self.saved_step, untested=self.is_untested)
+        with atomic_write(self.directory / "config.yaml") as partial_file:
+            partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
+        write_json(environment(self.ranks), self.directory / ENVIRONMENT)
 
-    def _evaluation_is_due(self) -> bool:
-        training = self.config.training
-        if self.epoch == training.epochs:
-            return True
-        return self.epoch > training.evaluate_from and self.epoch % training.evaluate_every == 0
+    def _save_backbone(self) -> None:
+        state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}  # on every rank
+        if self.ranks.is_main:
+            self.checkpoints.save_backbone(state)
+
+    def _log_run(self) -> None:
+        total = sum(p.numel() for p in self.network.parameters())
+        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        log.info("experiment %s: %s", self.config.experiment, self.config.design.summary)
+        log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
+        log.info("%d parameters, %d trainable", total, trainable)
+        log.info("%s", self.train_step.learners[0].rates)
+        log.info(
+            "%d training videos, %d windows and %d steps per epoch; %d test videos",
+            len(self.windows.videos),
+            len(self.windows),
+            self.sampler.steps,
+            len(self.test_annotations.videos),
+        )
+        if self.windows.unannotated:
+            log.info("training videos without ground truth are skipped: %s", ", ".join(self.windows.unannotated))
 
     def _train_epoch(self) -> None:
         self.windows.set_epoch(self.epoch)
-        self.sampler.epoch, self.sampler.done = self.epoch, self.done
+        self.sampler.epoch, self.sampler.first_step = self.epoch, self.epoch_step
         self.train_step.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
-        repeated, skipped = 0, Counter[str]()
+        skipped = Counter[str]()
         with (
             self.windows.readers.watched(),
-            Meter(what, self.sampler.steps - self.done, show=self.ranks.is_main) as meter,
+            Meter(what, self.sampler.steps - self.epoch_step, show=self.ranks.is_main) as meter,
         ):
-            batches = iter(self.loader)
-            while parts := list(itertools.islice(batches, self.config.training.accumulate)):
-                step = self._step(parts)
-                self.step, self.done = self.step + 1, self.done + 1
-                repeated += sum(batch.repeated for batch in parts)
-                skipped.update(one for batch in parts for one in batch.skipped)
-                meter.advance(note=f"loss {sum(losses.total.item() for losses in step.losses.values()):.3f}")
+            loader = iter(self.loader)
+            while batches := list(itertools.islice(loader, self.config.training.accumulate)):
+                step = self._take_step(batches)
+                self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
+                skipped.update(one for batch in batches for one in batch.skipped)
+                meter.advance(note=f"loss {step.loss:.3f}")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self.records.add_step(step, epoch=self.epoch, number=self.step, lr=self.train_step.lr)
                 self.train_step.advance()
-                self._keep_step()
-        log_repeated_frames(repeated, what, self.ranks)
+                self._save_or_stop()
+        log_repeated_frames(self.windows.readers.pop_repeated(), what, self.ranks)
         log_skipped_windows(skipped, what, self.ranks)
 
-    def _keep_step(self) -> None:
-        """A checkpoint within the epoch, where one is due; and the end of the run, where any process is to stop.
+    def _take_step(self, batches: Sequence[Batch]) -> StepOutput:
+        """One training step; a step with gradients that are not finite is skipped.
 
         Raises:
-            Stopped: it is.
-        """
-        # Whichever process was asked: all stop behind the same step.
-        asked = int(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device))) and (
-            self.stop.asked or int(signal.SIGTERM)
-        )
-        every = self.config.training.checkpoint_steps
-        if asked or (every is not None and self.step % every == 0):
-            self._save(self._checkpoint())
-        if asked:
-            where = f"behind step {self.done} of {self.sampler.steps} of epoch {self.epoch + 1}"
-            raise Stopped(asked, f"{where}; go on from {self.keeper.last} with --resume")
-
-    def _step(self, batches: Sequence[Batch]) -> StepOutput:
-        """One step of gradient descent; one that cannot be taken is left out.
-
-        Raises:
-            ValueError: there were too many of these in a row.
+            ValueError: too many steps in a row were skipped.
         """
         step = self.train_step(batches)
         if step.fault is None:
@@ -228,26 +242,59 @@ class Trainer:
             return step
         self.nonfinite_steps += 1
         videos = ", ".join(video for batch in batches for video in batch.videos)
-        loss = sum(one.total.item() for one in step.losses.values())
-        said = f"{step.fault} at step {self.step}, with a loss of {loss} (videos {videos})"
+        fault = f"{step.fault} at step {self.step}, with a loss of {step.loss} (videos {videos})"
         if self.nonfinite_steps < self.config.training.max_nonfinite_steps:
-            log.warning("%s; left out", said)
+            log.warning("%s; the step is skipped", fault)
             return step
-        saved = f"{self.keeper.last} is as it was before" if self.keeper.exists else "nothing is saved yet"
-        raise ValueError(
-            f"{said}; {saved}; look at these videos and go on with --resume, or start another run with a lower "
-            "training.lr"
-        )
+        remedy = "no checkpoint is saved yet; check these videos and start again"
+        if self.checkpoints.exists:
+            remedy = f"{self.checkpoints.last} is unchanged; check these videos and resume with --resume"
+        raise ValueError(f"{fault}; {remedy}, or start another run with a lower training.lr")
+
+    def _save_or_stop(self) -> None:
+        """Saves a checkpoint if one is due, and stops the run if any process got a signal.
+
+        Raises:
+            Stopped: a process got a signal; all stop after the same step.
+        """
+        is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device)))
+        every = self.config.training.checkpoint_steps
+        if is_stopping or (every is not None and self.step % every == 0):
+            self._save(self._checkpoint())
+        if is_stopping:
+            raise Stopped(
+                self.stop.asked or int(signal.SIGTERM),
+                f"after step {self.epoch_step} of {self.sampler.steps} of epoch {self.epoch + 1}; "
+                f"resume from {self.checkpoints.last} with --resume",
+            )
+
+    def _is_evaluation_due(self) -> bool:
+        training = self.config.training
+        is_due = self.epoch > training.evaluate_from and self.epoch % training.evaluate_every == 0
+        return is_due or self.epoch == training.epochs
+
+    def _test_epoch(self, checkpoint: Checkpoint) -> None:
+        """Tests the last finished epoch, and adds the evaluation to its checkpoint."""
+        where = f"while testing epoch {self.epoch}; resume from {self.checkpoints.last} with --resume"
+        with self.stop.interruptible(where):
+            evaluation = self._evaluate()
+        checkpoint.evaluation = evaluation.to_json()
+        if evaluation.average_map > self.best:
+            self.best = evaluation.average_map
+            if self.ranks.is_main:
+                self.checkpoints.save_best(checkpoint)
+        self.is_untested = False
+        self._save(checkpoint, again=True)
 
     def _evaluate(self) -> Evaluation:
         """Tests the averaged weights on the test subset."""
-        began = time.monotonic()
+        start = time.monotonic()
         with self.train_step.averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
             results = detect(network, self.test_annotations, self.source, self.config, self.ranks, details=details)
         evaluations = {
-            name: evaluate(self.test_annotations, found, tiou=self.config.test.tiou)
-            for name, found in results.named().items()
+            name: evaluate(self.test_annotations, detections, tiou=self.config.test.tiou)
+            for name, detections in results.named().items()
         }
         *bases, (_, evaluation) = evaluations.items()
         if self.ranks.is_main:
@@ -261,50 +308,15 @@ class Trainer:
                     "average_map": evaluation.average_map,
                     "map_per_tiou": evaluation.map_per_tiou.tolist(),
                     "average_map_per_basis": {name: basis.average_map for name, basis in bases},
-                    "seconds": time.monotonic() - began,
+                    "seconds": time.monotonic() - start,
                 }
             )
-            said = ", ".join(f"{name} {100 * found.average_map:.2f}" for name, found in evaluations.items())
-            log.info("epoch %d: average mAP %s", self.epoch, said)
+            values = ", ".join(f"{name} {100 * one.average_map:.2f}" for name, one in evaluations.items())
+            log.info("epoch %d: average mAP %s", self.epoch, values)
         return evaluation
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.keeper.last
-
-    def _begin(self) -> None:
-        """The run directory, the frozen transformer, and the first lines of the log."""
-        state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
-        if not self.ranks.is_main:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for folder in (self.directory, self.directory / INDEX_FOLDER):
-            remove_leftovers(folder)
-        self.keeper.save_backbone(state)
-        self.indices.begin()
-        self.records.drop_after_checkpoint(untested=self.untested)
-        with atomic_write(self.directory / "config.yaml") as partial_file:
-            partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
-        write_json(environment(self.ranks), self.directory / ENVIRONMENT)
-        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.network.parameters())
-        log.info("experiment %s: %s", self.config.experiment, self.config.plan.says)
-        log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
-        log.info("%d parameters, of which %d train", total, trainable)
-        log.info("%s", self.train_step.rates)
-        log.info(
-            "%d training videos, %d windows and %d steps an epoch; %d test videos",
-            len(self.windows.videos),
-            len(self.windows),
-            self.sampler.steps,
-            len(self.test_annotations.videos),
-        )
-        if self.windows.skipped:
-            log.info("training videos without ground truth, left out: %s", ", ".join(self.windows.skipped))
-
     def _checkpoint(self) -> Checkpoint:
-        """Of the present moment: averaged weights to test with; raw ones and the rest to go on with."""
+        """The current state: averaged weights to test with, and the rest to resume from."""
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
@@ -313,8 +325,8 @@ class Trainer:
             rate_hz=self.windows.median_rate_hz(),
             training={
                 "step": self.step,
-                "done": self.done,
-                "untested": self.untested,
+                "done": self.epoch_step,
+                "untested": self.is_untested,
                 "best": self.best,
                 "world": self.ranks.world,
                 **self.train_step.state_dict(),
@@ -324,44 +336,40 @@ class Trainer:
         )
 
     def _save(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
-        """Writes the newest checkpoint to go on from; ``again``, what has been found of it since."""
+        """Saves the newest checkpoint; ``again``: a second time, with its evaluation."""
         assert checkpoint.training is not None
-        checkpoint.training |= {"best": self.best, "untested": self.untested}
+        checkpoint.training |= {"best": self.best, "untested": self.is_untested}
         if self.ranks.is_main:
-            self.keeper.save_last(checkpoint, again=again)
+            self.checkpoints.save_last(checkpoint, again=again)
 
-    def _restore(self, saved: Checkpoint) -> None:
-        """Goes on where a checkpoint stands; its averaged weights are the network's already."""
+    def _resume(self, saved: Checkpoint) -> None:
+        """Continues from a checkpoint; the network has its averaged weights."""
         training = saved.training
         assert training is not None
         try:
             self.train_step.load_state_dict(training)
-            self.epoch, self.done, self.step = saved.epoch, training["done"], training["step"]
-            self.best, self.untested, self.records.step = training["best"], training["untested"], training["step"]
+            self.epoch, self.epoch_step, self.step = saved.epoch, training["done"], training["step"]
+            self.best, self.is_untested, self.saved_step = training["best"], training["untested"], training["step"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
-                "anew under another name"
+                "under another name"
             ) from None
-        if training["world"] == self.ranks.world:
+        world, processes = self.ranks.world, training["world"]
+        if processes == world:
             set_random_state(training["rng"][self.ranks.rank], self.ranks.device)
         elif self.ranks.is_main:
             log.warning(
-                "the run had %d processes and now has %d: its batches, learning rates and steps are those of %d, and "
-                "its random numbers begin again",
-                training["world"],
-                self.ranks.world,
-                self.ranks.world,
+                "the run had %d processes and now has %d; batches, learning rates, steps and random numbers change",
+                processes,
+                world,
             )
-        if training["world"] != self.ranks.world or self.step != self.epoch * self.sampler.steps + self.done:
-            self._resume_with_other_batches(training["world"])
-
-    def _resume_with_other_batches(self, world: int) -> None:
-        """Resumes with other batches: of another number of processes than ``world`` before, or of changed data."""
-        # The windows of a step that would begin within another one are seen twice.
-        self.done = min(self.done * world // self.ranks.world, self.sampler.steps)
-        self.step = self.epoch * self.sampler.steps + self.done
-        self.train_step.resume_at(self.step)
+        if processes != world or self.step != self.epoch * self.sampler.steps + self.epoch_step:
+            # Another number of processes, or changed data, gives other steps. If the next one begins within a
+            # finished one, their common windows are seen twice.
+            self.epoch_step = min(self.epoch_step * processes // world, self.sampler.steps)
+            self.step = self.epoch * self.sampler.steps + self.epoch_step
+            self.train_step.resume_at(self.step)
 
 
 @contextmanager
@@ -390,3 +398,48 @@ def open_run(
             yield Trainer(config, ranks, resume=resumes, allow_changed_data=allow_changed_data)
     finally:
         torch.set_num_threads(threads)
+
+
+class EpochSampler(Sampler[list[int]]):
+    """This rank's batches of an epoch, in an order of windows that depends on (seed, epoch) alone.
+
+    A step takes the next windows in that order, with any number of processes and batches. Windows that fill no step are
+    not seen in this epoch.
+
+    Args:
+        windows: of an epoch.
+        batch: windows per batch.
+        accumulate: batches per step.
+
+    Attributes:
+        epoch: which one.
+        first_step: of the epoch; the steps before it were taken already.
+    """
+
+    def __init__(self, windows: int, batch: int, ranks: Ranks, seed: int, *, accumulate: int = 1) -> None:
+        self.windows, self.batch, self.ranks, self.seed, self.accumulate = windows, batch, ranks, seed, accumulate
+        self.windows_per_step = batch * accumulate * ranks.world
+        self.epoch = self.first_step = 0
+        if self.steps == 0:
+            several = f"{accumulate} batches of {batch}" if accumulate > 1 else f"one batch of {batch}"
+            raise ValueError(
+                f"{windows} training windows per epoch do not fill {several} on {ranks.world} processes; "
+                "lower training.batch or raise training.windows_per_video"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch."""
+        return self.windows // self.windows_per_step
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.windows)
+        for step in range(self.first_step, self.steps):
+            windows = order[step * self.windows_per_step :][: self.windows_per_step]
+            own = windows[self.ranks.rank :: self.ranks.world]
+            for first in range(0, len(own), self.batch):
+                yield [int(i) for i in own[first : first + self.batch]]

@@ -58,6 +58,9 @@ _PRETRAINED = "model.backbone.weights"
 OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
+    "model.pyramid.init_std",
+    "model.pyramid.input_noise",
+    "model.head.iou_weight_power",
     _PRETRAINED,
     "model.backbone.random",
     "model.backbone.drop_path",
@@ -151,7 +154,7 @@ class Checkpoint:
         if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
             raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
         trained, wanted = self.config.window.steps, config.window.steps
-        if config.plan.fusion and trained != wanted:
+        if config.design.fusion and trained != wanted:
             raise ValueError(
                 f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
                 f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
@@ -258,7 +261,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
             f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which contains no "
             "configuration; name one with --config, such as the preset that it was trained like"
         )
-    if config.plan.networks != 1:
+    if config.design.networks != 1:
         raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
     return Checkpoint(
         config=config,

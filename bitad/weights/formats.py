@@ -100,6 +100,14 @@ _PYRAMID_NAMES: Names = (
     (r"\.attn\.(query|key|value)_norm\.", r".attn.\1.norm."),
     (r"^(pyramid\..*\.attn)\.(query|key|value)\.(weight|bias)$", r"\1.\2.pointwise.\3"),
 )
+# Of TriDet's blocks (OpenTAD's names).
+_SGP_NAMES: Names = (
+    (r"^(pyramid\..*)\.ln\.", r"\1.norm."),
+    (r"^(pyramid\..*)\.gn\.", r"\1.group_norm."),
+    (r"^(pyramid\..*)\.global_fc\.", r"\1.phi."),
+    (r"^(pyramid\..*)\.convw\.", r"\1.narrow."),
+    (r"^(pyramid\..*)\.convkw\.", r"\1.wide."),
+)
 # Per-channel values [1, C, 1] there, [C] here.
 _PYRAMID_SHAPES: Shapes = (
     (r"\.drop_path_\w+\.scale$|(\.norm\d?|^pyramid\.norms\.\d+)\.(weight|bias)$", lambda values: values.flatten()),
@@ -112,7 +120,7 @@ FORMATS = (
     ),
     Format(
         "opentad",
-        "OpenTAD (AdaTAD or ActionFormer)",
+        "OpenTAD (AdaTAD, ActionFormer or TriDet)",
         "detector",
         mark=r"^(rpn_head|projection)\.",
         names=(
@@ -120,10 +128,13 @@ FORMATS = (
             *_MMACTION_NAMES,
             (r"^projection\.", "pyramid."),
             *_PYRAMID_NAMES,
+            *_SGP_NAMES,
             (r"^rpn_head\.cls_convs\.", "head.classification.convs."),
             (r"^rpn_head\.reg_convs\.", "head.regression.convs."),
             (r"^rpn_head\.cls_head\.", "head.classification.output."),
             (r"^rpn_head\.reg_head\.", "head.regression.output."),
+            (r"^rpn_head\.cls_(start|end)_convs\.", r"head.\1.convs."),
+            (r"^rpn_head\.cls_(start|end)_head\.", r"head.\1.output."),
             (r"^rpn_head\.scale\.(\d+)\.scale$", r"head.scales#\1"),
         ),
         unused=r"^backbone\.vit\.(fc_norm|norm)\.|^backbone\.model\.cls_head\.|^rpn_head\.loss_normalizer$",
@@ -219,8 +230,8 @@ _ANOTHER_BACKBONE = (
     "(data.features)"
 )
 _ANOTHER_DETECTOR = (
-    "the detectors here are ActionFormer and AdaTAD: run it in its own project, and read its detections with "
-    "bitad evaluate or bitad merge"
+    "the detectors here are ActionFormer, AdaTAD and OpenTAD's TriDet: run it in its own project, and read its "
+    "detections with bitad evaluate or bitad merge"
 )
 _ANOTHER_ACTIONFORMER = "train it with the options of the released configurations, or train one here"
 _NOT_A_NETWORK = "name the file, or the key in it, that has the network's weights"
@@ -283,7 +294,12 @@ FOREIGN = (
     Foreign("LoRA's changes of a network", "merge them into the network's own weights first", r"\.lora_[AB]\."),
     # Detectors.
     Foreign("DyFADet", _ANOTHER_DETECTOR, r"\.(kernel_conv|dynamic_convs)\."),
-    Foreign("TriDet", _ANOTHER_DETECTOR, r"\.(convkw|psi|global_fc)\.|(^|\.)(cls_)?(start|end)_(head|convs)\."),
+    Foreign(
+        "TriDet's own release",
+        _ANOTHER_DETECTOR,
+        r"\.(convkw|psi|global_fc)\.|(^|\.)(cls_)?(start|end)_(head|convs)\.",
+        lacks=r"^(pyramid|projection|rpn_head)\.",
+    ),
     Foreign("a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."),
     Foreign("BMN", _ANOTHER_DETECTOR, r"(^|\.)(x_1d_[bsep]|x_[23]d_p)\."),
     Foreign("G-TAD", _ANOTHER_DETECTOR, r"(^|\.)(regu_[se]|goi_align)\.|^backbone[12]\.\d"),
@@ -305,7 +321,7 @@ FOREIGN = (
         _ANOTHER_DETECTOR,
         r"^(reg_head|rpn_head)\.scale\.1\.scale$",
         also=r"(embd|embed)\.",
-        lacks=r"\.attn\.",
+        lacks=r"\.attn\.|\.psi\.",
     ),
     # ActionFormer with options that no released configuration has.
     Foreign(

@@ -56,7 +56,7 @@ _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 def require_pretrained(config: Config) -> None:
     """Raises ValueError if the frozen transformer would have random weights without being asked to."""
     backbone = config.model.backbone
-    if backbone is None or config.plan.starts_from == "baselines" or backbone.random or backbone.weights is not None:
+    if backbone is None or config.design.starts_from == "baselines" or backbone.random or backbone.weights is not None:
         return
     raise ValueError(
         "model.backbone.weights is null: the transformer is frozen and would keep random weights; name a pre-trained "

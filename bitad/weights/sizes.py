@@ -120,6 +120,14 @@ def _detector_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
+def _types(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The types of a detector's pyramid and head, as in the configuration."""
+    return {
+        "pyramid": "sgp" if any(name.endswith(".psi.weight") for name in weights) else "transformer",
+        "head": "trident" if "head.start.output.weight" in weights else "actionformer",
+    }
+
+
 def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """How the size of the network of some weights differs from the ``expected`` one, in words."""
     found = []
@@ -132,6 +140,12 @@ def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tenso
             f"it has {count} {name}, the configuration {expected_sizes[name]}"
             for name, count in sizes.items()
             if count != expected_sizes[name]
+        ]
+        types, expected_types = _types(weights), _types(expected)
+        found += [
+            f"its {part} is of the type {name}, the configuration's {expected_types[part]} (model.{part}.type={name})"
+            for part, name in types.items()
+            if name != expected_types[part]
         ]
         has_norms, expects_norms = (bool(_numbers(one, r"^pyramid\.norms\.(\d+)\.")) for one in (weights, expected))
         if has_norms != expects_norms:

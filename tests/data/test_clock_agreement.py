@@ -1,4 +1,4 @@
-"""Clocks that disagree: which statements of a video's time agree, and what the annotation verbs say of others."""
+"""Clocks that disagree: which statements of a video's time agree, and what the annotation commands say of others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RATES = st.sampled_from([5.0, 15.0, 23.976, 24.0, 25.0, 29.97, 30.0, 59.94])
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs an annotation verb that must end with this status; all that it says."""
+    """Runs an annotation command that must end with this status; all that it says."""
 
     def call(*arguments: object, status: int = 0) -> str:
         assert main(["annotations", *map(str, arguments)]) == status
@@ -170,9 +170,9 @@ def test_a_number_of_frames_is_one_or_more(tmp_path: Path, run: Callable[..., st
     row = {"segment": [1, 2], "segment(frames)": [1, 2], "label": "x"}
     assert f"frame {frame} is not a positive number" in run("check", annotated(tmp_path, row, frame=frame), status=1)
     info = save(tmp_path, {"v": {"num_frame": frame, "duration": 8}}, "info.json")
-    for verb in ("check", "convert"):
-        out = [tmp_path / "out.json"] if verb == "convert" else []
-        said = run(verb, annotated(tmp_path), *out, "--video-info", info, status=1)
+    for command in ("check", "convert"):
+        out = [tmp_path / "out.json"] if command == "convert" else []
+        said = run(command, annotated(tmp_path), *out, "--video-info", info, status=1)
         assert str(info) in said
         assert "positive number" in said
 

@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import Batch, Sample, TestWindows, TrainingWindows, collate, grid_truth
+from bitad.data.dataset import TestWindows, TrainingWindows, ground_truth_in_steps
 from bitad.data.formats.database import read_annotations
+from bitad.data.samples import Batch, Sample, collate
 from bitad.data.sources import Sampling, Source, VideoFiles, build_source
 from bitad.demo.playroom import render, sample_scene
 from bitad.timeline import Direction, Grid
@@ -491,7 +492,7 @@ def test_ground_truth_beyond_the_end_is_cut_or_dropped(features: Path) -> None:
         segments=np.array([[0.0, 1.0], [last - 1, last + 5], [last + 0.1, last + 2], [1.0, 2.0]]),
         labels=("gamma", "alpha", "beta", "beta"),
     )
-    segments, labels = grid_truth(odd, base, CLASSES)
+    segments, labels = ground_truth_in_steps(odd, base, CLASSES)
     assert labels.tolist() == [2, 0, 1]
     np.testing.assert_allclose(base.to_seconds(segments[1:]), [[last - 1, last], [1, 2]])
     assert segments[0, 0] == 0  # the first feature is later than the video's start
@@ -504,7 +505,7 @@ def test_a_video_without_ground_truth_is_left_out_and_named(features: Path) -> N
     bare = replace(annotations.videos["train_1"], segments=np.zeros((0, 2)), labels=())
     videos = {**annotations.videos, "train_1": bare}
     windows = TrainingWindows(replace(annotations, videos=videos), build_source(config), config)
-    assert windows.skipped == ["train_1"]
+    assert windows.unannotated == ["train_1"]
     assert [video.name for video in windows.videos] == ["train_0", "train_2", "train_3"]
     with pytest.raises(ValueError, match="'training'"):
         TrainingWindows(replace(annotations, videos={"train_1": bare}), build_source(config), config)
@@ -679,7 +680,7 @@ def test_windows_in_their_order_are_those_read_each_alone(
     in_order = every_item(windows)
     alone = [windows[i] for i in reversed(range(len(windows)))][::-1]
     assert all(map(same, in_order, alone))
-    assert all(map(same, in_order, [windows_to_test(config).read(*window) for window in windows.windows]))
+    assert all(map(same, in_order, [windows_to_test(config).read(window) for window in windows.windows]))
 
 
 def test_windows_in_their_order_decode_each_frame_once(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,7 +705,7 @@ def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
     windows = windows_to_test(config)
     in_order = every_item(windows)
     assert sum(sample.repeated for sample in in_order) > 0
-    assert all(map(same, in_order, [windows.read(*window) for window in windows.windows]))
+    assert all(map(same, in_order, [windows.read(window) for window in windows.windows]))
 
 
 @pytest.mark.parametrize("make", [training_windows, windows_to_test])
@@ -742,5 +743,5 @@ def test_workers_that_are_started_and_not_forked_read_the_same(long: Path, tmp_p
 def test_a_twin_of_another_length_is_refused_before_anything_is_read(long: Path, tmp_path: Path) -> None:
     for i in range(2):
         write_video(tmp_path / f"test_{i}.mp4", np.zeros((80, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
-    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150: remake it with `bitad reverse`"):
+    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150; create it again"):
         windows_to_test(config_of(long, *PAIR, f"data.reversed_videos={tmp_path}"))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.windows import random_window, sliding_windows
+from bitad.data.dataset import random_window, sliding_windows
 from bitad.timeline import Grid
 
 
@@ -74,17 +74,17 @@ def videos(draw):
 def test_a_random_window_keeps_only_actions_that_are_complete_enough(video, length, seed):
     total, segments = video
     labels = np.arange(len(segments))
-    window = random_window(np.random.default_rng(seed), total, length, segments, labels)
-    assert window.start >= 0
-    assert window.start + window.steps <= total
-    assert window.steps <= length
-    for segment, label in zip(window.segments, window.labels, strict=True):
+    start, steps, kept, kept_labels = random_window(np.random.default_rng(seed), total, length, segments, labels)
+    assert start >= 0
+    assert start + steps <= total
+    assert steps <= length
+    for segment, label in zip(kept, kept_labels, strict=True):
         original = segments[label]
-        assert 0 <= segment[0] <= segment[1] <= window.steps
+        assert 0 <= segment[0] <= segment[1] <= steps
         assert (segment[1] - segment[0]) >= 0.75 * (original[1] - original[0]) - 1e-9
-    for label in set(labels) - set(window.labels):
+    for label in set(labels) - set(kept_labels):
         a, b = segments[label]
-        visible = min(b, window.start + window.steps) - max(a, window.start)
+        visible = min(b, start + steps) - max(a, start)
         assert visible < 0.75 * (b - a) + 1e-9
 
 
@@ -92,5 +92,5 @@ def test_a_random_window_keeps_only_actions_that_are_complete_enough(video, leng
 @settings(deadline=None)
 def test_a_random_window_contains_an_action_where_one_fits(seed):
     segments, labels = np.array([[400.0, 410.0]]), np.array([3])
-    window = random_window(np.random.default_rng(seed), 600, 200, segments, labels)
-    assert list(window.labels) == [3]
+    *_, kept_labels = random_window(np.random.default_rng(seed), 600, 200, segments, labels)
+    assert list(kept_labels) == [3]

@@ -353,7 +353,7 @@ def test_the_command_line_evaluates_by_the_kit(tmp_path, capsys):
     assert content["ambiguous"] == {"intervals": 1, "are": "left out"}
 
     assert main([*command, "--rule", "thumos-kit"]) == 0
-    assert "No Ambiguous interval is known" in capsys.readouterr().out
+    assert "Without Ambiguous intervals" in capsys.readouterr().out
     assert json.loads((tmp_path / "map.json").read_text())["average_map"] == 0.75
 
     assert main(command) == 0

@@ -31,7 +31,7 @@ from bitad.data.sources import (
     read_test_ground_truth,
 )
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.inference.detect import _in_stretches, detect, detect_videos, run_test
+from bitad.inference.detect import _consecutive_batches, detect, detect_videos, run_test
 from bitad.inference.merge import merge
 from bitad.inference.nms import nms
 from bitad.models.build import build_network
@@ -253,11 +253,11 @@ def pair_of_oracles(config: Config) -> Pair:
     oracles = (Oracle(reverse=view == "reverse") for view in config.views)
     points = config.window.steps
     sides = [
-        Side(cast(Detector, oracle), fusion=None if config.plan.fusion is None else ColumnFusion(points))
+        Side(cast(Detector, oracle), fusion=None if config.design.fusion is None else ColumnFusion(points))
         for oracle in oracles
     ]
     mirrored = config.views[1] == "reverse"
-    return Pair(*sides, mirrored=mirrored, align="exact" if config.plan.fusion else None)
+    return Pair(*sides, mirrored=mirrored, align="exact" if config.design.fusion else None)
 
 
 @pytest.mark.parametrize("second", ["reverse", "forward"])
@@ -446,14 +446,16 @@ def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_sco
 
 
 def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
-    with pytest.raises(ValueError, match=r"test.video_scores names every segment itself: give data.class_agnostic"):
+    with pytest.raises(
+        ValueError, match=r"test.video_scores names the classes of every segment itself; set data.class_agnostic"
+    ):
         config_of(features, "test.video_scores=scores.json")
 
 
 @given(first=st.integers(0, 5), count=st.integers(0, 40), batch=st.integers(1, 4), readers=st.integers(1, 5))
 @settings(deadline=None)
 def test_each_reader_in_turn_gets_a_stretch_of_all_windows(first: int, count: int, batch: int, readers: int) -> None:
-    batches = _in_stretches(first, first + count, batch=batch, readers=readers)
+    batches = _consecutive_batches(first, first + count, batch=batch, readers=readers)
     assert sorted(window for one in batches for window in one) == list(range(first, first + count))
     for reader in range(readers):
         own = [window for one in batches[reader::readers] for window in one]

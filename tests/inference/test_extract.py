@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from bitad.config.names import SIZES, Precision
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.dataset import TestWindows, collate
+from bitad.data.dataset import TestWindows
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import Stored, read_sidecar
 from bitad.data.formats.database import read_annotations, write_annotations
+from bitad.data.samples import collate
 from bitad.data.sources import build_source
 from bitad.inference.encoders import Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
 from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos

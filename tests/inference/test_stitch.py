@@ -94,7 +94,7 @@ def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
         np.concatenate([np.empty(0, np.int64), *(part.labels for part in parts)]),
         how,
     )
-    with mock.patch.object(stitching, "_TRIED_AT_FIRST", 1):  # so that few are soon too few
+    with mock.patch.object(stitching, "_FIRST_TRY", 1):  # so that few are soon too few
         found = stitch(parts, how, rounding=False)
     for column, expected in zip((found.segments, found.scores, found.labels), plain, strict=True):
         np.testing.assert_array_equal(column, expected)
@@ -148,7 +148,7 @@ def test_a_window_is_kept_in_few_bytes_and_comes_out_exactly() -> None:
 def test_numbers_that_are_none_are_refused_however_little_they_score(value: float) -> None:
     windows = [candidates_of(i, 60) for i in range(5)]
     windows[2].segments[7, 1], windows[2].scores[7] = value, 0.0
-    with pytest.raises(ValueError, match="all finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         stitch(windows, NmsConfig(max_segments=1))
 
 

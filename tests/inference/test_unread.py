@@ -58,7 +58,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_GRACE_S", 0.3)
-    monkeypatch.setattr(readers, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(readers, "_CHECK_INTERVAL_S", 0.1)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[], object]) -> None:
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_found(
         assert rows(found, name) == rows(expected, name)
     assert found.details["unread"]["test_0"] == "reading video test_0 took longer than 1 s"
     assert "test_1.mp4: frame" in found.details["unread"]["test_1"]
-    assert "testing: 2 of 4 videos could not be read; what happens in them counts as not found" in caplog.text
+    assert "testing: 2 of 4 videos could not be read; actions in them count as not found" in caplog.text
     assert "test_0: reading video test_0 took longer than 1 s" in caplog.text
     assert "test_1.mp4: frame" in caplog.text
 

@@ -92,7 +92,7 @@ def test_pieces_of_any_length_give_the_features_of_all_frames_at_once(data: st.D
     cuts = data.draw(st.lists(st.integers(1, count), max_size=6))
     backwards = data.draw(st.booleans())
     frames = torch.from_numpy(np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
-    stream = FeatureStream(backbone, frames=count, length=length, backwards=backwards)
+    stream = FeatureStream(backbone, frames=count, length=length, reverse=backwards)
     for first, stop in zip([0, *sorted(cuts)], [*sorted(cuts), count], strict=True):
         if stop > first:
             stream.push(frames[first:stop])
@@ -131,7 +131,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a batch of windows, however short."""
-    monkeypatch.setattr(bitad.inference.whole_video, "PIECE_FRAMES", 16)
+    monkeypatch.setattr(bitad.inference.whole_video, "CHUNK_FRAMES", 16)
 
 
 def truth_of(config: Config) -> Annotations:
@@ -328,12 +328,12 @@ def test_a_run_is_tested_with_the_backbone_over_whole_videos(
     [
         (
             ("experiment=2x", *INIT),
-            r"experiment 2x has both backbones tell .*leave out test\.backbone=video",
+            r"in experiment 2x the backbones exchange .*leave out test\.backbone=video",
         ),
-        (("window.layout=resized",), r"test\.backbone=video is of no use to window\.layout=resized"),
+        (("window.layout=resized",), r"test\.backbone=video has no effect with window\.layout=resized"),
         (
             ("model.backbone=null", "data.videos=null", "data.features=f", "data.feature_channels=8"),
-            r"test\.backbone=video is of no use to features",
+            r"test\.backbone=video has no effect on features",
         ),
     ],
 )

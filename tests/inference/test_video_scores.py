@@ -71,29 +71,17 @@ def test_a_video_of_which_nothing_is_mentioned_scores_nothing(written):
 
 
 def test_names_with_and_without_prefix_mean_the_same_video(written):
-    scores = read_video_scores(written(FORMS["CUHK"]))
+    scores = read_video_scores(written(FORMS["CUHK"])).under_names(["v_abc", "def"])
     assert scores.of_video("v_abc").tolist() == NUMBERS["abc"]
     assert scores.of_video("def").tolist() == NUMBERS["v_def"]
 
 
 def test_a_name_as_it_stands_comes_before_the_one_with_a_prefix(written):
-    scores = read_video_scores(written({"results": {"v_x": [1.0], "x": [0.5]}, "class": ["run"]}))
+    scores = read_video_scores(written({"results": {"v_x": [1.0], "x": [0.5]}, "class": ["run"]})).under_names(
+        ["v_x", "x"]
+    )
     assert scores.of_video("x").tolist() == [0.5]
     assert scores.of_video("v_x").tolist() == [1.0]
-
-
-def test_softmax_makes_probabilities_of_logits(written):
-    logits = {"a": [1.0, -2.0, 0.5], "b": [0.0, 0.0, 900.0]}
-    scores = read_video_scores(written({"results": logits, "class": CLASSES}), softmax=True)
-    whole = sum(math.exp(value) for value in logits["a"])
-    np.testing.assert_allclose(scores.of_video("a"), [math.exp(value) / whole for value in logits["a"]])
-    assert scores.of_video("b").tolist() == [0, 0, 1]
-
-
-def test_classes_that_a_video_does_not_mention_have_no_share_in_its_softmax(written):
-    scores = read_video_scores(written({"results": {"a": {"run": -3.0}, "b": {"jump": 1.0}, "c": {}}}), softmax=True)
-    assert scores.classes == ("jump", "run")
-    assert [scores.of_video(video).tolist() for video in "abc"] == [[0, 1], [1, 0], [0, 0]]
 
 
 def test_the_data_sets_classes_choose_and_order_the_columns(written):
@@ -106,7 +94,7 @@ def test_the_data_sets_classes_choose_and_order_the_columns(written):
     [
         ([], 'no "results" object'),
         ({"results": {}}, 'no "results" object'),
-        ({"results": {"a": [1.0]}}, 'video a has scores without names, and the file has no list of names, "class"'),
+        ({"results": {"a": [1.0]}}, 'video a has scores without names, and the file has no "class" list of names'),
         ({"results": {"a": [1.0]}, "class": CLASSES}, "video a has 1 scores for the 3 classes"),
         ({"results": {"a": [1.0, None, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score None, no number"),
         ({"results": {"a": [1.0, math.nan, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score nan"),
@@ -115,7 +103,7 @@ def test_the_data_sets_classes_choose_and_order_the_columns(written):
         ({"results": {"a": [{"label": "run"}]}}, "video a: class 'run' has the score None"),
         ({"results": {"a": [{"label": "run", "score": 1}] * 2}}, "video a scores a class twice"),
         ({"results": {"a": {"fly": 1}}, "class": CLASSES}, "video a scores fly, which the file's list"),
-        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class jump scores -4.0, which is negative"),
+        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class jump has the negative score -4.0"),
         ({"results": {"a": [1.0]}, "class": "run"}, "class 'run' is not a list of names"),
         ({"results": {"a": [1.0, 2.0]}, "class": ["run", "run"]}, "a name occurs twice"),
     ],
@@ -192,6 +180,6 @@ def test_the_rank_is_that_of_the_product():
 
 def test_at_least_one_class_names_a_segment():
     scores = VideoScores("f", ("run",), {"u": np.array([0.5])})
-    with pytest.raises(ValueError, match="0 classes a video name nothing"):
+    with pytest.raises(ValueError, match="top 0 classes of a video label nothing"):
         scores.label(candidates(), "u", top_k=0)
     assert len(scores.label(candidates(), "u")) == 0

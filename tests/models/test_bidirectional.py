@@ -18,9 +18,11 @@ from bitad.config.names import Alignment
 from bitad.models.adapters import TemporalAdapter
 from bitad.models.alignment import aligned
 from bitad.models.backbone import VideoBackbone
-from bitad.models.heads import DetectionHead, Points, Prediction
+from bitad.models.heads import DetectionHead, Head, Points, Prediction
 from bitad.models.network import Detector
-from bitad.models.pyramid import FeaturePyramid
+from bitad.models.pyramid import FeaturePyramid, Pyramid
+from bitad.models.sgp import SgpPyramid
+from bitad.models.trident import TridentHead
 from bitad.models.vit import VisionTransformer
 
 STEPS = 32
@@ -183,13 +185,23 @@ def test_an_unknown_alignment_is_refused() -> None:
         aligned(predicted(level_points(4, 1), torch.tensor([4])), how="nearest")
 
 
-def detector(*, backbone: VideoBackbone | None = None, **keywords: Any) -> Detector:
+def detector(*, backbone: VideoBackbone | None = None, tridet: bool = False, **keywords: Any) -> Detector:
     """A small one in double precision with no weight, and no bias, at a trivial value."""
     torch.manual_seed(0)
     channels = 5 if backbone is None else backbone.vit.dim
-    pyramid = FeaturePyramid(channels, 8, levels=4, max_length=STEPS, heads=2, layer_scale=1.0, **keywords)
+    keywords = {"levels": 4, "max_length": STEPS, "layer_scale": 1.0, **keywords}
+    pyramid: Pyramid
+    head: Head
+    if tridet:
+        pyramid = SgpPyramid(channels, 8, groups=2, k=2.0, **keywords)
+    else:
+        pyramid = FeaturePyramid(channels, 8, heads=2, **keywords)
     limits = [0.0, *(4.0 * stride for stride in pyramid.strides[:-1]), 10000.0]
-    head = DetectionHead(8, 3, strides=pyramid.strides, ranges=list(pairwise(limits)))
+    levels: Any = {"strides": pyramid.strides, "ranges": list(pairwise(limits))}
+    if tridet:
+        head = TridentHead(8, 3, bins=5, padding=keywords["padding"], **levels)
+    else:
+        head = DetectionHead(8, 3, **levels)
     network = Detector(backbone=backbone, pyramid=pyramid, head=head)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -203,8 +215,10 @@ def mirror_image(network: Detector) -> Detector:
         for parameter in mirrored.parameters():
             if parameter.ndim >= 3:  # kernels, of tubelets, of adapters and of the pyramid: time is the third dimension
                 parameter.copy_(parameter.flip(2))
-        for parameter in mirrored.head.regression.output.parameters():  # to the start, to the end
+        for parameter in mirrored.head.regression.output.parameters():  # to the start, to the end; or bins of both
             parameter.copy_(parameter.flip(0))
+        if isinstance(mirrored.head, TridentHead):
+            mirrored.head.start, mirrored.head.end = mirrored.head.end, mirrored.head.start
         if mirrored.backbone is not None:
             vit = mirrored.backbone.vit
             table = vit.get_buffer("pos_embed")
@@ -229,11 +243,15 @@ def same(one: Prediction, two: Prediction, kept: Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(
+    ("tridet", "window"), [(False, None), (False, 5), (True, 1), (True, [1, 3, 5, 3])], ids=lambda value: str(value)
+)
 @torch.no_grad()
-def test_with_strict_padding_the_mirror_image_agrees_on_every_window(window: int | None) -> None:
+def test_with_strict_padding_the_mirror_image_agrees_on_every_window(
+    tridet: bool, window: int | list[int] | None
+) -> None:
     """On level 0, and on level l wherever ``2**l`` divides V - 1."""
-    network = detector(padding="strict", window=window)
+    network = detector(tridet=tridet, padding="strict", window=window)
     features, reverse, mask = feature_windows()
     forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
     divides = (mask.sum(1, keepdim=True) - 1) % forward.points.stride == 0
@@ -245,9 +263,10 @@ def test_with_strict_padding_the_mirror_image_agrees_on_every_window(window: int
     assert not same(forward, aligned(mirror_image(network).predict(reverse, mask), how="naive"), level_0)
 
 
+@pytest.mark.parametrize("tridet", [False, True])
 @torch.no_grad()
-def test_with_reference_padding_the_mirror_image_agrees_on_full_windows() -> None:
-    network = detector(padding="reference")
+def test_with_reference_padding_the_mirror_image_agrees_on_full_windows(tridet: bool) -> None:
+    network = detector(tridet=tridet, padding="reference")
     features, reverse, mask = feature_windows()
     forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
     level_0 = forward.mask & (forward.points.stride == 1)

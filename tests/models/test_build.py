@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
+from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config
 from bitad.config.names import SIZES
+from bitad.config.schema import ModelConfig, Section
 from bitad.models.backbone import VideoBackbone
-from bitad.models.build import build_network
+from bitad.models.build import BACKBONES, FUSIONS, HEADS, PYRAMIDS, build_network
 from bitad.models.network import Detector
 from bitad.runtime.distributed import Ranks
 from bitad.training.trainer import Trainer
@@ -77,6 +80,22 @@ def test_the_network_has_the_sizes_that_the_configuration_names(features: Path, 
     assert isinstance(backbone, VideoBackbone)
     assert backbone.vit.blocks[-1].drop_path.probability == 0.3
     assert backbone.vit.blocks[0].adapter.down.out_features == SIZES["tiny"].dim // 8
+
+
+def test_every_name_of_a_module_has_a_builder_and_old_configurations_name_none(features: Path) -> None:
+    config = config_of(features)
+    assert (config.model.pyramid.type, config.model.head.type) == ("transformer", "actionformer")
+    assert config_of(features, "model.pyramid.type=transformer", "model.head.type=actionformer") == config
+    for section, table in (("pyramid", PYRAMIDS), ("head", HEADS), ("backbone", BACKBONES)):
+        assert types_of(ModelConfig.model_fields[section].annotation) == set(table)
+    assert {one.fusion for one in EXPERIMENTS.values()} - {None} == set(FUSIONS)
+
+
+def types_of(annotation: Any) -> set[str]:
+    """The values of ``type`` that the sections in an annotation have."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {annotation.model_fields["type"].default}
+    return {name for one in get_args(annotation) for name in types_of(one)}
 
 
 def test_the_same_seed_builds_the_same_network(features: Path) -> None:

@@ -68,10 +68,9 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("BSN's temporal", weights(conv1=(8, 8, 3), conv2=(8, 8, 3), conv3=(3, 8, 1))),
     ("BSN's proposal", weights(fc1=(8, 8), fc2=(1, 8))),
     (
-        "TriDet",
+        "TriDet's own release",
         weights("backbone.branch.0.convkw.weight", "reg_head.offset_head.conv.weight", "backbone.embd.0.conv.weight"),
     ),
-    ("TriDet", weights("rpn_head.cls_start_head.weight", "projection.embed.0.conv.weight")),
     ("DyFADet", weights("rpn_head.cls_convs.0.0.kernel_conv.gate_conv.weight", "projection.embed.0.conv.weight")),
     ("a detector on Mamba", weights("projection.stem.0.mamba.A_log", "rpn_head.cls_head.weight")),
     ("a detector of the DETR kind (TadTR", weights("class_embed.0.weight", "segment_embed.0.layers.0.weight")),

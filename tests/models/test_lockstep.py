@@ -13,7 +13,7 @@ from bitad.models.alignment import TubeletAlignment, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import VisionTransformer
 from bitad.timeline import mirror_points
-from bitad.training.step_cost import Tally, storage_bytes
+from bitad.training.step_cost import OpCounter, storage_bytes
 
 DIM, STEPS = 8, 32
 
@@ -205,9 +205,9 @@ def test_checkpointing_keeps_only_what_passes_from_depth_to_depth() -> None:
     kept = []
     for checkpointing in ("none", "blocks"):
         one, two = (backbone(seed, checkpointing=checkpointing).requires_grad_(False) for seed in (0, 1))
-        with Tally(one, two, *cross, *views, MASK) as tally:
+        with OpCounter(one, two, *cross, *views, MASK) as counter:
             features = joint_forward(one, two, views, MASK, cross, mirrored=True)
-            kept.append(tally.bytes - storage_bytes(features))
+            kept.append(counter.bytes - storage_bytes(features))
     everything, with_checkpointing = kept
     tokens = 2 * STEPS // 2 * 4 * DIM * 8  # bytes of a network's, of two windows
     passed = 2 * 2 * tokens  # from depth to depth twice, in two networks

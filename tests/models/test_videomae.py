@@ -183,7 +183,7 @@ def test_new_second_adapters_change_nothing() -> None:
 
 
 @torch.no_grad()
-def test_the_second_adapter_stands_right_behind_the_first() -> None:
+def test_the_second_adapter_follows_the_first() -> None:
     first, second, nothing = TemporalAdapter(DIM), TemporalAdapter(DIM), adapters()[1]
     plain, both = transformer(), transformer(adapters=[first, nothing], bi_adapters=[second, nothing])
     both.load_state_dict(plain.state_dict(), strict=False)
@@ -251,7 +251,7 @@ def test_clips_a_few_at_a_time_give_what_they_give_together(
     vit, results = transformer(adapters=adapters(), checkpointing=checkpointing), []
     for size in (6, 4, 1):
         clip_bytes = 8 * 4 * 20 * 8  # of the widest layer
-        monkeypatch.setattr(Block, "piece_bytes", size * clip_bytes)
+        monkeypatch.setattr(Block, "chunk_bytes", size * clip_bytes)
         vit.zero_grad()
         with told_clips(vit) as told:
             out = vit(clips(6), 3)
@@ -269,7 +269,7 @@ def test_clips_a_few_at_a_time_give_what_they_give_together(
 def test_clips_are_repeated_once_and_before_the_first_that_trains_not_at_all(
     checkpointing: Checkpointing, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Block, "piece_bytes", 1)
+    monkeypatch.setattr(Block, "chunk_bytes", 1)
     vit = transformer(adapters=adapters(), checkpointing=checkpointing)
     for name, parameter in vit.named_parameters():
         parameter.requires_grad_(".adapter." in name)

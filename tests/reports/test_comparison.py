@@ -68,7 +68,7 @@ def write_run(config: Config, *, noise: float, losses: Sequence[float]) -> None:
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     salt = [config.seed, *config.variant.encode()]
     first, second = guesses(truth, [*salt, 1], noise), guesses(truth, [*salt, 2], noise)
-    pair = config.plan.networks == 2
+    pair = config.design.networks == 2
     write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
     if pair:
         reverse = second if config.pair.second == "forward" else second.reversed()
@@ -234,13 +234,13 @@ def test_the_notes_name_the_ground_truth_once_and_the_best_baseline(new_run: Cal
     assert sum("subset “validation”, 3 videos" in note for note in notes) == 1
     best = result(comparison, "F")
     assert best.spread is not None
-    assert f"The best baseline is F: {best.mean:.2f}; less its spread: {best.mean - best.spread:.2f}." in notes
+    assert f"The best baseline is F: {best.mean:.2f}; minus its spread: {best.mean - best.spread:.2f}." in notes
     assert any("next" in note for note in notes)
 
 
 def test_seeds_of_different_recipes_are_told(new_run: Callable[..., Path]) -> None:
     notes = compare([new_run(), new_run("seed=1", "training.epochs=9")]).table().notes
-    assert "F: the seeds differ in training.epochs too." in notes
+    assert "F: the seeds also differ in training.epochs." in notes
     assert not any("differ" in note for note in compare([new_run("seed=2"), new_run("seed=3")]).table().notes)
 
 
@@ -271,21 +271,23 @@ def test_progress_counts_every_result(new_run: Callable[..., Path]) -> None:
 def test_what_is_no_finished_run_is_refused(new_run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no runs to compare; give at least one"):
         compare([])
-    with pytest.raises(FileNotFoundError, match=r"nowhere is no run directory.*give a folder that `bitad train` wrote"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere is not a run directory.*give a folder that `bitad train` wrote"
+    ):
         compare([tmp_path / "nowhere"])
     run = new_run("experiment=1")
     (run / "detections.reverse.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; train it to its end first"):
+    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"):
         compare([run])
 
 
 def test_a_run_given_twice_is_refused(new_run: Callable[..., Path], tmp_path: Path) -> None:
     run = new_run()
     for again in (run, run / ".." / run.name):
-        with pytest.raises(ValueError, match="is given twice; give each run once"):
+        with pytest.raises(ValueError, match="is given twice; give it once"):
             compare([run, again])
     new_run(f"output={tmp_path / 'elsewhere'}")
-    with pytest.raises(ValueError, match="are both tiny-forward of seed 0; leave one out"):
+    with pytest.raises(ValueError, match="are both tiny-forward with seed 0; leave one out"):
         compare([run, tmp_path / "elsewhere" / run.name])
 
 
@@ -298,7 +300,7 @@ def test_runs_tested_on_different_things_are_refused(data: Path, new_run: Callab
     annotations = read_annotations(data.parent / "annotations.json")
     moved = {name: replace(video, segments=video.segments + 0.1) for name, video in annotations.videos.items()}
     write_annotations(replace(annotations, videos=moved), tmp_path / "moved.json")
-    with pytest.raises(ValueError, match="was tested on other ground truth"):
+    with pytest.raises(ValueError, match="was tested on different ground truth"):
         compare([run, new_run("seed=3", f"data.annotations={tmp_path / 'moved.json'}")])
 
 
@@ -307,7 +309,7 @@ def test_copies_of_one_ground_truth_are_the_same(data: Path, new_run: Callable[.
     comparison = compare([new_run(), new_run("seed=1", f"data.annotations={tmp_path / 'copy.json'}")])
     assert len(comparison.results[0].evaluations) == 2
     (tmp_path / "copy.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"copy\.json, is not there; run this in the folder"):
+    with pytest.raises(FileNotFoundError, match=r"copy\.json, does not exist; run this command"):
         compare([run.directory for run in comparison.runs])
 
 

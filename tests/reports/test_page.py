@@ -98,7 +98,8 @@ def test_any_label_survives_embedding(tmp_path_factory, labels):
     assert path.read_text(encoding="utf-8").count("</script>") == 2
 
 
-def test_the_best_detections_are_written_and_all_ground_truth(tmp_path):
+def test_the_best_detections_are_written_and_all_ground_truth(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitad.reports.page.TOP_K", 8)
     n = 50
     segments = np.stack([np.arange(n), np.arange(n) + 1.0], 1)
     scores = np.random.default_rng(0).permutation(n) / n
@@ -106,7 +107,7 @@ def test_the_best_detections_are_written_and_all_ground_truth(tmp_path):
         Track("d", "detection", segments, ["a"] * n, scores),
         Track("g", "ground-truth", segments[::-1], ["a"] * n),
     ]
-    detections, truth = embedded(page_of(tmp_path, PageVideo("v", None, 60, tracks), top_k=8))["videos"][0]["tracks"]
+    detections, truth = embedded(page_of(tmp_path, PageVideo("v", None, 60, tracks)))["videos"][0]["tracks"]
     assert detections["total"] == n
     assert detections["score"] == sorted(scores, reverse=True)[:8]
     assert detections["start"] == [float(np.flatnonzero(scores == score)[0]) for score in detections["score"]]
@@ -115,9 +116,9 @@ def test_the_best_detections_are_written_and_all_ground_truth(tmp_path):
 
 @pytest.mark.parametrize("path", ["/etc/v.mp4", "https://x.org/v.mp4", "file:///v.mp4", "C:/v.mp4", "a\\v.mp4", ""])
 def test_media_must_lie_beside_the_page(tmp_path, path):
-    with pytest.raises(ValueError, match="no path relative to the page"):
+    with pytest.raises(ValueError, match="not a path relative to the page"):
         PageVideo("v", path, 1.0, [])
-    with pytest.raises(ValueError, match="no path relative to the page"):
+    with pytest.raises(ValueError, match="not a path relative to the page"):
         page_of(tmp_path, pictures=[("caption", path)])
 
 
@@ -136,7 +137,7 @@ def test_bad_tracks_are_refused():
             Track("t", "detection", segments, labels, scores)
     with pytest.raises(ValueError, match="use one of ground-truth, forward"):
         Track("t", "other", one, ["a"])
-    with pytest.raises(ValueError, match="lasts nan s"):
+    with pytest.raises(ValueError, match="has a duration of nan s"):
         PageVideo("v", None, float("nan"), [])
 
 

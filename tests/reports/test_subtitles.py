@@ -75,7 +75,7 @@ def test_a_label_cannot_break_the_file(tmp_path):
 
 
 def test_columns_of_different_lengths_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="do not fit 1 labels"):
+    with pytest.raises(ValueError, match="do not match 1 labels"):
         write_srt(tmp_path / "a.srt", np.zeros((2, 2)), ["a"], np.zeros(1), min_score=0)
     with pytest.raises(ValueError, match="finite"):
         write_srt(tmp_path / "a.srt", np.array([[0, np.nan]]), ["a"], np.zeros(1), min_score=0)

@@ -1,4 +1,4 @@
-"""Videos that cannot be read, or not in time: named, bounded in time, and left out where that is asked for."""
+"""Videos that cannot be read, or not in time: named, bounded in time, and skipped where that is asked for."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from bitad.config.schema import Config
 from bitad.data import readers
 from bitad.data.annotations import AnnotatedVideo
-from bitad.data.dataset import collate
 from bitad.data.detections import read_detections
+from bitad.data.samples import collate
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
 from bitad.runtime.signals import ignore_signals
@@ -115,7 +115,7 @@ def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
     began = time.monotonic()
     Trainer(config, ALONE).run()
     assert time.monotonic() - began < 60
-    assert "testing: 2 of 3 videos could not be read; what happens in them counts as not found" in caplog.text
+    assert "testing: 2 of 3 videos could not be read; actions in them count as not found" in caplog.text
     assert "test_2: reading video test_2 took longer than 0.5 s" in caplog.text
     assert "test_0: " in caplog.text
     found = read_detections(config.run_directory / "detections.json")
@@ -134,7 +134,7 @@ def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_wh
     path: Path, monkeypatch: pytest.MonkeyPatch, does: Callable[[], object], said: str
 ) -> None:
     monkeypatch.setattr(readers, "_GRACE_S", 0.3)
-    monkeypatch.setattr(readers, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(readers, "_CHECK_INTERVAL_S", 0.1)
     reading(monkeypatch, "train_1", does)
     windows = Trainer(
         of(path, "training.workers=2", "training.read_timeout_s=1", "training.on_read_error=skip"), ALONE

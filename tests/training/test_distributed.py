@@ -141,7 +141,7 @@ def test_two_processes_find_what_one_finds(together: tuple[dict[str, Config], li
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_to_the_bit_and_with_whole_weights_too(tmp_path: Path) -> None:
+def test_a_sharded_run_resumes_to_the_bit_and_with_whole_weights_too(tmp_path: Path) -> None:
     path = video_data(tmp_path / "data", training=4)
     plain = ("training.windows_per_video=2", "training.epochs=2", "model.drop_path=0")
     how = ("training.shard=true", *plain)

@@ -96,14 +96,15 @@ def test_applied_gives_the_weights_back_after_an_error_too() -> None:
     assert all(torch.equal(value, own[name]) for name, value in values(model).items())
 
 
-def test_one_that_goes_on_from_its_state_repeats_the_one_that_never_stopped() -> None:
+def test_a_restarted_one_repeats_the_one_that_never_stopped() -> None:
     model = network()
     ema = Ema(model, decay=0.99)
     for _ in range(4):
         walk(model)
         ema.update(model)
     resumed = Ema(network(), decay=0.99)
-    resumed.load_state_dict(ema.state_dict())
+    with ema.applied(model):
+        resumed.restart(model, updates=ema.updates)
     for _ in range(4):
         walk(model)
         ema.update(model)

@@ -161,9 +161,9 @@ def test_the_command_inspects_and_converts(features: Path, tmp_path: Path, capsy
     ("arguments", "said"),
     [
         (["inspect", "{path}", "{out}"], "takes one file"),
-        (["convert", "{path}"], "needs the file to write"),
+        (["convert", "{path}"], "needs an output file"),
         (["convert", "{path}", "{out}"], "name one with --config"),
-        (["convert", "{path}", "{out}", "--json"], "--json is for inspect"),
+        (["convert", "{path}", "{out}", "--json"], "--json only applies to inspect"),
         (["inspect", "nowhere.pth"], "no weights at nowhere.pth"),
     ],
 )

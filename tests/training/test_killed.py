@@ -105,7 +105,7 @@ class Kill:
 
 
 class KilledRun:
-    """A run that `bitad train` begins, and goes on with each time that it was killed."""
+    """A run that `bitad train` starts, and resumes each time it was killed."""
 
     def __init__(self, path: Path, folder: Path, *overrides: str) -> None:
         self.arguments = [str(path), *overrides, f"output={folder / 'runs'}"]

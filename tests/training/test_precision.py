@@ -12,7 +12,7 @@ from builders import config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, both_baselines, records
 from torch import Tensor
 
-from bitad.data.dataset import collate
+from bitad.data.samples import collate
 from bitad.data.sources import build_source, read_test_ground_truth
 from bitad.inference.detect import detect
 from bitad.training.step import Learner
@@ -98,7 +98,7 @@ def test_a_run_in_several_batches_to_a_step_is_that_of_one_batch(
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
-def test_a_run_in_several_batches_goes_on_to_the_bit(
+def test_a_run_in_several_batches_resumes_to_the_bit(
     data: dict[str, tuple[Path, tuple[str, str]]], tmp_path: Path
 ) -> None:
     path, _ = data["features"]
@@ -169,7 +169,7 @@ def test_half_precision_keeps_weights_and_averages_single(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
+def test_a_run_in_half_precision_resumes_to_the_bit_with_its_scale(
     data: dict[str, tuple[Path, tuple[str, str]]], precision: str, tmp_path: Path
 ) -> None:
     path, _ = data["features"]
@@ -183,7 +183,7 @@ def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
     assert_same_run(several[0].run_directory, several[1].run_directory)
 
 
-def test_where_half_precision_overflows_the_step_is_left_out_and_the_next_scaled_by_less(
+def test_where_half_precision_overflows_the_step_is_skipped_and_the_next_scaled_by_less(
     data: dict[str, tuple[Path, tuple[str, str]]], tmp_path: Path
 ) -> None:
     path, _ = data["features"]
@@ -192,18 +192,18 @@ def test_where_half_precision_overflows_the_step_is_left_out_and_the_next_scaled
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.network.train()
     batch = next(iter(trainer.loader))
-    step = trainer._step([batch])
+    step = trainer._take_step([batch])
     assert step.fault is None
     assert trainer.train_step.scaler.get_scale() == 2.0**39
     for name, tensor in trainer.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     for _ in range(40):
-        step = trainer._step([batch])
+        step = trainer._take_step([batch])
     assert all(torch.isfinite(torch.tensor(norm)) for norm in step.norms.values())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
 
 
-def test_a_record_of_a_step_left_out_is_json(data: dict[str, tuple[Path, tuple[str, str]]], tmp_path: Path) -> None:
+def test_a_record_of_a_skipped_step_is_json(data: dict[str, tuple[Path, tuple[str, str]]], tmp_path: Path) -> None:
     path, _ = data["features"]
     trainer = Trainer(config_of(path, "training.precision=fp16", "training.epochs=1", f"output={tmp_path}"), ALONE)
     trainer.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

@@ -282,7 +282,7 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
     }
 
 
-VERBS = [*commands(Path(), Path(), Path())]
+CASES = [*commands(Path(), Path(), Path())]
 
 
 def succeeds(*command: object) -> bool:
@@ -309,10 +309,10 @@ def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(
     assert after == before
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_takes_a_run_that_was_moved(verb: str, moved: Path, videos: Path, tmp_path: Path) -> None:
-    overrides = ("model.backbone.weights=gone/vit.pth",) if verb == "resume" else ()
-    assert succeeds(*commands(moved, videos, tmp_path / "out")[verb], *overrides)
+@pytest.mark.parametrize("case", CASES)
+def test_every_command_takes_a_run_that_was_moved(case: str, moved: Path, videos: Path, tmp_path: Path) -> None:
+    overrides = ("model.backbone.weights=gone/vit.pth",) if case == "resume" else ()
+    assert succeeds(*commands(moved, videos, tmp_path / "out")[case], *overrides)
 
 
 @pytest.mark.parametrize("experiment", ["2", "2x", "3-1", "3-3"])
@@ -343,10 +343,10 @@ def test_a_run_that_was_moved_is_resumed_to_the_same_bits(whole: Path, videos: P
     assert_same_run(whole, file.parent)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("becomes", ["gone", "another", "cut off"])
 def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
-    verb: str, becomes: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+    case: str, becomes: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file = moved / BACKBONE_FILE
     right = file.read_bytes()
@@ -355,9 +355,9 @@ def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
         write_safetensors(transformer(seed=5), file)
     elif becomes == "cut off":
         file.write_bytes(right[:-100])
-    name = "last.pt" if verb == "resume" else "best.pt"
-    command = commands(moved, videos, tmp_path / "out")[verb]
-    if verb == "resume":
+    name = "last.pt" if case == "resume" else "best.pt"
+    command = commands(moved, videos, tmp_path / "out")[case]
+    if case == "resume":
         command = (*command, "model.backbone.weights=gone/vit.pth")
     said = refused(*command)
     if becomes == "gone":
@@ -368,7 +368,7 @@ def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
         why = {"another": "it has other content", "cut off": "damaged or cut off"}[becomes]
         assert f"{file} is not the frozen transformer of {moved / name}: " in said
         assert why in said
-    if verb == "pair":
+    if case == "pair":
         assert "init.forward: " in said
     file.write_bytes(right)
     assert succeeds(*command)

@@ -56,7 +56,7 @@ def test_a_warm_up_that_was_cut_to_the_schedule_is_in_the_log(path: Path, capsys
     assert "warmup_epochs: 3" in path.read_text()
     assert main(["train", str(path), "training.epochs=2", "training.evaluate_from=1", "--device", "cpu"]) == 0
     for said in (logged(path), capsys.readouterr().err):
-        assert said.count("training.warmup_epochs is 0.2, a tenth of the 2 epochs of the schedule, and not 3") == 1
+        assert said.count("training.warmup_epochs is 0.2, a tenth of the schedule of 2 epochs, instead of 3") == 1
 
 
 def test_an_older_checkpoint_and_another_number_of_processes_are_in_the_log(path: Path) -> None:

@@ -56,7 +56,9 @@ def test_what_is_done_is_not_done_again(jobs: list[Job]) -> None:
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[Job]) -> None:
     other = Job(jobs[1].preset, (*jobs[1].overrides, "training.lr=0.5"))
-    with pytest.raises(ValueError, match=r"a run of other settings \(training.lr was 0.002, is 0.5\); delete or move"):
+    with pytest.raises(
+        ValueError, match=r"a run with other settings \(training.lr was 0.002, is 0.5\); delete or move"
+    ):
         train_side_by_side([other], what="training")
 
 
@@ -66,7 +68,7 @@ def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list
     others = [override for override in pair.overrides if not override.startswith("init.reverse=")]
     other = Job(pair.preset, (*others, moved))
     assert other.directory == pair.directory
-    with pytest.raises(ValueError, match=r"a run of other settings \(init was .*last\.pt"):
+    with pytest.raises(ValueError, match=r"a run with other settings \(init was .*last\.pt"):
         train_side_by_side([other], what="training")
 
 

@@ -47,14 +47,14 @@ def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
     """Something happens within a step."""
-    train_step = trainer._step
+    train_step = trainer._take_step
 
     def with_it(*arguments: Any) -> Any:
         if trainer.step == step:
             happens()
         return train_step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", with_it)
+    monkeypatch.setattr(trainer, "_take_step", with_it)
 
 
 # Being asked to stop.
@@ -62,13 +62,13 @@ def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, happens
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [0, 5, 7, 11])
-def test_a_run_that_is_asked_to_stop_does_so_behind_its_step_and_goes_on_from_there(
+def test_a_run_that_is_asked_to_stop_stops_after_its_step_and_resumes_from_there(
     features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: int
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     trainer = Trainer(config, ALONE)
     during(trainer, monkeypatch, step, lambda: os.kill(os.getpid(), number))
-    where = rf"behind step {step % 4 + 1} of 4 of epoch {step // 4 + 1}; .*--resume"
+    where = rf"after step {step % 4 + 1} of 4 of epoch {step // 4 + 1}; .*--resume"
     with pytest.raises(Stopped, match=where) as stopped:
         trainer.run()
     assert stopped.value.status == 128 + number
@@ -86,7 +86,7 @@ def test_a_run_that_is_asked_to_stop_while_it_is_tested_tests_again(
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     trainer = Trainer(config, ALONE)
     monkeypatch.setattr(trainer, "_evaluate", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="while testing epoch 1; go on from"):
+    with pytest.raises(Stopped, match="while testing epoch 1; resume from"):
         trainer.run()
     assert load_checkpoint(config.run_directory / "last.pt").evaluation is None
     Trainer(config, ALONE, resume=True).run()
@@ -110,7 +110,7 @@ def test_the_command_says_where_it_stopped_and_with_what_status(features: Path, 
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1].startswith("bitad train: stopped behind step ")
+    assert said.splitlines()[-1].startswith("bitad train: stopped after step ")
     assert "Traceback" not in said
     assert load_checkpoint(run / "last.pt").training is not None
 
@@ -118,7 +118,7 @@ def test_the_command_says_where_it_stopped_and_with_what_status(features: Path, 
 # Checkpoints.
 
 
-def test_a_run_that_dies_goes_on_from_its_last_checkpoint_within_the_epoch(
+def test_a_run_that_dies_resumes_from_its_last_checkpoint_within_the_epoch(
     features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}", "training.checkpoint_steps=3")
@@ -205,7 +205,7 @@ def nearly_full(disk: Path, left: int) -> Iterator[None]:
 
 
 def trains(features: Path, output: Path) -> Callable[..., int]:
-    """The command that trains, or goes on with ``--resume``."""
+    """The command that trains, or resumes with ``--resume``."""
     return lambda *more: main(["train", str(features), *RANDOM, f"output={output}", "--device", "cpu", *more])
 
 
@@ -213,14 +213,14 @@ def says_what_it_could_not_write(run: Path, why: str, capsys: pytest.CaptureFixt
     """The name of the file; what was there before is still of use, and nothing half written is."""
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bitad train: error: {why}: '{run}{os.sep}")
-    assert line.endswith("; make room and run the command again (bitad train goes on with --resume)")
+    assert line.endswith("; free some space and run the command again (bitad train resumes with --resume)")
     assert list(run.glob(".*")) == []
     for name in ("last.pt", "best.pt"):
         load_checkpoint(run / name).network()
     return Path(line.split("'")[1]).name
 
 
-def goes_on(train: Callable[..., int], run: Path, whole: Path) -> None:
+def resumes(train: Callable[..., int], run: Path, whole: Path) -> None:
     assert train("--resume") == 0
     set_up_logging(None, show=False)
     assert_same_run(whole, run)
@@ -228,7 +228,7 @@ def goes_on(train: Callable[..., int], run: Path, whole: Path) -> None:
 
 # In sizes of a checkpoint: less than one; one, but not what testing finds.
 @pytest.mark.parametrize(("left", "unwritten"), [(0.15, "last.pt"), (0.75, "last.pt"), (1.1, "detections.json")])
-def test_a_run_whose_disk_is_full_says_so_and_goes_on_as_if_it_had_not_been(
+def test_a_run_whose_disk_is_full_says_so_and_resumes_as_if_it_had_not_been(
     features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str], left: float, unwritten: str
 ) -> None:
     train, run = trains(features, disk), disk / whole.name
@@ -238,12 +238,12 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_as_if_it_had_not_been(
         assert train("--resume") == 1
     assert says_what_it_could_not_write(run, "[Errno 28] No space left on device", capsys) == unwritten
     assert ((run / "last.pt").read_bytes() == before) == (unwritten == "last.pt")
-    goes_on(train, run, whole)
+    resumes(train, run, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [0.0, 0.02, 0.4, 0.98, 1.0, 1.02, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8])
-def test_however_full_the_disk_is_a_run_goes_on_as_if_it_had_not_been(
+def test_however_full_the_disk_is_a_run_resumes_as_if_it_had_not_been(
     features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str], left: float
 ) -> None:
     train, run = trains(features, disk), disk / whole.name
@@ -254,10 +254,10 @@ def test_however_full_the_disk_is_a_run_goes_on_as_if_it_had_not_been(
         says_what_it_could_not_write(run, "[Errno 28] No space left on device", capsys)
     else:
         assert left > 1.5
-    goes_on(train, run, whole)
+    resumes(train, run, whole)
 
 
-def test_a_run_whose_files_can_grow_no_more_goes_on_as_if_they_could(
+def test_a_run_whose_files_can_grow_no_more_resumes_as_if_they_could(
     features: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, run = trains(features, tmp_path), tmp_path / whole.name
@@ -267,16 +267,16 @@ def test_a_run_whose_files_can_grow_no_more_goes_on_as_if_they_could(
         assert train("--resume") == 1
     assert says_what_it_could_not_write(run, "[Errno 27] File too large", capsys) == "last.pt"
     assert (run / "last.pt").read_bytes() == before
-    goes_on(train, run, whole)
+    resumes(train, run, whole)
 
 
-def test_a_run_whose_disk_is_full_before_its_first_checkpoint_is_begun_again(
+def test_a_run_whose_disk_is_full_before_its_first_checkpoint_starts_again(
     features: Path, whole: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, run = trains(features, disk), disk / whole.name
     with nearly_full(disk, 100_000):
         assert train() == 1
-    assert f"No space left on device: '{run / 'last.pt'}'; make room" in capsys.readouterr().err
+    assert f"No space left on device: '{run / 'last.pt'}'; free some space" in capsys.readouterr().err
     assert train() == 0
     set_up_logging(None, show=False)
     assert_same_run(whole, run)
@@ -285,7 +285,7 @@ def test_a_run_whose_disk_is_full_before_its_first_checkpoint_is_begun_again(
 # Steps that cannot be taken.
 
 
-def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
+def test_nonfinite_steps_are_skipped_and_too_many_in_a_row_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = feature_data(tmp_path / "data", training=4)
@@ -296,9 +296,8 @@ def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
     monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     trainer = Trainer(config, ALONE)
     trainer.run()
-    left_out = {record.getMessage() for record in caplog.records if "left out" in record.getMessage()}
-    assert len(left_out) == 2  # once an epoch
-    assert all("(videos train_1)" in message for message in left_out)
+    skipped = {message for message in caplog.messages if message.endswith("(videos train_1); the step is skipped")}
+    assert len(skipped) == 2  # once an epoch
     assert all(torch.isfinite(parameter).all() for parameter in trainer.network.parameters())
     assert trainer.step == 8
     with pytest.raises(ValueError, match=r"not finite at step .*\(videos train_1\)"):
@@ -308,13 +307,13 @@ def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(
 # Another number of processes.
 
 
-def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says_so(
+def test_with_another_number_of_processes_a_run_resumes_where_it_stands_and_says_so(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}", "training.batch=1")
     one = Trainer(config, ALONE)  # 8 steps an epoch
     during(one, monkeypatch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="behind step 5 of 8 of epoch 2"):
+    with pytest.raises(Stopped, match="after step 5 of 8 of epoch 2"):
         one.run()
 
     class Two(Ranks):
@@ -332,7 +331,7 @@ def test_with_another_number_of_processes_a_run_goes_on_where_it_stands_and_says
     monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     two = Trainer(config, Two(0, 2, torch.device("cpu")), resume=True)  # 4 steps an epoch
     assert "the run had 1 processes and now has 2" in caplog.text
-    assert (two.epoch, two.done, two.step) == (1, 2, 6)
+    assert (two.epoch, two.epoch_step, two.step) == (1, 2, 6)
     fresh = Trainer(config.model_copy(update={"output": tmp_path / "new"}), Two(0, 2, torch.device("cpu")))
     for mine, theirs in zip(two.train_step.learners, fresh.train_step.learners, strict=True):
         for _ in range(6):

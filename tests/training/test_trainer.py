@@ -1,4 +1,4 @@
-"""A run learns, can be stopped and gone on with to the bit, and keeps its best."""
+"""A run learns, can be stopped and resumed to the bit, and keeps its best."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from bitad.inference.detect import detect
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import environment
 from bitad.runtime.log import set_up_logging
-from bitad.training.sampler import EpochSampler
 from bitad.training.step import total
-from bitad.training.trainer import Trainer
+from bitad.training.trainer import EpochSampler, Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Depends on PyTorch's random numbers; 3 epochs of 4 steps.
@@ -72,7 +71,7 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
     assert best == records(config.run_directory, kind="evaluation")[-1]["average_map"]
 
 
-# Going on.
+# Resuming.
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +118,14 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
     dying = Trainer(config, ALONE)
-    train_step = dying._step
+    train_step = dying._take_step
 
     def until_step_11(*arguments: Any) -> Any:
         if dying.step == 11:  # of 4 an epoch; step 10 is recorded
             raise KeyboardInterrupt
         return train_step(*arguments)
 
-    monkeypatch.setattr(dying, "_step", until_step_11)
+    monkeypatch.setattr(dying, "_take_step", until_step_11)
     with pytest.raises(KeyboardInterrupt):
         dying.run()
     assert records(config.run_directory)[-1]["step"] == 10
@@ -135,7 +134,7 @@ def test_a_run_that_dies_within_an_epoch_repeats_that_epoch(
     assert_same_run(whole, config.run_directory)
 
 
-def test_a_run_that_dies_in_its_first_epoch_is_begun_anew(
+def test_a_run_that_dies_in_its_first_epoch_starts_again(
     features: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(features, *RANDOM, f"output={tmp_path}")
@@ -168,7 +167,7 @@ def test_the_same_configuration_gives_the_same_run_and_another_seed_another(feat
     assert not torch.equal(a["head.classification.output.weight"], c["head.classification.output.weight"])
 
 
-def test_going_on_with_a_finished_run_changes_nothing(features: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(features: Path, tmp_path: Path) -> None:
     config = config_of(features, f"output={tmp_path}", "training.epochs=2")
     best = Trainer(config, ALONE).run()
     before = records(config.run_directory)
@@ -367,7 +366,7 @@ def test_a_run_leaves_its_configuration_environment_and_log(
     for said in (
         "learning rate 0.004, of adapters 0.004, of fusions 0.002 over their fan-in, for an effective batch of 4",
         "experiment baseline: one network, one playing direction",
-        "4 training videos, 4 windows and 1 steps an epoch; 3 test videos",
+        "4 training videos, 4 windows and 1 steps per epoch; 3 test videos",
         "average mAP",
     ):
         assert said in log

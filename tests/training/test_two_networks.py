@@ -53,7 +53,7 @@ class StartingFrom(Trainer):
         self.weights = weights
         super().__init__(config, ALONE)
 
-    def _load_first_weights(self) -> None:
+    def _load_initial_weights(self) -> None:
         self.network.load_state_dict(self.weights)
 
 
@@ -146,13 +146,14 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
     found = []
     for factor in (1.0, 1e4):
         trainer = trainer_of(features, "1-1", NOTHING_DROPPED)
-        judge = trainer.train_step.learners[0].losses
+        loss = trainer.train_step.learners[0].loss
+        forward = loss.forward
 
-        def larger(*arguments: Any, judge: Any = judge, factor: float = factor, **keywords: Any) -> Any:
-            judged = judge(*arguments, **keywords)
-            return judged._replace(losses=judged.losses._replace(total=factor * judged.losses.total))
+        def larger(*arguments: Any, forward: Any = forward, factor: float = factor, **keywords: Any) -> Any:
+            losses = forward(*arguments, **keywords)
+            return losses._replace(total=factor * losses.total)
 
-        trainer.train_step.learners[0].losses = larger
+        loss.forward = larger
         trainer.network.train()
         step = trainer.train_step([next(iter(trainer.loader))])
         found.append(
@@ -195,7 +196,7 @@ def test_in_20_steps_nothing_changes_but_the_new_modules(
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.run(until=1)
     assert trainer.step == 20
-    saved = load_checkpoint(trainer.last)
+    saved = load_checkpoint(trainer.checkpoints.last)
     after = trainer.network.state_dict()
     assert after.keys() == before.keys() == saved.model.keys()
     for name, tensor in after.items():
@@ -250,8 +251,9 @@ def first_losses(trainer: Trainer) -> tuple[list[float], float]:
             both = trainer.network([view.inputs for view in views], batch.mask)
             losses, _ = trainer.train_step.losses(0, views)
             bases.append([losses[name].total.item() for name in NAMES])
-            outputs = zip(trainer.train_step.learners, both.own, views, strict=True)
-            own.append([learner.losses(prediction, view).losses.total.item() for learner, prediction, view in outputs])
+            for learner, prediction, view in zip(trainer.train_step.learners, both.own, views, strict=True):
+                targets = learner.targets(prediction.points, view.segments, view.labels)
+                own.append(learner.loss(prediction, targets).total.item())
     return torch.tensor(bases).mean(0).tolist(), torch.tensor(own).mean().item()
 
 
@@ -322,7 +324,7 @@ def test_each_fusion_is_trained_averaged_and_clipped_with_its_own_network(
         assert optimised == {id(p) for p in side.parameters()}
         assert {f"fusion.{name}" for name, _ in side.fusion.named_parameters()} <= learner.ema.average.keys()
     trainer.run(until=1)
-    saved = load_checkpoint(trainer.last)
+    saved = load_checkpoint(trainer.checkpoints.last)
     for learner, prefix in zip(trainer.train_step.learners, ("first.", "second."), strict=True):
         for name, parameter in learner.module.named_parameters():
             assert torch.equal(saved.model[prefix + name], learner.ema.average[name])

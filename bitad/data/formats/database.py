@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from bitad.config.names import AnnotationFormat
 from bitad.data.annotations import (
     AnnotatedVideo,
     Annotations,
@@ -18,9 +19,6 @@ from bitad.data.classes import UNDECIDED, Classes
 from bitad.data.clocks import require_agreement
 from bitad.data.formats.documents import FRAME_SEGMENT, frame_segment, parse_database, rows_key
 from bitad.runtime.files import read_json, write_json
-
-# The formats that can be written: OpenTAD's, and ActionFormer's, which adds segments in frames.
-WrittenFormat = Literal["native", "actionformer"]
 
 
 def read_annotations(
@@ -48,7 +46,7 @@ def read_annotations(
     return Annotations.from_parsed(videos, path, classes=classes, ignore=ignore).only_classes()
 
 
-def write_annotations(annotations: Annotations, path: str | Path, *, format: WrittenFormat = "native") -> None:
+def write_annotations(annotations: Annotations, path: str | Path, *, format: AnnotationFormat = "native") -> None:
     """Write the native format or ActionFormer's; the file is replaced atomically, and ``.gz`` compresses it.
 
     ``label_id`` keeps the order of the classes; other labels (``Ambiguous``) are numbered after them. An unknown

@@ -104,7 +104,7 @@ def test_files_of_one_data_set_are_merged_without_a_word(tmp_path: Path, capsys:
 
 def test_one_file_is_nothing_to_merge(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", files[0], "--out", str(tmp_path / "m.json")]) == 1
-    assert "one file is nothing to merge" in capsys.readouterr().err
+    assert "merging needs at least two" in capsys.readouterr().err
 
 
 def test_the_scale_of_the_third_file_is_looked_at_too(

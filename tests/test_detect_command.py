@@ -294,7 +294,7 @@ def test_a_preview_that_cannot_be_made_costs_no_detections(
 
     monkeypatch.setattr(report, "write_preview", fails)
     assert detect(film) == 1
-    assert "error: film: no preview of it on the page: " in capsys.readouterr().err
+    assert "error: film: the page has no preview of it: " in capsys.readouterr().err
     assert len(read_detections(here / "detections" / "detections.json")) > 0
     assert (here / "detections" / "film.srt").is_file()
     assert "was written without this video" in (here / "detections" / "index.html").read_text(encoding="utf-8")

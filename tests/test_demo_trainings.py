@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from bitad.config.experiments import EXPERIMENTS
-from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Plan, Scale
+from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Scale, Trainings
 from bitad.demo.jobs import Job
 
 SCALES = pytest.mark.parametrize("scale", [DEFAULT, FULL, SMOKE], ids=lambda scale: scale.name)
 
 
 def planned(scale: Scale, seed: int = 4) -> list[Job]:
-    return Plan(Path("out"), scale, seed).jobs()
+    return Trainings(Path("out"), scale, seed).jobs()
 
 
 @SCALES
@@ -30,14 +30,14 @@ def test_every_run_comes_once_and_after_those_it_starts_from(scale: Scale) -> No
 def test_a_pair_starts_from_the_baselines_of_its_own_seed(scale: Scale) -> None:
     for job in planned(scale):
         config = job.config
-        if config.plan.starts_from == "baselines" and config.views == ("forward", "reverse"):
+        if config.design.starts_from == "baselines" and config.views == ("forward", "reverse"):
             assert config.init.forward == Path(f"out/runs/playroom-forward-seed{config.seed}")
             assert config.init.reverse == Path(f"out/runs/playroom-reverse-seed{config.seed}")
 
 
 def test_a_control_is_of_two_different_forward_networks_each_used_as_often() -> None:
     controls = [
-        job.config for job in planned(FULL) if job.config.plan.networks == 2 and job.config.views[1] == "forward"
+        job.config for job in planned(FULL) if job.config.design.networks == 2 and job.config.views[1] == "forward"
     ]
     pairs = {(c.init.forward, c.init.reverse) for c in controls}
     assert all(first != second and "forward" in str(second) for first, second in pairs)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from bitad.data.annotations import Annotations
-from bitad.reports.comparison import BASELINES, DEPARTURES, TRAINED_PAIRS, UNTRAINED, Comparison, Result
-from bitad.reports.comparison_page import standing_table
+from bitad.reports.comparison import BASELINES, TRAINED_PAIRS, UNTRAINED, VARIANTS, Comparison, Result
+from bitad.reports.comparison_page import difference_table
 
 
 def result(label: str, group: str, *averages: float) -> Result:
@@ -30,25 +30,25 @@ CONTROL = result("control F + another F, wsf", UNTRAINED, 83, 83, 83)
 
 
 def test_a_result_is_read_against_the_best_baseline_the_best_late_fusion_and_the_control() -> None:
-    table = standing_table(compared(F, B, *LATE, CONTROL, result("1, merged", TRAINED_PAIRS, 83, 84, 85)))
+    table = difference_table(compared(F, B, *LATE, CONTROL, result("1, merged", TRAINED_PAIRS, 83, 84, 85)))
     assert table.rows == (("1, merged", pytest.approx(84), "+2.00", "-1.00", "+1.00", "yes", 3),)
 
 
 def test_the_control_of_a_fusion_is_the_same_fusion_of_two_forward_networks() -> None:
-    own = result("3-1, two forward networks, second network", DEPARTURES, 87, 87, 87)
-    table = standing_table(compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own))
+    own = result("3-1, two forward networks, second network", VARIANTS, 87, 87, 87)
+    table = difference_table(compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own))
     assert table.rows[0][4] == "-1.00"
 
 
 @pytest.mark.parametrize(("average", "holds"), [(80.01, "yes"), (79.99, "no")])
 def test_a_result_holds_down_to_a_standard_deviation_below_the_best_baseline(average: float, holds: str) -> None:
-    table = standing_table(compared(F, B, result("2, merged", TRAINED_PAIRS, average)))  # F: 82, spread 2
+    table = difference_table(compared(F, B, result("2, merged", TRAINED_PAIRS, average)))  # F: 82, spread 2
     assert (table.rows[0][3], table.rows[0][4], table.rows[0][5]) == (None, None, holds)
 
 
 def test_comparisons_over_different_numbers_of_seeds_are_named() -> None:
-    alone = result("3-1, two forward networks, merged", DEPARTURES, 85)
+    alone = result("3-1, two forward networks, merged", VARIANTS, 85)
     pair = result("3-1, merged", TRAINED_PAIRS, 86, 86, 86)
-    (note,) = (note for note in standing_table(compared(F, pair, alone)).notes if "same seeds" in note)
+    (note,) = (note for note in difference_table(compared(F, pair, alone)).notes if "same seeds" in note)
     assert "3-1, two forward networks, merged 1." in note
-    assert not any("same seeds" in note for note in standing_table(compared(F, pair)).notes)
+    assert not any("same seeds" in note for note in difference_table(compared(F, pair)).notes)
