@@ -293,7 +293,7 @@ def test_the_released_file_fills_the_presets_network() -> None:
         weights = {name: torch.empty(shape) for name, (shape, _) in listing["detector"].items()}
     ours = Weights.of({"state_dict_ema": weights})
     load_weights(network, ours.tensors, source="the listing")
-    assert ours.left_out == ("rpn_head.loss_normalizer",)
+    assert ours.unused == ("rpn_head.loss_normalizer",)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters == listing["n_params"]
     zero = set(Weights.of({name: weights[name] for name in listing["zero_at_init_and_never_trained"]}).tensors)
