@@ -37,7 +37,7 @@ from bitad.reports.tables import Cell, Table
 from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import write_json
 from bitad.runtime.progress import Meter
-from bitad.weights.loading import convert, load_weights
+from bitad.weights.loading import Weights, load_weights
 
 THEIRS = "OpenTAD"
 WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}
@@ -121,7 +121,7 @@ def agreement(clone: str, *, size: str) -> Measured:
     for name, parameter in theirs.named_parameters():
         if "adapter" in name:
             nn.init.normal_(parameter, std=0.05)
-    load_weights(mine.vit, convert(theirs.vit.state_dict()), source="OpenTAD")
+    load_weights(mine.vit, Weights.of(theirs.vit.state_dict()).tensors, source="OpenTAD")
     window = torch.randint(256, (1, 32, PIXELS, PIXELS, 3), dtype=torch.uint8)
     with torch.inference_mode():
         wanted = theirs(window)

@@ -91,7 +91,7 @@ def make_weights(folder: Path, **sizes: Any) -> None:
     assert isinstance(network, Detector)
     assert isinstance(network.backbone, VideoBackbone)
     frozen = {name: tensor for name, tensor in network.backbone.vit.state_dict().items() if not is_adapter(name)}
-    write_safetensors(frozen, folder / _BACKBONE, said={})
+    write_safetensors(frozen, folder / _BACKBONE)
     for direction in ("forward", "reverse"):
         config = config.model_copy(update={"direction": direction})
         network = build_network(config, len(CLASSES))

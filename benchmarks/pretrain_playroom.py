@@ -159,7 +159,7 @@ def main() -> None:
 
 def save(model: nn.Module, path: Path) -> None:
     """Writes the weights as safetensors."""
-    write_safetensors(model.state_dict(), path, said={})
+    write_safetensors(model.state_dict(), path)
 
 
 if __name__ == "__main__":

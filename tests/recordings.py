@@ -21,7 +21,7 @@ from bitad.models.network import Detector
 from bitad.models.pyramid import Level
 from bitad.timeline import Grid
 from bitad.weights.files import read_weights
-from bitad.weights.loading import convert, load_weights
+from bitad.weights.loading import Weights, load_weights
 
 FIXTURES = Path(__file__).parents[1] / "../shared/fixtures"
 TOLERANCE = 1e-4
@@ -77,7 +77,7 @@ class Recording:
 
     def detector(self, **keywords: Any) -> Detector:
         detector = self.build(**keywords)
-        weights = convert(read_weights(self.folder / "checkpoint.pth"))
+        weights = Weights.of(read_weights(self.folder / "checkpoint.pth")).tensors
         load_weights(detector, weights, source=self.name)
         return detector.eval()
 

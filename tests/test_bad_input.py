@@ -32,6 +32,7 @@ from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.files import read_json
 from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import load_checkpoint
+from bitad.weights.loading import read_complete
 
 Refused = Callable[..., str]
 
@@ -325,7 +326,7 @@ def test_detect_wants_as_many_classes_as_the_weights_have(world: World, tmp_path
     document = yaml.safe_load(world.video_config.read_text())
     document["data"]["classes"] = str(tmp_path / "names.txt")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(document))
-    content = torch.load(world.video_run / "best.pt", weights_only=True)
+    content = complete(world)
     averaged = {"state_dict_ema": opentad_file(content["model"])["state_dict_ema"]}
     torch.save(averaged, tmp_path / "foreign.pth")
     torch.save(content | {"classes": ["alpha", "beta"]}, tmp_path / "ours.pt")
@@ -482,10 +483,15 @@ def test_files_that_are_no_configuration_are_refused(world: World, tmp_path: Pat
 # Checkpoints.
 
 
+def complete(world: World) -> dict[str, Any]:
+    """The content of a checkpoint of the run that watches videos, with the frozen transformer in it."""
+    return read_complete(world.video_run / "best.pt") | {"backbone": None}
+
+
 @contextmanager
 def damaged(world: World, path: Path) -> Iterator[dict[str, Any]]:
     """The content of the run that watches videos, to be damaged and saved to ``path``."""
-    content = torch.load(world.video_run / "best.pt", weights_only=True)
+    content = complete(world)
     yield content
     torch.save(content, path)
 
@@ -524,7 +530,7 @@ def test_a_checkpoint_without_a_part_is_called_damaged(
     with damaged(world, tmp_path / "damaged.pt") as content:
         content[key] = value
     for command in uses(world, tmp_path / "damaged.pt", tmp_path / "out")[:2]:
-        assert f"{tmp_path / 'damaged.pt'} is a damaged checkpoint, without a sound {key}" in refused(*command)
+        assert f"{tmp_path / 'damaged.pt'} is a damaged checkpoint, without a valid {key}" in refused(*command)
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_keys_that_differ(
@@ -549,7 +555,7 @@ def test_weights_that_are_not_finite_are_refused(world: World, tmp_path: Path, r
     with damaged(world, tmp_path / "nan.pt") as content:
         content["model"]["head.scales"][:] = float("nan")
     for command in uses(world, tmp_path / "nan.pt", tmp_path / "out"):
-        assert f"weights of {tmp_path / 'nan.pt'} are not finite: head.scales; take another" in refused(*command)
+        assert f"weights of {tmp_path / 'nan.pt'} are not finite: head.scales; use another" in refused(*command)
 
 
 @pytest.mark.parametrize("what", ["text", "weights", "training"])

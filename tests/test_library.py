@@ -306,7 +306,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(here: Path) -> None:
     [
         (lambda: bitad.load("runs/none"), FileNotFoundError, "runs/none"),
         (lambda: bitad.load("gt.json"), ValueError, "gt.json"),
-        (lambda: bitad.load(FORWARD, config="my.yaml"), ValueError, "has its configuration inside"),
+        (lambda: bitad.load(FORWARD, config="my.yaml"), ValueError, "contains its configuration"),
         (lambda: bitad.load(FORWARD, device="gpu"), ValueError, "unknown device 'gpu'"),
         (lambda: bitad.load(FORWARD, overrides=["test.nms.sgma=1"]), ValueError, "test.nms.sgma"),
         (lambda: bitad.load(FORWARD).detect("none.mp4"), FileNotFoundError, "none.mp4"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitad.runtime.files import atomic_write, read_json, remove_leftovers, write_json
-from bitad.training.checkpoints import _copy_by_name
+from bitad.training.checkpoints import _link_or_move
 from bitad.weights.files import write_safetensors
 
 
@@ -70,7 +70,7 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_json([1], tmp_path / "out.json")
-        write_safetensors({"a": torch.ones(2)}, tmp_path / "w.safetensors", said={})
+        write_safetensors({"a": torch.ones(2)}, tmp_path / "w.safetensors")
         with atomic_write(tmp_path / "a.npz") as partial, partial.open("wb") as file:
             np.savez(file, a=np.ones(2))
     finally:
@@ -120,5 +120,5 @@ def test_what_other_machines_are_writing_to_a_shared_disk_stays(
 def test_a_file_gets_another_name_without_losing_its_own(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_text("new")
     (tmp_path / "last-1.pt").write_text("old")
-    _copy_by_name(tmp_path / "last.pt", tmp_path / "last-1.pt")
+    _link_or_move(tmp_path / "last.pt", tmp_path / "last-1.pt")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"last.pt": "new", "last-1.pt": "new"}

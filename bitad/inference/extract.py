@@ -1,8 +1,7 @@
-"""Features of many videos, computed once and kept: what a detector without a backbone learns from.
+"""Extraction of the features of many videos, for detectors without a backbone.
 
-Videos are dealt out to the processes by their length. A video is decoded once, a piece at a time, whatever its clips or
-windows share and whether one direction is wanted or both; its rows go to disk as they come. So memory is bounded by a
-piece, not by the video.
+The processes share the videos by length. Each video is decoded once, for all clips or windows and both directions, and
+its rows are written chunk by chunk, so memory depends on a chunk, not on the video.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 from bitad.config.names import FeaturePrecision, OnDecodeError
 from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Stored
 from bitad.data.transforms import apply_crop, centre_crop
-from bitad.inference.encoders import Encoder, Piece
+from bitad.inference.encoders import Chunk, Encoder
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.progress import Meter, track
@@ -37,8 +36,8 @@ from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
 
-# What is wrong with one video's files. Anything else (a full disk) is wrong with all of them and ends the work.
-_OF_ONE_FILE = {
+# Errors of one video's files. Others (a full disk) concern all videos and end the work.
+_FILE_ERRORS = {
     errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
@@ -53,14 +52,14 @@ _OF_ONE_FILE = {
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What became of the videos, by name.
+    """The videos by name.
 
     Args:
         done: their features were computed now.
-        kept: they were there from before, whole.
+        kept: their features were complete.
         failed: why a video has no features.
-        again: of those done, they replace others: of another file, damaged, or with more repeated frames.
-        unrecorded: of those kept, an earlier version wrote them, and it is not known from which file.
+        again: those of ``done`` that replace features of another file, damaged ones, or ones with more repeated frames.
+        unrecorded: those of ``kept`` that an earlier version wrote without a record of their file.
     """
 
     done: tuple[str, ...]
@@ -71,7 +70,7 @@ class ExtractionReport:
 
 
 def find_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Video files by their names without suffix: files as they are given, and the videos of folders and sub-folders.
+    """Video files by name without suffix: the given files, and all videos of the given folders.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or a folder has no videos.
@@ -96,11 +95,7 @@ def feature_folders(
     precision: FeaturePrecision = "float32",
     stored: Stored = "float32",
 ) -> dict[Direction, FeatureFolder]:
-    """The folder of each direction's features: ``out``, or of two ``out/forward`` and ``out/reverse``.
-
-    Raises:
-        ValueError: there are no features of a direction, or see :class:`FeatureFolder`.
-    """
+    """The folder of each direction's features: ``out`` for one, ``out/forward`` and ``out/reverse`` for two."""
     lacking = [direction for direction in directions if direction not in encoder.backbones]
     if lacking:
         raise ValueError(
@@ -140,15 +135,15 @@ def extract_features(
     damaged: OnDecodeError = "error",
     cache: IndexCache | None = None,
 ) -> ExtractionReport:
-    """Writes the features of videos to folders, in each direction that has one; the same report on every process.
+    """Writes the features of videos, in each direction that has a folder; the report is the same on every process.
 
-    What the folders hold already is verified and kept. A video that cannot be read holds up nothing else.
+    Existing features are verified and kept. A video that cannot be read does not stop the others.
 
     Args:
         videos: files by name.
-        folders: as :func:`feature_folders` makes them.
+        folders: from :func:`feature_folders`.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices, so that whoever goes on need not read them all through again; None does.
+        cache: of the files' indices, which saves a resumed extraction from reading all files again; None: no cache.
     """
     if ranks.is_main:
         for folder in folders.values():
@@ -156,30 +151,32 @@ def extract_features(
     if cache is not None:
         cache.begin()
     index_of = index_video if cache is None else cache.index
-    found = _look_at(encoder, videos, folders, ranks, index_of, damaged)
-    known, missing, failed = found.known, found.missing, found.failed
+    examined = _examine(encoder, videos, folders, ranks, index_of, damaged)
+    failed = {name: one for name, one in examined.items() if isinstance(one, str)}
+    known = {name: one for name in videos if isinstance(one := examined[name], _Examined)}
+    missing = {name: one.missing for name, one in known.items() if one.missing}
     again = {name for name in missing for view in missing[name] if os.path.exists(folders[view].file(name))}
-    ranks.barrier()  # nobody writes before all have looked
-    hands = deal({name: known[name].steps * len(missing[name]) for name in videos if missing.get(name)}, ranks.world)
-    mine = hands[ranks.rank]
+    ranks.barrier()  # no process writes before all have examined
+    shares = deal({name: known[name].video.steps * len(missing[name]) for name in missing}, ranks.world)
+    own = {name: known[name].video for name in shares[ranks.rank]}
     encoder.to(ranks.device)
     errors: dict[str, str] = {}
     repeated, what = 0, "extracting features"
     try:
-        with Meter(what, sum(known[name].steps for name in mine), show=ranks.is_main) as meter:
-            for name in mine:
-                goal = meter.done + known[name].steps
+        with Meter(what, sum(video.steps for video in own.values()), show=ranks.is_main) as meter:
+            for name, video in own.items():
+                goal = meter.done + video.steps
                 wanted = {direction: folders[direction] for direction in missing[name]}
                 try:
                     source = FileIdentity.of(videos[name])
                     with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
-                        _extract(encoder, name, reader, source, known[name], wanted, ranks.device, meter.advance)
+                        _extract(encoder, name, reader, source, video, wanted, ranks.device, meter.advance)
                 except (ValueError, OSError) as error:
-                    errors[name] = _said_of_one(error, videos[name])
+                    errors[name] = _describe_error(error, videos[name])
                     meter.advance(goal - meter.done)
                     continue
                 repeated += reader.repeated
-                done = replace(known[name], repeated=reader.repeated, source=source)
+                done = replace(video, repeated=reader.repeated, source=source)
                 for folder in wanted.values():
                     folder.finish(name, done)
     finally:
@@ -187,17 +184,18 @@ def extract_features(
             folder.record()
     log_repeated_frames(repeated, what, ranks)
     failed |= {name: reason for others in ranks.gather(errors) for name, reason in others.items()}
+    kept = tuple(name for name in known if name not in missing)
     return ExtractionReport(
-        done=tuple(name for name in videos if missing.get(name) and name not in failed),
-        kept=tuple(name for name in videos if missing.get(name) == []),
-        failed={name: failed[name] + _said_of_earlier(name, folders) for name in videos if name in failed},
-        again=tuple(name for name in videos if name in again and name not in failed),
-        unrecorded=tuple(name for name in videos if missing.get(name) == [] and name in found.unrecorded),
+        done=tuple(name for name in missing if name not in failed),
+        kept=kept,
+        failed={name: failed[name] + _remaining_files(name, folders) for name in videos if name in failed},
+        again=tuple(name for name in missing if name in again and name not in failed),
+        unrecorded=tuple(name for name in kept if not known[name].is_recorded),
     )
 
 
 def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
-    """Pieces of work of known sizes in so many nearly equal hands: the largest first, each to who has least."""
+    """Divides work of known sizes into nearly equal shares: the largest first, each to the smallest share."""
     dealt: list[list[str]] = [[] for _ in range(hands)]
     loads = [(0, hand) for hand in range(hands)]
     for name in sorted(work, key=lambda name: -work[name]):
@@ -208,26 +206,25 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """By name, what the videos are, in which directions their features are missing, and why some cannot be read."""
+class _Examined:
+    """A readable video, the directions in which its features are missing, and whether existing ones have a record."""
 
-    known: dict[str, FeatureVideo]
-    missing: dict[str, list[Direction]]
-    failed: dict[str, str]
-    unrecorded: set[str]
+    video: FeatureVideo
+    missing: list[Direction]
+    is_recorded: bool
 
 
-def _look_at(
+def _examine(
     encoder: Encoder,
     videos: Mapping[str, Path],
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
     index_of: Callable[[Path], FrameIndex],
     damaged: OnDecodeError,
-) -> _Found:
-    """Each video is looked at by one process, before any of them writes, so that all know the same."""
+) -> dict[str, _Examined | str]:
+    """Checks each video and its existing features in one process; the same on every process, or the error by name."""
     names = list(videos)
-    found = _Found({}, {}, {}, set())
+    found: dict[str, _Examined | str] = {}
     share = ranks.share(len(names))
     for name in track((names[i] for i in share), "looking at videos", len(share), show=ranks.is_main):
         path = videos[name]
@@ -239,36 +236,29 @@ def _look_at(
             video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
             held = {view: folder.held(name, video, path, damaged) for view, folder in folders.items()}
         except (ValueError, OSError) as error:
-            found.failed[name] = _said_of_one(error, path)
+            found[name] = _describe_error(error, path)
             continue
-        found.known[name] = video
-        found.missing[name] = [view for view, record in held.items() if record is None]
-        for view, record in held.items():
-            if record is not None:
-                folders[view].finish(name, record)
-                if not record.is_recorded:
-                    found.unrecorded.add(name)
-    for others in ranks.gather(found):
-        found.known.update(others.known)
-        found.missing.update(others.missing)
-        found.failed.update(others.failed)
-        found.unrecorded.update(others.unrecorded)
-    return found
+        records = {view: record for view, record in held.items() if record is not None}
+        for view, record in records.items():
+            folders[view].finish(name, record)
+        missing = [view for view in held if view not in records]
+        found[name] = _Examined(video, missing, all(record.is_recorded for record in records.values()))
+    return {name: one for others in ranks.gather(found) for name, one in others.items()}
 
 
-def _said_of_earlier(name: str, folders: Mapping[Direction, FeatureFolder]) -> str:
-    """Which features of a video are left from before, in words."""
+def _remaining_files(name: str, folders: Mapping[Direction, FeatureFolder]) -> str:
+    """The earlier features of a video that stay, for its error."""
     left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
     return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
 
 
-def _said_of_one(error: ValueError | OSError, path: Path) -> str:
-    """What is wrong with one video, of this file; an error that is not of one video is raised again."""
+def _describe_error(error: ValueError | OSError, path: Path) -> str:
+    """The message of an error of one video; an error that concerns all videos is raised again."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
-    if error.errno not in _OF_ONE_FILE:
+    if error.errno not in _FILE_ERRORS:
         raise error
-    return f"{error.filename or path}: {error.strerror}"  # a read that fails does not say of what
+    return f"{error.filename or path}: {error.strerror}"  # a failed read has no file name
 
 
 @torch.inference_mode()
@@ -282,32 +272,32 @@ def _extract(
     device: torch.device,
     on_rows: Callable[[int, str], None],
 ) -> None:
-    """One video's features, into the folder of each direction."""
-    pieces = list(encoder.pieces(video.frames))
+    """Writes one video's features to the folder of each direction."""
+    chunks = list(encoder.chunks(video.frames))
     with ExitStack() as stack:
         writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
-        # Closed before the reader: its thread must have ended by then.
-        ahead = stack.enter_context(closing(_one_ahead(_pictures(reader, pieces, encoder.pixels))))
-        for piece, pictures in zip(pieces, ahead, strict=True):
+        # Closed before the reader, so that its thread has ended by then.
+        ahead = stack.enter_context(closing(_prefetch(_pictures(reader, chunks, encoder.pixels))))
+        for chunk, pictures in zip(chunks, ahead, strict=True):
             here = pictures.to(device)
             for direction, write in writers.items():
                 half = folders[direction].settings.precision == "bfloat16"
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    rows = encoder.encode(here, piece, direction)
+                    rows = encoder.encode(here, chunk, direction)
                 write(rows.cpu().numpy())
-            on_rows(piece.stop - piece.first, name)
+            on_rows(chunk.stop - chunk.first, name)
         source.require_unchanged(reader.path)
 
 
-def _pictures(reader: VideoReader, pieces: Sequence[Piece], pixels: int) -> Iterator[Tensor]:
-    """The middle squares of each piece's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
-    wanted = (reader.index.nearest(piece.frames) for piece in pieces)
+def _pictures(reader: VideoReader, chunks: Sequence[Chunk], pixels: int) -> Iterator[Tensor]:
+    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
+    wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
     for frames in reader.read_windows(wanted, short_side=pixels):
         yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)
 
 
-def _one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items, the next of which is made in a thread while one is used."""
+def _prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items; a thread makes the next one while one is used."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:

@@ -1,9 +1,9 @@
-"""The checkpoints of a run: saved, resumed from, started from; and the lock on the run directory."""
+"""The checkpoints of a run: saving, resuming, starting from baselines; and the lock on the run directory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,128 +30,107 @@ from bitad.weights.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
-from bitad.weights.loading import Pretrained, Weights, load_weights, without_adapters
+from bitad.weights.files import BACKBONE_FILE
+from bitad.weights.loading import BackboneError, BackboneFile, load_weights, without_adapters
 
 
 class CheckpointManager:
-    """Keeps the checkpoints of a run directory: `best.pt`, `last.pt` and before it `last-1.pt`, `last-2.pt`, ...
+    """The checkpoints in a run directory: `best.pt`, `last.pt`, the ones before it, `last-1.pt`, `last-2.pt`, ...
 
     Args:
         directory: of the run.
-        keep: how many checkpoints there are to go on from.
+        keep: how many checkpoints there are to resume from.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
-        self._looked = False
-        self._pretrained: Pretrained | None = None
         self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
+        self._backbone: BackboneFile | None = None
+        self._backbone_path = directory / BACKBONE_FILE
 
     @property
     def last(self) -> Path:
-        """Where the newest checkpoint is."""
+        """The path of the newest checkpoint."""
         return self._last[0]
 
     @property
     def files(self) -> list[Path]:
-        """Where checkpoints are written."""
-        return [self.best, *self._last]
+        """The paths of the checkpoints and of the frozen transformer."""
+        return [self.best, *self._last, self._backbone_path]
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run to go on with."""
+        """Whether there is a run to resume."""
         return any(path.exists() for path in self._last)
 
     def require(self) -> None:
-        """Checks that there is a run to resume.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """Raises FileNotFoundError if there is no run to resume."""
         if not self.exists:
             raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
 
     def in_the_way(self) -> ValueError:
-        """The error where a new run finds this one."""
-        return ValueError(f"run {self.last.parent} exists; go on with --resume, or choose another name, seed or output")
+        """The error of a new run where this one exists."""
+        return ValueError(f"run {self.last.parent} exists; use --resume, or choose another name, seed or output")
 
-    def newest(self, config: Config | None = None) -> tuple[Checkpoint, Path]:
-        """The newest checkpoint that can be read, whole, and its file; what is wrong with newer ones is logged.
-
-        Args:
-            config: that may know where the pre-trained transformer is now, see :meth:`Checkpoint.whole`.
+    def newest(self) -> tuple[Checkpoint, Path]:
+        """The newest readable checkpoint, and its file; the faults of newer ones are logged.
 
         Raises:
-            FileNotFoundError: there is none, or no pre-trained transformer.
-            ValueError: none can be read, or it holds weights alone, or the pre-trained transformer is another one.
+            FileNotFoundError: there is none, or no file of its frozen transformer.
+            ValueError: none can be read, or it holds weights alone.
         """
         self.require()
-        there = [path for path in self._last if path.exists()]
-        if there[0] != self.last:
-            log.warning("%s is not there; resuming from %s, made before it", self.last, there[0])
-        for path, older in zip(there, [*there[1:], None], strict=True):
+        existing = [path for path in self._last if path.exists()]
+        if existing[0] != self.last:
+            log.warning("%s is missing; resuming from %s, the one before it", self.last, existing[0])
+        for path, older in zip(existing, [*existing[1:], None], strict=True):
             try:
                 saved = load_checkpoint(path)
             except ValueError as error:
-                if older is None:
+                if older is None or isinstance(error, BackboneError):
                     raise
-                log.warning("%s; resuming from %s, made before it", error, older)
+                log.warning("%s; resuming from %s, the one before it", error, older)
                 continue
             if saved.training is None:
                 raise ValueError(f"{path} holds weights only and cannot be resumed")
-            return saved.whole(config), path
+            return saved, path
         raise AssertionError("the last one was returned or raised")
 
-    def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
-        """Write the newest checkpoint; the ones before it grow older by one, and the oldest goes.
+    def save_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Writes the frozen transformer of a network, unless its file is right; checkpoints then refer to it."""
+        self._backbone = BackboneFile.write(state, self._backbone_path)
 
-        Args:
-            again: of the same moment as the newest one, which it replaces.
-        """
-        save_checkpoint(self._lean(checkpoint), self.last, before=None if again else self._grow_older)
+    def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
+        """Writes the newest checkpoint and removes the oldest; ``again``: it replaces the newest one."""
+        self._save(checkpoint, self.last, before=None if again else self._rotate)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Write the best network, without what only a resumed run needs."""
-        save_checkpoint(replace(self._lean(checkpoint), training=None), self.best)
+        """Writes the best network, without the state that only a resumed run needs."""
+        self._save(replace(checkpoint, training=None), self.best)
 
-    def _lean(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Without the pre-trained transformer, where the file that the configuration names has it.
+    def _save(self, checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
+        if self._backbone is not None and not self._backbone_path.is_file():  # removed since
+            self.save_backbone(checkpoint.model)
+        save_checkpoint(checkpoint, path, backbone=self._backbone, before=before)
 
-        It does not train, so that one look at it is enough for a run: a large one takes seconds.
-        """
-        if not self._looked:
-            self._looked, self._pretrained = True, _in_its_file(checkpoint)
-        if self._pretrained is None:
-            return checkpoint
-        return replace(checkpoint, model=self._pretrained.without(checkpoint.model), pretrained=self._pretrained)
-
-    def _grow_older(self) -> None:
-        """Make room for a new one, written already; whoever dies here leaves a run to go on with."""
+    def _rotate(self) -> None:
+        """Makes room for a new checkpoint, already written; a run killed in between can be resumed."""
         for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
             if newer.exists():
-                _copy_by_name(newer, older)
+                _link_or_move(newer, older)
 
 
-def _copy_by_name(path: Path, other: Path) -> None:
-    """Give a file another name too, so that whoever looks for the first one finds it until it is replaced."""
+def _link_or_move(path: Path, other: Path) -> None:
+    """Gives a file a second name, so that the first one stays until it is replaced."""
     try:
         with atomic_write(other) as partial:
-            partial.unlink()  # a link is made only where there is nothing
+            partial.unlink()  # a link needs a free name
             os.link(path, partial)
-    except OSError:  # not every file system can
+    except OSError:  # this file system has no links
         os.replace(path, other)
 
 
-def _in_its_file(checkpoint: Checkpoint) -> Pretrained | None:
-    """What checkpoints need not hold; that the file has gone meanwhile is no reason to lose the run."""
-    try:
-        return checkpoint.to_leave_out()
-    except (FileNotFoundError, ValueError) as error:
-        log.warning("%s; the checkpoints hold the pre-trained transformer instead", error)
-        return None
-
-
-# Where these files lie does not matter: a run that is resumed compares their content.
+# These files may move: a resumed run compares their content.
 _COMPARED_BY_CONTENT = (
     "data.annotations",
     "data.videos",
@@ -163,12 +142,8 @@ _COMPARED_BY_CONTENT = (
 
 
 def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
-    """The newest checkpoint of a run, which is of this configuration.
-
-    Raises:
-        FileNotFoundError, ValueError: as :meth:`CheckpointManager.newest`; the configuration is another one.
-    """
-    saved, path = keeper.newest(config)
+    """The newest checkpoint of a run; ValueError if its configuration is another one."""
+    saved, path = keeper.newest()
     moved = [] if saved.data is None else [*_COMPARED_BY_CONTENT]
     if moved and config.data.classes is not None and class_names(config) == saved.classes:
         moved.append("data.classes")
@@ -181,38 +156,26 @@ def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
 
 
 def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool) -> None:
-    """Checks that a resumed run finds the data that its checkpoint was made with.
-
-    Args:
-        allow: only say what has changed.
-        show: whether this process logs it.
-
-    Raises:
-        ValueError: annotations, features, videos or scores have changed.
-    """
+    """Raises ValueError if the data have changed since the checkpoint; with ``allow`` it is logged, if ``show``."""
     if saved.data is None:
         if show:
-            log.warning("%s says nothing about its data: whether these have changed since cannot be seen", saved.source)
+            log.warning("%s has no fingerprints of its data: whether they have changed is not checked", saved.source)
         return
     changed = changes(saved.data, now)
     if not changed:
         return
-    said = f"the data have changed since {saved.source} was written: {'; '.join(changed)}"
+    fault = f"the data have changed since {saved.source} was written: {'; '.join(changed)}"
     if not allow:
         raise ValueError(
-            f"{said}; resume with the data that the run began with, start another run, or resume on the changed "
-            "data with --allow-changed-data"
+            f"{fault}; resume with the original data, start another run, or resume on the changed data with "
+            "--allow-changed-data"
         )
     if show:
-        log.warning("%s; resumed on the changed data (--allow-changed-data)", said)
+        log.warning("%s; resumed on the changed data (--allow-changed-data)", fault)
 
 
 def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, ...]) -> None:
-    """Gives a network the averaged weights of a checkpoint.
-
-    Raises:
-        ValueError: they are of other classes, or do not fit.
-    """
+    """Loads the averaged weights of a checkpoint into a network; ValueError if they are of other classes."""
     if saved.classes != classes:
         raise ValueError(
             f"{saved.source} was trained on the classes {saved.classes}, not {classes}; resume "
@@ -222,7 +185,7 @@ def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, 
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of this process' random numbers."""
+    """The state of this process' random numbers."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -230,46 +193,42 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """What :func:`random_state` has given."""
+    """Restores a :func:`random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> None:
-    """Gives both networks the averaged weights (EMA) of the baselines that ``config.init`` names.
+    """Loads the averaged weights (EMA) of the baselines in ``config.init`` into both networks.
 
     Raises:
-        FileNotFoundError: there is no such run or checkpoint, or not the pre-trained transformer that it leaves out.
-        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run. A
-            detector of another project says neither its direction nor its windows: these are taken on trust.
+        FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
+        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run;
+            another project's detector does not show its direction and windows.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
-        assert path is not None  # the configuration has seen to it
-        found = _open(name, path, config)
+        assert path is not None  # the configuration requires it
+        try:
+            found = open_checkpoint(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"init.{name}: {error}") from None
         if isinstance(found, Checkpoint):
-            if faults := list(_faults(found, config, classes, view)):
+            if faults := list(_mismatches(found, config, classes, view)):
                 raise ValueError(f"init.{name}={path} does not fit this run: {'; '.join(faults)}")
             weights = found.model
         elif found.format.kind == "detector":
             weights = found.tensors
         else:
             raise ValueError(f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline")
-        # The second adapters are new; there are none in a baseline.
+        # The second adapters are new; a baseline has none.
         lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-def _open(name: str, path: Path, config: Config) -> Checkpoint | Weights:
-    try:
-        found = open_checkpoint(path)
-        return found.whole(config) if isinstance(found, Checkpoint) else found
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"init.{name}: {error}") from None
-
-
-def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
+def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
+    """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
     if theirs.design.networks != 1:
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
@@ -278,13 +237,13 @@ def _faults(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], vi
         yield f"it watches {theirs.direction} playback, this network {view}"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
-    for key, old, new in differences(_of_the_network(theirs), _of_the_network(config)):
+    for key, old, new in differences(_common_keys(theirs), _common_keys(config)):
         if key not in OF_THE_TRAINING:
             yield f"{key} is {old} there and {new} here"
 
 
-def _of_the_network(config: Config) -> dict[str, Any]:
-    """What both networks and the run must have in common."""
+def _common_keys(config: Config) -> dict[str, Any]:
+    """The part of a configuration that a run and its baselines must have in common."""
     return {
         "window": config.window.model_dump(include={"steps", "stride_frames", "frames_per_step"}),
         "data": config.data.model_dump(
@@ -294,18 +253,11 @@ def _of_the_network(config: Config) -> dict[str, Any]:
     }
 
 
-_OTHER_RUN = "wait until that has ended, or choose another name, seed or output"
-
-
 @contextmanager
 def lock_folder(
     folder: Path, ranks: Ranks, *, remedy: str = OTHER_OUT, option: str = "--out", patience_s: float = 0.0
 ) -> Iterator[None]:
-    """Within, no other command that asks writes in the folder. Rank 0 holds the lock for all processes.
-
-    Raises:
-        ValueError, OSError: on every rank: as :func:`bitad.runtime.locking.locked`.
-    """
+    """As :func:`bitad.runtime.locking.locked`, for all ranks: rank 0 holds the lock, every rank raises its error."""
     with ExitStack() as held:
         fault: ValueError | OSError | None = None
         if ranks.is_main:
@@ -313,23 +265,20 @@ def lock_folder(
                 held.enter_context(locked(folder, remedy=remedy, option=option, patience_s=patience_s))
             except (ValueError, OSError) as error:
                 fault = error
-        told = ranks.gather("" if fault is None else str(fault))[0]
+        message = ranks.gather("" if fault is None else str(fault))[0]
         if fault is not None:
-            raise fault  # as it is: how a full disk is told depends on its number
-        if told:
-            raise ValueError(told)
+            raise fault  # unchanged: the message of a full disk depends on its number
+        if message:
+            raise ValueError(message)
         yield
 
 
 @contextmanager
 def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
-    """Within, these processes are the only ones in the run directory.
-
-    Args:
-        resume: whether the user asked for it.
+    """Keeps other processes from writing in the run directory.
 
     Yields:
-        whether the run is resumed: asked for, or begun again by torchrun after a failure.
+        whether the run is resumed: if the user asks for it, or torchrun restarts it after a failure.
 
     Raises:
         ValueError: another process has locked the directory.
@@ -338,9 +287,10 @@ def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
     directory = config.run_directory
     keeper = CheckpointManager(directory, config.training.keep_last)
     if resume:
-        keeper.require()  # a mistyped name makes no folder
-    # The processes before these may be dying still, or held the lock on a machine that went down.
+        keeper.require()  # before a mistyped name makes a folder
+    # The processes before these may still be ending, or the lock may be of a machine that went down.
     patience_s = 0.0 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else RESTART_S
-    with lock_folder(directory, ranks, remedy=_OTHER_RUN, option="output", patience_s=patience_s):
+    remedy = "wait until that has ended, or choose another name, seed or output"
+    with lock_folder(directory, ranks, remedy=remedy, option="output", patience_s=patience_s):
         exists, restarted = ranks.gather((keeper.exists, is_restarted(directory)))[0]
         yield resume or (restarted and exists)

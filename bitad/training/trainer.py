@@ -24,7 +24,7 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import build_network
-from bitad.runtime.distributed import Ranks, process_group
+from bitad.runtime.distributed import Ranks, full_tensor, process_group
 from bitad.runtime.environment import (
     ENVIRONMENT,
     environment,
@@ -156,6 +156,7 @@ class Trainer:
         if self.ranks.is_main:
             self._prepare_directory()
             self._log_run()
+        self._save_backbone()
         end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
         with catch_signals() as self.stop:
             if self.is_untested:
@@ -179,6 +180,11 @@ class Trainer:
         with atomic_write(self.directory / "config.yaml") as partial_file:
             partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
+
+    def _save_backbone(self) -> None:
+        state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}  # on every rank
+        if self.ranks.is_main:
+            self.checkpoints.save_backbone(state)
 
     def _log_run(self) -> None:
         total = sum(p.numel() for p in self.network.parameters())

@@ -1,12 +1,11 @@
-"""Checkpoints: everything a run needs to go on, or a user to detect with; read with ``weights_only=True``, always.
+"""Checkpoints: all that a run needs to resume, or a user to detect with; always read with ``weights_only=True``.
 
-A detector of another project has weights only; with a configuration it becomes a checkpoint like ours.
+A detector of another project has weights only; with a configuration it becomes a :class:`Checkpoint` too.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,20 +19,27 @@ from bitad.config.loading import differences, override_config, parse_config
 from bitad.config.schema import Config
 from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
-from bitad.data.fingerprints import Fingerprints, is_valid
+from bitad.data.fingerprints import Fingerprints
 from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import atomic_write, check_not_inputs
 from bitad.runtime.log import shortlist
-from bitad.weights.files import OURS, file_in, read_weights, weights_path, write_safetensors
-from bitad.weights.loading import Pretrained, Weights, load_backbone, load_weights, weights_of, without_adapters
+from bitad.weights.files import FORMAT, OURS, file_in, is_checkpoint, weights_path, write_safetensors
+from bitad.weights.loading import (
+    VALID_CONTENT,
+    BackboneFile,
+    Weights,
+    is_transformer_of,
+    load_backbone,
+    load_weights,
+    log_weights,
+    read_complete,
+    without_adapters,
+)
 
-FORMAT = f"{OURS} 3"
-_READ = (FORMAT, f"{OURS} 2")  # the latter leaves nothing out
-# Of the videos that a detector without a run was trained on, where they are not there to be asked: what most of
-# THUMOS14 and ActivityNet have.
+# Assumed for the training videos of another project's detector, if they are not there: THUMOS14's and ActivityNet's.
 FRAME_RATE_HZ = 30.0
-# A resumed run may change these: what it goes on to do does not depend on them.
+# A resumed run may change these: they do not affect its results.
 WITHOUT_EFFECT = (
     "threads",
     "output",
@@ -48,7 +54,7 @@ WITHOUT_EFFECT = (
     "init.reverse",
 )
 _PRETRAINED = "model.backbone.weights"
-# Parts of `model` that change how a network is trained and not what it is.
+# These change how a network is trained, but not the network.
 OF_THE_TRAINING = (
     "model.drop_path",
     "model.dropout",
@@ -61,8 +67,8 @@ OF_THE_TRAINING = (
     "model.backbone.checkpointing",
     "model.backbone.compile",
 )
-# What a network was trained to see, keys or all below them: tested otherwise, its figures would be no figures of it.
-_SEEN = (
+# The input that a network was trained for, as keys or beginnings of keys: with other input, test results mean nothing.
+_INPUT_KEYS = (
     "direction",
     "experiment",
     "pair.",
@@ -83,18 +89,15 @@ class Checkpoint:
     """The content of a checkpoint file.
 
     Args:
-        config: the resolved configuration of the run.
-        classes: class names, in the order of the logits.
-        model: the state of the network or pair; what trains is there as its average (EMA), which is what is tested.
-            The file leaves out the transformer that ``pretrained`` names; :meth:`whole` puts it in.
-        epoch: epochs finished.
-        rate_hz: grid steps a second of the training videos (their median), by which other videos are sampled alike.
-        source: where the weights come from, for messages.
+        classes: names, in the order of the logits.
+        model: the state of the network or pair, for testing: averages (EMA) of the weights that train.
+        epoch: finished epochs.
+        rate_hz: grid steps a second, the median of the training videos, at which other videos are sampled.
+        source: the file, for messages.
         evaluation: of these weights, if they were evaluated.
-        training: what only a resumed run needs (raw weights, optimiser, schedule, EMA, RNG); None in `best.pt`.
-        pretrained: the frozen transformer that is in a file of its own; None: there is none, or ``model`` has it.
-        data: by what the data that it was trained and tested on is known (:mod:`bitad.data.fingerprints`); None: a
-            checkpoint of an older version, or of another project.
+        training: what only a resumed run needs (raw weights, optimizer, schedule, EMA, RNG); None in `best.pt`.
+        data: fingerprints of the training and test data (:mod:`bitad.data.fingerprints`); None: of an older version, or
+            another project.
     """
 
     config: Config
@@ -105,88 +108,51 @@ class Checkpoint:
     source: str = "the checkpoint"
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
-    pretrained: Pretrained | None = None
     data: Fingerprints | None = field(default=None, repr=False)
 
     def network(self) -> Network:
-        """The trained network or pair, in evaluation mode.
-
-        Raises:
-            FileNotFoundError, ValueError: as :meth:`whole`; weights do not fit the configuration, or are not finite.
-        """
-        network, model = build_network(self.config, len(self.classes)), self.whole().model
-        load_weights(network, model, source=self.source, may_lack=without_adapters(model))
-        if broken := [name for name, weight in model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; take another checkpoint")
+        """The trained network or pair, in evaluation mode; ValueError if the weights do not fit or are not finite."""
+        network = build_network(self.config, len(self.classes))
+        load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
+        if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
+            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint")
         return network.eval()
 
-    def whole(self, config: Config | None = None) -> Checkpoint:
-        """With all of the network or pair in its ``model``; what it leaves out stays mapped in its file.
-
-        Args:
-            config: that may know where the file is now; it is also looked for where it was, and beside the checkpoint.
-
-        Raises:
-            FileNotFoundError, ValueError: it is not there, or another transformer is.
-        """
-        if self.pretrained is None:
-            return self
-        named_now = [_pretrained_file(one) for one in (config, self.config) if one is not None]
-        also = [weights_path(file) for file in named_now if file is not None]
-        return replace(self, model=self.pretrained.filled(self.model, self.source, *also))
-
-    def to_leave_out(self) -> Pretrained | None:
-        """What of its ``model`` need not be saved, being in the file that the configuration names; None: nothing.
-
-        Raises:
-            FileNotFoundError, ValueError: that file is not there any more, or cannot be read.
-        """
-        file = _pretrained_file(self.config)
-        return None if file is None else Pretrained.of(self.model, file)
-
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
-        """How a configuration differs from this run's where that changes what the run does: ``key was x, is y``.
+        """The differences of a configuration that change what a resumed run does: ``key was x, is y``.
 
         Args:
-            moved: keys that may name another file or folder.
-
-        Raises:
-            FileNotFoundError, ValueError: it names another file of the pre-trained transformer, which cannot be read.
+            moved: keys that may name another path.
         """
         return [
             f"{key} was {old}, is {new}"
-            for key, old, new in _differences(self.config, config)
+            for key, old, new in _sorted_differences(self.config, config)
             if key not in WITHOUT_EFFECT
             and not (key in moved and None not in (old, new))
-            and not (key == _PRETRAINED and self._knows(config))
+            and not (key == _PRETRAINED and self._has_transformer_of(config))
         ]
 
-    def _knows(self, config: Config) -> bool:
-        """Whether what was left out is in the file that a configuration names."""
+    def _has_transformer_of(self, config: Config) -> bool:
+        """Whether the pre-trained file that a configuration names has the transformer of this network."""
         file = _pretrained_file(config)
-        return self.pretrained is not None and file is not None and self.pretrained.is_in(weights_path(file))
+        return file is not None and is_transformer_of(self.model, file)
 
     def changed(self, overrides: Sequence[str]) -> Checkpoint:
-        """With another configuration to test under, changed as on the command line.
+        """The checkpoint with overrides of its configuration, for testing.
 
         Raises:
-            FileNotFoundError, ValueError: another file is named for the pre-trained transformer, and it is not in it.
-            ValueError: the network would see something else than it was trained on; a fusion would meet windows of
-                another length than it was trained with; or see :func:`bitad.config.loading.override_config`.
+            ValueError: the network would get other input than in training, a fusion windows of another length, or they
+                name another transformer; or see :func:`bitad.config.loading.override_config`.
         """
         config = override_config(self.config, overrides)
-        if changed := self._changes_of_what_is_seen(config):
+        if changed := self._changed_input(config):
             raise ValueError(
-                f"{self.source} was trained otherwise: {'; '.join(changed)}; test it as it was trained, or train "
-                "another run"
+                f"{self.source} was trained otherwise: {'; '.join(changed)}; leave these keys out, or train another run"
             )
         require_same_features(self.config.data, config.data)
         file = _pretrained_file(config)
-        if self.pretrained is not None and file != _pretrained_file(self.config) and not self._knows(config):
-            raise ValueError(
-                f"{_PRETRAINED}={file} is not the pre-trained transformer of {self.source}, which is that of "
-                f"{self.pretrained.file}, of content {self.pretrained.sha256[:12]}"
-            )
+        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
+            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
         trained, wanted = self.config.window.steps, config.window.steps
         if config.design.fusion and trained != wanted:
             raise ValueError(
@@ -195,10 +161,10 @@ class Checkpoint:
             )
         return replace(self, config=config)
 
-    def _changes_of_what_is_seen(self, config: Config) -> list[str]:
-        """How a configuration would show the network something else than it was trained on, ``key was x, is y``."""
-        keys = list(_SEEN)
-        if "resized" in (self.config.window.layout, config.window.layout):  # in the other layouts tests alone are cut
+    def _changed_input(self, config: Config) -> list[str]:
+        """The differences of a configuration that change the network's input: ``key was x, is y``."""
+        keys = list(_INPUT_KEYS)
+        if "resized" in (self.config.window.layout, config.window.layout):  # other layouts divide the test videos only
             keys += ["window.layout", "window.steps"]
         before, now = self.config.data.reversed_features, config.data.reversed_features
         # Features of reversed playback are not flipped features.
@@ -206,23 +172,33 @@ class Checkpoint:
             keys.append("data.reversed_features")
         return [
             f"{key} was {old}, is {new}"
-            for key, old, new in _differences(self.config, config)
+            for key, old, new in _sorted_differences(self.config, config)
             if key not in OF_THE_TRAINING
             and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
         ]
 
 
-def _differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
-    """The keys in which two configurations differ, by name, with both values."""
+def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """The keys that differ between two configurations, by name, with both values."""
     found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
     return sorted(found, key=lambda difference: difference[0])
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
-    """Writes a checkpoint, whole or not at all; to a path that ends in ``.safetensors`` without what only resuming
-    needs, but with all of the network. ``before`` is called once it is written, before it takes the place of one that
-    is there."""
-    said = {
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    backbone: BackboneFile | None = None,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """Writes a checkpoint, atomically.
+
+    Args:
+        checkpoint: to a path that ends in ``.safetensors``, it is written without ``training``.
+        backbone: in the same folder; the checkpoint refers to it instead of holding the frozen transformer.
+        before: called when the file is written, before it replaces an existing one.
+    """
+    values = {
         "config": checkpoint.config.model_dump(mode="json"),
         "classes": list(checkpoint.classes),
         "epoch": checkpoint.epoch,
@@ -231,14 +207,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
         "data": checkpoint.data,
     }
     if path.suffix == ".safetensors":
-        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
-        write_safetensors(checkpoint.whole().model, path, said={"format": FORMAT, **texts})
+        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        write_safetensors(checkpoint.model, path, metadata={"format": FORMAT, **texts})
         return
     content = {
         "format": FORMAT,
-        **said,
-        "pretrained": None if checkpoint.pretrained is None else checkpoint.pretrained.to_json(),
-        "model": checkpoint.model,
+        **values,
+        "backbone": None if backbone is None else backbone.to_json(),
+        "model": checkpoint.model if backbone is None else backbone.remove_from(checkpoint.model),
         "training": checkpoint.training,
     }
     with atomic_write(path, synced=True) as partial:
@@ -246,7 +222,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
             try:
                 torch.save(content, stream)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # what PyTorch's own message hides: a full disk, say
+                if isinstance(error.__context__, OSError):  # PyTorch's own message hides it: a full disk, say
                     raise error.__context__ from None
                 raise
         if before is not None:
@@ -254,22 +230,21 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, before: Callable[[], 
 
 
 def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
-    """Reads a checkpoint of ours, or with a configuration any known project's detector.
+    """Reads a checkpoint of BiTAD, or with a configuration any known project's detector.
 
     Args:
-        path: a file, or a folder that stands for one, as a run directory for its `best.pt`, else its `last.pt`
-            (:func:`~bitad.weights.files.file_in`).
-        config: of a detector that brings none; ours have theirs inside. Its data set names the classes.
+        path: a file, or a folder that stands for one: of a run `best.pt`, else `last.pt`.
+        config: for a detector without one; BiTAD's checkpoints have theirs. Its data set names the classes.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no checkpoint or detector, a damaged one, or one with a configuration too many or too few.
+        FileNotFoundError: no such file, or no file of its frozen transformer.
+        ValueError: no checkpoint or detector, a damaged one, or a configuration is missing or not allowed.
     """
     path = weights_path(path)
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint):
         if config is not None:
-            raise ValueError(f"{path} has its configuration inside; leave out --config, and change keys by key=value")
+            raise ValueError(f"{path} contains its configuration; leave out --config, and change keys by key=value")
         return found
     if found.format.kind == "pair":
         raise ValueError(
@@ -283,8 +258,8 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
         )
     if config is None:
         raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which has no configuration "
-            "inside; name one with --config, such as that of the preset it was trained like"
+            f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which contains no "
+            "configuration; name one with --config, such as the preset that it was trained like"
         )
     if config.design.networks != 1:
         raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
@@ -299,74 +274,40 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint | Weights:
-    """A checkpoint of ours, or the weights of any known project. Raises as :func:`load_checkpoint`."""
+    """A checkpoint of BiTAD, or the weights of any known project. Raises as :func:`load_checkpoint`."""
     if path.is_dir():
         path = file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
-    content = read_weights(path)
-    if is_ours(content):
-        return checkpoint_in(content, path)
+    content = read_complete(path)
+    if is_checkpoint(content):
+        return parse_checkpoint(content, path)
     if str(content.get("format")).startswith(OURS):
         raise ValueError(
             f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
             "that version, or train again"
         )
     try:
-        return weights_of(content, path)
+        weights = Weights.of(content)
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
+    log_weights(weights, path)
+    return weights
 
 
-def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether this is the content of a checkpoint of ours."""
-    return content.get("format") in _READ
-
-
-def checkpoint_in(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """The checkpoint of ours in the content of a file. Raises ValueError where it is damaged."""
-    sound = {
-        "config": lambda value: isinstance(value, dict),
-        "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-        "model": lambda value: isinstance(value, dict) and all(isinstance(part, Tensor) for part in value.values()),
-        "epoch": lambda value: isinstance(value, int),
-        "rate_hz": lambda value: isinstance(value, float) and 0 < value < math.inf,
-        "evaluation": lambda value: isinstance(value, dict | None),
-        "training": lambda value: isinstance(value, dict | None),
-        "data": lambda value: value is None or is_valid(value),
-    }
-    faults = [key for key, holds in sound.items() if not holds(content.get(key))]
-    if faults:
-        raise ValueError(f"{path} is a damaged checkpoint, without a sound {', '.join(faults)}; take another one")
-    try:
-        pretrained = Pretrained.said_in(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is a damaged checkpoint: {error}; take another one") from None
-    return Checkpoint(
-        config=parse_config(content["config"], f"in {path}"),
-        classes=tuple(content["classes"]),
-        model=content["model"],
-        epoch=content["epoch"],
-        rate_hz=content["rate_hz"],
-        source=str(path),
-        evaluation=content["evaluation"],
-        training=content.get("training"),
-        pretrained=pretrained,
-        data=content.get("data"),
-    )
+def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """The checkpoint in the content of a file from :func:`~bitad.weights.loading.read_complete`."""
+    values: dict[str, Any] = {key: content.get(key) for key in VALID_CONTENT}
+    values |= {"config": parse_config(values["config"], f"in {path}"), "classes": tuple(values["classes"])}
+    return Checkpoint(**values, source=str(path))
 
 
 def convert_weights(path: Path, out: Path, config: Config | None = None) -> None:
-    """Writes weights of any known project as safetensors with our names: a detector as a checkpoint, a backbone alone.
+    """Writes weights of any known project as safetensors: a detector as a complete checkpoint, or a backbone alone.
 
     Args:
         path: as :func:`load_checkpoint`, or a backbone's.
-        out: a file that ends in ``.safetensors``; whole or not at all.
-        config: of a detector that brings none, and then it goes into the file; of a backbone, what it is to fit.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_checkpoint`; the weights do not fit the configuration; ``out`` is
-            ``path``.
+        config: of a detector without one, and then it is written too; of a backbone, the network that it must fit.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
@@ -375,7 +316,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint) or found.format.kind != "backbone":
         checkpoint = load_checkpoint(path, config)
-        checkpoint.network()  # fits, or says why not
+        checkpoint.network()  # raises if the weights do not fit
         save_checkpoint(checkpoint, out)
         return
     if config is not None:
@@ -384,7 +325,7 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
         backbone = build_network(config, 1).detectors[0].backbone
         assert backbone is not None  # the configuration has one
         load_backbone(backbone.vit, path)
-    write_safetensors(found.tensors, out, said={"project": found.format.title, "source": path.name})
+    write_safetensors(found.tensors, out, metadata={"project": found.format.title, "source": path.name})
 
 
 def _pretrained_file(config: Config) -> Path | None:
@@ -392,11 +333,7 @@ def _pretrained_file(config: Config) -> Path | None:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of a configuration's data set, in the order of the logits.
-
-    Raises:
-        FileNotFoundError: neither its list nor its annotations are there.
-    """
+    """The classes of a configuration's data set, in the order of the logits; FileNotFoundError without the data."""
     data = config.data
     if data.class_agnostic:
         return (ANY_CLASS,)

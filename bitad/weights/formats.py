@@ -1,9 +1,9 @@
-"""How projects name weights: tables of the names we can load, and of those we cannot, with what to do instead.
+"""Tables of parameter names: of the projects whose weights can be loaded, and of others, with what to do instead.
 
-Names and layouts are those of the projects' own code: VideoMAE (github.com/MCG-NJU/VideoMAE) and VideoMAEv2
+The names and layouts are those in the projects' own code: VideoMAE (github.com/MCG-NJU/VideoMAE) and VideoMAEv2
 (github.com/OpenGVLab/VideoMAEv2), mmaction2 (github.com/open-mmlab/mmaction2), Hugging Face's transformers, OpenTAD
-(github.com/sming256/OpenTAD), ActionFormer (github.com/happyharrycn/actionformer_release); and of networks that are not
-ours: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and MViT
+(github.com/sming256/OpenTAD), ActionFormer (github.com/happyharrycn/actionformer_release); and of networks that BiTAD
+does not have: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and MViT
 (github.com/facebookresearch/SlowFast), torchvision, timm, DINOv2 (github.com/facebookresearch/dinov2), I3D
 (github.com/piergiaj/pytorch-i3d), BMN (github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD
 (github.com/frostinassiky/gtad), TriDet (github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR).
@@ -12,9 +12,9 @@ ours: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,25 +24,16 @@ Names = tuple[tuple[str, str], ...]
 Shapes = tuple[tuple[str, Callable[[Tensor], Tensor]], ...]
 
 
-class Translated(NamedTuple):
-    """Weights under our names, and the names of those in the file that our networks have no use for."""
-
-    tensors: dict[str, Tensor]
-    left_out: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Format:
-    """A project's names.
+    """The parameter names of a project.
 
     Args:
-        name: for machines.
-        title: for people.
-        kind: what its files hold: a detector, a transformer alone, or two detectors that learn together.
-        mark: a pattern; names of which one matches are this project's, if they are not one's above it in FORMATS.
+        kind: of its files: a detector, a transformer alone, or two detectors that learn together.
+        mark: a pattern; names are this project's if it matches one of them, and no format above in FORMATS does.
         names: (pattern, replacement), applied in order. ``NAME#i`` becomes the i-th part of NAME.
-        unused: pattern of names, renamed, that belong to a classifier, a decoder or the training.
-        shapes: (pattern of a name of ours, what makes its shape ours).
+        unused: a pattern of names, renamed, that belong to a classifier, a decoder or the training.
+        shapes: (pattern of a name in BiTAD, conversion to BiTAD's shape).
     """
 
     name: str
@@ -53,39 +44,35 @@ class Format:
     unused: str = r"(?!)"
     shapes: Shapes = ()
 
-    def translate(self, theirs: Mapping[str, Tensor]) -> Translated:
-        """Their weights -> ours.
-
-        Raises:
-            ValueError: two of theirs are one of ours, or parts of one do not fit together.
-        """
-        ours: dict[str, Tensor] = {}
-        source: dict[str, str] = {}
+    def translate(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights by BiTAD's names, and the names in the file that BiTAD does not use; ValueError on a clash."""
+        translated: dict[str, Tensor] = {}
+        originals: dict[str, str] = {}
         parts: dict[str, dict[int, Tensor]] = {}
-        left_out = []
-        for name, tensor in theirs.items():
+        unused = []
+        for name, tensor in weights.items():
             new = self.rename(name)
             if re.search(self.unused, new):
-                left_out.append(name)
+                unused.append(name)
                 continue
-            for pattern, change in self.shapes:
+            for pattern, convert in self.shapes:
                 if re.search(pattern, new) and tensor.layout is torch.strided:
-                    tensor = change(tensor)
-            if (other := source.setdefault(new, name)) != name:
+                    tensor = convert(tensor)
+            if (other := originals.setdefault(new, name)) != name:
                 raise ValueError(f"{other} and {name} are both the weight {new}; keep one of the two")
             if (part := re.fullmatch(r"(.+)#(\d{1,9})", new)) is not None:
                 parts.setdefault(part[1], {})[int(part[2])] = tensor
             else:
-                ours[new] = tensor
-        for whole, found in parts.items():
-            pieces = [torch.atleast_1d(found[part]) for part in sorted(found)]
-            if len({(piece.shape[1:], piece.dtype, piece.layout) for piece in pieces}) > 1:
-                raise ValueError(f"the parts of {whole} do not fit together: {[list(piece.shape) for piece in pieces]}")
-            ours[whole] = torch.cat(pieces)
-        return Translated(ours, tuple(left_out))
+                translated[new] = tensor
+        for name, found in parts.items():
+            tensors = [torch.atleast_1d(found[part]) for part in sorted(found)]
+            if len({(tensor.shape[1:], tensor.dtype, tensor.layout) for tensor in tensors}) > 1:
+                raise ValueError(f"the parts of {name} do not fit together: {[list(one.shape) for one in tensors]}")
+            translated[name] = torch.cat(tensors)
+        return translated, unused
 
     def rename(self, name: str) -> str:
-        """Their name -> ours."""
+        """A name of this project -> BiTAD's."""
         for pattern, replacement in self.names:
             name = re.sub(pattern, replacement, name)
         return name
@@ -101,11 +88,11 @@ _MMACTION_NAMES: Names = (
     (r"\.adapter\.up_proj\.", ".adapter.up."),
 )
 _MMACTION_SHAPES: Shapes = (
-    # Convolutions over time there; over time and place, and a linear map, here.
+    # Convolutions over time there; here over time and space, and a linear map.
     (r"\.adapter\.depthwise\.weight$", lambda weight: weight.unsqueeze(-1)),
     (r"\.adapter\.pointwise\.weight$", lambda weight: weight.squeeze(-1)),
 )
-# Blocks are ActionFormer's, in OpenTAD under the same names.
+# Of ActionFormer's blocks; OpenTAD has the same names.
 _PYRAMID_NAMES: Names = (
     (r"^neck\.fpn_norms\.", "pyramid.norms."),
     (r"^(pyramid\..*)\.ln([12])\.", r"\1.norm\2."),
@@ -221,30 +208,21 @@ FORMATS = (
 )
 
 
-def recognise(names: Iterable[str]) -> Format:
-    """The project whose parameter names these are, wrappers' prefixes removed.
+def find_format(names: Collection[str]) -> Format | None:
+    """The project with these parameter names, without prefixes of wrappers; None: it is not known."""
+    return next((known for known in FORMATS if any(re.search(known.mark, name) for name in names)), None)
 
-    Raises:
-        ValueError: for names of no known project.
-    """
-    names = list(names)
-    if (known := _recognised(names)) is not None:
+
+def recognise(names: Collection[str]) -> Format:
+    """As :func:`find_format`, or ValueError."""
+    if (known := find_format(names)) is not None:
         return known
-    first, *more = [repr(name)[:80] for name in names[:3]] or ["none"]
+    first, *more = [repr(name)[:80] for name in list(names)[:3]] or ["none"]
     then = f", then {' and '.join(more)}" if more else ""
     raise ValueError(
         f"weights of no known project: the first is {first}{then}, of {len(names)} tensors; known are "
         + ", ".join(known.title for known in FORMATS)
     )
-
-
-def is_known(names: Collection[str]) -> bool:
-    """Whether :func:`recognise` knows whose parameter names these are."""
-    return _recognised(names) is not None
-
-
-def _recognised(names: Collection[str]) -> Format | None:
-    return next((known for known in FORMATS if any(re.search(known.mark, name) for name in names)), None)
 
 
 _ANOTHER_BACKBONE = (
@@ -266,16 +244,14 @@ _RESNET = r"(^|\.)(conv1|conv1a|stem\.0|stem\.conv|layer[1-4]\.\d+\.conv\d)\.((c
 
 @dataclass(frozen=True)
 class Foreign:
-    """A kind of weights that is not ours.
+    """Weights that BiTAD's networks cannot load: "weights of" what, and what to do.
 
     Args:
-        what: it is, after "weights of".
-        remedy: what to do.
-        mark: a pattern that finds one of the names.
+        mark: a pattern that matches one of the names.
         ndim: dimensions of that weight; None: any.
-        also: a pattern that finds one of the names too.
-        lacks: a pattern that finds none of the names.
-        alone: whether ``mark`` finds all of the names.
+        also: a pattern that also matches one of the names.
+        lacks: a pattern that matches none of the names.
+        alone: whether ``mark`` matches all names.
     """
 
     what: str
@@ -286,8 +262,8 @@ class Foreign:
     lacks: str = r"(?!)"
     alone: bool = False
 
-    def shown_by(self, weights: Mapping[str, Tensor]) -> str | None:
-        """The name that shows that weights are of this kind; None: they are not."""
+    def find_evidence(self, weights: Mapping[str, Tensor]) -> str | None:
+        """A name that shows that these are such weights; None: they are not."""
         found = [
             name
             for name, tensor in weights.items()
@@ -302,7 +278,7 @@ class Foreign:
         return found[0] if fits else None
 
 
-# The first that fits counts.
+# The first row that fits is used.
 FOREIGN = (
     Foreign(
         "an optimiser's state",
@@ -347,7 +323,7 @@ FOREIGN = (
         also=r"(embd|embed)\.",
         lacks=r"\.attn\.|\.psi\.",
     ),
-    # ActionFormer with other options than any released configuration of it has.
+    # ActionFormer with options that no released configuration has.
     Foreign(
         "ActionFormer with a top-down neck (fpn_type: fpn)",
         _ANOTHER_ACTIONFORMER,
@@ -425,36 +401,30 @@ FOREIGN = (
 
 
 def require_ours(weights: Mapping[str, Tensor]) -> None:
-    """Names the project or the part of a training whose weights our networks cannot take.
-
-    Args:
-        weights: by the names in the file, without wrappers' prefixes.
-
-    Raises:
-        ValueError: they are of a kind in :data:`FOREIGN`.
-    """
-    for kind in FOREIGN:
-        if (name := kind.shown_by(weights)) is not None:
-            shown = f"{name} {list(weights[name].shape)}"
-            raise ValueError(f"weights of {kind.what}, as {shown} shows, which no network here takes; {kind.remedy}")
+    """Raises ValueError for weights, by the names in their file, that a row of :data:`FOREIGN` describes."""
+    for row in FOREIGN:
+        if (name := row.find_evidence(weights)) is not None:
+            raise ValueError(
+                f"weights of {row.what}, as {name} {list(weights[name].shape)} shows, which no network here can load; "
+                f"{row.remedy}"
+            )
 
 
-def instead_of_names(content: Any) -> str:
-    """What a file's content is that names no weights, and what to do; a line's end."""
+def describe_content(content: Any) -> str:
+    """What a file holds instead of named weights, and what to do; the end of a line."""
     match content:
         case Tensor():
             shape = list(content.shape)
             return f"it is one tensor, {shape}; save all weights by name: torch.save(network.state_dict(), ...)"
         case list() | tuple() | set():
-            kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
-            held = f" ({kinds})" if kinds else ""
-            return f"it is a list of {len(content)}{held}; save the part that names weights alone"
+            types = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
+            return f"it is a list of {len(content)}{f' ({types})' if types else ''}; save the named weights in it alone"
         case {"param_groups": _}:
             return f"it is an optimiser's state; {_NOT_A_NETWORK}"
         case Mapping() if not content:
-            return "it names none, being empty; write or download it again"
+            return "it is empty; write or download it again"
         case Mapping():
             keys = [repr(key)[:60] for key in content]
-            return f"it names none, only {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}; {_NOT_A_NETWORK}"
+            return f"it has none, only {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}; {_NOT_A_NETWORK}"
         case _:
             return f"it is a {type(content).__name__}; {_NOT_A_NETWORK}"

@@ -1,26 +1,24 @@
-"""What a file of weights holds, and whether it is all that a network of its size needs."""
+"""What a file of weights holds, and what is missing or different in it for a network."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bitad.config.loading import parse_config
-from bitad.config.schema import CLIP_FRAMES, Config
+from bitad.config.schema import Config
+from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
-from bitad.weights.checkpoint import checkpoint_in, class_names, is_ours
-from bitad.weights.files import read_weights, weights_path
-from bitad.weights.loading import Pretrained, Weights, defects_of, weights_of, without_adapters
-from bitad.weights.sizes import HeadSize, TransformerSize, size_difference
+from bitad.weights.checkpoint import class_names, parse_checkpoint
+from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
+from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters
+from bitad.weights.sizes import TransformerSize, count_classes
 
-_OPTIMISERS = ("optimizer", "training")
 MILLION = 1_000_000
+_NOT_COMPARED = "with nothing; give --config to check it against a network"
 
 
 @dataclass(frozen=True)
@@ -28,66 +26,56 @@ class Inspection:
     """What a file of weights holds.
 
     Args:
-        path: the file.
-        weights: under our names.
-        averaged: whether the file says that they are an average (EMA).
-        optimiser: whether it has what a training needs to go on.
-        also: other sets of weights in it.
-        pretrained: the transformer that it names instead of holding it; it counts like the rest.
-        transformer, head: the measures that can be seen from the weights; None: there is none, or too little of it.
-        compared: what the weights were compared with.
-        defects: what is of another size there, missing, or unexpected.
+        is_averaged: whether the file says that its weights are an average (EMA).
+        has_optimizer: whether it has the state to resume a training from.
+        has_backbone_file: whether its frozen transformer is in the file beside it; ``weights`` have it all the same.
+        compared_with: the network that the weights were compared with; None: with nothing.
+        defects: sizes that differ, or weights that are missing, unexpected or of another shape.
     """
 
     path: Path
     weights: Weights
-    averaged: bool
-    optimiser: bool
-    also: tuple[str, ...]
-    pretrained: Pretrained | None
-    transformer: TransformerSize | None
-    head: HeadSize | None
-    compared: str
+    is_averaged: bool
+    has_optimizer: bool
+    has_backbone_file: bool
+    compared_with: str | None
     defects: tuple[str, ...]
 
     @property
     def parameters(self) -> int:
         """How many; a position table is none."""
-        return _count(self.weights.tensors, "")
+        return sum(weight.numel() for name, weight in self.weights.tensors.items() if not name.endswith("pos_embed"))
 
     @property
     def adapter_parameters(self) -> int:
-        """How many of them are of adapters."""
-        return _count(self.weights.tensors, "adapter")
+        """How many of them are in adapters."""
+        return sum(weight.numel() for name, weight in self.weights.tensors.items() if is_adapter(name))
+
+    @property
+    def transformer(self) -> TransformerSize | None:
+        """The size of its transformer; None: there is none."""
+        return TransformerSize.of(self.weights.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """The same figures for machines."""
-        transformer, weights = self.transformer, self.weights
+        weights = self.weights
         return {
             "file": str(self.path),
-            "project": self.weights.format.title,
-            "kind": self.weights.format.kind,
+            "project": weights.format.title,
+            "kind": weights.format.kind,
             "weights": weights.key,
-            "averaged": self.averaged,
-            "also": list(self.also),
-            "without_averaged": list(weights.without),
-            "optimiser": self.optimiser,
-            "epoch": self.weights.epoch,
-            "dtypes": self.weights.dtype_names,
+            "averaged": self.is_averaged,
+            "also": list(weights.others),
+            "without_averaged": list(weights.empty_averages),
+            "optimiser": self.has_optimizer,
+            "epoch": weights.epoch,
+            "dtypes": weights.dtype_names,
             "parameters": self.parameters,
             "adapter_parameters": self.adapter_parameters,
-            "backbone": None
-            if transformer is None
-            else {
-                **asdict(transformer),
-                "adapters": list(transformer.adapters),
-                "size": transformer.name,
-                "heads": transformer.heads,
-            },
-            "detector": None if self.head is None else asdict(self.head),
-            "left_out": list(self.weights.left_out),
-            "pretrained": None if self.pretrained is None else self.pretrained.to_json(),
-            "compared": self.compared,
+            "backbone": None if self.transformer is None else str(self.transformer),
+            "backbone_file": BACKBONE_FILE if self.has_backbone_file else None,
+            "left_out": list(weights.unused),
+            "compared": self.compared_with,
             "defects": list(self.defects),
         }
 
@@ -96,153 +84,82 @@ class Inspection:
         weights = self.weights
         kind = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}[weights.format.kind]
         where = "" if weights.key is None else f" in {weights.key}"
-        epoch = "epoch not said" if weights.epoch is None else f"epoch {weights.epoch}"
-        numbers = " and ".join(weights.dtype_names) + (", taken as float32" if weights.converted else "")
+        average = "averaged (EMA)" if self.is_averaged else "not marked as EMA"
+        epoch = "unknown epoch" if weights.epoch is None else f"epoch {weights.epoch}"
+        dtypes = " and ".join(weights.dtype_names) + (", read as float32" if weights.is_converted else "")
+        adapters = f", {self.adapter_parameters / MILLION:.2f} M in adapters" if self.adapter_parameters else ""
         rows = [
-            (
-                "weights",
-                f"{len(weights.tensors)}{where}, {'averaged (EMA)' if self.averaged else 'not said to be EMA'}",
-            ),
-            ("", f"{epoch}, {'with' if self.optimiser else 'without'} optimiser"),
-            ("numbers", f"{numbers}; {self.parameters / MILLION:.2f} M parameters"),
-            *self._size_rows(),
+            ("weights", f"{len(weights.tensors)}{where}, {average}"),
+            ("", f"{epoch}, {'with' if self.has_optimizer else 'without'} optimizer"),
+            ("numbers", f"{dtypes}; {self.parameters / MILLION:.2f} M parameters{adapters}"),
         ]
-        if self.also:
-            rows.append(("also there", f"{', '.join(self.also)}: not used"))
-        if weights.without:
-            rows.append(("averaged", f"no weights in {', '.join(weights.without)}"))
-        if self.pretrained is not None:
-            rows.append(("elsewhere", f"the pre-trained transformer, of content {self.pretrained.sha256[:12]}"))
-            rows.append(("", f"in {self.pretrained.file}"))
-        if weights.left_out:
-            names = ", ".join(weights.left_out[:3]) + (", ..." if len(weights.left_out) > 3 else "")
-            rows.append(("not used", f"{len(weights.left_out)}: {names}"))
-        verdict = "; ".join(self.defects) or "nothing missing, nothing unexpected"
-        rows.append(("compared", f"with {self.compared}: {verdict}"))
+        if self.transformer is not None:
+            rows.append(("backbone", str(self.transformer)))
+        if self.has_backbone_file:
+            rows.append(("", f"the frozen transformer is in {BACKBONE_FILE}"))
+        if weights.others:
+            rows.append(("others", f"{', '.join(weights.others)}: not used"))
+        if weights.empty_averages:
+            rows.append(("averaged", f"no weights in {', '.join(weights.empty_averages)}"))
+        if weights.unused:
+            names = ", ".join(weights.unused[:3]) + (", ..." if len(weights.unused) > 3 else "")
+            rows.append(("not used", f"{len(weights.unused)}: {names}"))
+        verdict = f"with {self.compared_with}: {'; '.join(self.defects) or 'nothing missing, nothing unexpected'}"
+        rows.append(("compared", _NOT_COMPARED if self.compared_with is None else verdict))
         return [f"{self.path}: {weights.format.title}, {kind}", *(f"  {name:<11}{text}" for name, text in rows)]
-
-    def _size_rows(self) -> list[tuple[str, str]]:
-        rows, vit, head = [], self.transformer, self.head
-        if vit is not None:
-            heads = "heads not known" if vit.heads is None else f"{vit.heads} heads"
-            table = "no position table" if vit.table_pixels is None else f"position table for {vit.table_pixels} pixels"
-            rows.append(("backbone", f"{vit}, {heads}, {table}"))
-            if vit.adapters:
-                many = f"{self.adapter_parameters / MILLION:.2f} M parameters"
-                blocks = f"{len(vit.adapters)} of {vit.depth} blocks ({vit.adapters[0]} to {vit.adapters[-1]})"
-                rows.append(("adapters", f"in {blocks}, {vit.adapter_dim} wide, {many}"))
-        if head is not None:
-            rows.append(
-                (
-                    "detector",
-                    f"{head.in_channels} -> {head.channels} channels, {head.levels} levels, {head.stem_blocks} stem "
-                    f"blocks, {head.head_convolutions} convolutions in the head, {head.classes} classes"
-                    + ("" if head.level_norms else "; no layer norm at the levels' ends (model.level_norms=false)"),
-                )
-            )
-        return rows
 
 
 def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
     """Looks into a file of weights.
 
     Args:
-        path: of any known project; a folder stands for the file in it.
-        config: of the network to compare it with; None: ours have theirs inside, others are compared with the network
-            of the size that they show.
+        path: of any known project, or a folder with one such file.
+        config: of the network to compare it with; None: BiTAD's checkpoints are compared with their own network.
 
     Raises:
-        FileNotFoundError: no such file, or not the pre-trained transformer that a checkpoint of ours leaves out.
+        FileNotFoundError: no such file, or no file of the frozen transformer of a checkpoint.
         ValueError: no weights of a known project.
     """
     path = weights_path(path)
-    content = read_weights(path)
+    content = read_complete(path)
     try:
-        return _inspected(content, path, config)
+        return _inspect(content, path, config)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def _inspected(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
-    ours = checkpoint_in(content, path) if is_ours(content) else None
-    weights = weights_of(content, path)
-    transformer, head = TransformerSize.of(weights.tensors), HeadSize.of(weights.tensors)
-    compared = "the given configuration"
-    if config is None and ours is not None:
-        config, compared = ours.config, "the network of its configuration"
-    if config is None and weights.format.kind != "pair":
-        config, compared = _of_size(transformer, head), "a network of its size"
+def _inspect(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
+    checkpoint = parse_checkpoint(content, path) if is_checkpoint(content) else None
+    weights = Weights.of(content)
+    log_weights(weights, path)
+    compared_with, defects = None, []
+    if config is not None:
+        try:
+            classes = len(class_names(config))
+        except FileNotFoundError:  # the weights are here, but not the data
+            classes = count_classes(weights.tensors) or 1
+        compared_with, defects = "the given configuration", _defects(weights, config, classes)
+    elif checkpoint is not None:
+        compared_with = "the network of its configuration"
+        defects = _defects(weights, checkpoint.config, len(checkpoint.classes))
     return Inspection(
         path=path,
         weights=weights,
-        averaged=ours is not None or weights.is_averaged,
-        optimiser=any(content.get(key) is not None for key in _OPTIMISERS),
-        also=weights.others,
-        pretrained=Pretrained.said_in(content),
-        transformer=transformer,
-        head=head,
-        compared=compared if config is not None else "nothing",
-        defects=tuple(_defects(weights, config, head)),
+        is_averaged=checkpoint is not None or weights.is_averaged,
+        has_optimizer=any(content.get(key) is not None for key in ("optimizer", "training")),
+        has_backbone_file=checkpoint is not None and content.get("backbone") is not None,
+        compared_with=compared_with,
+        defects=tuple(defects),
     )
 
 
-def _defects(weights: Weights, config: Config | None, head: HeadSize | None) -> list[str]:
-    if config is None:
-        return ["too little of a network for its size to be seen"]
-    try:
-        classes = len(class_names(config))
-    except FileNotFoundError:  # the weights are here, but not the data
-        classes = 1 if head is None else head.classes
+def _defects(weights: Weights, config: Config, classes: int) -> list[str]:
     with torch.device("meta"):  # names and shapes, no numbers
         network = build_network(config, classes)
-    wanted, may_lack = network.state_dict(), without_adapters(weights.tensors)
+    expected, may_lack = network.state_dict(), without_adapters(weights.tensors)
     if weights.format.kind == "backbone":
         backbone = network.detectors[0].backbone
         if backbone is None:
             return ["it is a backbone, but the configuration takes features"]
-        wanted, may_lack = backbone.vit.state_dict(), rf"{may_lack}|^pos_embed$"
-    difference = size_difference(weights.tensors, wanted)
-    return [difference] if difference else defects_of(weights.tensors, wanted, may_lack=may_lack)
-
-
-def _of_size(transformer: TransformerSize | None, head: HeadSize | None) -> Config | None:
-    """A configuration of a network of such a size; what weights do not show is as it may be."""
-    if transformer is None and head is None:
-        return None
-    model: dict[str, Any] = {}
-    data: dict[str, Any] = {"annotations": "none"}
-    if head is not None:
-        shown = asdict(head)
-        shared = ("channels", "levels", "embed_convolutions", "stem_blocks", "head_convolutions")
-        model |= {key: shown[key] for key in shared} | {"heads": 1}
-        model |= {"layer_scale": 1.0 if head.layer_scale else None, "level_norms": head.level_norms}
-        model |= {"pyramid": {"type": head.pyramid}, "head": {"type": head.head}}
-        data["feature_channels"] = head.in_channels
-    if transformer is None:
-        data["features"] = "none"
-    else:
-        data = {"annotations": "none", "videos": "none"}
-        model["backbone"] = _backbone(transformer)
-    levels = 6 if head is None else min(head.levels, 64)  # of more, parse_config says that there are too many
-    steps = math.lcm(CLIP_FRAMES, 2 ** (levels - 1))
-    return parse_config({"name": "inspected", "data": data, "window": {"steps": steps}, "model": model}, "of this size")
-
-
-def _backbone(size: TransformerSize) -> dict[str, Any]:
-    measures = {
-        "dim": size.dim,
-        "depth": size.depth,
-        "heads": 1,
-        "mlp_dim": size.mlp_dim,
-        "patch_size": size.patch_size,
-    }
-    backbone: dict[str, Any] = {"size": size.name or measures, "pixels": size.patch_size}
-    if size.table_pixels is not None:
-        backbone["table_pixels"] = size.table_pixels
-    if size.adapters and size.adapter_dim:
-        backbone |= {"first_adapter": size.adapters[0], "adapter_reduction": size.dim // size.adapter_dim}
-    return backbone
-
-
-def _count(tensors: Mapping[str, Tensor], part: str) -> int:
-    return sum(tensor.numel() for name, tensor in tensors.items() if part in name and not name.endswith("pos_embed"))
+        expected, may_lack = backbone.vit.state_dict(), rf"{may_lack}|^pos_embed$"
+    return find_defects(weights.tensors, expected, may_lack=may_lack)

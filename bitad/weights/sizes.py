@@ -1,31 +1,27 @@
-"""What weights, under our names, tell of the network that they are of."""
+"""The sizes of a network, read from its weights: for error messages, and to build the transformer of a file."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from bitad.config.names import SIZES
 
-_BACKBONE = "backbone.vit."
+BACKBONE_PREFIX = "backbone.vit."
 _CLIP_TUBELETS = 8  # of VideoMAE's clips of 16 frames
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """A transformer's measures.
+    """The size of a transformer: widths, blocks, pixels of a patch.
 
     Args:
-        dim, mlp_dim: widths.
-        depth: blocks.
-        patch_size: pixels.
-        table_pixels: size of the picture that its position table is made for; None where there is no table.
-        adapters: the blocks that have an adapter.
-        adapter_dim: width of the adapters.
+        table_pixels: picture size of its position table; None: it has no table.
+        adapters: the blocks with an adapter.
     """
 
     dim: int
@@ -38,14 +34,15 @@ class TransformerSize:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
-        """The transformer's or the detector's whose weights these are; None where they hold none, or not enough."""
-        inner = {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}
+        """The size of a transformer or of a detector's; None: the weights do not show it."""
+        inner = {
+            name.removeprefix(BACKBONE_PREFIX): w for name, w in weights.items() if name.startswith(BACKBONE_PREFIX)
+        }
         vit = inner or weights
         patch, mlp, table = vit.get("patch_embed.weight"), vit.get("blocks.0.mlp.0.weight"), vit.get("pos_embed")
-        if patch is None or patch.ndim != 5 or mlp is None or not (mlp.ndim and patch.numel() and mlp.numel()):
+        if patch is None or patch.ndim != 5 or mlp is None or not mlp.ndim:
             return None
-        adapters = _numbers(vit, r"^blocks\.(\d+)\.adapter\.")
-        narrow = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.numel()]
+        adapters = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.numel()]
         side = None if table is None or table.ndim != 3 else math.sqrt(table.shape[1] / _CLIP_TUBELETS)
         return cls(
             dim=patch.shape[0],
@@ -53,142 +50,111 @@ class TransformerSize:
             mlp_dim=mlp.shape[0],
             patch_size=patch.shape[-1],
             table_pixels=None if side is None else round(side * patch.shape[-1]),
-            adapters=tuple(adapters),
-            adapter_dim=narrow[0] if narrow else None,
+            adapters=tuple(_numbers(vit, r"^blocks\.(\d+)\.adapter\.")),
+            adapter_dim=adapters[0] if adapters else None,
         )
-
-    @property
-    def measures(self) -> tuple[int, int, int, int]:
-        """What makes two transformers the same."""
-        return self.dim, self.depth, self.mlp_dim, self.patch_size
 
     @property
     def name(self) -> str | None:
-        """The published size's, as in ``model.backbone.size``."""
+        """The name of a published size, as in ``model.backbone.size``."""
         known = {(size.dim, size.depth, size.mlp_dim, size.patch_size): name for name, size in SIZES.items()}
-        return known.get(self.measures)
+        return known.get((self.dim, self.depth, self.mlp_dim, self.patch_size))
 
     @property
     def heads(self) -> int | None:
-        """Weights do not show the attention heads; a published size has them by its name."""
+        """The attention heads of a published size: weights do not show them."""
         return None if self.name is None else SIZES[self.name].heads
 
-    def differing_table(self, wanted: TransformerSize) -> list[str]:
-        """How its position table is another than ``wanted``, where both have one."""
-        if None in (self.table_pixels, wanted.table_pixels) or self.table_pixels == wanted.table_pixels:
-            return []
-        return [
-            f"its position table is made for pictures of {self.table_pixels} pixels, the configuration's for "
-            f"{wanted.table_pixels} (model.backbone.table_pixels={self.table_pixels})"
-        ]
-
-    def differing_adapters(self, wanted: TransformerSize) -> list[str]:
-        """How its adapters are others than ``wanted``, where both have some."""
-        if not self.adapters or not wanted.adapters:
-            return []
-        differences = []
-        if self.adapters != wanted.adapters:
-            differences.append(
-                f"its adapters are from block {self.adapters[0]} to {self.adapters[-1]}, the configuration's from "
-                f"{wanted.adapters[0]} to {wanted.adapters[-1]} (model.backbone.first_adapter={self.adapters[0]})"
+    def differences(self, expected: TransformerSize) -> list[str]:
+        """How it differs from the size that a configuration has, in words."""
+        if str(self) != str(expected):
+            remedy = "" if self.name is None else f" (model.backbone.size={self.name})"
+            return [f"it is {self}, the configuration wants {expected}{remedy}"]
+        found = []
+        if None not in (self.table_pixels, expected.table_pixels) and self.table_pixels != expected.table_pixels:
+            found.append(
+                f"its position table is made for pictures of {self.table_pixels} pixels, the configuration's for "
+                f"{expected.table_pixels} (model.backbone.table_pixels={self.table_pixels})"
             )
-        if self.adapter_dim != wanted.adapter_dim and self.adapter_dim is not None:
-            differences.append(
-                f"its adapters are {self.adapter_dim} wide, the configuration's {wanted.adapter_dim} "
+        if self.adapters and expected.adapters and self.adapters != expected.adapters:
+            found.append(
+                f"its adapters are from block {self.adapters[0]} to {self.adapters[-1]}, the configuration's from "
+                f"{expected.adapters[0]} to {expected.adapters[-1]} (model.backbone.first_adapter={self.adapters[0]})"
+            )
+        if self.adapter_dim and expected.adapter_dim and self.adapter_dim != expected.adapter_dim:
+            found.append(
+                f"its adapters are {self.adapter_dim} wide, the configuration's {expected.adapter_dim} "
                 f"(model.backbone.adapter_reduction={self.dim // self.adapter_dim})"
             )
-        return differences
+        return found
 
     def __str__(self) -> str:
-        match self.name:
-            case None:
-                called = "a transformer"
-            case "v2-g":
-                called = "VideoMAEv2-g"
-            case name:
-                called = f"VideoMAE-{name.upper() if len(name) == 1 else name}"
-        return f"{called} ({self.dim} wide, {self.depth} blocks, MLP {self.mlp_dim}, patch {self.patch_size})"
-
-
-@dataclass(frozen=True)
-class HeadSize:
-    """The measures of a detector's pyramid and head: what :class:`~bitad.config.schema.ModelConfig` calls them.
-
-    Args:
-        in_channels: of the features.
-        classes: K.
-        layer_scale: whether the blocks' branches have one.
-        level_norms: whether a layer norm ends each level.
-        pyramid, head: their types.
-    """
-
-    in_channels: int
-    channels: int
-    levels: int
-    embed_convolutions: int
-    stem_blocks: int
-    head_convolutions: int
-    classes: int
-    layer_scale: bool
-    level_norms: bool
-    pyramid: str
-    head: str
-
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor]) -> HeadSize | None:
-        """Those of a detector's weights; None where they are none's, or not enough."""
-        embed, output = weights.get("pyramid.embed.0.conv.weight"), weights.get("head.classification.output.weight")
-        if embed is None or output is None or embed.ndim < 2 or not (output.ndim and embed.numel() and output.numel()):
-            return None
-        scales, norms = weights.get("head.scales"), _numbers(weights, r"^pyramid\.norms\.(\d+)\.")
-        levels = len(norms) if scales is None else scales.numel()
-        if not levels:
-            return None
-        return cls(
-            in_channels=embed.shape[1],
-            channels=embed.shape[0],
-            levels=levels,
-            embed_convolutions=len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
-            stem_blocks=len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
-            head_convolutions=len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
-            classes=output.shape[0],
-            layer_scale=any(name.endswith(".drop_path_mlp.scale") for name in weights),
-            level_norms=bool(norms),
-            pyramid="sgp" if any(name.endswith(".psi.weight") for name in weights) else "transformer",
-            head="trident" if "head.start.output.weight" in weights else "actionformer",
+        name = self.name
+        title = {None: "a transformer", "v2-g": "VideoMAEv2-g"}.get(
+            name, f"VideoMAE-{name.upper() if name and len(name) == 1 else name}"
         )
+        return f"{title} ({self.dim} wide, {self.depth} blocks, MLP {self.mlp_dim}, patch {self.patch_size})"
 
 
-def size_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """What about the network of ``found`` is another size than in that of ``wanted``, in words; None if nothing is."""
-    differences = []
-    one, other = TransformerSize.of(found), TransformerSize.of(wanted)
-    if one is not None and other is not None:
-        if one.measures != other.measures:
-            remedy = "" if one.name is None else f" (model.backbone.size={one.name})"
-            differences.append(f"it is {one}, the configuration wants {other}{remedy}")
-        else:
-            differences += [*one.differing_table(other), *one.differing_adapters(other)]
-    head, wanted_head = HeadSize.of(found), HeadSize.of(wanted)
-    if head is not None and wanted_head is not None:
-        sizes = asdict(wanted_head)
-        differences += [
-            f"it has {theirs} {field.replace('_', ' ')}, the configuration {sizes[field]}"
-            for field, theirs in asdict(head).items()
-            if theirs != sizes[field] and not isinstance(theirs, bool | str)
+def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a detector; None: the weights do not show it."""
+    output = weights.get("head.classification.output.weight")
+    return None if output is None or not output.ndim else output.shape[0]
+
+
+def _detector_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of a detector's pyramid and head by name; none where the weights do not show them."""
+    embed, scales, classes = (
+        weights.get("pyramid.embed.0.conv.weight"), weights.get("head.scales"), count_classes(weights)
+    )  # fmt: skip
+    if embed is None or embed.ndim < 2 or scales is None or classes is None:
+        return {}
+    return {
+        "in channels": embed.shape[1],
+        "channels": embed.shape[0],
+        "levels": scales.numel(),
+        "embed convolutions": len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
+        "stem blocks": len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
+        "head convolutions": len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
+        "classes": classes,
+    }
+
+
+def _types(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The types of a detector's pyramid and head, as in the configuration."""
+    return {
+        "pyramid": "sgp" if any(name.endswith(".psi.weight") for name in weights) else "transformer",
+        "head": "trident" if "head.start.output.weight" in weights else "actionformer",
+    }
+
+
+def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How the size of the network of some weights differs from the ``expected`` one, in words."""
+    found = []
+    size, expected_size = TransformerSize.of(weights), TransformerSize.of(expected)
+    if size is not None and expected_size is not None:
+        found += size.differences(expected_size)
+    sizes, expected_sizes = _detector_sizes(weights), _detector_sizes(expected)
+    if sizes and expected_sizes:
+        found += [
+            f"it has {count} {name}, the configuration {expected_sizes[name]}"
+            for name, count in sizes.items()
+            if count != expected_sizes[name]
         ]
-        differences += [
-            f"its {part} is of the type {theirs}, the configuration's {sizes[part]} (model.{part}.type={theirs})"
-            for part, theirs in (("pyramid", head.pyramid), ("head", head.head))
-            if theirs != sizes[part]
+        types, expected_types = _types(weights), _types(expected)
+        found += [
+            f"its {part} is of the type {name}, the configuration's {expected_types[part]} (model.{part}.type={name})"
+            for part, name in types.items()
+            if name != expected_types[part]
         ]
-        if head.level_norms != wanted_head.level_norms:
-            has, others = ("a", "has none") if head.level_norms else ("no", "has one")
-            differences.append(
+        has_norms, expects_norms = (bool(_numbers(one, r"^pyramid\.norms\.(\d+)\.")) for one in (weights, expected))
+        if has_norms != expects_norms:
+            has, others = ("a", "has none") if has_norms else ("no", "has one")
+            found.append(
                 f"it has {has} layer norm at the end of each level, the configuration {others} "
-                f"(model.level_norms={str(head.level_norms).lower()}, ActionFormer's fpn_with_ln)"
+                f"(model.level_norms={str(has_norms).lower()}, ActionFormer's fpn_with_ln)"
             )
-    return "; ".join(differences) or None
+    return found
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> list[int]:

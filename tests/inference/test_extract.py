@@ -29,7 +29,7 @@ from bitad.data.feature_folder import Stored, read_sidecar
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.samples import collate
 from bitad.data.sources import build_source
-from bitad.inference.encoders import ClipEncoder, Encoder, Piece, WindowEncoder, load_encoder
+from bitad.inference.encoders import Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
 from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
@@ -270,7 +270,7 @@ def test_every_step_comes_from_the_window_in_whose_middle_it_lies(
 ) -> None:
     encoder = backbone_only
     encoder.stride_frames, encoder.window_steps, encoder.window_overlap = stride, length, overlap
-    pieces = list(encoder.pieces(frames))
+    pieces = list(encoder.chunks(frames))
     assert [row for piece in pieces for row in range(piece.first, piece.stop)] == list(range(encoder.steps(frames)))
     middles = np.array([piece.frames[0] / stride + (length - 1) / 2 for piece in pieces])
     for i, piece in enumerate(pieces):
@@ -495,7 +495,7 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_half_written(
 ) -> None:
     encode, calls = ClipEncoder.encode, []
 
-    def fail(self: ClipEncoder, pictures: torch.Tensor, piece: Piece, direction: Direction) -> torch.Tensor:
+    def fail(self: ClipEncoder, pictures: torch.Tensor, piece: Chunk, direction: Direction) -> torch.Tensor:
         calls.append(piece)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -584,15 +584,16 @@ def test_weights_without_a_backbone_of_known_size_are_refused(
     assert "of no known project" in refused({"conv.weight": torch.zeros(1)})
     assert "no transformer of VideoMAE in it" in refused({"patch_embed.bias": torch.zeros(96)})
     shallow = {name: tensor for name, tensor in weights.items() if not name.startswith("blocks.3.")}
-    assert "(96 wide, 3 blocks, MLP 384, patch 16), of unknown attention heads; known are tiny, s, b" in refused(
-        shallow
+    assert (
+        "(96 wide, 3 blocks, MLP 384, patch 16), with unknown attention heads; known sizes are tiny, s, b"
+        in refused(shallow)
     )
     assert "1 missing: blocks.3.norm1.bias" in refused({k: v for k, v in weights.items() if k != "blocks.3.norm1.bias"})
     detector = build_network(config_of(data), 3).state_dict()
     assert "is not a checkpoint of BiTAD but a detector" in refused(detector)
     adapted = {name: t for name, t in detector.items() if name.startswith("backbone.vit.")}
     adapted = {name.removeprefix("backbone.vit."): tensor for name, tensor in adapted.items()}
-    assert "has adapters, but not the windows they look along" in refused(adapted)
+    assert "has adapters, but not the length of their windows" in refused(adapted)
     with pytest.raises(FileNotFoundError):
         load_encoder(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
@@ -630,7 +631,7 @@ def test_runs_that_make_no_features_of_videos_say_why(data: Path, tmp_path: Path
         load_encoder(run, clip_frames=8)
     for layout in ("resized", "whole"):
         run, _ = untrained(data, tmp_path / f"{layout}.pt", f"window.layout={layout}")
-        with pytest.raises(ValueError, match=rf"looks at videos by window\.layout={layout}; .* in sliding windows"):
+        with pytest.raises(ValueError, match=rf"was trained with window\.layout={layout}; .* in sliding windows"):
             load_encoder(run)
 
 

@@ -21,7 +21,7 @@ from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.build import build_network
 from bitad.models.vit import VisionTransformer
 from bitad.weights.formats import FORMATS, recognise
-from bitad.weights.loading import Weights, convert, load_backbone, load_weights
+from bitad.weights.loading import Weights, load_backbone, load_weights
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 
@@ -89,7 +89,7 @@ def test_a_backbone_of_every_project_fills_the_transformer(project: str, suffix:
 def test_what_is_left_out_has_no_place_in_the_transformer(project: str) -> None:
     weights = Weights.of(layouts.BACKBONES[project](vit_of(0).state_dict()))
     allowed = r"fc_norm|classifier|cls_head|head\.|decoder|mask_token|(^|\.)(layer)?norm\."
-    assert all(re.search(allowed, name) for name in weights.left_out)
+    assert all(re.search(allowed, name) for name in weights.unused)
     assert weights.format.kind == "backbone"
 
 
@@ -222,7 +222,7 @@ def test_published_files_fill_their_networks(size: str, millions: float, adapter
     listing, network = published(size), full_size(size)
     detector = Weights.of({"state_dict_ema": on_meta(listing["detector"])})
     assert shapes(detector.tensors) == shapes(network.state_dict())
-    pretrained = convert({"state_dict": on_meta(listing["pretrained"])})
+    pretrained = Weights.of({"state_dict": on_meta(listing["pretrained"])}).tensors
     vit = network.get_submodule("backbone.vit").state_dict()
     assert shapes(pretrained) == {name: shape for name, shape in shapes(vit).items() if not is_adapter(name)}
     counts = {name: parameter.numel() for name, parameter in network.named_parameters()}
@@ -275,7 +275,7 @@ def test_videomaev2_giant_fills_its_network() -> None:
     weights = Weights.of({"module": giant()})
     expected = {name: shape for name, shape in shapes(vit).items() if not is_adapter(name) and name != "pos_embed"}
     assert shapes(weights.tensors) == expected
-    assert len(weights.left_out) == 4
+    assert len(weights.unused) == 4
     # Numbers of the paper: 1 billion.
     assert sum(weight.numel() for weight in weights.tensors.values()) / 1e9 == pytest.approx(1.01, abs=0.005)
 
@@ -312,14 +312,14 @@ def test_no_two_formats_have_the_same_name() -> None:
 @pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "module._orig_mod.", "model."])
 def test_wrappers_prefixes_fall(prefix: str) -> None:
     names = layouts.videomae_finetuned(vit_of(0).state_dict())["module"]
-    found = convert({f"{prefix}{name}": weight for name, weight in names.items()})
-    assert found.keys() == convert(names).keys()
+    found = Weights.of({f"{prefix}{name}": weight for name, weight in names.items()}).tensors
+    assert found.keys() == Weights.of(names).tensors.keys()
 
 
 def test_the_levels_scales_become_one_vector_in_their_order() -> None:
     scales = {f"rpn_head.scale.{level}.scale": torch.tensor(float(level)) for level in (10, 2, 0)}
-    assert convert(scales)["head.scales"].tolist() == [0.0, 2.0, 10.0]
+    assert Weights.of(scales).tensors["head.scales"].tolist() == [0.0, 2.0, 10.0]
 
 
 def test_the_loss_normaliser_is_left_to_the_training() -> None:
-    assert convert({"rpn_head.loss_normalizer": torch.tensor(100)}) == {}
+    assert Weights.of({"rpn_head.loss_normalizer": torch.tensor(100)}).tensors == {}

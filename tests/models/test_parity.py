@@ -34,7 +34,7 @@ from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
 from bitad.models.vit import VisionTransformer
 from bitad.training.losses import DetectionLoss, Targets, assign
-from bitad.weights.loading import convert
+from bitad.weights.loading import Weights
 
 pytestmark = NEEDS_FIXTURES
 
@@ -168,7 +168,7 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
     targets = assign(prediction.points, recording.segments, recording.labels, 20)
     DetectionLoss()(prediction, targets).total.backward()
 
-    recorded = convert(recording.arrays("grads_train"))
+    recorded = Weights.of(recording.arrays("grads_train")).tensors
     found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     assert found.keys() == recorded.keys()
     total = recording.info["grad_total_norm"]

@@ -46,7 +46,7 @@ from bitad.reports.plan import plan_training
 from bitad.training.losses import DetectionLoss, Targets, assign, diou_loss, tiou_of_distances
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
-from bitad.weights.loading import Weights, convert, load_weights
+from bitad.weights.loading import Weights, load_weights
 
 CLASSES = 7
 TRIDET = ("model.pyramid.type=sgp", "model.head.type=trident")
@@ -228,7 +228,7 @@ def test_gradients() -> None:
     prediction = detector.predict(LOCAL.inputs, LOCAL.mask)
     targets = assign(prediction.points, LOCAL.segments, LOCAL.labels, CLASSES)
     DetectionLoss(iou_weight_power=0.2)(prediction, targets).total.backward()
-    recorded = convert(LOCAL.arrays("grads_train"))
+    recorded = Weights.of(LOCAL.arrays("grads_train")).tensors
     found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     assert found.keys() == recorded.keys()
     total = torch.cat([gradient.flatten() for gradient in found.values()]).norm().item()
@@ -240,7 +240,7 @@ def test_gradients() -> None:
 @NEEDS_FIXTURES
 def test_weight_decay_is_for_the_weights_of_convolutions() -> None:
     decayed = next(group for group in LOCAL.info["optimizer_groups"] if group["weight_decay"])
-    wanted = set(convert({name: torch.zeros(1, 1, 1) for name in decayed["params"]}))
+    wanted = set(Weights.of({name: torch.zeros(1, 1, 1) for name in decayed["params"]}).tensors)
     config = load_config("thumos14/tridet-i3d", ["data.annotations=none"])
     assert config.training.lr == decayed["lr"]
     assert config.training.weight_decay == decayed["weight_decay"]
@@ -293,10 +293,10 @@ def test_the_released_file_fills_the_presets_network() -> None:
         weights = {name: torch.empty(shape) for name, (shape, _) in listing["detector"].items()}
     ours = Weights.of({"state_dict_ema": weights})
     load_weights(network, ours.tensors, source="the listing")
-    assert ours.left_out == ("rpn_head.loss_normalizer",)
+    assert ours.unused == ("rpn_head.loss_normalizer",)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters == listing["n_params"]
-    zero = set(convert({name: weights[name] for name in listing["zero_at_init_and_never_trained"]}))
+    zero = set(Weights.of({name: weights[name] for name in listing["zero_at_init_and_never_trained"]}).tensors)
     torch.manual_seed(0)
     small = build_network(load_config("thumos14/tridet-i3d", ["model.channels=16", "model.levels=6"]), 20)
     assert {name for name, parameter in small.named_parameters() if not parameter.any()} >= zero

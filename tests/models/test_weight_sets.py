@@ -111,7 +111,7 @@ def test_wrappers_within_a_name_are_no_part_of_it(tmp_path: Path, wrapper: str) 
 def test_an_optimiser_has_no_weights(tmp_path: Path) -> None:
     state = {"state": {0: {"exp_avg": torch.ones(3)}, "exp_avg": {"step": torch.ones(())}}}
     assert taken({"model": named(1.0), "optimizer": state}, tmp_path / "w.pth") == 1.0
-    assert Weights.of({"model": named(1.0), "optimizer": state}).without == ()
+    assert Weights.of({"model": named(1.0), "optimizer": state}).empty_averages == ()
 
 
 def test_of_two_sets_that_are_no_averages_it_is_said_which_is_taken(
@@ -120,7 +120,7 @@ def test_of_two_sets_that_are_no_averages_it_is_said_which_is_taken(
     logging.getLogger("bitad").propagate = True
     with caplog.at_level(logging.INFO, "bitad"):
         assert taken({"student": named(5.0), "model": named(1.0)}, tmp_path / "w.pth") == 1.0
-    assert "the weights (model) are taken, not student" in caplog.text
+    assert "using the weights (model), not student" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,19 @@ def test_an_average_without_weights_is_said_and_the_others_are_taken(
     path = tmp_path / "w.pth"
     with caplog.at_level(logging.INFO, "bitad"):
         assert taken({"model": named(1.0), key: empty}, path) == 1.0
-    assert f"{path} has no averaged weights in {key}; others are taken" in caplog.text
+    assert f"{path} has no averaged weights in {key}; using others" in caplog.text
     capsys.readouterr()
     main(["weights", "inspect", str(path)])
     out = capsys.readouterr().out
     assert f"no weights in {key}" in out
-    assert "in model, not said to be EMA" in out
+    assert "in model, not marked as EMA" in out
 
 
 @pytest.mark.parametrize("setting", [True, 0.9998, "yes", 3])
 def test_a_setting_called_ema_is_no_average(setting: object) -> None:
     weights = Weights.of({"model": named(1.0), "ema": setting})
     assert not weights.is_averaged
-    assert weights.without == ()
+    assert weights.empty_averages == ()
 
 
 @pytest.mark.parametrize("mark", [{"message_hub": {}}, {"meta": {"mmengine_version": "0.10.4"}}])
@@ -185,12 +185,12 @@ def test_inspect_and_the_log_say_which_weights_are_taken(
     content = {"model": named(1.0), "model_ema": named(2.0), "optimizer": {}, "epoch": 99}
     with caplog.at_level(logging.INFO, "bitad"):
         assert taken(content, path) == 2.0
-    assert "the averaged weights (model_ema) are taken, not model" in caplog.text
+    assert "using the averaged weights (model_ema), not model" in caplog.text
     capsys.readouterr()
     assert main(["weights", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "in model_ema, averaged (EMA)" in out
-    assert "also there model: not used" in out
+    assert "others     model: not used" in out
     assert main(["weights", "inspect", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["weights"], said["averaged"], said["also"]) == ("model_ema", True, ["model"])
@@ -200,7 +200,7 @@ def test_inspect_and_the_log_say_which_weights_are_taken(
 def test_floating_point_weights_become_single_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     content = {name: tensor.to(dtype) for name, tensor in named(0.5).items()}
     assert taken(content, tmp_path / "w.pth") == 0.5
-    assert Weights.of(content).converted
+    assert Weights.of(content).is_converted
     assert {tensor.dtype for tensor in Weights.of(content).tensors.values()} == {torch.float32}
 
 

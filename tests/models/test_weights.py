@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitad.models.adapters import TemporalAdapter
 from bitad.models.vit import VisionTransformer
 from bitad.weights.files import _numpy_number, _NumpyType, read_weights, write_safetensors
-from bitad.weights.loading import Weights, convert, load_backbone, load_weights
+from bitad.weights.loading import Weights, load_backbone, load_weights
 
 
 def tiny_vit(adapters: bool = False, **sizes: int) -> VisionTransformer:
@@ -46,10 +46,10 @@ def test_the_averaged_weights_are_preferred() -> None:
         return {"module.projection.stem.0.ln1.weight": torch.full((2,), value)}
 
     both = {"epoch": 3, "state_dict": checkpoint(1.0), "state_dict_ema": checkpoint(2.0)}
-    assert convert(both)["pyramid.stem.0.norm1.weight"].tolist() == [2.0, 2.0]
+    assert Weights.of(both).tensors["pyramid.stem.0.norm1.weight"].tolist() == [2.0, 2.0]
     del both["state_dict_ema"]
-    assert convert(both)["pyramid.stem.0.norm1.weight"].tolist() == [1.0, 1.0]
-    assert convert(checkpoint(3.0))["pyramid.stem.0.norm1.weight"].tolist() == [3.0, 3.0]
+    assert Weights.of(both).tensors["pyramid.stem.0.norm1.weight"].tolist() == [1.0, 1.0]
+    assert Weights.of(checkpoint(3.0)).tensors["pyramid.stem.0.norm1.weight"].tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("adapters", [False, True])
@@ -73,10 +73,10 @@ def test_half_precision_is_taken_as_single_and_said(
     save_file(halved, tmp_path / "half.safetensors")
     with caplog.at_level(logging.INFO, logger="bitad"):
         load_backbone(vit, tmp_path / "half.safetensors")
-    assert f"holds {str(dtype).removeprefix('torch.')}; taken as float32" in caplog.text
+    assert f"holds {str(dtype).removeprefix('torch.')}; read as float32" in caplog.text
     assert {weight.dtype for weight in vit.state_dict().values()} == {torch.float32}
     assert all(torch.equal(weight, halved[name].float()) for name, weight in vit.state_dict().items())
-    assert Weights.of(halved).converted
+    assert Weights.of(halved).is_converted
 
 
 def test_a_file_in_the_old_form_of_pytorch_is_read_too(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_only_numbers_of_numpy_are_read(code: str, tmp_path: Path) -> None:
 
 def test_unknown_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no known project: the first is 'conv1\.weight'"):
-        convert({"conv1.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="it names none"):
-        convert({})
+        Weights.of({"conv1.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="it is empty"):
+        Weights.of({})
     torch.save({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match=r"resnet\.pth: weights of no known project"):
         load_backbone(tiny_vit(), tmp_path / "resnet.pth")
@@ -232,7 +232,7 @@ def test_a_network_that_ours_is_not_is_refused_by_its_names() -> None:
     names = layouts.videomae_finetuned(tiny_vit().state_dict())["module"]
     names |= {"blocks.0.attn.scale": torch.ones(2, 1, 1), "blocks.0.gamma_1": torch.ones(8)}
     with pytest.raises(ValueError, match=r"2 not in the network: blocks\.0\.attn\.scale, blocks\.0\.gamma_1"):
-        load_weights(tiny_vit(), convert(names), source="vit.pth", may_lack="^pos_embed$")
+        load_weights(tiny_vit(), Weights.of(names).tensors, source="vit.pth", may_lack="^pos_embed$")
 
 
 def test_only_the_first_names_of_many_are_listed() -> None:
@@ -284,12 +284,12 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_safetensors_are_written_whole_with_what_is_said_of_them(tmp_path: Path) -> None:
     weights = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(())}
     path = tmp_path / "new" / "weights.safetensors"
-    write_safetensors(weights, path, said={"source": "here", "numbers": json.dumps([1, 2])})
+    write_safetensors(weights, path, metadata={"source": "here", "numbers": json.dumps([1, 2])})
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"source": "here", "numbers": "[1, 2]"}
     assert all(torch.equal(read_weights(path)[name], weight) for name, weight in weights.items())
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_safetensors(weights, path, said={"number": 1})  # only texts can be said
+        write_safetensors(weights, path, metadata={"number": 1})  # only texts can be said
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]

@@ -186,7 +186,7 @@ def test_a_checkpoint_without_fingerprints_is_resumed_and_says_so(data: Path, tm
     save_checkpoint(replace(load_checkpoint(run / "last.pt"), data=None), run / "last.pt")
     assert resume(data) == 0
     said = (run / "log.txt").read_text(encoding="utf-8")
-    assert "last.pt says nothing about its data: whether these have changed since cannot be seen" in said
+    assert "last.pt has no fingerprints of its data: whether they have changed is not checked" in said
     assert_same_run(whole.run_directory, run)
 
 
@@ -224,5 +224,5 @@ def test_unsound_fingerprints_are_a_damaged_checkpoint(data: Path) -> None:
     run = begun(data)
     content = torch.load(run / "last.pt", weights_only=True)
     torch.save({**content, "data": {"features": ["train_0"]}}, run / "last.pt")
-    with pytest.raises(ValueError, match="damaged checkpoint, without a sound data"):
+    with pytest.raises(ValueError, match="damaged checkpoint, without a valid data"):
         load_checkpoint(run / "last.pt")

@@ -21,7 +21,8 @@ from bitad.config.schema import Config
 from bitad.inference.detect import detect_videos
 from bitad.models.build import build_network
 from bitad.runtime.distributed import Ranks
-from bitad.weights.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bitad.weights.files import FORMAT
 
 
 @pytest.fixture(scope="module")

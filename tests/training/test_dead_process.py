@@ -209,5 +209,5 @@ def test_torchrun_ends_within_a_minute_and_never_goes_on_with_a_run_that_it_did_
     again = start_torchrun(features, *overrides, restarts=1)
     said, _ = again.communicate(timeout=100)
     assert again.returncode != 0
-    assert "exists; go on with --resume" in said
+    assert "exists; use --resume" in said
     assert (config.run_directory / "last.pt").read_bytes() == before

@@ -42,43 +42,40 @@ def small_vit() -> dict[str, torch.Tensor]:
     return VisionTransformer(dim=8, depth=3, heads=2, mlp_dim=20, image_size=32).state_dict()
 
 
+def tiny_vit() -> dict[str, torch.Tensor]:
+    """Of the size of the videos' configuration."""
+    return VisionTransformer(dim=96, depth=4, heads=3, mlp_dim=384, image_size=32).state_dict()
+
+
 @pytest.mark.parametrize("project", layouts.BACKBONES)
-def test_a_backbones_measures_are_seen_and_nothing_is_missing(project: str, tmp_path: Path) -> None:
+def test_a_backbone_is_counted_and_its_size_named(project: str, tmp_path: Path) -> None:
     found = saved(layouts.BACKBONES[project](small_vit()), tmp_path / "vit.pth")
-    assert found.defects == ()
-    assert found.transformer is not None
-    assert found.transformer.measures == (8, 3, 20, 16)
-    assert found.transformer.table_pixels == (32 if project in ("mmaction2", "bitad") else None)
-    assert found.head is None
-    assert not found.averaged
+    assert (found.compared_with, found.defects) == (None, ())
+    assert str(found.transformer) == "a transformer (8 wide, 3 blocks, MLP 20, patch 16)"
+    assert not found.is_averaged
     parameters = sum(weight.numel() for name, weight in small_vit().items() if name != "pos_embed")
     assert found.parameters == parameters
     assert "a backbone" in found.lines()[0]
+    assert found.lines()[-1].endswith("give --config to check it against a network")
 
 
-def test_published_sizes_are_named_with_their_heads(tmp_path: Path) -> None:
+def test_published_sizes_are_named(tmp_path: Path) -> None:
     vit = VisionTransformer(dim=96, depth=4, heads=3, mlp_dim=384).state_dict()
     found = saved(layouts.mmaction2(vit), tmp_path / "vit.pth")
-    text = "\n".join(found.lines())
-    assert "VideoMAE-tiny (96 wide, 4 blocks, MLP 384, patch 16), 3 heads, position table for 224 pixels" in text
-    assert found.to_json()["backbone"]["size"] == "tiny"
+    assert "  backbone   VideoMAE-tiny (96 wide, 4 blocks, MLP 384, patch 16)" in found.lines()
+    assert found.to_json()["backbone"] == "VideoMAE-tiny (96 wide, 4 blocks, MLP 384, patch 16)"
 
 
-def test_a_detectors_measures_are_seen_and_nothing_is_missing(videos: Path, tmp_path: Path) -> None:
+def test_a_detector_is_counted(videos: Path, tmp_path: Path) -> None:
     weights = weights_of(config_of(videos))
     found = saved(layouts.opentad_file(weights), tmp_path / "epoch_73.pth")
-    assert found.defects == ()
-    assert (found.averaged, found.also, found.weights.epoch) == (True, ("state_dict",), 73)
-    assert found.optimiser
-    assert found.head is not None
-    assert (found.head.classes, found.head.channels, found.head.levels) == (len(CLASSES), 16, 3)
-    assert found.transformer is not None
-    assert found.transformer.adapters == (0, 1, 2, 3)
+    assert (found.is_averaged, found.weights.others, found.weights.epoch) == (True, ("state_dict",), 73)
+    assert found.has_optimizer
     assert found.adapter_parameters == sum(w.numel() for name, w in weights.items() if ".adapter." in name)
     assert found.to_json() == json.loads(json.dumps(found.to_json()))
     content = layouts.opentad_file(weights)
     published = saved({"epoch": 59, "state_dict_ema": content["state_dict_ema"]}, tmp_path / "published.pth")
-    assert (published.optimiser, published.also, published.defects) == (False, (), ())
+    assert (published.has_optimizer, published.weights.others) == (False, ())
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -87,29 +84,36 @@ def test_ours_are_compared_with_their_own_configuration(suffix: str, features: P
     checkpoint = Checkpoint(config, CLASSES, weights_of(config), epoch=4, rate_hz=4.0, training={"step": 1})
     save_checkpoint(checkpoint, tmp_path / f"last{suffix}")
     found = inspect_weights(tmp_path / f"last{suffix}")
-    assert (found.defects, found.averaged, found.compared) == ((), True, "the network of its configuration")
-    assert found.optimiser == (suffix == ".pt")
+    assert (found.defects, found.is_averaged, found.compared_with) == ((), True, "the network of its configuration")
+    assert found.has_optimizer == (suffix == ".pt")
     assert found.weights.epoch == 4
 
 
-def test_what_is_missing_and_what_is_too_much_is_told(features: Path, tmp_path: Path) -> None:
-    vit = layouts.videomae_finetuned(small_vit())["module"]
+def test_what_is_missing_and_what_is_too_much_is_named(features: Path, videos: Path, tmp_path: Path) -> None:
+    config = config_of(videos)
+    vit = layouts.videomae_finetuned(tiny_vit())["module"]
     del vit["blocks.1.norm1.weight"]
     vit["blocks.0.gamma_1"] = torch.ones(8)
-    found = saved({"module": vit}, tmp_path / "vit.pth")
+    torch.save({"module": vit}, tmp_path / "vit.pth")
+    found = inspect_weights(tmp_path / "vit.pth", config)
     assert found.defects == ("1 missing: blocks.1.norm1.weight", "1 not in the network: blocks.0.gamma_1")
     detector = layouts.opentad(weights_of(config_of(features)))
     del detector["module.rpn_head.reg_head.bias"]
-    found = saved(detector, tmp_path / "detector.pth")
+    torch.save(detector, tmp_path / "detector.pth")
+    found = inspect_weights(tmp_path / "detector.pth", config_of(features))
     assert found.defects == ("1 missing: head.regression.output.bias",)
-    nothing = saved({"rpn_head.cls_head.bias": torch.ones(3)}, tmp_path / "nothing.pth")
-    assert nothing.defects == ("too little of a network for its size to be seen",)
+
+
+def test_without_the_data_classes_are_counted_in_the_file(features: Path, tmp_path: Path) -> None:
+    torch.save(layouts.opentad_file(weights_of(config_of(features))), tmp_path / "epoch_73.pth")
+    nowhere = config_of(features, "data.classes=null", f"data.annotations={tmp_path / 'none.json'}")
+    assert inspect_weights(tmp_path / "epoch_73.pth", nowhere).defects == ()
 
 
 def test_half_precision_is_told(tmp_path: Path) -> None:
     halved = {name: weight.half() for name, weight in small_vit().items()}
     found = saved(halved, tmp_path / "vit.pth")
-    assert "float16, taken as float32" in "\n".join(found.lines())
+    assert "float16, read as float32" in "\n".join(found.lines())
 
 
 def test_a_given_configuration_is_what_it_is_compared_with(features: Path, videos: Path, tmp_path: Path) -> None:
@@ -135,9 +139,11 @@ def test_the_command_inspects_and_converts(features: Path, tmp_path: Path, capsy
     assert main(["weights", "inspect", str(path)]) == 0
     text = capsys.readouterr().out
     assert "OpenTAD" in text
-    assert "nothing missing, nothing unexpected" in text
+    assert "give --config to check it against a network" in text
+    assert main(["weights", "inspect", str(path), "--config", str(features)]) == 0
+    assert "with the given configuration: nothing missing, nothing unexpected" in capsys.readouterr().out
     assert main(["weights", "inspect", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["detector"]["classes"] == len(CLASSES)
+    assert json.loads(capsys.readouterr().out)["compared"] is None
     assert main(["weights", "convert", str(path), str(out), "--config", str(features)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert main(["weights", "convert", str(out), str(out), "--config", str(features)]) == 1
@@ -173,9 +179,9 @@ def test_wrong_commands_are_refused_in_one_line(
     assert said in line
 
 
-def test_what_does_not_fit_has_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    vit = layouts.videomae_finetuned(small_vit())["module"]
+def test_what_does_not_fit_has_status_1(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vit = layouts.videomae_finetuned(tiny_vit())["module"]
     del vit["blocks.1.norm1.weight"]
     torch.save(vit, tmp_path / "vit.pth")
-    assert main(["weights", "inspect", str(tmp_path / "vit.pth")]) == 1
+    assert main(["weights", "inspect", str(tmp_path / "vit.pth"), "--config", str(videos)]) == 1
     assert "1 missing: blocks.1.norm1.weight" in capsys.readouterr().out

@@ -1,11 +1,10 @@
-"""Checkpoints name the frozen pre-trained transformer instead of holding it, and it is found again or asked for."""
+"""A run has its frozen transformer in one file beside its checkpoints, so that it is complete wherever it is."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import pytest
 import torch
 import yaml
 from builders import CLASSES, PIXELS, config_of, video_data
-from runs import ALONE, assert_same
+from runs import ALONE, assert_same, assert_same_run
 from torch import Tensor, nn
 
 from bitad.cli import main
+from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
 from bitad.demo.jobs import Job
@@ -25,12 +25,11 @@ from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
 from bitad.models.vit import VisionTransformer
 from bitad.runtime.log import set_up_logging
-from bitad.training.checkpoints import CheckpointManager
+from bitad.training.checkpoints import CheckpointManager, load_initial
 from bitad.training.trainer import Trainer
-from bitad.weights import loading as weights_module
-from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint
-from bitad.weights.files import OURS, read_weights, write_safetensors
-from bitad.weights.loading import Pretrained, content_hash, load_pretrained
+from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint, save_checkpoint
+from bitad.weights.files import BACKBONE_FILE, OURS, read_weights, write_safetensors
+from bitad.weights.loading import Weights, load_pretrained, read_complete, transformer_sha256
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,16 +71,31 @@ def whole(videos: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def moved(whole: Path, videos: Path, tmp_path: Path) -> Path:
-    """A copy of that run, whose transformer is not where it was."""
-    run = tmp_path / "runs" / whole.name
-    shutil.copytree(whole, run)
+def moved(whole: Path, tmp_path: Path) -> Path:
+    """A copy of that run, whose pre-trained file and first directory are not there any more."""
+    run = Path(shutil.copytree(whole, tmp_path / "elsewhere" / whole.name))
     for name in ("best.pt", "last.pt", "last-1.pt"):
-        content = torch.load(run / name, weights_only=True)
-        content["pretrained"]["file"] = content["config"]["model"]["backbone"]["weights"] = str(tmp_path / "vit.pth")
-        content["config"]["output"] = str(run.parent)
-        torch.save(content, run / name)
+        change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights="gone/vit.pth"))
     return run
+
+
+@pytest.fixture
+def form_3(whole: Path, vit: Path, tmp_path: Path) -> Path:
+    """That run as an earlier version wrote it: its checkpoints refer to the pre-trained file, which is not there."""
+    run = Path(shutil.copytree(whole, tmp_path / "form 3" / whole.name))
+    (run / BACKBONE_FILE).unlink()
+    said = {"file": str(tmp_path / "vit.pth"), "sha256": sha256_of(vit), "positions": 32, "networks": ["backbone.vit."]}
+    for name in ("best.pt", "last.pt", "last-1.pt"):
+        change(run / name, lambda content: content.update(format=f"{OURS} 3", pretrained=said, backbone=None))
+        change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights=said["file"]))
+    return run
+
+
+def change(path: Path, by: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the content of a checkpoint."""
+    content = torch.load(path, weights_only=True)
+    by(content)
+    torch.save(content, path)
 
 
 @pytest.fixture
@@ -127,7 +141,19 @@ def size_of(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
-# What is left out.
+def sha256_of(path: Path) -> str:
+    """Of the transformer in a file."""
+    return transformer_sha256(Weights.of(read_complete(path)).backbone(str(path)))
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """As a run does."""
+    keeper = CheckpointManager(folder, keep=1)
+    keeper.save_backbone(checkpoint.model)
+    keeper.save_last(checkpoint)
+
+
+# The frozen transformer is in one file of the run.
 
 
 def test_a_runs_checkpoints_are_of_the_size_of_what_trains(videos: Path, vit: Path, whole: Path) -> None:
@@ -141,13 +167,15 @@ def test_a_runs_checkpoints_are_of_the_size_of_what_trains(videos: Path, vit: Pa
     assert trained < (whole / "best.pt").stat().st_size < trained + overhead
     # The averaged weights, the raw ones, and both moments of the optimiser.
     assert 4 * trained < (whole / "last.pt").stat().st_size < 4 * trained + 4 * overhead
-    said = torch.load(whole / "best.pt", weights_only=True)["pretrained"]
-    assert (said["file"], said["sha256"]) == (str(vit), content_hash(vit))
+    assert left_out < (whole / BACKBONE_FILE).stat().st_size < left_out + overhead
+    assert_same(read_weights(whole / BACKBONE_FILE), dict(transformer()))
+    said = torch.load(whole / "best.pt", weights_only=True)["backbone"]
+    assert said == {"sha256": sha256_of(whole / BACKBONE_FILE), "prefixes": ["backbone.vit."]}
 
 
 @pytest.mark.parametrize("experiment", ["baseline", "1", "2", "2x"])
-@pytest.mark.parametrize("form", ["videomae", "mmaction2", "halved"])
-def test_with_its_file_a_checkpoint_is_the_network_that_was_saved(
+@pytest.mark.parametrize("form", ["videomae", "mmaction2", "halved", "random"])
+def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
     experiment: str, form: str, videos: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "vit.safetensors"
@@ -157,129 +185,85 @@ def test_with_its_file_a_checkpoint_is_the_network_that_was_saved(
         case "mmaction2":  # with a position table
             torch.save(layouts.mmaction2(transformer()), path := tmp_path / "vit.pth")
         case "halved":
-            write_safetensors({name: weight.half() for name, weight in transformer().items()}, path, said={})
+            write_safetensors({name: weight.half() for name, weight in transformer().items()}, path)
     start = () if experiment in ("baseline", "1") else ("init.forward=none", "init.reverse=none")
-    config = config_of(videos, f"experiment={experiment}", *start, f"model.backbone.weights={path}")
+    weights = () if form == "random" else (f"model.backbone.weights={path}",)
+    config = config_of(videos, f"experiment={experiment}", *start, *weights)
     network = network_of(config)
-    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    if form == "random" and experiment != "baseline":
+        network.second.load_state_dict(network.first.state_dict())
+    save(checkpoint_of(config, network), tmp_path / "run")
+    path.unlink(missing_ok=True)
     names = set(network.state_dict())
-    assert held(tmp_path / "last.pt") == names - frozen(names)
-    assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
+    assert held(tmp_path / "run" / "last.pt") == names - frozen(names)
+    assert_same(dict(load_checkpoint(tmp_path / "run").network().state_dict()), dict(network.state_dict()))
 
 
-def test_the_transformer_is_looked_at_once_however_often_a_run_is_saved(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Path] = []
-    monkeypatch.setattr(weights_module, "read_weights", lambda path: [read.append(path), read_weights(path)][1])
-    config = config_of(videos, f"model.backbone.weights={write_vit(tmp_path / 'vit.pth', seed=2)}")
-    checkpoint, keeper = checkpoint_of(config, network_of(config)), CheckpointManager(tmp_path, keep=2)
-    read.clear()
-    keeper.save_last(checkpoint)
-    first = len(read)
-    assert 1 <= first <= 2  # to compare, and to hash
-    for _ in range(3):
-        keeper.save_last(checkpoint)
-        keeper.save_best(checkpoint)
-    assert len(read) == first
+def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: Path, vit: Path, tmp_path: Path) -> None:
+    config = config_of(videos, f"model.backbone.weights={vit}")
+    checkpoint, file = checkpoint_of(config, network_of(config)), tmp_path / BACKBONE_FILE
+
+    def written() -> int:
+        save(checkpoint, tmp_path)
+        assert_same(read_weights(file), dict(transformer()))
+        return file.stat().st_ino
+
+    first = written()
+    assert written() == first
+    file.write_bytes(file.read_bytes()[:-1])
+    assert written() != first
+    write_safetensors(transformer(seed=5), file)
+    assert written() != first
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", BACKBONE_FILE}
 
 
-@pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)])
-def test_a_transformer_that_is_not_the_files_stays_in_the_checkpoint(
-    sides: tuple[int, ...], videos: Path, vit: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_removed_while_its_run_trains_is_written_again(videos: Path, vit: Path, tmp_path: Path) -> None:
+    config = config_of(videos, f"model.backbone.weights={vit}")
+    checkpoint, keeper = checkpoint_of(config, network_of(config)), CheckpointManager(tmp_path, keep=1)
+    keeper.save_backbone(checkpoint.model)
+    (tmp_path / BACKBONE_FILE).unlink()
+    keeper.save_best(checkpoint)
+    assert_same(load_checkpoint(tmp_path).model, dict(checkpoint.model))
+
+
+def test_of_two_transformers_the_second_stays_in_the_checkpoint(videos: Path, vit: Path, tmp_path: Path) -> None:
     """As where a pair starts from two detectors of other projects: each has the transformer that it was trained on."""
     config = config_of(videos, "experiment=1", f"model.backbone.weights={vit}")
     network = network_of(config)
-    prefixes = [("first.", "second.")[side] for side in sides]
-    for prefix in prefixes:
-        with torch.no_grad():
-            network.get_parameter(f"{prefix}network.backbone.vit.blocks.3.mlp.0.bias")[-1] += 1e-6
-    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
+    with torch.no_grad():
+        network.get_parameter("second.network.backbone.vit.blocks.3.mlp.0.bias")[-1] += 1e-6
+    save(checkpoint_of(config, network), tmp_path)
     names = set(network.state_dict())
-    assert frozen(held(tmp_path / "last.pt")) == {name for name in frozen(names) if name.startswith(tuple(prefixes))}
+    assert frozen(held(tmp_path / "last.pt")) == {name for name in frozen(names) if name.startswith("second.")}
     assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
 
 
-def test_a_transformer_that_nothing_names_stays_in_the_checkpoint(videos: Path, tmp_path: Path) -> None:
-    config = config_of(videos)
-    network = network_of(config)
-    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
-    assert held(tmp_path / "last.pt") == set(network.state_dict())
-    assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
+def test_a_checkpoint_that_is_saved_elsewhere_holds_everything(whole: Path, tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(whole), tmp_path / "one.pt")
+    assert frozen(held(tmp_path / "one.pt"))
+    assert_same(load_checkpoint(tmp_path / "one.pt").model, load_checkpoint(whole).model)
 
 
-@pytest.mark.parametrize("becomes", ["gone", "another", "damaged"])
-def test_a_run_whose_file_goes_meanwhile_is_saved_all_the_same(becomes: str, videos: Path, tmp_path: Path) -> None:
-    path = write_vit(tmp_path / "vit.pth")
-    config = config_of(videos, f"model.backbone.weights={path}")
-    network = network_of(config)
-    path.unlink()
-    if becomes == "another":
-        write_vit(path, seed=5)
-    elif becomes == "damaged":
-        path.write_bytes(b"PK")
-    CheckpointManager(tmp_path, keep=1).save_last(checkpoint_of(config, network))
-    path.unlink(missing_ok=True)
-    assert_same(dict(load_checkpoint(tmp_path).network().state_dict()), dict(network.state_dict()))
-
-
-def test_checkpoints_that_hold_everything_are_still_read(whole: Path, tmp_path: Path) -> None:
-    content = torch.load(whole / "last.pt", weights_only=True)
-    complete = load_checkpoint(whole / "last.pt").whole()
-    del content["pretrained"]
-    content |= {"format": f"{OURS} 2", "model": complete.model}
-    torch.save(content, tmp_path / "last.pt")
-    assert_same(load_checkpoint(tmp_path).model, complete.model)
-    assert_same(load_checkpoint(tmp_path).training, complete.training)
-
-
-# Its content.
-
-
-def test_its_content_is_the_same_in_every_form_and_for_every_detector_on_it(tmp_path: Path) -> None:
-    vit = layouts.without_table(transformer())
-    for name, content in (
-        ("videomae.pth", layouts.videomae_finetuned(vit)),
-        ("huggingface.bin", layouts.huggingface_model(vit)),
-        ("mmaction.pth", layouts.mmaction2(vit)),
-        ("adapted.pth", {**vit, "blocks.0.adapter.gamma": torch.ones(1)}),
-    ):
-        torch.save(content, tmp_path / name)
-    convert_weights(tmp_path / "videomae.pth", tmp_path / "ours.safetensors")
-    files = list(tmp_path.iterdir())
-    assert len(files) == 5
-    assert len({content_hash(path) for path in files}) == 1
-
-
-@pytest.mark.parametrize("change", ["a bit", "a type", "a shape", "a name", "a table"])
-def test_whatever_of_it_changes_its_content_is_another(change: str, tmp_path: Path) -> None:
-    vit = layouts.without_table(transformer())
-    torch.save(vit, tmp_path / "before.pth")
-    before = content_hash(tmp_path / "before.pth")
+@pytest.mark.parametrize("of", ["a bit", "a type", "a shape", "a name", "a weight"])
+def test_whatever_of_a_transformer_changes_its_hash_is_another(of: str) -> None:
+    vit = transformer()
+    before = transformer_sha256(vit)
     weight = vit["blocks.1.attn.proj.weight"]
-    match change:
+    match of:
         case "a bit":
             weight.view(torch.int32)[3, 4] ^= 1
         case "a type":
-            vit["blocks.1.attn.proj.weight"] = weight.double()
+            vit["blocks.1.attn.proj.weight"] = weight.view(torch.int32)
         case "a shape":
             vit["blocks.1.attn.proj.weight"] = weight.reshape(2, -1)
         case "a name":
             vit["blocks.1.attn.other.weight"] = vit.pop("blocks.1.attn.proj.weight")
-        case "a table":
-            vit["pos_embed"] = torch.zeros(1, 4, 96)
-    torch.save(vit, tmp_path / "after.pth")
-    assert (content_hash(tmp_path / "after.pth") != before) == (change != "a type")  # all are taken as float32
+        case "a weight":
+            del vit["blocks.1.attn.proj.weight"]
+    assert transformer_sha256(vit) != before
 
 
-def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    first = content_hash(write_vit(tmp_path / "vit.pth", seed=1))
-    (tmp_path / "vit.pth").unlink()
-    assert content_hash(write_vit(tmp_path / "vit.pth", seed=2)) != first
-
-
-# Where it is looked for.
+# A run is complete wherever its directory is.
 
 
 def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]]:
@@ -301,143 +285,205 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
 CASES = [*commands(Path(), Path(), Path())]
 
 
+def succeeds(*command: object) -> bool:
+    return main([str(argument) for argument in command]) == 0
+
+
+def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(videos: Path, tmp_path: Path) -> None:
+    config = config_of(
+        videos, *QUICK, f"model.backbone.weights={write_vit(tmp_path / 'vit.pth')}", f"output={tmp_path / 'runs'}"
+    )
+    Trainer(config, ALONE).run()
+
+    def given(run: Path, out: Path) -> dict[str, bytes]:
+        for verb in ("test", "detect"):
+            assert succeeds(*commands(run, videos, out / verb)[verb])
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.json")}
+
+    before = given(config.run_directory, tmp_path / "before")
+    run = Path(shutil.copytree(config.run_directory, tmp_path / "elsewhere" / "a run"))
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "vit.pth").unlink()
+    after = given(run, tmp_path / "after")
+    assert {"test/detections.json", "test/metrics.json", "detect/detections.json"} <= before.keys()
+    assert after == before
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("there", ["nothing", "another"])
-def test_where_it_is_not_there_that_is_said_with_what_to_do(
-    case: str, there: str, moved: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
+def test_every_command_takes_a_run_that_was_moved(case: str, moved: Path, videos: Path, tmp_path: Path) -> None:
+    overrides = ("model.backbone.weights=gone/vit.pth",) if case == "resume" else ()
+    assert succeeds(*commands(moved, videos, tmp_path / "out")[case], *overrides)
+
+
+@pytest.mark.parametrize("experiment", ["2", "2x", "3-1", "3-3"])
+def test_two_networks_start_from_runs_that_were_moved(
+    experiment: str, moved: Path, videos: Path, tmp_path: Path
 ) -> None:
-    if there == "another":
-        write_vit(tmp_path / "vit.pth", seed=5)
+    reverse = Path(shutil.copytree(moved, tmp_path / "reverse"))
+    change(reverse / "best.pt", lambda content: content["config"].update(direction="reverse"))
+    config = config_of(videos, f"experiment={experiment}", f"init.forward={moved}", f"init.reverse={reverse}")
+    network = build_network(config, len(CLASSES))
+    load_initial(network, config, CLASSES)
+    loaded = network.state_dict()
+    for name, tensor in load_checkpoint(moved).model.items():
+        for side in ("first", "second"):
+            assert torch.equal(loaded[f"{side}.network.{name}"], tensor)
+
+
+def test_a_run_that_was_moved_is_resumed_to_the_same_bits(whole: Path, videos: Path, tmp_path: Path) -> None:
+    path = write_vit(tmp_path / "vit.pth")
+    arguments = ["train", videos, *QUICK, f"model.backbone.weights={path}", "--device", "cpu"]
+    assert succeeds(*arguments, f"output={tmp_path / 'runs'}", "--until", 1)
+    path.unlink()
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    file = tmp_path / "elsewhere" / whole.name / BACKBONE_FILE
+    before = file.stat().st_ino
+    assert succeeds(*arguments, f"output={tmp_path / 'elsewhere'}", "--resume")
+    assert file.stat().st_ino == before  # not written again
+    assert_same_run(whole, file.parent)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("becomes", ["gone", "another", "cut off"])
+def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
+    case: str, becomes: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    file = moved / BACKBONE_FILE
+    right = file.read_bytes()
+    file.unlink()
+    if becomes == "another":
+        write_safetensors(transformer(seed=5), file)
+    elif becomes == "cut off":
+        file.write_bytes(right[:-100])
     name = "last.pt" if case == "resume" else "best.pt"
-    overrides = (f"model.backbone.weights={tmp_path / 'vit.pth'}",) if case == "resume" else ()
-    said = refused(*commands(moved, videos, tmp_path / "out")[case], *overrides)
-    assert f"the pre-trained transformer of {moved / name}, {tmp_path / 'vit.pth'}" in said
-    assert f"of content {content_hash(vit)[:12]}" in said
-    if there == "another":
-        assert f"is not what is there now: {tmp_path / 'vit.pth'} ({content_hash(tmp_path / 'vit.pth')[:12]})" in said
+    command = commands(moved, videos, tmp_path / "out")[case]
+    if case == "resume":
+        command = (*command, "model.backbone.weights=gone/vit.pth")
+    said = refused(*command)
+    if becomes == "gone":
+        run = load_run_directory(moved / name)
+        assert f"{file} is missing, the frozen transformer of {moved / name}; copy it from the run directory" in said
+        assert said.endswith(f", {run}")
     else:
-        assert "is not there" in said
-    assert f"copy it to {moved / 'vit.pth'}, or name it by model.backbone.weights=PATH" in said
+        why = {"another": "it has other content", "cut off": "damaged or cut off"}[becomes]
+        assert f"{file} is not the frozen transformer of {moved / name}: " in said
+        assert why in said
     if case == "pair":
         assert "init.forward: " in said
-    shutil.copy(vit, moved / "vit.pth")  # as it says
-    assert main([str(argument) for argument in (*commands(moved, videos, tmp_path / "out")[case], *overrides)]) == 0
+    file.write_bytes(right)
+    assert succeeds(*command)
 
 
-def test_a_run_is_tested_with_the_file_named_anew_and_with_no_other(
+def load_run_directory(path: Path) -> Path:
+    return parse_config(torch.load(path, weights_only=True)["config"], "").run_directory
+
+
+def test_another_pre_trained_file_is_refused_and_another_form_of_it_is_not(
     moved: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    command = ("test", moved, "--out", tmp_path / "out")
     another = write_vit(tmp_path / "another.pth", seed=5)
-    said = refused(*command, f"model.backbone.weights={another}")
-    assert f"model.backbone.weights={another} is not the pre-trained transformer of {moved / 'best.pt'}" in said
-    assert f"{tmp_path / 'vit.pth'}, of content {content_hash(vit)[:12]}" in said
-    assert "no weights at" in refused(*command, f"model.backbone.weights={tmp_path / 'none.pth'}")
-    assert main([*map(str, command), f"model.backbone.weights={vit}"]) == 0
+    test = ("test", moved, "--out", tmp_path / "out")
+    said = refused(*test, f"model.backbone.weights={another}")
+    assert f"model.backbone.weights={another} is not the transformer of {moved / 'best.pt'}" in said
+    assert "no weights at" in refused(*test, f"model.backbone.weights={tmp_path / 'none.pth'}")
+    resume = ("train", moved / "config.yaml", f"output={moved.parent}", "--resume")
+    said = refused(*resume, f"model.backbone.weights={another}")
+    assert f"model.backbone.weights was gone/vit.pth, is {another}" in said
+    convert_weights(vit, tmp_path / "form.safetensors")
+    assert succeeds(*test, f"model.backbone.weights={tmp_path / 'form.safetensors'}")
+    assert succeeds(*resume, f"model.backbone.weights={tmp_path / 'form.safetensors'}")
 
 
-def test_a_baseline_is_started_from_with_the_file_that_the_run_names(
-    moved: Path, videos: Path, vit: Path, tmp_path: Path
-) -> None:
-    command = commands(moved, videos, tmp_path / "out")["pair"]
-    assert main([*map(str, command), f"model.backbone.weights={vit}", "training.epochs=1"]) == 0
-    run = tmp_path / "out" / "tiny-1-1-two-forward-seed0"
-    assert frozen(held(run / "last.pt")) == set()
-    one, other = load_checkpoint(moved / "best.pt").whole(config_of(videos, f"model.backbone.weights={vit}")), run
-    for name, tensor in load_checkpoint(other).network().state_dict().items():
-        if frozen({name}):
-            assert torch.equal(tensor, one.model[name.partition(".network.")[2]])
-
-
-def test_a_run_goes_on_with_its_file_named_anew_as_if_nothing_had_happened(
-    whole: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    path = shutil.copy(vit, tmp_path / "vit.pth")
-    arguments = ["train", str(videos), *QUICK, f"output={tmp_path / 'runs'}", "--device", "cpu"]
-    assert main([*arguments, f"model.backbone.weights={path}", "--until", "1"]) == 0
-    convert_weights(path, tmp_path / "moved.safetensors")  # another form of the same
-    path.unlink()
-    another = write_vit(tmp_path / "another.pth", seed=5)
-    said = refused(*arguments, "--resume", f"model.backbone.weights={another}")
-    assert str(path) in said
-    assert str(another) in said
-    assert main([*arguments, "--resume", f"model.backbone.weights={tmp_path / 'moved.safetensors'}"]) == 0
-    run = tmp_path / "runs" / whole.name
-    said = torch.load(run / "last.pt", weights_only=True)["pretrained"]
-    assert (said["file"], said["sha256"]) == (str(tmp_path / "moved.safetensors"), content_hash(vit))
-    assert_same(load_checkpoint(whole / "last.pt").training, load_checkpoint(run / "last.pt").training)
-    assert_same(load_checkpoint(whole / "last.pt").whole().model, load_checkpoint(run / "last.pt").whole().model)
-
-
-def test_a_file_that_was_replaced_by_another_does_not_go_on(
-    moved: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    """Under its own name no change of the configuration shows it."""
-    write_vit(tmp_path / "vit.pth", seed=5)
-    command = ("train", moved / "config.yaml", f"output={moved.parent}", "--resume")
-    said = refused(*command, f"model.backbone.weights={tmp_path / 'vit.pth'}")
-    assert content_hash(vit)[:12] in said
-
-
-def test_a_converted_run_needs_no_other_file(moved: Path, whole: Path, vit: Path, tmp_path: Path) -> None:
-    shutil.copy(vit, tmp_path / "vit.pth")
+def test_a_converted_run_needs_no_other_file(moved: Path, whole: Path, tmp_path: Path) -> None:
     convert_weights(moved, tmp_path / "run.safetensors")
-    (tmp_path / "vit.pth").unlink()
     network, wanted = load_checkpoint(tmp_path / "run.safetensors").network(), load_checkpoint(whole).network()
     assert_same(dict(network.state_dict()), dict(wanted.state_dict()))
 
 
-def test_whether_a_run_is_done_is_seen_without_its_transformer(moved: Path, videos: Path, tmp_path: Path) -> None:
-    named = f"model.backbone.weights={tmp_path / 'vit.pth'}"
-    assert not (tmp_path / "vit.pth").exists()
-    assert Job(str(videos), (*QUICK, named, f"output={moved.parent}")).is_done()
+def test_whether_a_run_that_was_moved_is_done_is_seen(moved: Path, videos: Path) -> None:
+    assert Job(str(videos), (*QUICK, "model.backbone.weights=gone/vit.pth", f"output={moved.parent}")).is_done()
 
 
-def test_a_checkpoint_that_is_called_as_its_file_was_does_not_look_for_it_in_itself(
-    moved: Path, vit: Path, tmp_path: Path
-) -> None:
-    checkpoint = load_checkpoint(moved / "best.pt")
-    assert checkpoint.pretrained is not None
-    named = replace(
-        checkpoint,
-        config=config_of(moved / "config.yaml"),
-        pretrained=replace(checkpoint.pretrained, file="none/best.pt"),
-    )
-    assert named.config.model.backbone is not None
-    lost = named.config.model.backbone.model_copy(update={"weights": None})
-    model = named.config.model.model_copy(update={"backbone": lost})
-    with pytest.raises(FileNotFoundError, match=r"none/best\.pt .*is not there; copy it to .*/best\.pt"):
-        replace(named, config=named.config.model_copy(update={"model": model})).network()
+def test_a_run_without_a_checkpoint_is_not_its_transformer(moved: Path, refused: Callable[..., str]) -> None:
+    for path in moved.glob("*.pt"):
+        path.unlink()
+    assert f"run {moved} has no checkpoint" in refused("test", moved)
 
 
-# What a damaged checkpoint says.
-
-
-@pytest.mark.parametrize("said", [1, {}, {"file": "x"}, {"file": 1, "sha256": "", "positions": 1, "networks": []}])
-def test_what_is_said_of_it_unsoundly_is_refused(said: Any, moved: Path, refused: Callable[..., str]) -> None:
-    content = torch.load(moved / "best.pt", weights_only=True)
-    content["pretrained"] = said
-    torch.save(content, moved / "best.pt")
-    for command in (("test", moved), ("weights", "inspect", moved / "best.pt")):
-        assert f"{moved / 'best.pt'}" in (line := refused(*command))
-        assert "does not say soundly which pre-trained transformer" in line
-
-
-def test_what_it_says_is_read_as_it_was_written() -> None:
-    pretrained = Pretrained("package:vit.safetensors", "ab" * 32, 1568, ("backbone.vit.",))
-    said = json.loads(json.dumps(pretrained.to_json()))
-    assert Pretrained.said_in({"format": f"{OURS} 3", "pretrained": said}) == pretrained
-    assert Pretrained.said_in({"format": "another's", "pretrained": said}) is None
-
-
-def test_inspection_says_where_it_is(whole: Path, vit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_says_where_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "inspect", str(whole / "best.pt")]) == 0
     text = capsys.readouterr().out
-    assert f"elsewhere  the pre-trained transformer, of content {content_hash(vit)[:12]}" in text
-    assert str(vit) in text
+    assert f"the frozen transformer is in {BACKBONE_FILE}" in text
     assert "nothing missing, nothing unexpected" in text
     assert main(["weights", "inspect", str(whole / "best.pt"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pretrained"]["sha256"] == content_hash(vit)
+    assert json.loads(capsys.readouterr().out)["backbone_file"] == BACKBONE_FILE
+
+
+@pytest.mark.parametrize("said", [1, {}, {"sha256": "x"}, {"sha256": 1, "prefixes": []}])
+def test_a_reference_that_is_not_sound_is_refused(said: Any, moved: Path, refused: Callable[..., str]) -> None:
+    change(moved / "best.pt", lambda content: content.update(backbone=said))
+    for command in (("test", moved), ("weights", "inspect", moved / "best.pt")):
+        assert f"{moved / 'best.pt'} is a damaged checkpoint, without a valid backbone" in refused(*command)
+
+
+# Checkpoints of earlier versions.
+
+
+def test_checkpoints_that_hold_everything_are_still_read(whole: Path, tmp_path: Path) -> None:
+    complete = load_checkpoint(whole / "last.pt")
+    save_checkpoint(complete, tmp_path / "last.pt")
+    change(tmp_path / "last.pt", lambda content: content.update(format=f"{OURS} 2"))
+    assert_same(load_checkpoint(tmp_path).model, complete.model)
+    assert_same(load_checkpoint(tmp_path).training, complete.training)
+
+
+@pytest.mark.parametrize("place", ["where it was", "beside the checkpoint", "in another form"])
+def test_checkpoints_that_refer_to_the_pre_trained_file_are_still_read(
+    place: str, form_3: Path, whole: Path, vit: Path, tmp_path: Path
+) -> None:
+    match place:
+        case "where it was":
+            shutil.copy(vit, tmp_path / "vit.pth")
+        case "beside the checkpoint":
+            shutil.copy(vit, form_3 / "vit.pth")
+        case "in another form":
+            torch.save(layouts.huggingface_model(layouts.without_table(transformer())), tmp_path / "vit.pth")
+    assert_same(load_checkpoint(form_3).model, load_checkpoint(whole).model)
+
+
+@pytest.mark.parametrize("there", ["nothing", "another"])
+def test_where_their_pre_trained_file_is_not_found_it_is_named_with_what_to_do(
+    there: str, form_3: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    file = tmp_path / "vit.pth"
+    fault = f"{file} is missing"
+    if there == "another":
+        write_vit(file, seed=5)
+        fault = f"{file}: another transformer"
+    command = commands(form_3, videos, tmp_path / "out")["test"]
+    said = f"the pre-trained transformer of {form_3 / 'best.pt'} is not found: {fault}; copy its file to "
+    assert f"{said}{form_3 / 'vit.pth'}" in refused(*command)
+    shutil.copy(vit, form_3 / "vit.pth")  # as it says
+    assert succeeds(*command)
+
+
+def test_a_resumed_run_of_an_earlier_version_becomes_complete(
+    form_3: Path, whole: Path, vit: Path, tmp_path: Path
+) -> None:
+    shutil.copy(vit, tmp_path / "vit.pth")
+    resume = ("train", form_3 / "config.yaml", f"output={form_3.parent}", "--resume")
+    assert succeeds(*resume, f"model.backbone.weights={tmp_path / 'vit.pth'}", "training.epochs=2")
+    (form_3 / "last-1.pt").rename(form_3 / "last.pt")
+    assert succeeds(*resume, f"model.backbone.weights={tmp_path / 'vit.pth'}")
+    (tmp_path / "vit.pth").unlink()
+    assert_same(load_checkpoint(form_3 / "last.pt").model, load_checkpoint(whole / "last.pt").model)
+
+
+def test_a_checkpoint_that_is_called_as_its_pre_trained_file_is_not_read_for_it(
+    form_3: Path, refused: Callable[..., str]
+) -> None:
+    change(form_3 / "best.pt", lambda content: content["pretrained"].update(file="none/best.pt"))
+    assert "none/best.pt is missing" in refused("test", form_3)
 
 
 # Where nothing fills it.
@@ -476,11 +522,11 @@ def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
 ) -> None:
     """As a file of an earlier version would be that trained around no file, or one that was cut by hand."""
     content = torch.load(whole / "best.pt", weights_only=True)
-    torch.save({**content, "pretrained": None}, tmp_path / "best.pt")
+    torch.save({**content, "backbone": None}, tmp_path / "best.pt")
     pair = ("experiment=1-1", "pair.second=forward", f"init.forward={tmp_path}", f"init.reverse={whole}")
     said = refused("train", videos, *QUICK, *NOTHING, *pair, f"output={tmp_path / 'runs'}")
     assert f"weights of init.forward={tmp_path}" in said
-    assert "do not fit the network; 55 missing: backbone.vit." in said
+    assert "do not fit the network: 55 missing: backbone.vit." in said
 
 
 def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_missing_newest_checkpoint_is_in_the_log(begun: Path, run: Path) -> No
     (run / "last.pt").rename(run / "last-1.pt")
     assert resume(begun, run) == 0
     said = (run / "log.txt").read_text(encoding="utf-8")
-    assert f"{run / 'last.pt'} is not there; resuming from {run / 'last-1.pt'}, made before it" in said
+    assert f"{run / 'last.pt'} is missing; resuming from {run / 'last-1.pt'}, the one before it" in said
     assert load_checkpoint(run / "last.pt").epoch == 2
 
 

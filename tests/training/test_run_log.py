@@ -67,7 +67,7 @@ def test_an_older_checkpoint_and_another_number_of_processes_are_in_the_log(path
     ended = of_two_processes("train", path, *QUICK, "training.batch=2", "--resume", "--device", "cpu")
     assert [status for status, *_ in ended] == [0, 0], ended
     said = logged(path)
-    assert "last-1.pt, made before it" in said
+    assert "last-1.pt, the one before it" in said
     assert said.count("the run had 1 processes and now has 2") == 1
 
 
@@ -117,7 +117,7 @@ def test_a_refused_start_writes_nothing_into_the_log_of_the_run(path: Path, caps
     assert train(path, "--until", "1") == 0
     before = logged(path)
     assert train(path) == 1
-    assert "exists; go on with --resume" in capsys.readouterr().err
+    assert "exists; use --resume" in capsys.readouterr().err
     assert logged(path) == before
     assert main(["train", str(path), "name=misspelt", "--resume"]) == 1
     assert not config_of(path, "name=misspelt").run_directory.exists()

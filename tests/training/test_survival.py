@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_damaged_checkpoint_is_logged(
     monkeypatch.setattr("bitad.runtime.log.log.propagate", True)
     resumed = Trainer(config, ALONE, resume=True)
     assert resumed.epoch == 1
-    assert f"resuming from {config.run_directory / 'last-1.pt'}, made before it" in caplog.text
+    assert f"resuming from {config.run_directory / 'last-1.pt'}, the one before it" in caplog.text
 
 
 # A full disk.

@@ -228,7 +228,7 @@ def test_a_run_may_be_moved_and_resumed_with_other_threads_after_half_a_line_was
 
 def test_an_existing_run_is_not_overwritten(short_run: Path) -> None:
     before = {path.name: path.read_bytes() for path in short_run.iterdir()}
-    with pytest.raises(ValueError, match=r"exists; go on with --resume"):
+    with pytest.raises(ValueError, match=r"exists; use --resume"):
         Trainer(load_config(short_run / "config.yaml"), ALONE)
     assert {path.name: path.read_bytes() for path in short_run.iterdir()} == before
 
