@@ -204,8 +204,8 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
 
     Raises:
-        UnsoundFileError: a name occurs twice, or a member is a folder, is encrypted, is compressed in another way, expands too much
-            or states a size that a file of ``size`` bytes cannot have.
+        UnsoundFileError: a name occurs twice, or a member is a folder, is encrypted, is compressed in another way,
+            expands too much or states a size that a file of ``size`` bytes cannot have.
     """
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
