@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+_START_METHOD = multiprocessing.get_start_method()
 _CONTEXT.set_forkserver_preload(["bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"])
 
 
@@ -85,6 +86,7 @@ def _run(
     arguments: list[str], program: str | None, env: dict[str, str], new_session: bool, out: Path, err: Path
 ) -> None:
     """In the new process: the program, whose standard streams are files."""
+    multiprocessing.set_start_method(_START_METHOD, force=True)  # its own processes start as in a new interpreter
     if new_session:
         os.setsid()
     os.environ.clear()
