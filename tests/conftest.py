@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -9,6 +10,14 @@ import pytest
 
 # Two workers of pytest on two cores: more threads than that only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def log_as_imported() -> None:
+    """The log as importing BiTAD leaves it, whatever tests before this one have done to it: `caplog` hears it."""
+    log = logging.getLogger("bitad")
+    log.handlers, log.propagate = [logging.NullHandler()], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
