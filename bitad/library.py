@@ -394,7 +394,7 @@ def train(
     if allow_changed_data and not resume:
         raise ValueError("allow_changed_data is for a run that is resumed; add resume=True, or leave it out")
     if until is not None and until < 1:
-        raise ValueError(f"until={until} is no epoch; the first is 1")
+        raise ValueError(f"until={until} is not an epoch; give 1 or more")
     if not _training.acquire(blocking=False):
         raise ValueError("another thread of this process is training; wait until that has ended")
     try:

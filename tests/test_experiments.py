@@ -196,24 +196,24 @@ class Counting:
         ("features", "3-3", (TWO_FORWARD,)),
         ("videos", "3-3", ()),
         ("videos", "2x", ()),
-        ("videos", "1", ("data.reversed_videos=twins",)),
+        ("videos", "1", ("data.reversed_videos=reversed",)),
     ],
     indirect=["data"],
 )
 def test_a_window_of_a_pair_is_read_once_in_training_and_in_testing(
     data: Data, experiment: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with_twins = any("twins" in option for option in options)
-    if with_twins:
-        reverse_folder(data.path.parent / "videos", tmp_path / "twins")
-        options = (f"data.reversed_videos={tmp_path / 'twins'}",)
+    with_copies = any("reversed" in option for option in options)
+    if with_copies:
+        reverse_folder(data.path.parent / "videos", tmp_path / "reversed")
+        options = (f"data.reversed_videos={tmp_path / 'reversed'}",)
     untested = ("training.windows_per_video=2", "training.evaluate_from=1", f"output={tmp_path}")
     config = config_of(data.path, *data.overrides(experiment, *options), *untested)
     trainer = Trainer(config, ALONE)
     source = Counting(trainer.source)
     trainer.windows.source = source
     trainer.run(until=1)
-    views = ["forward", "reverse"] if with_twins else ["forward"]  # each file of a pair once
+    views = ["forward", "reverse"] if with_copies else ["forward"]  # each file of a pair once
     assert len(source.windows) == len(trainer.windows) * len(views)
     source.windows.clear()
     detect(trainer.network.eval(), trainer.test_annotations, source, config, ALONE)

@@ -402,6 +402,12 @@ assert_same(before)
     assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_warnings_reach_a_program_that_configures_no_logging(tmp_path: Path) -> None:
+    path = feature_data(tmp_path / "data")
+    done = python(f"import bitad; bitad.load_config({str(path)!r}, ['training.keep=3'])", tmp_path)
+    assert "training.keep is now called training.keep_last" in done.stderr
+
+
 def test_training_prints_nothing_and_restores_what_it_changes(here: Path, tmp_path: Path) -> None:
     program = f"""{STATE}
 import bitad, torch, numpy

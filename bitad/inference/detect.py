@@ -23,7 +23,7 @@ from bitad.data.samples import Batch, ReadFailure, Sample, collate
 from bitad.data.sources import Sampling, Source, VideoFiles, build_source, read_test_ground_truth
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
-from bitad.inference.postprocess import Stitcher, decode, suppress
+from bitad.inference.postprocess import Stitcher, decode, suppress_overlaps
 from bitad.inference.validate import log_rates, validate_clocks
 from bitad.inference.video_scores import read_video_scores
 from bitad.inference.whole_video import WindowOutputs, predict_videos
@@ -144,7 +144,7 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
                     names=videos,
                 )
                 for name, grid, candidates in zip(videos, grids, found, strict=True):
-                    kept = suppress(candidates, settings) if one_window else candidates
+                    kept = suppress_overlaps(candidates, settings) if one_window else candidates
                     duration_s = windows.videos[name].duration_s
                     stitcher.add(name, kept, grid, duration_s, reverse_view=view == "reverse")
     log_repeated_frames(windows.readers.pop_repeated(), description, ranks)

@@ -120,7 +120,9 @@ def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, roundin
     Raises:
         ValueError: as :func:`~bitad.inference.nms.nms`.
     """
-    merged = suppress(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
+    merged = (
+        suppress_overlaps(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
+    )
     return _round(merged) if rounding else merged
 
 
@@ -183,7 +185,7 @@ def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: in
     return Candidates(*map(np.concatenate, zip(nothing.columns, *(part.columns for part in parts), strict=True)))
 
 
-def suppress(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
+def suppress_overlaps(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
     """NMS of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
         return Candidates(*nms(*candidates.columns, settings))

@@ -22,14 +22,14 @@ from bitad.timeline import mirror_points
 
 
 def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
-    """What the other view's network says, point by point of this view; K classes, N points.
+    """Maps the prediction of the other view's network to the points of this view.
 
-    Every point takes the words of the nearest real point of its level in the other view, with the roles of the two
-    distances swapped: what reaches the action's end there reaches its start here. ``"exact"`` also corrects them by
-    the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
+    Every point takes the prediction of the nearest real point of its level in the other view, with the two distances
+    swapped: the distance to the action's end there is the distance to its start here. ``"exact"`` also corrects them
+    by the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
     segment keeps its place. ``"naive"`` is the research group's first implementation, kept for comparison: each level
-    is turned round as a whole, padding included, and the distances swapped, which is up to ``stride - 1`` steps off on
-    full windows and shifted by the padding's length on others.
+    is reversed as a whole, padding included, and the distances are swapped. That is up to ``stride - 1`` steps off on
+    full windows, and shifted by the padding's length on others.
 
     Args:
         prediction: of the other view.
@@ -153,8 +153,12 @@ def _step(
     depth: tuple[Any, ...] | None,
     checkpointing: Checkpointing,
 ) -> tuple[Tensor, Tensor]:
-    """From behind the clips of one depth to behind those of the next: the adapters of the one, and what the networks
-    tell each other; the clips of the other. A depth is a block of each network and a cross adapter of each."""
+    """Runs the adapters and cross adapters of one depth, then attention and MLP of the next.
+
+    Args:
+        before, depth: of the two depths, a block of each network and a cross adapter of each; None before the first
+            and after the last.
+    """
     if before is not None:
         block_x, block_y, cross_x, cross_y = before
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)

@@ -151,7 +151,7 @@ class TransformerBlock(nn.Module):
         channels, heads: width and number of attention heads.
         stride: 1 or 2.
         window: see :class:`MaskedAttention`.
-        dropout: rate in the MLP and behind the attention.
+        dropout: rate in the MLP and after the attention.
         drop_path, layer_scale: see :class:`AffineDropPath`.
         padding: see the module.
     """

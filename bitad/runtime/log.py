@@ -18,8 +18,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TextIO
 
+# It has no handler of its own: in a program that configures no logging, Python prints warnings to standard error.
 log = logging.getLogger("bitad")
-log.addHandler(logging.NullHandler())  # a library prints nothing until its user configures logging
 
 LOG_FILE = "log.txt"  # in a run directory
 
@@ -176,8 +176,8 @@ def command_logging() -> Iterator[None]:
 
 
 def is_logging() -> bool:
-    """Whether the log of this process goes anywhere."""
-    return any(not isinstance(handler, logging.NullHandler) for handler in log.handlers)
+    """Whether this process has set up the log, as commands do."""
+    return bool(log.handlers)
 
 
 def _log_warning(

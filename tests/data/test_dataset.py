@@ -55,7 +55,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos") / "data"
     path = video_data(folder, frames=FRAMES)
-    assert not reverse_folder(folder / "videos", folder / "twins").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed").failed
     return path
 
 
@@ -147,12 +147,12 @@ def test_a_window_holds_the_frames_that_its_grid_names(videos: Path) -> None:
 
 def test_reversed_files_give_the_forward_windows_flipped_frame_for_frame(videos: Path) -> None:
     flipped = windows_to_test(config_of(videos, "direction=reverse"))
-    from_twins = windows_to_test(
-        config_of(videos, "direction=reverse", f"data.reversed_videos={videos.parent / 'twins'}")
+    from_copies = windows_to_test(
+        config_of(videos, "direction=reverse", f"data.reversed_videos={videos.parent / 'reversed'}")
     )
-    assert len(flipped) == len(from_twins) == 2
+    assert len(flipped) == len(from_copies) == 2
     for i in range(len(flipped)):
-        a, b = flipped[i], from_twins[i]
+        a, b = flipped[i], from_copies[i]
         assert (a.grid, a.view) == (b.grid, b.view)
         assert numbers_shown(b.content.numpy()) == a.grid.frames()[::-1].tolist()
         assert psnr(a.content.numpy(), b.content.numpy()).min() > 30
@@ -161,9 +161,9 @@ def test_reversed_files_give_the_forward_windows_flipped_frame_for_frame(videos:
 def test_reversed_files_give_the_same_training_examples(videos: Path) -> None:
     plain = ("training.augmentation.flip=0", "training.augmentation.crop_area=[1, 1]", "direction=reverse")
     flipped = training_windows(config_of(videos, *plain))
-    from_twins = training_windows(config_of(videos, *plain, f"data.reversed_videos={videos.parent / 'twins'}"))
+    from_copies = training_windows(config_of(videos, *plain, f"data.reversed_videos={videos.parent / 'reversed'}"))
     for i in range(len(flipped)):
-        a, b = flipped[i], from_twins[i]
+        a, b = flipped[i], from_copies[i]
         assert same(replace(a, content=b.content), b)
         assert psnr(a.content.numpy(), b.content.numpy()).min() > 30
 
@@ -255,7 +255,7 @@ def test_two_networks_get_the_windows_of_one_and_each_is_read_once(
 def test_with_reversed_files_each_network_of_two_gets_what_it_gets_alone_and_each_file_is_read_once(
     videos: Path, make: Callable[..., TrainingWindows]
 ) -> None:
-    reversed_copies = f"data.reversed_videos={videos.parent / 'twins'}"
+    reversed_copies = f"data.reversed_videos={videos.parent / 'reversed'}"
     config = config_of(videos, *PAIR, reversed_copies)
     counting = CountingSource(build_source(config))
     items = every_item(make(config, counting))
@@ -284,7 +284,7 @@ def test_both_sources_give_two_networks_the_same_training_examples(videos: Path)
     uncut = [f"training.augmentation.{how}" for how in ("flip=0", "crop_area=[1, 1]", "crop_aspect=[1, 1]")]
     flipped, from_files = (
         training_windows(config_of(videos, *PAIR, *uncut, *more))
-        for more in ((), (f"data.reversed_videos={videos.parent / 'twins'}",))
+        for more in ((), (f"data.reversed_videos={videos.parent / 'reversed'}",))
     )
     for epoch in range(2):
         flipped.set_epoch(epoch)
@@ -317,7 +317,7 @@ def test_a_reversed_file_of_another_shape_is_refused(tmp_path: Path, videos: Pat
 
 @st.composite
 def windows_of_a_batch(draw: st.DrawFn) -> tuple[list[Sample], int]:
-    """Samples of frames or features, with twins or without, and the length of their batch."""
+    """Samples of frames or features, with time-reversed copies or without, and the length of their batch."""
     frames, reversed_copies = draw(st.booleans()), draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     steps = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
@@ -593,7 +593,7 @@ def test_many_frames_a_step_are_padded_and_turned_round_with_it(videos: Path) ->
 
 def test_many_frames_a_step_of_reversed_files_are_the_forward_ones_flipped(videos: Path) -> None:
     flipped = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse")))
-    reversed_copies = f"data.reversed_videos={videos.parent / 'twins'}"
+    reversed_copies = f"data.reversed_videos={videos.parent / 'reversed'}"
     from_files = every_item(windows_to_test(config_of(videos, *PER_STEP, "direction=reverse", reversed_copies)))
     for one, other in zip(flipped, from_files, strict=True):
         assert numbers_shown(one.content.numpy()) == numbers_shown(other.content.numpy())
@@ -657,7 +657,7 @@ def test_features_of_another_width_are_refused(features: Path) -> None:
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "data"
     path = video_data(folder, training=2, test=2, frames=150)
-    assert not reverse_folder(folder / "videos", folder / "twins").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed").failed
     return path
 
 
@@ -666,7 +666,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_windows_in_their_order_are_those_read_each_alone(
     features: Path, long: Path, kind: str, overlap: float
 ) -> None:
-    reversed_copies = f"data.reversed_videos={long.parent / 'twins'}"
+    reversed_copies = f"data.reversed_videos={long.parent / 'reversed'}"
     path, *overrides = {
         "features": (features,),
         "frames": (long, "window.frames_per_step=2"),
@@ -733,7 +733,7 @@ def test_each_worker_opens_videos_itself_and_decodes_on_one_thread(
 def test_workers_that_are_started_and_not_forked_read_the_same(long: Path, tmp_path: Path) -> None:
     cache = IndexCache(tmp_path / "index")
     config = config_of(
-        long, "window.steps=16", "test.workers=1", f"data.reversed_videos={long.parent / 'twins'}", *PAIR
+        long, "window.steps=16", "test.workers=1", f"data.reversed_videos={long.parent / 'reversed'}", *PAIR
     )
     windows = windows_to_test(config, build_source(config, cache))
     loader = DataLoader(windows, batch_size=None, num_workers=1, multiprocessing_context="spawn")
