@@ -27,9 +27,9 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _without_suffix(name: str) -> str:
+def without_suffix(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return _without_suffix(stem) if stem and f"{dot}{suffix}".lower() in _SUFFIXES else name
+    return without_suffix(stem) if stem and f"{dot}{suffix}".lower() in _SUFFIXES else name
 
 
 def _without_prefix(name: str) -> str:
@@ -39,7 +39,7 @@ def _without_prefix(name: str) -> str:
 # Variation -> a function that removes it.
 _VARIATIONS: dict[str, Callable[[str], str]] = {
     "Unicode form": _composed,
-    "an extension": _without_suffix,
+    "an extension": without_suffix,
     f"the prefix {_PREFIX}": _without_prefix,
     "case": str.casefold,
 }

@@ -131,6 +131,11 @@ FORMATS = {
         lambda _, head: isinstance(head, dict) and isinstance(head.get("videos"), list),
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
+    "csv": AnnotationFormat(
+        "your own table with columns video, start, end, label (and subset)",
+        tables.read_segments,
+        ("video", "start", "end", "label"),
+    ),
     "thumos14": AnnotationFormat(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
         tables.read_thumos14,

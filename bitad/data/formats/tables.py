@@ -20,12 +20,14 @@ from bitad.data.formats.parsing import (
     Row,
     TextHead,
     line_segment,
+    number,
     positive,
     read_lines,
     read_table,
     seconds,
     subset_in_name,
 )
+from bitad.video.names import without_suffix
 
 # A file of MultiTHUMOS that lists its classes, "number name" a line.
 _CLASS_LIST = "class_list.txt"
@@ -199,6 +201,37 @@ def _thumos_subset(video: str) -> str | None:
     """The subset in the name of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
     starts = {"video_validation_": "training", "video_test_": "validation"}
     return next((subset for start, subset in starts.items() if video.startswith(start)), None)
+
+
+def read_segments(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
+    """Your own table: a row a segment with ``video``, ``start``, ``end``, ``label``, and ``subset`` if you want to state it.
+
+    Times are seconds ("75.5") or clock times ("1:15.5", "0:01:15.5"). ``video`` is the name of a file, with or without
+    its extension and its folder. A row with a video only lists a video without segments. Durations are not stated.
+    """
+    videos = ParsedVideos()
+    for _, where, row in _rows(files, ("video", "start", "end", "label")):
+        name = without_suffix(row["video"].strip().replace("\\", "/").rpartition("/")[2])
+        video = videos.of(name, row.get("subset", "").strip() or "training", where)
+        if not any(row[column].strip() for column in ("start", "end", "label")):
+            continue
+        with video.collecting():
+            if not row["label"].strip():
+                raise ValueError(f"{where}: the label is empty")
+            start, end = (_time(row[edge].strip(), f"{where}: {edge}") for edge in ("start", "end"))
+            video.rows.append(Row(start, end, row["label"].strip()))
+    return ParsedAnnotations(videos.ordered())
+
+
+def _time(text: str, where: str) -> float:
+    """Seconds of "75.5", "1:15.5" or "0:01:15.5"."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        return seconds(text, where)
+    numbers = [number(part) for part in parts]
+    if len(parts) > 3 or any(one is None or one < 0 for one in numbers) or any(one >= 60 for one in numbers[1:] if one):
+        raise ValueError(f"{where}: {text!r} is not a time; write seconds (75.5) or a clock time (1:15.5)")
+    return round(sum(float(one or 0) * 60**place for place, one in enumerate(reversed(numbers))), 6)
 
 
 def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: Literal["verb", "noun"]) -> ParsedAnnotations:
