@@ -8,8 +8,9 @@ videos.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ SCORES: NDArray[np.float64] = np.geomspace(0.005, 1.0, 110)
 # Standard deviation of the smoothing over scores, relative to the score.
 _SMOOTHING = 0.1
 # A class counts as its own segments and this many of the mean of all classes.
-_SEGMENTS_OF_MEAN = 10.0
+_SEGMENTS_OF_MEAN = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +109,45 @@ def is_shown(detections: Detections, scores: Mapping[str, float]) -> NDArray[np.
     return shown
 
 
-def without_overlap(detections: Detections, scores: Mapping[str, float]) -> Detections:
-    """A timeline with at most one label at a time: the detections that are shown, best first, without overlap.
+def without_overlap(detections: Detections) -> Detections:
+    """A timeline with at most one label at a time.
 
-    A detection is kept where no better one of any class covers its time. What is left of a detection that a better one
-    covers in part is kept if it is the longer part; of equal scores, the earlier and then the shorter one is better.
+    Detections take their time in the order of their scores (of equal ones, the earlier, then the shorter, then the
+    first by name). One that better ones cover in part keeps the longest part that is left, if that is at least half of
+    it; otherwise it is left out.
     """
-    raise NotImplementedError
+    rank = np.argsort(np.argsort(np.array(detections.classes)))
+    lengths = detections.segments[:, 1] - detections.segments[:, 0]
+    order = np.lexsort((rank[detections.labels], lengths, detections.segments[:, 0], -detections.scores))
+    taken: dict[int, list[tuple[float, float]]] = {}
+    segments = detections.segments.copy()
+    kept = []
+    for row in order.tolist():
+        times = taken.setdefault(int(detections.video[row]), [])
+        start, end = _longest_free(*segments[row].tolist(), times)
+        if end > start and end - start >= lengths[row] / 2:
+            segments[row] = start, end
+            insort(times, (start, end))
+            kept.append(row)
+    rows = np.sort(np.array(kept, np.int64))
+    return replace(
+        detections,
+        video=detections.video[rows],
+        segments=segments[rows],
+        scores=detections.scores[rows],
+        labels=detections.labels[rows],
+    )
+
+
+def _longest_free(start: float, end: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The longest part of a segment outside ``taken``, ascending and disjoint; the first of equally long ones."""
+    free, place = [], start
+    for low, high in taken:
+        if high > start and low < end:
+            free.append((place, low))
+            place = high
+    free.append((place, end))
+    return max(free, key=lambda part: part[1] - part[0])
 
 
 def _smoothed(values: NDArray[np.float64], segments: NDArray[np.float64]) -> NDArray[np.float64]:

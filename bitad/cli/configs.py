@@ -1,0 +1,68 @@
+"""The commands ``init`` and ``config``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bitad.cli.commands import Commands, add_on_decode_error
+from bitad.config.names import StarterBackbone
+from bitad.data.formats.annotations import FORMATS
+from bitad.runtime.log import echo
+
+_MOST_MISSED = 10
+
+
+def add_init(commands: Commands) -> None:
+    p = commands.add(
+        "init",
+        _init,
+        "Write a configuration that fits your annotations and videos.",
+        "init my.csv --videos my_videos",
+        "init my.json --videos my_videos --backbone s --out configs/my.yaml",
+    )
+    p.add_argument("annotations", type=Path, help="annotations of any known format, or a CSV: video,start,end,label")
+    p.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of the video files")
+    p.add_argument("--out", type=Path, help="the configuration (default: the name of the annotations, .yaml)")
+    p.add_argument("--from", dest="form", choices=tuple(FORMATS), metavar="FORMAT", help="default: auto-detected")
+    p.add_argument("--backbone", choices=get_args(StarterBackbone), default="tiny", help="default: tiny")
+    p.add_argument(
+        "--validation",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="share of the videos that become the validation subset, if there is none (default: 0.25)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    p.add_argument("--overwrite", action="store_true", help="replace the files of an earlier call")
+    add_on_decode_error(p)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from bitad.reports.new_config import new_config
+    from bitad.runtime.progress import progress_callback
+
+    if not 0 < arguments.validation < 1:
+        raise ValueError(f"--validation {arguments.validation} is not a share of the videos; give 0.25, for example")
+    out = arguments.out or Path(f"{arguments.annotations.name.partition('.')[0]}.yaml")
+    with progress_callback("reading videos") as on_progress:
+        made = new_config(
+            arguments.annotations,
+            videos=arguments.videos,
+            out=out,
+            backbone=arguments.backbone,
+            format=arguments.form,
+            share=arguments.validation,
+            seed=arguments.seed,
+            overwrite=arguments.overwrite,
+            damaged=arguments.on_decode_error,
+            on_progress=on_progress,
+        )
+    echo(*made.notes, "")
+    print("\n\n".join(table.text() for table in made.tables()))
+    for missed in made.fit.missed[:_MOST_MISSED]:
+        echo(f"not learned: {missed}")
+    if len(made.fit.missed) > _MOST_MISSED:
+        echo(f"and {len(made.fit.missed) - _MOST_MISSED} more")
+    echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
+    return 0
