@@ -7,6 +7,7 @@ segments for which there are none.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 _FIRST_RANGE = 4.0
 _FEWEST_LEVELS, _MOST_LEVELS = 3, 9
 _FEWEST_STEPS = 64
+# Videos of up to so many grid steps are one window.
+_ONE_WINDOW = 256
 # The share of the segments that a coarser grid may miss; their names and the finer grid's cost are shown.
 _MISSED_SHARE = 0.01
 # Nine in ten segments should have so many grid steps, so that their ends can be found within a step.
@@ -103,7 +106,8 @@ def fit(
     lengths = segments[:, 1] - segments[:, 0]
     longest = float(np.percentile(lengths, _NEARLY_ALL))
     wanted = max(_TIMES_LONGEST * longest, _TIMES_USUAL * float(np.median(lengths)), _FEWEST_STEPS)
-    steps = round_window(min(wanted, int(sizes.max()), most_steps), most_steps)
+    largest = int(sizes.max())
+    steps = round_window(largest if largest <= _ONE_WINDOW else min(wanted, largest), most_steps)
     levels = _levels(min(longest, steps), steps)
     steps = max(steps, unit, 2 ** (levels - 1))
     found = finest_levels(segments, steps_of, doubling_ranges(levels))
@@ -157,7 +161,7 @@ def _levels(longest: float, steps: int) -> int:
 
 
 def _least_share(longest: float, sizes: NDArray[np.int64]) -> float:
-    """The least share of a short video that training takes: one that holds twice its longest action, from 0.5 to 0.9."""
+    """The least share of a short video that training takes, 0.5 to 0.9: it holds twice the longest action."""
     if not len(sizes):
         return 0.9
     return round(min(0.9, max(0.5, 2 * longest / float(np.median(sizes)))), 2)
@@ -212,4 +216,4 @@ def finest_levels(
 def doubling_ranges(levels: int) -> tuple[tuple[float, float], ...]:
     """The usual regression ranges: [0, 4], [4, 8], ... grid steps, the last without an end."""
     edges = [0.0, *(_FIRST_RANGE * 2**level for level in range(levels - 1)), 10000.0]
-    return tuple(zip(edges, edges[1:], strict=False))
+    return tuple(itertools.pairwise(edges))
