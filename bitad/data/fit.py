@@ -27,7 +27,7 @@ _FIRST_RANGE = 4.0
 _FEWEST_LEVELS, _MOST_LEVELS = 3, 9
 _FEWEST_STEPS = 64
 # Videos of up to so many grid steps are one window.
-_ONE_WINDOW = 256
+_ONE_WINDOW = 128
 # The share of the segments that a coarser grid may miss; their names and the finer grid's cost are shown.
 _MISSED_SHARE = 0.01
 # Nine in ten segments should have so many grid steps, so that their ends can be found within a step.

@@ -80,7 +80,7 @@ def test_every_segment_is_learned_or_named(films: list, fps: float) -> None:
 
 
 def test_short_clips_with_short_actions_get_a_small_pyramid_and_window() -> None:
-    videos = [video(f"v{n}", 15.0, [(1 + 2 * i, 1.3 + 0.07 * i + 2 * i) for i in range(6)]) for n in range(8)]
+    videos = [video(f"v{n}", 15.0, [(1 + 2 * i, 1.5 + 0.1 * i + 2 * i) for i in range(6)]) for n in range(8)]
     fits = {stride: fit(videos, [Sampling(stride).grid(30.0, 450)] * 8, most_steps=1024, unit=16) for stride in STRIDES}
     chosen = fits[choose(fits, videos)]
     assert (chosen.steps, chosen.levels, chosen.missed) == (128, 3, ())
