@@ -175,8 +175,7 @@ def _given(*paths: Path | None) -> list[Path]:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from bitad.reports.comparison import compare
-    from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group

@@ -28,29 +28,24 @@ from bitad.data.tiou import tiou_pairs
 from bitad.runtime.files import write_json
 from bitad.runtime.log import shortlist
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Ground truth as columns, one row a segment.
+    """Ground truth as columns, one row a segment."""
 
-    Args:
-        videos: the number of each video, by name.
-        classes: the K classes that have a segment.
-        groups: int64 ``[m]``, the number of the segment's pair of video and class.
-        segments: float64 ``[m, 2]``, in seconds.
-        segments_per_class: int64 ``[K]``.
-        dropped: number of segments left out.
-    """
-
-    videos: dict[str, int]
-    classes: tuple[str, ...]
-    groups: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    segments_per_class: NDArray[np.int64]
-    dropped: int
+    videos: dict[str, int]  # number of each video
+    classes: tuple[str, ...]  # the K that have a segment
+    groups: Integers  # [m], one number for each pair of video and class
+    segments: Floats  # [m, 2], in seconds
+    segments_per_class: Integers  # [K]
+    dropped: int  # segments left out
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
@@ -61,13 +56,15 @@ class Truth:
         """
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
-        if undeclared := sorted(set(labels) - set(annotations.classes)):
-            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
         number = {name: i for i, name in enumerate(annotations.classes)}
+        if undeclared := sorted(set(labels) - number.keys()):
+            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
         video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
         label = np.array([number[name] for name in labels], np.int64)
         segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])
-        kept = np.ones(len(label), np.bool_) if every_segment else _distinct(video * len(number) + label, segments)
+        kept = np.ones(len(label), np.bool_)
+        if not every_segment:
+            kept = _distinct(video * len(number) + label, segments)
         if not kept.any():
             subsets = " and ".join(repr(subset) for subset in dict.fromkeys(video.subset for video in videos))
             raise ValueError(
@@ -88,29 +85,17 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The detections of the ground truth's classes, best first.
+    """The detections of the ground truth's classes, best first."""
 
-    Args:
-        rows: int64 ``[n]``, index into the detections.
-        groups: int64 ``[n]``, as those of the ground truth; -1 in videos that it does not have.
-        segments: float64 ``[n, 2]``, in seconds.
-        scores: float64 ``[n]``, descending.
-        labels: int64 ``[n]``, index into the ground truth's classes.
-    """
-
-    rows: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    rows: Integers  # [n], index into the detections
+    groups: Integers  # [n], as those of the ground truth; -1 in videos that it does not have
+    segments: Floats  # [n, 2], in seconds
+    scores: Floats  # [n], descending
+    labels: Integers  # [n], index into the ground truth's classes
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
-        """Detections on the forward clock by descending score; those of equal score in the order of the file.
-
-        Args:
-            equals_by_video: whether those of equal score are ordered by the name of their video first.
-        """
+        """Detections on the forward clock; of equal scores in the order of the file, or of video names first."""
         number = {name: i for i, name in enumerate(truth.classes)}
         video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]
         label = np.array([number.get(name, -1) for name in detections.classes], np.int64)[detections.labels]
@@ -128,7 +113,7 @@ class Ranked:
         )
 
 
-def checked_thresholds(tiou: Sequence[float]) -> NDArray[np.float64]:
+def checked_thresholds(tiou: Sequence[float]) -> Floats:
     """The tIoU thresholds ``[n_tiou]``.
 
     Raises:
@@ -140,9 +125,7 @@ def checked_thresholds(tiou: Sequence[float]) -> NDArray[np.float64]:
     return thresholds
 
 
-def take_turns(
-    first: NDArray[np.int64], count: NDArray[np.int64], candidates: NDArray[np.int64], n_wanted: int
-) -> NDArray[np.int64]:
+def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted: int) -> Integers:
     """Greedy matching: n takers in turn take the first of their candidates that is still free.
 
     Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each of
@@ -165,7 +148,7 @@ def take_turns(
     return holder
 
 
-def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _distinct(groups: Integers, segments: Floats) -> Mask:
     """Which segments to evaluate against, bool ``[m]``: those with a length that do not copy an earlier one."""
     kept = segments[:, 1] > segments[:, 0]
     order = np.lexsort((segments[:, 0], groups))
@@ -183,39 +166,31 @@ def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArr
     return kept
 
 
-# What Ambiguous intervals are by each rule; that of the THUMOS'14 kit is :mod:`bitad.evaluation.thumos_kit`.
-_AMBIGUOUS_ARE: dict[MapRule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The accuracy of detections, with the rule and the data.
 
     Args:
-        rule: how detections were matched and AP was computed.
+        rule: how detections were matched and AP was computed; the kit's is :mod:`bitad.evaluation.thumos_kit`.
         classes: the K classes with ground truth, in the annotations' order.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
-        subsets: the subsets that the ground-truth videos belong to.
-        videos: the number of ground-truth videos.
+        subsets, videos: the subsets and the number of the ground-truth videos.
         segments: int64 ``[K]``, ground-truth segments per class that were used.
         segments_dropped: ground-truth segments left out: without length, or annotated twice.
         ambiguous: number of Ambiguous intervals. By ActivityNet's rule they are the segments of one more class; by the
             kit's, detections that touch one and match nothing are left out.
         predictions: number of detections of the classes with ground truth.
-        videos_without_prediction: ground-truth videos without a detection of any class.
-        classes_without_ground_truth: classes left out of the mean, as these videos have no segment of them.
-        predictions_by_unknown_video: number of detections in each video without ground truth. By both rules, those of a
-            class with ground truth are false positives: they lower the mAP.
-        predictions_by_unknown_class: number of detections of each class without ground truth. They are ignored.
+        predictions_by_unknown_video: number of detections in each video without ground truth: false positives.
+        predictions_by_unknown_class: number of detections of each class without ground truth, which are ignored.
     """
 
     rule: MapRule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
-    ap: NDArray[np.float64]
+    ap: Floats
     subsets: tuple[str, ...]
     videos: int
-    segments: NDArray[np.int64]
+    segments: Integers
     segments_dropped: int
     ambiguous: int
     predictions: int
@@ -226,13 +201,13 @@ class Evaluation:
 
     @staticmethod
     def of(
-        ap: NDArray[np.float64],
+        ap: Floats,
         truth: Truth,
         ground_truth: Annotations,
         detections: Detections,
         *,
         rule: MapRule,
-        thresholds: NDArray[np.float64],
+        thresholds: Floats,
         ambiguous: int,
     ) -> Evaluation:
         """The evaluation with ``ap`` ``[K, n_tiou]``; ``truth`` is ``ground_truth`` as columns."""
@@ -256,7 +231,7 @@ class Evaluation:
         )
 
     @property
-    def map_per_tiou(self) -> NDArray[np.float64]:
+    def map_per_tiou(self) -> Floats:
         """mAP at each tIoU, 0 to 1, ``[n_tiou]``."""
         return self.ap.mean(axis=0)
 
@@ -289,7 +264,10 @@ class Evaluation:
             "videos": self.videos,
             "segments": dict(zip(self.classes, self.segments.tolist(), strict=True)),
             "segments_dropped": self.segments_dropped,
-            "ambiguous": {"intervals": self.ambiguous, "are": _AMBIGUOUS_ARE[self.rule]},
+            "ambiguous": {
+                "intervals": self.ambiguous,
+                "are": "a class" if self.rule == "activitynet" else "left out",
+            },
             "predictions": self.predictions,
             "videos_without_prediction": list(self.videos_without_prediction),
             "classes_without_ground_truth": list(self.classes_without_ground_truth),
@@ -303,21 +281,13 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecall:
-    """One class's precision-recall curve at one tIoU; point i is of the i + 1 best detections.
+    """One class's precision-recall curve at one tIoU, ``[n]`` each; point i is of the i + 1 best detections."""
 
-    Args:
-        scores: float64 ``[n]``, descending.
-        precision: float64 ``[n]``, true positives / detections.
-        recall: float64 ``[n]``, true positives / ground-truth segments.
-        interpolated: float64 ``[n]``, the best precision at this recall or a higher one.
-        ap: the area under ``interpolated``, 0 to 1.
-    """
-
-    scores: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    interpolated: NDArray[np.float64]
-    ap: float
+    scores: Floats
+    precision: Floats  # true positives / detections
+    recall: Floats  # true positives / ground-truth segments
+    interpolated: Floats  # the best precision at this recall or a higher one
+    ap: float  # the area under it
 
 
 def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[float]) -> Evaluation:
@@ -334,8 +304,7 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     for label, segments in enumerate(truth.segments_per_class):
         hits = correct[:, ranked.labels == label]
         ap[label] = (_interpolated(_precision(hits)) * hits).sum(axis=1) / segments
-    segments_of = dict(zip(truth.classes, truth.segments_per_class.tolist(), strict=True))
-    ambiguous = sum(segments_of.get(name, 0) for name in UNDECIDED)
+    ambiguous = int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum())
     return Evaluation.of(
         ap, truth, ground_truth, detections, rule="activitynet", thresholds=thresholds, ambiguous=ambiguous
     )
@@ -351,8 +320,9 @@ def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou:
     ranked = Ranked.of(truth, detections.forward())
     correct = _true_positives(truth, ranked, checked_thresholds([tiou]))
     curves = {}
-    for label, (name, segments) in enumerate(zip(truth.classes, truth.segments_per_class, strict=True)):
+    for label, name in enumerate(truth.classes):
         rows = ranked.labels == label
+        segments = truth.segments_per_class[label]
         hits = correct[:, rows]
         precision = _precision(hits)
         interpolated = _interpolated(precision)
@@ -366,7 +336,7 @@ def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou:
     return curves
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
     """Which of the ranked detections are true positives at each threshold, bool ``[n_tiou, n]``."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
@@ -383,17 +353,17 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64
     return correct[:, :n]
 
 
-def _precision(hits: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _precision(hits: Mask) -> Floats:
     """Precision among the first i + 1, ``[n_tiou, n]``."""
     return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
 
 
-def _interpolated(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolated(precision: Floats) -> Floats:
     """The best precision from here on, ``[n_tiou, n]`` (the envelope of VOC 2010 and later)."""
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
-def _counts(names: Sequence[str], index: NDArray[np.int64], known: set[str]) -> dict[str, int]:
+def _counts(names: Sequence[str], index: Integers, known: set[str]) -> dict[str, int]:
     """The number of rows of each name that is not known."""
     counts = np.bincount(index, minlength=len(names)).tolist()
     return {name: n for name, n in zip(names, counts, strict=True) if n and name not in known}

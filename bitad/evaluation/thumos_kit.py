@@ -25,7 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
 from bitad.data.classes import UNDECIDED
@@ -33,7 +32,15 @@ from bitad.data.detections import Detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.formats.parsing import line_segment, read_lines
 from bitad.data.tiou import tiou_pairs
-from bitad.evaluation.mean_average_precision import Evaluation, Ranked, Truth, checked_thresholds, take_turns
+from bitad.evaluation.mean_average_precision import (
+    Evaluation,
+    Floats,
+    Mask,
+    Ranked,
+    Truth,
+    checked_thresholds,
+    take_turns,
+)
 from bitad.runtime.log import shortlist
 
 # Two ways to compute an overlap differ in the last digits; pairs are searched slightly below the threshold.
@@ -45,7 +52,7 @@ def evaluate_by_thumos_kit(
     detections: Detections,
     *,
     tiou: Sequence[float],
-    ambiguous: Mapping[str, NDArray[np.float64]] | None = None,
+    ambiguous: Mapping[str, Floats] | None = None,
 ) -> Evaluation:
     """mAP of ``detections`` against all videos of ``ground_truth`` at the thresholds ``tiou``.
 
@@ -84,7 +91,7 @@ def evaluate_by_thumos_kit(
     )
 
 
-def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
+def read_ambiguous(path: str | Path) -> dict[str, Floats]:
     """The ambiguous intervals ``[n, 2]`` in seconds, by video.
 
     Args:
@@ -108,7 +115,7 @@ def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
     return intervals
 
 
-def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
+def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, Floats]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
     undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
     decided = replace(
@@ -119,9 +126,7 @@ def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, N
     return decided, {name: annotations.videos[name].segments[rows] for name, rows in undecided.items() if rows.any()}
 
 
-def _union(
-    own: Mapping[str, NDArray[np.float64]], more: Mapping[str, NDArray[np.float64]], videos: set[str]
-) -> dict[str, NDArray[np.float64]]:
+def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[str]) -> dict[str, Floats]:
     """The ambiguous intervals of both sources in these videos, each once."""
     if not videos & more.keys():
         raise ValueError(
@@ -132,7 +137,7 @@ def _union(
     return {**own, **{name: np.unique(np.concatenate(pair), axis=0) for name, pair in pairs.items()}}
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
     """Which of the ranked detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
     segments = np.sort(truth.segments, axis=1)
     lowest = float(thresholds.min()) * (1 - _ROUNDING)
@@ -149,7 +154,7 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64
     return np.stack([take_turns(first, count, detection, n) < m for count in turns])
 
 
-def _touching(intervals: Mapping[str, NDArray[np.float64]], detections: Detections) -> NDArray[np.bool_]:
+def _touching(intervals: Mapping[str, Floats], detections: Detections) -> Mask:
     """Which detections overlap one of their video's intervals, bool ``[n]``."""
     number = {name: i for i, name in enumerate(detections.videos)}
     known = {number[name]: segments for name, segments in intervals.items() if name in number}
