@@ -50,13 +50,21 @@ LOW, HIGH = 0.70, 0.36
 SMALL, BIG = 0.115, 0.19  # radius
 SHUT, OPEN = 0.12, 1.0  # half the mouth's angle in radians
 
+# Actions that change a creature's state: the quantity, and its values before and after.
+CHANGES = {
+    "rise": ("y", LOW, HIGH),
+    "fall": ("y", HIGH, LOW),
+    "approach": ("radius", SMALL, BIG),
+    "recede": ("radius", BIG, SMALL),
+    "open": ("mouth", SHUT, OPEN),
+    "close": ("mouth", OPEN, SHUT),
+}
+
 
 def kind_of(label: str) -> Kind:
-    """The kind of a class."""
-    partner = REVERSED[label]
-    if partner is None:
+    if REVERSED[label] is None:
         return "irreversible"
-    return "symmetric" if partner == label else "swapping"
+    return "symmetric" if REVERSED[label] == label else "swapping"
 
 
 @dataclass(frozen=True)
@@ -126,36 +134,29 @@ def states(creature: Creature, times_s: Floats) -> dict[str, Floats]:
     """The creature's x, y, radius and mouth at each time, float32 ``[T]`` each."""
     ax, wx, ay, wy = creature.drift
     t = times_s.astype(np.float32)
-    x = creature.x + ax * np.sin(wx * t)
-    y = creature.y + ay * np.sin(wy * t)
-    radius = np.full_like(t, creature.radius)
-    mouth = np.full_like(t, creature.mouth)
+    state = {
+        "x": creature.x + ax * np.sin(wx * t),
+        "y": creature.y + ay * np.sin(wy * t),
+        "radius": np.full_like(t, creature.radius),
+        "mouth": np.full_like(t, creature.mouth),
+    }
     for action in creature.actions:
         u = np.clip((t - action.start_s) / (action.end_s - action.start_s), 0, 1).astype(np.float32)
         during = (u > 0) & (u < 1)
         wave = np.sin(2 * np.pi * action.cycles * u) * during
         match action.label:
-            case "rise":
-                y += (HIGH - LOW) * smooth_step(u)
-            case "fall":
-                y += (LOW - HIGH) * smooth_step(u)
-            case "approach":
-                radius += (BIG - SMALL) * smooth_step(u)
-            case "recede":
-                radius += (SMALL - BIG) * smooth_step(u)
-            case "open":
-                mouth += (OPEN - SHUT) * smooth_step(u)
-            case "close":
-                mouth += (SHUT - OPEN) * smooth_step(u)
             case "sway":
-                x += 0.09 * action.amount * wave
+                state["x"] += 0.09 * action.amount * wave
             case "pulse":
-                radius *= 1 + 0.28 * action.amount * wave
+                state["radius"] *= 1 + 0.28 * action.amount * wave
             case "bounce":
-                y -= 0.22 * abs(action.amount) * hops(u)
+                state["y"] -= 0.22 * abs(action.amount) * hops(u)
             case "lunge":
-                x += 0.2 * action.amount * lunge_course(u)
-    return {"x": x, "y": y, "radius": radius, "mouth": mouth}
+                state["x"] += 0.2 * action.amount * lunge_course(u)
+            case label:
+                quantity, before, after = CHANGES[label]
+                state[quantity] += (after - before) * smooth_step(u)
+    return state
 
 
 def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float, float] = (0.6, 2.6)) -> Scene:
@@ -167,20 +168,19 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
     """
     rng = np.random.default_rng(seed)
     columns = rng.permutation(np.array([0.24, 0.5, 0.76]))
-    performers = 2
-    rest = rng.random((performers, 3)) < 0.5  # high?, big?, open?
+    rest = rng.random((2, 3)) < 0.5  # high?, big?, open?
     state = rest.copy()
-    plans: list[list[Action]] = [[] for _ in range(performers)]
+    plans: tuple[list[Action], ...] = ([], [])
     clock = rng.uniform(min(0.3, gap_s[0]), gap_s[1])
     while True:
-        who = int(rng.integers(performers))
+        who = int(rng.integers(2))
         high, big, wide = state[who]
         # Only actions that the current state allows: a high creature can fall but not rise.
         possible = ["fall" if high else "rise", "recede" if big else "approach", "close" if wide else "open"]
         possible += ["sway", "pulse", "lunge", "sway" if high else "bounce"]
         weights = np.array([2, 2, 2, 1, 1, 1, 1])  # about a third of the time for each kind
         label = str(rng.choice(possible, p=weights / weights.sum()))
-        length = rng.uniform(1.6, 3.2) if label in ("sway", "pulse", "bounce", "lunge") else rng.uniform(1.0, 2.4)
+        length = rng.uniform(1.0, 2.4) if label in CHANGES else rng.uniform(1.6, 3.2)
         if clock + length > duration_s - 0.3:
             break
         # A lunge goes towards the middle. A wave begins in either direction: its start does not reveal reversal.
@@ -188,9 +188,8 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
         sign = inwards if label == "lunge" and inwards else float(rng.choice([-1.0, 1.0]))
         cycles = float(np.round(length * rng.uniform(0.9, 1.4) * 2) / 2)  # about one a second, whole or half
         plans[who].append(Action(label, clock, clock + length, sign * rng.uniform(0.8, 1.2), cycles))
-        changed = {"rise": 0, "fall": 0, "approach": 1, "recede": 1, "open": 2, "close": 2}.get(label)
-        if changed is not None:
-            state[who, changed] = ~state[who, changed]
+        if label in CHANGES:
+            state[who, ("y", "radius", "mouth").index(CHANGES[label][0])] ^= True
         clock += length + rng.uniform(*gap_s)
 
     def creature(column: float, state: NDArray[np.bool_], plan: list[Action]) -> Creature:
@@ -206,7 +205,7 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
             actions=tuple(plan),
         )
 
-    cast = [creature(columns[i], rest[i], plans[i]) for i in range(performers)]
+    cast = [creature(columns[i], rest[i], plans[i]) for i in range(2)]
     cast.append(creature(columns[2], rng.random(3) < 0.5, []))
     pan = (rng.uniform(0, 0.04), rng.uniform(0.1, 0.5), rng.uniform(0, 0.02), rng.uniform(0.1, 0.5))
     order = rng.permutation(len(cast))
@@ -302,10 +301,9 @@ def write_video_of(folder: Path, name: str, seed: tuple[int, ...]) -> AnnotatedV
     frames = round(duration_s * FRAMES_PER_SECOND)
     pictures = render(scene, (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float32), PIXELS)
     write_video(folder / f"{name}.mp4", pictures, fps=FRAMES_PER_SECOND, crf=27, preset="veryfast", gop=32)
-    actions = scene.actions
-    segments = np.array([(a.start_s, a.end_s) for a in actions], np.float64).reshape(-1, 2)
+    segments = np.array([(a.start_s, a.end_s) for a in scene.actions], np.float64).reshape(-1, 2)
     subset = "training" if name.startswith("train") else "validation"
-    labels = tuple(a.label for a in actions)
+    labels = tuple(a.label for a in scene.actions)
     return AnnotatedVideo(name, subset, duration_s, segments, labels, frames, float(FRAMES_PER_SECOND))
 
 
@@ -325,19 +323,19 @@ def write_data_set(
         workers: number of rendering processes.
         on_progress: called with (videos done, videos in total).
     """
-    (folder / "raw_data").mkdir(parents=True, exist_ok=True)
-    names = [(f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
-    names += [(f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
+    raw_data, annotation_folder = folder / "raw_data", folder / "annotations"
+    raw_data.mkdir(parents=True, exist_ok=True)
+    jobs = [(raw_data, f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
+    jobs += [(raw_data, f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]
     videos: dict[str, AnnotatedVideo] = {}
-    jobs = [(folder / "raw_data", name, key) for name, key in names]
     with closing(in_processes(write_video_of, jobs, workers=workers)) as results:
         for _, result in results:
             if isinstance(result, Exception):
                 raise result
             videos[result.name] = result
-            on_progress(len(videos), len(names))
-    annotations = Annotations({name: videos[name] for name, _ in names}, CLASSES)
-    (folder / "annotations").mkdir(exist_ok=True)
-    write_annotations(annotations, folder / "annotations" / "playroom.json")
-    (folder / "annotations" / "category_idx.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+            on_progress(len(videos), len(jobs))
+    annotations = Annotations({name: videos[name] for _, name, _ in jobs}, CLASSES)
+    annotation_folder.mkdir(exist_ok=True)
+    write_annotations(annotations, annotation_folder / "playroom.json")
+    (annotation_folder / "category_idx.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     return annotations
