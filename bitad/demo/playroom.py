@@ -176,18 +176,28 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
         who = int(rng.integers(2))
         high, big, wide = state[who]
         # Only actions that the current state allows: a high creature can fall but not rise.
-        possible = ["fall" if high else "rise", "recede" if big else "approach", "close" if wide else "open"]
-        possible += ["sway", "pulse", "lunge", "sway" if high else "bounce"]
+        possible = [
+            "fall" if high else "rise",
+            "recede" if big else "approach",
+            "close" if wide else "open",
+            "sway",
+            "pulse",
+            "lunge",
+            "sway" if high else "bounce",
+        ]
         weights = np.array([2, 2, 2, 1, 1, 1, 1])  # about a third of the time for each kind
         label = str(rng.choice(possible, p=weights / weights.sum()))
         length = rng.uniform(1.0, 2.4) if label in CHANGES else rng.uniform(1.6, 3.2)
         if clock + length > duration_s - 0.3:
             break
         # A lunge goes towards the middle. A wave begins in either direction: its start does not reveal reversal.
-        inwards = 1.0 if columns[who] < 0.4 else -1.0 if columns[who] > 0.6 else None
-        sign = inwards if label == "lunge" and inwards else float(rng.choice([-1.0, 1.0]))
+        if label == "lunge" and columns[who] != 0.5:
+            sign = 1.0 if columns[who] < 0.5 else -1.0
+        else:
+            sign = float(rng.choice([-1.0, 1.0]))
         cycles = float(np.round(length * rng.uniform(0.9, 1.4) * 2) / 2)  # about one a second, whole or half
-        plans[who].append(Action(label, clock, clock + length, sign * rng.uniform(0.8, 1.2), cycles))
+        amount = sign * rng.uniform(0.8, 1.2)
+        plans[who].append(Action(label, clock, clock + length, amount, cycles))
         if label in CHANGES:
             state[who, ("y", "radius", "mouth").index(CHANGES[label][0])] ^= True
         clock += length + rng.uniform(*gap_s)
@@ -200,14 +210,27 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
             radius=(BIG if big else SMALL) * rng.uniform(0.9, 1.1),
             mouth=OPEN if wide else SHUT,
             facing=rng.choice([0.0, np.pi]) + rng.uniform(-0.6, 0.6),
-            drift=(rng.uniform(0, 0.02), rng.uniform(0.2, 0.7), rng.uniform(0, 0.015), rng.uniform(0.2, 0.7)),
+            drift=(
+                rng.uniform(0, 0.02),
+                rng.uniform(0.2, 0.7),
+                rng.uniform(0, 0.015),
+                rng.uniform(0.2, 0.7),
+            ),
             colour=tuple(rng.uniform(0.6, 1.0, 3) * 255),
             actions=tuple(plan),
         )
 
-    cast = [creature(columns[i], rest[i], plans[i]) for i in range(2)]
-    cast.append(creature(columns[2], rng.random(3) < 0.5, []))
-    pan = (rng.uniform(0, 0.04), rng.uniform(0.1, 0.5), rng.uniform(0, 0.02), rng.uniform(0.1, 0.5))
+    cast = [
+        creature(columns[0], rest[0], plans[0]),
+        creature(columns[1], rest[1], plans[1]),
+        creature(columns[2], rng.random(3) < 0.5, []),
+    ]
+    pan = (
+        rng.uniform(0, 0.04),
+        rng.uniform(0.1, 0.5),
+        rng.uniform(0, 0.02),
+        rng.uniform(0.1, 0.5),
+    )
     order = rng.permutation(len(cast))
     return Scene(tuple(seed), duration_s, tuple(cast[i] for i in order), pan, float(rng.uniform(2, 6)))
 
@@ -219,10 +242,12 @@ def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
     v, u = axis[:, None, None], axis[None, :, None]
     wall = np.full((side, side, 3), 1.0, np.float32) * rng.uniform(35, 95, 3).astype(np.float32)
     for _ in range(4):
-        fx, fy, phase = rng.uniform(-9, 9), rng.uniform(-9, 9), rng.uniform(0, 6.3)
+        fx, fy = rng.uniform(-9, 9), rng.uniform(-9, 9)
+        phase = rng.uniform(0, 6.3)
         wall += np.cos(fx * u + fy * v + phase) * rng.uniform(-10, 10, 3).astype(np.float32)
     for _ in range(int(rng.integers(5, 10))):
-        cx, cy, a, b = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1), *rng.uniform(0.03, 0.14, 2)
+        cx, cy = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)
+        a, b = rng.uniform(0.03, 0.14, 2)
         colour = rng.uniform(15, 130, 3).astype(np.float32)
         if rng.random() < 0.5:
             inside = (np.abs(u - cx) < a) & (np.abs(v - cy) < b)
@@ -236,26 +261,30 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
     """Draws one creature into all frames of ``canvas`` ``[T, S, S, 3]``, within its bounding box."""
     count, size = canvas.shape[:2]
     box = min(size, int(np.ceil(2 * size * float(state["radius"].max()))) + 3)
-    cx, cy, radius = (size * state[key] for key in ("x", "y", "radius"))  # pixels, [T]
-    left = np.clip(np.round(cx - box / 2), 0, size - box).astype(np.int64)
-    top = np.clip(np.round(cy - box / 2), 0, size - box).astype(np.int64)
-    pixel = np.arange(box)
-    dx = (left[:, None] + pixel + 0.5 - cx[:, None]).astype(np.float32)[:, None, :]  # [T, 1, box]
-    dy = (top[:, None] + pixel + 0.5 - cy[:, None]).astype(np.float32)[:, :, None]  # [T, box, 1]
+
+    def along(axis: str) -> tuple[NDArray[np.int64], Floats]:
+        """The box's pixels, ``[T, box]``, and their distance to the creature's centre."""
+        centre = size * state[axis][:, None]
+        first = np.clip(np.round(centre - box / 2), 0, size - box).astype(np.int64)
+        pixels = first + np.arange(box)
+        return pixels, (pixels + 0.5 - centre).astype(np.float32)
+
+    columns, dx = along("x")
+    rows, dy = along("y")
+    dx, dy = dx[:, None, :], dy[:, :, None]
     distance = np.sqrt(dx * dx + dy * dy)
-    r = radius.astype(np.float32)[:, None, None]
+    r = (size * state["radius"]).astype(np.float32)[:, None, None]
     disc = np.clip(r - distance + 0.5, 0, 1)
     # Inside the mouth: the angle to the facing direction is less than half the opening.
     towards = dx * np.float32(np.cos(creature.facing)) + dy * np.float32(np.sin(creature.facing))
     lips = np.cos(state["mouth"]).astype(np.float32)[:, None, None]
     disc *= np.clip(distance * lips - towards + 0.5, 0, 1)
     shade = np.clip((r - distance) / (0.22 * r), 0.35, 1)  # a darker rim
-    frame = np.arange(count)[:, None, None]
-    rows, columns = (top[:, None] + pixel)[:, :, None], (left[:, None] + pixel)[:, None, :]
-    patch = canvas[frame, rows, columns]
     colour = np.array(creature.colour, np.float32)
+    inside = np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    patch = canvas[inside]
     patch += disc[..., None] * (shade[..., None] * colour - patch)
-    canvas[frame, rows, columns] = patch
+    canvas[inside] = patch
 
 
 def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
@@ -276,7 +305,8 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
         part = slice(begin, min(begin + 32, len(times_s)))
         canvas = np.empty((part.stop - begin, size, size, 3), np.float32)
         for i in range(len(canvas)):
-            row, column = margin - round(size * pan_y[begin + i]), margin - round(size * pan_x[begin + i])
+            row = margin - round(size * pan_y[begin + i])
+            column = margin - round(size * pan_x[begin + i])
             canvas[i] = wall[row : row + size, column : column + size]
         for creature in scene.creatures:
             state = states(creature, times_s[part])

@@ -42,25 +42,17 @@ SMOKE_RUN = "\n\nThis was a smoke run, too short to learn anything: its numbers 
 
 @dataclass(frozen=True)
 class DemoResults:
-    """The results of a demo.
-
-    Args:
-        detections, evaluations: by the name of the result.
-        reversed_labels: F on reversed playback, with time-reversed labels as ground truth.
-        calls: the labels that F predicts for each class, in both playing directions, by the name of the result.
-        runs: run directories of F, B and the experiments, by the name of the result.
-        smoke: whether the demo was too short for its numbers to mean anything.
-    """
+    """The results of a demo; mappings are by the name of the result."""
 
     truth: Annotations
     detections: Mapping[str, Detections]
     evaluations: Mapping[str, Evaluation]
-    reversed_labels: Evaluation
-    calls: Mapping[str, Calls]
+    reversed_labels: Evaluation  # F on reversed playback, against the time-reversed labels
+    calls: Mapping[str, Calls]  # of F, in both playing directions
     sensitivity: Sensitivity
-    runs: Mapping[str, Path]
+    runs: Mapping[str, Path]  # of F, B and the experiments
     seconds: float
-    smoke: bool
+    smoke: bool  # whether the demo was too short for its numbers to mean anything
 
     @property
     def compared(self) -> list[str]:
@@ -83,7 +75,10 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
     titles: dict[str, tuple[str, Kind]] = {"F": ("Forward (F)", "forward"), "B": ("Reverse (B)", "reverse")}
-    shown = [(*titles.get(name, (name.capitalize(), "merged")), results.detections[name]) for name in results.compared]
+    shown: list[tuple[str, Kind, Detections]] = []
+    for name in results.compared:
+        title, kind = titles.get(name, (name.capitalize(), "merged"))
+        shown.append((title, kind, results.detections[name]))
     return write_report(
         out,
         title="BiTAD demo: playroom",
@@ -102,15 +97,14 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
 
 
 def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
-    """The pictures: caption and path relative to ``out``."""
     curves = {name: read_metrics(run / METRICS) for name, run in results.runs.items()}
     plot_training_curves(curves, out / "training.png")
     tiou = 0.5
-    found = {name: precision_recall(results.truth, results.detections[name], tiou=tiou) for name in results.compared}
-    plot_precision_recall(found, out / "precision_recall.png", tiou=tiou)
-    bars = {}
+    precision, bars = {}, {}
     for name in results.compared:
+        precision[name] = precision_recall(results.truth, results.detections[name], tiou=tiou)
         bars[name] = {label: 100 * ap for label, ap in results.evaluations[name].per_class.items()}
+    plot_precision_recall(precision, out / "precision_recall.png", tiou=tiou)
     plot_class_bars(bars, out / "classes.png", kinds=KINDS)
     plot_sensitivity(results.sensitivity, out / "sensitivity.png")
     calls = results.calls["F on reversed playback"]

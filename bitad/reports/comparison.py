@@ -45,12 +45,7 @@ class Run:
 
     @staticmethod
     def read(directory: Path) -> Run:
-        """The run in a directory.
-
-        Raises:
-            FileNotFoundError: it is not a run directory.
-            ConfigError: its configuration is invalid.
-        """
+        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_config``."""
         if not (directory / "config.yaml").is_file():
             raise FileNotFoundError(
                 f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
@@ -80,11 +75,7 @@ class Run:
         return TRAINED_PAIRS if config.variant == config.experiment else VARIANTS
 
     def detection_files(self) -> dict[str, Path]:
-        """The detection files by the name of their result; one network has one, named "".
-
-        Raises:
-            FileNotFoundError: one is missing.
-        """
+        """The detection files by the name of their result; one network has one, named ""."""
         config = self.config
         names = {"": "detections.json"} if config.design.networks == 1 else RESULTS_OF_PAIRS[config.pair.second]
         files = {}
@@ -108,12 +99,7 @@ class Run:
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs in the order of tables.
-
-    Raises:
-        FileNotFoundError: as ``Run.read``.
-        ValueError: no run, or two runs of one name, variant and seed.
-    """
+    """The runs in the order of tables; raises ValueError for two of one name, variant and seed."""
     if not directories:
         raise ValueError("no runs to compare; give at least one run directory")
     runs = [Run.read(directory) for directory in directories]
@@ -135,13 +121,7 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
-    """The annotations of the test subset of all runs.
-
-    Raises:
-        FileNotFoundError: an annotation file does not exist.
-        ValueError: one cannot be read, or the runs were tested on different videos, segments or classes, or at
-            different tIoU.
-    """
+    """The test subset of all runs; raises ValueError if they differ in videos, segments, classes or tIoU."""
     truths: dict[tuple[object, ...], Annotations] = {}
     for run in runs:
         data, test = run.config.data, run.config.test
@@ -175,18 +155,12 @@ _NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A row of the comparison.
-
-    Args:
-        group: baselines, no training, experiments, or ablations and controls.
-        evaluations: by seed, or by both seeds of two fused baselines.
-        files: the detection files by seed, if they are from runs.
-    """
+    """A row of the comparison; evaluations are by seed, or by both seeds of two fused baselines."""
 
     label: str
     group: str
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)  # of detections by seed, if they are from runs
 
     @property
     def averages(self) -> list[float]:
@@ -195,12 +169,12 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """The mean over seeds of the average mAP in percent."""
+        """The mean over seeds."""
         return float(np.mean(self.averages))
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the average mAP over seeds in percent points; None for one seed."""
+        """The standard deviation over seeds in percent points; None for one seed."""
         return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
 
 
@@ -218,7 +192,7 @@ class Comparison:
         return max(results, key=lambda r: r.mean, default=None)
 
     def by_label(self) -> dict[str, list[Run]]:
-        """The runs of each row: the seeds of one variant."""
+        """The seeds of each variant."""
         runs: dict[str, list[Run]] = {}
         for run in self.runs:
             runs.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
@@ -227,11 +201,14 @@ class Comparison:
     def table(self) -> Table:
         """Every result: mAP in percent at each tIoU and the average, mean and spread over seeds."""
         rows: list[Row] = []
+        evaluations = {}
         for r in self.results:
-            per_tiou = np.mean([100 * evaluation.map_per_tiou for evaluation in r.evaluations.values()], axis=0)
-            rows.append((r.label, *per_tiou.tolist(), r.mean, r.spread, min(r.averages), len(r.evaluations)))
-        measured = (*(f"{threshold:.4g}" for threshold in self.runs[0].config.test.tiou), "average")
-        evaluations = {f"{r.label}, seed {seed}": e for r in self.results for seed, e in r.evaluations.items()}
+            per_tiou = [100 * evaluation.map_per_tiou for evaluation in r.evaluations.values()]
+            means = np.mean(per_tiou, axis=0).tolist()
+            rows.append((r.label, *means, r.mean, r.spread, min(r.averages), len(r.evaluations)))
+            for seed, evaluation in r.evaluations.items():
+                evaluations[f"{r.label}, seed {seed}"] = evaluation
+        measured = [f"{threshold:.4g}" for threshold in self.runs[0].config.test.tiou] + ["average"]
         return Table(
             "mAP (%)",
             ("result", *measured, "spread", "lowest seed", "seeds"),
@@ -251,10 +228,15 @@ class Comparison:
                 names = ("first network", "second network")
             seeds = [records for run in runs if (records := run.losses())]
             if seeds:
-                bases = [records[0]["losses"].values() for records in seeds if records[0].get("losses")]
+                first = [records[0] for records in seeds]
+                total = _mean([record["loss"] for record in first])
+                bases = [record["losses"].values() for record in first if record.get("losses")]
                 each = [_mean(column) for column in zip(*bases, strict=True)] or [None, None]
-                final = [np.mean([r["loss"] for r in records[-max(1, len(records) // 10) :]]) for records in seeds]
-                rows.append((label, _mean([records[0]["loss"] for records in seeds]), *each, _mean(final), len(seeds)))
+                final = []
+                for records in seeds:
+                    last = records[-max(1, len(records) // 10) :]
+                    final.append(np.mean([record["loss"] for record in last]))
+                rows.append((label, total, *each, _mean(final), len(seeds)))
         notes = [
             "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
             "the mean over the last tenth of the recorded steps."
@@ -306,23 +288,23 @@ class Comparison:
         """The variants whose seeds were trained with different recipes."""
         for label, runs in self.by_label().items():
             first, *others = (run.config.model_dump(mode="json") for run in runs)
-            keys = {key for other in others for key, _, _ in differences(first, other)}
-            if keys := {key for key in keys if not key.startswith(_NO_RECIPE)}:
+            keys = set()
+            for other in others:
+                keys.update(key for key, _, _ in differences(first, other) if not key.startswith(_NO_RECIPE))
+            if keys:
                 yield f"{label}: the seeds also differ in {', '.join(sorted(keys))}."
 
 
 def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
-    Late fusion merges the F and the B of each seed, by every method; its control merges the F of each seed and of the
-    next.
+    Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
 
     Args:
-        runs: run directories, in any order.
         on_progress: called with (results evaluated, results in total).
 
     Raises:
-        FileNotFoundError: a folder is not a run directory, or a run has no detections.
+        FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
         ValueError: a run is given twice, or runs were tested on different ground truth or at different tIoU.
     """
     found = read_runs(runs)
@@ -388,8 +370,8 @@ def _mean(values: Sequence[float]) -> Cell:
 def difference_table(comparison: Comparison) -> Table:
     """A row per result of two networks: its mean and the differences to the baselines, late fusion and the control.
 
-    Late fusion uses the method that is best on these data. The control of a fusion is the same experiment with two
-    forward networks, if there is one; otherwise it is the best late fusion of two F.
+    Late fusion uses its best method. The control is the same experiment with two forward networks, if there is one;
+    otherwise the best late fusion of two F.
     """
     by_label = {result.label: result for result in comparison.results}
     best = comparison.best(BASELINES)
@@ -438,11 +420,7 @@ A joint experiment has three results: the forward basis, the reverse basis, and 
 
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
-    """The direction sensitivity of the classes by all compared baselines; F is tested on reversed playback.
-
-    Raises:
-        ValueError: the runs have no F or no B, or an F has no checkpoint.
-    """
+    """The direction sensitivity of the classes by all compared baselines; F is tested on reversed playback."""
     forward, reverse = ([run for run in comparison.runs if run.label == label] for label in ("F", "B"))
     if not forward or not reverse:
         raise ValueError("direction sensitivity needs a forward and a reverse baseline; also give runs of F and B")
@@ -480,7 +458,6 @@ def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity
 
 
 def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) -> list[tuple[str, str]]:
-    """The pictures: caption and path relative to ``out``."""
     groups: dict[str, dict[str, list[float]]] = {}
     for result in comparison.results:
         groups.setdefault(result.group, {})[result.label] = result.averages

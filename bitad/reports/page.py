@@ -18,11 +18,11 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 import bitad
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
+from bitad.evaluation.mean_average_precision import Floats
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, write_json
 
@@ -37,25 +37,18 @@ Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 class Track:
     """One row of timelines: the segments of one result in a video.
 
-    Args:
-        name: as shown ("Forward (F)").
-        kind: sets the colour of the row.
-        segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
-        scores: float64 ``[n]``, 0 to 1; None for ground truth, which the page does not filter by score.
-
     Raises:
         ValueError: an unknown kind, columns of different lengths, or a wrong segment or score.
     """
 
     name: str
     kind: Kind
-    segments: NDArray[np.float64]
+    segments: Floats  # [n, 2], start and end in seconds on the forward clock
     labels: Sequence[str]
-    scores: NDArray[np.float64] | None = None
+    scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
 
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
-        """The detections in one video."""
         found = detections.of_video(video)
         return Track(name, kind, found.segments, [found.classes[label] for label in found.labels], found.scores)
 
@@ -81,15 +74,12 @@ class Track:
 class PageVideo:
     """A video and its rows of timelines.
 
-    Args:
-        media: path of an H.264 mp4 relative to the page's folder; None without one.
-
     Raises:
         ValueError: a path that is not relative, or a duration that is not positive.
     """
 
     name: str
-    media: str | None
+    media: str | None  # an H.264 mp4, relative to the page's folder
     duration_s: float
     tracks: Sequence[Track]
 
@@ -237,7 +227,7 @@ def _absent(media: str | None, folder: Path) -> str:
 
 
 def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
-    """The best rows of a track by descending score (of ground truth, all rows by start), for the page's script."""
+    """The best rows of a track by descending score (of ground truth, all by start)."""
     starts = track.segments[:, 0]
     if track.scores is None:
         order = np.argsort(starts, kind="stable")

@@ -64,11 +64,7 @@ _STYLE: Any = {
 
 
 def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Loss by step, as recorded and smoothed, beside average mAP by epoch.
-
-    Args:
-        runs: by name, the records of their ``metrics.jsonl``.
-    """
+    """Loss by step, as recorded and smoothed, beside average mAP by epoch; from the records of each run."""
     if not runs:
         raise ValueError("a plot of trainings needs at least one run")
     with _figure(path, width=7.6, height=3.1) as figure:
@@ -125,11 +121,7 @@ def plot_class_bars(
     kinds: Mapping[str, str] | None = None,
     title: str = "Average precision per class",
 ) -> None:
-    """A bar per class and result; classes are grouped by kind.
-
-    Args:
-        results: by name of the result and class, a value in percent; missing classes have no bar.
-    """
+    """A bar in percent per result and class; classes are grouped by kind."""
     kinds = kinds or {}
     groups: dict[str, list[str]] = {}
     for name in _classes(results):
@@ -175,11 +167,10 @@ def plot_comparison(
     *,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Average mAP of each result, top to bottom: a dot per seed, a bar at the mean, a colour per group.
+    """Average mAP in percent, by group and result: a dot per seed, a bar at the mean, a colour per group.
 
     Args:
-        groups: by name of the group and of the result, the seeds' average mAP in percent.
-        reference: name and average mAP in percent of the result to compare with, drawn as a line.
+        reference: name and average mAP of the result to compare with, drawn as a line.
     """
     names = [name for group in groups.values() for name in group]
     if not names or not all(figures for group in groups.values() for figures in group.values()):
@@ -246,7 +237,7 @@ def plot_confusion(
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The centred moving mean of ``[n]`` values over about n / 30 of them, fewer near the ends."""
+    """The centred moving mean over about n / 30 of n values, fewer near the ends."""
     kernel = np.ones(2 * (len(values) // 60) + 1)
     if len(kernel) == 1:
         return values
@@ -255,7 +246,7 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @contextmanager
 def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure in the common style, size in inches, which is written to ``path`` when the block ends."""
+    """A figure in the common style, size in inches; writes it to ``path`` when the block ends."""
     form = path.suffix.lower().lstrip(".")
     if form not in ("png", "svg"):
         raise ValueError(f"{path.name} is neither .png nor .svg; use one of these suffixes")
@@ -271,16 +262,14 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
 
 
 def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) -> None:
-    # The curve begins at recall 0 with its best precision and ends at the last true positive.
-    recall = np.concatenate([[0.0], curve.recall])
-    precision = np.concatenate([curve.interpolated[:1], curve.interpolated])
     if curve.recall.size:
+        recall = np.insert(curve.recall, 0, 0.0)
+        precision = np.insert(curve.interpolated, 0, curve.interpolated[0])
         panel.plot(recall, precision, color=colour, linewidth=1.5, clip_on=False)
     panel.text(0.05, 0.07 + 0.13 * line, f"{100 * curve.ap:.0f}", color=colour, fontsize=8.5, transform=panel.transAxes)
 
 
 def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
-    """The title at the top left, and the colours at the top right."""
     handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)

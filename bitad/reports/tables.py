@@ -37,20 +37,15 @@ class Table:
     Floats have two decimals, integers commas between thousands, and None is a dash. A column of numbers (or None) is
     right-aligned.
 
-    Args:
-        rows: one cell per column each; the first one names the row.
-        notes: sentences about the measurement and its data.
-        best: columns whose greatest number is bold in the HTML.
-
     Raises:
         ValueError: a row with too many or too few cells, a number that is not finite, or an unknown best column.
     """
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[Row]  # the first cell of each names it
     notes: Sequence[str] = ()
-    best: Sequence[str] = ()
+    best: Sequence[str] = ()  # columns whose greatest number is bold in the HTML
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -62,7 +57,7 @@ class Table:
             raise ValueError(f"table {self.title!r} has no column {self.best!r}; it has {self.columns!r}")
 
     def markdown(self) -> str:
-        """GitHub's Markdown: the title in bold, the table, a list of notes."""
+        """GitHub's Markdown."""
         rules = ["---:" if numeric else ":---" for numeric in self._numeric()]
         header, *rows = ([_markdown(_printed(cell)) for cell in row] for row in (self.columns, *self.rows))
         lines = [f"**{_markdown(self.title)}**", ""]
@@ -122,10 +117,7 @@ class Table:
 
 
 def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None = None, counts: bool = True) -> Table:
-    """A row per result: mAP in percent at each tIoU, and the average; notes on the evaluation.
-
-    Args:
-        counts: as in :func:`evaluation_notes`.
+    """A row per result: mAP in percent at each tIoU, and the average; notes as :func:`evaluation_notes`.
 
     Raises:
         ValueError: no result, or results at different tIoU thresholds.
@@ -147,9 +139,6 @@ def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, st
 
     Args:
         kinds: the kind of each class; adds a column and sorts by it, in the order of first occurrence.
-
-    Raises:
-        ValueError: no result, or results at different tIoU thresholds.
     """
     tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
@@ -213,9 +202,7 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
 
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
-    """Sentences on the rule, subset, videos, segments and predictions, and on what was left out or did not match.
-
-    A fact is stated once, with the names of its results unless all share it.
+    """Sentences on the rule, the data, and what was left out; each once, with the names of its results unless all.
 
     Args:
         counts: include the numbers of predictions and of ignored ones, which differ between results.
