@@ -69,12 +69,7 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Job:
-    """One training: the arguments of ``bitad train``, and its run.
-
-    Args:
-        preset: a configuration file or the name of a preset.
-        overrides: ``key.sub=value`` each.
-    """
+    """One training: the arguments of ``bitad train``, and its run."""
 
     preset: str
     overrides: tuple[str, ...]
@@ -85,7 +80,6 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
         return self.config.run_directory
 
     def needs(self) -> set[Path]:
@@ -95,26 +89,22 @@ class Job:
     def videos(self) -> list[AnnotatedVideo]:
         """The training videos with ground truth."""
         data = self.config.data
-        return [video for video in read_ground_truth(data).subset(data.training_subset).videos.values() if video.labels]
+        videos = read_ground_truth(data).subset(data.training_subset).videos
+        return [video for video in videos.values() if video.labels]
 
     def network_steps(self) -> int:
-        """The steps of the training, counted for each network, as a measure of its cost."""
+        """The steps of each network together, as a measure of the cost."""
         training = self.config.training
         steps = len(self.videos()) * training.windows_per_video // training.batch
         return training.epochs * steps * len(self.config.views)
 
     def network_steps_done(self) -> int:
-        """The steps so far, by the records of the run."""
         metrics = self.directory / METRICS
         records = read_metrics(metrics) if metrics.exists() else []
         return int(records[-1]["step"]) * len(self.config.views) if records else 0
 
     def is_done(self) -> bool:
-        """Whether the run has finished all epochs.
-
-        Raises:
-            ValueError: the run exists with another configuration or other data.
-        """
+        """Whether the run has finished; raises ValueError if it exists with other settings or data."""
         last = self.directory / "last.pt"
         if not last.exists():
             return False
@@ -124,7 +114,8 @@ class Job:
             changes.append(f"init was {saved.config.init}, is {self.config.init}")
         if saved.data is not None and not changes:
             truth = read_test_ground_truth(self.config)
-            changes = fingerprints.changes(saved.data, fingerprints.fingerprints(self.config, self.videos(), truth))
+            found = fingerprints.fingerprints(self.config, self.videos(), truth)
+            changes = fingerprints.changes(saved.data, found)
         if changes:
             raise ValueError(f"{self.directory} is another run ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
@@ -144,17 +135,15 @@ class Job:
 
 def cores() -> int:
     """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> None:
-    """Runs all jobs, each a ``bitad train`` process; finished ones are kept, and interrupted ones resume.
+    """Runs all jobs in their order; a job waits for those it needs. Finished ones are kept, interrupted ones resume.
 
     Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn.
-
-    Args:
-        jobs: in order of start; a job waits for those it needs.
-        processes: number of processes at a time; by default the number of cores.
 
     Raises:
         ValueError: a training failed; the message has its last line. The others stop, and resume in the next call.
@@ -176,10 +165,12 @@ def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> 
                     running[job] = started.enter_context(job.start())
                     waiting.remove(job)
                 time.sleep(POLL_SECONDS)
-                for job in [job for job, process in running.items() if process.poll() is not None]:
-                    if running[job].returncode != 0:
-                        output = (job.directory / "output.txt").read_text(errors="replace").split("\n")
-                        last_line = next(filter(None, reversed(output)), "killed")
+                for job, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    if process.returncode != 0:
+                        output = (job.directory / "output.txt").read_text(errors="replace")
+                        last_line = next(filter(None, reversed(output.split("\n"))), "killed")
                         raise ValueError(f"training {job.directory.name} failed: {last_line}")
                     del running[job]
                 names = ", ".join(job.directory.name for job in running)
@@ -191,24 +182,16 @@ def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of a demo.
-
-    Args:
-        training, validation: number of videos.
-        seeds: of each default variant.
-        experiments: experiments of two networks, in addition to the baselines.
-        ablations: whether ablations and controls of the experiments are run.
-        overrides, pair_overrides: changes to the presets of one network and of two.
-    """
+    """The size of a demo."""
 
     name: str
-    training: int = 60
+    training: int = 60  # videos
     validation: int = 24
-    seeds: int = 1
-    experiments: tuple[str, ...] = ("3-1", "3-3")
-    ablations: bool = False
-    overrides: tuple[str, ...] = ()
-    pair_overrides: tuple[str, ...] = ()
+    seeds: int = 1  # of each default variant
+    experiments: tuple[str, ...] = ("3-1", "3-3")  # in addition to the baselines
+    ablations: bool = False  # whether to run ablations and controls too
+    overrides: tuple[str, ...] = ()  # of the preset of one network
+    pair_overrides: tuple[str, ...] = ()  # of that of two
 
 
 DEFAULT = Scale("default")
@@ -232,8 +215,8 @@ class Trainings:
     def baseline(self, direction: Direction, seed: int) -> Job:
         """F or B."""
         reversed_copies = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
-        overrides = (f"direction={direction}", f"seed={seed}", reversed_copies)
-        return Job("playroom", (*overrides, *self._common(), *self.scale.overrides))
+        own = (f"direction={direction}", f"seed={seed}", reversed_copies)
+        return Job("playroom", (*own, *self._common(), *self.scale.overrides))
 
     def pair(self, experiment: str, seed: int, *changes: str) -> Job:
         """An experiment of two networks; with ``pair.second=forward``, its control of two F with consecutive seeds."""
@@ -252,16 +235,16 @@ class Trainings:
 
     def jobs(self) -> list[Job]:
         """All trainings: the baselines first, then experiments that start from them, then the longest experiments."""
+        names = self.scale.experiments
+        short = [name for name in names if EXPERIMENTS[name].starts_from == "baselines"]
+        long = [name for name in names if name not in short]
         jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in get_args(Direction)]
-        short = [name for name in self.scale.experiments if EXPERIMENTS[name].starts_from == "baselines"]
         jobs += [self.pair(name, seed) for seed in self.seeds for name in short]
         if self.scale.ablations:
-            fusing = [name for name in self.scale.experiments if EXPERIMENTS[name].fusion]
+            fusing = [name for name in names if EXPERIMENTS[name].fusion]
             jobs += [self.pair(name, seed, "pair.second=forward") for seed in self.seeds for name in fusing]
             jobs += [self.pair(name, self.seed, *changes) for name in fusing for changes in ABLATIONS]
-        return jobs + [
-            self.pair(name, seed) for seed in self.seeds for name in self.scale.experiments if name not in short
-        ]
+        return jobs + [self.pair(name, seed) for seed in self.seeds for name in long]
 
     def _common(self) -> tuple[str, ...]:
         forward = self.out / "data" / "forward"
@@ -274,7 +257,7 @@ class Trainings:
 
 
 def training_table(jobs: Sequence[Job]) -> Table:
-    """A row per run with its budget, and the estimated total time."""
+    """The budget of each run, and the estimated total time."""
     rows: list[Row] = []
     total = 0
     for job in jobs:
@@ -289,14 +272,10 @@ def training_table(jobs: Sequence[Job]) -> Table:
 
 
 def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
-    """Runs the demo in the folder ``out``.
-
-    Args:
-        results_file: the Markdown file of a full demo; by default ``out``/results-playroom.md.
+    """Runs the demo in the folder ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md).
 
     Raises:
         ValueError: ``out`` holds a demo with other data or a page of something else, or a training failed.
-        OSError: ``out`` is not writable.
     """
     began = time.monotonic()
     check_page(out / "index.html")
@@ -307,7 +286,8 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     jobs = trainings.jobs()
     print(training_table(jobs).text(), file=sys.stderr)
     train_side_by_side(jobs)
-    forward, reverse = trainings.baseline("forward", seed).config, trainings.baseline("reverse", seed).config
+    forward = trainings.baseline("forward", seed).config
+    reverse = trainings.baseline("reverse", seed).config
     truth = read_test_ground_truth(forward)
     pairs = {name: trainings.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
     detections = _detect_all(forward, reverse, pairs, truth)

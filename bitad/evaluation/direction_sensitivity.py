@@ -37,11 +37,7 @@ class Calls:
     counts: Integers
 
     def most_frequent(self, label: str) -> tuple[str, float]:
-        """The most frequent name of a class, and its share of the class's segments.
-
-        Raises:
-            ValueError: the class has no segment.
-        """
+        """The most frequent name of a class, and its share of the class's segments; ValueError if it has none."""
         row = self.counts[self.classes.index(label)]
         if row.sum() == 0:
             raise ValueError(f"class {label} has no ground truth, so it has no name")
@@ -125,24 +121,20 @@ def sensitivity(
 ) -> Sensitivity:
     """Classify classes by how forward networks detect them in reverse playback.
 
-    The rule asks in turn:
+    A class is the first of these that holds:
 
-    1. "swapping": is the class's most frequent name another class, and that class's most frequent name this one? A
-       mistake would not hold both ways, so no threshold is needed.
-    2. "not learnt": do F and B, in the directions they were trained for, reach a mean AP below ``LEARNT``? Then nothing
-       can be kept or lost.
-    3. "symmetric": is the class's most frequent name its own, and does F keep at least ``KEPT`` of the mean AP of F and
-       B? Otherwise it is "irreversible".
-
-    The third question uses AP, as F gives an irreversible action its own name too if no other fits better, but with a
-    worse score or boundaries. ``KEPT`` leaves room for chance: a class's AP differed by a tenth between two trainings
-    of the demo. Classes of few segments may fall on either side; several networks help.
+    1. "swapping": its most frequent name is another class, and that class's most frequent name is this one. A mistake
+       would not hold both ways, so no threshold is needed.
+    2. "not learnt": the mean AP of F and B, in the directions they were trained for, is below ``LEARNT``.
+    3. "symmetric": its most frequent name is its own, and F keeps at least ``KEPT`` of the mean AP of F and B. F also
+       gives an irreversible action its own name if no other fits better, but with a worse score or boundaries.
+       ``KEPT`` leaves room for chance: a class's AP differed by a tenth between two trainings of the demo.
+    4. "irreversible".
 
     Args:
-        forward: detections of F in forward playback; of several networks (seeds), the mean AP counts.
+        forward: detections of F in forward playback, of one or several networks (seeds). All on either clock.
         backward: detections of B in reverse playback.
-        reversed_playback: detections of the networks of ``forward`` in reverse playback. All on either clock.
-        tiou: thresholds; AP is the mean over them.
+        reversed_playback: detections of the networks of ``forward`` in reverse playback.
 
     Raises:
         ValueError: no network, another number of ``reversed_playback`` than of ``forward``, or as ``evaluate``.
@@ -152,7 +144,8 @@ def sensitivity(
             f"{len(forward)} F, {len(backward)} B and {len(reversed_playback)} F on reverse playback; give at least "
             "one F and one B, and each F's detections on reverse playback"
         )
-    evaluations = [evaluate(ground_truth, found, tiou=tiou) for found in (*forward, *backward, *reversed_playback)]
+    detections = (*forward, *backward, *reversed_playback)
+    evaluations = [evaluate(ground_truth, found, tiou=tiou) for found in detections]
     ap = np.stack([evaluation.ap.mean(axis=1) for evaluation in evaluations])  # [networks, K]
     of_f, of_b, of_reversed = np.split(ap, np.cumsum([len(forward), len(backward)]))
     counts = [called_classes(ground_truth, found).counts for found in reversed_playback]

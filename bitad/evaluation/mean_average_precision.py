@@ -4,10 +4,10 @@ The rule is that of the ActivityNet challenge, as OpenTAD and ActionFormer compu
 all videos are matched by descending score. A detection is a true positive if a ground-truth segment of its video and
 class, not matched before, has a tIoU of at least the threshold; it matches the one with the highest tIoU. Average
 precision is the area under the precision-recall curve after precision is made non-increasing. mAP is the mean over
-classes; average mAP the mean over tIoU thresholds.
+classes; average mAP the mean over tIoU thresholds. All figures are fractions, 0 to 1.
 
-Detections with equal scores keep the order of their file (a stable sort; other evaluators' are not stable, which
-changes the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
+Detections with equal scores keep the order of their file. (Other evaluators' sorting is not stable, which changes the
+average mAP of rounded scores by up to 0.02 points.)
 """
 
 from __future__ import annotations
@@ -49,11 +49,7 @@ class Truth:
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
-        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others.
-
-        Raises:
-            ValueError: no segment is left, or a label is none of the annotations' classes.
-        """
+        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others."""
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
         number = {name: i for i, name in enumerate(annotations.classes)}
@@ -66,7 +62,7 @@ class Truth:
         if not every_segment:
             kept = _distinct(video * len(number) + label, segments)
         if not kept.any():
-            subsets = " and ".join(repr(subset) for subset in dict.fromkeys(video.subset for video in videos))
+            subsets = " and ".join(map(repr, annotations.subsets()))
             raise ValueError(
                 f"the ground truth of subset {subsets} ({len(videos)} videos) has no segment to evaluate against; name "
                 "a subset that has some"
@@ -97,8 +93,9 @@ class Ranked:
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
         """Detections on the forward clock; of equal scores in the order of the file, or of video names first."""
         number = {name: i for i, name in enumerate(truth.classes)}
-        video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]
-        label = np.array([number.get(name, -1) for name in detections.classes], np.int64)[detections.labels]
+        videos = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)
+        classes = np.array([number.get(name, -1) for name in detections.classes], np.int64)
+        video, label = videos[detections.video], classes[detections.labels]
         rows = np.flatnonzero(label >= 0)
         if equals_by_video:
             place = np.argsort(np.argsort(np.array(detections.videos)))
@@ -129,9 +126,9 @@ def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted:
     """Greedy matching: n takers in turn take the first of their candidates that is still free.
 
     Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each of
-    ``n_wanted`` candidates, int64 ``[n_wanted]``, and n where nobody took it. This is the one stable matching in which
-    every candidate prefers the earlier taker, so deferred acceptance (Gale and Shapley 1962) finds it for all classes
-    and videos at once: all takers propose to their next candidate, which keeps the earliest; the others continue.
+    ``n_wanted`` candidates, n where nobody took it. This is the stable matching in which every candidate prefers the
+    earlier taker. Deferred acceptance (Gale and Shapley 1962) finds it for all classes and videos at once: all takers
+    propose to their next candidate, which keeps the earliest; the others continue.
     """
     n = len(first)
     holder = np.full(n_wanted, n)  # n: free
@@ -143,7 +140,8 @@ def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted:
         before = holder[wanted]
         np.minimum.at(holder, wanted, proposing)
         after = holder[wanted]
-        refused = np.unique(np.concatenate([proposing[proposing != after], before[(before != after) & (before < n)]]))
+        replaced = before[(before != after) & (before < n)]
+        refused = np.unique(np.concatenate([proposing[proposing != after], replaced]))
         proposing = refused[following[refused] < last[refused]]
     return holder
 
@@ -210,7 +208,7 @@ class Evaluation:
         thresholds: Floats,
         ambiguous: int,
     ) -> Evaluation:
-        """The evaluation with ``ap`` ``[K, n_tiou]``; ``truth`` is ``ground_truth`` as columns."""
+        """The evaluation with ``ap``; ``truth`` is ``ground_truth`` as columns."""
         found = {detections.videos[i] for i in np.unique(detections.video)}
         unknown = _counts(detections.classes, detections.labels, set(truth.classes))
         return Evaluation(
@@ -218,7 +216,7 @@ class Evaluation:
             classes=truth.classes,
             tiou=tuple(thresholds.tolist()),
             ap=ap,
-            subsets=tuple(dict.fromkeys(video.subset for video in ground_truth.videos.values())),
+            subsets=tuple(ground_truth.subsets()),
             videos=len(ground_truth.videos),
             segments=truth.segments_per_class,
             segments_dropped=truth.dropped,
@@ -246,7 +244,8 @@ class Evaluation:
         return dict(zip(self.classes, self.ap.mean(axis=1).tolist(), strict=True))
 
     def __repr__(self) -> str:
-        per_tiou = ", ".join(f"{t:g}: {value:.4f}" for t, value in zip(self.tiou, self.map_per_tiou, strict=True))
+        figures = zip(self.tiou, self.map_per_tiou, strict=True)
+        per_tiou = ", ".join(f"{threshold:g}: {value:.4f}" for threshold, value in figures)
         return (
             f"Evaluation(average_map={self.average_map:.4f}, map_per_tiou={{{per_tiou}}}, "
             f"{len(self.classes)} classes, {self.videos} videos)"
@@ -303,10 +302,17 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     ap = np.zeros((len(truth.classes), len(thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
         hits = correct[:, ranked.labels == label]
-        ap[label] = (_interpolated(_precision(hits)) * hits).sum(axis=1) / segments
+        precision = _interpolated(_precision(hits))
+        ap[label] = (precision * hits).sum(axis=1) / segments
     ambiguous = int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum())
     return Evaluation.of(
-        ap, truth, ground_truth, detections, rule="activitynet", thresholds=thresholds, ambiguous=ambiguous
+        ap,
+        truth,
+        ground_truth,
+        detections,
+        rule="activitynet",
+        thresholds=thresholds,
+        ambiguous=ambiguous,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,12 @@ from bitad.weights.checkpoint import load_checkpoint
 # The file that earlier versions wrote for the second network of a control, although it is in forward time.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
 
-# Groups of results, in the order of tables.
-BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS = "baselines", "no training", "experiments", "ablations and controls"
+# Groups of results.
+BASELINES = "baselines"
+UNTRAINED = "no training"
+TRAINED_PAIRS = "experiments"
+VARIANTS = "ablations and controls"
+GROUPS = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """The group in tables; what differs from the defaults of its experiment is an ablation or a control."""
+        """The group in tables; ablations and controls differ from the defaults of their experiment."""
         config = self.config
         if config.design.networks == 1:
             return BASELINES
@@ -76,11 +80,13 @@ class Run:
 
     def detection_files(self) -> dict[str, Path]:
         """The detection files by the name of their result; one network has one, named ""."""
-        config = self.config
-        names = {"": "detections.json"} if config.design.networks == 1 else RESULTS_OF_PAIRS[config.pair.second]
+        names: Mapping[str, str] = {"": "detections.json"}
+        if self.config.design.networks == 2:
+            names = RESULTS_OF_PAIRS[self.config.pair.second]
         files = {}
         for result, name in names.items():
-            path, earlier = self.directory / name, self.directory / _EARLIER.get(name, name)
+            path = self.directory / name
+            earlier = self.directory / _EARLIER.get(name, name)
             files[result] = path if path.is_file() else earlier
             if not files[result].is_file():
                 raise FileNotFoundError(
@@ -94,7 +100,7 @@ class Run:
         return read_metrics(path) if path.is_file() else []
 
     def losses(self) -> list[dict[str, Any]]:
-        """The records of its training steps."""
+        """Those of its training steps."""
         return [record for record in self.records() if record["kind"] == "training"]
 
 
@@ -123,30 +129,40 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
     """The test subset of all runs; raises ValueError if they differ in videos, segments, classes or tIoU."""
     truths: dict[tuple[object, ...], Annotations] = {}
+    first = runs[0]
     for run in runs:
         data, test = run.config.data, run.config.test
-        key = (data.annotations, data.classes, data.test_subset, data.class_agnostic, test.video_scores)
+        key = (
+            data.annotations,
+            data.classes,
+            data.test_subset,
+            data.class_agnostic,
+            test.video_scores,
+        )
         try:
             truth = truths[key] = truths.get(key) or read_test_ground_truth(run.config)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"run {run.directory}: {error} in its config.yaml") from None
-        first = runs[0].config
-        if test.tiou != first.test.tiou or _contents(truth) != _contents(next(iter(truths.values()))):
+        common = next(iter(truths.values()))
+        if test.tiou != first.config.test.tiou or _contents(truth) != _contents(common):
             raise ValueError(
-                f"run {run.directory} was tested on subset {data.test_subset} of {data.annotations} at tIoU "
-                f"{_tiou(test.tiou)}, run {runs[0].directory} on subset {first.data.test_subset} of "
-                f"{first.data.annotations} at {_tiou(first.test.tiou)}; compare runs of one test set and tIoU"
+                f"run {run.directory} was tested on {_test_of(run)}, run {first.directory} on {_test_of(first)}; "
+                "compare runs of one test set and tIoU"
             )
-    return next(iter(truths.values()))
+    return common
 
 
-def _tiou(thresholds: Sequence[float]) -> str:
-    return ", ".join(f"{threshold:.4g}" for threshold in thresholds)
+def _test_of(run: Run) -> str:
+    data = run.config.data
+    tiou = ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
+    return f"subset {data.test_subset} of {data.annotations} at tIoU {tiou}"
 
 
 def _contents(truth: Annotations) -> tuple[Any, ...]:
-    videos = truth.videos.values()
-    return truth.classes, sorted((one.name, one.duration_s, one.segments.tolist(), one.labels) for one in videos)
+    videos = []
+    for video in truth.videos.values():
+        videos.append((video.name, video.duration_s, video.segments.tolist(), video.labels))
+    return truth.classes, sorted(videos)
 
 
 # Keys in which runs of one row may differ although they have the same recipe.
@@ -209,13 +225,13 @@ class Comparison:
             for seed, evaluation in r.evaluations.items():
                 evaluations[f"{r.label}, seed {seed}"] = evaluation
         measured = [f"{threshold:.4g}" for threshold in self.runs[0].config.test.tiou] + ["average"]
-        return Table(
-            "mAP (%)",
-            ("result", *measured, "spread", "lowest seed", "seeds"),
-            rows,
-            (*self._column_notes(), *evaluation_notes(evaluations, counts=False), *self._recipe_notes()),
-            best=measured if len(rows) > 1 else (),
-        )
+        notes = [
+            *self._column_notes(),
+            *evaluation_notes(evaluations, counts=False),
+            *self._recipe_notes(),
+        ]
+        columns = ["result", *measured, "spread", "lowest seed", "seeds"]
+        return Table("mAP (%)", columns, rows, notes, best=measured if len(rows) > 1 else ())
 
     def loss_table(self) -> Table:
         """The first and last losses of the two networks of each variant; means over seeds."""
@@ -290,12 +306,18 @@ class Comparison:
             first, *others = (run.config.model_dump(mode="json") for run in runs)
             keys = set()
             for other in others:
-                keys.update(key for key, _, _ in differences(first, other) if not key.startswith(_NO_RECIPE))
+                for key, _, _ in differences(first, other):
+                    if not key.startswith(_NO_RECIPE):
+                        keys.add(key)
             if keys:
                 yield f"{label}: the seeds also differ in {', '.join(sorted(keys))}."
 
 
-def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Comparison:
+def compare(
+    runs: Sequence[Path],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
     Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
@@ -329,11 +351,15 @@ def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] = l
         if run.group == BASELINES:
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
-        settings = one.config.test.nms.suppression
-        merged = merge(baselines[one.directory], baselines[other.directory], method=method, settings=settings)
+        merged = merge(
+            baselines[one.directory],
+            baselines[other.directory],
+            method=method,
+            settings=one.config.test.nms.suppression,
+        )
         add(label, UNTRAINED, seeds, merged)
-    order = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
-    return Comparison(tuple(found), truth, tuple(sorted(results.values(), key=lambda r: order.index(r.group))))
+    ordered = sorted(results.values(), key=lambda r: GROUPS.index(r.group))
+    return Comparison(tuple(found), truth, tuple(ordered))
 
 
 def _read_forward(path: Path, truth: Annotations) -> Detections:
@@ -352,14 +378,17 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
         controls = list(zip(forward, following, strict=False))
         for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
             for method in get_args(MergeMethod):
+                label = f"{title}, {method}"
                 for one, other in pairs:
                     seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
-                    yield _with_run_name(f"{title}, {method}", one, runs), " + ".join(seeds), one, other, method
+                    yield _with_run_name(label, one, runs), " + ".join(seeds), one, other, method
 
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
     """The label, with the name of the run if the runs have several names."""
-    return label if len({other.config.name for other in runs}) == 1 else f"{label} ({run.config.name})"
+    if len({other.config.name for other in runs}) == 1:
+        return label
+    return f"{label} ({run.config.name})"
 
 
 def _mean(values: Sequence[float]) -> Cell:
@@ -382,26 +411,37 @@ def difference_table(comparison: Comparison) -> Table:
     for result in comparison.results:
         if result.group != TRAINED_PAIRS:
             continue
-        seeds, differences = len(result.evaluations), []
+        seeds = len(result.evaluations)
+        differences = []
         for other in (best, late, by_label.get(_control_of(result.label), two_forward)):
             differences.append(None if other is None else f"{result.mean - other.mean:+.2f}")
             if other is not None and len(other.evaluations) != seeds:
                 other_seeds[other.label] = len(other.evaluations)
-        reaches = None if best is None else "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
+        reaches = None
+        if best is not None:
+            reaches = "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
         rows.append((result.label, result.mean, *differences, reaches, seeds))
-    compared = (("Best baseline", best), ("Late fusion", late), ("Control without fusion", two_forward))
-    notes = [f"{name}: {result.label}, {result.mean:.2f}." for name, result in compared if result is not None]
+    notes = []
+    compared = {"Best baseline": best, "Late fusion": late, "Control without fusion": two_forward}
+    for name, other in compared.items():
+        if other is not None:
+            notes.append(f"{name}: {other.label}, {other.mean:.2f}.")
     if controls := [label for label in map(_control_of, by_label) if label in by_label]:
         notes.append(f"Control of a fusion: the same experiment with two forward networks, such as {controls[0]!r}.")
     if other_seeds:
         seeds_of = ", ".join(f"{label} {count}" for label, count in other_seeds.items())
         notes.append(f"Not over the same seeds as the results compared with it: {seeds_of}.")
-    return Table(
-        "Average mAP (%): difference to the baselines",
-        ("result", "average", "− best baseline", "− late fusion", "− control", "within spread", "seeds"),
-        rows,
-        [*notes, "Within spread: at least the best baseline minus its standard deviation over seeds."],
+    notes.append("Within spread: at least the best baseline minus its standard deviation over seeds.")
+    columns = (
+        "result",
+        "average",
+        "− best baseline",
+        "− late fusion",
+        "− control",
+        "within spread",
+        "seeds",
     )
+    return Table("Average mAP (%): difference to the baselines", columns, rows, notes)
 
 
 def _control_of(label: str) -> str:
@@ -421,14 +461,22 @@ A joint experiment has three results: the forward basis, the reverse basis, and 
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     """The direction sensitivity of the classes by all compared baselines; F is tested on reversed playback."""
-    forward, reverse = ([run for run in comparison.runs if run.label == label] for label in ("F", "B"))
-    if not forward or not reverse:
+    truth = comparison.truth
+    detections: dict[str, list[Detections]] = {"F": [], "B": []}
+    reversed_playback = []
+    for run in comparison.runs:
+        if run.group == BASELINES:
+            detections[run.label].append(_read_forward(run.detection_files()[""], truth))
+    if not all(detections.values()):
         raise ValueError("direction sensitivity needs a forward and a reverse baseline; also give runs of F and B")
+    for run in comparison.runs:
+        if run.label == "F":
+            reversed_playback.append(detect_on_reversed_playback(load_checkpoint(run.directory), ranks))
     return sensitivity(
-        comparison.truth,
-        forward=[_read_forward(run.detection_files()[""], comparison.truth) for run in forward],
-        backward=[_read_forward(run.detection_files()[""], comparison.truth) for run in reverse],
-        reversed_playback=[detect_on_reversed_playback(load_checkpoint(run.directory), ranks) for run in forward],
+        truth,
+        forward=detections["F"],
+        backward=detections["B"],
+        reversed_playback=reversed_playback,
         tiou=comparison.runs[0].config.test.tiou,
     )
 
@@ -445,7 +493,9 @@ def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity
             shown.setdefault(run.label, (kind, run.detection_files()[""]))
     if best := comparison.best(TRAINED_PAIRS, VARIANTS):
         shown[best.label] = ("merged", next(iter(best.files.values())))
-    results = [(label, kind, _read_forward(path, comparison.truth)) for label, (kind, path) in shown.items()]
+    results = []
+    for label, (kind, path) in shown.items():
+        results.append((label, kind, _read_forward(path, comparison.truth)))
     return write_report(
         out,
         title="BiTAD: runs compared",
@@ -462,14 +512,15 @@ def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) ->
     for result in comparison.results:
         groups.setdefault(result.group, {})[result.label] = result.averages
     best = comparison.best(BASELINES)
-    plot_comparison(groups, out / "comparison.png", reference=None if best is None else (best.label, best.mean))
+    reference = None if best is None else (best.label, best.mean)
+    plot_comparison(groups, out / "comparison.png", reference=reference)
     pictures = [
         ("Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline.", "comparison.png")
     ]
     if sensitivity is not None:
         plot_sensitivity(sensitivity, out / "sensitivity.png")
         pictures.append(("Average precision of each class, by its direction sensitivity.", "sensitivity.png"))
-    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of the first seed with records, by group and label
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of the first seed, by group and label
     for label, runs in comparison.by_label().items():
         if trained := next((run for run in runs if run.losses()), None):
             curves.setdefault(trained.group, {})[label] = trained.records()

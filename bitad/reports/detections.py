@@ -26,10 +26,6 @@ def write_srt(path: Path, track: Track, *, min_score: float) -> None:
     """Writes a SubRip file with cues that never overlap: a new cue begins wherever the detected classes change.
 
     A cue has a line for each class, the best-scored first, at most three.
-
-    Args:
-        track: detections, in any order.
-        min_score: detections below it are left out.
     """
     assert track.scores is not None
     kept = np.argsort(-track.scores, kind="stable")  # the best first, also in every cue
@@ -81,9 +77,8 @@ def check_detection_report(
     """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
 
     Args:
-        videos: the files, by name.
         overwrite: replace the files of an earlier report; other files are never replaced.
-        inputs: other files that are read.
+        inputs: files that are read besides the videos.
 
     Raises:
         ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
@@ -110,11 +105,6 @@ def write_detection_report(
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
     The page shows previews, because browsers do not play every video. Other files of an earlier report are removed.
-
-    Args:
-        videos: the files of the detections' videos, by name.
-        min_score: of the subtitles, and initially of the page.
-        damaged: what to do with frames of a preview that cannot be decoded.
 
     Returns:
         the page, and for each video without a preview the reason.

@@ -59,9 +59,11 @@ class Table:
     def markdown(self) -> str:
         """GitHub's Markdown."""
         rules = ["---:" if numeric else ":---" for numeric in self._numeric()]
-        header, *rows = ([_markdown(_printed(cell)) for cell in row] for row in (self.columns, *self.rows))
         lines = [f"**{_markdown(self.title)}**", ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (header, rules, *rows)]
+        for row in (self.columns, *self.rows):
+            cells = [_markdown(_printed(cell)) for cell in row]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.insert(3, f"| {' | '.join(rules)} |")
         if self.notes:
             lines += ["", *(f"- {_markdown(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
@@ -82,18 +84,25 @@ class Table:
     def html(self) -> str:
         """A ``<figure>`` with the table and its notes."""
         numeric = self._numeric()
-        bests = [self._greatest(i) if column in self.best else "" for i, column in enumerate(self.columns)]
 
         def cell(i: int, text: str, scope: str = "") -> str:
-            classes = ["number"] * numeric[i] + ["best"] * (not scope and text == bests[i])
+            classes = ["number"] if numeric[i] else []
+            if not scope and self.columns[i] in self.best and text == self._greatest(i):
+                classes.append("best")
             attributes = f' scope="{scope}"' if scope else ""
-            attributes += f' class="{" ".join(classes)}"' if classes else ""
+            if classes:
+                attributes += f' class="{" ".join(classes)}"'
             tag = "th" if scope else "td"
             return f"<{tag}{attributes}>{escape(text)}</{tag}>"
 
         headers = [cell(i, printable(column), "col") for i, column in enumerate(self.columns)]
-        lines = ['<figure class="table">', "<table>", f"<caption>{escape(printable(self.title))}</caption>"]
-        lines += [f"<thead><tr>{''.join(headers)}</tr></thead>", "<tbody>"]
+        lines = [
+            '<figure class="table">',
+            "<table>",
+            f"<caption>{escape(printable(self.title))}</caption>",
+            f"<thead><tr>{''.join(headers)}</tr></thead>",
+            "<tbody>",
+        ]
         for row in self.rows:
             cells = [cell(i, _printed(each), "" if i else "row") for i, each in enumerate(row)]
             lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -108,8 +117,11 @@ class Table:
         return {"title": self.title, "columns": self.columns, "rows": self.rows, "notes": self.notes}
 
     def _numeric(self) -> list[bool]:
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
-        return [any(map(_is_number, cells)) and not any(isinstance(c, str) for c in cells) for cells in columns]
+        """Which columns are of numbers only."""
+        if not self.rows:
+            return [False] * len(self.columns)
+        types = [{type(cell) for cell in cells} - {type(None)} for cells in zip(*self.rows, strict=True)]
+        return [bool(of_column) and str not in of_column for of_column in types]
 
     def _greatest(self, column: int) -> str:
         numbers = [cell for row in self.rows if _is_number(cell := row[column])]
@@ -125,7 +137,8 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None
     tiou = _common_tiou(evaluations)
     rows: list[Row] = []
     for name, evaluation in evaluations.items():
-        rows.append((name, *(100 * evaluation.map_per_tiou).tolist(), 100 * evaluation.average_map))
+        per_tiou = (100 * evaluation.map_per_tiou).tolist()
+        rows.append((name, *per_tiou, 100 * evaluation.average_map))
     columns = ("result", *(f"{threshold:.4g}" for threshold in tiou), "average")
     if title is None:
         rules = dict.fromkeys(_RULES[evaluation.rule][0] for evaluation in evaluations.values())
@@ -171,11 +184,23 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
     rows: list[Row] = []
     for one in classes:
         truth: Row = () if known is None else (known.get(one.label),)
-        figures = (100 * one.forward, 100 * one.backward, 100 * one.reversed_playback)
-        kept = None if one.kept is None else 100 * one.kept
-        row = (one.label, one.verdict, *truth, one.segments, *figures, kept, one.called, 100 * one.called_share)
-        rows.append(row)
-    columns = ["class", "verdict", *(() if known is None else ("known",)), "segments", "F", "B", "F reversed"]
+        rows.append(
+            (
+                one.label,
+                one.verdict,
+                *truth,
+                one.segments,
+                100 * one.forward,
+                100 * one.backward,
+                100 * one.reversed_playback,
+                None if one.kept is None else 100 * one.kept,
+                one.called,
+                100 * one.called_share,
+            )
+        )
+    columns = ["class", "verdict", "segments", "F", "B", "F reversed", "kept", "F then predicts", "share"]
+    if known is not None:
+        columns.insert(2, "known")
     tiou, (forward, backward) = sensitivity.tiou, sensitivity.networks
     notes = [
         f"In percent. F, B and F reversed (F on reversed playback, with the original labels): AP, {_range(tiou)}, of "
@@ -189,16 +214,15 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
     ]
     known = known or {}
     judged = [one for one in sensitivity.classes if one.label in known]
-    wrong = [
-        f"{one.label} (known as {known[one.label]}, judged {one.verdict})"
-        for one in judged
-        if one.verdict != known[one.label]
-    ]
+    wrong = []
+    for one in judged:
+        if one.verdict != known[one.label]:
+            wrong.append(f"{one.label} (known as {known[one.label]}, judged {one.verdict})")
     if judged:
         but = f"; not for {', '.join(wrong)}" if wrong else ""
         agreed = f"{len(judged) - len(wrong)} of {_count(len(judged), 'class')}"
         notes.append(f"The verdict agrees with what is known for {agreed}{but}.")
-    return Table("Direction sensitivity per class", [*columns, "kept", "F then predicts", "share"], rows, notes)
+    return Table("Direction sensitivity per class", columns, rows, notes)
 
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
