@@ -195,7 +195,12 @@ class Scale:
 
 
 DEFAULT = Scale("default")
-FULL = Scale("full", seeds=3, experiments=tuple(name for name in EXPERIMENTS if name != "baseline"), ablations=True)
+FULL = Scale(
+    "full",
+    seeds=3,
+    experiments=tuple(name for name in EXPERIMENTS if name != "baseline"),
+    ablations=True,
+)
 _SHORT = ("training.epochs=2", "training.evaluate_every=2")
 SMOKE = Scale("smoke", training=4, validation=2, overrides=_SHORT, pair_overrides=_SHORT)
 
@@ -289,7 +294,8 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     forward = trainings.baseline("forward", seed).config
     reverse = trainings.baseline("reverse", seed).config
     truth = read_test_ground_truth(forward)
-    pairs = {name: trainings.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
+    fusing = [name for name in scale.experiments if EXPERIMENTS[name].fusion]
+    pairs = {name: trainings.pair(name, seed).directory for name in fusing}
     detections = _detect_all(forward, reverse, pairs, truth)
     on_reversed = [detections["F on reversed playback"]]
     for other in trainings.seeds[1:]:
@@ -377,9 +383,11 @@ def _detect_all(
     untrained = build_network(forward, len(truth.classes)).eval()
     load_pretrained(untrained, forward)
     detector, source = load_checkpoint(forward.run_directory).network(), build_source(forward)
-    still = StaticFrames(**{field.name: getattr(source, field.name) for field in fields(source) if field.init})
+    settings = {field.name: getattr(source, field.name) for field in fields(source) if field.init}
+    still = StaticFrames(**settings)
     for name, network, frames in (("F on still windows", detector, still), ("untrained", untrained, source)):
-        found[name] = detect(network, truth, frames, forward, ONE_PROCESS, description=f"testing {name}").merged
+        results = detect(network, truth, frames, forward, ONE_PROCESS, description=f"testing {name}")
+        found[name] = results.merged
     return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
 
 

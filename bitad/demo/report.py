@@ -61,8 +61,10 @@ class DemoResults:
 
     def table(self) -> Table:
         """mAP of every result."""
-        titles = {"F on still windows": "static-frame control of F"}
-        evaluations = {titles.get(name, name): evaluation for name, evaluation in self.evaluations.items()}
+        evaluations = {}
+        for name, evaluation in self.evaluations.items():
+            title = "static-frame control of F" if name == "F on still windows" else name
+            evaluations[title] = evaluation
         evaluations["F on reversed playback, time-reversed labels"] = self.reversed_labels
         return evaluation_table(evaluations, title="Playroom, validation videos: mAP (%)", counts=False)
 
@@ -74,7 +76,10 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         sensitivity_table(results.sensitivity, known=KINDS),
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
-    titles: dict[str, tuple[str, Kind]] = {"F": ("Forward (F)", "forward"), "B": ("Reverse (B)", "reverse")}
+    titles: dict[str, tuple[str, Kind]] = {
+        "F": ("Forward (F)", "forward"),
+        "B": ("Reverse (B)", "reverse"),
+    }
     shown: list[tuple[str, Kind, Detections]] = []
     for name in results.compared:
         title, kind = titles.get(name, (name.capitalize(), "merged"))

@@ -50,7 +50,8 @@ class Track:
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
         found = detections.of_video(video)
-        return Track(name, kind, found.segments, [found.classes[label] for label in found.labels], found.scores)
+        labels = [found.classes[label] for label in found.labels]
+        return Track(name, kind, found.segments, labels, found.scores)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -112,11 +113,12 @@ def write_page(
     """
     sections = (("videos", "Videos", videos), ("tables", "Results", tables), ("pictures", "Figures", pictures))
     links = [f'<a href="#{anchor}">{heading}</a>' for anchor, heading, content in sections if content]
+    paragraphs = map(str.strip, introduction.split("\n\n"))
     page = Template(_part("page.html.in")).substitute(
         version=escape(bitad.__version__),
         title=escape(title),
         style=_part("page.css"),
-        introduction="\n".join(f"<p>{escape(text.strip())}</p>" for text in introduction.split("\n\n") if text.strip()),
+        introduction="\n".join(f"<p>{escape(text)}</p>" for text in paragraphs if text),
         navigation=f'<nav aria-label="Parts of this page">{"".join(links)}</nav>' if len(links) > 1 else "",
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),

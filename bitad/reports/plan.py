@@ -119,7 +119,13 @@ class TrainingPlan:
             training = self.config.training.model_copy(update={"batch": batch})
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
-                yield step_cost(config, self.classes, checkpointing=policy, precision=precision, device=self.device)
+                yield step_cost(
+                    config,
+                    self.classes,
+                    checkpointing=policy,
+                    precision=precision,
+                    device=self.device,
+                )
 
     def tables(self) -> tuple[Table, ...]:
         """Parameters, floating-point operations, memory and GPUs."""
@@ -152,7 +158,8 @@ class TrainingPlan:
         rows: list[Row] = []
         for cost in self.costs:
             counts = (cost.activation_bytes, cost.peak_bytes, self.peak_bytes(cost))
-            rows.append((f"{cost.checkpointing}, {cost.precision}", *(round(count / _MIB) for count in counts)))
+            mib = [round(count / _MIB) for count in counts]
+            rows.append((f"{cost.checkpointing}, {cost.precision}", *mib))
         fixed = ", ".join(f"{what} {count / _MIB:,.0f} MiB" for what, count in self.fixed_bytes.items())
         notes = (
             f"Total: including {fixed}. The first row is the configuration.",
@@ -162,14 +169,18 @@ class TrainingPlan:
             "context and the reserve of its allocator.",
         )
         batch = self.config.training.batch
-        title = f"Memory of a training process, batches of {batch} {'window' if batch == 1 else 'windows'} (MiB)"
+        windows = "window" if batch == 1 else "windows"
+        title = f"Memory of a training process, batches of {batch} {windows} (MiB)"
         return Table(title, ("checkpointing, precision", "activations", "step", "total"), rows, notes)
 
     def _gpus(self) -> Table:
         rows: list[Row] = []
         for name, gib in GPU_MEMORY_GIB.items():
-            fitting = [_changes(self.costs[0], cost) or "yes" for cost in self.costs if self._fits(cost, gib * _GIB)]
-            rows.append((name, gib, fitting[0] if fitting else "no"))
+            fits = "no"
+            for cost in reversed(self.costs):
+                if self._fits(cost, gib * _GIB):
+                    fits = _changes(self.costs[0], cost) or "yes"
+            rows.append((name, gib, fits))
         note = "Fits: yes as configured, or the changes needed, in nine tenths of the memory. Simulated, not measured."
         return Table("Fit into one GPU of each kind", ("GPU", "GiB", "fits"), rows, [note])
 
@@ -230,8 +241,14 @@ def plan_training(
     steps = None
     if windows is not None:
         ranks = Ranks(0, processes, torch.device("cpu"))
-        accumulate = training.accumulate
-        steps = EpochSampler(windows, batch=training.batch, ranks=ranks, seed=config.seed, accumulate=accumulate).steps
+        sampler = EpochSampler(
+            windows,
+            batch=training.batch,
+            ranks=ranks,
+            seed=config.seed,
+            accumulate=training.accumulate,
+        )
+        steps = sampler.steps
     network = network_on_meta(config, classes)
     # fp16 needs the memory of bf16. The configuration's precision comes first.
     precisions = sorted(PRECISIONS, key=lambda precision: (precision == "fp32") != (training.precision == "fp32"))
@@ -280,7 +297,8 @@ def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
         for path, parameter in module.named_parameters():
             part = _part(path)
             before, count = sizes[name].get(part, Size(0, 0)), parameter.numel()
-            sizes[name][part] = Size(before.all + count, before.trainable + count * parameter.requires_grad)
+            trainable = count if parameter.requires_grad else 0
+            sizes[name][part] = Size(before.all + count, before.trainable + trainable)
     return sizes
 
 
@@ -294,7 +312,9 @@ def _part(path: str) -> str:
 def _shares_frozen(config: Config) -> bool:
     """Whether two networks share a frozen backbone: a pre-trained one, or that of two baselines."""
     backbone = config.model.backbone
-    return backbone is not None and (backbone.weights is not None or config.design.starts_from == "baselines")
+    if backbone is None:
+        return False
+    return backbone.weights is not None or config.design.starts_from == "baselines"
 
 
 def _weight_bytes(network: Network, config: Config) -> int:
@@ -302,8 +322,8 @@ def _weight_bytes(network: Network, config: Config) -> int:
     count = sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
     for number, part in enumerate(network.parts.values()):
         for path, parameter in part.named_parameters():
-            is_shared = _part(path) == "backbone" and not parameter.requires_grad and _shares_frozen(config)
-            if number == 0 or not is_shared:
+            is_frozen = _part(path) == "backbone" and not parameter.requires_grad
+            if number == 0 or not is_frozen or not _shares_frozen(config):
                 count += 4 * parameter.numel()
     return count
 

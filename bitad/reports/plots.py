@@ -90,12 +90,17 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         right.set_ylim(bottom=0)
         right.xaxis.get_major_locator().set_params(integer=True)
         if not any(line.get_xdata().size for line in right.lines):
-            label = right.text(0.5, 0.5, "no evaluation recorded", color=_QUIET, transform=right.transAxes)
-            label.set(ha="center", va="center")
+            label = right.text(0.5, 0.5, "no evaluation recorded", transform=right.transAxes)
+            label.set(ha="center", va="center", color=_QUIET)
         left.legend(loc="upper right")
 
 
-def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], path: Path, *, tiou: float) -> None:
+def plot_precision_recall(
+    results: Mapping[str, Mapping[str, PrecisionRecall]],
+    path: Path,
+    *,
+    tiou: float,
+) -> None:
     """A panel per class: precision over recall of each result by name and class, and its AP."""
     classes = _classes(results)
     columns = min(5, len(classes))
@@ -106,7 +111,8 @@ def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], 
             for k, curves in enumerate(results.values()):
                 if name in curves:
                     _plot_curve(panel, curves[name], _colour(k), line=len(results) - 1 - k)
-            panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03))
+            panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for panel in panels.flat[len(classes) :]:
             panel.set_axis_off()
         figure.supxlabel("recall", fontsize=9.5, color=_QUIET)
@@ -137,7 +143,8 @@ def plot_class_bars(
             shift = (k - (len(results) - 1) / 2) * bar
             places = [place[name] + shift for name in figures]
             axes.bar(places, list(figures.values()), 0.92 * bar, color=_colour(k))
-        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
+        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20))
+        axes.set_xlim(-0.6, max(place.values()) + 0.6)
         axes.set_xticks(list(place.values()), list(place), rotation=0 if len(place) <= 12 else 40)
         axes.grid(visible=False, axis="x")
         for kind, group in groups.items():
@@ -147,7 +154,7 @@ def plot_class_bars(
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
-    """Bars per class, grouped by verdict: AP of F, B, and F on reversed playback with the original labels."""
+    """AP of F, B, and F on reversed playback with the original labels, by class and verdict."""
     order = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     plot_class_bars(
         {
@@ -181,17 +188,24 @@ def plot_comparison(
         places: list[float] = []
         for k, group in enumerate(groups.values()):
             for figures in group.values():
-                place, mean, colour = len(places) + 0.6 * k, float(np.mean(figures)), _colour(k)
-                dots = axes.plot(figures, [place] * len(figures), "o", color=colour, alpha=0.45, markersize=4.5)
-                dots[0].set_markeredgewidth(0)
+                place = len(places) + 0.6 * k
+                mean = float(np.mean(figures))
+                colour = _colour(k)
+                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colour)
+                dots.set(alpha=0.45, markersize=4.5, markeredgewidth=0)
                 bar = [place - 0.36, place + 0.36]
                 axes.plot([mean, mean], bar, color=colour, linewidth=2.2, solid_capstyle="butt")
                 places.append(place)
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
-            top = axes.get_xaxis_transform()
-            label = axes.annotate(f"{name}: {value:.2f}", (value, 1), (3, 2), xycoords=top, textcoords="offset points")
+            label = axes.annotate(
+                f"{name}: {value:.2f}",
+                (value, 1),
+                (3, 2),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+            )
             label.set(color=_QUIET, fontsize=8.5)
         axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
         axes.set_yticks(places, names)
@@ -222,12 +236,13 @@ def plot_confusion(
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=115, aspect="auto")
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
-            colour = "white" if share > 60 else _TEXT
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=colour)
+            label = axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9)
+            label.set_color("white" if share > 60 else _TEXT)
         for row, name in enumerate(classes):
-            if (label := expected.get(name)) is not None:
-                corner = (called.index(label) - 0.5, row - 0.5)
-                axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
+            if (partner := expected.get(name)) is not None:
+                corner = (called.index(partner) - 0.5, row - 0.5)
+                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8)
+                axes.add_patch(frame)
         axes.set(title=title, xlabel="predicted label (% of the class's segments)", ylabel="class")
         axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(rows), classes)
@@ -254,9 +269,10 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         installed = {font.name for font in font_manager.fontManager.ttflist}
+        families = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)]
         for text in figure.findobj(Text):
             if isinstance(text, Text) and not text.get_text().isascii():
-                text.set_fontfamily(["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)])
+                text.set_fontfamily(families)
         with atomic_write(path) as partial_file:
             figure.savefig(partial_file, format=form, metadata={"Date": None} if form == "svg" else None)
 
@@ -266,13 +282,21 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) 
         recall = np.insert(curve.recall, 0, 0.0)
         precision = np.insert(curve.interpolated, 0, curve.interpolated[0])
         panel.plot(recall, precision, color=colour, linewidth=1.5, clip_on=False)
-    panel.text(0.05, 0.07 + 0.13 * line, f"{100 * curve.ap:.0f}", color=colour, fontsize=8.5, transform=panel.transAxes)
+    place = 0.05, 0.07 + 0.13 * line
+    label = panel.text(*place, f"{100 * curve.ap:.0f}", transform=panel.transAxes)
+    label.set(color=colour, fontsize=8.5)
 
 
 def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
     handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
+    figure.legend(
+        handles=handles,
+        loc="outside upper right",
+        ncols=4,
+        handlelength=1,
+        handleheight=1,
+    )
 
 
 def _colour(number: int) -> str:
