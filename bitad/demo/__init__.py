@@ -277,11 +277,7 @@ def training_table(jobs: Sequence[Job]) -> Table:
 
 
 def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
-    """Runs the demo in the folder ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md).
-
-    Raises:
-        ValueError: ``out`` holds a demo with other data or a page of something else, or a training failed.
-    """
+    """Runs the demo in the folder ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md)."""
     began = time.monotonic()
     check_page(out / "index.html")
     trainings = Trainings(out, scale, seed)
@@ -291,32 +287,44 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     jobs = trainings.jobs()
     print(training_table(jobs).text(), file=sys.stderr)
     train_side_by_side(jobs)
-    forward = trainings.baseline("forward", seed).config
-    reverse = trainings.baseline("reverse", seed).config
-    truth = read_test_ground_truth(forward)
-    fusing = [name for name in scale.experiments if EXPERIMENTS[name].fusion]
-    pairs = {name: trainings.pair(name, seed).directory for name in fusing}
-    detections = _detect_all(forward, reverse, pairs, truth)
-    on_reversed = [detections["F on reversed playback"]]
-    for other in trainings.seeds[1:]:
-        on_reversed.append(_detect_on_reversed_playback(trainings.baseline("forward", other).directory))
-    for name, found in detections.items():
-        write_detections(found, out / "detections" / f"{name}.json")
-    tiou = forward.test.tiou
+    forward = [trainings.baseline("forward", each) for each in trainings.seeds]
+    reverse = [trainings.baseline("reverse", each) for each in trainings.seeds]
+    of_f = [read_detections(job.directory / "detections.json") for job in forward]
+    of_b = [read_detections(job.directory / "detections.json") for job in reverse]
+    reversed_playback = []
+    for job in forward:
+        checkpoint = load_checkpoint(job.directory)
+        reversed_playback.append(detect_on_reversed_playback(checkpoint, ONE_PROCESS))
+    found = {"F": of_f[0], "B": of_b[0], "late fusion": merge(of_f[0], of_b[0], method="soft-nms")}
+    runs = {"F": forward[0].directory, "B": reverse[0].directory}
+    for name in scale.experiments:
+        if EXPERIMENTS[name].fusion:
+            runs[name] = trainings.pair(name, seed).directory
+            for basis, file in Run.read(runs[name]).detection_files().items():
+                found[f"{name}, {basis}"] = read_detections(file).forward()
+    found["F on reversed playback"] = reversed_playback[0]
+    config = forward[0].config
+    truth = read_test_ground_truth(config)
+    found |= _detect_without_cues(config, truth)
+    detections = {}
+    for name, one in found.items():
+        detections[name] = replace(one, details={"result": name})
+        write_detections(detections[name], out / "detections" / f"{name}.json")
+    tiou = config.test.tiou
     results = DemoResults(
         truth=truth,
         detections=detections,
-        evaluations={name: evaluate(truth, found, tiou=tiou) for name, found in detections.items()},
-        reversed_labels=evaluate(renamed(truth, REVERSED), detections["F on reversed playback"], tiou=tiou),
+        evaluations={name: evaluate(truth, one, tiou=tiou) for name, one in detections.items()},
+        reversed_labels=evaluate(renamed(truth, REVERSED), reversed_playback[0], tiou=tiou),
         calls={name: called_classes(truth, detections[name]) for name in ("F", "F on reversed playback")},
         sensitivity=sensitivity(
             truth,
-            forward=[_read_result(trainings.baseline("forward", other)) for other in trainings.seeds],
-            backward=[_read_result(trainings.baseline("reverse", other)) for other in trainings.seeds],
-            reversed_playback=on_reversed,
+            forward=of_f,
+            backward=of_b,
+            reversed_playback=reversed_playback,
             tiou=tiou,
         ),
-        runs={"F": forward.run_directory, "B": reverse.run_directory, **pairs},
+        runs=runs,
         seconds=time.monotonic() - began,
         smoke=scale is SMOKE,
     )
@@ -354,10 +362,6 @@ def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
     reverse_annotation_file(forward / annotations, reverse / annotations)
 
 
-def _read_result(job: Job) -> Detections:
-    return read_detections(job.directory / "detections.json").forward()
-
-
 class StaticFrames(VideoFiles):
     """Video files of which each window repeats its middle frame: the static-frame control."""
 
@@ -366,30 +370,19 @@ class StaticFrames(VideoFiles):
         return frames[len(frames) // 2].expand_as(frames)
 
 
-def _detect_all(
-    forward: Config, reverse: Config, pairs: Mapping[str, Path], truth: Annotations
-) -> dict[str, Detections]:
-    """Detections by name: F, B, their late fusion, joint experiments, and negative controls."""
-    found = {
-        name: read_detections(config.run_directory / "detections.json")
-        for name, config in (("F", forward), ("B", reverse))
-    }
-    found["late fusion"] = merge(found["F"], found["B"], method="soft-nms")
-    for name, directory in pairs.items():
-        for basis, file in Run.read(directory).detection_files().items():
-            found[f"{name}, {basis}"] = read_detections(file).forward()
-    found["F on reversed playback"] = _detect_on_reversed_playback(forward.run_directory)
-    torch.manual_seed(forward.seed)
-    untrained = build_network(forward, len(truth.classes)).eval()
-    load_pretrained(untrained, forward)
-    detector, source = load_checkpoint(forward.run_directory).network(), build_source(forward)
+def _detect_without_cues(config: Config, truth: Annotations) -> dict[str, Detections]:
+    """Negative controls: detections of F without motion, and of a network without training."""
+    torch.manual_seed(config.seed)
+    untrained = build_network(config, len(truth.classes)).eval()
+    load_pretrained(untrained, config)
+    source = build_source(config)
     settings = {field.name: getattr(source, field.name) for field in fields(source) if field.init}
-    still = StaticFrames(**settings)
-    for name, network, frames in (("F on still windows", detector, still), ("untrained", untrained, source)):
-        results = detect(network, truth, frames, forward, ONE_PROCESS, description=f"testing {name}")
+    controls = {
+        "F on still windows": (load_checkpoint(config.run_directory).network(), StaticFrames(**settings)),
+        "untrained": (untrained, source),
+    }
+    found = {}
+    for name, (network, frames) in controls.items():
+        results = detect(network, truth, frames, config, ONE_PROCESS, description=f"testing {name}")
         found[name] = results.merged
-    return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
-
-
-def _detect_on_reversed_playback(run: Path) -> Detections:
-    return detect_on_reversed_playback(load_checkpoint(run), ONE_PROCESS)
+    return found

@@ -1,8 +1,8 @@
 """Playroom: the rendered data set of the demo, in which actions differ only in their motion.
 
-Round creatures with a mouth change their place, their size or the opening of their mouth. The looks and states of all
-creatures, idle or not, have one distribution, so a single frame does not reveal an action; the motion does. There are
-three kinds of classes, by their appearance in reverse playback:
+Round creatures change their place, their size or the opening of their mouth. The looks and states of all creatures,
+idle or not, have one distribution, so a single frame does not reveal an action. There are three kinds of classes, by
+their appearance in reverse playback:
 
 * symmetric: looks the same (sway, pulse);
 * swapping: looks like its partner (rise and fall, open and close, approach and recede);
@@ -115,7 +115,7 @@ def smooth_step(u: Floats) -> Floats:
 
 
 def hops(u: Floats) -> Floats:
-    """Height of three decaying hops over u in [0, 1]; the duration of a hop grows with the root of its height."""
+    """Height of three decaying hops over u in [0, 1], each as long as the root of its height."""
     heights = np.array([1.0, 0.5, 0.22], np.float32)
     ends = np.concatenate([[0], np.cumsum(np.sqrt(heights))]) / np.sqrt(heights).sum()
     out = np.zeros_like(u)
@@ -127,7 +127,8 @@ def hops(u: Floats) -> Floats:
 
 def lunge_course(u: Floats) -> Floats:
     """Out within the first eighth, back over the rest."""
-    return np.where(u < 0.125, smooth_step(u / 0.125), 1 - smooth_step((u - 0.125) / 0.875)).astype(np.float32)
+    out, back = smooth_step(u / 0.125), 1 - smooth_step((u - 0.125) / 0.875)
+    return np.where(u < 0.125, out, back).astype(np.float32)
 
 
 def states(creature: Creature, times_s: Floats) -> dict[str, Floats]:
@@ -160,12 +161,7 @@ def states(creature: Creature, times_s: Floats) -> dict[str, Floats]:
 
 
 def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float, float] = (0.6, 2.6)) -> Scene:
-    """Draws a scene: 2 performers, 1 to 2 idle creatures, one action after another with gaps between them.
-
-    Args:
-        seed: any tuple of non-negative integers; the same seed gives the same scene.
-        gap_s: shortest and longest pause between two actions.
-    """
+    """Draws a scene: two performers and an idle creature, one action after another with gaps between them."""
     rng = np.random.default_rng(seed)
     columns = rng.permutation(np.array([0.24, 0.5, 0.76]))
     rest = rng.random((2, 3)) < 0.5  # high?, big?, open?
@@ -288,11 +284,7 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
 
 
 def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
-    """Renders a scene at the given times.
-
-    Returns:
-        uint8 ``[T, size, size, 3]``, RGB.
-    """
+    """Renders a scene at the given times: uint8 ``[T, size, size, 3]``, RGB."""
     rng = np.random.default_rng((*scene.seed, 1))
     ax, wx, ay, wy = scene.pan
     margin = int(np.ceil(0.06 * size)) + 1
@@ -343,16 +335,10 @@ def write_data_set(
     training: int,
     validation: int,
     seed: int,
-    workers: int = 2,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: int,
+    on_progress: Callable[[int, int], None],
 ) -> Annotations:
-    """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}.
-
-    Args:
-        seed: the same seed gives the same videos.
-        workers: number of rendering processes.
-        on_progress: called with (videos done, videos in total).
-    """
+    """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}."""
     raw_data, annotation_folder = folder / "raw_data", folder / "annotations"
     raw_data.mkdir(parents=True, exist_ok=True)
     jobs = [(raw_data, f"train_{i:04d}", (seed, 0, i)) for i in range(training)]

@@ -25,16 +25,13 @@ LEARNT, KEPT = 0.1, 0.9
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """Which names the segments of each class were assigned.
+    """How many ground-truth segments of each class (row) were assigned each name (column).
 
-    Args:
-        classes: K class names.
-        counts: int64 ``[K, K + 1]``: number of ground-truth segments of the row's class that got the column's name; the
-            last column counts those that no detection overlaps.
+    The last column counts those that no detection overlaps.
     """
 
     classes: tuple[str, ...]
-    counts: Integers
+    counts: Integers  # [K, K + 1]
 
     def most_frequent(self, label: str) -> tuple[str, float]:
         """The most frequent name of a class, and its share of the class's segments; ValueError if it has none."""
@@ -46,10 +43,7 @@ class Calls:
 
 
 def called_classes(ground_truth: Annotations, detections: Detections, *, tiou: float = 0.5) -> Calls:
-    """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more.
-
-    Detections are on either clock, and of the same classes.
-    """
+    """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more."""
     classes = ground_truth.classes
     detections = detections.forward().with_classes(classes)
     number = {name: i for i, name in enumerate(detections.videos)}
@@ -105,11 +99,6 @@ class Sensitivity:
     tiou: tuple[float, ...]
     networks: tuple[int, int]  # F and B, of which the figures are means
 
-    @property
-    def verdicts(self) -> dict[str, Verdict]:
-        """The verdict by class."""
-        return {one.label: one.verdict for one in self.classes}
-
 
 def sensitivity(
     ground_truth: Annotations,
@@ -132,8 +121,7 @@ def sensitivity(
     4. "irreversible".
 
     Args:
-        forward: detections of F in forward playback, of one or several networks (seeds). All on either clock.
-        backward: detections of B in reverse playback.
+        forward, backward: detections of F in forward and of B in reverse playback, of one or several networks (seeds).
         reversed_playback: detections of the networks of ``forward`` in reverse playback.
 
     Raises:

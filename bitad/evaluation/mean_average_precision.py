@@ -111,11 +111,7 @@ class Ranked:
 
 
 def checked_thresholds(tiou: Sequence[float]) -> Floats:
-    """The tIoU thresholds ``[n_tiou]``.
-
-    Raises:
-        ValueError: there is none, or one is outside (0, 1].
-    """
+    """The tIoU thresholds ``[n_tiou]``; raises ValueError if there is none, or one is outside (0, 1]."""
     thresholds = np.array(tiou, np.float64)
     if not (thresholds.size and ((thresholds > 0) & (thresholds <= 1)).all()):
         raise ValueError(f"tIoU thresholds {list(tiou)}; give at least one, each above 0 and at most 1")
@@ -147,7 +143,7 @@ def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted:
 
 
 def _distinct(groups: Integers, segments: Floats) -> Mask:
-    """Which segments to evaluate against, bool ``[m]``: those with a length that do not copy an earlier one."""
+    """Which segments have a length and do not copy an earlier one, bool ``[m]``."""
     kept = segments[:, 1] > segments[:, 0]
     order = np.lexsort((segments[:, 0], groups))
     copies: list[tuple[int, int]] = []  # (later, earlier) in file order
@@ -169,7 +165,7 @@ class Evaluation:
     """The accuracy of detections, with the rule and the data.
 
     Args:
-        rule: how detections were matched and AP was computed; the kit's is :mod:`bitad.evaluation.thumos_kit`.
+        rule: how detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
         subsets, videos: the subsets and the number of the ground-truth videos.
@@ -252,7 +248,7 @@ class Evaluation:
         )
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
-        """All values in JSON's types; average precisions are fractions. With a path, also written there."""
+        """All values in JSON's types; with a path, also written there."""
         content = {
             "rule": self.rule,
             "average_map": self.average_map,
@@ -316,12 +312,13 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     )
 
 
-def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou: float) -> dict[str, PrecisionRecall]:
-    """The precision-recall curve of every class with ground truth, by name, at one tIoU.
-
-    Raises:
-        ValueError: as ``evaluate``.
-    """
+def precision_recall(
+    ground_truth: Annotations,
+    detections: Detections,
+    *,
+    tiou: float,
+) -> dict[str, PrecisionRecall]:
+    """The precision-recall curve of every class with ground truth, by name, at one tIoU; raises as ``evaluate``."""
     truth = Truth.of(ground_truth)
     ranked = Ranked.of(truth, detections.forward())
     correct = _true_positives(truth, ranked, checked_thresholds([tiou]))

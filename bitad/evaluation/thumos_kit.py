@@ -59,8 +59,7 @@ def evaluate_by_thumos_kit(
         ambiguous: more such intervals, ``[n, 2]`` in seconds, by video (:func:`read_ambiguous`).
 
     Raises:
-        ValueError: no ground truth, no threshold or one outside (0, 1], reverse detections without durations, or
-            ``ambiguous`` names none of the videos.
+        ValueError: as ``evaluate``, or ``ambiguous`` names none of the videos.
     """
     thresholds = checked_thresholds(tiou)
     detections = detections.forward()

@@ -322,9 +322,6 @@ def compare(
 
     Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
 
-    Args:
-        on_progress: called with (results evaluated, results in total).
-
     Raises:
         FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
         ValueError: a run is given twice, or runs were tested on different ground truth or at different tIoU.
@@ -397,10 +394,9 @@ def _mean(values: Sequence[float]) -> Cell:
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """A row per result of two networks: its mean and the differences to the baselines, late fusion and the control.
+    """The differences of results of two networks to the best baseline, late fusion and control.
 
-    Late fusion uses its best method. The control is the same experiment with two forward networks, if there is one;
-    otherwise the best late fusion of two F.
+    The control is the same experiment with two forward networks, if there is one, or else late fusion of two F.
     """
     by_label = {result.label: result for result in comparison.results}
     best = comparison.best(BASELINES)

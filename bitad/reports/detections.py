@@ -76,10 +76,6 @@ def check_detection_report(
 ) -> None:
     """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
 
-    Args:
-        overwrite: replace the files of an earlier report; other files are never replaced.
-        inputs: files that are read besides the videos.
-
     Raises:
         ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
     """

@@ -35,11 +35,7 @@ Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One row of timelines: the segments of one result in a video.
-
-    Raises:
-        ValueError: an unknown kind, columns of different lengths, or a wrong segment or score.
-    """
+    """One row of timelines: the segments of one result in a video. Raises ValueError for wrong columns."""
 
     name: str
     kind: Kind
@@ -73,11 +69,7 @@ class Track:
 
 @dataclass(frozen=True)
 class PageVideo:
-    """A video and its rows of timelines.
-
-    Raises:
-        ValueError: a path that is not relative, or a duration that is not positive.
-    """
+    """A video and its rows of timelines. Raises ValueError for a wrong path or duration."""
 
     name: str
     media: str | None  # an H.264 mp4, relative to the page's folder
@@ -107,9 +99,6 @@ def write_page(
         introduction: plain text; an empty line starts a paragraph.
         pictures: caption and path relative to the page's folder.
         min_score: the initial minimum score of detections, 0 to 1.
-
-    Raises:
-        ValueError: a picture's path is not relative.
     """
     sections = (("videos", "Videos", videos), ("tables", "Results", tables), ("pictures", "Figures", pictures))
     links = [f'<a href="#{anchor}">{heading}</a>' for anchor, heading, content in sections if content]

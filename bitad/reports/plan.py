@@ -1,8 +1,7 @@
 """The cost of a training, computed without weights, videos or a GPU.
 
-Parameters, operations, steps and learning rates are counted on the network that would train. The peak memory is that
-of a step on fake tensors (:mod:`bitad.training.step_cost`), as on a CPU, or of the optimizer's step, which is
-estimated. docs/scaling.md compares the result with measurements.
+Memory is that of a step on fake tensors (:mod:`bitad.training.step_cost`), as on a CPU, or of the optimizer's step,
+which is estimated. docs/scaling.md compares the result with measurements.
 """
 
 from __future__ import annotations
@@ -226,10 +225,6 @@ def plan_training(
 ) -> TrainingPlan:
     """Computes the cost of a run from its annotations; without them, figures that need them are left out.
 
-    Args:
-        processes: number of processes that train together.
-        on_progress: called with (steps simulated, steps to simulate).
-
     Raises:
         ValueError: the annotations cannot be read, or there are fewer windows than a batch.
     """
@@ -310,7 +305,7 @@ def _part(path: str) -> str:
 
 
 def _shares_frozen(config: Config) -> bool:
-    """Whether two networks share a frozen backbone: a pre-trained one, or that of two baselines."""
+    """Whether two networks share a frozen backbone: pre-trained, or that of two baselines."""
     backbone = config.model.backbone
     if backbone is None:
         return False
@@ -318,7 +313,7 @@ def _shares_frozen(config: Config) -> bool:
 
 
 def _weight_bytes(network: Network, config: Config) -> int:
-    """Bytes of parameters and buffers; those that two networks share (:meth:`Pair.share_frozen`) count once."""
+    """Bytes of parameters and buffers; shared ones (:meth:`Pair.share_frozen`) count once."""
     count = sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
     for number, part in enumerate(network.parts.values()):
         for path, parameter in part.named_parameters():

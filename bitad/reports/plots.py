@@ -163,7 +163,7 @@ def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
             "F on reversed playback": {one.label: 100 * one.reversed_playback for one in order},
         },
         path,
-        kinds=sensitivity.verdicts,
+        kinds={one.label: one.verdict for one in order},
         title="Direction sensitivity",
     )
 
@@ -174,11 +174,7 @@ def plot_comparison(
     *,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Average mAP in percent, by group and result: a dot per seed, a bar at the mean, a colour per group.
-
-    Args:
-        reference: name and average mAP of the result to compare with, drawn as a line.
-    """
+    """Average mAP in percent, by group and result: a dot per seed, a bar at the mean; a line at the reference."""
     names = [name for group in groups.values() for name in group]
     if not names or not all(figures for group in groups.values() for figures in group.values()):
         raise ValueError("a plot needs at least one result, and each result needs at least one value")
@@ -223,13 +219,7 @@ def plot_confusion(
     expected: Mapping[str, str | None],
     title: str,
 ) -> None:
-    """A heat map of the predicted labels of each class.
-
-    Args:
-        shares: float64 ``[K, M]``, in percent: rows are true classes, columns predicted labels.
-        called: the M columns' names, for instance the classes and "nothing".
-        expected: by class, the column to frame (its time-reversed label), or None.
-    """
+    """A heat map ``[K, M]`` in percent: a row per class, a column per predicted label, expected ones framed."""
     rows, columns = shares.shape
     with _figure(path, width=0.5 * columns + 2.0, height=0.38 * rows + 1.5) as figure:
         axes = figure.subplots()

@@ -34,11 +34,8 @@ _RULES: dict[MapRule, tuple[str, str]] = {
 class Table:
     """Rows of names and numbers under a title.
 
-    Floats have two decimals, integers commas between thousands, and None is a dash. A column of numbers (or None) is
-    right-aligned.
-
-    Raises:
-        ValueError: a row with too many or too few cells, a number that is not finite, or an unknown best column.
+    Floats have two decimals, integers commas between thousands, and None is a dash. Columns of numbers are
+    right-aligned. Raises ValueError for rows that do not fit the columns, and for numbers that are not finite.
     """
 
     title: str
@@ -129,11 +126,7 @@ class Table:
 
 
 def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None = None, counts: bool = True) -> Table:
-    """A row per result: mAP in percent at each tIoU, and the average; notes as :func:`evaluation_notes`.
-
-    Raises:
-        ValueError: no result, or results at different tIoU thresholds.
-    """
+    """A row per result, at the same tIoU: mAP in percent, and the average; notes as :func:`evaluation_notes`."""
     tiou = _common_tiou(evaluations)
     rows: list[Row] = []
     for name, evaluation in evaluations.items():
@@ -150,8 +143,7 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None
 def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, str] | None = None) -> Table:
     """A row per class: its number of segments, and its AP in percent in each result, averaged over tIoU.
 
-    Args:
-        kinds: the kind of each class; adds a column and sorts by it, in the order of first occurrence.
+    The kinds of classes add a column; rows are sorted by it, in the order of first occurrence.
     """
     tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
@@ -175,11 +167,7 @@ def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, st
 
 
 def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:
-    """A row per class, by verdict: AP in percent of F, B and F on reversed playback, and the label F then predicts.
-
-    Args:
-        known: the true kind of classes, if known; adds a column and a note on the agreement.
-    """
+    """A row per class, by verdict; the known kinds of classes add a column and a note on the agreement."""
     classes = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     rows: list[Row] = []
     for one in classes:
@@ -228,8 +216,7 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
     """Sentences on the rule, the data, and what was left out; each once, with the names of its results unless all.
 
-    Args:
-        counts: include the numbers of predictions and of ignored ones, which differ between results.
+    ``counts`` includes the numbers of predictions and of ignored ones, which differ between results.
     """
     facts: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
@@ -279,15 +266,10 @@ def _facts(evaluation: Evaluation, counts: bool) -> Iterator[str]:
 
 
 def _common_tiou(evaluations: Mapping[str, Evaluation]) -> tuple[float, ...]:
-    if not evaluations:
-        raise ValueError("a table of results needs at least one result")
-    (first, reference), *others = evaluations.items()
-    for name, evaluation in others:
-        if evaluation.tiou != reference.tiou:
-            raise ValueError(
-                f"{name} was evaluated at tIoU {evaluation.tiou}, {first} at {reference.tiou}; use the same for both"
-            )
-    return reference.tiou
+    tiou = {name: evaluation.tiou for name, evaluation in evaluations.items()}
+    if len(set(tiou.values())) != 1:
+        raise ValueError(f"a table needs at least one result, all at the same tIoU; these are at {tiou}")
+    return next(iter(tiou.values()))
 
 
 def _range(tiou: Sequence[float]) -> str:

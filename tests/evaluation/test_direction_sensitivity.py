@@ -156,10 +156,8 @@ AS_EVER = all_found(OWN)
 
 
 def verdicts(reversed_playback: Detections, trained: Detections = AS_EVER) -> dict[str, str]:
-    made = sensitivity(
-        SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU
-    ).verdicts
-    return {label: str(verdict) for label, verdict in made.items()}
+    made = sensitivity(SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU)
+    return {one.label: one.verdict for one in made.classes}
 
 
 def test_classes_found_on_reversed_playback_as_ever_are_symmetric() -> None:

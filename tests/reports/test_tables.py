@@ -211,7 +211,7 @@ def test_a_sensitivity_table_says_where_the_verdict_is_not_what_is_known():
 
 
 def test_results_at_different_tiou_are_not_put_in_one_table():
-    with pytest.raises(ValueError, match="use the same for both"):
+    with pytest.raises(ValueError, match="all at the same tIoU"):
         evaluation_table({"F": F, "other": evaluation([[0.5]] * 2, tiou=(0.5,))})
     with pytest.raises(ValueError, match="at least one result"):
         evaluation_table({})
