@@ -84,7 +84,8 @@ class Job:
 
     def needs(self) -> set[Path]:
         """The run directories or checkpoints that its networks start from."""
-        return {path for path in (self.config.init.forward, self.config.init.reverse) if path is not None}
+        initial = self.config.init
+        return {path for path in (initial.forward, initial.reverse) if path is not None}
 
     def videos(self) -> list[AnnotatedVideo]:
         """The training videos with ground truth."""
@@ -295,7 +296,11 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     for job in forward:
         checkpoint = load_checkpoint(job.directory)
         reversed_playback.append(detect_on_reversed_playback(checkpoint, ONE_PROCESS))
-    found = {"F": of_f[0], "B": of_b[0], "late fusion": merge(of_f[0], of_b[0], method="soft-nms")}
+    found = {
+        "F": of_f[0],
+        "B": of_b[0],
+        "late fusion": merge(of_f[0], of_b[0], method="soft-nms"),
+    }
     runs = {"F": forward[0].directory, "B": reverse[0].directory}
     for name in scale.experiments:
         if EXPERIMENTS[name].fusion:
@@ -356,7 +361,12 @@ def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
         with progress_callback("rendering videos") as on_progress:
             write_data_set(forward, **data_set, workers=cores(), on_progress=on_progress)
     with progress_callback("reversing videos") as on_progress:
-        report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=cores(), on_progress=on_progress)
+        report = reverse_folder(
+            forward / "raw_data",
+            reverse / "raw_data",
+            workers=cores(),
+            on_progress=on_progress,
+        )
     if report.failed:
         raise ValueError(f"some videos cannot be reversed: {report.failed}")
     reverse_annotation_file(forward / annotations, reverse / annotations)

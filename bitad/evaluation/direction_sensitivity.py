@@ -143,14 +143,17 @@ def sensitivity(
     results = []
     for number, label in enumerate(classes):
         name, share = called[label]
-        f, b, f_reversed = (float(figures[:, number].mean()) for figures in (of_f, of_b, of_reversed))
+        f = float(of_f[:, number].mean())
+        b = float(of_b[:, number].mean())
+        f_reversed = float(of_reversed[:, number].mean())
         learnt = (f + b) / 2
         if name != label and name in called and called[name][0] == label:
             verdict: Verdict = "swapping"
         elif learnt < LEARNT:
             verdict = "not learnt"
         else:
-            verdict = "symmetric" if name == label and f_reversed >= KEPT * learnt else "irreversible"
+            is_kept = name == label and f_reversed >= KEPT * learnt
+            verdict = "symmetric" if is_kept else "irreversible"
         segments = int(evaluations[0].segments[number])
         results.append(ClassSensitivity(label, segments, f, b, f_reversed, name, share, verdict))
     return Sensitivity(tuple(results), evaluations[0].tiou, (len(forward), len(backward)))

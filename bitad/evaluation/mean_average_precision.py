@@ -150,13 +150,15 @@ def _distinct(groups: Integers, segments: Floats) -> Mask:
     # Compare each with its successors by start time, until no start is near.
     for offset in range(1, len(order)):
         a, b = order[:-offset], order[offset:]
-        near = (groups[a] == groups[b]) & (np.abs(segments[a, 0] - segments[b, 0]) <= _SAME_SEGMENT_S)
+        apart = np.abs(segments[a] - segments[b])
+        near = (groups[a] == groups[b]) & (apart[:, 0] <= _SAME_SEGMENT_S)
         if not near.any():
             break
-        near &= np.abs(segments[a, 1] - segments[b, 1]) <= _SAME_SEGMENT_S
-        copies += zip(np.maximum(a, b)[near].tolist(), np.minimum(a, b)[near].tolist(), strict=True)
-    for later, earlier in sorted(copies):  # whether the earlier one is kept is settled by then
-        kept[later] &= not kept[earlier]
+        near &= apart[:, 1] <= _SAME_SEGMENT_S
+        later, earlier = np.maximum(a, b)[near], np.minimum(a, b)[near]
+        copies += zip(later.tolist(), earlier.tolist(), strict=True)
+    for copy, original in sorted(copies):  # whether the original is kept is settled by then
+        kept[copy] &= not kept[original]
     return kept
 
 

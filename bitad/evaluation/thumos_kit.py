@@ -114,14 +114,14 @@ def read_ambiguous(path: str | Path) -> dict[str, Floats]:
 
 def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, Floats]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
-    undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
-    decided = replace(
-        annotations,
-        videos={name: video.take(~undecided[name]) for name, video in annotations.videos.items()},
-        classes=tuple(name for name in annotations.classes if name not in UNDECIDED),
-    )
-    intervals = {name: video.segments[undecided[name]] for name, video in annotations.videos.items()}
-    return decided, {name: segments for name, segments in intervals.items() if len(segments)}
+    videos, intervals = {}, {}
+    for name, video in annotations.videos.items():
+        undecided = np.isin(video.labels, UNDECIDED)
+        videos[name] = video.take(~undecided)
+        if undecided.any():
+            intervals[name] = video.segments[undecided]
+    classes = tuple(name for name in annotations.classes if name not in UNDECIDED)
+    return replace(annotations, videos=videos, classes=classes), intervals
 
 
 def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[str]) -> dict[str, Floats]:

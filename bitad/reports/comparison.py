@@ -224,7 +224,8 @@ class Comparison:
             rows.append((r.label, *means, r.mean, r.spread, min(r.averages), len(r.evaluations)))
             for seed, evaluation in r.evaluations.items():
                 evaluations[f"{r.label}, seed {seed}"] = evaluation
-        measured = [f"{threshold:.4g}" for threshold in self.runs[0].config.test.tiou] + ["average"]
+        tiou = self.runs[0].config.test.tiou
+        measured = [*(f"{threshold:.4g}" for threshold in tiou), "average"]
         notes = [
             *self._column_notes(),
             *evaluation_notes(evaluations, counts=False),
@@ -261,7 +262,8 @@ class Comparison:
             notes.append(
                 "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."
             )
-        columns = ("run", "first step", *(f"first, {name}" for name in names), "at the end", "seeds")
+        first_losses = (f"first, {name}" for name in names)
+        columns = ("run", "first step", *first_losses, "at the end", "seeds")
         return Table("Training losses of two networks", columns, rows, notes)
 
     def json(self) -> dict[str, Any]:
@@ -336,7 +338,8 @@ def compare(
     def add(label: str, group: str, seed: str, detections: Detections) -> Result:
         result = results.setdefault(label, Result(label, group))
         result.evaluations[seed] = evaluate(truth, detections, tiou=found[0].config.test.tiou)
-        on_progress(sum(len(r.evaluations) for r in results.values()), len(files) + len(fusions))
+        done = sum(len(r.evaluations) for r in results.values())
+        on_progress(done, len(files) + len(fusions))
         return result
 
     for run, name, path in files:
@@ -371,7 +374,10 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
         forward = [run for run in mine if run.label == "F"]
         reverse = {run.config.seed: run for run in mine if run.label == "B"}
         following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
-        fused = [(run, reverse[run.config.seed]) for run in forward if run.config.seed in reverse]
+        fused = []
+        for run in forward:
+            if run.config.seed in reverse:
+                fused.append((run, reverse[run.config.seed]))
         controls = list(zip(forward, following, strict=False))
         for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
             for method in get_args(MergeMethod):
@@ -418,7 +424,11 @@ def difference_table(comparison: Comparison) -> Table:
             reaches = "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
         rows.append((result.label, result.mean, *differences, reaches, seeds))
     notes = []
-    compared = {"Best baseline": best, "Late fusion": late, "Control without fusion": two_forward}
+    compared = {
+        "Best baseline": best,
+        "Late fusion": late,
+        "Control without fusion": two_forward,
+    }
     for name, other in compared.items():
         if other is not None:
             notes.append(f"{name}: {other.label}, {other.mean:.2f}.")
@@ -467,7 +477,8 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
         raise ValueError("direction sensitivity needs a forward and a reverse baseline; also give runs of F and B")
     for run in comparison.runs:
         if run.label == "F":
-            reversed_playback.append(detect_on_reversed_playback(load_checkpoint(run.directory), ranks))
+            checkpoint = load_checkpoint(run.directory)
+            reversed_playback.append(detect_on_reversed_playback(checkpoint, ranks))
     return sensitivity(
         truth,
         forward=detections["F"],
@@ -477,7 +488,11 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     )
 
 
-def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity | None = None) -> Path:
+def write_comparison(
+    out: Path,
+    comparison: Comparison,
+    sensitivity: Sensitivity | None = None,
+) -> Path:
     """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if sensitivity is not None:
@@ -503,19 +518,23 @@ def write_comparison(out: Path, comparison: Comparison, sensitivity: Sensitivity
     )
 
 
-def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) -> list[tuple[str, str]]:
+def _draw(
+    out: Path,
+    comparison: Comparison,
+    sensitivity: Sensitivity | None,
+) -> list[tuple[str, str]]:
     groups: dict[str, dict[str, list[float]]] = {}
     for result in comparison.results:
         groups.setdefault(result.group, {})[result.label] = result.averages
     best = comparison.best(BASELINES)
     reference = None if best is None else (best.label, best.mean)
     plot_comparison(groups, out / "comparison.png", reference=reference)
-    pictures = [
-        ("Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline.", "comparison.png")
-    ]
+    caption = "Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline."
+    pictures = [(caption, "comparison.png")]
     if sensitivity is not None:
         plot_sensitivity(sensitivity, out / "sensitivity.png")
-        pictures.append(("Average precision of each class, by its direction sensitivity.", "sensitivity.png"))
+        caption = "Average precision of each class, by its direction sensitivity."
+        pictures.append((caption, "sensitivity.png"))
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of the first seed, by group and label
     for label, runs in comparison.by_label().items():
         if trained := next((run for run in runs if run.losses()), None):
@@ -524,7 +543,8 @@ def _draw(out: Path, comparison: Comparison, sensitivity: Sensitivity | None) ->
         name = f"training-{group.replace(' ', '-')}.png"
         plot_training_curves(of_group, out / name)
         loss = "loss" if group == BASELINES else "loss (the sum of both networks)"
-        pictures.append((f"Training of the {group}, the first seed of each: {loss} and average mAP.", name))
+        caption = f"Training of the {group}, the first seed of each: {loss} and average mAP."
+        pictures.append((caption, name))
     return pictures
 
 

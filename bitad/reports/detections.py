@@ -96,7 +96,12 @@ def check_detection_report(
 
 
 def write_detection_report(
-    out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: OnDecodeError = "error"
+    out: Path,
+    detections: Detections,
+    videos: Mapping[str, Path],
+    *,
+    min_score: float,
+    damaged: OnDecodeError = "error",
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
@@ -140,10 +145,13 @@ def _earlier_files(out: Path) -> list[Path]:
         return []
     # The file may come from anyone: it must not name files outside the folder, or a page of something else.
     names = [name for name in found.videos if name == Path(name).name]
-    return [path for path in _files(out, names) if path.is_file() and (path.name != _PAGE or is_own_page(path))]
+    files = [path for path in _files(out, names) if path.is_file()]
+    return [path for path in files if path.name != _PAGE or is_own_page(path)]
 
 
 def _files(out: Path, names: Iterable[str]) -> list[Path]:
     """The files of a report on these videos."""
-    of_videos = [path for name in names for path in (out / f"{name}.srt", out / _MEDIA / f"{name}.mp4")]
-    return [out / "detections.json", out / _PAGE, *of_videos]
+    files = [out / "detections.json", out / _PAGE]
+    for name in names:
+        files += [out / f"{name}.srt", out / _MEDIA / f"{name}.mp4"]
+    return files

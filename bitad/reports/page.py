@@ -134,18 +134,29 @@ def write_report(
         partial_file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(content, out / "results.json")
     page = out / "index.html"
-    write_page(page, title=title, introduction=introduction, tables=tables, pictures=pictures, videos=videos)
+    write_page(
+        page,
+        title=title,
+        introduction=introduction,
+        tables=tables,
+        pictures=pictures,
+        videos=videos,
+    )
     return page
 
 
 def page_videos(
-    truth: Annotations, results: Sequence[tuple[str, Kind, Detections]], media: Callable[[str], str | None]
+    truth: Annotations,
+    results: Sequence[tuple[str, Kind, Detections]],
+    media: Callable[[str], str | None],
 ) -> list[PageVideo]:
     """The first videos with tracks of the ground truth and of results (name, kind, detections)."""
     videos = []
     for name, video in list(truth.videos.items())[:SHOWN_VIDEOS]:
         tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
-        tracks += [Track.of(title, kind, found, name) for title, kind, found in results if name in found]
+        for title, kind, found in results:
+            if name in found:
+                tracks.append(Track.of(title, kind, found, name))
         videos.append(PageVideo(name, media(name), video.duration_s, tracks))
     return videos
 

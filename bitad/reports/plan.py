@@ -81,7 +81,11 @@ class TrainingPlan:
         """Memory that is in use all the time, by its purpose."""
         each = 4 * self.trainable
         shards = self.processes if self.config.training.shard else 1
-        fixed = {"weights": self.weight_bytes, "their moving average": each, "Adam's moments": 2 * each}
+        fixed = {
+            "weights": self.weight_bytes,
+            "their moving average": each,
+            "Adam's moments": 2 * each,
+        }
         return {name: -(-count // shards) for name, count in fixed.items()}
 
     def peak_bytes(self, cost: StepCost) -> int:
@@ -135,14 +139,18 @@ class TrainingPlan:
         numbers: dict[str, list[int]] = {part: [] for part in (*PARTS, "all")}
         for name, sizes in self.sizes.items():
             columns += [name, f"{name}, trained"]
-            all_parts = Size(sum(size.all for size in sizes.values()), sum(size.trainable for size in sizes.values()))
-            for part, row in numbers.items():
-                size = all_parts if part == "all" else sizes.get(part, Size(0, 0))
-                row += [size.all, size.trainable]
+            for part in PARTS:
+                size = sizes.get(part, Size(0, 0))
+                numbers[part] += [size.all, size.trainable]
+            numbers["all"] += [
+                sum(size.all for size in sizes.values()),
+                sum(size.trainable for size in sizes.values()),
+            ]
         notes = [f"{self.classes} classes."]
         if len(self.sizes) > 1 and _shares_frozen(self.config):
             notes.append("Both networks share the frozen backbone.")
-        return Table("Parameters", columns, [(part, *row) for part, row in numbers.items() if any(row)], notes)
+        rows = [(part, *row) for part, row in numbers.items() if any(row)]
+        return Table("Parameters", columns, rows, notes)
 
     def _operations(self) -> Table:
         rows: list[Row] = [("forward", self.costs[0].forward_flops / self.costs[0].batch / 1e9)]
@@ -271,8 +279,14 @@ def plan_training(
 def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
     """Number of classes, training videos with ground truth if known, and the figures left out."""
     data = config.data
-    files: dict[str, Path | None] = {"data.annotations": data.annotations, "data.classes": data.classes}
-    missing = [f"{key} ({path} does not exist)" for key, path in files.items() if path and not path.is_file()]
+    files: dict[str, Path | None] = {
+        "data.annotations": data.annotations,
+        "data.classes": data.classes,
+    }
+    missing = []
+    for key, path in files.items():
+        if path is not None and not path.is_file():
+            missing.append(f"{key} ({path} does not exist)")
     if not missing:
         annotations = read_ground_truth(data)
         training = annotations.subset(data.training_subset).videos.values()

@@ -111,21 +111,34 @@ class Table:
 
     def json(self) -> dict[str, Any]:
         """The content for JSON, with unrounded numbers."""
-        return {"title": self.title, "columns": self.columns, "rows": self.rows, "notes": self.notes}
+        return {
+            "title": self.title,
+            "columns": self.columns,
+            "rows": self.rows,
+            "notes": self.notes,
+        }
 
     def _numeric(self) -> list[bool]:
         """Which columns are of numbers only."""
         if not self.rows:
             return [False] * len(self.columns)
-        types = [{type(cell) for cell in cells} - {type(None)} for cells in zip(*self.rows, strict=True)]
-        return [bool(of_column) and str not in of_column for of_column in types]
+        numeric = []
+        for cells in zip(*self.rows, strict=True):
+            types = {type(cell) for cell in cells if cell is not None}
+            numeric.append(bool(types) and str not in types)
+        return numeric
 
     def _greatest(self, column: int) -> str:
         numbers = [cell for row in self.rows if _is_number(cell := row[column])]
         return _printed(max(numbers)) if numbers else ""
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None = None, counts: bool = True) -> Table:
+def evaluation_table(
+    evaluations: Mapping[str, Evaluation],
+    *,
+    title: str | None = None,
+    counts: bool = True,
+) -> Table:
     """A row per result, at the same tIoU: mAP in percent, and the average; notes as :func:`evaluation_notes`."""
     tiou = _common_tiou(evaluations)
     rows: list[Row] = []
@@ -140,7 +153,11 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], *, title: str | None
     return Table(title, columns, rows, notes, best=columns[1:] if len(rows) > 1 else ())
 
 
-def class_table(evaluations: Mapping[str, Evaluation], *, kinds: Mapping[str, str] | None = None) -> Table:
+def class_table(
+    evaluations: Mapping[str, Evaluation],
+    *,
+    kinds: Mapping[str, str] | None = None,
+) -> Table:
     """A row per class: its number of segments, and its AP in percent in each result, averaged over tIoU.
 
     The kinds of classes add a column; rows are sorted by it, in the order of first occurrence.
