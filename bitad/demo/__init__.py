@@ -144,10 +144,8 @@ def cores() -> int:
 def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> None:
     """Runs all jobs in their order; a job waits for those it needs. Finished ones are kept, interrupted ones resume.
 
-    Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn.
-
-    Raises:
-        ValueError: a training failed; the message has its last line. The others stop, and resume in the next call.
+    Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn. If one
+    fails, the others stop, to resume in the next call, and the ValueError has its last line.
     """
     waiting = [job for job in jobs if not job.is_done()]
     steps = {job: job.network_steps() for job in waiting}
@@ -240,16 +238,20 @@ class Trainings:
         return Job("playroom-pair", (*overrides, *initial, *self.scale.pair_overrides))
 
     def jobs(self) -> list[Job]:
-        """All trainings: the baselines first, then experiments that start from them, then the longest experiments."""
+        """The baselines, then the experiments that start from them, then the longest experiments."""
         names = self.scale.experiments
         short = [name for name in names if EXPERIMENTS[name].starts_from == "baselines"]
         long = [name for name in names if name not in short]
-        jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in get_args(Direction)]
+        jobs = []
+        for seed in self.seeds:
+            jobs += [self.baseline(direction, seed) for direction in get_args(Direction)]
         jobs += [self.pair(name, seed) for seed in self.seeds for name in short]
         if self.scale.ablations:
             fusing = [name for name in names if EXPERIMENTS[name].fusion]
-            jobs += [self.pair(name, seed, "pair.second=forward") for seed in self.seeds for name in fusing]
-            jobs += [self.pair(name, self.seed, *changes) for name in fusing for changes in ABLATIONS]
+            for seed in self.seeds:
+                jobs += [self.pair(name, seed, "pair.second=forward") for name in fusing]
+            for name in fusing:
+                jobs += [self.pair(name, self.seed, *changes) for changes in ABLATIONS]
         return jobs + [self.pair(name, seed) for seed in self.seeds for name in long]
 
     def _common(self) -> tuple[str, ...]:
@@ -274,10 +276,17 @@ def training_table(jobs: Sequence[Job]) -> Table:
         total += left
     minutes = total * SECONDS_PER_NETWORK_STEP / 60 / cores()
     note = f"Steps are counted per network. About {minutes:.0f} minutes on {cores()} cores, plus the tests."
-    return Table("Trainings", ("run", "epochs", "steps", "budget (minutes)", "steps left"), rows, [note])
+    columns = ("run", "epochs", "steps", "budget (minutes)", "steps left")
+    return Table("Trainings", columns, rows, [note])
 
 
-def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
+def run_demo(
+    out: Path,
+    *,
+    scale: Scale,
+    seed: int,
+    results_file: Path | None = None,
+) -> DemoResults:
     """Runs the demo in the folder ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md)."""
     began = time.monotonic()
     check_page(out / "index.html")
@@ -361,12 +370,8 @@ def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
         with progress_callback("rendering videos") as on_progress:
             write_data_set(forward, **data_set, workers=cores(), on_progress=on_progress)
     with progress_callback("reversing videos") as on_progress:
-        report = reverse_folder(
-            forward / "raw_data",
-            reverse / "raw_data",
-            workers=cores(),
-            on_progress=on_progress,
-        )
+        folders = forward / "raw_data", reverse / "raw_data"
+        report = reverse_folder(*folders, workers=cores(), on_progress=on_progress)
     if report.failed:
         raise ValueError(f"some videos cannot be reversed: {report.failed}")
     reverse_annotation_file(forward / annotations, reverse / annotations)

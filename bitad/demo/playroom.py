@@ -127,7 +127,8 @@ def hops(u: Floats) -> Floats:
 
 def lunge_course(u: Floats) -> Floats:
     """Out within the first eighth, back over the rest."""
-    out, back = smooth_step(u / 0.125), 1 - smooth_step((u - 0.125) / 0.875)
+    out = smooth_step(u / 0.125)
+    back = 1 - smooth_step((u - 0.125) / 0.875)
     return np.where(u < 0.125, out, back).astype(np.float32)
 
 
@@ -142,7 +143,8 @@ def states(creature: Creature, times_s: Floats) -> dict[str, Floats]:
         "mouth": np.full_like(t, creature.mouth),
     }
     for action in creature.actions:
-        u = np.clip((t - action.start_s) / (action.end_s - action.start_s), 0, 1).astype(np.float32)
+        share = (t - action.start_s) / (action.end_s - action.start_s)
+        u = np.clip(share, 0, 1).astype(np.float32)
         during = (u > 0) & (u < 1)
         wave = np.sin(2 * np.pi * action.cycles * u) * during
         match action.label:
@@ -160,7 +162,12 @@ def states(creature: Creature, times_s: Floats) -> dict[str, Floats]:
     return state
 
 
-def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float, float] = (0.6, 2.6)) -> Scene:
+def sample_scene(
+    seed: tuple[int, ...],
+    duration_s: float,
+    *,
+    gap_s: tuple[float, float] = (0.6, 2.6),
+) -> Scene:
     """Draws a scene: two performers and an idle creature, one action after another with gaps between them."""
     rng = np.random.default_rng(seed)
     columns = rng.permutation(np.array([0.24, 0.5, 0.76]))
@@ -227,8 +234,9 @@ def sample_scene(seed: tuple[int, ...], duration_s: float, *, gap_s: tuple[float
         rng.uniform(0, 0.02),
         rng.uniform(0.1, 0.5),
     )
-    order = rng.permutation(len(cast))
-    return Scene(tuple(seed), duration_s, tuple(cast[i] for i in order), pan, float(rng.uniform(2, 6)))
+    creatures = tuple(cast[i] for i in rng.permutation(len(cast)))
+    noise = float(rng.uniform(2, 6))
+    return Scene(tuple(seed), duration_s, creatures, pan, noise)
 
 
 def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
@@ -272,7 +280,9 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
     r = (size * state["radius"]).astype(np.float32)[:, None, None]
     disc = np.clip(r - distance + 0.5, 0, 1)
     # Inside the mouth: the angle to the facing direction is less than half the opening.
-    towards = dx * np.float32(np.cos(creature.facing)) + dy * np.float32(np.sin(creature.facing))
+    facing_x = np.float32(np.cos(creature.facing))
+    facing_y = np.float32(np.sin(creature.facing))
+    towards = dx * facing_x + dy * facing_y
     lips = np.cos(state["mouth"]).astype(np.float32)[:, None, None]
     disc *= np.clip(distance * lips - towards + 0.5, 0, 1)
     shade = np.clip((r - distance) / (0.22 * r), 0.35, 1)  # a darker rim
@@ -322,7 +332,14 @@ def write_video_of(folder: Path, name: str, seed: tuple[int, ...]) -> AnnotatedV
     scene = sample_scene(seed, duration_s)
     frames = round(duration_s * FRAMES_PER_SECOND)
     pictures = render(scene, (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float32), PIXELS)
-    write_video(folder / f"{name}.mp4", pictures, fps=FRAMES_PER_SECOND, crf=27, preset="veryfast", gop=32)
+    write_video(
+        folder / f"{name}.mp4",
+        pictures,
+        fps=FRAMES_PER_SECOND,
+        crf=27,
+        preset="veryfast",
+        gop=32,
+    )
     segments = np.array([(a.start_s, a.end_s) for a in scene.actions], np.float64).reshape(-1, 2)
     subset = "training" if name.startswith("train") else "validation"
     labels = tuple(a.label for a in scene.actions)
@@ -339,7 +356,8 @@ def write_data_set(
     on_progress: Callable[[int, int], None],
 ) -> Annotations:
     """Renders a data set: ``folder``/raw_data/*.mp4 and ``folder``/annotations/{playroom.json, category_idx.txt}."""
-    raw_data, annotation_folder = folder / "raw_data", folder / "annotations"
+    raw_data = folder / "raw_data"
+    annotation_folder = folder / "annotations"
     raw_data.mkdir(parents=True, exist_ok=True)
     jobs = [(raw_data, f"train_{i:04d}", (seed, 0, i)) for i in range(training)]
     jobs += [(raw_data, f"validation_{i:04d}", (seed, 1, i)) for i in range(validation)]

@@ -57,7 +57,8 @@ class DemoResults:
     @property
     def compared(self) -> list[str]:
         """The results in tables and plots of classes: one per detector or experiment, and late fusion."""
-        return ["F", "B", "late fusion", *(name for name in self.evaluations if name.endswith(", merged"))]
+        merged = [name for name in self.evaluations if name.endswith(", merged")]
+        return ["F", "B", "late fusion", *merged]
 
     def table(self) -> Table:
         """mAP of every result."""
@@ -108,7 +109,8 @@ def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
     precision, bars = {}, {}
     for name in results.compared:
         precision[name] = precision_recall(results.truth, results.detections[name], tiou=tiou)
-        bars[name] = {label: 100 * ap for label, ap in results.evaluations[name].per_class.items()}
+        per_class = results.evaluations[name].per_class
+        bars[name] = {label: 100 * ap for label, ap in per_class.items()}
     plot_precision_recall(precision, out / "precision_recall.png", tiou=tiou)
     plot_class_bars(bars, out / "classes.png", kinds=KINDS)
     plot_sensitivity(results.sensitivity, out / "sensitivity.png")
@@ -142,7 +144,8 @@ def write_full_results(file: Path, results: DemoResults, comparison: Comparison)
     """Writes the results of all experiments as Markdown."""
     seed = min(run.config.seed for run in comparison.runs)
     options = f" with `--seed {seed}`" if seed else ""
-    lines = [RESULTS.format(seed=options, videos=len(comparison.truth.videos), runs=len(comparison.runs))]
+    videos, runs = len(comparison.truth.videos), len(comparison.runs)
+    lines = [RESULTS.format(seed=options, videos=videos, runs=runs)]
     for heading, table in (
         ("All results", comparison.table()),
         ("Difference to the baselines", difference_table(comparison)),

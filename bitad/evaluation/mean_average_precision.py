@@ -170,14 +170,13 @@ class Evaluation:
         rule: how detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
-        subsets, videos: the subsets and the number of the ground-truth videos.
         segments: int64 ``[K]``, ground-truth segments per class that were used.
-        segments_dropped: ground-truth segments left out: without length, or annotated twice.
+        segments_dropped: those left out: without length, or annotated twice.
         ambiguous: number of Ambiguous intervals. By ActivityNet's rule they are the segments of one more class; by the
             kit's, detections that touch one and match nothing are left out.
         predictions: number of detections of the classes with ground truth.
-        predictions_by_unknown_video: number of detections in each video without ground truth: false positives.
-        predictions_by_unknown_class: number of detections of each class without ground truth, which are ignored.
+        predictions_by_unknown_video: those in each video without ground truth, which are false positives.
+        predictions_by_unknown_class: detections of each class without ground truth, which are ignored.
     """
 
     rule: MapRule
@@ -342,7 +341,7 @@ def precision_recall(
 
 
 def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
-    """Which of the ranked detections are true positives at each threshold, bool ``[n_tiou, n]``."""
+    """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )

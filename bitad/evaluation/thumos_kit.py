@@ -1,7 +1,7 @@
 """mAP by the rule of the THUMOS'14 challenge's own evaluation kit, and how it differs from ActivityNet's.
 
-The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (that of August 2014
-took the mean of the best precision at eleven recalls). For one video and class:
+The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (unlike that of
+August 2014). For one video and class:
 
 * The ground-truth segments take turns, in the order of their file: each takes, of the free detections whose overlap
   with it is *above* the threshold, the one with the largest overlap; of equals, the one with the higher score, then the
@@ -95,9 +95,6 @@ def read_ambiguous(path: str | Path) -> dict[str, Floats]:
     Args:
         path: the official ``Ambiguous_test.txt`` (every line of a ``.txt`` is one: video, start, end), or annotations
             with segments labelled ``Ambiguous``.
-
-    Raises:
-        ValueError: it cannot be read, or has no ambiguous interval.
     """
     path = Path(path)
     if path.suffix == ".txt":
@@ -139,7 +136,7 @@ def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[st
 
 
 def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
-    """Which of the ranked detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
+    """Which detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
     segments = np.sort(truth.segments, axis=1)
     lowest = float(thresholds.min()) * (1 - _ROUNDING)
     segment, detection, _ = tiou_pairs(truth.groups, segments, ranked.groups, ranked.segments, lowest)

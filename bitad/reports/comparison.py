@@ -29,7 +29,7 @@ from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
 
-# The file that earlier versions wrote for the second network of a control, although it is in forward time.
+# The file that earlier versions wrote for the second network of a control.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
 
 # Groups of results.
@@ -132,13 +132,7 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
     first = runs[0]
     for run in runs:
         data, test = run.config.data, run.config.test
-        key = (
-            data.annotations,
-            data.classes,
-            data.test_subset,
-            data.class_agnostic,
-            test.video_scores,
-        )
+        key = (data.annotations, data.classes, data.test_subset, data.class_agnostic, test.video_scores)
         try:
             truth = truths[key] = truths.get(key) or read_test_ground_truth(run.config)
         except FileNotFoundError as error:
@@ -165,7 +159,7 @@ def _contents(truth: Annotations) -> tuple[Any, ...]:
     return truth.classes, sorted(videos)
 
 
-# Keys in which runs of one row may differ although they have the same recipe.
+# Keys that are not part of a recipe.
 _NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
 
 
@@ -203,7 +197,7 @@ class Comparison:
     results: tuple[Result, ...]
 
     def best(self, *groups: str, label: str = "") -> Result | None:
-        """The result with the best mean among those of some groups whose label begins with ``label``."""
+        """The best result of some groups, among those whose label begins with ``label``."""
         results = (r for r in self.results if r.group in groups and r.label.startswith(label))
         return max(results, key=lambda r: r.mean, default=None)
 
@@ -226,11 +220,8 @@ class Comparison:
                 evaluations[f"{r.label}, seed {seed}"] = evaluation
         tiou = self.runs[0].config.test.tiou
         measured = [*(f"{threshold:.4g}" for threshold in tiou), "average"]
-        notes = [
-            *self._column_notes(),
-            *evaluation_notes(evaluations, counts=False),
-            *self._recipe_notes(),
-        ]
+        about = evaluation_notes(evaluations, counts=False)
+        notes = [*self._column_notes(), *about, *self._recipe_notes()]
         columns = ["result", *measured, "spread", "lowest seed", "seeds"]
         return Table("mAP (%)", columns, rows, notes, best=measured if len(rows) > 1 else ())
 
@@ -326,7 +317,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
-        ValueError: a run is given twice, or runs were tested on different ground truth or at different tIoU.
+        ValueError: a run is given twice, or runs were tested on different ground truth or tIoU.
     """
     found = read_runs(runs)
     files = [(run, name, path) for run in found for name, path in run.detection_files().items()]
@@ -351,12 +342,8 @@ def compare(
         if run.group == BASELINES:
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
-        merged = merge(
-            baselines[one.directory],
-            baselines[other.directory],
-            method=method,
-            settings=one.config.test.nms.suppression,
-        )
+        sets = baselines[one.directory], baselines[other.directory]
+        merged = merge(*sets, method=method, settings=one.config.test.nms.suppression)
         add(label, UNTRAINED, seeds, merged)
     ordered = sorted(results.values(), key=lambda r: GROUPS.index(r.group))
     return Comparison(tuple(found), truth, tuple(ordered))
@@ -389,9 +376,8 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
     """The label, with the name of the run if the runs have several names."""
-    if len({other.config.name for other in runs}) == 1:
-        return label
-    return f"{label} ({run.config.name})"
+    names = {other.config.name for other in runs}
+    return label if len(names) == 1 else f"{label} ({run.config.name})"
 
 
 def _mean(values: Sequence[float]) -> Cell:
@@ -438,16 +424,13 @@ def difference_table(comparison: Comparison) -> Table:
         seeds_of = ", ".join(f"{label} {count}" for label, count in other_seeds.items())
         notes.append(f"Not over the same seeds as the results compared with it: {seeds_of}.")
     notes.append("Within spread: at least the best baseline minus its standard deviation over seeds.")
-    columns = (
-        "result",
-        "average",
-        "− best baseline",
-        "− late fusion",
-        "− control",
-        "within spread",
-        "seeds",
+    columns = ("− best baseline", "− late fusion", "− control", "within spread", "seeds")
+    return Table(
+        "Average mAP (%): difference to the baselines",
+        ("result", "average", *columns),
+        rows,
+        notes,
     )
-    return Table("Average mAP (%): difference to the baselines", columns, rows, notes)
 
 
 def _control_of(label: str) -> str:
@@ -459,14 +442,12 @@ def _control_of(label: str) -> str:
 
 INTRODUCTION = """\
 F is a detector trained on forward playback, B one trained on reverse playback. Late fusion merges the detections of \
-both without training; the control merges the detections of two F with different seeds. A joint experiment is useful \
-if it beats both.
-
-A joint experiment has three results: the forward basis, the reverse basis, and both merged."""
+both without training; the control merges those of two F with different seeds. A joint experiment is useful if it \
+beats both. It has three results: the forward basis, the reverse basis, and both merged."""
 
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
-    """The direction sensitivity of the classes by all compared baselines; F is tested on reversed playback."""
+    """The direction sensitivity by all compared baselines; tests F on reversed playback."""
     truth = comparison.truth
     detections: dict[str, list[Detections]] = {"F": [], "B": []}
     reversed_playback = []
@@ -474,7 +455,7 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
         if run.group == BASELINES:
             detections[run.label].append(_read_forward(run.detection_files()[""], truth))
     if not all(detections.values()):
-        raise ValueError("direction sensitivity needs a forward and a reverse baseline; also give runs of F and B")
+        raise ValueError("direction sensitivity needs runs of F and of B; give both")
     for run in comparison.runs:
         if run.label == "F":
             checkpoint = load_checkpoint(run.directory)

@@ -74,7 +74,7 @@ def check_detection_report(
     overwrite: bool = False,
     inputs: Iterable[Path] = (),
 ) -> None:
-    """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
+    """Checks in advance that :func:`write_detection_report` can and may write its files.
 
     Raises:
         ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
@@ -105,10 +105,8 @@ def write_detection_report(
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
-    The page shows previews, because browsers do not play every video. Other files of an earlier report are removed.
-
-    Returns:
-        the page, and for each video without a preview the reason.
+    Browsers do not play every video, but they play the previews. Other files of an earlier report are removed.
+    Returns the page, and for each video without a preview the reason.
     """
     earlier = _earlier_files(out)
     details = {**_MARK, "version": bitad.__version__} | detections.details

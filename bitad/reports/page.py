@@ -98,7 +98,6 @@ def write_page(
     Args:
         introduction: plain text; an empty line starts a paragraph.
         pictures: caption and path relative to the page's folder.
-        min_score: the initial minimum score of detections, 0 to 1.
     """
     sections = (("videos", "Videos", videos), ("tables", "Results", tables), ("pictures", "Figures", pictures))
     links = [f'<a href="#{anchor}">{heading}</a>' for anchor, heading, content in sections if content]
@@ -134,14 +133,7 @@ def write_report(
         partial_file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     write_json(content, out / "results.json")
     page = out / "index.html"
-    write_page(
-        page,
-        title=title,
-        introduction=introduction,
-        tables=tables,
-        pictures=pictures,
-        videos=videos,
-    )
+    write_page(page, title=title, introduction=introduction, tables=tables, pictures=pictures, videos=videos)
     return page
 
 

@@ -122,13 +122,7 @@ class TrainingPlan:
             training = self.config.training.model_copy(update={"batch": batch})
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
-                yield step_cost(
-                    config,
-                    self.classes,
-                    checkpointing=policy,
-                    precision=precision,
-                    device=self.device,
-                )
+                yield step_cost(config, self.classes, checkpointing=policy, precision=precision, device=self.device)
 
     def tables(self) -> tuple[Table, ...]:
         """Parameters, floating-point operations, memory and GPUs."""
@@ -231,11 +225,7 @@ def plan_training(
     device: PlanDevice = "gpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingPlan:
-    """Computes the cost of a run from its annotations; without them, figures that need them are left out.
-
-    Raises:
-        ValueError: the annotations cannot be read, or there are fewer windows than a batch.
-    """
+    """Computes the cost of a run from its annotations; without them, figures that need them are left out."""
     if processes < 1:
         raise ValueError(f"{processes} processes cannot train; use 1 or more")
     training = config.training

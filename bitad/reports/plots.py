@@ -110,7 +110,7 @@ def plot_precision_recall(
         for panel, name in zip(panels.flat, classes, strict=False):
             for k, curves in enumerate(results.values()):
                 if name in curves:
-                    _plot_curve(panel, curves[name], _colour(k), line=len(results) - 1 - k)
+                    _plot_curve(panel, curves[name], _colour(k), len(results) - 1 - k)
             panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03))
             panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for panel in panels.flat[len(classes) :]:
@@ -145,11 +145,13 @@ def plot_class_bars(
             axes.bar(places, list(figures.values()), 0.92 * bar, color=_colour(k))
         axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20))
         axes.set_xlim(-0.6, max(place.values()) + 0.6)
-        axes.set_xticks(list(place.values()), list(place), rotation=0 if len(place) <= 12 else 40)
+        rotation = 0 if len(place) <= 12 else 40
+        axes.set_xticks(list(place.values()), list(place), rotation=rotation)
         axes.grid(visible=False, axis="x")
         for kind, group in groups.items():
             middle = (place[group[0]] + place[group[-1]]) / 2
-            axes.text(middle, 107, kind, ha="center", va="top", color=_QUIET, fontstyle="italic")
+            label = axes.text(middle, 107, kind, ha="center", va="top")
+            label.set(color=_QUIET, fontstyle="italic")
         _legend(figure, list(results), title)
 
 
@@ -246,7 +248,9 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     kernel = np.ones(2 * (len(values) // 60) + 1)
     if len(kernel) == 1:
         return values
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    sums = np.convolve(values, kernel, "same")
+    counts = np.convolve(np.ones(len(values)), kernel, "same")
+    return sums / counts
 
 
 @contextmanager
@@ -264,10 +268,11 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
             if isinstance(text, Text) and not text.get_text().isascii():
                 text.set_fontfamily(families)
         with atomic_write(path) as partial_file:
-            figure.savefig(partial_file, format=form, metadata={"Date": None} if form == "svg" else None)
+            metadata = {"Date": None} if form == "svg" else None
+            figure.savefig(partial_file, format=form, metadata=metadata)
 
 
-def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) -> None:
+def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> None:
     if curve.recall.size:
         recall = np.insert(curve.recall, 0, 0.0)
         precision = np.insert(curve.interpolated, 0, curve.interpolated[0])
@@ -280,13 +285,7 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) 
 def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
     handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    figure.legend(
-        handles=handles,
-        loc="outside upper right",
-        ncols=4,
-        handlelength=1,
-        handleheight=1,
-    )
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
 
 
 def _colour(number: int) -> str:

@@ -111,12 +111,7 @@ class Table:
 
     def json(self) -> dict[str, Any]:
         """The content for JSON, with unrounded numbers."""
-        return {
-            "title": self.title,
-            "columns": self.columns,
-            "rows": self.rows,
-            "notes": self.notes,
-        }
+        return {"title": self.title, "columns": self.columns, "rows": self.rows, "notes": self.notes}
 
     def _numeric(self) -> list[bool]:
         """Which columns are of numbers only."""
@@ -158,10 +153,7 @@ def class_table(
     *,
     kinds: Mapping[str, str] | None = None,
 ) -> Table:
-    """A row per class: its number of segments, and its AP in percent in each result, averaged over tIoU.
-
-    The kinds of classes add a column; rows are sorted by it, in the order of first occurrence.
-    """
+    """A row per class: its segments, and its AP in percent in each result, averaged over tIoU; sorted by kind."""
     tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
     for evaluation in evaluations.values():
@@ -231,10 +223,7 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
 
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
-    """Sentences on the rule, the data, and what was left out; each once, with the names of its results unless all.
-
-    ``counts`` includes the numbers of predictions and of ignored ones, which differ between results.
-    """
+    """Sentences on the rule, the data, and what was left out; each once, with the names of its results unless all."""
     facts: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
         for fact in _facts(evaluation, counts):
