@@ -49,7 +49,7 @@ class Truth:
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
-        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others."""
+        """The ground truth of all videos; ``every_segment`` also keeps copies and segments without length."""
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
         number = {name: i for i, name in enumerate(annotations.classes)}
@@ -91,7 +91,7 @@ class Ranked:
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
-        """Detections on the forward clock; of equal scores in the order of the file, or of video names first."""
+        """Detections on the forward clock; of equal scores in the order of the file, or of videos' names first."""
         number = {name: i for i, name in enumerate(truth.classes)}
         videos = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)
         classes = np.array([number.get(name, -1) for name in detections.classes], np.int64)
@@ -363,7 +363,7 @@ def _precision(hits: Mask) -> Floats:
 
 
 def _interpolated(precision: Floats) -> Floats:
-    """The best precision from here on, ``[n_tiou, n]`` (the envelope of VOC 2010 and later)."""
+    """The best precision from here on, ``[n_tiou, n]`` (as VOC 2010 and later)."""
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 

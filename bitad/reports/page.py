@@ -1,6 +1,6 @@
 """One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk: style, script and data are in the file; media files are beside it and linked relatively.
+It opens from disk: style, script and data are in the file, media files beside it.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class TrainingPlan:
         notes = [f"{self.classes} classes."]
         if len(self.sizes) > 1 and _shares_frozen(self.config):
             notes.append("Both networks share the frozen backbone.")
-        rows = [(part, *row) for part, row in numbers.items() if any(row)]
+        rows: list[Row] = [(part, *row) for part, row in numbers.items() if any(row)]
         return Table("Parameters", columns, rows, notes)
 
     def _operations(self) -> Table:

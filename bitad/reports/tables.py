@@ -134,7 +134,7 @@ def evaluation_table(
     title: str | None = None,
     counts: bool = True,
 ) -> Table:
-    """A row per result, at the same tIoU: mAP in percent, and the average; notes as :func:`evaluation_notes`."""
+    """A row per result: mAP in percent at each tIoU, and the average, with :func:`evaluation_notes`."""
     tiou = _common_tiou(evaluations)
     rows: list[Row] = []
     for name, evaluation in evaluations.items():
@@ -153,7 +153,7 @@ def class_table(
     *,
     kinds: Mapping[str, str] | None = None,
 ) -> Table:
-    """A row per class: its segments, and its AP in percent in each result, averaged over tIoU; sorted by kind."""
+    """A row per class, sorted by kind: its segments, and its AP in percent in each result, mean over tIoU."""
     tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
     for evaluation in evaluations.values():
