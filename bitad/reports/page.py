@@ -26,7 +26,7 @@ from bitad.evaluation.mean_average_precision import Floats
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, write_json
 
-# Detections of a track on a page, by descending score; the page also shows their total number.
+# The best detections of a track on a page, which also shows their total number.
 TOP_K = 1000
 SHOWN_VIDEOS = 8  # on the page of a report
 

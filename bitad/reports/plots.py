@@ -23,15 +23,15 @@ from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.runtime.files import atomic_write
 
-# The first three runs or results are blue, orange and green: F, B and their merged result.
+# Blue, orange and green are F, B and their merged result.
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
 _DASHES = ("-", "--", ":")  # of curves that share a colour
 
-# For Korean, Chinese or Japanese class names, which matplotlib's default font lacks.
+# For Korean, Chinese or Japanese names, which the default font lacks.
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
-# Any, because the type of the keys differs between versions of matplotlib.
+# Any, because the keys' type differs between versions of matplotlib.
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": _QUIET,

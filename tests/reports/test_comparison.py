@@ -292,7 +292,7 @@ def test_a_run_given_twice_is_refused(new_run: Callable[..., Path], tmp_path: Pa
 
 def test_runs_tested_on_different_things_are_refused(data: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:
     run = new_run()
-    with pytest.raises(ValueError, match=r"at tIoU 0\.5, run .* at 0\.3, 0\.4, 0\.5, 0\.6, 0\.7; compare runs"):
+    with pytest.raises(ValueError, match=r"at tIoU 0\.5, run .* at tIoU 0\.3, 0\.4, 0\.5, 0\.6, 0\.7; compare"):
         compare([run, new_run("seed=1", "test.tiou=[0.5]")])
     with pytest.raises(ValueError, match=r"on subset training of .* on subset validation of .*; compare runs"):
         compare([run, new_run("seed=2", "data.test_subset=training")])
