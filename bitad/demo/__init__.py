@@ -287,7 +287,7 @@ def run_demo(
     seed: int,
     results_file: Path | None = None,
 ) -> DemoResults:
-    """Runs the demo in the folder ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md)."""
+    """Runs the demo in ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md)."""
     began = time.monotonic()
     check_page(out / "index.html")
     trainings = Trainings(out, scale, seed)
@@ -363,7 +363,7 @@ def _mark_folder(out: Path, data_set: Mapping[str, int]) -> None:
 
 
 def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
-    """Renders the videos, and writes their time-reversed copies and both annotation files."""
+    """Writes the videos, their time-reversed copies and both annotation files."""
     forward, reverse = data / "forward", data / "reverse"
     annotations = Path("annotations") / "playroom.json"
     if not (forward / annotations).exists():

@@ -142,7 +142,7 @@ def page_videos(
     results: Sequence[tuple[str, Kind, Detections]],
     media: Callable[[str], str | None],
 ) -> list[PageVideo]:
-    """The first videos with tracks of the ground truth and of results (name, kind, detections)."""
+    """The first videos, with tracks of ground truth and results (name, kind, detections)."""
     videos = []
     for name, video in list(truth.videos.items())[:SHOWN_VIDEOS]:
         tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]

@@ -302,7 +302,7 @@ def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
 
 
 def _part(path: str) -> str:
-    """The part of a network that a parameter belongs to."""
+    """A parameter's part of the network."""
     if is_adapter(path):
         return "adapters"
     return next(part for part in PARTS if part in path.split("."))
