@@ -7,8 +7,8 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -35,8 +35,11 @@ def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
             raise ValueError(f"{path} is a folder; give the video files in it")
         if not path.is_file():
             raise FileNotFoundError(f"{str(path)!r}: no such video file; check its name")
-        if defect := _name_defect(path.stem):
-            raise ValueError(f"{str(path)!r}: its name {defect}, so results cannot have it; rename the file")
+        if not _can_name_results(path.stem):
+            raise ValueError(
+                f"{str(path)!r}: results have the video's name, which is not UTF-8, has a backslash or a control "
+                "character, or is too long; rename the file"
+            )
         if path.stem in videos:
             raise ValueError(
                 f"{videos[path.stem]} and {path} have the same name, {path.stem!r}, and so have their results; "
@@ -46,17 +49,10 @@ def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
     return videos
 
 
-def _name_defect(name: str) -> str | None:
-    """Why a name cannot be that of results, which go to files, JSON, terminals and web addresses."""
-    if not _is_text(name):
-        return "is not UTF-8"
-    if "\\" in name:
-        return "has a backslash"
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-        return "has a control character"
-    if len(os.fsencode(name)) > _MOST_BYTES:
-        return "is too long"
-    return None
+def _can_name_results(name: str) -> bool:
+    """Whether results, which go to files, JSON, terminals and web addresses, can have a name."""
+    has_controls = any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+    return _is_text(name) and "\\" not in name and not has_controls and len(os.fsencode(name)) <= _MOST_BYTES
 
 
 def find_video(folder: str | Path, name: str) -> Path:
@@ -74,7 +70,7 @@ def find_video(folder: str | Path, name: str) -> Path:
     for file in names:
         if is_file_named(path := folder / file):  # also False if the name is too long
             return path
-    places = _Tree.of(folder).places
+    places = video_folders(folder)
     found = [place / file for file in names for place in places.get(file, ()) if os.path.isfile(place / file)]
     if others := [path for path in found[1:] if path.parent != found[0].parent and not is_same_file(path, found[0])]:
         raise ValueError(f"{found[0]} and {others[0]} are both called {name!r}; rename or remove one")
@@ -151,7 +147,7 @@ def is_video_name(name: str) -> bool:
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file; a broken link leads to none."""
+    """Whether two paths lead to the same file."""
     try:
         return one.samefile(other)
     except OSError:  # a broken link
@@ -159,39 +155,39 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """The video files in the sub-folders of a folder: the folders of each file name, listed at time ``since``."""
+@dataclass
+class _Listing:
+    """The folders of each file name, and when these folders were changed and listed."""
 
-    places: dict[str, list[Path]]
-    times: dict[Path, int]
-    since: int
-
-    @staticmethod
-    def of(folder: Path) -> _Tree:
-        """The tree of a folder, listed again only after changes, as a data set asks for every video."""
-        tree = _trees.get(folder)
-        if tree is None or not tree.is_current():
-            tree = _trees[folder] = _Tree({}, {}, time.time_ns())
-            for here, _, files in walk(folder):
-                tree.times[here] = here.stat().st_mtime_ns
-                for name in filter(is_video_name, files if here != folder else ()):
-                    tree.places.setdefault(name, []).append(here)
-        return tree
+    folders: dict[str, list[Path]] = field(default_factory=dict)
+    changed_ns: dict[Path, int] = field(default_factory=dict)
+    listed_ns: int = field(default_factory=time.time_ns)
 
     def is_current(self) -> bool:
         """Whether the folders are unchanged, and so old that a change would show."""
+        latest = self.listed_ns - _TICK_NS
         try:
-            return all(before == path.stat().st_mtime_ns < self.since - _TICK_NS for path, before in self.times.items())
+            return all(before == path.stat().st_mtime_ns < latest for path, before in self.changed_ns.items())
         except OSError:
             return False
 
 
-_trees: dict[Path, _Tree] = {}
+_listings: dict[Path, _Listing] = {}
+
+
+def video_folders(folder: Path) -> Mapping[str, Sequence[Path]]:
+    """The folders of each video file name in a folder and its sub-folders.
+
+    They are listed again only after changes, as a data set asks for every video.
+    """
+    listing = _listings.get(folder)
+    if listing is None or not listing.is_current():
+        listing = _listings[folder] = _Listing()
+        for here, _, files in walk(folder):
+            listing.changed_ns[here] = here.stat().st_mtime_ns
+            for name in filter(is_video_name, files):
+                listing.folders.setdefault(name, []).append(here)
+    return listing.folders

@@ -13,18 +13,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from bitad.runtime.files import walk
 from bitad.runtime.log import log_once, quoted, shortlist
-from bitad.video.files import VIDEO_SUFFIXES, find_video, is_video_name
+from bitad.video.files import VIDEO_SUFFIXES, find_video, video_folders
 
 Content = TypeVar("Content")
 
 _SUFFIXES = (*VIDEO_SUFFIXES, ".npy", ".npz")
 _PREFIX = "v_"
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _without_suffix(name: str) -> str:
@@ -38,7 +33,7 @@ def _without_prefix(name: str) -> str:
 
 # Variation -> a function that removes it.
 _VARIATIONS: dict[str, Callable[[str], str]] = {
-    "Unicode form": _composed,
+    "Unicode form": partial(unicodedata.normalize, "NFC"),
     "an extension": _without_suffix,
     f"the prefix {_PREFIX}": _without_prefix,
     "case": str.casefold,
@@ -158,7 +153,8 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
 
 
 def _bare(name: str) -> str:
-    return name if name and name.isprintable() and " " not in name and _composed(name) == name else quoted(name)
+    is_plain = name.isprintable() and " " not in name and unicodedata.is_normalized("NFC", name)
+    return name if name and is_plain else quoted(name)
 
 
 def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -214,7 +210,6 @@ class VideoFinder:
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
         self._lookup = Lookup(self.folder, wanted, self._names)
-        self._found: dict[str, Path] = {}
         self._missing: str | None = None
 
     def __call__(self, name: str) -> Path:
@@ -224,33 +219,23 @@ class VideoFinder:
             FileNotFoundError: it does not exist.
             ValueError: several files fit.
         """
-        if name not in self._found:
-            try:
-                return find_video(self.folder, name)
-            except FileNotFoundError as error:
-                if (found := self._lookup.find(name)) is None:
-                    self._missing = name
-                    raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
-            self._found[name] = self._file(found)
-        return self._found[name]
+        try:
+            return find_video(self.folder, name)
+        except FileNotFoundError as error:
+            if (found := self._lookup.find(name)) is None:
+                self._missing = name
+                raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
+        try:
+            return find_video(self.folder, found)
+        except FileNotFoundError:  # its suffix is in mixed case, such as .Mp4
+            return find_video(self.folder, self._names()[found])
 
     def line(self) -> str | None:
         """Unmatched names, if a requested video had no file."""
         return f"{self.folder}: {self._lookup.sides(self._missing)}" if self._missing is not None else None
 
-    def _file(self, found: str) -> Path:
-        try:
-            return find_video(self.folder, found)
-        except FileNotFoundError:  # its suffix is in mixed case, such as .Mp4
-            return find_video(self.folder, self._files[found].name)
-
-    def _names(self) -> Iterable[str]:  # a method, as other processes receive this object pickled
-        return self._files
-
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        files: dict[str, Path] = {}
-        for here, _, names in walk(self.folder):
-            for path in (here / name for name in names if is_video_name(name)):
-                files.setdefault(path.stem, path)
-        return files
+    def _names(self) -> dict[str, str]:  # a method, as other processes receive this object pickled
+        names: dict[str, str] = {}
+        for file in video_folders(self.folder):
+            names.setdefault(Path(file).stem, file)
+        return names
