@@ -89,9 +89,9 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
         raise ValueError(f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}") from None
 
 
-def open_output(path: Path, container: str, options: Mapping[str, str] | None = None) -> OutputContainer:
+def open_output(path: Path, container: str, options: dict[str, str]) -> OutputContainer:
     """Open a file to write, in FFmpeg's format ``container`` with its ``options``."""
-    return av.open(str(path.absolute()), "w", format=container, options=dict(options or {}))
+    return av.open(str(path.absolute()), "w", format=container, options=options)
 
 
 def _actual_type(path: Path) -> str | None:

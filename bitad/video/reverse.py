@@ -273,7 +273,7 @@ def _write_reversed(
     group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
     # Without B-frames each group is independent, and every picture is one packet, in the same order.
     like = next(_pictures(reader, [0]))
-    stream = add_h264_stream(container, like, rate=rate, crf=crf, preset="veryfast", gop=group, b_frames=0)
+    stream = add_h264_stream(container, like, rate, crf=crf, preset="veryfast", gop=group)
     sizes = _encode_groups(reader, stream, store, group, on_progress)
     # The first packet writes the header, so metadata must be set before.
     container.metadata.update(Origin(source.sha256, crf, frames, reader.repeated).metadata())

@@ -39,9 +39,8 @@ def write_video(
     preset: str = "veryfast",
     gop: int = 30,
     b_frames: int = 0,
-    threads: int = 1,
-) -> int:
-    """Write H.264 (yuv420p, by libx264) atomically; returns the number of frames written.
+) -> None:
+    """Write H.264 (yuv420p, by libx264) atomically. One encoder thread gives the same file on every machine.
 
     Args:
         path: its suffix, one of ``H264_CONTAINERS``, selects the container.
@@ -51,7 +50,6 @@ def write_video(
         preset: x264's "ultrafast" to "veryslow".
         gop: the most frames from one keyframe to the next.
         b_frames: the most B-frames in a row.
-        threads: encoder threads; one gives the same file on every machine.
 
     Raises:
         ValueError: there are no frames, their type or size is wrong or changes, their height or width is odd, or the
@@ -77,9 +75,7 @@ def write_video(
                 threads=1,
             )
 
-    return write_pictures(
-        path, pictures(), rate=near_rate(fps), crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-    )
+    write_pictures(path, pictures(), rate=near_rate(fps), crf=crf, preset=preset, gop=gop, b_frames=b_frames)
 
 
 def write_pictures(
@@ -88,12 +84,11 @@ def write_pictures(
     *,
     rate: Fraction,
     crf: float,
-    preset: str,
-    gop: int,
-    b_frames: int,
-    threads: int = 1,
+    preset: str = "veryfast",
+    gop: int = 30,
+    b_frames: int = 0,
     faststart: bool = False,
-) -> int:
+) -> None:
     """Write FFmpeg's pictures of one size and pixel format as H.264; otherwise like :func:`write_video`.
 
     With ``faststart`` the table of contents of an mp4 is at its front, where browsers look for it.
@@ -102,25 +97,20 @@ def write_pictures(
     first = next(remaining, None)
     if first is None:
         raise ValueError(f"{path}: no frames to write")
-    count = 0
     try:
         with atomic_write(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
-            stream = add_h264_stream(
-                container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-            )
-            for picture in chain([first], remaining):
+            stream = add_h264_stream(container, first, rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames)
+            for number, picture in enumerate(chain([first], remaining)):
                 # The encoder would obey the type from the picture's decoder.
                 picture.pict_type = PictureType.NONE
-                picture.pts, picture.time_base = count, 1 / rate
+                picture.pts, picture.time_base = number, 1 / rate
                 container.mux(stream.encode(picture))
-                count += 1
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be written (preset {preset!r}, crf {crf}): {error.strerror}") from None
-    return count
 
 
-def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputContainer:
+def open_h264(path: Path, *, suffix: str, faststart: bool) -> OutputContainer:
     """Open a file to write H.264 to, in the container of ``suffix``."""
     if suffix.lower() not in H264_CONTAINERS:
         raise ValueError(f"suffix {suffix!r} is not one for H.264; use {', '.join(H264_CONTAINERS)}")
@@ -131,13 +121,12 @@ def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputCont
 def add_h264_stream(
     container: OutputContainer,
     like: av.VideoFrame,
-    *,
     rate: Fraction,
+    *,
     crf: float,
     preset: str,
     gop: int,
-    b_frames: int,
-    threads: int = 1,
+    b_frames: int = 0,
 ) -> VideoStream:
     """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
     if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
@@ -146,11 +135,11 @@ def add_h264_stream(
     options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
     stream = container.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
-    stream.codec_context.time_base = 1 / rate
-    stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
-    stream.codec_context.thread_count = threads
-    stream.codec_context.color_range, stream.codec_context.colorspace = like.color_range, like.colorspace
-    stream.codec_context.color_primaries, stream.codec_context.color_trc = like.color_primaries, like.color_trc
+    context = stream.codec_context
+    context.time_base, context.thread_count = 1 / rate, 1
+    context.gop_size, context.max_b_frames = gop, b_frames
+    for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
+        setattr(context, name, getattr(like, name))
     return stream
 
 
@@ -184,19 +173,16 @@ def write_preview(
         raise ValueError(f"{dst}: a preview must be an .mp4 file")
     with VideoReader(src, damaged=damaged) as reader:
         rate, limit = reader.index.rate, near_rate(max_fps)
-        small = reader.info.height <= max_height and rate <= limit
-        if small and not reader.index.lost and _browsers_play(reader.info):
+        info, is_small = reader.info, reader.info.height <= max_height and rate <= limit
+        is_played = (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
+        if is_small and is_played and not reader.index.lost:
             with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
             rate = min(rate, limit)
             pictures = _scaled_pictures(reader, rate, max_height, on_progress)
-            write_pictures(dst, pictures, rate=rate, crf=28, preset="veryfast", gop=30, b_frames=0, faststart=True)
+            write_pictures(dst, pictures, rate=rate, crf=28, faststart=True)
     return probe(dst)
-
-
-def _browsers_play(info: VideoInfo) -> bool:
-    return info.codec == "h264" and info.pixel_format == "yuv420p" and "mp4" in info.container.split(",")
 
 
 def _scaled_pictures(
