@@ -10,10 +10,10 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -101,7 +101,6 @@ class _Packets:
         cut: number of incomplete packets at the end, left out above.
         stated, seconds, rate: packets, duration and frames per second as stated; 0 if they are not.
         assumed: whether FFmpeg has guessed the rate.
-        unread: whether another recording follows those that FFmpeg reads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,13 +155,33 @@ class _Packets:
             marked[[packet for packet, end in ends.items() if end in complete]] = True
         return marked
 
-    def lost(self, frames: int, cut: int, rate: Fraction) -> int:
-        """How many frames a file has lost after ``frames`` existing ones, if ``cut`` are left out at its end."""
-        if not (self.is_truncated or cut):
-            return 0
-        stated = self.stated or (round(self.seconds * rate) if self.is_truncated else 0)
-        # A file that has all the frames it states has lost something else.
-        return max(cut, stated - frames, 0 if stated else 1)
+    def index(
+        self, first: VideoFrame, shown: NDArray[np.int64], time_base: Fraction, *, cut: int, skipped: int = 0
+    ) -> FrameIndex:
+        """The index of frames at these times, without the packets' times.
+
+        Args:
+            first: the first picture.
+            cut: number of frames left out at the end.
+            skipped: number of frames left out at the beginning.
+        """
+        rate = average_rate(shown, time_base, self.rate, rounded=len(self.parts))
+        lost, frames = 0, len(shown)
+        if self.is_truncated or cut:
+            stated = self.stated or (round(self.seconds * rate) if self.is_truncated else 0)
+            # A file that has all the frames it states has lost something else.
+            lost = max(cut, stated - skipped - frames, 0 if stated else 1)
+        return FrameIndex(
+            frames=frames,
+            rate=rate,
+            width=first.width,
+            height=first.height,
+            rotation=round(first.rotation / 90) * 90 % 360,
+            lost=lost,
+            time_base=time_base,
+            shown=shown,
+            stream=self.film.stream,
+        )
 
 
 def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
@@ -189,32 +208,24 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     times = stored.times + np.repeat(added, [end - begin for begin, end in bounds])
     order = np.concatenate(orders)
     frames = _frames_before_hole(stored, times[order], order)
-    cut, order = len(order) - frames, order[:frames]
+    cut, order = stored.cut + len(order) - frames, order[:frames]
     if stored.states_presentation or not np.isfinite(stored.decoded).all():
         shown = times[order].astype(np.int64)
     else:
         held_back = max(stored.delay, int((order - skipped - np.arange(frames)).max(initial=0)))
         shown = times_by_position(np.sort(stored.decoded), held_back)[skipped:][:frames]
-    rate = average_rate(shown, stored.time_base, stored.rate, rounded=len(orders))
-    return FrameIndex(
-        frames=frames,
-        rate=rate,
-        width=first.width,
-        height=first.height,
-        rotation=_quarter_turns(first),
-        lost=stored.lost(skipped + frames, stored.cut + cut, rate),
-        time_base=stored.time_base,
-        shown=shown,
+    return replace(
+        stored.index(first, shown, stored.time_base, cut=cut, skipped=skipped),
         times=times[order].astype(np.int64),
         keyframes=np.flatnonzero(stored.keyframes[order]),
         stored=np.argsort(order),
-        stream=stored.film.stream,
         joins=np.stack([starts, added], axis=1)[1:],
         sound=frozenset(np.flatnonzero(stored.marked[order]).tolist()),
     )
 
 
 def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
+    """Index the frames by decoding all of them."""
     container, stream = open_video(path, stored.film.stream)
     first, origins, damaged = None, list[int | None](), False
     with container:
@@ -234,19 +245,9 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
     shown = _presentation_times(stored, origins, delay, time_base)
     if shown is None:
         raise _no_rate(path)
-    rate = average_rate(shown, time_base, stored.rate, rounded=len(stored.parts))
-    return FrameIndex(
-        frames=frames,
-        rate=rate,
-        width=first.width,
-        height=first.height,
-        rotation=_quarter_turns(first),
-        # Frames after a damaged one cannot be identified, so they are lost too.
-        lost=stored.lost(frames, max(stored.cut, len(stored.times) - frames if damaged else 0), rate),
-        time_base=time_base,
-        shown=shown,
-        stream=stored.film.stream,
-    )
+    # Frames after a damaged one cannot be identified, so they are lost too.
+    cut = max(stored.cut, len(stored.times) - frames if damaged else 0)
+    return stored.index(first, shown, time_base, cut=cut)
 
 
 def _presentation_times(
@@ -280,12 +281,8 @@ def _presentation_times(
 def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
     """How many frames at the beginning depend on missing earlier ones; None if the packets' times are wrong.
 
-    They are right if the times ``seen`` in the first decoded pictures are among them, in order.
-
-    Args:
-        seen: times of the first decoded pictures.
-        times: ``[frames]``, the packets' times, ascending.
-        keyframes: the keyframes' times, in storage order.
+    The packets' ``times``, ascending, are right if those ``seen`` in the first decoded pictures are among them, in
+    order. ``keyframes`` are in storage order.
     """
     if not np.isin(seen, times).all() or not (np.diff(seen) > 0).all():
         return None
@@ -294,10 +291,9 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
 
 
 def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
-    """How many frames precede the first one that a truncated end leaves out.
+    """How many frames, with ascending times and their packets' ``order``, precede the first lost one.
 
     One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
-    ``times`` ascend, ``order`` has each frame's packet.
     """
     frames, cut_off = len(order), bool(stored.cut or stored.is_truncated)
     # Two or three frames may be in order even with reordering.
@@ -328,11 +324,6 @@ def _nothing_decoded(path: Path) -> ValueError:
     return ValueError(f"{path}: no frame in it can be decoded")
 
 
-def _quarter_turns(picture: VideoFrame) -> int:
-    """Degrees anticlockwise by which players rotate a picture, rounded to a multiple of 90."""
-    return round(picture.rotation / 90) * 90 % 360
-
-
 def _notes(stored: _Packets, index: FrameIndex) -> Iterator[str]:
     if stored.film.note:
         yield stored.film.note
@@ -346,8 +337,7 @@ def _notes(stored: _Packets, index: FrameIndex) -> Iterator[str]:
     yield from gaps(index)
 
 
-@dataclass(frozen=True)
-class FileStamp:
+class FileStamp(NamedTuple):
     """The path, size and time that identify a version of a file."""
 
     path: str
@@ -361,7 +351,7 @@ class FileStamp:
 
     def row(self) -> list[str]:
         """The stamp and the versions of the software, as an entry stores them."""
-        return [self.path, str(self.size), str(self.mtime_ns), f"{_VERSION}, PyAV {av.__version__}"]
+        return [*map(str, self), f"{_VERSION}, PyAV {av.__version__}"]
 
 
 class IndexCache:
@@ -376,11 +366,10 @@ class IndexCache:
         self._waiting: dict[FileStamp, FrameIndex] = {}  # not yet written, or from another process
 
     def begin(self) -> None:
-        """Write entries from now on, beginning with the existing indices."""
+        """Write entries from now on, beginning with the waiting ones."""
         self._begun = True
-        for stamp, index in self._waiting.items():
-            self._write(stamp, index)
-        self._waiting.clear()
+        while self._waiting:
+            self._write(*self._waiting.popitem())
 
     def index(self, path: str | Path) -> FrameIndex:
         """The index of a file. Raises like :func:`index_video`."""
@@ -388,15 +377,12 @@ class IndexCache:
         if not path.is_file():
             return index_video(path)  # raises
         stamp = FileStamp.of(path)  # taken before reading, in case the file changes meanwhile
-        index = self._waiting.get(stamp) or self._read(stamp)
-        if index is not None:
+        if (index := self._waiting.get(stamp) or self._read(stamp)) is not None:
             log_notes(path, index)
-        else:
-            index = index_video(path)
-            if self._begun:
-                self._write(stamp, index)
-            else:
-                self._waiting[stamp] = index
+            return index
+        index = self._waiting[stamp] = index_video(path)
+        if self._begun:
+            self.begin()
         return index
 
     def share(self, gather: Callable[[dict[FileStamp, FrameIndex]], list[dict[FileStamp, FrameIndex]]]) -> None:
@@ -426,12 +412,15 @@ class IndexCache:
             np.savez_compressed(file, of=np.array(stamp.row()), allow_pickle=False, **_to_arrays(index))
 
 
+_INTEGERS = ("frames", "width", "height", "rotation", "lost", "stream")
+
+
 def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     """An index as arrays of small numbers, which compress well."""
-    integers = [index.frames, index.width, index.height, index.rotation, index.lost, index.stream]
-    fractions = [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
+    numbers = [getattr(index, name) for name in _INTEGERS]
+    numbers += [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
     arrays: dict[str, NDArray[Any]] = {
-        "numbers": np.array([*integers, *fractions], np.int64),
+        "numbers": np.array(numbers, np.int64),
         "shown": np.diff(index.shown, prepend=0),
         "keyframes": index.keyframes,
         "joins": index.joins,
@@ -444,22 +433,17 @@ def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FrameIndex:
-    frames, width, height, rotation, lost, stream, *fractions = arrays["numbers"].tolist()
-    timed = "steps" in arrays
-    return FrameIndex(
-        frames=frames,
-        rate=Fraction(*fractions[:2]),
-        width=width,
-        height=height,
-        rotation=rotation,
-        lost=lost,
-        time_base=Fraction(*fractions[2:]),
+    *integers, rate, rate_divisor, ticks, ticks_divisor = arrays["numbers"].tolist()
+    index = FrameIndex(
+        **dict(zip(_INTEGERS, integers, strict=True)),
+        rate=Fraction(rate, rate_divisor),
+        time_base=Fraction(ticks, ticks_divisor),
         shown=np.cumsum(arrays["shown"]),
-        times=np.cumsum(arrays["steps"]) if timed else None,
         keyframes=arrays["keyframes"],
-        stored=arrays["moved"] + np.arange(frames) if timed else np.empty(0, np.int64),
-        stream=stream,
         joins=arrays["joins"],
         sound=frozenset(arrays["sound"].tolist()),
         notes=tuple(arrays["notes"].tolist()),
     )
+    if "steps" not in arrays:
+        return index
+    return replace(index, times=np.cumsum(arrays["steps"]), stored=arrays["moved"] + np.arange(index.frames))
