@@ -41,7 +41,6 @@ def describe_frames(numbers: Iterable[int]) -> str:
 
 
 def describe_loss(index: FrameIndex) -> str:
-    """Describe what a truncated file has lost."""
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
@@ -61,13 +60,7 @@ class _SeekError(Exception):
 
 
 class PictureStream:
-    """The pictures of a video file in order.
-
-    Attributes:
-        container, stream: the open file and its video stream.
-        begun: the frame at which decoding began.
-        position: the next frame.
-    """
+    """The pictures of a video file in order, from frame ``position`` on; decoding began at frame ``begun``."""
 
     def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
         self._path, self._index, self._threads = path, index, threads

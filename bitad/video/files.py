@@ -82,8 +82,7 @@ def find_video(folder: str | Path, name: str) -> Path:
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
     """List the video files of a folder and its sub-folders except ``but``.
 
-    The list includes folders and broken links with a video's name, and sub-folders that cannot be listed:
-    :func:`require_video_file` describes their defects.
+    The list includes what :func:`require_video_file` refuses, such as broken links and folders that cannot be listed.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no videos.
@@ -111,12 +110,7 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 def require_video_file(path: Path) -> None:
-    """Check that a path is a readable file with a valid name, without opening it: a named pipe would block.
-
-    Raises:
-        FileNotFoundError: it does not exist, or is a broken link.
-        ValueError: it is not such a file.
-    """
+    """Raise FileNotFoundError or ValueError unless a path is a readable file. A named pipe would block if opened."""
     if not _is_text(path.name):
         raise ValueError(f"{path}: its name is not UTF-8; rename the file")
     try:
@@ -142,12 +136,10 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_I
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a name has the suffix of a video file."""
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file."""
     try:
         return one.samefile(other)
     except OSError:  # a broken link
@@ -179,10 +171,7 @@ _listings: dict[Path, _Listing] = {}
 
 
 def video_folders(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """The folders of each video file name in a folder and its sub-folders.
-
-    They are listed again only after changes, as a data set asks for every video.
-    """
+    """The folders of each video file name in a folder and its sub-folders, listed again only after changes."""
     listing = _listings.get(folder)
     if listing is None or not listing.is_current():
         listing = _listings[folder] = _Listing()

@@ -35,8 +35,8 @@ def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, w
     Args:
         times: ``[packets]``, presentation times in ticks, in storage order; NaN where missing.
         keyframes: bool ``[packets]``.
-        wrap: ticks after which the container's times restart at 0. FFmpeg adds these to all times below the first one,
-            so that an earlier time looks like a much later one.
+        wrap: ticks after which times restart at 0. FFmpeg adds these to all times below the first one, so that an
+            earlier time looks like a much later one.
     """
     intervals = np.diff(np.unique(times[np.isfinite(times)]))
     if not len(intervals):
@@ -92,12 +92,9 @@ def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.in
 
 
 def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
-    """The average frames per second of a video, whose last frame lasts for the usual interval.
+    """The average frames per second at ascending times in ticks; the last frame lasts for the usual interval.
 
-    Args:
-        times: ``[frames]``, in ticks, ascending.
-        time_base: seconds per tick.
-        stated: the rate that the file states, returned if the times agree within ``rounded`` ticks; 0 for none.
+    A ``stated`` rate (0 for none) is returned if the times agree with it within ``rounded`` ticks.
     """
     frames, span = len(times), int(times[-1] - times[0])
     if span == 0 or (stated and abs((frames - 1) / (stated * time_base) - span) <= rounded):
@@ -235,6 +232,5 @@ def gaps(index: FrameIndex) -> Iterator[str]:
 
 
 def log_notes(path: Path, index: FrameIndex) -> None:
-    """Log what is unusual about a file, once."""
     for note in index.notes:
         log_once(f"{path}: {note}", logging.WARNING)

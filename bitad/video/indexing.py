@@ -158,13 +158,7 @@ class _Packets:
     def index(
         self, first: VideoFrame, shown: NDArray[np.int64], time_base: Fraction, *, cut: int, skipped: int = 0
     ) -> FrameIndex:
-        """The index of frames at these times, without the packets' times.
-
-        Args:
-            first: the first picture.
-            cut: number of frames left out at the end.
-            skipped: number of frames left out at the beginning.
-        """
+        """The index without packets' times, of frames ``shown`` at ticks."""
         rate = average_rate(shown, time_base, self.rate, rounded=len(self.parts))
         lost, frames = 0, len(shown)
         if self.is_truncated or cut:
@@ -185,7 +179,6 @@ class _Packets:
 
 
 def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
-    """Index the frames by the packets' times; None if these are unusable."""
     if not (len(stored.times) and stored.time_base and np.isfinite(stored.times).all()):
         return None
     starts = stored.numbers[stored.parts]
@@ -225,7 +218,6 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
 
 
 def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
-    """Index the frames by decoding all of them."""
     container, stream = open_video(path, stored.film.stream)
     first, origins, damaged = None, list[int | None](), False
     with container:
@@ -253,10 +245,7 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
 def _presentation_times(
     stored: _Packets, origins: list[int | None], delay: int, time_base: Fraction
 ) -> NDArray[np.int64] | None:
-    """The presentation times of decoded frames, in ticks; None if nothing states them.
-
-    ``origins`` are the numbers of the frames' packets, ``delay`` the pictures that the decoder holds back.
-    """
+    """The times in ticks of frames decoded from the packets ``origins``; None if nothing states them."""
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
     rows = np.searchsorted(stored.numbers, numbers).clip(max=len(stored.numbers) - 1)
@@ -281,8 +270,7 @@ def _presentation_times(
 def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
     """How many frames at the beginning depend on missing earlier ones; None if the packets' times are wrong.
 
-    The packets' ``times``, ascending, are right if those ``seen`` in the first decoded pictures are among them, in
-    order. ``keyframes`` are in storage order.
+    Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
     """
     if not np.isin(seen, times).all() or not (np.diff(seen) > 0).all():
         return None
@@ -291,7 +279,7 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
 
 
 def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
-    """How many frames, with ascending times and their packets' ``order``, precede the first lost one.
+    """How many frames precede the first one that a truncated end leaves out.
 
     One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
     """
@@ -350,7 +338,6 @@ class FileStamp(NamedTuple):
         return cls(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
 
     def row(self) -> list[str]:
-        """The stamp and the versions of the software, as an entry stores them."""
         return [*map(str, self), f"{_VERSION}, PyAV {av.__version__}"]
 
 
@@ -416,7 +403,6 @@ _INTEGERS = ("frames", "width", "height", "rotation", "lost", "stream")
 
 
 def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
-    """An index as arrays of small numbers, which compress well."""
     numbers = [getattr(index, name) for name in _INTEGERS]
     numbers += [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
     arrays: dict[str, NDArray[Any]] = {

@@ -53,8 +53,6 @@ class Matching:
     """The names of a source that match wanted names.
 
     Args:
-        wanted: names of the videos to find.
-        available: the source's names.
         pairs: wanted name -> the source's matching name, where these differ.
         unclear: wanted name -> why no similar name of the source matches.
     """
@@ -99,7 +97,7 @@ class Matching:
 class Lookup:
     """Finds a source's names of wanted videos. Matched variations are logged.
 
-    ``wanted`` and ``available`` are called when the source does not have a requested name exactly.
+    Both lists of names are requested when the source does not have a name exactly.
     """
 
     def __init__(
@@ -124,7 +122,6 @@ class Lookup:
         return name if name in matching.available else matching.pairs.get(name)
 
     def sides(self, name: str) -> str:
-        """Unmatched names of both sides, for a message that this video is missing."""
         return self._with(name).sides()
 
     def _with(self, name: str) -> Matching:
@@ -133,17 +130,13 @@ class Lookup:
 
 
 def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object) -> dict[str, Content]:
-    """Replace the names of a source, which errors and the log call ``source``, by the wanted ones that they match.
-
-    Raises:
-        ValueError: several names fit a wanted one, or one fits several.
-    """
+    """Replace the names of a source by the wanted ones that they match; ValueError if that is unclear."""
     names = new_names(known, wanted, source)
     return {names.get(name, name): content for name, content in known.items()}
 
 
 def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -> dict[str, str]:
-    """Available name -> wanted name, where these differ. Errors as for :func:`renamed`."""
+    """Available name -> wanted name, where these differ; ValueError if that is unclear."""
     matching = Matching.of(wanted, available)
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
@@ -202,10 +195,7 @@ def _differ_by(variation: str, one: str, other: str) -> bool:
 
 
 class VideoFinder:
-    """Finds the files of videos in a folder and its sub-folders, by exact names first.
-
-    ``wanted`` returns the names of all videos that have files there.
-    """
+    """Finds the files of the ``wanted()`` videos in a folder and its sub-folders, by exact names first."""
 
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
@@ -213,12 +203,7 @@ class VideoFinder:
         self._missing: str | None = None
 
     def __call__(self, name: str) -> Path:
-        """The file of a video, by its name (:func:`~bitad.video.files.find_video`) or by a variation of it.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-            ValueError: several files fit.
-        """
+        """The file of a video by its name or a variation of it. Raises like :func:`~bitad.video.files.find_video`."""
         try:
             return find_video(self.folder, name)
         except FileNotFoundError as error:

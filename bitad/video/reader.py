@@ -32,13 +32,10 @@ class VideoInfo:
     """Properties of a video file, counted rather than taken from its header.
 
     Args:
-        frames: number of frames.
         fps: average frames per second.
         duration_s: frames / fps, in seconds.
         width, height: in pixels, as players show it.
-        codec: FFmpeg's name of the decoder ("h264").
-        pixel_format: FFmpeg's name of the pixel format ("yuv420p").
-        container: FFmpeg's names of the container ("mov,mp4,m4a,3gp,3g2,mj2").
+        codec, pixel_format, container: FFmpeg's names, such as "h264", "yuv420p" and "mov,mp4,m4a,3gp,3g2,mj2".
     """
 
     frames: int
@@ -232,7 +229,6 @@ class VideoReader:
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The height and width of a picture whose shorter side is scaled to ``short_side``."""
     scale = Fraction(short_side, min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -266,8 +262,6 @@ class PictureScaler:
 
 
 class _Rotation:
-    """Rotates pictures anticlockwise, in their own pixel format."""
-
     _FILTERS: ClassVar[dict[int, tuple[str, ...]]] = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
     def __init__(self, degrees: int) -> None:

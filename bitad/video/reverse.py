@@ -230,7 +230,6 @@ def _size(path: Path) -> int:
 
 
 def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> Reversed | None:
-    """Reverse one video of a folder; None if its copy is up to date."""
     require_video_file(src)
     if dst.exists() and _is_done(src, dst, crf, damaged):
         return None
@@ -266,7 +265,6 @@ def _write_reversed(
     crf: float,
     on_progress: Progress | None,
 ) -> None:
-    """Write a video's frames in the opposite order, through encoded groups in ``store``."""
     frames, rate = reader.info.frames, reader.index.rate
     times, tick = _mirrored_times(reader)
     frame_bytes = reader.info.height * reader.info.width * 3 // 2
@@ -321,7 +319,6 @@ def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-    """Pictures in a pixel format that can be encoded."""
     info, reformatter = reader.info, VideoReformatter()
     # 4:2:0 halves both sides; an odd side needs 4:4:4.
     pixel_format = "yuv444p" if info.height % 2 or info.width % 2 else "yuv420p"
@@ -414,6 +411,5 @@ def _variation(pictures: NDArray[np.float32]) -> float:
 
 
 def _grey(reader: VideoReader, frames: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The grey levels of frames, ``[..., pixels]`` for numbers of any shape."""
     pixels = reader.read(frames.ravel(), size=_SIZE)  # [T, H, W, 3]
     return (pixels @ _GREY).reshape(*frames.shape, -1)

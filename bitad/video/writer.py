@@ -46,14 +46,12 @@ def write_video(
         path: its suffix, one of ``H264_CONTAINERS``, selects the container.
         frames: RGB frames, uint8 ``[H, W, 3]`` each.
         fps: frames per second; a float is rounded by :func:`~bitad.video.index.near_rate`.
-        crf: x264's constant rate factor: 0 is lossless, 18 visually almost lossless, 28 small.
-        preset: x264's "ultrafast" to "veryslow".
+        crf, preset: of x264. Rate factor 0 is lossless, 18 visually almost lossless, 28 small.
         gop: the most frames from one keyframe to the next.
         b_frames: the most B-frames in a row.
 
     Raises:
-        ValueError: there are no frames, their type or size is wrong or changes, their height or width is odd, or the
-            suffix selects no container.
+        ValueError: no frames, frames of another or a changing type or size, an odd height or width, or another suffix.
     """
     reformatter = VideoReformatter()
     first_shape: tuple[int, ...] | None = None
@@ -111,7 +109,6 @@ def write_pictures(
 
 
 def open_h264(path: Path, *, suffix: str, faststart: bool) -> OutputContainer:
-    """Open a file to write H.264 to, in the container of ``suffix``."""
     if suffix.lower() not in H264_CONTAINERS:
         raise ValueError(f"suffix {suffix!r} is not one for H.264; use {', '.join(H264_CONTAINERS)}")
     options = {"movflags": "+faststart"} if faststart else {}
@@ -154,13 +151,12 @@ def write_preview(
 ) -> VideoInfo:
     """Write a small H.264 mp4 of a video, without sound and with the same duration; returns its properties.
 
-    Memory is bounded. A complete file that is small and that browsers play is copied.
+    A complete file that is small and that browsers play is copied.
 
     Args:
         max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
         max_fps: frames per second; a faster video loses frames, evenly.
         damaged: see :class:`~bitad.video.reader.VideoReader`.
-        on_progress: called after each picture.
 
     Raises:
         FileNotFoundError: the source does not exist.
@@ -188,7 +184,6 @@ def write_preview(
 def _scaled_pictures(
     reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
 ) -> Iterator[av.VideoFrame]:
-    """The video's pictures at another rate, at most ``max_height`` high, in a format that browsers decode."""
     info, reformatter = reader.info, VideoReformatter()
     scale = min(Fraction(1), Fraction(max_height, info.height))
     # 4:2:0 needs even sides.
