@@ -94,7 +94,6 @@ def detect(
 
     Args:
         network: in evaluation mode, on the device of ``ranks``.
-        source: of the windows.
         details: of the detections; unread videos are added.
         description: for the progress display and the log.
         log_unread: log unread videos, and raise if there are no others.
@@ -128,7 +127,6 @@ def detect(
 
 
 def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
-    """For each network, the candidates in all windows, from all processes."""
     config, settings = windows.config, windows.config.test.nms.suppression
     # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
     one_window = config.window.layout != "sliding"
@@ -155,7 +153,6 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
 
 
 def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks: Ranks) -> None:
-    """Logs which of so many videos could not be read; raises if none could."""
     if reasons and len(reasons) == videos:
         name, reason = next(iter(reasons.items()))
         raise ValueError(f"{description}: none of the {videos} videos can be read; {name}: {reason}")
@@ -167,7 +164,6 @@ def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks
 
 
 def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
-    """The predictions for this process's share of all windows."""
     config = windows.config
     loader = windows.readers.loader(
         windows,
@@ -201,7 +197,6 @@ def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> 
 def _collate(
     samples: Sequence[Sample | ReadFailure], length: int, multiple: int
 ) -> tuple[Batch | None, dict[str, str]]:
-    """The windows that could be read, if any, and by the video's name why others could not."""
     read = [sample for sample in samples if isinstance(sample, Sample)]
     unread = {sample.video: sample.reason for sample in samples if isinstance(sample, ReadFailure)}
     return collate(read, length, multiple=multiple) if read else None, unread
@@ -229,8 +224,7 @@ def detect_videos(
         the detections of all videos that can be read; and by name why others cannot.
 
     Raises:
-        ValueError: the detector takes features.
-        ValueError, OSError: a video cannot be read, with ``on_read_error="error"``.
+        ValueError, OSError: the detector takes features; a video cannot be read, with ``on_read_error="error"``.
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
@@ -270,8 +264,6 @@ def detect_in_source(
     Args:
         network: of the checkpoint, on the device of ``ranks``.
         durations_s: of the videos, by name.
-        source: of their windows.
-        on_read_error: as of :func:`detect_videos`.
     """
     annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
@@ -286,7 +278,6 @@ def detect_in_source(
 def _durations(
     source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks, on_read_error: OnReadError
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The seconds of each video, from its index; and by name why others cannot be read."""
     durations_s: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, path in track(videos.items(), "indexing", len(videos), show=ranks.is_main):
@@ -314,7 +305,6 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detecti
 def _detect_in_test_subset(
     checkpoint: Checkpoint, config: Config, ranks: Ranks, **options: Any
 ) -> tuple[Annotations, Results]:
-    """The checkpoint's test subset, and the detections in it under a changed configuration."""
     subset = read_test_ground_truth(checkpoint.config)
     # The run has indexed its videos already.
     source = build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))
@@ -360,7 +350,6 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
 
 
 def _log_changed_data(checkpoint: Checkpoint, subset: Annotations) -> None:
-    """Logs how the run's test data have changed."""
     before = of_tests(checkpoint.data or {})
     if before.get(TEST, {}).keys().isdisjoint(subset.videos):
         return  # an older checkpoint, another data set, or another part of it

@@ -140,10 +140,9 @@ def extract_features(
     Existing features are verified and kept. A video that cannot be read does not stop the others.
 
     Args:
-        videos: files by name.
         folders: from :func:`feature_folders`.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices, which saves a resumed extraction from reading all files again; None: no cache.
+        cache: of the files' indices, so that a resumed extraction need not read all files again; None: no cache.
     """
     if ranks.is_main:
         for folder in folders.values():
@@ -222,7 +221,6 @@ def _examine(
     index_of: Callable[[Path], FrameIndex],
     damaged: OnDecodeError,
 ) -> dict[str, _Examined | str]:
-    """Checks each video and its existing features in one process; the same on every process, or the error by name."""
     names = list(videos)
     found: dict[str, _Examined | str] = {}
     share = ranks.share(len(names))
@@ -247,7 +245,6 @@ def _examine(
 
 
 def _remaining_files(name: str, folders: Mapping[Direction, FeatureFolder]) -> str:
-    """The earlier features of a video that stay, for its error."""
     left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
     return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
 
@@ -272,7 +269,6 @@ def _extract(
     device: torch.device,
     on_rows: Callable[[int, str], None],
 ) -> None:
-    """Writes one video's features to the folder of each direction."""
     chunks = list(encoder.chunks(video.frames))
     with ExitStack() as stack:
         writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
@@ -290,7 +286,7 @@ def _extract(
 
 
 def _pictures(reader: VideoReader, chunks: Sequence[Chunk], pixels: int) -> Iterator[Tensor]:
-    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
+    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``."""
     wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
     for frames in reader.read_windows(wanted, short_side=pixels):
         yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)

@@ -77,13 +77,11 @@ def merge(
 
 
 def _record(settings: NmsConfig) -> dict[str, Any]:
-    """The settings in the details of merged detections."""
     hard = settings.method == "hard"
     return {"soft": not hard, **settings.model_dump(), "method": "gaussian" if hard else settings.method}
 
 
 def _check_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
-    """Rejects negative scores, and sets whose scores are on different scales."""
     for found, name in zip(sets, names, strict=True):
         if (found.scores < 0).any():
             row = int(found.scores.argmin())
@@ -101,7 +99,6 @@ def _check_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
 
 
 def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> str | None:
-    """A line with the videos and classes that only some sets have; None if all have the same."""
     found = []
     for thing, plural, lists in (
         ("video", "videos", [one.videos for one in sets]),
@@ -120,7 +117,6 @@ def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> s
 
 
 def _content(found: Detections) -> tuple[object, ...]:
-    """A sort key that depends only on the content of a set."""
     columns = (found.scores, found.segments, found.video, found.labels)
     return found.videos, found.classes, *(column.tobytes() for column in columns)
 
@@ -138,7 +134,6 @@ def _nms_by_video(union: Detections, settings: NmsConfig) -> Detections:
 
 
 def _best(merged: Detections, settings: NmsConfig) -> Detections:
-    """The ``max_segments`` best of each video, best first, without those below ``min_score``."""
     order = np.lexsort((-merged.scores, merged.video))
     order = order[merged.scores[order] >= (settings.min_score or 0.0)]
     count = np.bincount(merged.video[order], minlength=len(merged.videos))

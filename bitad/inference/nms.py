@@ -64,11 +64,7 @@ def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsCo
 
 
 def check_candidates(segments: Floats, scores: Floats) -> None:
-    """Checks candidates ``[n, 2]`` and ``[n]``.
-
-    Raises:
-        ValueError: a number that is not finite, a segment that ends before it starts, a negative score.
-    """
+    """Raises ValueError for a number that is not finite, a segment that ends before it starts, or a negative score."""
     # Written so that NaN fails too.
     valid = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
     if not valid.all():
@@ -137,7 +133,6 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
 
 
 def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
-    """Removes lines and columns without candidates; the order within a line stays."""
     lines = (current >= 0).any(axis=1)
     table, current = np.where(current >= 0, table, -1)[lines], current[lines]
     width = (current >= 0).sum(axis=1).max(initial=0)
@@ -177,7 +172,6 @@ class _Overlaps:
 
 
 def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
-    """The scores ``[r]`` of candidates after a segment with these IoUs to them was kept."""
     match settings.method:
         case "hard":
             return np.where(iou >= settings.iou_threshold, _REMOVED, scores)

@@ -31,7 +31,6 @@ class Candidates:
 
     @property
     def columns(self) -> tuple[Floats, Floats, Integers]:
-        """Segments, scores and labels."""
         return self.segments, self.scores, self.labels
 
     def mirrored(self, steps: int) -> Candidates:
@@ -39,7 +38,6 @@ class Candidates:
         return replace(self, segments=mirror_segments(self.segments, steps))
 
     def take(self, rows: NDArray[Any]) -> Candidates:
-        """The rows of a boolean mask ``[n]``, or of row numbers in their order."""
         return Candidates(*(column[rows] for column in self.columns))
 
 
@@ -59,7 +57,6 @@ def decode(
     Args:
         prediction: of B windows.
         score_threshold: on probabilities; at least 0.
-        top_k: of each window.
         names: of the windows' videos, for errors.
 
     Raises:
@@ -98,9 +95,7 @@ def to_seconds(
 ) -> Candidates:
     """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video.
 
-    Args:
-        reverse_view: the steps are of the reverse view.
-        rounding: to 2 decimals of a second and 4 of a score.
+    ``rounding`` is to 2 decimals of a second and 4 of a score.
     """
     if reverse_view:
         candidates = candidates.mirrored(grid.steps)
@@ -110,15 +105,12 @@ def to_seconds(
 
 
 def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
-    """One video's detections, best first, from the candidates of all its windows.
+    """One video's detections, best first, from the candidates of all its windows, in seconds.
 
     Args:
-        windows: in seconds, see :func:`to_seconds`; iterated several times. Equal scores keep their order.
+        windows: iterated several times. Equal scores keep their order.
         settings: of the NMS; None keeps everything.
         rounding: of the result, as in :func:`to_seconds`.
-
-    Raises:
-        ValueError: as :func:`~bitad.inference.nms.nms`.
     """
     merged = (
         suppress_overlaps(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
@@ -242,23 +234,19 @@ class Stitcher:
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
-        """Adds the candidates of one window; arguments as in :func:`to_seconds`."""
         self.windows.setdefault(video, {})[grid.first_frame] = _Window(_pack(candidates), grid, reverse_view)
         self.durations_s[video] = duration_s
 
     def update(self, other: Stitcher) -> None:
-        """Adds the windows of another one, from another process for example."""
         for video, windows in other.windows.items():
             self.windows.setdefault(video, {}).update(windows)
         self.durations_s.update(other.durations_s)
 
     def leave_out(self, videos: Iterable[str]) -> None:
-        """Removes the windows of these videos."""
         for video in videos:
             self.windows.pop(video, None)
 
     def video(self, name: str) -> Candidates:
-        """One video's detections, best first; none if it has no windows."""
         windows = self.windows.get(name, {})
         in_order = [windows[frame] for frame in sorted(windows)]
         in_seconds = _WindowsInSeconds(in_order, self.durations_s.get(name, 0.0), self.rounding)
@@ -275,10 +263,8 @@ class Stitcher:
         """All videos' detections on the forward clock.
 
         Args:
-            classes: names of the labels.
             videos: which ones, in this order; None: all, sorted by name.
             relabel: (a video's candidates, its name) -> candidates with these classes.
-            details: see :class:`~bitad.data.detections.Detections`.
         """
         names = sorted(self.windows) if videos is None else list(videos)
         found = {name: self.video(name) if relabel is None else relabel(self.video(name), name) for name in names}

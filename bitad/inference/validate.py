@@ -27,10 +27,6 @@ def validate_data(
 ) -> None:
     """Opens every video without decoding it; removes unreadable training videos from the windows.
 
-    Args:
-        test: videos to test on, which must have ground truth.
-        source: of the windows; it keeps its indices in ``indices``.
-
     Raises:
         ValueError, OSError: the first fault (``on_read_error``), with the number of others; or clocks disagree.
     """
@@ -72,9 +68,6 @@ def validate_data(
 def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_hz: float, ranks: Ranks) -> None:
     """Compares durations and rates of every test video that can be read.
 
-    Args:
-        rate_hz: grid steps per second in training.
-
     Raises:
         ValueError: the clocks disagree, unless ``data.allow_clock_mismatch``.
     """
@@ -104,7 +97,6 @@ def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) ->
 def _compare_clocks(
     videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config, ranks: Ranks
 ) -> None:
-    """Raises for clocks that disagree, or logs them if that is allowed."""
     faults: dict[str, str] = {}
     for name, grid in grids.items():
         fault = source.clock_fault(videos[name], grid)
@@ -126,7 +118,6 @@ def _compare_clocks(
 
 
 def _log_segments_outside(windows: TrainingWindows, grids: Mapping[str, Grid]) -> None:
-    """Logs the training videos with segments outside their content."""
     outside = {}
     for video in windows.videos:
         if video.name in grids:

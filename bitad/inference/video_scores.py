@@ -24,18 +24,14 @@ from bitad.video.names import Matching, renamed
 
 @dataclass(frozen=True, eq=False)
 class VideoScores:
-    """The scores of each class in each video."""
-
     source: str  # the file, for errors
     classes: tuple[str, ...]  # K names
     scores: Mapping[str, NDArray[np.float64]]  # [K] by video, not negative
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
-        """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
         return replace(self, scores=renamed(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
-        """A video's scores ``[K]``; raises ValueError if there are none."""
         if name not in self.scores:
             raise ValueError(
                 f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
@@ -44,7 +40,7 @@ class VideoScores:
         return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
-        """The scores of these classes in this order; raises ValueError if one has no scores."""
+        """The scores of these classes in this order."""
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             raise ValueError(
@@ -109,7 +105,6 @@ def read_video_scores(path: str | Path) -> VideoScores:
 
 
 def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, float]:
-    """A video's scores by class name, from any of the forms."""
     if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], list):
         scores = scores[0]
     if isinstance(scores, dict):
@@ -138,7 +133,6 @@ def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, flo
 
 
 def _to_array(video: str, by_name: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
-    """The scores ``[K]`` of a video, whose file may name only some classes."""
     values = np.array([by_name.get(name, 0.0) for name in classes], np.float64)
     if (values < 0).any():
         worst = int(values.argmin())

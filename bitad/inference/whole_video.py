@@ -36,8 +36,6 @@ CHUNK_FRAMES = 768
 
 
 class WindowOutputs(NamedTuple):
-    """The predictions of each network for some windows."""
-
     videos: list[str]  # per window
     grids: list[Grid]
     predictions: tuple[Prediction, ...]  # per network
@@ -89,7 +87,6 @@ class FeatureStream:
         return features
 
     def _padded(self, frames: Tensor) -> Tensor:
-        """The rest of the previous frames, these, and the padding."""
         parts = [frames] if self.rest is None else [self.rest, frames]
         padding = (self.length - self.frames, -1, -1, -1)
         if self.reverse and self.expected == self.frames:
@@ -202,7 +199,6 @@ def _features(
 def _predict(
     network: Network, features: Sequence[Tensor], grids: Sequence[Grid], video_grid: Grid, config: Config
 ) -> tuple[Prediction, ...]:
-    """Each network's predictions for a batch of windows of a video, from the video's features in each view."""
     length = _padded_steps(grids[0].steps, config)
     inputs = []
     for view, rows in zip(config.views, features, strict=True):
@@ -217,5 +213,4 @@ def _predict(
 
 
 def _padded_steps(steps: int, config: Config) -> int:
-    """The grid steps of a padded window, or of a padded video as one window."""
     return max(config.window.steps, -(-steps // config.clip_steps) * config.clip_steps)
