@@ -47,14 +47,7 @@ class Chunk:
 
 
 class Encoder(ABC):
-    """Frames of a video -> rows of features.
-
-    Args:
-        backbones: the backbone for each playing direction that it can encode.
-        stride_frames: video frames from one row to the next.
-        pixels: height and width of the pictures; a multiple of the patch.
-        file: of the weights.
-    """
+    """Frames of a video -> rows of features, one every ``stride_frames`` frames, from pictures of ``pixels`` pixels."""
 
     offset_frames: float  # the frame at the centre of row 0
     window_steps: int | None = None
@@ -72,7 +65,6 @@ class Encoder(ABC):
 
     @property
     def direction(self) -> Direction:
-        """The playing direction of the network."""
         return next(iter(self.backbones))
 
     @property
@@ -86,7 +78,6 @@ class Encoder(ABC):
         return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
 
     def to(self, device: torch.device) -> None:
-        """Moves the networks to a device, in evaluation mode."""
         for backbone in self.backbones.values():
             backbone.eval().to(device)
 
@@ -113,9 +104,6 @@ class ClipEncoder(Encoder):
     No clip goes beyond the video, so the last one ends up to a stride before the video's end. A video shorter than a
     clip gives one row, with its last frame (in reverse: the first) repeated. The tokens are the last block's: as in the
     detector, the norm of a published classifier (``fc_norm``) is not applied.
-
-    Args:
-        clips: how many go through the network at once.
     """
 
     def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
@@ -150,11 +138,7 @@ class WindowEncoder(Encoder):
 
     Adapters look along a whole window, so a row depends on the position of its window. Windows are those of testing:
     they overlap, and the last one ends at the video's end. Each row comes from the window with the nearest middle, of
-    two the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first), as in
-    training.
-
-    Args:
-        run: the trained run; the other settings default to its own.
+    two the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first).
     """
 
     offset_frames = 0.0
@@ -250,7 +234,6 @@ def load_encoder(
 
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
-    """The backbone for each playing direction: a single network's for both, its own direction first."""
     if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
     views, detectors = run.config.views, run.network().detectors
@@ -264,7 +247,6 @@ def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
 
 
 def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> VideoBackbone:
-    """A transformer without adapters, of the size that its weights show."""
     size = TransformerSize.of(weights)
     if size is None:
         raise ValueError(f"{file}: no transformer of VideoMAE in it")
