@@ -90,12 +90,10 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
 
 
 def open_output(path: Path, container: str, options: dict[str, str]) -> OutputContainer:
-    """Open a file to write, in FFmpeg's format ``container`` with its ``options``."""
     return av.open(str(path.absolute()), "w", format=container, options=options)
 
 
 def _actual_type(path: Path) -> str | None:
-    """The type of a file that is not a video; None if FFmpeg's own error is better."""
     found = signature_of(path)
     return None if found.kind in ("video", "picture", "text", "unknown", "empty", "zeros") else f"it is {found}"
 
@@ -151,12 +149,7 @@ def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
 
 
 def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple[InputContainer, VideoStream]:
-    """Open a file and one of its video streams, by default the one that :func:`find_film` chooses.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
-    """
+    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`."""
     if stream is None:
         stream = find_film(path).stream
     container = open_input(path)
@@ -170,10 +163,7 @@ def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The stream's packets in storage order, up to the end or the first read error.
-
-    The last packet is empty: it flushes the decoder.
-    """
+    """The stream's packets in storage order, up to the end or the first read error; the last one is empty."""
     remaining = container.demux(stream)
     while True:
         try:
@@ -228,12 +218,7 @@ def joined(
 
 
 def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
-    """The first picture of a file, and the times in ticks of the first pictures of each part; NaN where missing.
-
-    Args:
-        starts: the first packet of each part, counted from 0.
-        many: pictures of each part.
-    """
+    """The first picture of a file, and the times in ticks of the first ``many`` pictures of each part."""
     container, stream = open_video(path, film)
     first: VideoFrame | None = None
     times: list[list[float]] = [[]]
@@ -252,10 +237,7 @@ def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tupl
 
 
 def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """The pictures of a file until one is damaged or may depend on a damaged one: None.
-
-    Without times, frames after a damaged one cannot be counted.
-    """
+    """The pictures of a file until one is damaged or may depend on a damaged one: None."""
     held: deque[VideoFrame] = deque()
     for packet in stored:
         pictures, is_good = decode(packet)
@@ -285,7 +267,6 @@ def states_presentation(path: Path, film: int) -> bool:
 
 
 def wraps_after(container: InputContainer) -> int | None:
-    """The ticks after which a container's times restart at 0; None if they do not."""
     return 2**33 if _formats(container) & {"mpegts", "mpeg"} else None
 
 
@@ -306,10 +287,7 @@ def is_truncated(path: Path, container: InputContainer) -> bool | None:
 
 
 def has_unread_recording(path: Path, container: InputContainer, end: int) -> bool:
-    """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`.
-
-    ``end`` is a lower bound of the last packet's end, in bytes.
-    """
+    """Whether another recording follows those that FFmpeg reads up to byte ``end``, as in files joined by `cat`."""
     formats, size = _formats(container), path.stat().st_size
     with path.open("rb") as file:
         if "mp4" in formats:
@@ -328,7 +306,6 @@ def _contains(file: BinaryIO, start: int, sought: bytes) -> bool:
 
 
 def needs_other_files(path: Path, container: InputContainer) -> bool:
-    """Whether a file states that some of its data is in another one, like QuickTime's reference movies."""
     if "mp4" not in _formats(container):
         return False
     with path.open("rb") as file:
@@ -365,12 +342,11 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _transport_packet(file: BinaryIO) -> int:
-    """The length of a transport stream's packets, in bytes; cameras add a time stamp of four bytes."""
     return 188 if file.read(1) == b"\x47" else 192
 
 
 def _sector(file: BinaryIO) -> int | None:
-    """The sector length of a program stream, in bytes: a DVD's or a Video CD's, or None."""
+    """The sector length of a DVD's or a Video CD's program stream, in bytes."""
     second = file.read(2**20).find(b"\x00\x00\x01\xba", 4)  # the first pack begins the file
     return next((sector for sector in (2048, 2324) if second > 0 and second % sector == 0), None)
 
@@ -394,10 +370,7 @@ def _segment_end(file: BinaryIO) -> int | None:
 
 
 def ends_in_complete_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
-    """Whether the last stored picture is complete, also in containers that do not state its length.
-
-    ``keyframe`` is the time of the last keyframe in ticks; None decodes from the start.
-    """
+    """Whether the last stored picture is complete, decoded from a keyframe's time or the start."""
     if _formats(container) & _WITH_LENGTHS:
         return True
     if is_truncated(path, container):
@@ -407,7 +380,7 @@ def ends_in_complete_picture(path: Path, container: InputContainer, film: int, k
 
 
 def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
-    """Which of these last packets of groups of pictures, counted from 0, are complete.
+    """Which of these last packets of groups of pictures are complete.
 
     FFmpeg marks packets before a break in the stream as damaged, even where recordings are joined.
     """
@@ -427,7 +400,6 @@ def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]
 
 
 def _is_complete(codec: str, decode_padded: Callable[[bytes], list[bytes] | None]) -> bool:
-    """Whether a picture decodes without errors, also if bytes follow it."""
     plain = decode_padded(b"")
     if plain is None or codec not in _SELF_DELIMITING:  # other codecs report every error
         return plain is not None
