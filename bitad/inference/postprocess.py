@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +33,6 @@ class Candidates:
     @property
     def columns(self) -> tuple[Floats, Floats, Integers]:
         return self.segments, self.scores, self.labels
-
-    def mirrored(self, steps: int) -> Candidates:
-        """The candidates in the other view of a window of ``steps`` real steps; its own inverse."""
-        return replace(self, segments=mirror_segments(self.segments, steps))
 
     def take(self, rows: NDArray[Any]) -> Candidates:
         return Candidates(*(column[rows] for column in self.columns))
@@ -82,10 +79,6 @@ def decode(
     return [Candidates(s[:n], p[:n], c[:n]) for (s, p, c), n in zip(rows, counts.tolist(), strict=True)]
 
 
-# OpenTAD rounds before and after NMS, also for its published results.
-SECONDS_DECIMALS = 2
-SCORE_DECIMALS = 4
-
 # NMS first tries this many candidates for each segment that it may keep.
 _FIRST_TRY = 8
 
@@ -97,10 +90,12 @@ def to_seconds(
 
     ``rounding`` is to 2 decimals of a second and 4 of a score.
     """
+    segments, scores, labels = candidates.columns
+    segments = segments.astype(np.float64)
     if reverse_view:
-        candidates = candidates.mirrored(grid.steps)
-    segments = np.clip(grid.to_seconds(candidates.segments), 0.0, duration_s)
-    moved = Candidates(segments, candidates.scores, candidates.labels)
+        segments = mirror_segments(segments, grid.steps)
+    segments = np.clip(grid.to_seconds(segments), 0.0, duration_s)
+    moved = Candidates(segments, scores.astype(np.float64), labels.astype(np.int64))
     return _round(moved) if rounding else moved
 
 
@@ -112,10 +107,17 @@ def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, roundin
         settings: of the NMS; None keeps everything.
         rounding: of the result, as in :func:`to_seconds`.
     """
-    merged = (
-        suppress_overlaps(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
-    )
+    if settings is None:
+        merged = suppress_overlaps(_concatenate(windows), None)
+    else:
+        merged = _nms_over_windows(windows, settings)
     return _round(merged) if rounding else merged
+
+
+def _round(candidates: Candidates) -> Candidates:
+    """Candidates rounded as by OpenTAD, before and after NMS, also for its published results."""
+    segments, scores, labels = candidates.columns
+    return Candidates(np.round(segments, 2), np.round(scores, 4), labels)
 
 
 def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
@@ -184,19 +186,6 @@ def suppress_overlaps(candidates: Candidates, settings: NmsConfig | None) -> Can
     return candidates.take(np.argsort(-candidates.scores, kind="stable"))
 
 
-class _Window(NamedTuple):
-    """A window's candidates in the smallest types that hold them exactly: 13 bytes each, 32 in seconds."""
-
-    candidates: Candidates
-    grid: Grid
-    reverse_view: bool
-
-
-def _pack(candidates: Candidates) -> Candidates:
-    labels = candidates.labels.astype(np.min_scalar_type(candidates.labels.max(initial=0)))
-    return Candidates(_to_single(candidates.segments), _to_single(candidates.scores), labels)
-
-
 def _to_single(values: NDArray[Any]) -> NDArray[Any]:
     """Values in single precision, unless that would change them."""
     single = values.astype(np.float32)
@@ -204,18 +193,13 @@ def _to_single(values: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class _WindowsInSeconds:
-    """The windows of a video, unpacked and converted to seconds in each iteration."""
+class _Windows:
+    """The windows of a video, converted to seconds in each iteration."""
 
-    windows: Sequence[_Window]
-    duration_s: float
-    rounding: bool
+    convert: Sequence[Callable[[], Candidates]]
 
     def __iter__(self) -> Iterator[Candidates]:
-        for packed, grid, reverse_view in self.windows:
-            segments, scores, labels = packed.columns
-            found = Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
-            yield to_seconds(found, grid, self.duration_s, reverse_view=reverse_view, rounding=self.rounding)
+        return (convert() for convert in self.convert)
 
 
 class Stitcher:
@@ -228,13 +212,19 @@ class Stitcher:
 
     def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
         self.settings, self.rounding = settings, rounding
-        self.windows: dict[str, dict[float, _Window]] = {}  # of each video, by first frame
+        self.windows: dict[str, dict[float, Callable[[], Candidates]]] = {}  # of each video, by first frame
         self.durations_s: dict[str, float] = {}
 
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
-        self.windows.setdefault(video, {})[grid.first_frame] = _Window(_pack(candidates), grid, reverse_view)
+        """Adds the candidates of one window, in the smallest exact types: 13 bytes each, 32 in seconds."""
+        segments, scores, labels = candidates.columns
+        smallest = labels.astype(np.min_scalar_type(labels.max(initial=0)))
+        packed = Candidates(_to_single(segments), _to_single(scores), smallest)
+        self.windows.setdefault(video, {})[grid.first_frame] = partial(
+            to_seconds, packed, grid, duration_s, reverse_view=reverse_view, rounding=self.rounding
+        )
         self.durations_s[video] = duration_s
 
     def update(self, other: Stitcher) -> None:
@@ -247,35 +237,28 @@ class Stitcher:
             self.windows.pop(video, None)
 
     def video(self, name: str) -> Candidates:
+        """One video's detections, best first; none if it has no windows."""
         windows = self.windows.get(name, {})
-        in_order = [windows[frame] for frame in sorted(windows)]
-        in_seconds = _WindowsInSeconds(in_order, self.durations_s.get(name, 0.0), self.rounding)
-        return stitch(in_seconds, self.settings, rounding=self.rounding)
+        return stitch(_Windows([windows[frame] for frame in sorted(windows)]), self.settings, rounding=self.rounding)
 
     def detections(
         self,
         classes: Sequence[str],
-        videos: Iterable[str] | None = None,
+        videos: Iterable[str],
         *,
         relabel: Callable[[Candidates, str], Candidates] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
-        """All videos' detections on the forward clock.
+        """The detections of videos on the forward clock.
 
-        Args:
-            videos: which ones, in this order; None: all, sorted by name.
-            relabel: (a video's candidates, its name) -> candidates with these classes.
+        ``relabel`` changes a video's candidates, given with its name, to candidates with these classes.
         """
-        names = sorted(self.windows) if videos is None else list(videos)
-        found = {name: self.video(name) if relabel is None else relabel(self.video(name), name) for name in names}
+        found = {name: self.video(name) for name in videos}
+        if relabel is not None:
+            found = {name: relabel(merged, name) for name, merged in found.items()}
         return Detections.from_videos(
             {name: merged.columns for name, merged in found.items()},
             classes=classes,
-            durations_s={name: self.durations_s[name] for name in names if name in self.durations_s},
+            durations_s={name: self.durations_s[name] for name in found if name in self.durations_s},
             details=details,
         )
-
-
-def _round(candidates: Candidates) -> Candidates:
-    segments, scores, labels = candidates.columns
-    return Candidates(np.round(segments, SECONDS_DECIMALS), np.round(scores, SCORE_DECIMALS), labels)
