@@ -29,7 +29,7 @@ from bitad.runtime.progress import Meter, track
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.timeline import Direction
 from bitad.video.decoding import frame_count, require_complete
-from bitad.video.files import is_same_file, list_videos, require_video_file
+from bitad.video.files import VideosReport, is_same_file, list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
 from bitad.video.reader import VideoReader
@@ -48,25 +48,6 @@ _FILE_ERRORS = {
     errno.ENOTDIR,
     errno.ESTALE,
 }
-
-
-@dataclass(frozen=True)
-class ExtractionReport:
-    """The videos by name.
-
-    Args:
-        done: their features were computed now.
-        kept: their features were complete.
-        failed: why a video has no features.
-        again: those of ``done`` that replace features of another file, damaged ones, or ones with more repeated frames.
-        unrecorded: those of ``kept`` that an earlier version wrote without a record of their file.
-    """
-
-    done: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: dict[str, str]
-    again: tuple[str, ...] = ()
-    unrecorded: tuple[str, ...] = ()
 
 
 def find_videos(places: Sequence[Path]) -> dict[str, Path]:
@@ -134,7 +115,7 @@ def extract_features(
     *,
     damaged: OnDecodeError = "error",
     cache: IndexCache | None = None,
-) -> ExtractionReport:
+) -> VideosReport:
     """Writes the features of videos, in each direction that has a folder; the report is the same on every process.
 
     Existing features are verified and kept. A video that cannot be read does not stop the others.
@@ -184,7 +165,7 @@ def extract_features(
     log_repeated_frames(repeated, what, ranks)
     failed |= {name: reason for others in ranks.gather(errors) for name, reason in others.items()}
     kept = tuple(name for name in known if name not in missing)
-    return ExtractionReport(
+    return VideosReport(
         done=tuple(name for name in missing if name not in failed),
         kept=kept,
         failed={name: failed[name] + _remaining_files(name, folders) for name in videos if name in failed},

@@ -27,6 +27,39 @@ _MOST_BYTES = 251
 _TICK_NS = 2 * 10**9
 
 
+@dataclass(frozen=True)
+class VideosReport:
+    """The outcome for several videos, by name.
+
+    Args:
+        done: those with a new file.
+        kept: those with a complete and current file from before.
+        failed: why a video has no new file.
+        again: those done whose earlier file was incomplete or out of date.
+        unrecorded: those kept whose file, by an earlier version, does not record its source.
+        repeated: how many frames of those done repeat others in place of damaged ones.
+    """
+
+    done: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    again: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    repeated: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def together(cls, parts: Sequence[VideosReport]) -> VideosReport:
+        """Merge reports; the names are sorted."""
+        return cls(
+            tuple(sorted(name for part in parts for name in part.done)),
+            tuple(sorted(name for part in parts for name in part.kept)),
+            dict(sorted(pair for part in parts for pair in part.failed.items())),
+            tuple(sorted(name for part in parts for name in part.again)),
+            tuple(sorted(name for part in parts for name in part.unrecorded)),
+            dict(sorted(pair for part in parts for pair in part.repeated.items())),
+        )
+
+
 def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
     """Video files by the names of their results: the file names without suffix, which must be unique."""
     videos: dict[str, Path] = {}

@@ -32,7 +32,7 @@ from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.runtime.workers import in_processes
 from bitad.video.container import open_video
 from bitad.video.decoding import require_complete
-from bitad.video.files import list_videos, require_video_file
+from bitad.video.files import VideosReport, list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader, probe
@@ -58,48 +58,6 @@ _NEAR = 2
 _CODEC_LOSS = 6.0
 
 
-@dataclass(frozen=True)
-class ReverseReport:
-    """The outcome for a folder's videos, by file name.
-
-    Args:
-        done: reversed now.
-        skipped: reversed earlier, and up to date.
-        failed: why a video has no reversed file.
-        repeated: how many frames of those done repeat others in place of damaged ones.
-        again: those done whose earlier file was incomplete or out of date.
-        unrecorded: those skipped that do not record their source but agree with it in sampled frames.
-    """
-
-    done: tuple[str, ...]
-    skipped: tuple[str, ...]
-    failed: dict[str, str]
-    repeated: dict[str, int]
-    again: tuple[str, ...] = ()
-    unrecorded: tuple[str, ...] = ()
-
-    @classmethod
-    def together(cls, parts: Iterable[ReverseReport]) -> ReverseReport:
-        """Merge the reports of several processes on one folder."""
-        parts = list(parts)
-        return cls(
-            tuple(sorted(name for part in parts for name in part.done)),
-            tuple(sorted(name for part in parts for name in part.skipped)),
-            dict(sorted(pair for part in parts for pair in part.failed.items())),
-            dict(sorted(pair for part in parts for pair in part.repeated.items())),
-            tuple(sorted(name for part in parts for name in part.again)),
-            tuple(sorted(name for part in parts for name in part.unrecorded)),
-        )
-
-
-@dataclass(frozen=True)
-class Reversed:
-    """The outcome for one video: the number of frames written, and how many of them repeat others."""
-
-    frames: int
-    repeated: int
-
-
 def reverse_video(
     src: str | Path,
     dst: str | Path,
@@ -107,7 +65,7 @@ def reverse_video(
     crf: float = 18,
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
-) -> Reversed:
+) -> int:
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
     Frame i of the source is frame n - 1 - i of the copy, shown as long before its end as in the source after its start.
@@ -118,6 +76,9 @@ def reverse_video(
         crf: x264's constant rate factor; 18 is visually almost lossless, less is better and larger.
         damaged: see :class:`~bitad.video.reader.VideoReader`.
         on_progress: called now and then with the number of frames done and in all.
+
+    Returns:
+        how many of the frames repeat others in place of damaged ones.
 
     Raises:
         FileNotFoundError: the source does not exist.
@@ -142,7 +103,7 @@ def reverse_video(
             if written != reader.info.frames:
                 raise ValueError(f"{src}: {reader.info.frames} frames, but {written} were written")
             source.require_unchanged(src)
-            return Reversed(written, reader.repeated)
+            return reader.repeated
     except av.FFmpegError as error:
         raise ValueError(f"{src}: cannot be reversed: {error.strerror}") from None
 
@@ -157,7 +118,7 @@ def reverse_folder(
     crf: float = 18,
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
-) -> ReverseReport:
+) -> VideosReport:
     """Reverse every video of a folder and its sub-folders into another folder, under the same names.
 
     Complete and up-to-date copies are kept, so an interrupted run resumes. Failures are reported at the end and do not
@@ -179,32 +140,24 @@ def reverse_folder(
     earlier = {path for path in mine if os.path.exists(targets[path])}
     for folder in {dst, *(target.parent for target in targets.values())}:
         remove_leftovers(folder)
-    outcomes: dict[Path, Reversed | Exception | None] = {}
     jobs = [(path, targets[path], crf, damaged) for path in mine]
+    reports = []
     with closing(in_processes(_reverse_unless_done, jobs, workers=workers)) as results:
         for number, result in results:
-            outcomes[mine[number]] = result
+            path = mine[number]
+            names = (path.name,)
+            again = names if path in earlier else ()
+            if isinstance(result, Exception):
+                kept = f"; {targets[path]} was not replaced" if again else ""
+                reports.append(VideosReport(failed={path.name: f"{str(result) or type(result).__name__}{kept}"}))
+            elif result is None:
+                unrecorded = names if Origin.read(targets[path]) is None else ()
+                reports.append(VideosReport(kept=names, unrecorded=unrecorded))
+            else:
+                reports.append(VideosReport(done=names, again=again, repeated={path.name: result} if result else {}))
             if on_progress is not None:
-                on_progress(len(outcomes), len(jobs))
-    failed: dict[str, str] = {}
-    repeated: dict[str, int] = {}
-    for path, outcome in outcomes.items():
-        if isinstance(outcome, Exception):
-            kept = f"; {targets[path]} was not replaced" if path in earlier else ""
-            failed[path.name] = f"{str(outcome) or type(outcome).__name__}{kept}"
-        elif outcome is not None and outcome.repeated:
-            repeated[path.name] = outcome.repeated
-    done = [path for path, outcome in outcomes.items() if isinstance(outcome, Reversed)]
-    skipped = [path for path, outcome in outcomes.items() if outcome is None]
-    report = ReverseReport(
-        done=tuple(path.name for path in done),
-        skipped=tuple(path.name for path in skipped),
-        failed=failed,
-        repeated=repeated,
-        again=tuple(path.name for path in done if path in earlier),
-        unrecorded=tuple(path.name for path in skipped if Origin.read(targets[path]) is None),
-    )
-    return ReverseReport.together([report])  # sorted
+                on_progress(len(reports), len(jobs))
+    return VideosReport.together(reports)
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:
@@ -229,7 +182,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> Reversed | None:
+def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> int | None:
     require_video_file(src)
     if dst.exists() and _is_done(src, dst, crf, damaged):
         return None
