@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def detect(
     *,
     details: Mapping[str, Any] | None = None,
     description: str = "testing",
-    log_unread: bool = True,
+    list_unread: bool = True,
 ) -> Results:
     """Detects in all videos of ``annotations``; their ground truth is not used.
 
@@ -96,7 +96,7 @@ def detect(
         network: in evaluation mode, on the device of ``ranks``.
         details: of the detections; unread videos are added.
         description: for the progress display and the log.
-        log_unread: log unread videos, and raise if there are no others.
+        list_unread: log unread videos and list them without detections; raise if there are no others.
 
     Raises:
         ValueError, OSError: a video cannot be read (``test.on_read_error``), or none can.
@@ -108,8 +108,11 @@ def detect(
     stitchers = _stitch_windows(network, windows, ranks, description)
     for unread in ranks.gather(windows.unread):
         windows.leave_out(unread)
-    if log_unread:
-        _log_unread(windows.unread, len(annotations.videos), description, ranks)
+    videos = list(windows.videos)
+    if list_unread:
+        _log_unread(windows.unread, len(videos), description, ranks)
+    else:
+        videos = [name for name in videos if name not in windows.unread]
     all_details = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
     relabel = None
     if config.test.video_scores is not None:
@@ -119,7 +122,7 @@ def detect(
     for stitcher, view in zip(stitchers, config.views, strict=True):
         stitcher.leave_out(windows.unread)  # some of their windows may have been read
         view_details = {**all_details, "view": view}
-        found.append(stitcher.detections(annotations.classes, windows.videos, relabel=relabel, details=view_details))
+        found.append(stitcher.detections(annotations.classes, videos, relabel=relabel, details=view_details))
     if len(found) == 1:
         return Results({config.views[0]: found[0]}, config.views, found[0], windows.unread)
     merged = merge(*found, method=config.test.merge, settings=config.test.nms.suppression)
@@ -239,15 +242,9 @@ def detect_videos(
         return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed}), failed
     network = checkpoint.network().to(ranks.device) if network is None else network
     results = detect_in_source(checkpoint, network, durations_s, source, ranks, on_read_error=on_read_error)
-    found, failed = results.merged, failed | results.unread
-    of_each = {name: found.of_video(name) for name in durations_s if name not in failed}
-    detections = Detections.from_videos(
-        {name: (one.segments, one.scores, one.labels) for name, one in of_each.items()},
-        classes=found.classes,
-        durations_s={name: durations_s[name] for name in of_each},
-        details=found.details | ({"unread": failed} if failed else {}),
-    )
-    return detections, failed
+    failed |= results.unread
+    details = results.merged.details | ({"unread": failed} if failed else {})
+    return replace(results.merged, details=details), failed
 
 
 def detect_in_source(
@@ -272,7 +269,7 @@ def detect_in_source(
     overrides = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
     config = override_config(checkpoint.config, overrides)
     annotations = Annotations(annotated, checkpoint.classes)
-    return detect(network, annotations, source, config, ranks, description="detecting", log_unread=False)
+    return detect(network, annotations, source, config, ranks, description="detecting", list_unread=False)
 
 
 def _durations(
