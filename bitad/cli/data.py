@@ -305,7 +305,7 @@ def _features(arguments: argparse.Namespace) -> int:
     )
     with process_group(arguments.device) as ranks:
         cache = IndexCache(arguments.out / INDEX_FOLDER)
-        report = extract_features(encoder, videos, folders, ranks, damaged=arguments.on_decode_error, cache=cache)
+        report = extract_features(encoder, videos, folders, ranks, cache, damaged=arguments.on_decode_error)
         if ranks.is_main:
             echo(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,15 +150,12 @@ class WindowEncoder(Encoder):
         if model is None:
             raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
         if window.layout != "sliding":
-            raise ValueError(
-                f"{run.source} was trained with window.layout={window.layout}; features are computed in sliding "
-                "windows of one stride: give a run with window.layout=sliding"
-            )
+            raise ValueError(f"{run.source} has window.layout={window.layout}; give a run with window.layout=sliding")
         stride_frames = window.stride_frames if stride_frames is None else stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
         self.window_steps, self.window_overlap = window.steps, window.overlap
-        self.frames_per_step = next(iter(self.backbones.values())).frames_per_step
+        self.frames_per_step = window.frames_per_step
         if stride_frames % self.frames_per_step:
             step = f"the run's {self.frames_per_step} frames a step"
             raise ValueError(f"a stride of {stride_frames} frames is not a multiple of {step}")
@@ -252,7 +249,7 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
         raise ValueError(f"{file}: no transformer of VideoMAE in it")
     if size.adapters:
         raise ValueError(f"{file} has adapters, but not the length of their windows; give the detector or run")
-    if size.heads is None:
+    if size.name is None:
         raise ValueError(f"{file} holds {size}, with unknown attention heads; known sizes are {', '.join(SIZES)}")
     tubelet, table = weights["patch_embed.weight"].shape[2], weights.get("pos_embed")
     if clip_frames < 1 or clip_frames % tubelet:
@@ -262,15 +259,7 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
         if not torch.allclose(table, sinusoid_table(table.shape[1], size.dim), atol=1e-3):
             raise ValueError(f"{file}: its position table is learnt, for clips of {CLIP_FRAMES} frames only")
         weights = {name: weight for name, weight in weights.items() if name != "pos_embed"}
-    vit = VisionTransformer(
-        dim=size.dim,
-        depth=size.depth,
-        heads=size.heads,
-        mlp_dim=size.mlp_dim,
-        patch_size=size.patch_size,
-        image_size=PIXELS if size.table_pixels is None else size.table_pixels,
-        clip_frames=clip_frames,
-        tubelet=tubelet,
-    )
+    pixels = PIXELS if size.table_pixels is None else size.table_pixels
+    vit = VisionTransformer(**asdict(SIZES[size.name]), image_size=pixels, clip_frames=clip_frames, tubelet=tubelet)
     load_weights(vit, weights, source=str(file), may_lack=r"^pos_embed$")
     return VideoBackbone(vit)

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.timeline import Direction
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.files import VideosReport, is_same_file, list_videos, require_video_file
-from bitad.video.index import FrameIndex
-from bitad.video.indexing import IndexCache, index_video
+from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
@@ -112,9 +111,9 @@ def extract_features(
     videos: Mapping[str, Path],
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
+    cache: IndexCache,
     *,
     damaged: OnDecodeError = "error",
-    cache: IndexCache | None = None,
 ) -> VideosReport:
     """Writes the features of videos, in each direction that has a folder; the report is the same on every process.
 
@@ -123,15 +122,13 @@ def extract_features(
     Args:
         folders: from :func:`feature_folders`.
         damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices, so that a resumed extraction need not read all files again; None: no cache.
+        cache: of the files' indices, so that a resumed extraction need not read all files again.
     """
     if ranks.is_main:
         for folder in folders.values():
             folder.begin()
-    if cache is not None:
-        cache.begin()
-    index_of = index_video if cache is None else cache.index
-    examined = _examine(encoder, videos, folders, ranks, index_of, damaged)
+    cache.begin()
+    examined = _examine(encoder, videos, folders, ranks, cache, damaged)
     failed = {name: one for name, one in examined.items() if isinstance(one, str)}
     known = {name: one for name in videos if isinstance(one := examined[name], _Examined)}
     missing = {name: one.missing for name, one in known.items() if one.missing}
@@ -149,7 +146,7 @@ def extract_features(
                 wanted = {direction: folders[direction] for direction in missing[name]}
                 try:
                     source = FileIdentity.of(videos[name])
-                    with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
+                    with VideoReader(videos[name], index=cache.index(videos[name]), damaged=damaged) as reader:
                         _extract(encoder, name, reader, source, video, wanted, ranks.device, meter.advance)
                 except (ValueError, OSError) as error:
                     errors[name] = _describe_error(error, videos[name])
@@ -185,8 +182,7 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
     return dealt
 
 
-@dataclass(frozen=True)
-class _Examined:
+class _Examined(NamedTuple):
     """A readable video, the directions in which its features are missing, and whether existing ones have a record."""
 
     video: FeatureVideo
@@ -199,7 +195,7 @@ def _examine(
     videos: Mapping[str, Path],
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
-    index_of: Callable[[Path], FrameIndex],
+    cache: IndexCache,
     damaged: OnDecodeError,
 ) -> dict[str, _Examined | str]:
     names = list(videos)
@@ -209,7 +205,7 @@ def _examine(
         path = videos[name]
         try:
             require_video_file(path)
-            index = index_of(path)
+            index = cache.index(path)
             require_complete(path, index, damaged)
             frames = frame_count(index, damaged)
             video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
@@ -217,11 +213,12 @@ def _examine(
         except (ValueError, OSError) as error:
             found[name] = _describe_error(error, path)
             continue
-        records = {view: record for view, record in held.items() if record is not None}
-        for view, record in records.items():
-            folders[view].finish(name, record)
-        missing = [view for view in held if view not in records]
-        found[name] = _Examined(video, missing, all(record.is_recorded for record in records.values()))
+        for view, record in held.items():
+            if record is not None:
+                folders[view].finish(name, record)
+        missing = [view for view, record in held.items() if record is None]
+        is_recorded = all(record is None or record.is_recorded for record in held.values())
+        found[name] = _Examined(video, missing, is_recorded)
     return {name: one for others in ranks.gather(found) for name, one in others.items()}
 
 

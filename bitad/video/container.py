@@ -148,8 +148,11 @@ def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
     return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, context.width * context.height
 
 
-def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple[InputContainer, VideoStream]:
-    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`."""
+def open_video(path: Path, stream: int | None = None) -> tuple[InputContainer, VideoStream]:
+    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`.
+
+    One decoder thread is best for several readers side by side.
+    """
     if stream is None:
         stream = find_film(path).stream
     container = open_input(path)
@@ -157,8 +160,8 @@ def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple
     if film is None or film.codec_context is None:
         container.close()
         raise ValueError(f"{path}: its stream {stream} is not a video; the file has changed while it was read")
-    film.codec_context.thread_count = threads
-    film.codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
+    film.codec_context.thread_count = 1
+    film.codec_context.thread_type = "NONE"
     return container, film
 
 

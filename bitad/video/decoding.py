@@ -62,9 +62,10 @@ class _SeekError(Exception):
 class PictureStream:
     """The pictures of a video file in order, from frame ``position`` on; decoding began at frame ``begun``."""
 
-    def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
-        self._path, self._index, self._threads = path, index, threads
-        self.container, self.stream = open_video(path, index.stream, threads)
+    def __init__(self, path: Path, index: FrameIndex) -> None:
+        self._path = path
+        self._index = index
+        self.container, self.stream = open_video(path, index.stream)
         self._can_seek = not len(index.joins)  # in a joined file a time may occur in each part
         self._unwanted: frozenset[int] = frozenset()
         self.begun = self.position = 0
@@ -111,7 +112,7 @@ class PictureStream:
 
     def _reopened(self) -> Iterator[Packet[VideoStream]]:
         self.container.close()
-        self.container, self.stream = open_video(self._path, self._index.stream, self._threads)
+        self.container, self.stream = open_video(self._path, self._index.stream)
         return packets(self.container, self.stream)
 
     def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
@@ -159,15 +160,16 @@ class PictureStream:
         skips: bool | None = None  # a used decoder keeps its last setting
         for packet in stored:
             context = self.stream.codec_context  # of the file as it is open now
-            if skips != (skips := self._may_skip(packet)):
+            stored_frame = index.number(packet.pts) if packet.size else None
+            if skips != (skips := stored_frame in self._unwanted):
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
-            if packet.is_corrupt and index.number(packet.pts) in index.sound:
+            if packet.is_corrupt and stored_frame in index.sound:
                 packet.is_corrupt = False
             pictures, is_good = decode(packet)
             if not packet.size:
                 context.flush_buffers()  # another part may follow
-            if not is_good and (number := self._damaged_frame(packet)) is not None:
-                is_damaged |= index.affected_by(number)
+            if not is_good and stored_frame is not None:
+                is_damaged |= index.affected_by(stored_frame)
             for picture in pictures:
                 number = index.number(picture.pts)
                 if number is None or number < due:
@@ -184,16 +186,6 @@ class PictureStream:
                 yield None if is_damaged[number] else picture
                 due = number + 1
         yield from [None] * (index.frames - due)
-
-    def _may_skip(self, packet: Packet[VideoStream]) -> bool:
-        return packet.size > 0 and self._threads == 1 and self._index.number(packet.pts) in self._unwanted
-
-    def _damaged_frame(self, packet: Packet[VideoStream]) -> int | None:
-        """The frame of a packet that cannot be decoded; with several threads the earliest it may be."""
-        number = self._index.number(packet.pts)
-        if number is None or self._threads == 1:
-            return number
-        return int(self._index.stored[max(0, self._index.ranks[number] - self._threads)])
 
 
 def _find_packet(

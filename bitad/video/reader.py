@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
 
 import av
 import numpy as np
@@ -47,21 +46,6 @@ class VideoInfo:
     pixel_format: str
     container: str
 
-    @classmethod
-    def of(cls, index: FrameIndex, pictures: PictureStream, *, frames: int) -> VideoInfo:
-        context, fps = pictures.stream.codec_context, float(index.rate)
-        width, height = (index.height, index.width) if index.rotation % 180 else (index.width, index.height)
-        return cls(
-            frames=frames,
-            fps=fps,
-            duration_s=frames / fps,
-            width=width,
-            height=height,
-            codec=context.name,
-            pixel_format=context.pix_fmt or "",
-            container=pictures.container.format.name,
-        )
-
 
 def probe(path: str | Path) -> VideoInfo:
     """The properties of a video file. Raises like :class:`VideoReader`."""
@@ -74,7 +58,7 @@ class VideoReader:
 
     Args:
         index: the file's ``FrameIndex``, if already known.
-        threads: decoder threads; one is best for several readers side by side.
+
         damaged: for frames that cannot be decoded, or that a truncated file has lost: ``"error"`` raises, after all
             requested frames have been tried; ``"repeat"`` repeats the last good frame.
 
@@ -86,15 +70,14 @@ class VideoReader:
         ValueError: FFmpeg cannot read it, or it has no video stream, no frames or no frame rate.
     """
 
-    def __init__(
-        self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1, damaged: OnDecodeError = "error"
-    ) -> None:
+    def __init__(self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error") -> None:
         self.path = Path(path)
         self.index = index_video(self.path) if index is None else index
-        self.damaged, self.repeated = damaged, 0
+        self.damaged = damaged
+        self.repeated = 0
         self._scaler = PictureScaler(self.index.rotation)
-        self._stream = PictureStream(self.path, self.index, threads)
-        self.info = VideoInfo.of(self.index, self._stream, frames=frame_count(self.index, damaged))
+        self._stream = PictureStream(self.path, self.index)
+        self.info = self._read_info()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -104,6 +87,22 @@ class VideoReader:
 
     def close(self) -> None:
         self._stream.close()
+
+    def _read_info(self) -> VideoInfo:
+        index = self.index
+        context = self._stream.stream.codec_context
+        frames = frame_count(index, self.damaged)
+        width, height = (index.height, index.width) if index.rotation % 180 else (index.width, index.height)
+        return VideoInfo(
+            frames=frames,
+            fps=float(index.rate),
+            duration_s=frames / float(index.rate),
+            width=width,
+            height=height,
+            codec=context.name,
+            pixel_format=context.pix_fmt or "",
+            container=self._stream.container.format.name,
+        )
 
     def read(
         self, frames: ArrayLike, *, size: tuple[int, int] | None = None, short_side: int | None = None
@@ -150,7 +149,8 @@ class VideoReader:
         Frames that cannot be decoded raise ValueError after the last picture.
         """
         self._stream.want(())  # frames skipped by an earlier call may be wanted now
-        return map(_Rotation(self.index.rotation), self._decoded(frames))
+        pictures = self._decoded(frames)
+        return _rotated(pictures, self.index.rotation) if self.index.rotation else pictures
 
     def _decoded(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
         """The stored pictures of frames; the last good one replaces damaged ones."""
@@ -261,27 +261,25 @@ class PictureScaler:
         return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
 
 
-class _Rotation:
-    _FILTERS: ClassVar[dict[int, tuple[str, ...]]] = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
+# Anticlockwise degrees -> the directions of FFmpeg's transpositions.
+_TRANSPOSITIONS = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
-    def __init__(self, degrees: int) -> None:
-        self._steps = self._FILTERS.get(degrees, ())
-        self._graph: Graph | None = None
 
-    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
-        if not self._steps:
-            return picture
-        if self._graph is None:
-            self._graph = Graph()
-            source = self._graph.add_buffer(
+def _rotated(pictures: Iterator[av.VideoFrame], degrees: int) -> Iterator[av.VideoFrame]:
+    """Pictures rotated anticlockwise, in their own pixel format."""
+    graph: Graph | None = None
+    for picture in pictures:
+        if graph is None:
+            graph = Graph()
+            source = graph.add_buffer(
                 width=picture.width,
                 height=picture.height,
                 format=picture.format,
                 time_base=picture.time_base or Fraction(1, 1000),
             )
-            steps = [self._graph.add("transpose", f"dir={direction}") for direction in self._steps]
-            self._graph.link_nodes(source, *steps, self._graph.add("buffersink")).configure()
-        self._graph.push(picture)
-        rotated = self._graph.pull()
+            steps = [graph.add("transpose", f"dir={direction}") for direction in _TRANSPOSITIONS[degrees]]
+            graph.link_nodes(source, *steps, graph.add("buffersink")).configure()
+        graph.push(picture)
+        rotated = graph.pull()
         assert isinstance(rotated, av.VideoFrame)
-        return rotated
+        yield rotated

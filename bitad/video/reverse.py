@@ -136,7 +136,8 @@ def reverse_folder(
     """
     src, dst = Path(src), Path(dst)
     targets = _targets(src, dst)
-    mine = sorted(targets, key=lambda path: (-_size(path), path))[rank::world]
+    sizes = {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in targets}
+    mine = sorted(targets, key=lambda path: (-sizes[path], path))[rank::world]
     earlier = {path for path in mine if os.path.exists(targets[path])}
     for folder in {dst, *(target.parent for target in targets.values())}:
         remove_leftovers(folder)
@@ -173,13 +174,6 @@ def _targets(src: Path, dst: Path) -> dict[Path, Path]:
             )
         sources[target] = path
     return {path: target for target, path in sources.items()}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> int | None:
@@ -331,7 +325,9 @@ def copy_defect(
         same_place = _grey(backward, places)  # [S, pixels]
     errors = np.abs(original - mirrored).mean(axis=-1)  # [S, 2 near + 1]
     forward_error = np.abs(original[:, near] - same_place).mean(axis=-1)  # [S]
-    return _describe_difference(errors, forward_error, _variation(original[:, near]), places)
+    # The mean difference between successive frames; two videos differ by more.
+    variation = float(np.abs(np.diff(original[:, near], axis=0)).mean()) if len(places) > 1 else 0.0
+    return _describe_difference(errors, forward_error, variation, places)
 
 
 def _describe_difference(
@@ -356,11 +352,6 @@ def _describe_difference(
         worst = int(mirror.argmax())
         return f"shows something else at frame {places[worst]}: it differs by {mirror[worst]:.1f} of 255 grey levels"
     return None
-
-
-def _variation(pictures: NDArray[np.float32]) -> float:
-    """The mean difference between successive frames ``[S, pixels]``; two videos differ by more."""
-    return float(np.abs(np.diff(pictures, axis=0)).mean()) if len(pictures) > 1 else 0.0
 
 
 def _grey(reader: VideoReader, frames: NDArray[np.int64]) -> NDArray[np.float32]:
