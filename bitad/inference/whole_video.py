@@ -1,11 +1,10 @@
 """Runs the backbone once over each video, and pyramid and head in windows: ``test.backbone=video``.
 
-Sliding windows that overlap by half show each frame twice to the backbone, which takes nearly all the time. Here the
-windows are cut out of features that the backbone computes as over one window of the video's length. So adapters see
-across the borders of windows, unlike in training and with ``test.backbone=window``.
+The windows are cut out of features that the backbone computes as over one window of the video's length. So adapters
+see across the borders of windows, unlike in training.
 
 A video is read in consecutive chunks. Each block of the transformer passes on a clip's tokens when those of the next
-clip have come, and keeps a few clips between chunks. So a chunk bounds the memory, except for the features.
+clip have come. So a chunk bounds the memory, except for the features.
 """
 
 from __future__ import annotations

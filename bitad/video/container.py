@@ -1,11 +1,10 @@
 """Opens video files with FFmpeg, reads their packets, and finds out whether a file is truncated.
 
-FFmpeg takes a name such as ``http:host.mp4`` or ``concat:a|b`` for an address, and some formats (playlists, session
-descriptions, scripts) refer to other files. A video file must never make the reader open anything else, so this module
-alone opens files, by absolute path and in a list of formats.
+FFmpeg takes a name such as ``http:host.mp4`` for an address, and some formats refer to other files. A video file must
+never make the reader open anything else, so this module alone opens files, by absolute path and in a list of formats.
 
-A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere a
-decoder may complete half a picture without an error, so the last picture is decoded again in ways that reveal it.
+A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere
+the last picture is decoded again in ways that reveal it.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ def find_film(path: Path) -> Film:
         if len(films) > 1:
             pictures = _count_pictures(container, films)
             films = [stream for stream in films if pictures[stream.index] == max(pictures.values())]
-        chosen = next((stream for stream in films if stream is best), None) or max(films, key=_prominence)
+        chosen = best if best is not None and best in films else max(films, key=_prominence)
         if len(films) == 1:
             return Film(chosen.index)
         sizes = ", ".join(f"stream {s.index} ({s.codec_context.width}x{s.codec_context.height})" for s in films)

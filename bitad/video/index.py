@@ -126,20 +126,17 @@ class FrameIndex:
     """The index of a video's frames.
 
     Args:
-        frames: number of frames.
         rate: average frames per second; the last frame lasts for the usual interval.
         width, height: pixels of the pictures as stored, before rotation.
         rotation: degrees anticlockwise by which players rotate the pictures: 0, 90, 180 or 270.
-        lost: about how many frames a truncated file has lost at its end; 0 for a complete file.
+        lost: about how many frames a truncated file has lost at its end.
         time_base: seconds per tick.
         shown: int64 ``[frames]``, presentation times in ticks of one increasing clock.
-        stream: the index of the stream in the file.
-        times: int64 ``[frames]``, the times in ticks that identify FFmpeg's packets and pictures, ascending; None if
-            they do not distinguish the frames, which are then found by decoding from the start and counting.
+        times: int64 ``[frames]``, the times in ticks of FFmpeg's packets and pictures, ascending; None if they do not
+            distinguish the frames, which are then found by decoding from the start and counting.
         keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending; empty without times.
         stored: int64 ``[frames]``, the frames in storage order; empty without times.
-        joins: int64 ``[j, 2]``, the packets of the stream, counted from 0, at which its clock restarts, and the ticks
-            to add to the times from there on.
+        joins: int64 ``[j, 2]``, the packets of the stream at which its clock restarts, and the ticks to add from there.
         sound: good frames that FFmpeg marks as damaged because the stream breaks after them.
         notes: sentences about unusual properties of the file.
     """

@@ -92,15 +92,14 @@ class _Packets:
     """A file's video packets in storage order, and what its container states.
 
     Attributes:
-        numbers: int64 ``[packets]``, each packet's number among all of the stream, counted from 0.
+        numbers: int64 ``[packets]``, each packet's number among all of the stream.
         times, decoded: float64 ``[packets]``, presentation and decoding times in ticks; NaN where missing.
         durations: int64 ``[packets]``, ticks; 0 where missing.
         marked: bool ``[packets]``, whether FFmpeg marks a good packet as damaged.
-        parts: the packets at which the clock starts or restarts; the first is 0.
+        parts: the packets at which the clock starts or restarts.
         delay: pictures that the decoder holds back.
         cut: number of incomplete packets at the end, left out above.
-        stated, seconds, rate: packets, duration and frames per second as stated; 0 if they are not.
-        assumed: whether FFmpeg has guessed the rate.
+        stated, seconds, rate: as the container states; 0 if it does not.
     """
 
     def __init__(self, path: Path) -> None:

@@ -82,7 +82,7 @@ class Matching:
         wanted, found = next(iter(self.pairs.items()))
         count = f"{len(self.pairs)} videos" if len(self.pairs) > 1 else "1 video"
         by = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-        return f"{source}: {count} matched although names differ by {by}: {_bare(found)} for {_bare(wanted)}"
+        return f"{source}: {count} matched although names differ by {by}: {quoted(found)} for {quoted(wanted)}"
 
     def sides(self) -> str:
         """Unmatched names of both sides, for a message that a video is missing."""
@@ -143,11 +143,6 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
     if line := matching.line(source):
         log_once(line)
     return {found: name for name, found in matching.pairs.items()}
-
-
-def _bare(name: str) -> str:
-    is_plain = name.isprintable() and " " not in name and unicodedata.is_normalized("NFC", name)
-    return name if name and is_plain else quoted(name)
 
 
 def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -66,8 +66,7 @@ class VideoReader:
         repeated: number of frames replaced by another one.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: FFmpeg cannot read it, or it has no video stream, no frames or no frame rate.
+        FileNotFoundError, ValueError: like :func:`~bitad.video.indexing.index_video`.
     """
 
     def __init__(self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error") -> None:

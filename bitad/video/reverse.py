@@ -1,8 +1,8 @@
 """Writes and checks time-reversed copies of videos: the same frames in the opposite order.
 
-A file is decoded once, from its start. Every few frames are reversed in memory and encoded at once as an independent
-group of pictures. The encoded groups, now small, wait in a temporary file and are written in reverse order. So memory
-is bounded by one group; FFmpeg's ``reverse`` filter holds all frames. A copy records its source in its metadata.
+A file is decoded once, from its start. Every few frames are reversed in memory and encoded as an independent group of
+pictures. The encoded groups wait in a temporary file and are written in reverse order, so memory is bounded by one
+group. A copy records its source in its metadata.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def reverse_video(
     Args:
         dst: its suffix, one of ``H264_CONTAINERS``, selects the container.
         crf: x264's constant rate factor; 18 is visually almost lossless, less is better and larger.
-        damaged: see :class:`~bitad.video.reader.VideoReader`.
         on_progress: called now and then with the number of frames done and in all.
 
     Returns:
@@ -82,8 +81,7 @@ def reverse_video(
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: a frame cannot be decoded and is not repeated, the picture size changes, ``src`` changes meanwhile,
-            ``dst`` is ``src``, or its suffix selects no container.
+        ValueError: a frame cannot be decoded, the picture size or ``src`` changes, or ``dst`` is unsuitable.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
@@ -127,7 +125,6 @@ def reverse_folder(
     Args:
         workers: number of processes, each with one video and one thread at a time; 0: this process.
         rank, world: this caller's share of the folder: every ``world``-th video, the largest first.
-        crf, damaged: see :func:`reverse_video`.
         on_progress: called after each video with the number of videos done and in all.
 
     Raises:
@@ -221,7 +218,8 @@ def _write_reversed(
     stream = add_h264_stream(container, like, rate, crf=crf, preset="veryfast", gop=group)
     sizes = _encode_groups(reader, stream, store, group, on_progress)
     # The first packet writes the header, so metadata must be set before.
-    container.metadata.update(Origin(source.sha256, crf, frames, reader.repeated).metadata())
+    origin = Origin(source.sha256, crf, frames, reader.repeated)
+    container.metadata[_KEY] = _MARK + json.dumps(asdict(origin))
     starts = [0, *accumulate(sizes)]
     written = 0
     for first in reversed(range(0, frames, group)):
@@ -281,9 +279,6 @@ class Origin:
     crf: float
     frames: int
     repeated: int
-
-    def metadata(self) -> dict[str, str]:
-        return {_KEY: _MARK + json.dumps(asdict(self))}
 
     @staticmethod
     def read(path: Path) -> Origin | None:

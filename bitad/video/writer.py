@@ -54,16 +54,14 @@ def write_video(
         ValueError: no frames, frames of another or a changing type or size, an odd height or width, or another suffix.
     """
     reformatter = VideoReformatter()
-    first_shape: tuple[int, ...] | None = None
 
     def pictures() -> Iterator[av.VideoFrame]:
-        nonlocal first_shape
+        shape: tuple[int, ...] | None = None
         for number, frame in enumerate(frames):
-            first_shape = first_shape or frame.shape
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first_shape:
-                raise ValueError(
-                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; give uint8 [H, W, 3] of one size"
-                )
+            shape = shape or frame.shape
+            if frame.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or frame.shape != shape:
+                found = f"frame {number} is {frame.dtype} {frame.shape}"
+                raise ValueError(f"{path}: {found}; give uint8 [H, W, 3] of one size")
             # BT.601, limited range: players assume it for small videos, and the file states it.
             yield reformatter.reformat(
                 av.VideoFrame.from_ndarray(frame, format="rgb24"),
