@@ -65,7 +65,7 @@ class Results:
         return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
 
     def write(self, out: Path) -> None:
-        """Writes detections.json and, for a pair, each network's file; for one in reverse in reverse time, D - t."""
+        """Writes detections.json and, for a pair, each network's file, in its own time."""
         write_detections(self.merged, out / "detections.json")
         if len(self.bases) > 1:
             files = RESULTS_OF_PAIRS[self.views[1]].values()
@@ -130,7 +130,8 @@ def detect(
 
 
 def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
-    config, settings = windows.config, windows.config.test.nms.suppression
+    config = windows.config
+    settings = windows.config.test.nms.suppression
     # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in config.views]
@@ -188,7 +189,7 @@ def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, descr
 
 
 def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> list[list[int]]:
-    """Windows ``first`` to ``stop`` in batches, in an order that gives each reader, in turn, consecutive ones.
+    """Windows ``first`` to ``stop`` in batches, ordered so that each reader, in turn, gets consecutive ones.
 
     Neighbours overlap, and a reader decodes what they share once.
     """
@@ -225,9 +226,6 @@ def detect_videos(
 
     Returns:
         the detections of all videos that can be read; and by name why others cannot.
-
-    Raises:
-        ValueError, OSError: the detector takes features; a video cannot be read, with ``on_read_error="error"``.
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
@@ -256,12 +254,7 @@ def detect_in_source(
     *,
     on_read_error: OnReadError = "error",
 ) -> Results:
-    """Detects in videos without annotations.
-
-    Args:
-        network: of the checkpoint, on the device of ``ranks``.
-        durations_s: of the videos, by name.
-    """
+    """Detects in videos of known durations without annotations."""
     annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
     log_rates(grids, checkpoint.rate_hz, checkpoint.config, ranks)
@@ -319,7 +312,8 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
     Raises:
         ValueError: other classes than the network's; clocks disagree; or there is no ground truth.
     """
-    config, metrics = checkpoint.config, out / "metrics.json"
+    config = checkpoint.config
+    metrics = out / "metrics.json"
     check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:

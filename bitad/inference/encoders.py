@@ -34,20 +34,15 @@ CLIP_STRIDE, PIXELS = 4, 224
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a video that goes through the network at once.
+    """A part of a video that goes through the network at once."""
 
-    Args:
-        frames: int64 ``[n]``, the frames to read, ascending.
-        first, stop: the rows of features that it gives, from ``first`` to before ``stop``.
-    """
-
-    frames: NDArray[np.int64]
-    first: int
+    frames: NDArray[np.int64]  # [n], to read, ascending
+    first: int  # row of features
     stop: int
 
 
 class Encoder(ABC):
-    """Frames of a video -> rows of features, one every ``stride_frames`` frames, from pictures of ``pixels`` pixels."""
+    """Frames of a video -> rows of features, one every ``stride_frames`` frames."""
 
     offset_frames: float  # the frame at the centre of row 0
     window_steps: int | None = None
@@ -56,7 +51,10 @@ class Encoder(ABC):
     def __init__(
         self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
     ) -> None:
-        self.backbones, self.stride_frames, self.pixels, self.file = dict(backbones), stride_frames, pixels, file
+        self.backbones = dict(backbones)
+        self.stride_frames = stride_frames
+        self.pixels = pixels
+        self.file = file
         self.vit = next(iter(self.backbones.values())).vit
         if stride_frames < 1:
             raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
@@ -91,10 +89,9 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order in both directions.
+        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order.
 
-        Args:
-            pictures: uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
+        ``pictures`` are uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
         """
 
 
@@ -111,7 +108,8 @@ class ClipEncoder(Encoder):
         super().__init__(both, stride_frames=stride_frames, pixels=pixels, file=file)
         if clips < 1:
             raise ValueError(f"a batch of {clips} clips; it must be at least 1")
-        self.clips, self.clip_frames = clips, backbone.vit.clip_frames
+        self.clips = clips
+        self.clip_frames = backbone.vit.clip_frames
         self.offset_frames = (self.clip_frames - 1) / 2
 
     def steps(self, frames: int) -> int:
@@ -146,7 +144,8 @@ class WindowEncoder(Encoder):
     window_overlap: float
 
     def __init__(self, run: Checkpoint, stride_frames: int | None = None, pixels: int | None = None) -> None:
-        model, window = run.config.model.backbone, run.config.window
+        model = run.config.model.backbone
+        window = run.config.window
         if model is None:
             raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
         if window.layout != "sliding":
@@ -154,7 +153,8 @@ class WindowEncoder(Encoder):
         stride_frames = window.stride_frames if stride_frames is None else stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
-        self.window_steps, self.window_overlap = window.steps, window.overlap
+        self.window_steps = window.steps
+        self.window_overlap = window.overlap
         self.frames_per_step = window.frames_per_step
         if stride_frames % self.frames_per_step:
             step = f"the run's {self.frames_per_step} frames a step"
@@ -174,7 +174,8 @@ class WindowEncoder(Encoder):
             yield Chunk(seen.clip(max=frames - 1), first, stop)  # the last step may have less
 
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        real, length = len(pictures), self.window_steps * self.frames_per_step
+        real = len(pictures)
+        length = self.window_steps * self.frames_per_step
         inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
         if direction == "reverse":
@@ -184,7 +185,7 @@ class WindowEncoder(Encoder):
 
 
 def _played(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
-    """The order ``[length]`` in which ``real`` frames are played; the last one played is repeated."""
+    """The order ``[length]`` in which frames are played; the last one played is repeated."""
     order = np.minimum(np.arange(length), real - 1)
     return order if direction == "forward" else real - 1 - order
 
@@ -233,9 +234,11 @@ def load_encoder(
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
-    views, detectors = run.config.views, run.network().detectors
+    views = run.config.views
+    detectors = run.network().detectors
     if len(views) == 1:
-        views, detectors = (*views, "forward", "reverse"), detectors * 3
+        views = (*views, "forward", "reverse")
+        detectors = detectors * 3
     found: dict[Direction, VideoBackbone] = {}
     for view, detector in zip(views, detectors, strict=True):
         assert detector.backbone is not None  # the configuration has one
@@ -251,7 +254,8 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
         raise ValueError(f"{file} has adapters, but not the length of their windows; give the detector or run")
     if size.name is None:
         raise ValueError(f"{file} holds {size}, with unknown attention heads; known sizes are {', '.join(SIZES)}")
-    tubelet, table = weights["patch_embed.weight"].shape[2], weights.get("pos_embed")
+    tubelet = weights["patch_embed.weight"].shape[2]
+    table = weights.get("pos_embed")
     if clip_frames < 1 or clip_frames % tubelet:
         raise ValueError(f"clips of {clip_frames} frames; the backbone takes a multiple of {tubelet}")
     if table is not None and clip_frames != CLIP_FRAMES:

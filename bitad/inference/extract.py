@@ -50,12 +50,7 @@ _FILE_ERRORS = {
 
 
 def find_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Video files by name without suffix: the given files, and all videos of the given folders.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, or a folder has no videos.
-        ValueError: two videos have the same name.
-    """
+    """The given files and all videos of the given folders, by name without suffix."""
     videos: dict[str, Path] = {}
     for place in places:
         if not os.path.lexists(place):
@@ -75,7 +70,7 @@ def feature_folders(
     precision: FeaturePrecision = "float32",
     stored: Stored = "float32",
 ) -> dict[Direction, FeatureFolder]:
-    """The folder of each direction's features: ``out`` for one, ``out/forward`` and ``out/reverse`` for two."""
+    """The folder of each direction's features: ``out``, or ``out/forward`` and ``out/reverse``."""
     lacking = [direction for direction in directions if direction not in encoder.backbones]
     if lacking:
         raise ValueError(
@@ -115,14 +110,9 @@ def extract_features(
     *,
     damaged: OnDecodeError = "error",
 ) -> VideosReport:
-    """Writes the features of videos, in each direction that has a folder; the report is the same on every process.
+    """Writes the features of videos, in each direction that has a folder; the same report on all processes.
 
     Existing features are verified and kept. A video that cannot be read does not stop the others.
-
-    Args:
-        folders: from :func:`feature_folders`.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices, so that a resumed extraction need not read all files again.
     """
     if ranks.is_main:
         for folder in folders.values():
@@ -172,7 +162,7 @@ def extract_features(
 
 
 def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
-    """Divides work of known sizes into nearly equal shares: the largest first, each to the smallest share."""
+    """Divides work into nearly equal shares: the largest first, each to the smallest share."""
     dealt: list[list[str]] = [[] for _ in range(hands)]
     loads = [(0, hand) for hand in range(hands)]
     for name in sorted(work, key=lambda name: -work[name]):
@@ -183,7 +173,7 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
 
 
 class _Examined(NamedTuple):
-    """A readable video, the directions in which its features are missing, and whether existing ones have a record."""
+    """A readable video, and the state of its existing features."""
 
     video: FeatureVideo
     missing: list[Direction]
@@ -228,7 +218,7 @@ def _remaining_files(name: str, folders: Mapping[Direction, FeatureFolder]) -> s
 
 
 def _describe_error(error: ValueError | OSError, path: Path) -> str:
-    """The message of an error of one video; an error that concerns all videos is raised again."""
+    """The message of an error of one video; others are raised again."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     if error.errno not in _FILE_ERRORS:

@@ -142,13 +142,14 @@ def _best(merged: Detections, settings: NmsConfig) -> Detections:
 
 
 def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, method: MergeMethod) -> Detections:
-    """``union`` with each group merged into its first row; ``source`` ``[n]`` is the number of each row's set."""
+    """``union`` with each group merged into its first row; ``source`` ``[n]`` numbers each row's set."""
     groups = _groups(union, source, threshold, method)
     members = np.argsort(groups, kind="stable")  # by group, then in their order
     _, first, count = np.unique(groups[members], return_index=True, return_counts=True)
     place = np.arange(len(members)) - np.repeat(first, count)
     weight = np.maximum(union.scores, _MIN_WEIGHT) if method == "wsf" else np.ones(len(union))
-    segments, scores = union.segments.copy(), union.scores / n_sets
+    segments = union.segments.copy()
+    scores = union.scores / n_sets
     product = union.scores.copy()
     for number in range(1, n_sets):
         rows = members[place == number]
@@ -160,7 +161,8 @@ def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, me
         product[into] *= union.scores[rows]
     kept = members[place == 0]
     if method == "product":
-        kept, scores = kept[count == n_sets], product ** (1 / n_sets)
+        kept = kept[count == n_sets]
+        scores = product ** (1 / n_sets)
     return replace(union, segments=segments, scores=scores).take(np.sort(kept))
 
 
@@ -176,7 +178,8 @@ def _groups(union: Detections, source: Integers, threshold: float, method: Merge
         a, b, tiou = _pairs_of_sets(some, source[rows], threshold)
         rank = np.empty(len(some), np.int64)
         rank[np.argsort(-some.scores, kind="stable")] = np.arange(len(some))
-        better, worse = np.minimum(rank[a], rank[b]), np.maximum(rank[a], rank[b])
+        better = np.minimum(rank[a], rank[b])
+        worse = np.maximum(rank[a], rank[b])
         # Among equal pairs high scores come first, so that merging a set with itself does not change it.
         order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
         groups[rows] = rows[_join(a[order], b[order], source[rows])]
@@ -184,11 +187,11 @@ def _groups(union: Detections, source: Integers, threshold: float, method: Merge
 
 
 def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tuple[Integers, Integers, Floats]:
-    """The pairs of rows of two sets, in one video and class, that overlap enough, and their tIoU."""
     video_and_class = union.video * len(union.classes) + union.labels
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for number in range(1, int(source.max(initial=0)) + 1):
-        before, own = np.flatnonzero(source < number), np.flatnonzero(source == number)
+        before = np.flatnonzero(source < number)
+        own = np.flatnonzero(source == number)
         a, b, tiou = tiou_pairs(
             video_and_class[before], union.segments[before], video_and_class[own], union.segments[own], threshold
         )
@@ -210,11 +213,14 @@ def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     while pairs.size:
         one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
         # Each pair of rows occurs once, and none within a set, so its count shows whether groups may join.
-        complete, needed = one != other, size[one] * size[other]
+        complete = one != other
+        needed = size[one] * size[other]
         large = np.flatnonzero(complete & (needed > 1))
         _, inverse, count = np.unique(one[large] * n + other[large], return_inverse=True, return_counts=True)
         complete[large] = count[inverse] == needed[large]
-        pairs, one, other = pairs[complete], one[complete], other[complete]
+        pairs = pairs[complete]
+        one = one[complete]
+        other = other[complete]
         first = np.full(n, len(a))
         np.minimum.at(first, one, pairs)
         np.minimum.at(first, other, pairs)

@@ -38,7 +38,8 @@ def nms(
     Raises:
         ValueError: columns of different lengths, or as :func:`check_candidates`.
     """
-    segments, scores = np.asarray(segments, np.float64), np.asarray(scores, np.float64)
+    segments = np.asarray(segments, np.float64)
+    scores = np.asarray(scores, np.float64)
     labels = np.asarray(labels, np.int64)
     if segments.shape != (len(scores), 2) or labels.shape != scores.shape:
         raise ValueError(
@@ -53,7 +54,7 @@ def nms(
 
 
 def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
-    """The rows of valid candidates that :func:`nms` keeps, and their final scores, best first."""
+    """The rows that :func:`nms` keeps, and their final scores, best first."""
     hard_floor = settings.min_score if settings.method == "hard" else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
     groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
@@ -64,7 +65,7 @@ def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsCo
 
 
 def check_candidates(segments: Floats, scores: Floats) -> None:
-    """Raises ValueError for a number that is not finite, a segment that ends before it starts, or a negative score."""
+    """Raises ValueError unless numbers are finite, segments in order and scores not negative."""
     # Written so that NaN fails too.
     valid = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
     if not valid.all():
@@ -78,10 +79,11 @@ def check_candidates(segments: Floats, scores: Floats) -> None:
 def _select_by_group(
     segments: Floats, scores: Floats, groups: Integers, settings: NmsConfig
 ) -> tuple[Integers, Floats]:
-    """The kept rows and their final scores, unordered; groups of similar sizes share a table, to limit padding."""
+    """The kept rows and their final scores, unordered; groups of similar sizes share a table."""
     _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     by_size = np.argsort(-count, kind="stable")
-    kept, first = [(np.empty(0, np.int64), np.empty(0))], 0
+    kept = [(np.empty(0, np.int64), np.empty(0))]
+    first = 0
     while first < len(by_size):
         width = count[by_size[first]]
         similar = int(np.searchsorted(-count[by_size], -width / 2, side="right")) - first
@@ -95,7 +97,7 @@ def _select_by_group(
 
 
 def _rows_by_group(groups: Integers) -> Integers:
-    """A line of ascending rows for each group, padded with -1, int64 ``[groups, rows of the largest]``."""
+    """A line of ascending rows for each group, padded with -1, ``[groups, rows of the largest]``."""
     order = np.argsort(groups, kind="stable")
     _, first, count = np.unique(groups[order], return_index=True, return_counts=True)
     table = np.full((len(first), count.max(initial=0)), -1)
@@ -104,8 +106,9 @@ def _rows_by_group(groups: Integers) -> Integers:
 
 
 def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
-    """The kept rows and their final scores. ``table`` ``[K, m]``: the rows that compete, line by line; -1: none."""
-    kept, kept_scores = [np.empty(0, np.int64)], [np.empty(0)]
+    """The kept rows and their final scores. The rows in a line of ``table`` ``[K, m]`` compete; -1: none."""
+    kept = [np.empty(0, np.int64)]
+    kept_scores = [np.empty(0)]
     current = np.where(table >= 0, scores[table], _REMOVED)  # [K, m]
     if settings.method != "hard" and settings.min_score and current.size:
         # The reference drops low scores after it has kept the first segment of each line.
@@ -116,7 +119,8 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
         table, current = _compact(table, current)
         overlaps = _Overlaps(segments, table)
         lines = np.arange(0, current.size, current.shape[1])
-        rows, flat = table.ravel(), current.ravel()
+        rows = table.ravel()
+        flat = current.ravel()
         # After about a quarter of the longest line has been kept, a smaller table pays off.
         for _ in range(min(rounds, max(_MIN_ROUNDS, current.shape[1] // 4))):
             best = current.argmax(axis=1) + lines  # [K]; of equals the first
@@ -134,7 +138,8 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
 
 def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
     lines = (current >= 0).any(axis=1)
-    table, current = np.where(current >= 0, table, -1)[lines], current[lines]
+    table = np.where(current >= 0, table, -1)[lines]
+    current = current[lines]
     width = (current >= 0).sum(axis=1).max(initial=0)
     order = np.argsort(current < 0, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(table, order, axis=1), np.take_along_axis(current, order, axis=1)
@@ -155,12 +160,13 @@ class _Overlaps:
         self.cells = cells[order]
         self.start, self.end = own[order].T
         self.length = self.end - self.start + _LENGTH_FLOOR
-        self.first, self.count = first[order], count[order]
+        self.first = first[order]
+        self.count = count[order]
         self.place = np.zeros(table.size, np.int64)
         self.place[self.cells] = np.arange(len(cells))
 
     def of(self, cells: Integers) -> tuple[Integers, Floats]:
-        """The cells that may overlap these (one per line), and their IoU with the one of their line."""
+        """The cells that may overlap these (one per line), and their IoU with these."""
         place = self.place[cells]
         count = self.count[place]
         which = np.repeat(place, count)
@@ -186,7 +192,7 @@ def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
-    """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU, if there are any."""
+    """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU."""
     one_group = np.zeros(max(len(kept), len(segments)), np.int64)
     a, b, _ = tiou_pairs(one_group[: len(kept)], kept, one_group[: len(segments)], segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))

@@ -49,15 +49,7 @@ def decode(
     """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs scoring above the threshold.
 
     A candidate extends from its point by the predicted distances to both sides, and may extend beyond the window. Equal
-    scores keep the order of points, then of classes.
-
-    Args:
-        prediction: of B windows.
-        score_threshold: on probabilities; at least 0.
-        names: of the windows' videos, for errors.
-
-    Raises:
-        ValueError: a score or distance at a real point is not finite.
+    scores keep the order of points, then of classes. Raises ValueError if a score or distance is not finite.
     """
     logits, distances, mask, points = prediction
     broken = ((logits.isnan().any(-1) | ~distances.isfinite().flatten(2).all(-1)) & mask).any(1)  # [B]
@@ -71,7 +63,8 @@ def decode(
     # -1 is below any threshold, so padded points never become candidates.
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]
     scores, order = scores.sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :top_k], order[:, :top_k]
+    scores = scores[:, :top_k]
+    order = order[:, :top_k]
     row = order if distances.ndim == 4 else order // classes  # a segment for each class of a point, or one for all
     segments = points.segments(distances).flatten(1, -2).take_along_dim(row[..., None], dim=1)  # [B, top_k, 2]
     counts = (scores > score_threshold).sum(1)
@@ -102,10 +95,7 @@ def to_seconds(
 def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
     """One video's detections, best first, from the candidates of all its windows, in seconds.
 
-    Args:
-        windows: iterated several times. Equal scores keep their order.
-        settings: of the NMS; None keeps everything.
-        rounding: of the result, as in :func:`to_seconds`.
+    The windows are iterated several times. Equal scores keep their order. No settings keep everything.
     """
     if settings is None:
         merged = suppress_overlaps(_concatenate(windows), None)
@@ -115,13 +105,13 @@ def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, roundin
 
 
 def _round(candidates: Candidates) -> Candidates:
-    """Candidates rounded as by OpenTAD, before and after NMS, also for its published results."""
+    """Candidates rounded as by OpenTAD, before and after NMS."""
     segments, scores, labels = candidates.columns
     return Candidates(np.round(segments, 2), np.round(scores, 4), labels)
 
 
 def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
-    """:func:`~bitad.inference.nms.nms` of the candidates of all windows, in bounded memory.
+    """NMS of the candidates of all windows, in bounded memory.
 
     NMS never raises a score. So candidates after the last kept one, by score and then by order, do not change the
     result. The best candidates are tried first, then more, until all kept ones come before those not tried.
@@ -146,11 +136,12 @@ def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Can
 
 
 def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, int]:
-    """The lowest score of the ``count`` best candidates, and how many of these have it; -inf, 0: these are all."""
+    """The lowest of the ``count`` best scores, and how many candidates have it; -inf, 0: these are all."""
     best, total = np.empty(0), 0
     for window in windows:
         check_candidates(window.segments, window.scores)
-        best, total = np.concatenate((best, window.scores)), total + len(window)
+        best = np.concatenate((best, window.scores))
+        total = total + len(window)
         if len(best) > 2 * count:
             best = np.partition(best, len(best) - count)[-count:]
     if total <= count:
@@ -160,14 +151,13 @@ def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, in
 
 
 def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
-    """The candidates of a window whose tIoU to a kept segment is at least the threshold."""
     one_group = np.zeros(max(len(window), len(kept)), np.int64)
     rows, _, _ = tiou_pairs(one_group[: len(window)], window.segments, one_group[: len(kept)], kept.segments, threshold)
     return window.take(np.unique(rows))
 
 
 def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
-    """The candidates of all windows with scores above ``floor``, and the first ``ties`` with that score."""
+    """The candidates with scores above ``floor``, and the first ``ties`` with that score."""
     parts = []
     for window in windows:
         chosen = window.scores > floor
@@ -180,7 +170,6 @@ def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: in
 
 
 def suppress_overlaps(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
-    """NMS of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
         return Candidates(*nms(*candidates.columns, settings))
     return candidates.take(np.argsort(-candidates.scores, kind="stable"))
@@ -203,22 +192,18 @@ class _Windows:
 
 
 class Stitcher:
-    """Turns the windows of videos, in any order, into detections; one that is added twice counts once.
-
-    Args:
-        settings: of the NMS over the windows of a video; None keeps everything.
-        rounding: as in :func:`to_seconds`.
-    """
+    """Turns the windows of videos, in any order, into detections; one that is added twice counts once."""
 
     def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
-        self.settings, self.rounding = settings, rounding
+        self.settings = settings
+        self.rounding = rounding
         self.windows: dict[str, dict[float, Callable[[], Candidates]]] = {}  # of each video, by first frame
         self.durations_s: dict[str, float] = {}
 
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
-        """Adds the candidates of one window, in the smallest exact types: 13 bytes each, 32 in seconds."""
+        """Adds the candidates of one window, in the smallest exact types: 13 bytes each."""
         segments, scores, labels = candidates.columns
         smallest = labels.astype(np.min_scalar_type(labels.max(initial=0)))
         packed = Candidates(_to_single(segments), _to_single(scores), smallest)
@@ -249,10 +234,7 @@ class Stitcher:
         relabel: Callable[[Candidates, str], Candidates] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
-        """The detections of videos on the forward clock.
-
-        ``relabel`` changes a video's candidates, given with its name, to candidates with these classes.
-        """
+        """The detections of videos on the forward clock; ``relabel`` changes candidates, given a video's name."""
         found = {name: self.video(name) for name in videos}
         if relabel is not None:
             found = {name: relabel(merged, name) for name, merged in found.items()}

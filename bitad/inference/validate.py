@@ -27,8 +27,7 @@ def validate_data(
 ) -> None:
     """Opens every video without decoding it; removes unreadable training videos from the windows.
 
-    Raises:
-        ValueError, OSError: the first fault (``on_read_error``), with the number of others; or clocks disagree.
+    Raises the first error (``on_read_error``), with the number of others; ValueError if clocks disagree.
     """
     Truth.of(test)
     videos = [*windows.videos, *test.videos.values()]
@@ -66,11 +65,7 @@ def validate_data(
 
 
 def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_hz: float, ranks: Ranks) -> None:
-    """Compares durations and rates of every test video that can be read.
-
-    Raises:
-        ValueError: the clocks disagree, unless ``data.allow_clock_mismatch``.
-    """
+    """Compares durations and rates of every test video that can be read; ValueError if they disagree."""
     grids = {}
     for video in test.videos.values():
         with suppress(ValueError, OSError):
@@ -80,7 +75,7 @@ def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_
 
 
 def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, ranks: Ranks) -> None:
-    """Logs the videos whose grid steps per second differ much from training; not if they are resized."""
+    """Logs the videos whose grid steps per second differ much from training."""
     if config.window.layout == "resized" or not ranks.is_main:
         return
     rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}

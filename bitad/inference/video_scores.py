@@ -39,7 +39,6 @@ class VideoScores:
         return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
-        """The scores of these classes in this order."""
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
             found = f"no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}"
@@ -54,9 +53,6 @@ class VideoScores:
         Labels become indices into ``classes``, scores sqrt(candidate's * video's). The candidates' own labels are
         ignored: apply NMS across classes first. A class with a video score of 0 is not used. Of equal scores the better
         class comes first, then the first candidate.
-
-        Raises:
-            ValueError: the video has no scores, or ``top_k`` is below 1.
         """
         if top_k < 1:
             raise ValueError(f"the top {top_k} classes of a video label nothing; use at least 1")

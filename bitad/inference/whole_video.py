@@ -43,18 +43,16 @@ class WindowOutputs(NamedTuple):
 class FeatureStream:
     """The features of one view of a video, whose frames come in chunks in forward order.
 
-    They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last.
-
-    Args:
-        backbone: in evaluation mode.
-        frames: of the video.
-        length: of the padded view, in frames; a multiple of the transformer's clip.
-        reverse: the view plays backwards.
+    They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last to
+    ``length`` frames, a multiple of the transformer's clip.
     """
 
     def __init__(self, backbone: VideoBackbone, *, frames: int, length: int, reverse: bool = False) -> None:
-        self.backbone, self.reverse = backbone, reverse
-        self.frames, self.length, self.expected = frames, length, frames
+        self.backbone = backbone
+        self.reverse = reverse
+        self.frames = frames
+        self.length = length
+        self.expected = frames
         self.rest: Tensor | None = None  # frames of an incomplete clip
         self.grid: TokenGrid | None = None
         self.stages = [_Stage(block, reverse=reverse) for block in backbone.vit.blocks]
@@ -102,9 +100,9 @@ class FeatureStream:
 
 
 class _Stage:
-    """One block over clips that come in groups: it passes on those whose neighbours have come on both sides.
+    """One block over clips that come in groups: it passes on those whose neighbours have come.
 
-    Attention and MLP see each clip once; the adapters, a twentieth of the cost, see clips at the borders again.
+    Attention and MLP see each clip once; the adapters see clips at the borders again.
     """
 
     def __init__(self, block: nn.Module, *, reverse: bool) -> None:
@@ -119,7 +117,7 @@ class _Stage:
         self.done = 0  # how many of these have been passed on
 
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:
-        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones; all after the ``last``."""
+        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones."""
         if len(clips):
             clips = self.block.run_chunks(clips)
         if not self.adapters:
@@ -127,21 +125,24 @@ class _Stage:
         reach = -(-self.reach // grid.time)  # in clips
         if self.kept is not None:
             clips = torch.cat((self.kept, clips))
-        first, stop = self.done, len(clips) if last else max(self.done, len(clips) - reach)
+        first = self.done
+        stop = len(clips) if last else max(self.done, len(clips) - reach)
         before = max(0, stop - reach)
-        self.kept, self.done = clips[before:].clone(), stop - before
+        self.kept = clips[before:].clone()
+        self.done = stop - before
         if first == stop:
             return clips[:0]
-        played, grid = clips.flip(0) if self.reverse else clips, grid._replace(clips=len(clips))
+        played = clips.flip(0) if self.reverse else clips
+        grid = grid._replace(clips=len(clips))
         for adapter in self.adapters:
             played = adapter(played, grid)
         return (played.flip(0) if self.reverse else played)[first:stop]
 
 
 def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
-    """The predictions for all windows of this process's videos; unreadable ones are added to ``windows.unread``.
+    """The predictions for all windows of this process's videos.
 
-    The network is in evaluation mode, and its backbones are independent (not experiment 2x).
+    The backbones of the network are independent (not experiment 2x).
     """
     config, grids = windows.config, windows.grids
     mine = set(deal({name: grid.steps for name, grid in grids.items()}, ranks.world)[ranks.rank])
@@ -178,7 +179,8 @@ def _features(
 ) -> list[Tensor] | ReadFailure:
     """Each network's features ``[C, T]`` of a video, in the order of its view."""
     per_step = config.window.frames_per_step
-    frames, length = per_step * video_grid.steps, per_step * _padded_steps(video_grid.steps, config)
+    frames = per_step * video_grid.steps
+    length = per_step * _padded_steps(video_grid.steps, config)
     streams = []
     for detector, view in zip(detectors, config.views, strict=True):
         assert detector.backbone is not None  # checked by the configuration

@@ -102,14 +102,14 @@ def _formats(container: InputContainer) -> set[str]:
 
 
 class Film(NamedTuple):
-    """The index of the stream to read, and a sentence about other films in the file ("" if there are none)."""
+    """The index of a stream, and a sentence about other films in the file."""
 
     stream: int
     note: str = ""
 
 
 def find_film(path: Path) -> Film:
-    """Choose the stream that FFmpeg would choose, but never a cover, nor a still if there is a film."""
+    """The stream that FFmpeg would choose, but never a cover, nor a still beside a film."""
     with open_input(path) as container:
         films = [stream for stream in container.streams.video if not stream.disposition & _COVER]
         if not films:
@@ -148,10 +148,7 @@ def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
 
 
 def open_video(path: Path, stream: int | None = None) -> tuple[InputContainer, VideoStream]:
-    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`.
-
-    One decoder thread is best for several readers side by side.
-    """
+    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`."""
     if stream is None:
         stream = find_film(path).stream
     container = open_input(path)
@@ -165,7 +162,7 @@ def open_video(path: Path, stream: int | None = None) -> tuple[InputContainer, V
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The stream's packets in storage order, up to the end or the first read error; the last one is empty."""
+    """The packets in storage order, up to the end or the first read error; the last is empty."""
     remaining = container.demux(stream)
     while True:
         try:
@@ -185,7 +182,7 @@ def _packet(content: bytes, stream: VideoStream) -> Packet[VideoStream]:
 
 
 def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
-    """The pictures that the decoder outputs for a packet, and whether the packet is good."""
+    """The decoded pictures, and whether the packet is good."""
     try:
         return list(packet.decode()), not packet.is_corrupt
     except av.FFmpegError:
@@ -193,7 +190,7 @@ def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
 
 
 def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-    """Replace the times of packets by their numbers, which the decoder passes on to the pictures."""
+    """Replace the times of packets by their numbers, which the decoder passes on."""
     number = 0
     for packet in stored:
         if packet.size:
@@ -205,7 +202,7 @@ def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStre
 def joined(
     stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
 ) -> Iterator[Packet[VideoStream]]:
-    """Put a file's packets on one clock by a ``FrameIndex``'s ``joins``; empty packets flush the decoder."""
+    """Put packets on one clock by a ``FrameIndex``'s ``joins``; empty ones flush the decoder."""
     offsets = dict(joins.tolist())
     number = offset = 0
     for packet in stored:
@@ -220,7 +217,7 @@ def joined(
 
 
 def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
-    """The first picture of a file, and the times in ticks of the first ``many`` pictures of each part."""
+    """The first picture, and the times in ticks of the first ``many`` pictures of each part."""
     container, stream = open_video(path, film)
     first: VideoFrame | None = None
     times: list[list[float]] = [[]]
@@ -254,12 +251,11 @@ def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoSt
 
 
 def states_times(container: InputContainer) -> bool:
-    """Whether a container states when each frame is shown; otherwise FFmpeg computes it."""
     return bool(_formats(container) & _WITH_TIMES)
 
 
 def states_presentation(path: Path, film: int) -> bool:
-    """Whether any of the first packets states when it is shown, not only when it is decoded."""
+    """Whether any of the first packets states when it is shown."""
     with open_input(path, {"fflags": "nofillin"}) as container:
         stated = (packet.pts is not None for packet in container.demux(container.streams[film]) if packet.size)
         try:
@@ -289,7 +285,7 @@ def is_truncated(path: Path, container: InputContainer) -> bool | None:
 
 
 def has_unread_recording(path: Path, container: InputContainer, end: int) -> bool:
-    """Whether another recording follows those that FFmpeg reads up to byte ``end``, as in files joined by `cat`."""
+    """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`."""
     formats, size = _formats(container), path.stat().st_size
     with path.open("rb") as file:
         if "mp4" in formats:
@@ -434,7 +430,9 @@ def _decode_last(stream: VideoStream, group: Iterable[Packet[VideoStream]], padd
         last = packet
     assert last is not None
     padded = _packet(bytes(last) + padding, stream)
-    padded.pts, padded.dts, padded.time_base = last.pts, last.dts, last.time_base
+    padded.pts = last.pts
+    padded.dts = last.dts
+    padded.time_base = last.time_base
     pictures, is_good = decode(padded)
     try:
         pictures += context.decode(None)

@@ -7,7 +7,7 @@ packets, so every picture that may depend on one counts as damaged, up to the ne
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import av
@@ -17,7 +17,6 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.log import shortlist
 from bitad.video.container import decode, joined, open_video, packets, pictures_until_damage
 from bitad.video.index import FrameIndex
 
@@ -25,19 +24,6 @@ REMEDY = (
     "download it again, remove it, or repeat the last good frame (data.on_decode_error=repeat or "
     "--on-decode-error repeat)"
 )
-
-
-def describe_frames(numbers: Iterable[int]) -> str:
-    """Describe frame numbers: "frame 7", "frames 7, 9 to 12"."""
-    numbers = sorted(numbers)
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    texts = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
-    return f"frame{'s' if len(numbers) > 1 else ''} {shortlist(texts, 4)}"
 
 
 def describe_loss(index: FrameIndex) -> str:
@@ -60,7 +46,7 @@ class _SeekError(Exception):
 
 
 class PictureStream:
-    """The pictures of a video file in order, from frame ``position`` on; decoding began at frame ``begun``."""
+    """The pictures of a video file, from frame ``position`` on; decoding began at frame ``begun``."""
 
     def __init__(self, path: Path, index: FrameIndex) -> None:
         self._path = path
@@ -77,7 +63,7 @@ class PictureStream:
         self.container.close()
 
     def want(self, frames: Collection[int]) -> None:
-        """Announce the next frames to read; others between them may come as None, like damaged ones."""
+        """Announce the next frames to read; others between them may come as None."""
         if self._unwanted and self.position <= max(self._unwanted):
             self.begin(self._index.keyframe(self.position))  # a skipped frame may be wanted now
         between = range(min(frames), max(frames)) if frames else ()
@@ -95,7 +81,8 @@ class PictureStream:
         try:
             picture = next(self._pictures)
         except _SeekError:
-            self._can_seek, position = False, self.position
+            self._can_seek = False
+            position = self.position
             self.begin(self.begun)
             while self.position < position:
                 self.next()
@@ -119,7 +106,8 @@ class PictureStream:
         """The packets from a keyframe on. A seek may land after it; then seek further back."""
         index = self._index
         assert index.times is not None
-        time, place = int(index.times[keyframe]), int(index.keyframes.searchsorted(keyframe))
+        time = int(index.times[keyframe])
+        place = int(index.keyframes.searchsorted(keyframe))
         for back in (0, 1, 4, 16) if self._can_seek else ():
             if back > place:
                 break
@@ -139,7 +127,7 @@ class PictureStream:
         yield from remaining
 
     def _verified(self, remaining: Iterator[Packet[VideoStream]], keyframe: int) -> Iterator[Packet[VideoStream]]:
-        """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess their times."""
+        """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess times."""
         index = self._index
         assert index.times is not None
         expected = iter(index.times[index.stored[index.ranks[keyframe] + 1 :]].tolist())
@@ -149,9 +137,9 @@ class PictureStream:
             yield packet
 
     def _timed(self, stored: Iterator[Packet[VideoStream]], first: int) -> Iterator[VideoFrame | None]:
-        """Every frame from ``first`` on, identified by the times of the decoder's pictures.
+        """Every frame from ``first`` on, by the times of the decoder's pictures.
 
-        A picture is held until all pictures that it may depend on have come, as one of them may be damaged.
+        A picture is held until all pictures that it may depend on have come, as one may be damaged.
         """
         index = self._index
         is_damaged = np.zeros(index.frames, np.bool_)

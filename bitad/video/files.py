@@ -61,7 +61,7 @@ class VideosReport:
 
 
 def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
-    """Video files by the names of their results: the file names without suffix, which must be unique."""
+    """Video files by the names of their results: the file names without suffix."""
     videos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
@@ -83,7 +83,6 @@ def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _can_name_results(name: str) -> bool:
-    """Whether results, which go to files, JSON, terminals and web addresses, can have a name."""
     has_controls = any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
     return _is_text(name) and "\\" not in name and not has_controls and len(os.fsencode(name)) <= _MOST_BYTES
 
@@ -91,11 +90,7 @@ def _can_name_results(name: str) -> bool:
 def find_video(folder: str | Path, name: str) -> Path:
     """Find the file of a video: ``name`` with one of ``VIDEO_SUFFIXES``, or ``name`` itself.
 
-    A file in the folder is preferred to files in sub-folders.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: several sub-folders have one.
+    A file in the folder is preferred. ValueError if several sub-folders have one.
     """
     folder = Path(folder)
     suffixes = [*([""] if is_video_name(name) else []), *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES))]
@@ -113,13 +108,9 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """List the video files of a folder and its sub-folders except ``but``.
+    """The video files of a folder and its sub-folders except ``but``; ValueError if two have the same name.
 
-    The list includes what :func:`require_video_file` refuses, such as broken links and folders that cannot be listed.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or has no videos.
-        ValueError: two videos in different folders have the same name.
+    The list includes what :func:`require_video_file` refuses, such as broken links.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
@@ -143,7 +134,7 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 def require_video_file(path: Path) -> None:
-    """Raise FileNotFoundError or ValueError unless a path is a readable file. A named pipe would block if opened."""
+    """Raise FileNotFoundError or ValueError unless a path is a readable file, which a named pipe is not."""
     if not _is_text(path.name):
         raise ValueError(f"{path}: its name is not UTF-8; rename the file")
     try:
@@ -204,7 +195,7 @@ _listings: dict[Path, _Listing] = {}
 
 
 def video_folders(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """The folders of each video file name in a folder and its sub-folders, listed again only after changes."""
+    """The folders of each video file name, in a folder and below; listed again only after changes."""
     listing = _listings.get(folder)
     if listing is None or not listing.is_current():
         listing = _listings[folder] = _Listing()

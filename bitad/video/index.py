@@ -53,9 +53,11 @@ def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, w
             latest, fallen = time, None
         elif keyframe and latest - time >= jitter:
             starts.append(packet if fallen is None else fallen)
-            latest, fallen = np.nanmax(times[starts[-1] : packet + 1]), None
+            latest = np.nanmax(times[starts[-1] : packet + 1])
+            fallen = None
         elif time > latest or keyframe:
-            latest, fallen = max(time, latest), None
+            latest = max(time, latest)
+            fallen = None
         elif fallen is None and latest - time > jitter + MOST_REORDERED * interval:
             fallen = packet
     return starts
@@ -80,9 +82,9 @@ def join_clocks(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
 
 
 def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
-    """Presentation times ``[frames]`` from ascending decoding times, for containers that state only these (AVI).
+    """Presentation times ``[frames]`` from ascending decoding times, for AVI, which states only these.
 
-    The decoder outputs the first picture with packet number ``delay``, and one more with each further packet.
+    The decoder outputs the first picture with packet ``delay``, and one more with each further packet.
     """
     times = np.round(decoded).astype(np.int64)
     if len(times) < 2 or not delay:
@@ -92,18 +94,19 @@ def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.in
 
 
 def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
-    """The average frames per second at ascending times in ticks; the last frame lasts for the usual interval.
+    """The average frames per second; the last frame lasts for the usual interval.
 
-    A ``stated`` rate (0 for none) is returned if the times agree with it within ``rounded`` ticks.
+    A ``stated`` rate (0: none) is returned if the times agree within ``rounded`` ticks.
     """
-    frames, span = len(times), int(times[-1] - times[0])
+    frames = len(times)
+    span = int(times[-1] - times[0])
     if span == 0 or (stated and abs((frames - 1) / (stated * time_base) - span) <= rounded):
         return stated
     return _simple_rate(frames, (span + usual_interval(times)) * time_base, time_base)
 
 
 def _simple_rate(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
-    """A rate of few digits, as encoders need, at which the frames last for the seconds."""
+    """A rate of few digits, as encoders need, for this duration."""
     rate = frames / seconds
     simple = near_rate(rate)
     if abs(frames / simple - seconds) <= error:
@@ -158,9 +161,9 @@ class FrameIndex:
     notes: tuple[str, ...] = ()
 
     def nearest(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frames nearest to positions, int64 ``[T]``, on the average clock, where frame i is at i / rate seconds.
+        """The frames nearest to positions ``[T]`` on the average clock, where frame i is at i / rate seconds.
 
-        At a constant rate these are the positions. Positions after the last frame, in a truncated file, stay.
+        At a constant rate these are the positions. Positions in the lost end of a truncated file stay.
         """
         if self.frames == 1:
             return positions
@@ -202,7 +205,8 @@ class FrameIndex:
 
         They are stored from it up to the next keyframe, or after that but shown before it.
         """
-        rank, ranks = self.ranks[number], self.ranks
+        rank = self.ranks[number]
+        ranks = self.ranks
         affected = ranks >= rank
         later = self.keyframes[ranks[self.keyframes] > rank]
         if len(later):

@@ -121,9 +121,11 @@ class _Packets:
                 last = times[key > 0][-1:]
                 keyframe = int(last[0]) if np.isfinite(last).any() else None
                 kept -= not ends_in_complete_picture(path, container, self.film.stream, keyframe)
-            self.numbers, self.cut = numbers[:kept], len(times) - kept
+            self.numbers = numbers[:kept]
+            self.cut = len(times) - kept
             self.times, self.decoded, durations, key, damage, _ = columns[self.numbers].T
-            self.durations, self.keyframes = np.nan_to_num(durations).astype(np.int64), key > 0
+            self.durations = np.nan_to_num(durations).astype(np.int64)
+            self.keyframes = key > 0
             self.states_times = states_times(container)
             self.states_presentation = states_presentation(path, self.film.stream)
             self.parts = [0]
@@ -133,15 +135,16 @@ class _Packets:
             context = stream.codec_context
             is_bare = not (self.states_presentation or np.isfinite(columns[numbers, 1]).any())
             rate = (context.framerate or stream.guessed_rate) if is_bare else stream.average_rate or stream.guessed_rate
-            self.rate, self.assumed = rate or Fraction(0), is_bare and not context.framerate
+            self.rate = rate or Fraction(0)
+            self.assumed = is_bare and not context.framerate
             self.time_base = stream.time_base or Fraction(0)
             self.delay = max(context.reorder_depth, 0)
             self.stated = max(0, stream.frames - (len(columns) - len(numbers)))
             self.seconds = (container.duration or 0) / av.time_base
-            self.unread, self.is_truncated = has_unread_recording(path, container, end), is_truncated(path, container)
+            self.unread = has_unread_recording(path, container, end)
+            self.is_truncated = is_truncated(path, container)
 
     def _marked_at_breaks(self, path: Path, damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether packets marked as damaged are good, as they end a group of pictures before a break."""
         groups = np.union1d(np.flatnonzero(self.keyframes), self.parts)  # where groups and parts begin
         ends: dict[int, int] = {}
         for packet in np.flatnonzero(damaged).tolist():
@@ -200,7 +203,8 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     times = stored.times + np.repeat(added, [end - begin for begin, end in bounds])
     order = np.concatenate(orders)
     frames = _frames_before_hole(stored, times[order], order)
-    cut, order = stored.cut + len(order) - frames, order[:frames]
+    cut = stored.cut + len(order) - frames
+    order = order[:frames]
     if stored.states_presentation or not np.isfinite(stored.decoded).all():
         shown = times[order].astype(np.int64)
     else:
@@ -218,7 +222,9 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
 
 def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
     container, stream = open_video(path, stored.film.stream)
-    first, origins, damaged = None, list[int | None](), False
+    first = None
+    origins = list[int | None]()
+    damaged = False
     with container:
         for picture in pictures_until_damage(numbered(packets(container, stream)), stream):
             if picture is None:
@@ -244,13 +250,13 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
 def _presentation_times(
     stored: _Packets, origins: list[int | None], delay: int, time_base: Fraction
 ) -> NDArray[np.int64] | None:
-    """The times in ticks of frames decoded from the packets ``origins``; None if nothing states them."""
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
     rows = np.searchsorted(stored.numbers, numbers).clip(max=len(stored.numbers) - 1)
     if len(np.unique(rows)) == frames and (stored.numbers[rows] == numbers).all():
         rows.sort()
-        times, decoded = stored.times[rows], stored.decoded[rows]
+        times = stored.times[rows]
+        decoded = stored.decoded[rows]
         if stored.states_presentation and np.isfinite(times).all():
             split = np.split(times, np.searchsorted(rows, stored.parts[1:]))
             parts = [np.sort(part).astype(np.int64) for part in split if len(part)]
@@ -267,7 +273,7 @@ def _presentation_times(
 
 
 def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
-    """How many frames at the beginning depend on missing earlier ones; None if the packets' times are wrong.
+    """How many frames at the beginning depend on missing earlier ones; None if packets' times are wrong.
 
     Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
     """
@@ -280,15 +286,17 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
 def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
     """How many frames precede the first one that a truncated end leaves out.
 
-    One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
+    One of the last frames may be shown after lost ones. At a constant rate the interval reveals that.
     """
-    frames, cut_off = len(order), bool(stored.cut or stored.is_truncated)
+    frames = len(order)
+    cut_off = bool(stored.cut or stored.is_truncated)
     # Two or three frames may be in order even with reordering.
     reordered = 1 < frames < 4 or bool((np.diff(order) < 0).any())
     if not reordered or (stored.is_truncated is False and not cut_off):
         return frames
     intervals = np.diff(times)
-    usual, end = np.median(intervals), max(0, len(intervals) - MOST_REORDERED)
+    usual = np.median(intervals)
+    end = max(0, len(intervals) - MOST_REORDERED)
     regular = np.abs(intervals - usual) < max(2, usual / 4)
     constant = regular[:end].all() and (end >= MOST_REORDERED or (not cut_off and regular.mean() > 0.7))
     if stored.states_times and constant:
@@ -343,16 +351,16 @@ class FileStamp(NamedTuple):
 class IndexCache:
     """A folder of indices, with an entry for each video file. Processes may share it.
 
-    Damaged or outdated entries are recomputed, and a folder that cannot be written to only costs time. Nothing is
-    written before :meth:`begin`.
+    Damaged or outdated entries are recomputed; a folder that cannot be written to only costs time.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder, self._begun = Path(folder), False
+        self.folder = Path(folder)
+        self._begun = False
         self._waiting: dict[FileStamp, FrameIndex] = {}  # not yet written, or from another process
 
     def begin(self) -> None:
-        """Write entries from now on, beginning with the waiting ones."""
+        """Write entries from now on, beginning with the waiting ones; nothing was written before."""
         self._begun = True
         while self._waiting:
             self._write(*self._waiting.popitem())
@@ -372,7 +380,7 @@ class IndexCache:
         return index
 
     def share(self, gather: Callable[[dict[FileStamp, FrameIndex]], list[dict[FileStamp, FrameIndex]]]) -> None:
-        """Exchange unwritten indices with other processes; ``gather`` collects all processes' values."""
+        """Exchange unwritten indices with other processes."""
         for others in gather(self._waiting):
             self._waiting = others | self._waiting
 

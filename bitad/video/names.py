@@ -41,7 +41,7 @@ _VARIATIONS: dict[str, Callable[[str], str]] = {
 
 
 def _key(name: str, *, case: bool) -> str:
-    """The common form of names that differ by variations; by case too unless ``case``."""
+    """The common form of names that differ by variations."""
     for variation, remove in _VARIATIONS.items():
         if not (case and variation == "case"):
             name = remove(name)
@@ -64,8 +64,8 @@ class Matching:
 
     @staticmethod
     def of(wanted: Iterable[str], available: Iterable[str]) -> Matching:
-        """Match names: first equal ones, then variations if only one name on each side fits."""
-        wanted, available = tuple(dict.fromkeys(wanted)), tuple(dict.fromkeys(available))
+        wanted = tuple(dict.fromkeys(wanted))
+        available = tuple(dict.fromkeys(available))
         rest, free = _unmatched(wanted, available)
         pairs: dict[str, str] = {}
         unclear: dict[str, str] = {}
@@ -103,7 +103,9 @@ class Lookup:
     def __init__(
         self, source: object, wanted: Callable[[], Iterable[str]], available: Callable[[], Iterable[str]]
     ) -> None:
-        self.source, self._wanted, self._available = source, wanted, available
+        self.source = source
+        self._wanted = wanted
+        self._available = available
 
     @cached_property
     def matching(self) -> Matching:
@@ -130,13 +132,13 @@ class Lookup:
 
 
 def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object) -> dict[str, Content]:
-    """Replace the names of a source by the wanted ones that they match; ValueError if that is unclear."""
+    """Replace a source's names by the wanted ones that they match; ValueError if that is unclear."""
     names = new_names(known, wanted, source)
     return {names.get(name, name): content for name, content in known.items()}
 
 
 def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -> dict[str, str]:
-    """Available name -> wanted name, where these differ; ValueError if that is unclear."""
+    """Available name -> wanted name, where these differ; errors as for :func:`renamed`."""
     matching = Matching.of(wanted, available)
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
@@ -154,10 +156,13 @@ def _match(
     wanted: Iterable[str], rest: list[str], free: list[str], pairs: dict[str, str], unclear: dict[str, str], case: bool
 ) -> None:
     """Add names that are equal except for variations, with or without case."""
-    key, loose = partial(_key, case=case), partial(_key, case=False)
+    key = partial(_key, case=case)
+    loose = partial(_key, case=False)
     taken = set(pairs.values())
-    fitting, competing = _group([name for name in free if name not in taken], key), _group(wanted, key)
-    fitting_loosely, competing_loosely = _group(free, loose), _group(rest, loose)
+    fitting = _group([name for name in free if name not in taken], key)
+    competing = _group(wanted, key)
+    fitting_loosely = _group(free, loose)
+    competing_loosely = _group(rest, loose)
     for name in rest:
         if name in pairs or name in unclear or not (candidates := fitting.get(key(name))):
             continue
@@ -190,7 +195,7 @@ def _differ_by(variation: str, one: str, other: str) -> bool:
 
 
 class VideoFinder:
-    """Finds the files of the ``wanted()`` videos in a folder and its sub-folders, by exact names first."""
+    """Finds the files of videos in a folder and its sub-folders, by exact names first."""
 
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
@@ -198,7 +203,6 @@ class VideoFinder:
         self._missing: str | None = None
 
     def __call__(self, name: str) -> Path:
-        """The file of a video by its name or a variation of it. Raises like :func:`~bitad.video.files.find_video`."""
         try:
             return find_video(self.folder, name)
         except FileNotFoundError as error:

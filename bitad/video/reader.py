@@ -18,7 +18,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.video.decoding import REMEDY, PictureStream, describe_frames, describe_loss, frame_count
+from bitad.runtime.log import shortlist
+from bitad.video.decoding import REMEDY, PictureStream, describe_loss, frame_count
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 
@@ -138,7 +139,8 @@ class VideoReader:
             order = np.argsort(before)
             shared = pixels[order[np.searchsorted(before, numbers[is_shared], sorter=order)]]
             pixels = np.empty((len(numbers), *pixels.shape[1:]), np.uint8)
-            pixels[is_shared], pixels[~is_shared] = shared, added
+            pixels[is_shared] = shared
+            pixels[~is_shared] = added
             before = numbers
             yield pixels
 
@@ -169,8 +171,8 @@ class VideoReader:
             good = picture
             yield picture
         if bad and self.damaged == "error":
-            count = f"{len(bad)} of {requested} requested"
-            raise ValueError(f"{self.path}: {describe_frames(bad)} cannot be decoded ({count}): {REMEDY}")
+            named = f"frame{'s' if len(bad) > 1 else ''} {shortlist(sorted(bad), 4)}"
+            raise ValueError(f"{self.path}: {named} cannot be decoded ({len(bad)} of {requested} requested): {REMEDY}")
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:
@@ -192,7 +194,8 @@ class VideoReader:
         return self._stream.next()
 
     def _replacement(self, number: int) -> av.VideoFrame:
-        last, stream = min(number, self.index.frames), self._stream
+        last = min(number, self.index.frames)
+        stream = self._stream
         before = last
         while before > 0:
             before = self.index.keyframe(before - 1)
@@ -219,7 +222,8 @@ class VideoReader:
         return numbers.astype(np.int64)
 
     def _target_size(self, size: tuple[int, int] | None, short_side: int | None) -> tuple[int, int]:
-        height, width = self.info.height, self.info.width
+        height = self.info.height
+        width = self.info.width
         if size is not None and short_side is not None:
             raise ValueError(f"size {size} and short side {short_side} are both given; give one")
         if short_side is not None:
@@ -237,7 +241,8 @@ class PictureScaler:
 
     def __init__(self, rotation: int = 0) -> None:
         self.rotation = rotation
-        self._scaler, self._reformatter = VideoReformatter(), VideoReformatter()
+        self._scaler = VideoReformatter()
+        self._reformatter = VideoReformatter()
 
     def __call__(self, picture: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
         """One scaled and upright picture, uint8 ``[H, W, 3]``, valid until the next call."""

@@ -126,10 +126,6 @@ def reverse_folder(
         workers: number of processes, each with one video and one thread at a time; 0: this process.
         rank, world: this caller's share of the folder: every ``world``-th video, the largest first.
         on_progress: called after each video with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or has no videos.
-        ValueError: two videos have the same name or the same reversed file, or ``dst`` is ``src``.
     """
     src, dst = Path(src), Path(dst)
     targets = _targets(src, dst)
@@ -181,9 +177,9 @@ def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeErro
 
 
 def _is_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> bool:
-    """Whether a copy is complete, of the present source, and made with the same settings."""
     try:
-        target, origin = index_video(dst), Origin.read(dst)
+        target = index_video(dst)
+        origin = Origin.read(dst)
         if target.lost:
             return False
         if origin is not None:
@@ -209,7 +205,8 @@ def _write_reversed(
     crf: float,
     on_progress: Progress | None,
 ) -> None:
-    frames, rate = reader.info.frames, reader.index.rate
+    frames = reader.info.frames
+    rate = reader.index.rate
     times, tick = _mirrored_times(reader)
     frame_bytes = reader.info.height * reader.info.width * 3 // 2
     group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
@@ -226,7 +223,8 @@ def _write_reversed(
         store.seek(starts[first])
         for place, size in enumerate(sizes[first : first + group]):
             packet = av.Packet(store.read(size))
-            packet.stream, packet.time_base = stream, tick
+            packet.stream = stream
+            packet.time_base = tick
             packet.pts = packet.dts = times[written]
             packet.is_keyframe = place == 0
             container.mux(packet)
@@ -236,8 +234,8 @@ def _write_reversed(
 def _encode_groups(
     reader: VideoReader, stream: VideoStream, store: IO[bytes], group: int, on_progress: Progress | None
 ) -> list[int]:
-    """Encode each group of frames in reverse; returns the packets' sizes."""
-    frames, rate = reader.info.frames, reader.index.rate
+    frames = reader.info.frames
+    rate = reader.index.rate
     sizes: list[int] = []
     decoded = _pictures(reader, range(frames))
     for first in range(0, frames, group):
@@ -245,7 +243,8 @@ def _encode_groups(
         for place, picture in enumerate(reversed(pictures)):
             # The first picture of a group is a keyframe; the others must not keep the type from their decoder.
             picture.pict_type = PictureType.NONE if place else PictureType.I
-            picture.pts, picture.time_base = first + place, 1 / rate
+            picture.pts = first + place
+            picture.time_base = 1 / rate
             sizes += [store.write(bytes(packet)) for packet in stream.encode(picture)]
         if on_progress is not None:
             on_progress(first + len(pictures), frames)
@@ -255,8 +254,8 @@ def _encode_groups(
 
 
 def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
-    """The copy's presentation times in ticks, and the seconds per tick."""
-    index, frames = reader.index, reader.info.frames
+    index = reader.index
+    frames = reader.info.frames
     even = np.arange(frames)
     if frames > index.frames or (index.nearest(even) == even).all():
         return even.tolist(), 1 / index.rate
@@ -264,7 +263,8 @@ def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-    info, reformatter = reader.info, VideoReformatter()
+    info = reader.info
+    reformatter = VideoReformatter()
     # 4:2:0 halves both sides; an odd side needs 4:4:4.
     pixel_format = "yuv444p" if info.height % 2 or info.width % 2 else "yuv420p"
     for picture in reader.pictures(frames):
@@ -273,7 +273,7 @@ def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFr
 
 @dataclass(frozen=True)
 class Origin:
-    """The source and settings of a reversed video; ``repeated`` of its frames repeat others."""
+    """The source and settings of a reversed video."""
 
     source_sha256: str
     crf: float
@@ -282,7 +282,7 @@ class Origin:
 
     @staticmethod
     def read(path: Path) -> Origin | None:
-        """Read the origin from a file; None if it has none, like files of earlier versions."""
+        """The origin in a file; None in files of earlier versions."""
         container, _ = open_video(path)
         with container:
             entries = {key.lower(): value for key, value in container.metadata.items()}
@@ -301,14 +301,16 @@ def copy_defect(
 ) -> str | None:
     """Describe why a file is not the time-reversed copy of a video; None if nothing shows that.
 
-    Counts and durations are compared, then at ``samples`` places frame n - 1 - i of the copy with frame i of the video
-    and its neighbours. A shift shows only where the picture moves. Raises like :class:`VideoReader`.
+    Counts and durations are compared, then frames of the copy with those at and near the mirror place
+    of the video. A shift shows only where the picture moves. Raises like :class:`VideoReader`.
     """
     with VideoReader(video, index=index) as forward, VideoReader(reversed_copy) as backward:
-        n, m = forward.info.frames, backward.info.frames
+        n = forward.info.frames
+        m = backward.info.frames
         if n != m:
             return f"{m} frames, where the video has {n}"
-        there, back = forward.info.duration_s, backward.info.duration_s
+        there = forward.info.duration_s
+        back = backward.info.duration_s
         # Containers round times to their ticks, by less than half a frame; a detector does not see that.
         if abs(there - back) > 0.5 / forward.info.fps:
             return f"lasts {back:.3f} s, where the video lasts {there:.3f} s"
@@ -328,7 +330,7 @@ def copy_defect(
 def _describe_difference(
     errors: NDArray[np.float32], forward_error: NDArray[np.float32], variation: float, places: NDArray[np.int64]
 ) -> str | None:
-    """Interpret the errors to frames around the mirror place, and to the frame of the same number."""
+    """Interpret the errors around the mirror place, and at the same place."""
     near = errors.shape[1] // 2
     mirror = errors[:, near]
     if forward_error.mean() < 0.5 * mirror.mean() and mirror.mean() - forward_error.mean() > 0.5:
@@ -341,7 +343,8 @@ def _describe_difference(
     shifted = (errors.min(axis=1) < 0.6 * mirror) & (mirror - errors.min(axis=1) > 0.3)
     if shifted.any():
         first = int(np.flatnonzero(shifted)[0])
-        place, found = int(places[first]), int(places[first] + best[first] - near)
+        place = int(places[first])
+        found = int(places[first] + best[first] - near)
         return f"is shifted: the mirror place of frame {place} shows frame {found} ({shifted.sum()} of {len(places)})"
     if mirror.max() > max(2 * _CODEC_LOSS, variation):
         worst = int(mirror.argmax())

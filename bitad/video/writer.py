@@ -85,9 +85,9 @@ def write_pictures(
     b_frames: int = 0,
     faststart: bool = False,
 ) -> None:
-    """Write FFmpeg's pictures of one size and pixel format as H.264; otherwise like :func:`write_video`.
+    """Write FFmpeg's pictures of one size and pixel format as H.264; see :func:`write_video`.
 
-    With ``faststart`` the table of contents of an mp4 is at its front, where browsers look for it.
+    With ``faststart`` the table of contents of an mp4 is at its front, for browsers.
     """
     path, remaining = Path(path), iter(pictures)
     first = next(remaining, None)
@@ -99,7 +99,8 @@ def write_pictures(
             for number, picture in enumerate(chain([first], remaining)):
                 # The encoder would obey the type from the picture's decoder.
                 picture.pict_type = PictureType.NONE
-                picture.pts, picture.time_base = number, 1 / rate
+                picture.pts = number
+                picture.time_base = 1 / rate
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
@@ -123,16 +124,19 @@ def add_h264_stream(
     gop: int,
     b_frames: int = 0,
 ) -> VideoStream:
-    """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
     if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
         raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
     # forced-idr: a picture of type I begins an independent group of pictures.
     options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
     stream = container.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
+    stream.width = like.width
+    stream.height = like.height
+    stream.pix_fmt = like.format.name
     context = stream.codec_context
-    context.time_base, context.thread_count = 1 / rate, 1
-    context.gop_size, context.max_b_frames = gop, b_frames
+    context.time_base = 1 / rate
+    context.thread_count = 1
+    context.gop_size = gop
+    context.max_b_frames = b_frames
     for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
         setattr(context, name, getattr(like, name))
     return stream
@@ -147,18 +151,9 @@ def write_preview(
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> VideoInfo:
-    """Write a small H.264 mp4 of a video, without sound and with the same duration; returns its properties.
+    """Write a small H.264 mp4 of the same duration, without sound; returns its properties.
 
-    A complete file that is small and that browsers play is copied.
-
-    Args:
-        max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
-        max_fps: frames per second; a faster video loses frames, evenly.
-        damaged: see :class:`~bitad.video.reader.VideoReader`.
-
-    Raises:
-        FileNotFoundError: the source does not exist.
-        ValueError: the source cannot be decoded, or ``dst`` is ``src`` or not an ``.mp4``.
+    A higher video is scaled down, a faster one loses frames evenly, a playable one is copied.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
@@ -166,8 +161,10 @@ def write_preview(
     if dst.suffix.lower() != ".mp4":
         raise ValueError(f"{dst}: a preview must be an .mp4 file")
     with VideoReader(src, damaged=damaged) as reader:
-        rate, limit = reader.index.rate, near_rate(max_fps)
-        info, is_small = reader.info, reader.info.height <= max_height and rate <= limit
+        rate = reader.index.rate
+        limit = near_rate(max_fps)
+        info = reader.info
+        is_small = reader.info.height <= max_height and rate <= limit
         is_played = (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
         if is_small and is_played and not reader.index.lost:
             with atomic_write(dst) as partial:
@@ -182,7 +179,8 @@ def write_preview(
 def _scaled_pictures(
     reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
 ) -> Iterator[av.VideoFrame]:
-    info, reformatter = reader.info, VideoReformatter()
+    info = reader.info
+    reformatter = VideoReformatter()
     scale = min(Fraction(1), Fraction(max_height, info.height))
     # 4:2:0 needs even sides.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))
