@@ -89,8 +89,8 @@ def detect(
 ) -> Results:
     """Detects in all videos of ``annotations``; their ground truth is not used.
 
-    Windows are distributed over the processes (videos, with ``test.backbone=video``), and each is decoded once for both
-    views of a pair. Every process gets all detections, on the forward clock.
+    Windows are distributed over the processes, and each is decoded once for both views of a pair. Every process
+    gets all detections, on the forward clock.
 
     Args:
         network: in evaluation mode, on the device of ``ranks``.
@@ -217,15 +217,8 @@ def detect_videos(
 ) -> tuple[Detections, dict[str, str]]:
     """Detects in video files, by name, sampled at the rate of the training.
 
-    Memory is bounded by a window, except for 13 bytes per candidate.
-
-    Args:
-        network: of the checkpoint, on the device of ``ranks``; None builds it.
-        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        on_read_error: raise the first error of a video that cannot be read, or skip the video.
-
-    Returns:
-        the detections of all videos that can be read; and by name why others cannot.
+    Memory is bounded by a window, except for 13 bytes per candidate. Returns the detections of all videos that can
+    be read, and by name why others cannot. ``on_read_error`` raises the first error, or skips these videos.
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
@@ -283,10 +276,7 @@ def _durations(
 
 
 def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detections:
-    """A forward network's detections in its test videos played backwards, on the forward clock.
-
-    For :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
-    """
+    """A forward network's detections in its test videos played backwards, on the forward clock."""
     config = checkpoint.config.model_copy(update={"direction": "reverse"})
     description = f"testing {config.run_directory.name} on reversed playback"
     return _detect_in_test_subset(checkpoint, config, ranks, description=description)[1].merged
@@ -306,22 +296,17 @@ def _detect_in_test_subset(
 def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
     """Detects in the test subset, writes the detections, and evaluates every result; the main one comes last.
 
-    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json in
-    reverse time. If the evaluation fails, the detections stay.
-
-    Raises:
-        ValueError: other classes than the network's; clocks disagree; or there is no ground truth.
+    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json. If
+    the evaluation fails, the detections stay. Raises ValueError for other classes or clocks, or no ground truth.
     """
     config = checkpoint.config
     metrics = out / "metrics.json"
     check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
-        raise ValueError(
-            f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}, but the detector "
-            f"was trained on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in "
-            "data.classes"
-        )
+        trained = f"the detector was trained on {', '.join(checkpoint.classes)}"
+        has = f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}"
+        raise ValueError(f"{has}, but {trained}; name its class list in data.classes")
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     subset, results = _detect_in_test_subset(checkpoint, config, ranks, details=details)
     named = results.named()

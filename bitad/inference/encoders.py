@@ -1,7 +1,7 @@
-"""Encoders of video frames to features: a VideoMAE over sliding clips, or a trained run's backbone over windows.
+"""Encoders of frames to features: a VideoMAE over sliding clips, or a run's backbone over windows.
 
-Rows of features are in forward order in both directions: row i is about the same frames. For reverse playback the
-frames of each clip or window are reversed before the network, which is not the same as to reverse its features.
+Rows are in forward order in both directions: row i is about the same frames. For reverse playback the frames of
+each clip or window are reversed before the network, which is not the same as to reverse its features.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def chunks(self, frames: int) -> Iterator[Chunk]:
-        """The chunks of a video, in order; they may share frames with the next one."""
+        """The chunks of a video, in order."""
 
     @abstractmethod
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
@@ -98,9 +98,8 @@ class Encoder(ABC):
 class ClipEncoder(Encoder):
     """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15`` over space and time.
 
-    No clip goes beyond the video, so the last one ends up to a stride before the video's end. A video shorter than a
-    clip gives one row, with its last frame (in reverse: the first) repeated. The tokens are the last block's: as in the
-    detector, the norm of a published classifier (``fc_norm``) is not applied.
+    No clip goes beyond the video. A video shorter than a clip gives one row, with its last frame (in reverse: the
+    first) repeated. As in the detector, the norm of a published classifier (``fc_norm``) is not applied.
     """
 
     def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
@@ -134,9 +133,8 @@ class ClipEncoder(Encoder):
 class WindowEncoder(Encoder):
     """The input of a run's pyramid, ``[T, C]``: row i is the grid step at frame ``stride * i``, in a window.
 
-    Adapters look along a whole window, so a row depends on the position of its window. Windows are those of testing:
-    they overlap, and the last one ends at the video's end. Each row comes from the window with the nearest middle, of
-    two the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first).
+    Adapters look along a whole window, so each row comes from the window of testing with the nearest middle, of two
+    the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first).
     """
 
     offset_frames = 0.0
@@ -209,9 +207,6 @@ def load_encoder(
         clip_frames: of a backbone file's clips; None: 16.
         pixels: of the pictures; None: 224, or the run's.
         clips: of a backbone file, how many go through the network at once.
-
-    Raises:
-        ValueError: not weights with a backbone, or settings that do not fit it.
     """
     file = weights_path(path)
     found = open_checkpoint(file)

@@ -1,7 +1,7 @@
 """Extraction of the features of many videos, for detectors without a backbone.
 
-The processes share the videos by length. Each video is decoded once, for all clips or windows and both directions, and
-its rows are written chunk by chunk, so memory depends on a chunk, not on the video.
+The processes share the videos. Each video is decoded once for both directions, and its rows are written chunk by
+chunk, so memory depends on a chunk, not on the video.
 """
 
 from __future__ import annotations

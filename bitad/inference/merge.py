@@ -37,24 +37,23 @@ def merge(
     * "soft-nms": the union of all sets, through ``nms`` with these settings.
     * "mean": detections of one video and class form groups, with at most one of each set, and a tIoU of at least
       ``settings.iou_threshold`` between any two. Pairs are taken by descending tIoU, and join the groups of their
-      detections if that is allowed. A group becomes the mean of its segments with the sum of its scores over n.
-    * "product": the same groups, with the n-th root of the product of their scores. Groups that lack a set are dropped.
+      detections if allowed. A group becomes the mean of its segments with the sum of its scores over n.
+    * "product": the same groups, with the n-th root of the product of their scores, if complete.
     * "wsf": weighted segment fusion, one-dimensional weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and
       Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most, by
       the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike
       in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
 
-    A set that lacks a group counts as a score of 0, also if it does not list the video or class; the log names these.
-    All methods except "soft-nms" only use the settings ``iou_threshold``, ``max_segments`` and ``min_score``. The order
-    of sets does not matter, except that of two sets for equal scores or overlaps.
+    A set that lacks a group counts as a score of 0. All methods except "soft-nms" only use the settings
+    ``iou_threshold``, ``max_segments`` and ``min_score``. The order of sets decides at most between equal ones.
 
     Args:
         sets: detections on one clock.
         settings: None: the defaults, without voting.
-        names: of the sets in errors and the log, such as their files.
+        names: of the sets in errors and the log.
 
     Raises:
-        ValueError: fewer than two sets; different clocks or durations; negative scores; scores on different scales.
+        ValueError: fewer than two sets; other clocks or durations; negative scores or other scales.
     """
     settings = settings or NmsConfig(voting_threshold=0.0)
     if method not in get_args(MergeMethod):
@@ -85,17 +84,13 @@ def _check_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
     for found, name in zip(sets, names, strict=True):
         if (found.scores < 0).any():
             row = int(found.scores.argmin())
-            raise ValueError(
-                f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()} has score "
-                f"{found.scores[row]:g}; scores must not be negative: turn logits into scores by a sigmoid"
-            )
+            where = f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()}"
+            raise ValueError(f"{where} has score {found.scores[row]:g}; scores must not be negative: use a sigmoid")
     highest = [float(found.scores.max(initial=0.0)) for found in sets]
     high = max(range(len(sets)), key=highest.__getitem__)
     if low := [number for number, score in enumerate(highest) if 0 < score <= 1 < highest[high]]:
-        raise ValueError(
-            f"{names[high]}: scores up to {highest[high]:g}, and {names[low[0]]} up to {highest[low[0]]:g}: they "
-            "are on different scales; bring both to 0 to 1 (by a sigmoid of logits, or by dividing percentages by 100)"
-        )
+        scales = f"scores up to {highest[high]:g}, and {names[low[0]]} up to {highest[low[0]]:g}"
+        raise ValueError(f"{names[high]}: {scales}: they are on different scales; bring both to 0 to 1")
 
 
 def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> str | None:
@@ -203,8 +198,8 @@ def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tup
 def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     """The groups ``[n]`` of n rows after pairs (a row a, a row b) have joined them in this order.
 
-    Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its groups never can
-    later, as groups only grow. So all pairs that are the first of both their groups join at once.
+    Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its
+    groups never can later. So all pairs that are the first of both their groups join at once.
     """
     n = len(source)
     groups = np.arange(n)

@@ -42,9 +42,8 @@ def nms(
     scores = np.asarray(scores, np.float64)
     labels = np.asarray(labels, np.int64)
     if segments.shape != (len(scores), 2) or labels.shape != scores.shape:
-        raise ValueError(
-            f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape} must be [n, 2], [n] and [n]"
-        )
+        shapes = f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape}"
+        raise ValueError(f"{shapes} must be [n, 2], [n] and [n]")
     check_candidates(segments, scores)
     kept, kept_scores = nms_rows(segments, scores, labels, settings)
     kept_segments = segments[kept]
@@ -70,10 +69,8 @@ def check_candidates(segments: Floats, scores: Floats) -> None:
     valid = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
     if not valid.all():
         row = int(np.argmin(valid))
-        raise ValueError(
-            f"segment {segments[row].tolist()} with score {scores[row]} is invalid; all numbers must be finite, the "
-            "end not before the start, and the score not negative"
-        )
+        found = f"segment {segments[row].tolist()} with score {scores[row]}"
+        raise ValueError(f"{found}; numbers must be finite, the end not before the start, the score not negative")
 
 
 def _select_by_group(
@@ -148,8 +145,7 @@ def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
 class _Overlaps:
     """Finds the segments of a line that may overlap a given one, by their order in time.
 
-    For 200,000 candidates this takes a twentieth of the time of comparing full lines. A cell is a flat position in
-    ``table``.
+    A cell is a flat position in ``table``.
     """
 
     def __init__(self, segments: Floats, table: Integers) -> None:

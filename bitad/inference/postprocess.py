@@ -46,19 +46,17 @@ def decode(
     top_k: int = 2000,
     names: Sequence[str] | None = None,
 ) -> list[Candidates]:
-    """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs scoring above the threshold.
+    """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs above the threshold.
 
-    A candidate extends from its point by the predicted distances to both sides, and may extend beyond the window. Equal
-    scores keep the order of points, then of classes. Raises ValueError if a score or distance is not finite.
+    A candidate extends from its point by the predicted distances, maybe beyond the window. Equal scores keep the
+    order of points, then of classes. Raises ValueError if a score or distance is not finite.
     """
     logits, distances, mask, points = prediction
     broken = ((logits.isnan().any(-1) | ~distances.isfinite().flatten(2).all(-1)) & mask).any(1)  # [B]
     if broken.any():
         window = int(broken.nonzero()[0])
         what = f"window {window}" if names is None else f"video {names[window]}"
-        raise ValueError(
-            f"{what}: the network's scores or segments are not finite; use test.precision=fp32 or another checkpoint"
-        )
+        raise ValueError(f"{what}: the network's scores or segments are not finite; use test.precision=fp32")
     classes = logits.shape[-1]
     # -1 is below any threshold, so padded points never become candidates.
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]
@@ -79,10 +77,7 @@ _FIRST_TRY = 8
 def to_seconds(
     candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False, rounding: bool = True
 ) -> Candidates:
-    """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video.
-
-    ``rounding`` is to 2 decimals of a second and 4 of a score.
-    """
+    """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video."""
     segments, scores, labels = candidates.columns
     segments = segments.astype(np.float64)
     if reverse_view:
@@ -113,8 +108,8 @@ def _round(candidates: Candidates) -> Candidates:
 def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
     """NMS of the candidates of all windows, in bounded memory.
 
-    NMS never raises a score. So candidates after the last kept one, by score and then by order, do not change the
-    result. The best candidates are tried first, then more, until all kept ones come before those not tried.
+    NMS never raises a score. So candidates after the last kept one do not change the result. The best are
+    tried first, then more, until all kept ones come before those not tried.
     """
     count = _FIRST_TRY * settings.max_segments
     while True:
@@ -192,7 +187,7 @@ class _Windows:
 
 
 class Stitcher:
-    """Turns the windows of videos, in any order, into detections; one that is added twice counts once."""
+    """Turns the windows of videos, in any order, into detections; one added twice counts once."""
 
     def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
         self.settings = settings

@@ -102,10 +102,8 @@ def _compare_clocks(
     late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
     segments = sum(len(video.labels) for video in videos.values())
     if 2 * late > segments:
-        problems.append(
-            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video; they must "
-            "be in seconds, and may be in frames"
-        )
+        starts = f"{late} of {segments} segments start after the end of their video"
+        problems.append(f"{config.data.annotations}: {starts}; they must be in seconds, and may be in frames")
     if problems and not config.data.allow_clock_mismatch:
         raise ValueError(f"{'; '.join(problems)}; or continue with data.allow_clock_mismatch=true")
     for problem in problems if ranks.is_main else ():

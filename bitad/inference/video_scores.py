@@ -50,9 +50,8 @@ class VideoScores:
     def label(self, candidates: Candidates, video: str, *, top_k: int = 2) -> Candidates:
         """A video's candidates, once for each of the video's ``top_k`` classes, best first.
 
-        Labels become indices into ``classes``, scores sqrt(candidate's * video's). The candidates' own labels are
-        ignored: apply NMS across classes first. A class with a video score of 0 is not used. Of equal scores the better
-        class comes first, then the first candidate.
+        Labels become indices into ``classes``, scores sqrt(candidate's * video's). Apply NMS across classes first. A
+        class with a score of 0 is not used. Of equal scores the better class comes first, then the first candidate.
         """
         if top_k < 1:
             raise ValueError(f"the top {top_k} classes of a video label nothing; use at least 1")
@@ -69,12 +68,11 @@ def read_video_scores(path: str | Path) -> VideoScores:
 
     For each video, its ``results`` hold a list of numbers in the order of the file's ``class`` (or ``classes``) names
     (OpenTAD's files; TCANet's HACS results nest it in another list); an object of numbers by class name; or a list of
-    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0 and the list of class
-    names is optional.
+    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value; negative scores.
+        ValueError: the first defect, with file, video and value.
     """
     content = read_json(path)
     results = content.get("results") if isinstance(content, dict) else None

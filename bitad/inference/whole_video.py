@@ -30,7 +30,7 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.progress import track
 from bitad.timeline import Grid
 
-# A chunk takes the memory of a batch, but is not shorter than AdaTAD's window: its borders repeat some work.
+# At least AdaTAD's window, as the borders of a chunk repeat some work.
 CHUNK_FRAMES = 768
 
 
@@ -44,7 +44,7 @@ class FeatureStream:
     """The features of one view of a video, whose frames come in chunks in forward order.
 
     They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last to
-    ``length`` frames, a multiple of the transformer's clip.
+    ``length`` frames.
     """
 
     def __init__(self, backbone: VideoBackbone, *, frames: int, length: int, reverse: bool = False) -> None:

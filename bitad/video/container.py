@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, TypeAlias, cast
 
 import av
 import numpy as np
@@ -27,6 +27,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from bitad.runtime.signatures import signature_of
+
+VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 # FFmpeg's names of the accepted formats: they contain video and consist of one file.
 FORMATS = (
@@ -80,10 +82,7 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
     try:
         return av.open(str(path.absolute()), options={**(options or {}), **_READ_OPTIONS})
     except av.ArgumentError:
-        raise ValueError(
-            f"{path}: not a video that FFmpeg can read from this file alone (pictures, sound, subtitles, playlists and "
-            "scripts are not read)"
-        ) from None
+        raise ValueError(f"{path}: not a video that FFmpeg can read from this file alone; name a video file") from None
     except av.FFmpegError as error:
         raise ValueError(f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}") from None
 
@@ -161,7 +160,7 @@ def open_video(path: Path, stream: int | None = None) -> tuple[InputContainer, V
     return container, film
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The packets in storage order, up to the end or the first read error; the last is empty."""
     remaining = container.demux(stream)
     while True:
@@ -175,13 +174,13 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
         yield packet
 
 
-def _packet(content: bytes, stream: VideoStream) -> Packet[VideoStream]:
-    packet = cast("Packet[VideoStream]", Packet(content))
+def _packet(content: bytes, stream: VideoStream) -> VideoPacket:
+    packet = cast("VideoPacket", Packet(content))
     packet.stream = stream
     return packet
 
 
-def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
+def decode(packet: VideoPacket) -> tuple[list[VideoFrame], bool]:
     """The decoded pictures, and whether the packet is good."""
     try:
         return list(packet.decode()), not packet.is_corrupt
@@ -189,7 +188,7 @@ def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
         return [], False
 
 
-def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+def numbered(stored: Iterable[VideoPacket]) -> Iterator[VideoPacket]:
     """Replace the times of packets by their numbers, which the decoder passes on."""
     number = 0
     for packet in stored:
@@ -199,9 +198,7 @@ def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStre
         yield packet
 
 
-def joined(
-    stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
-) -> Iterator[Packet[VideoStream]]:
+def joined(stored: Iterable[VideoPacket], stream: VideoStream, joins: NDArray[np.int64]) -> Iterator[VideoPacket]:
     """Put packets on one clock by a ``FrameIndex``'s ``joins``; empty ones flush the decoder."""
     offsets = dict(joins.tolist())
     number = offset = 0
@@ -235,7 +232,7 @@ def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tupl
     return first, [part[:many] for part in times[: len(starts)]]
 
 
-def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame | None]:
+def pictures_until_damage(stored: Iterable[VideoPacket], stream: VideoStream) -> Iterator[VideoFrame | None]:
     """The pictures of a file until one is damaged or may depend on a damaged one: None."""
     held: deque[VideoFrame] = deque()
     for packet in stored:
@@ -383,7 +380,7 @@ def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]
     FFmpeg marks packets before a break in the stream as damaged, even where recordings are joined.
     """
     container, stream = open_video(path, film)
-    group: list[Packet[VideoStream]] = []
+    group: list[VideoPacket] = []
     complete = set()
     with container:
         stream.codec_context.options = {"err_detect": "explode"}
@@ -419,11 +416,11 @@ def _decode_end(path: Path, film: int, keyframe: int | None, padding: bytes) -> 
     return None if keyframe is None else _decode_end(path, film, None, padding)
 
 
-def _decode_last(stream: VideoStream, group: Iterable[Packet[VideoStream]], padding: bytes) -> list[bytes] | None:
+def _decode_last(stream: VideoStream, group: Iterable[VideoPacket], padding: bytes) -> list[bytes] | None:
     """The last pictures of some packets with bytes added; None if they have errors."""
     context = stream.codec_context
     context.flush_buffers()
-    last: Packet[VideoStream] | None = None
+    last: VideoPacket | None = None
     for packet in group:
         if last is not None:
             decode(last)

@@ -1,7 +1,7 @@
 """Decodes a video in order from any keyframe, and omits damaged frames.
 
-A seek lands near the requested time, so packets are skipped until the right keyframe. A decoder conceals damaged
-packets, so every picture that may depend on one counts as damaged, up to the next keyframe.
+A seek lands near the requested time, so packets are skipped until the right keyframe. A decoder conceals
+damage, so every picture that may depend on a damaged packet counts as damaged.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from bitad.config.names import OnDecodeError
-from bitad.video.container import decode, joined, open_video, packets, pictures_until_damage
+from bitad.video.container import VideoPacket, decode, joined, open_video, packets, pictures_until_damage
 from bitad.video.index import FrameIndex
 
 REMEDY = (
@@ -58,7 +56,7 @@ class PictureStream:
         self._pictures = self._from_start()
 
     def close(self) -> None:
-        # The generator and this object refer to each other: without this both would wait for the garbage collector.
+        # The generator and this object refer to each other: break the cycle.
         self._pictures = iter(())
         self.container.close()
 
@@ -97,12 +95,12 @@ class PictureStream:
         pictures = pictures_until_damage(stored, self.stream)
         return (next(pictures, None) for _ in range(self._index.frames))
 
-    def _reopened(self) -> Iterator[Packet[VideoStream]]:
+    def _reopened(self) -> Iterator[VideoPacket]:
         self.container.close()
         self.container, self.stream = open_video(self._path, self._index.stream)
         return packets(self.container, self.stream)
 
-    def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
+    def _from_keyframe(self, keyframe: int) -> Iterator[VideoPacket]:
         """The packets from a keyframe on. A seek may land after it; then seek further back."""
         index = self._index
         assert index.times is not None
@@ -126,7 +124,7 @@ class PictureStream:
             yield first
         yield from remaining
 
-    def _verified(self, remaining: Iterator[Packet[VideoStream]], keyframe: int) -> Iterator[Packet[VideoStream]]:
+    def _verified(self, remaining: Iterator[VideoPacket], keyframe: int) -> Iterator[VideoPacket]:
         """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess times."""
         index = self._index
         assert index.times is not None
@@ -136,7 +134,7 @@ class PictureStream:
                 raise _SeekError
             yield packet
 
-    def _timed(self, stored: Iterator[Packet[VideoStream]], first: int) -> Iterator[VideoFrame | None]:
+    def _timed(self, stored: Iterator[VideoPacket], first: int) -> Iterator[VideoFrame | None]:
         """Every frame from ``first`` on, by the times of the decoder's pictures.
 
         A picture is held until all pictures that it may depend on have come, as one may be damaged.
@@ -176,9 +174,7 @@ class PictureStream:
         yield from [None] * (index.frames - due)
 
 
-def _find_packet(
-    remaining: Iterator[Packet[VideoStream]], time: int, *, pass_keyframes: bool = False
-) -> Packet[VideoStream] | None:
+def _find_packet(remaining: Iterator[VideoPacket], time: int, *, pass_keyframes: bool = False) -> VideoPacket | None:
     """The packet with a time in ticks; None if a later keyframe comes first."""
     for packet in remaining:
         if packet.size and packet.pts == time:

@@ -69,15 +69,11 @@ def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
         if not path.is_file():
             raise FileNotFoundError(f"{str(path)!r}: no such video file; check its name")
         if not _can_name_results(path.stem):
-            raise ValueError(
-                f"{str(path)!r}: results have the video's name, which is not UTF-8, has a backslash or a control "
-                "character, or is too long; rename the file"
-            )
+            why = "not UTF-8, a backslash or control character, or too long"
+            raise ValueError(f"{str(path)!r}: results cannot have its name ({why}); rename the file")
         if path.stem in videos:
-            raise ValueError(
-                f"{videos[path.stem]} and {path} have the same name, {path.stem!r}, and so have their results; "
-                "rename one, or give them one at a time with separate --out"
-            )
+            same = f"{videos[path.stem]} and {path} have the same name, {path.stem!r}"
+            raise ValueError(f"{same}; rename one, or give each another --out")
         videos[path.stem] = path
     return videos
 

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from bitad.runtime.log import log_once
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
 # No codec stores a picture before more than this many that are shown earlier.
 MOST_REORDERED = 16
 
@@ -27,16 +31,11 @@ _JITTER = 2.0
 _GAP = 1.5
 
 
-def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
-    """Find the packets at which a clock restarts, as in joined recordings.
+def find_restarts(times: Floats, keyframes: Booleans, *, wrap: int | None = None) -> list[int]:
+    """Find the packets at which a clock restarts, as in joined recordings, from times in storage order.
 
-    A keyframe that is shown before an earlier packet reveals a restart, which may be some packets before it.
-
-    Args:
-        times: ``[packets]``, presentation times in ticks, in storage order; NaN where missing.
-        keyframes: bool ``[packets]``.
-        wrap: ticks after which times restart at 0. FFmpeg adds these to all times below the first one, so that an
-            earlier time looks like a much later one.
+    A keyframe that is shown before an earlier packet reveals a restart, maybe some packets before it. FFmpeg adds
+    the ticks ``wrap`` to all times below the first one, so that an earlier time looks like a much later one.
     """
     intervals = np.diff(np.unique(times[np.isfinite(times)]))
     if not len(intervals):
@@ -63,7 +62,7 @@ def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, w
     return starts
 
 
-def usual_interval(times: NDArray[np.int64]) -> Fraction:
+def usual_interval(times: Integers) -> Fraction:
     """The mean ticks between frames without gaps; two or more times, ascending."""
     intervals = np.diff(times)
     usual = intervals[intervals <= _GAP * np.median(intervals)]
@@ -71,7 +70,7 @@ def usual_interval(times: NDArray[np.int64]) -> Fraction:
     return mean or Fraction(int(times[-1] - times[0]), len(intervals))
 
 
-def join_clocks(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+def join_clocks(parts: Sequence[Integers]) -> list[Integers]:
     """Put parts, ascending times in ticks, on one clock: each begins where the one before ends."""
     placed = list(parts[:1])
     for part in parts[1:]:
@@ -81,7 +80,7 @@ def join_clocks(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     return placed
 
 
-def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
+def times_by_position(decoded: Floats, delay: int) -> Integers:
     """Presentation times ``[frames]`` from ascending decoding times, for AVI, which states only these.
 
     The decoder outputs the first picture with packet ``delay``, and one more with each further packet.
@@ -93,7 +92,7 @@ def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.in
     return np.concatenate([times, later])[delay:]
 
 
-def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
+def average_rate(times: Integers, time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
     """The average frames per second; the last frame lasts for the usual interval.
 
     A ``stated`` rate (0: none) is returned if the times agree within ``rounded`` ticks.
@@ -120,7 +119,7 @@ def near_rate(rate: Fraction | float, *, digits: int = 1001) -> Fraction:
     return 1 / (1 / rate).limit_denominator(digits) if 0 < rate < 1 else rate.limit_denominator(digits)
 
 
-def _empty() -> NDArray[np.int64]:
+def _empty() -> Integers:
     return np.empty(0, np.int64)
 
 
@@ -151,16 +150,16 @@ class FrameIndex:
     rotation: int
     lost: int
     time_base: Fraction
-    shown: NDArray[np.int64]
+    shown: Integers
     stream: int
-    times: NDArray[np.int64] | None = None
-    keyframes: NDArray[np.int64] = field(default_factory=_empty)
-    stored: NDArray[np.int64] = field(default_factory=_empty)
-    joins: NDArray[np.int64] = field(default_factory=lambda: _empty().reshape(0, 2))
+    times: Integers | None = None
+    keyframes: Integers = field(default_factory=_empty)
+    stored: Integers = field(default_factory=_empty)
+    joins: Integers = field(default_factory=lambda: _empty().reshape(0, 2))
     sound: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def nearest(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def nearest(self, positions: Integers) -> Integers:
         """The frames nearest to positions ``[T]`` on the average clock, where frame i is at i / rate seconds.
 
         At a constant rate these are the positions. Positions in the lost end of a truncated file stay.
@@ -191,16 +190,16 @@ class FrameIndex:
         return array("q", b"" if self.times is None else self.times.tobytes())
 
     @cached_property
-    def ranks(self) -> NDArray[np.int64]:
+    def ranks(self) -> Integers:
         """Each frame's position in storage order, int64 ``[frames]``."""
         return np.argsort(self.stored)
 
     @cached_property
-    def reach(self) -> NDArray[np.int64]:
+    def reach(self) -> Integers:
         """The latest frame that each frame may depend on, int64 ``[frames]``."""
         return np.maximum.accumulate(self.stored)[self.ranks]
 
-    def affected_by(self, number: int) -> NDArray[np.bool_]:
+    def affected_by(self, number: int) -> Booleans:
         """The frames that depend on a damaged one, itself included; bool ``[frames]``.
 
         They are stored from it up to the next keyframe, or after that but shown before it.

@@ -41,7 +41,10 @@ from bitad.video.container import (
 )
 from bitad.video.index import (
     MOST_REORDERED,
+    Booleans,
+    Floats,
     FrameIndex,
+    Integers,
     average_rate,
     find_restarts,
     gaps,
@@ -144,7 +147,7 @@ class _Packets:
             self.unread = has_unread_recording(path, container, end)
             self.is_truncated = is_truncated(path, container)
 
-    def _marked_at_breaks(self, path: Path, damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _marked_at_breaks(self, path: Path, damaged: Booleans) -> Booleans:
         groups = np.union1d(np.flatnonzero(self.keyframes), self.parts)  # where groups and parts begin
         ends: dict[int, int] = {}
         for packet in np.flatnonzero(damaged).tolist():
@@ -158,7 +161,7 @@ class _Packets:
         return marked
 
     def index(
-        self, first: VideoFrame, shown: NDArray[np.int64], time_base: Fraction, *, cut: int, skipped: int = 0
+        self, first: VideoFrame, shown: Integers, time_base: Fraction, *, cut: int, skipped: int = 0
     ) -> FrameIndex:
         """The index without packets' times, of frames ``shown`` at ticks."""
         rate = average_rate(shown, time_base, self.rate, rounded=len(self.parts))
@@ -188,7 +191,7 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     if first is None:
         raise _nothing_decoded(path)
     bounds = [*zip(stored.parts, [*stored.parts[1:], len(stored.times)], strict=True)]
-    orders: list[NDArray[np.int64]] = []
+    orders: list[Integers] = []
     skipped = 0
     for part, (begin, end) in zip(decoded, bounds, strict=True):
         times = stored.times[begin:end]
@@ -249,7 +252,7 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
 
 def _presentation_times(
     stored: _Packets, origins: list[int | None], delay: int, time_base: Fraction
-) -> NDArray[np.int64] | None:
+) -> Integers | None:
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
     rows = np.searchsorted(stored.numbers, numbers).clip(max=len(stored.numbers) - 1)
@@ -272,7 +275,7 @@ def _presentation_times(
     return np.round(np.arange(frames) / float(stored.rate * time_base)).astype(np.int64)
 
 
-def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
+def _undecodable(seen: Floats, times: Floats, keyframes: Floats) -> int | None:
     """How many frames at the beginning depend on missing earlier ones; None if packets' times are wrong.
 
     Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
@@ -283,7 +286,7 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
     return int(np.searchsorted(times, seen[0])) if len(seen) and len(keyframes) and seen[0] <= keyframes[0] else 0
 
 
-def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
+def _frames_before_hole(stored: _Packets, times: Floats, order: Integers) -> int:
     """How many frames precede the first one that a truncated end leaves out.
 
     One of the last frames may be shown after lost ones. At a constant rate the interval reveals that.

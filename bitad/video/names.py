@@ -1,7 +1,7 @@
 """Matches the names of videos in different sources, and finds the file of a name.
 
-Sources may spell a name differently: with the prefix ``v_`` of ActivityNet, with an extension, in another case, or in
-the Unicode form of macOS. Equal names match, others by these variations if only one fits.
+Sources may spell a name with the prefix ``v_`` of ActivityNet, with an extension, in another case, or in the Unicode
+form of macOS. Equal names match, others by these variations if only one fits.
 """
 
 from __future__ import annotations

@@ -31,11 +31,7 @@ _FRAMES_WORTH_A_SEEK = 12
 class VideoInfo:
     """Properties of a video file, counted rather than taken from its header.
 
-    Args:
-        fps: average frames per second.
-        duration_s: frames / fps, in seconds.
-        width, height: in pixels, as players show it.
-        codec, pixel_format, container: FFmpeg's names, such as "h264", "yuv420p" and "mov,mp4,m4a,3gp,3g2,mj2".
+    Width and height are in pixels, as players show it; other names are FFmpeg's.
     """
 
     frames: int
@@ -59,15 +55,11 @@ class VideoReader:
 
     Args:
         index: the file's ``FrameIndex``, if already known.
-
-        damaged: for frames that cannot be decoded, or that a truncated file has lost: ``"error"`` raises, after all
-            requested frames have been tried; ``"repeat"`` repeats the last good frame.
+        damaged: for frames that cannot be decoded or are lost: ``"error"`` raises after all requested frames have
+            been tried; ``"repeat"`` repeats the last good frame.
 
     Attributes:
         repeated: number of frames replaced by another one.
-
-    Raises:
-        FileNotFoundError, ValueError: like :func:`~bitad.video.indexing.index_video`.
     """
 
     def __init__(self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error") -> None:
@@ -115,7 +107,7 @@ class VideoReader:
             short_side: the shorter side to scale to, keeping the aspect ratio.
 
         Raises:
-            ValueError: a frame is outside the video or cannot be decoded, or the size of the pictures changes.
+            ValueError: a frame is outside the video or cannot be decoded, or the picture size changes.
         """
         numbers = self._validated(frames)
         height, width = self._target_size(size, short_side)
@@ -129,7 +121,7 @@ class VideoReader:
     def read_windows(
         self, windows: Iterable[ArrayLike], *, size: tuple[int, int] | None = None, short_side: int | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """``read`` one window after another, decoding shared frames of neighbours once."""
+        """``read`` one window after another, decoding shared frames once."""
         before = np.empty(0, np.int64)
         pixels = np.empty((0, *self._target_size(size, short_side), 3), np.uint8)
         for window in windows:
@@ -145,7 +137,7 @@ class VideoReader:
             yield pixels
 
     def pictures(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-        """The upright pictures of frames as FFmpeg has them, one at a time; ascending order is fastest.
+        """The upright pictures of frames as FFmpeg has them, one at a time.
 
         Frames that cannot be decoded raise ValueError after the last picture.
         """
@@ -164,10 +156,9 @@ class VideoReader:
                 bad.append(number)
                 picture = good or self._replacement(number)
             elif (picture.width, picture.height) != (self.index.width, self.index.height):
-                raise ValueError(
-                    f"{self.path}: frame {number} is {picture.width}x{picture.height} pixels and the first ones "
-                    f"{self.index.width}x{self.index.height}; encode the video again in one size"
-                )
+                first = f"{self.index.width}x{self.index.height}"
+                sizes = f"{picture.width}x{picture.height} pixels and the first ones {first}"
+                raise ValueError(f"{self.path}: frame {number} is {sizes}; encode the video again in one size")
             good = picture
             yield picture
         if bad and self.damaged == "error":

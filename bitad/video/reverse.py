@@ -50,7 +50,7 @@ _KEY, _MARK = "comment", "bitad reverse 1 "
 _SIZE = (48, 64)
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601 luma
 
-# A frame is compared with its mirror place and this many neighbours on each side, which reveals shifts.
+# Neighbours of the mirror place on each side, which reveal shifts.
 _NEAR = 2
 
 # In grey levels of 255. Copies by x264 of a 64 x 48 video, which is not shrunk, differ by 0.5 at crf 18 and by 4.5 at
@@ -73,14 +73,13 @@ def reverse_video(
 
     Args:
         dst: its suffix, one of ``H264_CONTAINERS``, selects the container.
-        crf: x264's constant rate factor; 18 is visually almost lossless, less is better and larger.
+        crf: x264's constant rate factor; 18 is visually almost lossless.
         on_progress: called now and then with the number of frames done and in all.
 
     Returns:
         how many of the frames repeat others in place of damaged ones.
 
     Raises:
-        FileNotFoundError: the source does not exist.
         ValueError: a frame cannot be decoded, the picture size or ``src`` changes, or ``dst`` is unsuitable.
     """
     src, dst = Path(src), Path(dst)
@@ -119,12 +118,12 @@ def reverse_folder(
 ) -> VideosReport:
     """Reverse every video of a folder and its sub-folders into another folder, under the same names.
 
-    Complete and up-to-date copies are kept, so an interrupted run resumes. Failures are reported at the end and do not
-    stop the others. Sources whose container cannot hold H.264 become ``.mp4``.
+    Complete and up-to-date copies are kept, so an interrupted run resumes. Failures are reported and do not stop the
+    others. Sources whose container cannot hold H.264 become ``.mp4``.
 
     Args:
         workers: number of processes, each with one video and one thread at a time; 0: this process.
-        rank, world: this caller's share of the folder: every ``world``-th video, the largest first.
+        rank, world: this caller's share: every ``world``-th video, the largest first.
         on_progress: called after each video with the number of videos done and in all.
     """
     src, dst = Path(src), Path(dst)
@@ -162,9 +161,8 @@ def _targets(src: Path, dst: Path) -> dict[Path, Path]:
         can_stay = path.suffix.lower() in H264_CONTAINERS
         target = dst / path.relative_to(src).with_name(path.name if can_stay else f"{path.stem}.mp4")
         if target in sources:
-            raise ValueError(
-                f"{src}: {sources[target].name} and {path.name} would both become {target.name}; rename one"
-            )
+            other = sources[target].name
+            raise ValueError(f"{src}: {other} and {path.name} would both become {target.name}; rename one")
         sources[target] = path
     return {path: target for target, path in sources.items()}
 
@@ -210,7 +208,7 @@ def _write_reversed(
     times, tick = _mirrored_times(reader)
     frame_bytes = reader.info.height * reader.info.width * 3 // 2
     group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
-    # Without B-frames each group is independent, and every picture is one packet, in the same order.
+    # Without B-frames every picture is one packet, in the same order.
     like = next(_pictures(reader, [0]))
     stream = add_h264_stream(container, like, rate, crf=crf, preset="veryfast", gop=group)
     sizes = _encode_groups(reader, stream, store, group, on_progress)
@@ -311,7 +309,7 @@ def copy_defect(
             return f"{m} frames, where the video has {n}"
         there = forward.info.duration_s
         back = backward.info.duration_s
-        # Containers round times to their ticks, by less than half a frame; a detector does not see that.
+        # Containers round times to their ticks, by less than half a frame.
         if abs(there - back) > 0.5 / forward.info.fps:
             return f"lasts {back:.3f} s, where the video lasts {there:.3f} s"
         near = min(_NEAR, (n - 1) // 2)
@@ -339,7 +337,7 @@ def _describe_difference(
     if errors.min(axis=1).mean() > limit:
         return f"shows something else: its frames differ by {mirror.mean():.1f} of 255 grey levels"
     best = errors.argmin(axis=1)
-    # Codec loss is equal at all places: no correctly mirrored frame is clearly closer to a neighbour.
+    # Codec loss is equal at all places, so no mirrored frame is clearly closer to a neighbour.
     shifted = (errors.min(axis=1) < 0.6 * mirror) & (mirror - errors.min(axis=1) > 0.3)
     if shifted.any():
         first = int(np.flatnonzero(shifted)[0])

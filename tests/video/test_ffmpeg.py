@@ -205,7 +205,7 @@ def test_what_is_no_video_is_refused_by_name(
     lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == len(contents)
     for name, line in zip(sorted(contents), lines, strict=True):
-        assert f"{name}.mp4: not a video that FFmpeg can read from this file alone (pictures, sound" in line
+        assert f"{name}.mp4: not a video that FFmpeg can read from this file alone; name a video file" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.mp4"]
 
 
