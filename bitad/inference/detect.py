@@ -214,11 +214,11 @@ def detect_videos(
     network: Network | None = None,
     damaged: OnDecodeError = "error",
     on_read_error: OnReadError = "skip",
-) -> tuple[Detections, dict[str, str]]:
+) -> Detections:
     """Detects in video files, by name, sampled at the rate of the training.
 
-    Memory is bounded by a window, except for 13 bytes per candidate. Returns the detections of all videos that can
-    be read, and by name why others cannot. ``on_read_error`` raises the first error, or skips these videos.
+    Memory is bounded by a window, except for 13 bytes per candidate. ``on_read_error`` raises the first error of
+    a video that cannot be read, or skips the video (``Detections.unread``).
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
@@ -230,12 +230,13 @@ def detect_videos(
     )
     durations_s, failed = _durations(source, videos, ranks, on_read_error)
     if not durations_s:
-        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed}), failed
+        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed})
     network = checkpoint.network().to(ranks.device) if network is None else network
     results = detect_in_source(checkpoint, network, durations_s, source, ranks, on_read_error=on_read_error)
     failed |= results.unread
-    details = results.merged.details | ({"unread": failed} if failed else {})
-    return replace(results.merged, details=details), failed
+    if not failed:
+        return results.merged
+    return replace(results.merged, details=results.merged.details | {"unread": failed})
 
 
 def detect_in_source(

@@ -62,11 +62,14 @@ def merge(
         raise ValueError(f"{len(sets)} set of detections: merging needs at least two")
     names = tuple(names) or tuple(f"set {number}" for number in range(1, len(sets) + 1))
     _check_scores(sets, names)
-    details = {"merged": {"method": method, "settings": _record(settings), "details": [one.details for one in sets]}}
+    record = _record(settings)
+    details = {"merged": {"method": method, "settings": record, "details": [one.details for one in sets]}}
     if differences := _describe_differences(sets, names):
         log.info("%s", differences)
     # The order decides between equal scores and overlaps; it is fixed for three or more files.
-    order = range(len(sets)) if len(sets) == 2 else sorted(range(len(sets)), key=lambda number: _content(sets[number]))
+    order = list(range(len(sets)))
+    if len(sets) > 2:
+        order.sort(key=lambda number: _content(sets[number]))
     ordered = [sets[number] for number in order]
     union = Detections.concatenate(ordered, details=details, names=[names[number] for number in order])
     source = np.repeat(np.arange(len(sets)), [len(one) for one in ordered])

@@ -66,7 +66,9 @@ def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsCo
 def check_candidates(segments: Floats, scores: Floats) -> None:
     """Raises ValueError unless numbers are finite, segments in order and scores not negative."""
     # Written so that NaN fails too.
-    valid = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
+    valid = np.isfinite(segments).all(axis=1)
+    valid &= segments[:, 1] >= segments[:, 0]
+    valid &= (scores >= 0) & (scores < np.inf)
     if not valid.all():
         row = int(np.argmin(valid))
         found = f"segment {segments[row].tolist()} with score {scores[row]}"
@@ -98,7 +100,9 @@ def _rows_by_group(groups: Integers) -> Integers:
     order = np.argsort(groups, kind="stable")
     _, first, count = np.unique(groups[order], return_index=True, return_counts=True)
     table = np.full((len(first), count.max(initial=0)), -1)
-    table[np.repeat(np.arange(len(first)), count), np.arange(len(groups)) - np.repeat(first, count)] = order
+    line = np.repeat(np.arange(len(first)), count)
+    place = np.arange(len(groups)) - first[line]
+    table[line, place] = order
     return table
 
 
@@ -167,8 +171,9 @@ class _Overlaps:
         count = self.count[place]
         which = np.repeat(place, count)
         rival = ranges(self.first[place], count)
-        overlap = np.minimum(self.end[rival], self.end[which]) - np.maximum(self.start[rival], self.start[which])
-        overlap = np.maximum(overlap, 0.0)
+        start = np.maximum(self.start[rival], self.start[which])
+        end = np.minimum(self.end[rival], self.end[which])
+        overlap = np.maximum(end - start, 0.0)
         iou = overlap / (self.length[rival] + self.length[which] - overlap)
         return self.cells[rival], iou
 
@@ -187,10 +192,16 @@ def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
     return np.where((scores < 0) | (decayed < (settings.min_score or 0.0)), _REMOVED, decayed)
 
 
+def overlapping(one: Floats, other: Floats, threshold: float) -> tuple[Integers, Integers]:
+    """The rows of both sets of segments in each pair with at least that tIoU."""
+    groups = [np.zeros(len(segments), np.int64) for segments in (one, other)]
+    a, b, _ = tiou_pairs(groups[0], one, groups[1], other, threshold)
+    return a, b
+
+
 def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
     """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU."""
-    one_group = np.zeros(max(len(kept), len(segments)), np.int64)
-    a, b, _ = tiou_pairs(one_group[: len(kept)], kept, one_group[: len(segments)], segments, threshold)
+    a, b = overlapping(kept, segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))
     sums = np.stack([np.bincount(a, scores[b] * segments[b, side], minlength=len(kept)) for side in (0, 1)], axis=1)
     return np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1.0)[:, None], kept)

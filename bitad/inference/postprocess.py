@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
-from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, vote
+from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, overlapping, vote
 from bitad.models.heads import Prediction
 from bitad.timeline import Grid, mirror_segments
 
@@ -66,7 +65,8 @@ def decode(
     row = order if distances.ndim == 4 else order // classes  # a segment for each class of a point, or one for all
     segments = points.segments(distances).flatten(1, -2).take_along_dim(row[..., None], dim=1)  # [B, top_k, 2]
     counts = (scores > score_threshold).sum(1)
-    rows = zip(*(column.cpu().numpy() for column in (segments.double(), scores.double(), order % classes)), strict=True)
+    columns = segments.double(), scores.double(), order % classes
+    rows = zip(*(column.cpu().numpy() for column in columns), strict=True)
     return [Candidates(s[:n], p[:n], c[:n]) for (s, p, c), n in zip(rows, counts.tolist(), strict=True)]
 
 
@@ -146,8 +146,7 @@ def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, in
 
 
 def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
-    one_group = np.zeros(max(len(window), len(kept)), np.int64)
-    rows, _, _ = tiou_pairs(one_group[: len(window)], window.segments, one_group[: len(kept)], kept.segments, threshold)
+    rows, _ = overlapping(window.segments, kept.segments, threshold)
     return window.take(np.unique(rows))
 
 
@@ -161,7 +160,8 @@ def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: in
         ties -= len(equal)
         parts.append(window.take(chosen))
     nothing = Candidates(np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
-    return Candidates(*map(np.concatenate, zip(nothing.columns, *(part.columns for part in parts), strict=True)))
+    columns = zip(nothing.columns, *(part.columns for part in parts), strict=True)
+    return Candidates(*map(np.concatenate, columns))
 
 
 def suppress_overlaps(candidates: Candidates, settings: NmsConfig | None) -> Candidates:

@@ -78,10 +78,10 @@ def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, rank
     """Logs the videos whose grid steps per second differ much from training."""
     if config.window.layout == "resized" or not ranks.is_main:
         return
-    rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}
-    far = [f"{name} ({fault})" for name, rate in rates.items() if (fault := rate_fault(rate, trained_hz)) is not None]
+    faults = {name: rate_fault(grid.fps / grid.stride_frames, trained_hz) for name, grid in grids.items()}
+    far = [f"{name} ({fault})" for name, fault in faults.items() if fault is not None]
     if far:
-        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(rates), shortlist(far))
+        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(grids), shortlist(far))
 
 
 def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) -> Grid:

@@ -146,7 +146,9 @@ def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, descrip
     """
     config, grids = windows.config, windows.grids
     mine = set(deal({name: grid.steps for name, grid in grids.items()}, ranks.world)[ranks.rank])
-    chunks = [(windows.videos[name], chunk) for name in grids if name in mine for chunk in _chunks(grids[name], config)]
+    chunks = []
+    for name in filter(mine.__contains__, grids):
+        chunks += [(windows.videos[name], chunk) for chunk in _chunks(grids[name], config)]
     on_features = network.without_backbones().eval()
     # Without batches, the loader's processes call ``collate_fn`` on each item.
     loader = windows.readers.loader(chunks, batch_size=None, collate_fn=windows.read)
@@ -203,7 +205,8 @@ def _predict(
     length = _padded_steps(grids[0].steps, config)
     inputs = []
     for view, rows in zip(config.views, features, strict=True):
-        starts = [round((grid.first_frame - video_grid.first_frame) / video_grid.stride_frames) for grid in grids]
+        offsets = [grid.first_frame - video_grid.first_frame for grid in grids]
+        starts = [round(offset / video_grid.stride_frames) for offset in offsets]
         if view == "reverse":
             starts = [video_grid.steps - start - grid.steps for start, grid in zip(starts, grids, strict=True)]
         inputs.append(torch.stack([rows[:, start : start + length] for start in starts]))
