@@ -132,7 +132,7 @@ def detect(
 def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
     config = windows.config
     settings = windows.config.test.nms.suppression
-    # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
+    # If a video is one window, the reference applies NMS before rounding and clipping.
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in config.views]
     predict = predict_videos if config.test.backbone == "video" else _predict_windows
@@ -189,7 +189,7 @@ def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, descr
 
 
 def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> list[list[int]]:
-    """Windows ``first`` to ``stop`` in batches, ordered so that each reader, in turn, gets consecutive ones.
+    """Windows ``first`` to ``stop`` in batches, in an order that gives each reader consecutive ones.
 
     Neighbours overlap, and a reader decodes what they share once.
     """
@@ -252,7 +252,7 @@ def detect_in_source(
     annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
     log_rates(grids, checkpoint.rate_hz, checkpoint.config, ranks)
-    # These videos have no video-level scores, and this machine may have no room for workers.
+    # There are no video-level scores of these videos, and maybe no room for workers.
     overrides = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
     config = override_config(checkpoint.config, overrides)
     annotations = Annotations(annotated, checkpoint.classes)
@@ -298,7 +298,10 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
     """Detects in the test subset, writes the detections, and evaluates every result; the main one comes last.
 
     Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json. If
-    the evaluation fails, the detections stay. Raises ValueError for other classes or clocks, or no ground truth.
+    the evaluation fails, the detections stay.
+
+    Raises:
+        ValueError: other classes or clocks than in training, or no ground truth.
     """
     config = checkpoint.config
     metrics = out / "metrics.json"

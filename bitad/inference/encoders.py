@@ -1,7 +1,7 @@
 """Encoders of frames to features: a VideoMAE over sliding clips, or a run's backbone over windows.
 
-Rows are in forward order in both directions: row i is about the same frames. For reverse playback the frames of
-each clip or window are reversed before the network, which is not the same as to reverse its features.
+Rows are in forward order in both directions. For reverse playback the frames of each clip or window are reversed
+before the network, which is not the same as to reverse its features.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ class Encoder(ABC):
 
 
 class ClipEncoder(Encoder):
-    """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15`` over space and time.
+    """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15``.
 
-    No clip goes beyond the video. A video shorter than a clip gives one row, with its last frame (in reverse: the
-    first) repeated. As in the detector, the norm of a published classifier (``fc_norm``) is not applied.
+    No clip goes beyond the video. A shorter video gives one row, with its last frame (in reverse: the first) repeated.
+    As in the detector, the norm of a published classifier (``fc_norm``) is not applied.
     """
 
     def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
@@ -134,7 +134,7 @@ class WindowEncoder(Encoder):
     """The input of a run's pyramid, ``[T, C]``: row i is the grid step at frame ``stride * i``, in a window.
 
     Adapters look along a whole window, so each row comes from the window of testing with the nearest middle, of two
-    the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first).
+    the earlier one. A shorter video is padded with its last frame (in reverse: the first).
     """
 
     offset_frames = 0.0

@@ -35,7 +35,7 @@ from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
 
-# Errors of one video's files. Others (a full disk) concern all videos and end the work.
+# Errors of one video's files. Others (a full disk) end the work.
 _FILE_ERRORS = {
     errno.ENOENT,
     errno.EACCES,
@@ -73,9 +73,8 @@ def feature_folders(
     """The folder of each direction's features: ``out``, or ``out/forward`` and ``out/reverse``."""
     lacking = [direction for direction in directions if direction not in encoder.backbones]
     if lacking:
-        raise ValueError(
-            f"{encoder.file} has no network for {lacking[0]} playback; only {', '.join(encoder.backbones)}"
-        )
+        known = ", ".join(encoder.backbones)
+        raise ValueError(f"{encoder.file} has no network for {lacking[0]} playback; only {known}")
     sha256 = sha256_of(encoder.file)
     run = f"{encoder.file.parent.name}/" if encoder.window_steps is not None else ""
     return {
@@ -122,7 +121,10 @@ def extract_features(
     failed = {name: one for name, one in examined.items() if isinstance(one, str)}
     known = {name: one for name in videos if isinstance(one := examined[name], _Examined)}
     missing = {name: one.missing for name, one in known.items() if one.missing}
-    again = {name for name in missing for view in missing[name] if os.path.exists(folders[view].file(name))}
+    again = set()
+    for name, views in missing.items():
+        if any(os.path.exists(folders[view].file(name)) for view in views):
+            again.add(name)
     ranks.barrier()  # no process writes before all have examined
     shares = deal({name: known[name].video.steps * len(missing[name]) for name in missing}, ranks.world)
     own = {name: known[name].video for name in shares[ranks.rank]}

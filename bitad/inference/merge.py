@@ -40,9 +40,9 @@ def merge(
       detections if allowed. A group becomes the mean of its segments with the sum of its scores over n.
     * "product": the same groups, with the n-th root of the product of their scores, if complete.
     * "wsf": weighted segment fusion, one-dimensional weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and
-      Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most, by
-      the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike
-      in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
+      Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most.
+      A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike in the paper,
+      detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
 
     A set that lacks a group counts as a score of 0. All methods except "soft-nms" only use the settings
     ``iou_threshold``, ``max_segments`` and ``min_score``. The order of sets decides at most between equal ones.
@@ -66,7 +66,7 @@ def merge(
     details = {"merged": {"method": method, "settings": record, "details": [one.details for one in sets]}}
     if differences := _describe_differences(sets, names):
         log.info("%s", differences)
-    # The order decides between equal scores and overlaps; it is fixed for three or more files.
+    # The order decides between equal scores; it is fixed for three or more files.
     order = list(range(len(sets)))
     if len(sets) > 2:
         order.sort(key=lambda number: _content(sets[number]))
@@ -178,7 +178,7 @@ def _groups(union: Detections, source: Integers, threshold: float, method: Merge
         rank[np.argsort(-some.scores, kind="stable")] = np.arange(len(some))
         better = np.minimum(rank[a], rank[b])
         worse = np.maximum(rank[a], rank[b])
-        # Among equal pairs high scores come first, so that merging a set with itself does not change it.
+        # High scores come first, so that merging a set with itself does not change it.
         order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
         groups[rows] = rows[_join(a[order], b[order], source[rows])]
     return groups
@@ -210,7 +210,7 @@ def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     pairs = np.arange(len(a))
     while pairs.size:
         one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
-        # Each pair of rows occurs once, and none within a set, so its count shows whether groups may join.
+        # Each pair of rows occurs once, so the count shows whether groups may join.
         complete = one != other
         needed = size[one] * size[other]
         large = np.flatnonzero(complete & (needed > 1))

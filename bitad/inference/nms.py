@@ -17,7 +17,6 @@ Integers = NDArray[np.int64]
 # Added to every length, as in the reference: segments without length have an IoU of 0.
 _LENGTH_FLOOR = 1e-6
 
-# The score of a candidate that has been kept or dropped.
 _REMOVED = -1.0
 
 # The table of candidates is compacted after at least this many rounds.
@@ -122,7 +121,7 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
         lines = np.arange(0, current.size, current.shape[1])
         rows = table.ravel()
         flat = current.ravel()
-        # After about a quarter of the longest line has been kept, a smaller table pays off.
+        # After a quarter of the longest line, a smaller table pays off.
         for _ in range(min(rounds, max(_MIN_ROUNDS, current.shape[1] // 4))):
             best = current.argmax(axis=1) + lines  # [K]; of equals the first
             score = flat[best]

@@ -1,7 +1,7 @@
 """Video-level class scores of an external classifier, which label what a class-agnostic detector finds.
 
 Each segment gets each of the video's top classes, with the square root of the product of both scores, as in
-ActionFormer and OpenTAD's ``StandardClassifier``. (Its other classifiers use the product, which ranks alike.)
+ActionFormer and OpenTAD.
 """
 
 from __future__ import annotations

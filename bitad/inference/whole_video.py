@@ -1,10 +1,9 @@
 """Runs the backbone once over each video, and pyramid and head in windows: ``test.backbone=video``.
 
-The windows are cut out of features that the backbone computes as over one window of the video's length. So adapters
-see across the borders of windows, unlike in training.
+The backbone's features are those of one window of the video's length: adapters see across the borders of windows.
 
-A video is read in consecutive chunks. Each block of the transformer passes on a clip's tokens when those of the next
-clip have come. So a chunk bounds the memory, except for the features.
+A video is read in chunks, which bound the memory, except for the features. Each block of the transformer passes on
+a clip's tokens when those of the next clip have come.
 """
 
 from __future__ import annotations

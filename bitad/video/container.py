@@ -1,7 +1,7 @@
 """Opens video files with FFmpeg, reads their packets, and finds out whether a file is truncated.
 
-FFmpeg takes a name such as ``http:host.mp4`` for an address, and some formats refer to other files. A video file must
-never make the reader open anything else, so this module alone opens files, by absolute path and in a list of formats.
+FFmpeg takes a name such as ``http:host.mp4`` for an address, and some formats refer to other files. So this module
+alone opens files, by absolute path and in a list of formats.
 
 A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere
 the last picture is decoded again in ways that reveal it.
@@ -41,14 +41,14 @@ FORMATS = (
 # Formats of several files, and references in QuickTime files, use the file protocol too.
 _READ_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "enable_drefs": "0"}
 
-# Containers that state each packet's length, and containers that state when each frame is shown.
+# Containers that state each packet's length, and when each frame is shown.
 _WITH_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
 _WITH_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
 
 # Even in these not every packet has a time of its own.
 _PACKETS_TRIED = 32
 
-# The first bytes of a recording, for containers where FFmpeg may stop at the end of the first of several.
+# The first bytes of a recording, where FFmpeg may stop after the first of several.
 _FIRST_BYTES = {
     "flv": b"FLV\x01",
     "matroska": b"\x1a\x45\xdf\xa3",

@@ -177,8 +177,10 @@ class PictureStream:
 def _find_packet(remaining: Iterator[VideoPacket], time: int, *, pass_keyframes: bool = False) -> VideoPacket | None:
     """The packet with a time in ticks; None if a later keyframe comes first."""
     for packet in remaining:
-        if packet.size and packet.pts == time:
+        if not packet.size or packet.pts is None:
+            continue
+        if packet.pts == time:
             return packet
-        if not pass_keyframes and packet.size and packet.is_keyframe and packet.pts is not None and packet.pts > time:
+        if packet.is_keyframe and packet.pts > time and not pass_keyframes:
             return None
     return None

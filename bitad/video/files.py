@@ -9,7 +9,6 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from bitad.runtime.files import is_file_named, walk
@@ -89,15 +88,17 @@ def find_video(folder: str | Path, name: str) -> Path:
     A file in the folder is preferred. ValueError if several sub-folders have one.
     """
     folder = Path(folder)
-    suffixes = [*([""] if is_video_name(name) else []), *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES))]
-    names = [f"{name}{suffix}" for suffix in suffixes]
+    names = [name] if is_video_name(name) else []
+    for suffix in VIDEO_SUFFIXES:
+        names += [f"{name}{suffix}", f"{name}{suffix.upper()}"]
     for file in names:
         if is_file_named(path := folder / file):  # also False if the name is too long
             return path
     places = video_folders(folder)
     found = [place / file for file in names for place in places.get(file, ()) if os.path.isfile(place / file)]
-    if others := [path for path in found[1:] if path.parent != found[0].parent and not is_same_file(path, found[0])]:
-        raise ValueError(f"{found[0]} and {others[0]} are both called {name!r}; rename or remove one")
+    for other in found[1:]:
+        if other.parent != found[0].parent and not is_same_file(other, found[0]):
+            raise ValueError(f"{found[0]} and {other} are both called {name!r}; rename or remove one")
     if found:
         return found[0]
     raise FileNotFoundError(f"{folder}: no video {name!r} there or in a sub-folder ({', '.join(VIDEO_SUFFIXES)})")

@@ -75,7 +75,8 @@ def join_clocks(parts: Sequence[Integers]) -> list[Integers]:
     placed = list(parts[:1])
     for part in parts[1:]:
         before = placed[-1]
-        interval = usual_interval(before if len(before) > 1 else part) if max(len(before), len(part)) > 1 else 1
+        longer = before if len(before) > 1 else part
+        interval = usual_interval(longer) if len(longer) > 1 else 1
         placed.append(part - part[0] + before[-1] + round(interval))
     return placed
 
@@ -130,15 +131,15 @@ class FrameIndex:
     Args:
         rate: average frames per second; the last frame lasts for the usual interval.
         width, height: pixels of the pictures as stored, before rotation.
-        rotation: degrees anticlockwise by which players rotate the pictures: 0, 90, 180 or 270.
+        rotation: degrees anticlockwise by which players rotate the pictures.
         lost: about how many frames a truncated file has lost at its end.
         time_base: seconds per tick.
         shown: int64 ``[frames]``, presentation times in ticks of one increasing clock.
-        times: int64 ``[frames]``, the times in ticks of FFmpeg's packets and pictures, ascending; None if they do not
-            distinguish the frames, which are then found by decoding from the start and counting.
-        keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending; empty without times.
+        times: int64 ``[frames]``, the ascending times in ticks of FFmpeg's packets and pictures; None if they do not
+            distinguish the frames, which are then found by counting.
+        keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending.
         stored: int64 ``[frames]``, the frames in storage order; empty without times.
-        joins: int64 ``[j, 2]``, the packets of the stream at which its clock restarts, and the ticks to add from there.
+        joins: int64 ``[j, 2]``, the packets at which the clock restarts, and the ticks to add from there.
         sound: good frames that FFmpeg marks as damaged because the stream breaks after them.
         notes: sentences about unusual properties of the file.
     """
@@ -186,7 +187,7 @@ class FrameIndex:
 
     @cached_property
     def _times(self) -> array[int]:
-        # Searched for every packet and picture: numpy is too slow, and a dict takes about 100 bytes per frame.
+        # Searched for every picture: numpy is too slow, and a dict takes 100 bytes per frame.
         return array("q", b"" if self.times is None else self.times.tobytes())
 
     @cached_property

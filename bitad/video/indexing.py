@@ -62,7 +62,6 @@ _MARKED_EARLY = 2
 # Seconds per tick where a file states no times.
 _TICK = Fraction(1, 90_000)
 
-# The cache folder of a run, or of a folder of features.
 INDEX_FOLDER = "index"
 
 # Raise this when a change makes this module find something else in the same file.
@@ -276,7 +275,7 @@ def _presentation_times(
 
 
 def _undecodable(seen: Floats, times: Floats, keyframes: Floats) -> int | None:
-    """How many frames at the beginning depend on missing earlier ones; None if packets' times are wrong.
+    """How many frames at the beginning depend on missing ones; None if packets' times are wrong.
 
     Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
     """
@@ -316,9 +315,7 @@ def _no_rate(path: Path) -> ValueError:
 def _nothing_decoded(path: Path) -> ValueError:
     with open_input(path) as container:
         if needs_other_files(path, container):
-            return ValueError(
-                f"{path}: its pictures are in another file, which is not opened; export one self-contained file"
-            )
+            return ValueError(f"{path}: its pictures are in another file; export one self-contained file")
     return ValueError(f"{path}: no frame in it can be decoded")
 
 
@@ -383,7 +380,6 @@ class IndexCache:
         return index
 
     def share(self, gather: Callable[[dict[FileStamp, FrameIndex]], list[dict[FileStamp, FrameIndex]]]) -> None:
-        """Exchange unwritten indices with other processes."""
         for others in gather(self._waiting):
             self._waiting = others | self._waiting
 

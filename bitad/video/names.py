@@ -28,7 +28,8 @@ def _without_suffix(name: str) -> str:
 
 
 def _without_prefix(name: str) -> str:
-    return name[len(_PREFIX) :] if name[: len(_PREFIX)].lower() == _PREFIX and len(name) > len(_PREFIX) else name
+    head, rest = name[: len(_PREFIX)], name[len(_PREFIX) :]
+    return rest if rest and head.lower() == _PREFIX else name
 
 
 # Variation -> a function that removes it.
@@ -41,7 +42,6 @@ _VARIATIONS: dict[str, Callable[[str], str]] = {
 
 
 def _key(name: str, *, case: bool) -> str:
-    """The common form of names that differ by variations."""
     for variation, remove in _VARIATIONS.items():
         if not (case and variation == "case"):
             name = remove(name)
@@ -95,10 +95,7 @@ class Matching:
 
 
 class Lookup:
-    """Finds a source's names of wanted videos. Matched variations are logged.
-
-    Both lists of names are requested when the source does not have a name exactly.
-    """
+    """Finds a source's names of wanted videos, both listed only if needed. Matched variations are logged."""
 
     def __init__(
         self, source: object, wanted: Callable[[], Iterable[str]], available: Callable[[], Iterable[str]]
@@ -138,7 +135,7 @@ def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object)
 
 
 def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -> dict[str, str]:
-    """Available name -> wanted name, where these differ; errors as for :func:`renamed`."""
+    """Available name -> wanted name, where these differ. Raises like :func:`renamed`."""
     matching = Matching.of(wanted, available)
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
@@ -148,7 +145,8 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
 
 
 def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    has, wants = set(available), set(wanted)
+    has = set(available)
+    wants = set(wanted)
     return [name for name in wanted if name not in has], [name for name in available if name not in wants]
 
 

@@ -84,7 +84,9 @@ class VideoReader:
         index = self.index
         context = self._stream.stream.codec_context
         frames = frame_count(index, self.damaged)
-        width, height = (index.height, index.width) if index.rotation % 180 else (index.width, index.height)
+        width, height = index.width, index.height
+        if index.rotation % 180:
+            width, height = height, width
         return VideoInfo(
             frames=frames,
             fps=float(index.rate),

@@ -1,8 +1,7 @@
 """Writes and checks time-reversed copies of videos: the same frames in the opposite order.
 
-A file is decoded once, from its start. Every few frames are reversed in memory and encoded as an independent group of
-pictures. The encoded groups wait in a temporary file and are written in reverse order, so memory is bounded by one
-group. A copy records its source in its metadata.
+A file is decoded once. Every few frames are reversed in memory and encoded as an independent group of pictures. The
+groups wait in a temporary file and are written in reverse order, so memory is bounded by one.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def reverse_video(
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
     Frame i of the source is frame n - 1 - i of the copy, shown as long before its end as in the source after its start.
-    Pictures are upright. The copy is written atomically and records its source and settings (:class:`Origin`).
+    The copy is upright, is written atomically, and records its source and settings (:class:`Origin`).
 
     Args:
         dst: its suffix, one of ``H264_CONTAINERS``, selects the container.
@@ -80,7 +79,7 @@ def reverse_video(
         how many of the frames repeat others in place of damaged ones.
 
     Raises:
-        ValueError: a frame cannot be decoded, the picture size or ``src`` changes, or ``dst`` is unsuitable.
+        ValueError: a frame cannot be decoded, the source changes, or ``dst`` is unsuitable.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
@@ -118,11 +117,11 @@ def reverse_folder(
 ) -> VideosReport:
     """Reverse every video of a folder and its sub-folders into another folder, under the same names.
 
-    Complete and up-to-date copies are kept, so an interrupted run resumes. Failures are reported and do not stop the
-    others. Sources whose container cannot hold H.264 become ``.mp4``.
+    Complete and up-to-date copies are kept. Failures are reported and do not stop the others. Sources whose container
+    cannot hold H.264 become ``.mp4``.
 
     Args:
-        workers: number of processes, each with one video and one thread at a time; 0: this process.
+        workers: number of processes, each with one video at a time; 0: this process.
         rank, world: this caller's share: every ``world``-th video, the largest first.
         on_progress: called after each video with the number of videos done and in all.
     """
@@ -299,8 +298,7 @@ def copy_defect(
 ) -> str | None:
     """Describe why a file is not the time-reversed copy of a video; None if nothing shows that.
 
-    Counts and durations are compared, then frames of the copy with those at and near the mirror place
-    of the video. A shift shows only where the picture moves. Raises like :class:`VideoReader`.
+    A shift shows only where the picture moves. Raises like :class:`VideoReader`.
     """
     with VideoReader(video, index=index) as forward, VideoReader(reversed_copy) as backward:
         n = forward.info.frames

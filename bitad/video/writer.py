@@ -40,7 +40,7 @@ def write_video(
     gop: int = 30,
     b_frames: int = 0,
 ) -> None:
-    """Write H.264 (yuv420p, by libx264) atomically. One encoder thread gives the same file on every machine.
+    """Write H.264 (yuv420p, by libx264) atomically.
 
     Args:
         path: its suffix, one of ``H264_CONTAINERS``, selects the container.
@@ -51,7 +51,7 @@ def write_video(
         b_frames: the most B-frames in a row.
 
     Raises:
-        ValueError: no frames, frames of another or a changing type or size, an odd height or width, or another suffix.
+        ValueError: no frames, or a wrong or changing type or size, an odd side, or another suffix.
     """
     reformatter = VideoReformatter()
 
@@ -87,7 +87,7 @@ def write_pictures(
 ) -> None:
     """Write FFmpeg's pictures of one size and pixel format as H.264; see :func:`write_video`.
 
-    With ``faststart`` the table of contents of an mp4 is at its front, for browsers.
+    With ``faststart`` browsers find an mp4's table of contents at its front.
     """
     path, remaining = Path(path), iter(pictures)
     first = next(remaining, None)
@@ -134,7 +134,7 @@ def add_h264_stream(
     stream.pix_fmt = like.format.name
     context = stream.codec_context
     context.time_base = 1 / rate
-    context.thread_count = 1
+    context.thread_count = 1  # gives the same file on every machine
     context.gop_size = gop
     context.max_b_frames = b_frames
     for name in ("color_range", "colorspace", "color_primaries", "color_trc"):

@@ -182,7 +182,7 @@ def test_a_video_whose_pictures_are_in_another_file_is_refused_and_the_other_not
     assert main(["reverse", str(path), str(tmp_path / "back.mp4")]) == 1
     error = capfd.readouterr().err
     assert error.count("\n") == 1
-    assert "v.mov: its pictures are in another file, which is not opened" in error
+    assert "v.mov: its pictures are in another file; export one" in error
     assert_nobody_called(server)
 
 
