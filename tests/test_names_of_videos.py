@@ -179,7 +179,7 @@ def test_detections_of_other_videos_are_refused_with_names_of_both_sides(tmp_pat
 def test_detections_that_may_be_of_two_videos_are_refused(tmp_path: Path, run: Runs) -> None:
     options = ("--ground-truth", truth(tmp_path / "gt.json", "a", "b"), "--subset", "test")
     _, err = run("evaluate", *options, "--detections", found(tmp_path / "x.json", "v_a", "A", "b"), status=1)
-    assert "x.json: video 'a' may be 'v_a' or 'A'; rename or remove one" in err
+    assert "x.json: 'v_a' or 'A' may be video 'a'; rename or remove one" in err
 
 
 def test_a_video_of_another_subset_is_not_taken_for_one_of_this(tmp_path: Path, run: Runs) -> None:

@@ -195,7 +195,10 @@ def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> 
     """
     batches = [list(range(start, min(start + batch, stop))) for start in range(first, stop, batch)]
     by_reader = np.array_split(np.arange(len(batches)), readers)  # the longer parts first
-    return [batches[own[turn]] for turn in range(len(by_reader[0])) for own in by_reader if turn < len(own)]
+    ordered = []
+    for turn in range(len(by_reader[0])):
+        ordered += [batches[own[turn]] for own in by_reader if turn < len(own)]
+    return ordered
 
 
 def _collate(
@@ -249,7 +252,8 @@ def detect_in_source(
     on_read_error: OnReadError = "error",
 ) -> Results:
     """Detects in videos of known durations without annotations."""
-    annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
+    nothing = np.zeros((0, 2))
+    annotated = {name: AnnotatedVideo(name, "detect", s, nothing, ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
     log_rates(grids, checkpoint.rate_hz, checkpoint.config, ranks)
     # There are no video-level scores of these videos, and maybe no room for workers.

@@ -109,9 +109,9 @@ def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> s
                 found.append(f"{name} lacks {count} ({shortlist(missing, most=2)})")
         if union and not set(union).intersection(*lists):
             found.append(f"no {thing} is in all of them")
-    return (
-        f"merging the union; missing videos and classes count as nothing found: {'; '.join(found)}" if found else None
-    )
+    if not found:
+        return None
+    return f"merging the union; missing videos and classes count as nothing found: {'; '.join(found)}"
 
 
 def _content(found: Detections) -> tuple[object, ...]:

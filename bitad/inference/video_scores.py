@@ -59,8 +59,9 @@ class VideoScores:
         top = np.argsort(-of_video, kind="stable")[:top_k]
         top = top[of_video[top] > 0]
         scores = np.sqrt(of_video[top, None] * candidates.scores).ravel()  # [k * n]
-        labelled = Candidates(np.tile(candidates.segments, (len(top), 1)), scores, np.repeat(top, len(candidates)))
-        return labelled.take(np.argsort(-scores, kind="stable"))
+        segments = np.tile(candidates.segments, (len(top), 1))
+        labels = np.repeat(top, len(candidates))
+        return Candidates(segments, scores, labels).take(np.argsort(-scores, kind="stable"))
 
 
 def read_video_scores(path: str | Path) -> VideoScores:

@@ -185,7 +185,8 @@ def _features(
     streams = []
     for detector, view in zip(detectors, config.views, strict=True):
         assert detector.backbone is not None  # checked by the configuration
-        streams.append(FeatureStream(detector.backbone, frames=frames, length=length, reverse=view == "reverse"))
+        reverse = view == "reverse"
+        streams.append(FeatureStream(detector.backbone, frames=frames, length=length, reverse=reverse))
     for sample in samples:
         if isinstance(sample, ReadFailure):
             return sample

@@ -102,14 +102,10 @@ def average_rate(times: Integers, time_base: Fraction, stated: Fraction, *, roun
     span = int(times[-1] - times[0])
     if span == 0 or (stated and abs((frames - 1) / (stated * time_base) - span) <= rounded):
         return stated
-    return _simple_rate(frames, (span + usual_interval(times)) * time_base, time_base)
-
-
-def _simple_rate(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
-    """A rate of few digits, as encoders need, for this duration."""
+    seconds = (span + usual_interval(times)) * time_base
     rate = frames / seconds
-    simple = near_rate(rate)
-    if abs(frames / simple - seconds) <= error:
+    simple = near_rate(rate)  # encoders need few digits
+    if abs(frames / simple - seconds) <= time_base:
         return simple
     return near_rate(rate, digits=max(1, 10**9 // (1 + int(max(rate, 1 / rate)))))
 

@@ -166,16 +166,12 @@ def _match(
             continue
         if len(competing_loosely[loose(name)]) == 1:  # without a competitor, names in another case are candidates too
             candidates = fitting_loosely[loose(name)]
-        if len(others := competing[key(name)]) > 1:
-            unclear[name] = f"{quoted(candidates[0])} may be video {_any_of(others)}; rename it"
-        elif len(candidates) > 1:
-            unclear[name] = f"video {quoted(name)} may be {_any_of(candidates)}; rename or remove one"
-        else:
+        others = competing[key(name)]
+        if len(others) == len(candidates) == 1:
             pairs[name] = candidates[0]
-
-
-def _any_of(names: Iterable[str]) -> str:
-    return " or ".join(map(quoted, names))
+        else:
+            ours, theirs = (" or ".join(map(quoted, both)) for both in (others, candidates))
+            unclear[name] = f"{theirs} may be video {ours}; rename or remove one"
 
 
 def _group(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -141,12 +141,14 @@ def reverse_folder(
             again = names if path in earlier else ()
             if isinstance(result, Exception):
                 kept = f"; {targets[path]} was not replaced" if again else ""
-                reports.append(VideosReport(failed={path.name: f"{str(result) or type(result).__name__}{kept}"}))
+                reason = str(result) or type(result).__name__
+                reports.append(VideosReport(failed={path.name: f"{reason}{kept}"}))
             elif result is None:
                 unrecorded = names if Origin.read(targets[path]) is None else ()
                 reports.append(VideosReport(kept=names, unrecorded=unrecorded))
             else:
-                reports.append(VideosReport(done=names, again=again, repeated={path.name: result} if result else {}))
+                repeated = {path.name: result} if result else {}
+                reports.append(VideosReport(done=names, again=again, repeated=repeated))
             if on_progress is not None:
                 on_progress(len(reports), len(jobs))
     return VideosReport.together(reports)
