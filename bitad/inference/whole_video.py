@@ -146,8 +146,9 @@ def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, descrip
     config, grids = windows.config, windows.grids
     mine = set(deal({name: grid.steps for name, grid in grids.items()}, ranks.world)[ranks.rank])
     chunks = []
-    for name in filter(mine.__contains__, grids):
-        chunks += [(windows.videos[name], chunk) for chunk in _chunks(grids[name], config)]
+    for name in grids:
+        if name in mine:
+            chunks += [(windows.videos[name], chunk) for chunk in _chunks(grids[name], config)]
     on_features = network.without_backbones().eval()
     # Without batches, the loader's processes call ``collate_fn`` on each item.
     loader = windows.readers.loader(chunks, batch_size=None, collate_fn=windows.read)
