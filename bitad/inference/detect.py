@@ -220,8 +220,8 @@ def detect_videos(
 ) -> Detections:
     """Detects in video files, by name, sampled at the rate of the training.
 
-    Memory is bounded by a window, except for 13 bytes per candidate. ``on_read_error`` raises the first error of
-    a video that cannot be read, or skips the video (``Detections.unread``).
+    Memory is bounded by a window, except for 13 bytes per candidate. ``on_read_error`` raises the first error, or
+    skips the video (``Detections.unread``).
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")

@@ -197,15 +197,11 @@ def load_encoder(
     pixels: int | None = None,
     clips: int = 8,
 ) -> Encoder:
-    """The encoder of a file of weights.
+    """The encoder of a file of weights; None stands for the defaults, or a run's own settings.
 
     Args:
         path: for sliding clips a VideoMAE file of any known project (``package:NAME``: one of BiTAD's); for windows a
             run or checkpoint, or with a configuration another project's detector.
-        config: of a detector without one.
-        stride_frames: from one row to the next; None: 4, or the run's.
-        clip_frames: of a backbone file's clips; None: 16.
-        pixels: of the pictures; None: 224, or the run's.
         clips: of a backbone file, how many go through the network at once.
     """
     file = weights_path(path)
@@ -259,6 +255,7 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
             raise ValueError(f"{file}: its position table is learnt, for clips of {CLIP_FRAMES} frames only")
         weights = {name: weight for name, weight in weights.items() if name != "pos_embed"}
     pixels = PIXELS if size.table_pixels is None else size.table_pixels
-    vit = VisionTransformer(**asdict(SIZES[size.name]), image_size=pixels, clip_frames=clip_frames, tubelet=tubelet)
+    widths = asdict(SIZES[size.name])
+    vit = VisionTransformer(**widths, image_size=pixels, clip_frames=clip_frames, tubelet=tubelet)
     load_weights(vit, weights, source=str(file), may_lack=r"^pos_embed$")
     return VideoBackbone(vit)

@@ -32,7 +32,7 @@ def merge(
     settings: NmsConfig | None = None,
     names: Sequence[str] = (),
 ) -> Detections:
-    """Merge n >= 2 sets of detections; the result is by video, best first.
+    """Merge n >= 2 sets of detections on one clock; the result is by video, best first.
 
     * "soft-nms": the union of all sets, through ``nms`` with these settings.
     * "mean": detections of one video and class form groups, with at most one of each set, and a tIoU of at least
@@ -46,11 +46,7 @@ def merge(
 
     A set that lacks a group counts as a score of 0. All methods except "soft-nms" only use the settings
     ``iou_threshold``, ``max_segments`` and ``min_score``. The order of sets decides at most between equal ones.
-
-    Args:
-        sets: detections on one clock.
-        settings: None: the defaults, without voting.
-        names: of the sets in errors and the log.
+    ``names`` are those of the sets in errors and the log. By default there is no voting.
 
     Raises:
         ValueError: fewer than two sets; other clocks or durations; negative scores or other scales.

@@ -219,7 +219,8 @@ class Stitcher:
     def video(self, name: str) -> Candidates:
         """One video's detections, best first; none if it has no windows."""
         windows = self.windows.get(name, {})
-        return stitch(_Windows([windows[frame] for frame in sorted(windows)]), self.settings, rounding=self.rounding)
+        in_order = [windows[frame] for frame in sorted(windows)]
+        return stitch(_Windows(in_order), self.settings, rounding=self.rounding)
 
     def detections(
         self,

@@ -112,7 +112,7 @@ class _Stage:
         for adapter in self.adapters:
             assert isinstance(adapter, Bottleneck)
             self.reach += adapter.depthwise.kernel_size[0] // 2
-        self.kept: Tensor | None = None  # clips before their adapters, which the next ones need as neighbours
+        self.kept: Tensor | None = None  # clips before their adapters, as neighbours of the next
         self.done = 0  # how many of these have been passed on
 
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:

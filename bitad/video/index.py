@@ -136,7 +136,7 @@ class FrameIndex:
         keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending.
         stored: int64 ``[frames]``, the frames in storage order; empty without times.
         joins: int64 ``[j, 2]``, the packets at which the clock restarts, and the ticks to add from there.
-        sound: good frames that FFmpeg marks as damaged because the stream breaks after them.
+        sound: good frames that FFmpeg marks as damaged before a break in the stream.
         notes: sentences about unusual properties of the file.
     """
 
