@@ -9,9 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import ConfigError, load_config, override_config, parse_config, presets
-from bitad.config.names import RENAMED_KEYS, VitSize
+from bitad.config.names import EXPERIMENTS, RENAMED_KEYS, VitSize
 
 FEATURES = """
 name: small

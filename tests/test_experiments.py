@@ -15,7 +15,7 @@ from builders import CLASSES, config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, baseline, both_baselines, records
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations

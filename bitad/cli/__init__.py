@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import NoReturn
 
 import bitad
-from bitad.cli import data, results, tools, train
+from bitad.cli import data, results, train
 from bitad.cli.commands import Commands, Parser, Run
 from bitad.runtime.files import NO_ROOM
 from bitad.runtime.log import command_logging, log_last, printable, tolerant_output
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,10 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     commands = Commands(parser)
     train.add_commands(commands)
-    tools.add_plan(commands)
+    train.add_plan(commands)
     data.add_reverse(commands)
     data.add_annotations(commands)
     data.add_features(commands)
     results.add_commands(commands)
-    tools.add_weights(commands)
+    train.add_weights(commands)
     return parser

@@ -26,11 +26,12 @@ from pydantic import (
     model_validator,
 )
 
-from bitad.config.experiments import EXPERIMENTS, Experiment
 from bitad.config.names import (
+    EXPERIMENTS,
     SIZES,
     Alignment,
     Checkpointing,
+    Experiment,
     FusionInit,
     MergeMethod,
     NmsMethod,
@@ -549,7 +550,7 @@ class Config(Section):
 
     @property
     def design(self) -> Experiment:
-        """The row of :data:`bitad.config.experiments.EXPERIMENTS` of this run."""
+        """The row of :data:`bitad.config.names.EXPERIMENTS` of this run."""
         return EXPERIMENTS[self.experiment]
 
     @property

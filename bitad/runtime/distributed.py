@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bitad.runtime.log import log_last
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 
 
 def local_shard(tensor: Tensor) -> Tensor:

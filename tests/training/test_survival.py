@@ -22,7 +22,7 @@ from runs import ALONE, assert_same_run, records
 from bitad.cli import main
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import set_up_logging
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
 
