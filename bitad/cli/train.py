@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -113,13 +112,10 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError("--allow-changed-data only applies to a resumed run; add --resume, or leave it out")
     if arguments.until is not None and arguments.until < 1:
         raise ValueError(f"--until {arguments.until} is not an epoch; the first is 1")
-    notes: list[str] = []
-    config = load_config(arguments.config, arguments.overrides, notes)
+    config = load_config(arguments.config, arguments.overrides)
     opened = open_run(config, device=arguments.device, resume=arguments.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
-        for note in notes:
-            logging.getLogger("bitad").info(note)
         best = trainer.run(until=arguments.until)
         if trainer.ranks.is_main:
             echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)

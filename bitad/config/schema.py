@@ -9,6 +9,8 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -80,9 +82,10 @@ def _path(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
         raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
     text = str(value)
-    if "\0" in text or not text.strip() or not _is_encodable(text):
-        raise ValueError(f"{text!r} is not a path; give a file or folder")
-    return value if isinstance(value, Path) else text
+    with suppress(UnicodeEncodeError):
+        if os.fsencode(text).strip() and "\0" not in text:
+            return value if isinstance(value, Path) else text
+    raise ValueError(f"{text!r} is not a path; give a file or folder")
 
 
 def _text(value: object) -> object:
@@ -98,14 +101,6 @@ def _text(value: object) -> object:
 
 def _as_yaml(value: object) -> str:
     return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
-
-
-def _is_encodable(path: str) -> bool:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_folder_name(name: str) -> str:
@@ -157,14 +152,17 @@ CLIP_FRAMES = 16  # of VideoMAE
 # Context of a validation of each field alone, without the rules of :mod:`bitad.config.rules`.
 FIELDS_ALONE = object()
 
-# The two types of some values; they are in the location of a fault but not in its path.
-KINDS = BY_NAME, BY_MEASURES, ONE, EACH = ("<name>", "<measures>", "<one>", "<each>")
+# Tags of unions: :mod:`bitad.config.loading` removes tags of this form from the location of a fault.
+BY_NAME, BY_MEASURES, ONE, EACH = "<name>", "<measures>", "<one>", "<each>"
 
 
-def _known_experiment(name: str) -> str:
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment '{name}'; one of {', '.join(EXPERIMENTS)}")
-    return name
+def _one_of(what: str, names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class DataConfig(Section):
@@ -231,15 +229,9 @@ def _size_type(value: object) -> str:
     return BY_NAME if isinstance(value, str) else BY_MEASURES
 
 
-def _known_size(name: str) -> str:
-    if name not in SIZES:
-        raise ValueError(f"unknown backbone size '{name}'; one of {', '.join(SIZES)}")
-    return name
-
-
 # The type of the value selects the alternative, so that a fault refers to the one that was meant.
 Size = Annotated[
-    Annotated[str, AfterValidator(_known_size), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
+    Annotated[str, _one_of("backbone size", SIZES), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
     Discriminator(_size_type),
 ]
 
@@ -248,7 +240,7 @@ class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
     type: Literal["videomae"] = "videomae"
-    size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
+    size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
     weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
     random: bool = False  # allow random frozen weights where `weights` is none; they never train
     pixels: Count = 160  # height and width of the frames; pixels beyond the last full patch are not used
@@ -264,16 +256,14 @@ class BackboneConfig(Section):
     @property
     def vit(self) -> VitSize:
         """The size of the transformer."""
-        return SIZES[self.size] if isinstance(self.size, str) else VitSize(**self.size.model_dump())
+        size = self.size
+        if isinstance(size, str):
+            return SIZES[size]
+        return VitSize(size.dim, size.depth, size.heads, size.mlp_dim, size.patch_size)
 
 
 def _one_or_each(value: object) -> str:
     return EACH if isinstance(value, list | tuple) else ONE
-
-
-AttentionWindow = Annotated[
-    Annotated[Count, Tag(ONE)] | Annotated[tuple[Count | None, ...], Tag(EACH)], Discriminator(_one_or_each)
-]
 
 
 def _odd(size: int) -> int:
@@ -283,6 +273,11 @@ def _odd(size: int) -> int:
 
 
 OddCount = Annotated[Count, AfterValidator(_odd)]
+# A position that attends only to itself learns nothing of its neighbours.
+Attended = Annotated[OddCount, Field(ge=3)]
+AttentionWindow = Annotated[
+    Annotated[Attended, Tag(ONE)] | Annotated[tuple[Attended | None, ...], Tag(EACH)], Discriminator(_one_or_each)
+]
 
 
 class TransformerPyramidConfig(Section):
@@ -296,19 +291,16 @@ class SgpPyramidConfig(Section):
 
     groups: ClassVar[int] = 16  # of its group norms
     type: Literal["sgp"] = "sgp"
+    # Positions that the narrow convolutions see, of all levels or of each.
     window: Annotated[
         Annotated[OddCount, Tag(ONE)] | Annotated[tuple[OddCount, ...], Tag(EACH)], Discriminator(_one_or_each)
-    ] = Field(default=1, description="positions that the narrow convolutions see, odd, of all levels or of each")
-    k: Annotated[Positive, Field(le=1000)] = Field(
-        default=5.0, description="the wide convolutions see k (window + 1) positions, and one more if that is even"
-    )
-    mlp_channels: Count | None = Field(default=None, description="none: one and a half times model.channels")
-    init_std: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.1, description="of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train"
-    )
-    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = Field(
-        default=0.0, description="standard deviation of noise that training adds to the features"
-    )
+    ] = 1
+    # The wide convolutions see k (window + 1) positions, and one more if that is even.
+    k: Annotated[Positive, Field(le=1000)] = 5.0
+    mlp_channels: Count | None = None  # none: one and a half times model.channels
+    # Of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train.
+    init_std: Annotated[float, Field(ge=0, le=100)] = 0.1
+    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # standard deviation, added to features in training
 
 
 class ActionFormerHeadConfig(Section):
@@ -322,17 +314,10 @@ class TridentHeadConfig(Section):
     """TriDet's head."""
 
     type: Literal["trident"] = "trident"
-    bins: Annotated[Count, Field(le=10_000)] = Field(
-        default=16, description="the largest distance from a point to an action's start or end, in strides of the level"
-    )
-    iou_weight_power: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.2, description="a class's loss is weighted by the tIoU of its segment to this power"
-    )
-
-
-def tag_of(section: type[Section]) -> str:
-    """What stands for the type of a section in the location of a fault."""
-    return f"<{section.model_fields['type'].default}>" if "type" in section.model_fields else ""
+    # The largest distance from a point to an action's start or end, in strides of the level.
+    bins: Annotated[Count, Field(le=10_000)] = 16
+    # A class's loss is weighted by the tIoU of its segment to this power.
+    iou_weight_power: Annotated[float, Field(ge=0, le=100)] = 0.2
 
 
 def _by_type(*sections: type[Section]) -> Discriminator:
@@ -373,25 +358,18 @@ class ModelConfig(Section):
     embed_convolutions: Annotated[Layers, Field(ge=1)] = 2
     stem_blocks: Layers = 2
     heads: Count = 4
-    attention_window: AttentionWindow | None = Field(
-        default=None, description="positions of local attention, odd, of all levels or of each; none: global"
-    )
-    position_embedding: bool = Field(
-        default=False, description="a sinusoid over the window, scaled by 1/sqrt(channels)"
-    )
-    input_dropout: ShareBelowAll = Field(default=0.0, description="of whole channels of the features")
+    attention_window: AttentionWindow | None = None  # positions of local attention, of all levels or of each
+    position_embedding: bool = False  # a sinusoid over the window, scaled by 1/sqrt(channels)
+    input_dropout: ShareBelowAll = 0.0  # of whole channels of the features
     drop_path: ShareBelowAll = 0.1
-    layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
-    level_norms: bool = Field(
-        default=True, description="a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`"
-    )
+    layer_scale: Positive | None = 1e-4  # first size of the blocks' branches; none: 1, fixed
+    level_norms: bool = True  # a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`
     dropout: ShareBelowAll = 0.0
-    padding: Padding = Field(default="strict", description="released weights need `reference`")
+    padding: Padding = "strict"  # released weights need `reference`
     head_convolutions: Annotated[Layers, Field(ge=1)] = 2
-    prior_probability: float = Field(default=0.01, gt=0, lt=1)
-    regression_ranges: tuple[tuple[float, float], ...] | None = Field(
-        default=None, description="per level in grid steps; none: [0, 4], [4, 8], ... doubling"
-    )
+    prior_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    # Per level in grid steps; none: [0, 4], [4, 8], ... doubling.
+    regression_ranges: tuple[tuple[float, float], ...] | None = None
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -530,7 +508,7 @@ class Config(Section):
     name: FolderName
     seed: Seed = 0
     direction: Direction = "forward"  # playing direction of the network
-    experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
+    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS)] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
