@@ -30,7 +30,6 @@ from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import load_checkpoint
 from bitad.weights.loading import read_complete
 
@@ -57,10 +56,9 @@ class World:
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 

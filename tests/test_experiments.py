@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, run_test
 from bitad.inference.merge import merge
 from bitad.models.network import Pair
-from bitad.runtime.log import set_up_logging
 from bitad.timeline import Grid
 from bitad.training.trainer import Trainer
 from bitad.video.reverse import reverse_folder
@@ -333,13 +331,6 @@ def test_how_a_baseline_was_trained_may_differ(features: Data, tmp_path: Path) -
 # On the command line.
 
 
-@pytest.fixture
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
-
-
-@pytest.mark.usefixtures("quiet_afterwards")
 def test_the_command_refuses_in_one_line_what_cannot_start(
     features: Data, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -361,7 +352,6 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
     assert list(features.path.parent.glob("runs/refused*")) == []
 
 
-@pytest.mark.usefixtures("quiet_afterwards")
 @pytest.mark.parametrize("experiment", ["3-1", "3-3"])
 def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     features: Data, experiment: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

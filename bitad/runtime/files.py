@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import secrets
 import tempfile
 import zlib
@@ -19,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import SMALL_BYTES, check_expansion, signature_of
 
 # Of macOS archives and Windows. Other files of macOS (._NAME, .DS_Store) and temporary files are hidden.
@@ -163,7 +165,6 @@ _MAYBE_TEXT = {"text", "empty", "unknown"} | _MAYBE_JSON
 # Half of a surrogate pair, escaped or not. It cannot be printed without the other half.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _CHUNK_BYTES = 2**20
-_MOST_REPEATED_KEYS = 5  # named in an error
 
 
 class RepeatedKeyError(ValueError):
@@ -276,11 +277,10 @@ def parse_json(data: bytes | str, where: str) -> Any:
         content = json.loads(data, object_pairs_hook=_unique_dict)
         if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode()
-    except RepeatedKeyError:
-        keys = _describe_repeated(data)
-        raise RepeatedKeyError(f"{where}: {keys}; only the last of each would count: keep one") from None
+    except RepeatedKeyError as error:
+        raise RepeatedKeyError(f"{where}: key {error}; only the last would count: keep one") from None
     except (ValueError, RecursionError) as error:
-        reason = _describe_json_error(error)
+        reason = str(error).partition(";")[0]  # Python's remedy is for programmers
         raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None
     return content
 
@@ -288,46 +288,10 @@ def parse_json(data: bytes | str, where: str) -> Any:
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise RepeatedKeyError
+        counts = Counter(key for key, _ in pairs)
+        keys = shortlist([key for key in counts if counts[key] > 1], quote=json.dumps)
+        raise RepeatedKeyError(f"{keys} occurs more than once in {reprlib.repr(content)}")
     return content
-
-
-def _describe_json_error(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return str(error)
-    if isinstance(error, UnicodeError):
-        return "it is not UTF-8, or has half of a character"
-    if isinstance(error, RecursionError):
-        return "its lists and objects are nested too deeply"
-    return "it has an integer with too many digits"
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """All entries of a JSON object."""
-
-
-def _describe_repeated(data: bytes) -> str:
-    found = [
-        f"key {json.dumps(key, ensure_ascii=False)} occurs {count} times in {place}"
-        for place, entries in _json_objects(json.loads(data, object_pairs_hook=_Pairs))
-        for key, count in Counter(key for key, _ in entries).items()
-        if count > 1
-    ]
-    more = f"; and {len(found) - _MOST_REPEATED_KEYS} more such keys" if len(found) > _MOST_REPEATED_KEYS else ""
-    return "; ".join(found[:_MOST_REPEATED_KEYS]) + more
-
-
-def _json_objects(content: Any) -> Iterator[tuple[str, _Pairs]]:
-    """All objects of a document with their paths: ``database.video_1.annotations[3]``."""
-    stack = [("", content)]
-    while stack:
-        place, value = stack.pop()
-        if isinstance(value, _Pairs):
-            yield place or "the document", value
-            inner = [(f"{place}.{key}" if place else key, item) for key, item in value]
-        else:
-            inner = [(f"{place}[{number}]", item) for number, item in enumerate(value)]
-        stack += [pair for pair in reversed(inner) if isinstance(pair[1], list)]
 
 
 def write_json(content: Any, path: str | Path) -> None:

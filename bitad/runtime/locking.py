@@ -127,7 +127,7 @@ class _Lock:
     def _write_record(self) -> bool:
         """Record this process as the holder; False if another process is it."""
         before = _read(self.path)
-        is_here = _parse(before).get("host") == platform.node()
+        is_here = before.startswith(self.record.partition(b", ")[0])  # its holder is on this machine
         if before and not (self.is_enforced and is_here) and _is_beating(self.path):
             return False
         os.ftruncate(self.descriptor, 0)
@@ -210,17 +210,10 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _parse(record: bytes) -> dict[str, object]:
-    try:
-        content = json.loads(record)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _describe_holder(path: Path) -> str:
     time.sleep(_SECONDS_BETWEEN_TRIES)  # a new holder may not have written its record yet
-    record = _parse(_read(path))
-    if not {"host", "pid", "since"} <= record.keys():
+    try:
+        record = json.loads(_read(path))
+        return f"process {record['pid']} on {record['host']} since {record['since']}"
+    except (ValueError, LookupError, TypeError):
         return "another process"
-    return f"process {record['pid']} on {record['host']} since {record['since']}"

@@ -25,17 +25,15 @@ LOG_FILE = "log.txt"  # in a run directory
 
 # Control characters, Unicode line ends, marks that reverse text, and surrogates (undecodable bytes of file names).
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def printable(text: object, *, keep: str = "") -> str:
     r"""Escape every character that can control a terminal: ESC becomes ``\x1b``. Characters in ``keep`` stay."""
-    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
 
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
 
-def _escape(character: str) -> str:
-    code = ord(character)
-    return _ESCAPES.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    return _UNPRINTABLE.sub(escaped, str(text))
 
 
 def quoted(name: str) -> str:
@@ -144,17 +142,6 @@ def _configured(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
-def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
-    """Send the log to standard error and to `log.txt` of a run directory. ``show=False`` turns it off."""
-    for handler in log.handlers:
-        handler.close()
-    log.handlers = [_configured(logging.StreamHandler())] if show else []
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if directory is not None and show:
-        add_log_file(directory)
-
-
 @contextmanager
 def command_logging() -> Iterator[None]:
     """Within this context the log goes to standard error, and Python's warnings go to the log.
@@ -173,11 +160,6 @@ def command_logging() -> Iterator[None]:
         for handler in log.handlers:
             handler.close()
         log.handlers, log.level, warnings.showwarning = before
-
-
-def is_logging() -> bool:
-    """Whether this process has set up the log, as commands do."""
-    return bool(log.handlers)
 
 
 def _log_warning(

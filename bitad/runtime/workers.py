@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
-from bitad.runtime.log import command_logging, is_logging
+from bitad.runtime.log import command_logging, log
 
 Result = TypeVar("Result")
 
@@ -126,7 +126,7 @@ class _Worker(Generic[Result]):
         context = multiprocessing.get_context("spawn")
         self.connection, childs = context.Pipe()
         self.number, self.is_alive = -1, True
-        self._process = context.Process(target=_serve, args=(childs, work, is_logging()), daemon=True)
+        self._process = context.Process(target=_serve, args=(childs, work, bool(log.handlers)), daemon=True)
         self._process.start()
         childs.close()  # so that the connection ends with the process
 
