@@ -445,7 +445,7 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         "modle: unknown key",
         "data: give exactly one of data.videos and data.features",
         "model.channels: 15 channels are not a multiple of 2 heads",
-        "training.warmup_epochs: warmup_epochs 9 must be less than the 4 epochs",
+        "training.warmup_epochs: 9 must be less than the 4 epochs",
         "window.steps 33 is not a multiple of the coarsest stride 4; use 36",
         "pair.align=naive has no effect in experiment baseline",
     ):

@@ -1,6 +1,6 @@
 """The command line: one function per command, a few lines over the code that does the work.
 
-Each command imports what it needs when it runs, so ``bitad --help`` is fast and ``bitad evaluate`` never loads torch.
+Each command imports what it needs when it runs, so ``bitad --help`` is fast.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments; wrong usage ends the program with status 2."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # argparse wants positional arguments side by side; changes to a configuration may also follow options.
+    # argparse wants positional arguments side by side; overrides may also follow options.
     late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
     if len(late) < len(rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -106,7 +106,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands and their options."""
     parser = Parser(
         prog="bitad",
         description="Bidirectional temporal action detection: finds when which action happens in a video.",

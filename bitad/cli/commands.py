@@ -52,7 +52,6 @@ def add_parser(
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """The configuration to run, and changes to it."""
     parser.add_argument("config", help="a YAML file, or the name of a preset")
     add_overrides(parser)
 
@@ -62,7 +61,6 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The configuration of a detector of another project."""
     parser.add_argument("--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project")
 
 

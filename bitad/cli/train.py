@@ -88,41 +88,41 @@ def add_commands(commands: Commands) -> None:
     add_device(p)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
     from bitad.runtime.locking import OTHER_OUT, locked
 
-    if arguments.results and not arguments.full:
+    if args.results and not args.full:
         raise ValueError("--results names the file for the tables of --full; add --full, or leave it out")
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed {arguments.seed} is out of range; use 0 to 2^63 - 1")
-    scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
-    with locked(arguments.out, remedy=OTHER_OUT):
-        run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed {args.seed} is out of range; use 0 to 2^63 - 1")
+    scale = SMOKE if args.smoke else FULL if args.full else DEFAULT
+    with locked(args.out, remedy=OTHER_OUT):
+        run_demo(args.out, scale=scale, seed=args.seed, results_file=args.results)
     return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.runtime.log import add_log_file
     from bitad.training.trainer import open_run
 
-    changed = arguments.allow_changed_data
-    if changed and not arguments.resume:
+    changed = args.allow_changed_data
+    if changed and not args.resume:
         raise ValueError("--allow-changed-data only applies to a resumed run; add --resume, or leave it out")
-    if arguments.until is not None and arguments.until < 1:
-        raise ValueError(f"--until {arguments.until} is not an epoch; the first is 1")
-    config = load_config(arguments.config, arguments.overrides)
-    opened = open_run(config, device=arguments.device, resume=arguments.resume, allow_changed_data=changed)
+    if args.until is not None and args.until < 1:
+        raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
+    config = load_config(args.config, args.overrides)
+    opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
-        best = trainer.run(until=arguments.until)
+        best = trainer.run(until=args.until)
         if trainer.ranks.is_main:
             echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
     return 0
 
 
-def _test(arguments: argparse.Namespace) -> int:
+def _test(args: argparse.Namespace) -> int:
     from bitad.inference.detect import run_test
     from bitad.library import checkpoint_of
     from bitad.reports.tables import evaluation_table
@@ -130,18 +130,18 @@ def _test(arguments: argparse.Namespace) -> int:
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
 
-    checkpoint = checkpoint_of(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
+    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
     set_up_process(checkpoint.config.threads)
-    place = arguments.run_or_checkpoint
-    out = arguments.out or (place if place.is_dir() else place.parent) / "test"
-    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
+    place = args.run_or_checkpoint
+    out = args.out or (place if place.is_dir() else place.parent) / "test"
+    with process_group(args.device) as ranks, lock_folder(out, ranks):
         evaluations = run_test(checkpoint, out, ranks)
         if ranks.is_main:
             print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())
     return 0
 
 
-def _detect(arguments: argparse.Namespace) -> int:
+def _detect(args: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
@@ -149,12 +149,12 @@ def _detect(arguments: argparse.Namespace) -> int:
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
 
-    videos, out, min_score = videos_by_name(arguments.videos), arguments.out, arguments.min_score
-    inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
-    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
-        check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
-        checkpoint = checkpoint_of(arguments.checkpoint, arguments.config)
-        damaged = arguments.on_decode_error
+    videos, out, min_score = videos_by_name(args.videos), args.out, args.min_score
+    inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
+    with process_group(args.device) as ranks, lock_folder(out, ranks):
+        check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
+        checkpoint = checkpoint_of(args.checkpoint, args.config)
+        damaged = args.on_decode_error
         detections, failed = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         if ranks.is_main:
             if detections.videos:
@@ -186,24 +186,24 @@ def add_plan(commands: Commands) -> None:
     add_json(p)
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _plan(args: argparse.Namespace) -> int:
     from bitad.reports.plan import plan_training
     from bitad.runtime.files import write_json
     from bitad.runtime.progress import progress_callback
 
-    memory = arguments.device_memory
+    memory = args.device_memory
     if memory is not None and not 0 < memory < float("inf"):
         raise ValueError(f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80")
-    config = _config(arguments.config, arguments.overrides)
+    config = _config(args.config, args.overrides)
     with progress_callback("simulating training steps") as on_progress:
-        plan = plan_training(config, processes=arguments.processes, device=arguments.device, on_progress=on_progress)
+        plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.design.summary}.\n")
     print("\n\n".join(table.text() for table in plan.tables()) + "\n")
     echo(*plan.lines())
     if memory is not None:
         echo(plan.fit(round(memory * 2**30)))
-    if arguments.json:
-        write_json(plan.to_json(), arguments.json)
+    if args.json:
+        write_json(plan.to_json(), args.json)
     return 0
 
 
@@ -240,26 +240,26 @@ def add_weights(commands: Commands) -> None:
     p.add_argument("--json", action="store_true", help="with inspect: print JSON")
 
 
-def _weights(arguments: argparse.Namespace) -> int:
+def _weights(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
 
-    config = None if arguments.config is None else load_config(arguments.config)
-    if arguments.action == "convert":
+    config = None if args.config is None else load_config(args.config)
+    if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
-        if arguments.out is None:
+        if args.out is None:
             raise ValueError("convert needs an output file: bitad weights convert FILE OUT.safetensors")
-        if arguments.json:
+        if args.json:
             raise ValueError("--json only applies to inspect; leave it out")
-        convert_weights(arguments.file, arguments.out, config)
-        echo(arguments.out)
+        convert_weights(args.file, args.out, config)
+        echo(args.out)
         return 0
     from bitad.weights.inspect import inspect_weights
 
-    if arguments.out is not None:
-        raise ValueError(f"inspect takes one file; leave out {arguments.out}")
-    inspection = inspect_weights(arguments.file, config)
-    if arguments.json:
+    if args.out is not None:
+        raise ValueError(f"inspect takes one file; leave out {args.out}")
+    inspection = inspect_weights(args.file, config)
+    if args.json:
         print(json.dumps(inspection.to_json(), indent=1))
     else:
         echo(*inspection.lines())

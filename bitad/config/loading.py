@@ -5,10 +5,10 @@ Unknown keys, wrong types and impossible combinations are all reported at once, 
 
 YAML 1.1 reads ``12:30`` as 750, ``010`` as 8, ``no`` as false and ``1e-4`` as text. Here a value is a number only if
 Python writes the number in the same way, and a truth value only if it is ``true`` or ``false``. All else is text, which
-the type of the key interprets: a name of ``007`` stays that name, and a rate of ``1e-4`` is 0.0001.
+the type of the key interprets.
 
-A warm-up from a preset or the defaults that is longer than the schedule is shortened. If one file or command line sets
-both, :mod:`bitad.config.rules` refuses them.
+A warm-up from a preset or the defaults that is longer than the schedule is shortened, unless one file or command line
+sets both.
 """
 
 from __future__ import annotations
@@ -72,27 +72,16 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """The configuration of a trained network with some keys changed, as on the command line.
-
-    Rules of the training are not applied, as in :func:`parse_config`. Raises as :func:`load_config`.
-    """
+    """The configuration of a trained network with some keys changed. Raises as :func:`load_config`."""
     return _overridden(config.model_dump(mode="json"), overrides, "with overrides", is_trained=True)
 
 
 def parse_config(document: dict[str, Any], origin: str) -> Config:
-    """The configuration of a trained network; ``origin`` names its source in messages.
-
-    Rules of the training are not applied, so that a network trained by an earlier version can be tested.
-    """
+    """The configuration of a trained network, also of one that today's rules of training refuse."""
     return _validated(_with_current_keys(document, origin, warn=False), origin, [], {"training"})
 
 
 def _overridden(document: dict[str, Any], overrides: Sequence[str], origin: str, *, is_trained: bool = False) -> Config:
-    """A document with the keys of overrides, as a configuration.
-
-    Raises:
-        ConfigError: names every override that cannot be read, every key that two of them set, and all other faults.
-    """
     faults, unread, set_by = list[str](), set[str](), dict[str, str]()
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -126,7 +115,6 @@ def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -145,12 +133,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "
 
 
 def _with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with a warm-up that fits its schedule, if ``above`` sets the schedule but not the warm-up.
-
-    Args:
-        document: with the keys of ``above`` merged into it.
-        above: the file or the command line that comes last.
-    """
+    """A document with a warm-up that fits its schedule, if ``above``, merged into it, sets the schedule alone."""
     training, last = document.get("training", {}), above.get("training", {})
     if not isinstance(training, dict) or not isinstance(last, dict) or "warmup_epochs" in last:
         return document
@@ -169,12 +152,7 @@ def _with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any]) ->
 
 
 def _validated(document: dict[str, Any], origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
-    """A mapping -> :class:`Config`. Its values without a fault must not break a rule either.
-
-    Args:
-        faults: those already known.
-        unread: the paths whose values are unknown.
-    """
+    """A mapping -> :class:`Config`; ``faults`` are known already, the values at the paths ``unread`` are not."""
     document, unread = copy.deepcopy(document), set(unread)
     errors: list[ErrorDetails] = []
     broken: list[str] = []
@@ -227,14 +205,14 @@ def _describe(fault: ErrorDetails) -> str:
 
 
 def _location(fault: ErrorDetails) -> list[int | str]:
-    """The location of a fault in a document; pydantic's also has the tags of unions, such as ``<name>``."""
+    """The location of a fault without pydantic's tags of unions, such as ``<name>``."""
     is_key = fault["type"] == "extra_forbidden"  # the last part, whatever its form
     tags = {part for part in fault["loc"][: -1 if is_key else None] if re.fullmatch("<[a-z]+>", str(part))}
     return [part for part in fault["loc"] if part not in tags]
 
 
 def _suggestion(path: str, *, is_dotted: bool) -> str:
-    """The keys that an unknown one may stand for: a similar one in its section, else the same name elsewhere."""
+    """The keys that an unknown one may mean: a similar one in its section, else the same elsewhere."""
     within, dot, key = path.rpartition(".")
     if path in _PATHS:
         if is_dotted:
@@ -264,7 +242,6 @@ _PATHS = list(dict.fromkeys(_all_paths(Config)))  # sections of several types sh
 
 
 def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
-    """A configuration file, whose name is relative to ``folder``, or a preset; ``where`` begins the error."""
     for path in (folder / source, _PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
@@ -272,10 +249,7 @@ def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
 
 
 def _read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file merged over the files that it is based on (``base:``, relative to it or a preset).
-
-    ``above`` are the files that are based on this one.
-    """
+    """A YAML file merged over its ``base:``; ``above`` are the files that are based on this one."""
     with path.open("rb") as file:
         document = _parse_yaml(file.read(_MAX_BYTES + 1), f"{path} is")
     if not isinstance(document, dict):
@@ -290,7 +264,7 @@ def _read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
-    """The file that ``path`` names as its ``base``: only ``.yaml`` files, so that no other file is read."""
+    """The ``base`` of a file. It must be a ``.yaml`` file, so that no other file is read."""
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {_SHORT.repr(base)} is not the name of a configuration")
     found = _find(base, path.parent, f"{path}: base: ")
@@ -304,11 +278,7 @@ def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
 
 
 def _with_current_keys(document: dict[str, Any], origin: str, *, warn: bool = True) -> dict[str, Any]:
-    """The document with the former keys of :data:`RENAMED_KEYS` renamed; ``warn`` logs them.
-
-    Raises:
-        ConfigError: a key is given under both names.
-    """
+    """The document with the former keys of :data:`RENAMED_KEYS` renamed; ``warn`` logs them."""
     for old, new in RENAMED_KEYS.items():
         (section, key), new_key = old.split("."), new.partition(".")[2]
         held = document.get(section)
@@ -334,11 +304,9 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _parse_yaml(content: str | bytes, what: str) -> Any:
-    """The content of a YAML text. Aliases (``*name``) and merges (``<<``) are allowed up to a total number of values.
+    """The content of a YAML text.
 
-    Raises:
-        ConfigError: ``what`` not YAML. The message does not quote the text: a file given by mistake, or by someone
-            else, may hold secrets.
+    Errors begin with ``what`` and do not quote the text: a file given by mistake, or by someone else, may hold secrets.
     """
     try:
         if len(content) > _MAX_BYTES:

@@ -23,7 +23,7 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 MapRule = Literal["activitynet", "thumos-kit"]
 
 AnnotationFormat = Literal["native", "actionformer"]
-# What a conversion of annotations does with a segment that lies beyond its video, and with other defects.
+# For segments beyond their video, and for other defects of annotations.
 OutsidePolicy = Literal["keep", "clip", "drop", "error"]
 DefectPolicy = Literal["keep", "drop", "error"]
 AmbiguousPolicy = Literal["keep", "drop"]
@@ -34,7 +34,7 @@ FeaturePrecision = Literal["float32", "bfloat16"]
 PlanDevice = Literal["cpu", "gpu"]
 WeightsAction = Literal["inspect", "convert"]
 
-# Keys of earlier versions, and what they are called now. They are read for one release, with a warning.
+# Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {
     "data.damaged_frames": "data.on_decode_error",
     "init.backward": "init.reverse",
@@ -75,12 +75,10 @@ class Experiment:
     """One experiment.
 
     Args:
-        name: as on the command line.
-        summary: one line.
         networks: one, or two that see the same windows (the second in reverse).
         starts_from: the pre-trained backbone, or the EMA weights of two finished baselines.
-        adds: a module after every adapter of the frozen networks, the only one that trains: a second adapter, or one
-            that also sees the other network's features.
+        adds: the only module that trains, after every adapter of the frozen networks: a second adapter, or one that
+            also sees the other network's features.
         fusion: how the two aligned predictions become one, in training and testing.
         agreement: whether the loss has a term for the difference of the two aligned predictions.
     """
@@ -97,7 +95,7 @@ class Experiment:
     def joint(self) -> bool:
         """Whether a loss depends on both networks, so that they need one graph.
 
-        Otherwise they are two trainings side by side: one's backward pass can end before the other's forward pass.
+        Otherwise one's backward pass can end before the other's forward pass.
         """
         return self.fusion is not None or self.agreement or self.adds == "cross-adapter"
 
@@ -107,8 +105,8 @@ class Experiment:
         return self.fusion is not None or self.agreement
 
 
-# The results of two networks and their files, by the playing direction of the second network. The last result merges
-# the others. In the control, the second network also sees forward playback.
+# The results of two networks and their files, by the playing direction of the second network. The last result
+# merges the others.
 RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
     "reverse": {
         "forward basis": "detections.forward.json",

@@ -1,7 +1,4 @@
-"""Combinations of values that a configuration must not have. Each rule is a function; all broken rules are reported.
-
-Values that are wrong on their own are refused by the types of the fields in :mod:`bitad.config.schema`.
-"""
+"""Combinations of values that a configuration must not have; :mod:`bitad.config.schema` refuses single values."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda c: c.data.features is not None and c.data.feature_channels is None,
-        "data.features needs data.feature_channels, the number of channels of a feature",
+        "data.features needs data.feature_channels",
     ),
     (
         lambda c: (c.data.videos is None) != (c.model.backbone is None),
@@ -36,8 +33,7 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda c: c.window.layout != "resized" and c.window.stride_frames % c.window.frames_per_step,
-        "window.stride_frames {c.window.stride_frames} is not a multiple of the {c.window.frames_per_step} frames per "
-        "step (window.frames_per_step)",
+        "window.stride_frames {c.window.stride_frames} is not a multiple of {c.window.frames_per_step} frames per step",
     ),
     (
         lambda c: c.model.pyramid.type == "transformer" and c.model.channels % c.model.heads,
@@ -45,38 +41,32 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda c: c.model.pyramid.type == "sgp" and c.model.channels % c.model.pyramid.groups,
-        "model.channels: {c.model.channels} channels are not a multiple of the {c.model.pyramid.groups} groups of "
-        "model.pyramid.type=sgp",
+        "model.channels: {c.model.channels} channels are not a multiple of {c.model.pyramid.groups} groups (sgp)",
     ),
     (
         lambda c: c.training.schedule_epochs is not None and c.training.schedule_epochs < c.training.epochs,
         "training.schedule_epochs: the learning rate is 0 after {c.training.schedule_epochs} epochs, but "
-        "training.epochs is {c.training.epochs}; use {c.training.epochs} or more, or null for training.epochs",
+        "training.epochs is {c.training.epochs}; use {c.training.epochs} or more, or null",
     ),
     (
         lambda c: c.training.shard and c.training.precision == "fp16",
-        "training.shard: with precision fp16, each process would scale its losses differently; use "
-        "training.precision=bf16",
+        "training.shard: each process would scale its fp16 losses differently; use training.precision=bf16",
     ),
     (
         lambda c: c.test.backbone == "video" and c.design.adds == "cross-adapter",
-        "test.backbone: in experiment {c.experiment} the backbones exchange their features of a window block by block; "
-        "leave out test.backbone=video",
+        "test.backbone=video: in experiment {c.experiment} the backbones exchange features of a window; leave it out",
     ),
     (
         lambda c: c.test.video_scores is not None and not c.data.class_agnostic and c.test.nms.multiclass,
-        "test.video_scores names the classes of every segment itself; set data.class_agnostic=true, or "
-        "test.nms.multiclass=false so that a segment found in two classes counts once",
+        "test.video_scores names the classes of segments; set data.class_agnostic=true or test.nms.multiclass=false",
     ),
     (
         lambda c: c.design.networks == 2 and c.test.nms.method == "none",
-        "test.nms.method: experiment {c.experiment} merges the detections of two networks, which needs a method other "
-        "than none",
+        "test.nms.method=none: experiment {c.experiment} merges detections of two networks; choose another method",
     ),
     (
         lambda c: c.design.starts_from == "baselines" and None in (c.init.forward, c.init.reverse),
-        "init: experiment {c.experiment} starts from two finished baselines: give init.forward=RUN and "
-        "init.reverse=RUN",
+        "init: experiment {c.experiment} starts from two finished baselines: give init.forward and init.reverse",
     ),
     (
         lambda c: c.design.starts_from == "backbone" and (c.init.forward, c.init.reverse) != (None, None),
@@ -88,14 +78,13 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda c: c.design.fusion is not None and c.window.layout == "whole",
-        "window.layout: experiment {c.experiment} fuses windows of one length, but window.layout=whole makes each as "
-        "long as its video",
+        "window.layout=whole: experiment {c.experiment} fuses windows of one length; choose another layout",
     ),
 )
 
 _EXPERIMENT = "in experiment {c.experiment}, which "
 
-# Keys whose value has no effect under a condition, which is also described as a format string.
+# Keys whose value has no effect under a condition.
 _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
     ("window.frames_per_step", lambda c: c.model.backbone is None, "on features, which have one per step"),
     ("window.resized_clock", lambda c: c.window.layout != "resized", "with window.layout={c.window.layout}"),
@@ -112,12 +101,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
 
 
 def broken_rules(config: Config, unread: Collection[str] = ()) -> list[str]:
-    """The faults of a configuration, one line each that begins with a path.
-
-    Args:
-        config: with any value at the keys that could not be read.
-        unread: the paths of these keys, such as ``training.lr``; rules that depend on one are skipped.
-    """
+    """The faults of a configuration, by path. Rules that depend on a path in ``unread`` are skipped."""
     if unread:
         config = config.model_copy(deep=True)
         for path in unread:
@@ -151,25 +135,24 @@ def _without_effect(path: str, is_unused: Condition, where: str, config: Config)
 
 
 def _reversed_playback(config: Config) -> Iterator[str]:
-    for kind, remedy in (
-        ("features", "give the features of reversed playback"),
-        ("videos", "give the folder that `bitad reverse` wrote"),
-    ):
+    for kind in ("features", "videos"):
         forward, back = getattr(config.data, kind), getattr(config.data, f"reversed_{kind}")
         if back is not None and forward is None:
             yield f"data.reversed_{kind} needs data.{kind}, because windows are laid out on the forward clock"
         elif back is not None and forward == back:
             yield (
-                f"data.reversed_{kind}: {forward} is also data.{kind}; {remedy}, or leave it out to flip the windows"
+                f"data.reversed_{kind}: {forward} is also data.{kind}; give {kind} of reversed playback, or leave it "
+                "out to flip the windows"
             )
 
 
 def _window_steps(config: Config) -> Iterator[str]:
-    steps, coarsest = config.window.steps, 2 ** (config.model.levels - 1)
+    steps, levels = config.window.steps, config.model.levels
+    coarsest = 2 ** (levels - 1)
     if coarsest > steps:
         yield (
-            f"model.levels: {config.model.levels} levels halve a window {config.model.levels - 1} times, but "
-            f"window.steps {steps} has room for at most {steps.bit_length()} levels; use fewer levels or longer windows"
+            f"model.levels: window.steps {steps} has room for {steps.bit_length()} levels, not {levels}; "
+            "use fewer levels or longer windows"
         )
     unit, name = coarsest, f"coarsest stride {coarsest}"
     if coarsest < config.clip_steps:  # both are powers of two
@@ -195,13 +178,13 @@ def _backbone_size(config: Config) -> Iterator[str]:
         yield f"{path}.size: a width of {vit.dim} is not a multiple of {vit.heads} attention heads"
     if backbone.first_adapter >= vit.depth:
         yield (
-            f"{path}.first_adapter: first_adapter {backbone.first_adapter} is after the last of the {vit.depth} "
-            f"blocks, counted from 0; use {vit.depth - 1} or less"
+            f"{path}.first_adapter: {backbone.first_adapter} is after the last of the {vit.depth} blocks; "
+            f"use {vit.depth - 1} or less"
         )
     if backbone.adapter_reduction > vit.dim:
         yield (
-            f"{path}.adapter_reduction: {backbone.adapter_reduction} leaves the adapters no channel of the "
-            f"backbone's {vit.dim}; use {vit.dim} or less"
+            f"{path}.adapter_reduction: {backbone.adapter_reduction} leaves the adapters no channel; "
+            f"use {vit.dim} or less"
         )
 
 
@@ -225,26 +208,22 @@ def _regression_ranges(config: Config) -> Iterator[str]:
     for high, (low, _) in zip(reached, ordered[1:], strict=False):
         if low > high:
             yield (
-                f"{path}: distances between {high:g} and {low:g} steps are in no range, so actions of that length are "
-                "never learned; begin each range where another ends, or before"
+                f"{path}: distances between {high:g} and {low:g} steps are in no range, so actions of that "
+                "length are never learned; close the gap"
             )
     if len(ranges) != config.model.levels:
         yield f"{path}: {len(ranges)} regression ranges for {config.model.levels} levels; give one each"
     lowest = min((low for low, _ in ranges), default=0)
     if lowest >= config.window.steps:
-        yield (
-            f"{path}: distances from {lowest:g} steps do not fit into windows of {config.window.steps} steps; begin "
-            "with 0"
-        )
+        yield f"{path}: distances from {lowest:g} steps do not fit into {config.window.steps} steps; begin with 0"
 
 
 def _warm_up(config: Config) -> Iterator[str]:
-    training = config.training
-    schedule = training.schedule_epochs or training.epochs
-    if training.warmup_epochs >= schedule:
+    warm_up, schedule = config.training.warmup_epochs, config.training.schedule_epochs or config.training.epochs
+    if warm_up >= schedule:
         yield (
-            f"training.warmup_epochs: warmup_epochs {training.warmup_epochs:g} must be less than the {schedule} epochs "
-            f"of the schedule; use {schedule / 10:g}, for example"
+            f"training.warmup_epochs: {warm_up:g} must be less than the {schedule} epochs of the schedule; "
+            f"use {schedule / 10:g}"
         )
 
 

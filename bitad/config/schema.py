@@ -64,12 +64,6 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-def _above_zero(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[1] == 0:
-        raise ValueError(f"{list(limits)}: the largest share must be more than 0")
-    return limits
-
-
 def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     if twice := sorted({one for one in thresholds if thresholds.count(one) > 1}):
         raise ValueError(f"{', '.join(f'{one:g}' for one in twice)} counts twice in the average; give it once")
@@ -77,25 +71,20 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _path(value: object) -> object:
-    if value is None:
-        raise ValueError("no path is given; give a file or folder")
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-        raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
-    text = str(value)
-    with suppress(UnicodeEncodeError):
-        if os.fsencode(text).strip() and "\0" not in text:
-            return value if isinstance(value, Path) else text
-    raise ValueError(f"{text!r} is not a path; give a file or folder")
+    if isinstance(value, str | int | float | Path) and not isinstance(value, bool):
+        text = str(value)
+        with suppress(UnicodeEncodeError):
+            if os.fsencode(text).strip() and "\0" not in text:
+                return value if isinstance(value, Path) else text
+    raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
 
 
 def _text(value: object) -> object:
     # `experiment=1` is a number in YAML, but experiments are named by strings.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"{_as_yaml(value)} is not a name; put it in quotes if it is one")
-    if isinstance(value, str) and not value.strip():
-        raise ValueError(f"{value!r} is not a name; give one")
+    if isinstance(value, bool) or value is None or not str(value).strip():
+        raise ValueError(f"{_as_yaml(value)} is not a name; give one, in quotes if YAML reads it as another type")
     return value
 
 
@@ -124,7 +113,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text)]
 FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
 Place = Annotated[Path, BeforeValidator(_path)]
-ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending), AfterValidator(_above_zero)]
+ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
 
@@ -171,11 +160,11 @@ class DataConfig(Section):
     annotations: Place
     classes: Place | None = None  # class names, one per line; none: the order of the annotation file
     videos: Place | None = None  # folder of video files, named as in the annotations
-    reversed_videos: Place | None = None  # folder of their time-reversed copies; none: windows are flipped
-    # Frames that cannot be decoded; `repeat`: the last good one replaces them, and the log counts them.
+    reversed_videos: Place | None = None  # their time-reversed copies; none: windows are flipped
+    # For frames that cannot be decoded; `repeat`: the last good one replaces them.
     on_decode_error: OnDecodeError = "error"
     features: Place | None = None  # folder of .npy/.npz files, or one .npz of all videos
-    # Features of reversed playback, in forward time as `bitad features` writes them; none: flipped.
+    # Features of reversed playback, in forward time; none: flipped.
     reversed_features: Place | None = None
     feature_channels: Count | None = None
     feature_stride_frames: Positive = 1.0  # video frames from one feature to the next
@@ -193,8 +182,8 @@ class WindowConfig(Section):
     """The part of a video that the detector sees at a time."""
 
     steps: Count = 768  # T, grid steps of a window
-    # How testing divides a video; `whole`: one window as long as the video, all of it in memory; `resized`: one
-    # window of T steps evenly spaced over the video, also in training.
+    # How testing divides a video; `whole`: one window as long as the video; `resized`: one window of T steps
+    # evenly spaced over the video, also in training.
     layout: Literal["sliding", "whole", "resized"] = "sliding"
     stride_frames: Count = 4  # video frames from one grid step to the next (videos only)
     # The position of a step in its part of a resized video; `edge`: its start, as in OpenTAD.
@@ -206,7 +195,7 @@ class WindowConfig(Section):
 
     @property
     def resized_steps(self) -> int | None:
-        """The number of grid steps that every video is resized to; None: videos are not resized."""
+        """The grid steps that every video is resized to; None: videos are not resized."""
         return self.steps if self.layout == "resized" else None
 
 
@@ -229,7 +218,7 @@ def _size_type(value: object) -> str:
     return BY_NAME if isinstance(value, str) else BY_MEASURES
 
 
-# The type of the value selects the alternative, so that a fault refers to the one that was meant.
+# The type of the value selects the alternative that a fault refers to.
 Size = Annotated[
     Annotated[str, _one_of("backbone size", SIZES), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
     Discriminator(_size_type),
@@ -242,20 +231,19 @@ class BackboneConfig(Section):
     type: Literal["videomae"] = "videomae"
     size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
     weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
-    random: bool = False  # allow random frozen weights where `weights` is none; they never train
-    pixels: Count = 160  # height and width of the frames; pixels beyond the last full patch are not used
+    random: bool = False  # allow random frozen weights where `weights` is none
+    pixels: Count = 160  # height and width of the frames
     table_pixels: Count = 224  # frame size of the position table
     drop_path: ShareBelowAll = 0.0  # rate of the last block; 0 because the blocks are frozen
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
-    # Activation checkpointing: none, the blocks, or (selective) the blocks without their attention; null:
-    # blocks if two networks share a graph, else none.
+    # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
+    # networks share a graph, else none.
     checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = None
-    compile: bool = False  # compile the blocks with torch.compile, which takes minutes at the start
+    compile: bool = False  # compile the blocks, which takes minutes at the start
 
     @property
     def vit(self) -> VitSize:
-        """The size of the transformer."""
         size = self.size
         if isinstance(size, str):
             return SIZES[size]
@@ -300,7 +288,7 @@ class SgpPyramidConfig(Section):
     mlp_channels: Count | None = None  # none: one and a half times model.channels
     # Of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train.
     init_std: Annotated[float, Field(ge=0, le=100)] = 0.1
-    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # standard deviation, added to features in training
+    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # standard deviation, in training
 
 
 class ActionFormerHeadConfig(Section):
@@ -321,7 +309,7 @@ class TridentHeadConfig(Section):
 
 
 def _by_type(*sections: type[Section]) -> Discriminator:
-    """Tells sections of several types apart by the key ``type``; without it, the type is that of the first."""
+    """Tells sections apart by the key ``type``; without it, the first is meant."""
     types = [section.model_fields["type"].default for section in sections]
 
     def tag(value: Any) -> str:
@@ -394,14 +382,14 @@ class AugmentationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The recipe. Learning rates are given for ``reference_batch`` windows a step and scaled to the actual number."""
+    """The recipe. Learning rates are for ``reference_batch`` windows a step, and scaled."""
 
     epochs: Count = 60
     schedule_epochs: Count | None = None  # epochs until the cosine reaches 0; none: `epochs`
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
     windows_per_video: Count = 1  # random windows of each video in an epoch
     batch: Count = 2  # windows per process and forward pass
-    accumulate: Count = 1  # gradient accumulation: batches per step, with the gradients of one larger batch
+    accumulate: Count = 1  # gradient accumulation: batches per step
     reference_batch: Count = 2
     # Autocast precision of the networks (fp16 with loss scaling); weights, losses and EMA are in fp32.
     precision: Precision = "fp32"
@@ -409,8 +397,7 @@ class TrainingConfig(Section):
     adapter_lr: LearningRate = 2e-4
     fusion_lr: LearningRate = 1e-3  # learning rate of a fusion, divided by its fan-in
     weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
-    # Shard weights, gradients and optimizer state over the processes (FSDP2); testing gathers a full copy of
-    # the weights.
+    # Shard weights, gradients and optimizer state over the processes (FSDP2).
     shard: bool = False
     clip_norm: Positive = 1.0
     ema_decay: ShareBelowAll = 0.999
@@ -425,11 +412,10 @@ class TrainingConfig(Section):
     # Steps between checkpoints; none: only after epochs and when the run is stopped.
     checkpoint_steps: Count | None = None
     keep_last: Count = 2  # number of latest checkpoints to keep
-    # Windows that cannot be read, or not in time; `skip`: a window of another video replaces them, and the log
-    # counts them by video.
+    # For windows that cannot be read, or not in time; `skip`: a window of another video replaces them.
     on_read_error: OnReadError = "error"
-    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
-    # Stop after this many consecutive steps with a loss or gradient that is not finite; fewer are skipped.
+    read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
+    # Stop after this many consecutive steps with a loss or gradient that is not finite.
     max_nonfinite_steps: Count = 1
     augmentation: AugmentationConfig = AugmentationConfig()
 
@@ -448,29 +434,27 @@ class NmsConfig(Section):
     # With `multiclass: false`, a kept segment becomes the score-weighted mean of those that overlap it by this
     # tIoU; 0: off.
     voting_threshold: Share = 0.7
-    # Lower scores are dropped: by soft methods after each change, so that the best segment always stays; by
-    # `hard` first, where the score must be above it.
+    # Lower scores are dropped: by soft methods after each change, which keeps the best segment; by `hard` first,
+    # where the score must be above it.
     min_score: ShareBelowAll | None = None
 
     @property
     def suppression(self) -> NmsConfig | None:
-        """Itself, or None for the method ``none``."""
         return None if self.method == "none" else self
 
 
 class TestConfig(Section):
     """How a run is tested."""
 
-    # `video`: the backbone runs once over each whole video, so that adapters see beyond the windows of pyramid
-    # and head; nearly twice as fast where windows overlap by half.
+    # `video`: the backbone runs once over each video, so that adapters see beyond windows; nearly twice as fast
+    # where windows overlap by half.
     backbone: Literal["window", "video"] = "window"
     precision: Precision = "fp32"  # autocast precision of the networks
     batch: Count = 2
     workers: Workers | None = None  # processes that read videos; none: training.workers
-    # Windows that cannot be read, or not in time; `skip`: they have no detections, which lowers the mAP, and
-    # the log names them.
+    # For windows that cannot be read, or not in time; `skip`: they have no detections.
     on_read_error: OnReadError = "error"
-    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
+    read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
     score_threshold: ShareBelowAll = 0.001
     candidates: Count = 2000  # detections kept of each window before the NMS
     rounding: bool = True  # round seconds to 2 decimals and scores to 4, as the reference does
@@ -483,7 +467,7 @@ class TestConfig(Section):
 
 
 class InitConfig(Section):
-    """The finished baselines whose EMA weights two networks start from: run directories or checkpoints."""
+    """The baselines whose EMA weights two networks start from: run directories or checkpoints."""
 
     forward: Place | None = None  # baseline of the first network
     reverse: Place | None = None  # baseline of the second network
@@ -528,19 +512,18 @@ class Config(Section):
 
     @property
     def design(self) -> Experiment:
-        """The row of :data:`bitad.config.names.EXPERIMENTS` of this run."""
         return EXPERIMENTS[self.experiment]
 
     @property
     def clip_steps(self) -> int:
-        """The number of grid steps of which every clip of the backbone is a multiple; 1 for features."""
+        """The grid steps of a clip of the backbone; 1 for features."""
         if self.model.backbone is None:
             return 1
         return CLIP_FRAMES // math.gcd(CLIP_FRAMES, self.window.frames_per_step)
 
     @property
     def trains_detectors(self) -> bool:
-        """Whether the networks train, or only what an experiment adds to them."""
+        """Whether the networks train, and not only what an experiment adds."""
         return self.design.adds is None or self.pair.train_detector
 
     @property
@@ -550,12 +533,12 @@ class Config(Section):
 
     @property
     def learner_names(self) -> tuple[str, ...]:
-        """The names of the networks in logs and checkpoints: playing directions, or numbers if both have the same."""
+        """The names of the networks in logs and checkpoints."""
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
     def variant(self) -> str:
-        """The name of the setting that this run repeats with its seed: `forward`, `reverse`, `3-1-naive-random`, ..."""
+        """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
         if self.design.networks == 1:
             return self.direction
         words = (
@@ -569,7 +552,6 @@ class Config(Section):
 
     @property
     def run_directory(self) -> Path:
-        """The folder of this run: output / name-variant-seed."""
         return self.output / f"{self.name}-{self.variant}-seed{self.seed}"
 
     def to_yaml(self) -> str:

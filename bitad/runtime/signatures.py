@@ -22,7 +22,7 @@ _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 
 @dataclass(frozen=True)
 class Signature:
-    """The type of a file: ``kind`` for code ("gzip"), and for messages a description ("a gzip file") and a remedy."""
+    """The type of a file: ``kind`` for code, a description and a remedy for messages."""
 
     kind: str
     description: str
@@ -164,8 +164,7 @@ def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
     )
 
 
-# JSON of detections compresses 3 to 10 times, features hardly, and the detections of the largest published test sets
-# are some 100 MB. Files beyond these limits are not read.
+# JSON of detections compresses 3 to 10 times, and the largest published ones have some 100 MB.
 MOST_BYTES = 2**30
 MOST_TIMES = 50
 # Files that expand to this size or less are always read.
@@ -179,25 +178,16 @@ class UnsoundFileError(ValueError):
 
 
 def check_expansion(expanded: int, stored: int, where: str) -> None:
-    """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
-
-    Raises:
-        UnsoundFileError: ``stored`` bytes on disk expand to ``expanded``, so far or as stated; calls them ``where``.
-    """
+    """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size."""
     if expanded > MOST_BYTES or (expanded > SMALL_BYTES and expanded > MOST_TIMES * stored):
         raise UnsoundFileError(
             f"{where}: {stored:,} compressed bytes expand to {expanded:,} or more; at most {MOST_BYTES // 2**20} MiB "
-            f"and {MOST_TIMES} times the compressed size are read; if you trust the file, decompress it"
+            f"and {MOST_TIMES} times their size are read; if you trust the file, decompress it"
         )
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed: bool) -> None:
-    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
-
-    Raises:
-        UnsoundFileError: a name occurs twice, or a member is a folder, is encrypted, is compressed in another way,
-            expands too much or states a size that a file of ``size`` bytes cannot have.
-    """
+    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory."""
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
         if count > 1:
@@ -223,7 +213,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file's SHA-256, and size and time so that an unchanged file need not be read again. Time is not compared."""
+    """A file's SHA-256, and size and time, by which an unchanged file need not be read again."""
 
     size: int
     mtime_ns: int = field(compare=False)
@@ -231,7 +221,6 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
-        """Read a file. Raises OSError if that fails, ValueError if the file changes meanwhile."""
         before = path.stat()
         identity = cls(before.st_size, before.st_mtime_ns, sha256_of(path))
         identity.require_unchanged(path)
@@ -257,6 +246,5 @@ class FileIdentity:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
