@@ -69,7 +69,7 @@ class Detector:
 
         Args:
             videos: a file, a folder (with its sub-folders), or several of either.
-            on_decode_error: "repeat" shows the last good frame in place of a frame that cannot be decoded.
+            on_decode_error: "repeat" shows the last good frame instead.
             on_read_error: "skip" skips videos that cannot be read; ``Detections.unread`` says why.
 
         Returns:

@@ -141,7 +141,7 @@ IMPOSSIBLE_ON_VIDEOS = {
     "multiple of 3 attention heads",
     "model.backbone.size={dim: 32, depth: 2, heads: 2}": "model.backbone.size.mlp_dim: missing",
     "model.backbone.weights=''": "model.backbone.weights: '' is not a path; give a file or folder",
-    "window.frames_per_step=3": "window.stride_frames: 4 is not a multiple of 3 frames per step",
+    "window.frames_per_step=3": "window.stride_frames 4 is not a multiple of 3 frames per step",
 }
 
 UNUSUAL = (

@@ -83,17 +83,13 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; free some space and run the command again (bitad train resumes with --resume)"
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        return (
-            f"{error.object!r} cannot be the name of a file in this locale, whose encoding is {error.encoding}; set "
-            "PYTHONUTF8=1"
-        )
+        return f"{error.object!r} cannot be the name of a file in {error.encoding}; set PYTHONUTF8=1"
     # PyTorch puts the traceback of a worker process in front of its error.
     in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
     return in_worker[2] if in_worker else str(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments; wrong usage ends the program with status 2."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     # argparse wants positional arguments side by side; overrides may also follow options.

@@ -1,4 +1,4 @@
-"""Helpers that add commands, and the options that several commands have, to the command line."""
+"""Helpers that add commands and shared options to the command line."""
 
 from __future__ import annotations
 
@@ -87,7 +87,6 @@ def add_allow_clock_mismatch(parser: argparse.ArgumentParser, help_text: str) ->
 
 
 def print_failures(command: str, failed: Mapping[str, str]) -> None:
-    """Prints a line per failed video, with the reason."""
     for name, reason in failed.items():
         echo(f"bitad {command}: error: {name}: {reason}", file=sys.stderr)
     sys.stdout.flush()  # torchrun ends all processes once one exits with status 1

@@ -46,6 +46,7 @@ _TAG = "tag:yaml.org,2002:"
 _QUOTED = re.compile(r"'(?!<).{2,}'")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
+Document = dict[str, Any]
 
 
 class ConfigError(ValueError):
@@ -58,7 +59,7 @@ def presets() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a configuration. The log names a warm-up that is shortened.
+    """Reads a configuration.
 
     Args:
         source: a YAML file, or the name of one of :func:`presets`.
@@ -76,14 +77,14 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
     return _overridden(config.model_dump(mode="json"), overrides, "with overrides", is_trained=True)
 
 
-def parse_config(document: dict[str, Any], origin: str) -> Config:
+def parse_config(document: Document, origin: str) -> Config:
     """The configuration of a trained network, also of one that today's rules of training refuse."""
     return _validated(_with_current_keys(document, origin, warn=False), origin, [], {"training"})
 
 
-def _overridden(document: dict[str, Any], overrides: Sequence[str], origin: str, *, is_trained: bool = False) -> Config:
+def _overridden(document: Document, overrides: Sequence[str], origin: str, *, is_trained: bool = False) -> Config:
     faults, unread, set_by = list[str](), set[str](), dict[str, str]()
-    changes: dict[str, Any] = {}
+    changes: Document = {}
     for override in overrides:
         try:
             change = _parse_override(override)
@@ -92,12 +93,12 @@ def _overridden(document: dict[str, Any], overrides: Sequence[str], origin: str,
             unread.add(override.partition("=")[0])
             continue
         for path in _paths_set(change):
-            # An override of a section also sets every key within it.
-            twice = [one for one in set_by if f"{one}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one}.")]
-            faults += [
-                f"overrides '{set_by[one]}' and '{override}' both set {max(one, path)}; give one" for one in twice
-            ]
-            unread.update(twice)
+            for other in set_by:
+                # An override of a section also sets every key within it.
+                if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
+                    both = f"'{set_by[other]}' and '{override}'"
+                    faults.append(f"overrides {both} both set {max(other, path)}; give one")
+                    unread.add(other)
             set_by[path] = override
         changes = _merge(changes, change)
     document = _merge(document, changes)
@@ -106,7 +107,7 @@ def _overridden(document: dict[str, Any], overrides: Sequence[str], origin: str,
     return _validated(_with_fitting_warm_up(document, changes), origin, faults, unread)
 
 
-def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
+def _paths_set(change: Document, path: str = "") -> Iterator[str]:
     for key, value in change.items():
         if isinstance(value, dict):
             yield from _paths_set(value, f"{path}{key}.")
@@ -114,7 +115,7 @@ def _paths_set(change: dict[str, Any], path: str = "") -> Iterator[str]:
             yield f"{path}{key}"
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: Document, above: Document) -> Document:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -132,7 +133,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "
             yield f"{path}{key}", old, new
 
 
-def _with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _with_fitting_warm_up(document: Document, above: Mapping[str, Any]) -> Document:
     """A document with a warm-up that fits its schedule, if ``above``, merged into it, sets the schedule alone."""
     training, last = document.get("training", {}), above.get("training", {})
     if not isinstance(training, dict) or not isinstance(last, dict) or "warmup_epochs" in last:
@@ -151,8 +152,8 @@ def _with_fitting_warm_up(document: dict[str, Any], above: Mapping[str, Any]) ->
     return {**document, "training": {**training, "warmup_epochs": fitting}}
 
 
-def _validated(document: dict[str, Any], origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
-    """A mapping -> :class:`Config`; ``faults`` are known already, the values at the paths ``unread`` are not."""
+def _validated(document: Document, origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
+    """A mapping -> :class:`Config`; ``faults`` are already known, values at the paths ``unread`` are not."""
     document, unread = copy.deepcopy(document), set(unread)
     errors: list[ErrorDetails] = []
     broken: list[str] = []
@@ -248,7 +249,7 @@ def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
     raise FileNotFoundError(f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(presets())})")
 
 
-def _read_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_file(path: Path, above: tuple[Path, ...] = ()) -> Document:
     """A YAML file merged over its ``base:``; ``above`` are the files that are based on this one."""
     with path.open("rb") as file:
         document = _parse_yaml(file.read(_MAX_BYTES + 1), f"{path} is")
@@ -277,7 +278,7 @@ def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
     return found
 
 
-def _with_current_keys(document: dict[str, Any], origin: str, *, warn: bool = True) -> dict[str, Any]:
+def _with_current_keys(document: Document, origin: str, *, warn: bool = True) -> Document:
     """The document with the former keys of :data:`RENAMED_KEYS` renamed; ``warn`` logs them."""
     for old, new in RENAMED_KEYS.items():
         (section, key), new_key = old.split("."), new.partition(".")[2]
@@ -293,7 +294,7 @@ def _with_current_keys(document: dict[str, Any], origin: str, *, warn: bool = Tr
     return document
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def _parse_override(override: str) -> Document:
     key, sign, text = override.partition("=")
     if not sign or not all(key.split(".")):
         raise ConfigError(f"override '{override}' is not of the form key.sub=value")

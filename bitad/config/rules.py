@@ -229,7 +229,9 @@ def _warm_up(config: Config) -> Iterator[str]:
 
 def _weight_decay(config: Config) -> Iterator[str]:
     training = config.training
-    rates = {"lr": training.lr, **({} if config.model.backbone is None else {"adapter_lr": training.adapter_lr})}
+    rates = {"lr": training.lr}
+    if config.model.backbone is not None:
+        rates["adapter_lr"] = training.adapter_lr
     name = max(rates, key=lambda key: rates[key])
     if rates[name] * training.weight_decay >= 1:
         yield (

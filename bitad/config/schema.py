@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
@@ -89,7 +90,7 @@ def _text(value: object) -> object:
 
 
 def _as_yaml(value: object) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
+    return json.dumps(value) if isinstance(value, bool | None) else repr(value)
 
 
 def _check_folder_name(name: str) -> str:
@@ -138,7 +139,7 @@ class Section(BaseModel):
 
 CLIP_FRAMES = 16  # of VideoMAE
 
-# Context of a validation of each field alone, without the rules of :mod:`bitad.config.rules`.
+# Context of a validation without :mod:`bitad.config.rules`.
 FIELDS_ALONE = object()
 
 # Tags of unions: :mod:`bitad.config.loading` removes tags of this form from the location of a fault.
@@ -261,7 +262,7 @@ def _odd(size: int) -> int:
 
 
 OddCount = Annotated[Count, AfterValidator(_odd)]
-# A position that attends only to itself learns nothing of its neighbours.
+# With 1, a position would attend only to itself.
 Attended = Annotated[OddCount, Field(ge=3)]
 AttentionWindow = Annotated[
     Annotated[Attended, Tag(ONE)] | Annotated[tuple[Attended | None, ...], Tag(EACH)], Discriminator(_one_or_each)
@@ -482,7 +483,7 @@ class PairConfig(Section):
     # `random`: the default initialisation of the layers, as the research group did.
     fusion_init: FusionInit = "mean"
     fusion: Name | None = None  # name of a fusion (docs/extending.md); none: the experiment's own
-    train_detector: bool = False  # experiments 2 and 2x also train the detectors, as the research group did
+    train_detector: bool = False  # in experiments 2 and 2x, as the research group did
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
 
 

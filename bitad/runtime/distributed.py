@@ -61,7 +61,7 @@ class Watch:
     Args:
         beat_s: seconds between heartbeats.
         gone_s: seconds without a heartbeat after which a process counts as gone.
-        end: called with a line that names the process; ends this process, whatever it waits for.
+        end: called with a line that names the process.
     """
 
     def __init__(

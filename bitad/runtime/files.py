@@ -1,4 +1,4 @@
-"""Files and folders: listings, atomic writes, text and JSON, and checks of output places before the work."""
+"""Files and folders: listings, atomic writes, text, JSON, and checks of outputs."""
 
 from __future__ import annotations
 

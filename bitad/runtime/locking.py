@@ -57,7 +57,7 @@ def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: floa
     """Within this context this process has the folder's lock. A missing folder is created.
 
     Args:
-        remedy, option: for errors: what to do if another process has the lock, and what names the folder.
+        remedy, option: for errors: what to do, and what names the folder.
         patience_s: seconds to wait for the lock.
 
     Raises:
@@ -193,11 +193,10 @@ def _is_beating(path: Path) -> bool:
 
 
 def _state(path: Path) -> tuple[bytes, int]:
-    content = _read(path)  # opening it makes a shared disk refresh the time
     try:
-        return content, path.stat().st_mtime_ns
+        return path.read_bytes(), path.stat().st_mtime_ns  # opening it makes a shared disk refresh the time
     except OSError:
-        return content, 0
+        return b"", 0
 
 
 def _read(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from bitad.runtime.log import shortlist
 
 _HEAD_BYTES = 4096
-# An index of shards is small; larger files are not searched for one.
+# Larger files are not searched for an index of shards.
 _INDEX_BYTES = 2**24
 # The last bytes of the index of a TensorFlow checkpoint.
 _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
@@ -160,7 +160,7 @@ def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
     return Signature(
         "shards",
         f"an index of shards, which names the files with the weights{names}",
-        "merge the shards: load each, update one dict, save it with torch.save or safetensors",
+        "merge the shards into one dict and save it with torch.save or safetensors",
     )
 
 

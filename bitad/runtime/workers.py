@@ -22,7 +22,7 @@ from bitad.runtime.log import command_logging, log
 Result = TypeVar("Result")
 
 MOST_WORKERS = 4096
-# A process removes its temporary files before it ends; it is killed after this time.
+# To remove temporary files; then a process is killed.
 _SECONDS_TO_END = 10.0
 
 
