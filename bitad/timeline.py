@@ -120,7 +120,7 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
     """
     last = (steps - 1) // stride
     # Rounded up in integers: rounding half to even would skip half the points of level 1.
-    middle = ((steps - 1) * 2 + stride - 1) // (stride * 2)
+    middle = (stride - 1 + (steps - 1) * 2) // (stride * 2)
     index = (middle - points).clip(max=last).clip(min=0)
     gap = (steps - 1 - stride * (index + points)) / stride
     return index, gap

@@ -139,7 +139,7 @@ def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.Capture
     line = failed(
         capsys, "annotations", "convert", tmp_path / "truth.json", tmp_path / "o.json", "--subsets", "Test=a,Test=b"
     )
-    assert "renames a subset twice" in line
+    assert "each subset once" in line
 
 
 def test_one_name_in_two_forms_of_unicode_is_a_defect(tmp_path: Path) -> None:
