@@ -336,7 +336,7 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
 ) -> None:
     forward, backward = features.init
     cases = {
-        "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
+        "give init.forward and init.reverse": ("experiment=3-1", forward),
         "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
         "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
         "but features have no backbone": ("experiment=2", forward, backward),
