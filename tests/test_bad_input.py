@@ -30,7 +30,6 @@ from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import load_checkpoint
 from bitad.weights.loading import read_complete
 
@@ -57,10 +56,9 @@ class World:
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 
@@ -447,7 +445,7 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         "modle: unknown key",
         "data: give exactly one of data.videos and data.features",
         "model.channels: 15 channels are not a multiple of 2 heads",
-        "training.warmup_epochs: warmup_epochs 9 must be less than the 4 epochs",
+        "training.warmup_epochs: 9 must be less than the 4 epochs",
         "window.steps 33 is not a multiple of the coarsest stride 4; use 36",
         "pair.align=naive has no effect in experiment baseline",
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bitad.cli import main
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.models.build import build_network
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
@@ -27,10 +26,7 @@ ALLOW = "data.allow_clock_mismatch=true"
 Fails = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -63,7 +59,6 @@ def done(capsys: pytest.CaptureFixture[str]) -> Fails:
 
     def succeed(*arguments: object) -> str:
         capsys.readouterr()
-        set_up_logging(None, show=True)
         assert main([*map(str, arguments), "--device", "cpu"]) == 0
         return capsys.readouterr().err
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from builders import CLASSES, config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, baseline, both_baselines, records
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
@@ -24,7 +23,6 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, run_test
 from bitad.inference.merge import merge
 from bitad.models.network import Pair
-from bitad.runtime.log import set_up_logging
 from bitad.timeline import Grid
 from bitad.training.trainer import Trainer
 from bitad.video.reverse import reverse_folder
@@ -333,19 +331,12 @@ def test_how_a_baseline_was_trained_may_differ(features: Data, tmp_path: Path) -
 # On the command line.
 
 
-@pytest.fixture
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
-
-
-@pytest.mark.usefixtures("quiet_afterwards")
 def test_the_command_refuses_in_one_line_what_cannot_start(
     features: Data, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     forward, backward = features.init
     cases = {
-        "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
+        "give init.forward and init.reverse": ("experiment=3-1", forward),
         "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
         "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
         "but features have no backbone": ("experiment=2", forward, backward),
@@ -361,7 +352,6 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
     assert list(features.path.parent.glob("runs/refused*")) == []
 
 
-@pytest.mark.usefixtures("quiet_afterwards")
 @pytest.mark.parametrize("experiment", ["3-1", "3-3"])
 def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     features: Data, experiment: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,12 @@ from processes import of_two_processes
 
 from bitad.cli import main
 from bitad.data.feature_folder import read_sidecar
-from bitad.runtime.log import set_up_logging
 from bitad.video import indexing as index_cache
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

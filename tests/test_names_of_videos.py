@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from bitad.data.feature_folder import FeatureVideo
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import FeatureFiles, annotated_names, read_ground_truth
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 
@@ -30,12 +29,6 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
 
 Runs = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from bitad.cli import main
 from bitad.inference import extract
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
@@ -24,10 +22,7 @@ from bitad.video.writer import write_video
 FRAMES = 24
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write(path: Path, first: int = 0) -> Path:

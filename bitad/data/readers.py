@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from bitad.runtime.signals import ignore_signals
-from bitad.runtime.workers import time_limit
+from bitad.runtime.workers import ignore_signals, time_limit
 
 # A process that still reads this long after its time limit cannot interrupt itself.
 _GRACE_S = 30.0

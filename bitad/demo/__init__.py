@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
-from bitad.config.names import OnDecodeError, OnReadError
+from bitad.config.names import RESULTS_OF_PAIRS, OnDecodeError, OnReadError
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows

@@ -35,7 +35,7 @@ from bitad.runtime.environment import (
 from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, catch_signals
+from bitad.runtime.workers import Stop, Stopped, catch_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,

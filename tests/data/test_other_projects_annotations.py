@@ -441,7 +441,7 @@ def test_a_video_without_a_duration_is_said_not_to_be_reversed(tmp_path: Path, r
     src = save(tmp_path / "t" / "Ambiguous_test.txt", "video_test_2 1 2\n").parent
     info = save(tmp_path / "info.json", {"video_test_1": {"duration": 9, "fps": 30}})
     said = run("annotations", "convert", src, tmp_path / "out", "--both-directions", "--video-info", info)
-    assert "forward annotations, because a video without a duration cannot be reversed: 'video_test_2'" in said
+    assert "forward annotations, as they have no duration: 'video_test_2'" in said
     out = tmp_path / "out.json"
     convert = ("annotations", "convert", src, out, "--to", "actionformer", "--video-info", info)
     assert "leave it out with --missing drop" in failing(*convert)
@@ -519,7 +519,7 @@ def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: R
     assert says in failing("annotations", "convert", src, file, "--class-list", folder)
     assert says in failing("reverse", src, folder)
     assert f"{src} is not a folder" in failing("annotations", "convert", src, src, "--both-directions")
-    assert "annotations are written to this file" in failing("annotations", "convert", src, file, "--class-list", file)
+    assert "is also DST; name another file" in failing("annotations", "convert", src, file, "--class-list", file)
     assert not file.exists()
 
 

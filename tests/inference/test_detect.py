@@ -446,9 +446,7 @@ def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_sco
 
 
 def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"test.video_scores names the classes of every segment itself; set data.class_agnostic"
-    ):
+    with pytest.raises(ValueError, match=r"test.video_scores names the classes of segments; set data.class_agnostic"):
         config_of(features, "test.video_scores=scores.json")
 
 

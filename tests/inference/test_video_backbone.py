@@ -328,7 +328,7 @@ def test_a_run_is_tested_with_the_backbone_over_whole_videos(
     [
         (
             ("experiment=2x", *INIT),
-            r"in experiment 2x the backbones exchange .*leave out test\.backbone=video",
+            r"in experiment 2x the backbones exchange .*leave it out",
         ),
         (("window.layout=resized",), r"test\.backbone=video has no effect with window\.layout=resized"),
         (

@@ -11,9 +11,8 @@ import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config
-from bitad.config.names import SIZES
+from bitad.config.names import EXPERIMENTS, SIZES
 from bitad.config.schema import ModelConfig, Section
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import BACKBONES, FUSIONS, HEADS, PYRAMIDS, build_network

@@ -31,8 +31,8 @@ from recordings import (
 from runs import ALONE, assert_same_run, both_baselines
 from torch import Tensor, nn
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import ConfigError, load_config
+from bitad.config.names import EXPERIMENTS
 from bitad.inference.detect import run_test
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds

@@ -27,8 +27,7 @@ from bitad.data.detections import read_detections
 from bitad.data.samples import collate
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
-from bitad.runtime.signals import ignore_signals
-from bitad.runtime.workers import time_limit
+from bitad.runtime.workers import ignore_signals, time_limit
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

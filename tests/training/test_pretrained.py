@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from bitad.demo.jobs import Job
 from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
 from bitad.models.vit import VisionTransformer
-from bitad.runtime.log import set_up_logging
 from bitad.training.checkpoints import CheckpointManager, load_initial
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint, save_checkpoint
@@ -99,7 +98,7 @@ def change(path: Path, by: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What a command says that fails."""
 
     def fail(*command: object) -> str:
@@ -109,8 +108,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
         assert line.startswith(f"bitad {command[0]}: error: ")
         return line
 
-    yield fail
-    set_up_logging(None, show=False)
+    return fail
 
 
 def network_of(config: Config) -> nn.Module:
