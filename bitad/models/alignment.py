@@ -118,7 +118,7 @@ def joint_forward(
             if they differ in it, their blocks.
         frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
         mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
-        cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
+        cross_adapters: of the first and of the second; one :class:`~bitad.models.vit.CrossAdapter` a block.
         mirrored: the second view shows the real frames in the opposite order; else both views show the same.
 
     Returns:
@@ -162,7 +162,7 @@ def _step(
     if before is not None:
         block_x, block_y, cross_x, cross_y = before
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
-        x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
+        x, y = cross_x(x, grid, meeting.tokens(y)), cross_y(y, grid, meeting.tokens(x))
     if depth is not None:
         x, y = (block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
     return x, y

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from bitad.config.names import Checkpointing, FusionInit, Precision
 from bitad.config.schema import BackboneConfig, Config
-from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
 from bitad.models.heads import DetectionHead, Head
@@ -22,7 +21,7 @@ from bitad.models.network import Detector, Network, Pair, Side
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,8 +13,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from bitad.config.schema import TrainingConfig
-from bitad.models.adapters import is_adapter
 from bitad.models.fusion import Fusion
+from bitad.models.vit import is_adapter
 from bitad.runtime.distributed import local_shard
 
 # Weight decay applies to the weights of linear maps and convolutions; not to norms, biases and scales.

@@ -18,11 +18,10 @@ from torch.utils._pytree import tree_map_only
 from bitad.config.schema import Config
 from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
-from bitad.models.adapters import Bottleneck
 from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points
 from bitad.models.network import Network
-from bitad.models.vit import Block
+from bitad.models.vit import Block, TemporalAdapter
 from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
@@ -176,7 +175,7 @@ class TrainStep:
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
         # Inner modules first.
-        units = [[one for one in model.modules() if isinstance(one, Block | Bottleneck)][::-1] for model in models]
+        units = [[one for one in model.modules() if isinstance(one, Block | TemporalAdapter)][::-1] for model in models]
         return [self.ranks.wrap(model, parts=parts) for model, parts in zip(models, units, strict=True)]
 
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:

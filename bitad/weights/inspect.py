@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bitad.config.schema import Config
-from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
+from bitad.models.vit import is_adapter
 from bitad.weights.checkpoint import class_names, parse_checkpoint
 from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
 from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters

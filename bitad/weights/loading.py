@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.fingerprints import is_valid
-from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
-from bitad.models.vit import sinusoid_table
+from bitad.models.vit import is_adapter, sinusoid_table
 from bitad.weights.files import BACKBONE_FILE, OURS, is_checkpoint, read_weights, weights_path, write_safetensors
 from bitad.weights.formats import Format, describe_content, find_format, recognise, require_ours
 from bitad.weights.sizes import BACKBONE_PREFIX, size_differences

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
-from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.build import build_network
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer, is_adapter
 from bitad.weights.formats import FORMATS, recognise
 from bitad.weights.loading import Weights, load_backbone, load_weights
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bitad.config.names import Checkpointing
-from bitad.models.adapters import CrossAdapter, TemporalAdapter
 from bitad.models.alignment import TubeletAlignment, joint_forward
 from bitad.models.backbone import VideoBackbone
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer
 from bitad.timeline import mirror_points
 from bitad.training.step_cost import OpCounter, storage_bytes
 

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitad.models.adapters import TemporalAdapter
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer
 from bitad.weights.files import _numpy_number, _NumpyType, read_weights, write_safetensors
 from bitad.weights.loading import Weights, load_backbone, load_weights
 

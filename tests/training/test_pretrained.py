@@ -21,9 +21,8 @@ from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
 from bitad.demo.jobs import Job
-from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import VisionTransformer, is_adapter
 from bitad.runtime.log import set_up_logging
 from bitad.training.checkpoints import CheckpointManager, load_initial
 from bitad.training.trainer import Trainer
