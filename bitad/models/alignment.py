@@ -1,9 +1,8 @@
 """Two networks, one clock: the prediction of a network that watches in the other direction, in one's own view.
 
-The other view shows the V real steps of the same window in the opposite order, padding at the end in both. The times
-are :func:`bitad.timeline.mirror_points`'s; here rows are gathered by them. One function serves both directions: network
-B's predictions on the forward clock, network F's on the reverse clock. Experiment 2x aligns tokens of the two backbones
-block by block (:func:`joint_forward`).
+The other view shows the V real steps of the same window in the opposite order, padding at the end in both;
+:func:`bitad.timeline.mirror_points` maps the points. One function serves both directions. Experiment 2x aligns the
+tokens of the two backbones block by block (:func:`joint_forward`).
 """
 
 from __future__ import annotations
@@ -28,18 +27,8 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     swapped: the distance to the action's end there is the distance to its start here. ``"exact"`` also corrects them
     by the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
     segment keeps its place. ``"naive"`` is the research group's first implementation, kept for comparison: each level
-    is reversed as a whole, padding included, and the distances are swapped. That is up to ``stride - 1`` steps off on
-    full windows, and shifted by the padding's length on others.
-
-    Args:
-        prediction: of the other view.
-        how: see above.
-
-    Returns:
-        the same shapes; the mask, which depends on the windows' lengths alone, and the points are the argument's.
-
-    Raises:
-        ValueError: if there is no such alignment.
+    is reversed with its padding, and the distances are swapped. That is up to ``stride - 1`` steps off on full windows,
+    and shifted by the padding's length on others.
     """
     if how not in get_args(Alignment):
         raise ValueError(f"alignment {how!r} is not one of {', '.join(get_args(Alignment))}")
@@ -53,15 +42,12 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     steps = mask[:, : points.sizes[0]].sum(1, keepdim=True)  # V, [B, 1]
     index, gap = mirror_points(number, stride, steps)  # [B, N]
     rows = (rows - number + index)[..., None]  # [B, N, 1]
-    gap = gap.to(distances.dtype)
-    per_class = distances.ndim == 4
-    met = distances.take_along_dim(rows[..., None] if per_class else rows, dim=1)
-    to_end, to_start = met.unbind(-1)  # this view's names; the order is the other's
-    gap = gap[..., None] if per_class else gap
-    return prediction._replace(
-        logits=logits.take_along_dim(rows, dim=1),
-        distances=torch.stack((to_start - gap, to_end + gap), dim=-1).relu(),
-    )
+    logits, gap = logits.take_along_dim(rows, dim=1), gap.to(distances.dtype)
+    if distances.ndim == 4:  # per class
+        rows, gap = rows[..., None], gap[..., None]
+    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(-1)  # this view's names; the order is the other's
+    distances = torch.stack((to_start - gap, to_end + gap), dim=-1).relu()
+    return prediction._replace(logits=logits, distances=distances)
 
 
 class TubeletAlignment(NamedTuple):
@@ -72,7 +58,7 @@ class TubeletAlignment(NamedTuple):
     ``tubelet - 1`` frames off. It holds from either view to the other.
 
     Args:
-        tubelet: its number in the other view, ``[B, n]``; of padded ones it means nothing.
+        tubelet: its number in the other view, ``[B, n]``; meaningless for padded ones.
         real: bool ``[B, n]``; padded tubelets meet nothing.
     """
 
@@ -81,11 +67,7 @@ class TubeletAlignment(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> TubeletAlignment:
-        """Of windows with the mask ``[B, T]``, true at the real frames, in tubelets of as many frames.
-
-        Args:
-            mirrored: the other view shows the real frames in the opposite order; else in the same.
-        """
+        """Of windows with the mask ``[B, T]``, true at the real frames; ``mirrored``: in opposite order."""
         numbers = torch.arange(mask.shape[1] // tubelet, device=mask.device)
         count = -(-mask.sum(1, keepdim=True) // tubelet)  # real tubelets, [B, 1]
         index = mirror_points(numbers, 1, count)[0] if mirrored else numbers.expand(len(mask), -1)
@@ -110,22 +92,21 @@ def joint_forward(
 ) -> tuple[Tensor, Tensor]:
     """Two views of the same windows through two backbones of one architecture.
 
-    Behind each block and its own adapters, each network's cross adapter sees the tokens that the other network has
+    After each block and its own adapters, each network's cross adapter sees the tokens that the other network has
     there, before its cross adapter, at the aligned time. New cross adapters change nothing.
 
     Args:
-        first, second: the backbones. What they recompute in the backward pass they recompute with their cross adapters;
-            if they differ in it, their blocks.
-        frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
+        first, second: the backbones. If their checkpointing differs, both recompute their blocks.
+        frames: each ``[B, T * k, H, W, 3]``, k of each grid step.
         mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
-        cross_adapters: of the first and of the second; one :class:`~bitad.models.vit.CrossAdapter` a block.
-        mirrored: the second view shows the real frames in the opposite order; else both views show the same.
+        cross_adapters: one :class:`~bitad.models.vit.CrossAdapter` a block.
+        mirrored: the second view shows the real frames in the opposite order.
 
     Returns:
         the features of both, ``[B, C, T]`` each, on its own view's clock.
 
     Raises:
-        ValueError: if the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
+        ValueError: the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
     """
     mask = mask.repeat_interleave(first.frames_per_step, dim=1)  # of frames
     if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
@@ -155,9 +136,7 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """Runs the adapters and cross adapters of one depth, then attention and MLP of the next.
 
-    Args:
-        before, depth: of the two depths, a block of each network and a cross adapter of each; None before the first
-            and after the last.
+    A depth has a block of each network and a cross adapter of each.
     """
     if before is not None:
         block_x, block_y, cross_x, cross_y = before
