@@ -332,9 +332,11 @@ def test_detect_wants_as_many_classes_as_the_weights_have(world: World, tmp_path
     torch.save(content | {"classes": ["alpha", "beta"]}, tmp_path / "ours.pt")
     out = ("--out", tmp_path / "out")
     said = refused("detect", world.video, "--checkpoint", tmp_path / "ours.pt", *out)
-    assert "it has 3 classes, the configuration 2" in said
+    assert "the number of classes is 3 in the file, 2 in the configuration" in said
     foreign = ("--checkpoint", tmp_path / "foreign.pth", "--config", tmp_path / "two.yaml")
-    assert "it has 3 classes, the configuration 2" in refused("detect", world.video, *foreign, *out)
+    assert "the number of classes is 3 in the file, 2 in the configuration" in refused(
+        "detect", world.video, *foreign, *out
+    )
 
 
 # Subsets.

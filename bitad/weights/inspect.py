@@ -14,8 +14,8 @@ from bitad.models.build import build_network
 from bitad.models.vit import is_adapter
 from bitad.weights.checkpoint import class_names, parse_checkpoint
 from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
+from bitad.weights.formats import TransformerSize, count_classes
 from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters
-from bitad.weights.sizes import TransformerSize, count_classes
 
 MILLION = 1_000_000
 _NOT_COMPARED = "with nothing; give --config to check it against a network"

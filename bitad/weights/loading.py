@@ -19,14 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.fingerprints import is_valid
 from bitad.models.build import Network
 from bitad.models.vit import is_adapter, sinusoid_table
 from bitad.weights.files import BACKBONE_FILE, OURS, is_checkpoint, read_weights, weights_path, write_safetensors
-from bitad.weights.formats import Format, describe_content, find_format, recognise, require_ours
-from bitad.weights.sizes import BACKBONE_PREFIX, size_differences
+from bitad.weights.formats import (
+    BACKBONE_PREFIX,
+    Format,
+    describe_content,
+    find_format,
+    recognise,
+    require_ours,
+    size_differences,
+)
 
 log = logging.getLogger("bitad")
 
@@ -75,7 +81,7 @@ def load_pretrained(network: Network, config: Config) -> None:
 
 @dataclass(frozen=True)
 class _WeightSet:
-    """Weights (name in the network, name in the file, tensor) in one mapping of a file, or with one prefix in it."""
+    """Weights (name in the network, name in the file, tensor) in one mapping of a file, or with one prefix there."""
 
     path: tuple[str, ...]
     prefix: tuple[str, ...]
@@ -87,33 +93,22 @@ class _WeightSet:
 
     @property
     def ema_level(self) -> int:
-        """How many parts of the key mean an average, which may also contain raw weights."""
+        """How many parts of the key mean an average."""
         return sum(map(_means_ema, (*self.path, *self.prefix)))
 
     @property
-    def names(self) -> set[str]:
-        return {name for name, _, _ in self.tensors}
+    def by_name(self) -> dict[str, Tensor]:
+        return {name: tensor for name, _, tensor in self.tensors}
 
     @property
     def rank(self) -> int:
         """Lower ranks are preferred."""
         return _USUAL_KEYS.index(self.path[0]) if self.path and self.path[0] in _USUAL_KEYS else len(_USUAL_KEYS)
 
-    def by_name(self) -> dict[str, Tensor]:
-        """The weights by name; ValueError if two have the same one."""
-        found: dict[str, Tensor] = {}
-        originals: dict[str, str] = {}
-        for name, original, tensor in self.tensors:
-            if name in found:
-                raise ValueError(f"{originals[name]} and {original} are both the weight {name}; keep one of the two")
-            found[name], originals[name] = tensor, original
-        return found
-
     def differs(self, other: _WeightSet) -> bool:
-        """Whether two sets are of one network, but have different values."""
-        values, others = ({name: tensor for name, _, tensor in one.tensors} for one in (self, other))
-        common = values.keys() & others.keys()
-        return bool(common) and not all(_equal(values[name], others[name]) for name in common)
+        """Whether two sets have common names, but different values."""
+        values, others = self.by_name, other.by_name
+        return not all(_equal(values[name], others[name]) for name in values.keys() & others.keys())
 
 
 def _select(content: Mapping[str, Any]) -> tuple[_WeightSet, list[_WeightSet], tuple[str, ...]]:
@@ -123,13 +118,13 @@ def _select(content: Mapping[str, Any]) -> tuple[_WeightSet, list[_WeightSet], t
     them in ``before_save_checkpoint`` (github.com/open-mmlab/mmengine, mmengine/hooks/ema_hook.py).
     """
     every = list(_weight_sets(content))
-    known = [one for one in every if find_format(one.names) is not None]
+    known = [one for one in every if find_format(one.by_name) is not None]
     if not known:
         if not every:
             raise ValueError(f"weights of no known project: {describe_content(content)}")
         known = [max(every, key=lambda one: len(one.tensors))]  # of an unknown project
     raw = sorted((one for one in known if not one.ema_level), key=lambda one: one.rank)
-    averaged = [one for one in known if one.ema_level and (not raw or one.names & raw[0].names)]
+    averaged = [one for one in known if one.ema_level and (not raw or one.by_name.keys() & raw[0].by_name)]
     averaged.sort(key=lambda one: -one.ema_level)
     ema_keys = [*_ema_keys(content, raw[0].path if raw else ()), *(one.key for one in every if one.prefix)]
     empty = tuple(key for key in ema_keys if not any(f"{one.key}.".startswith(f"{key}.") for one in averaged))
@@ -223,10 +218,9 @@ class Weights:
         # A checkpoint of BiTAD has its tested weights in `model`, and others that only a resumed run needs.
         ours = str(content.get("format")).startswith(OURS)
         selected, others, empty_averages = _select({"model": content.get("model")} if ours else content)
-        weights = selected.by_name()
         is_averaged = any(one.ema_level for one in (selected, *others))
-        counters = [name for name in weights if is_averaged and name in _EMA_COUNTERS]
-        weights = {name: tensor for name, tensor in weights.items() if name not in counters}
+        counters = [name for name in selected.by_name if is_averaged and name in _EMA_COUNTERS]
+        weights = {name: tensor for name, tensor in selected.by_name.items() if name not in counters}
         require_ours(weights)
         known = recognise(weights)
         key, *other_keys = (one.key or "the top" for one in (selected, *others))
@@ -236,7 +230,7 @@ class Weights:
                 f"it holds {len(rivals) + 1} sets of weights, {', '.join((key, *rivals))}; save the one that you mean "
                 "alone"
             )
-        tensors, unused = known.translate(weights)
+        tensors, unused = known.translate(one for one in selected.tensors if one[0] not in counters)
         epoch = content.get("epoch")
         return cls(
             format=known,
@@ -311,7 +305,7 @@ class BackboneFile:
             is_written = False
         if not is_written:
             write_safetensors(first, path, synced=True)
-        return cls(sha256, tuple(prefix for prefix, weights in found.items() if _same(weights, first)))
+        return cls(sha256, tuple(prefix for prefix, one in found.items() if transformer_sha256(one) == sha256))
 
     def to_json(self) -> dict[str, Any]:
         """The reference to the file in a checkpoint."""
@@ -354,54 +348,42 @@ def read_complete(path: Path) -> dict[str, Any]:
         case None, None:
             return content
         case {"sha256": str(sha256), "prefixes": list(prefixes)}, None:
-            weights = _read_backbone_file(path, sha256, content)
+            weights = _find_transformer(path, [path.with_name(BACKBONE_FILE)], sha256)
         case None, {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(prefixes)}:
-            weights = _with_table(_find_pretrained(path, file, sha256), positions)
+            original = weights_path(Path(file))  # of the pre-trained transformer, in checkpoints of form 3
+            places = [one for one in (original, path.with_name(original.name)) if one != path]
+            weights = _with_table(_find_transformer(path, places, sha256), positions)
         case _:
             raise ValueError(f"{path} is a damaged checkpoint, without a valid backbone; use another one")
     frozen = {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in weights.items()}
     return {**content, "model": {**content["model"], **frozen}}
 
 
-def _read_backbone_file(checkpoint: Path, sha256: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The frozen transformer in the file beside a checkpoint."""
-    path = checkpoint.with_name(BACKBONE_FILE)
-    if not path.is_file():
-        run = parse_config(content["config"], f"in {checkpoint}").run_directory
-        raise FileNotFoundError(
-            f"{path} is missing, the frozen transformer of {checkpoint}; copy it from the run directory, {run}"
-        )
-    try:
-        weights, fault = _transformer(path), "it has other content"
-    except ValueError as error:
-        weights, fault = {}, str(error)
-    if transformer_sha256(weights) != sha256:
-        raise BackboneError(
-            f"{path} is not the frozen transformer of {checkpoint}: {fault}; copy it again from the run directory of "
-            "the checkpoint"
-        )
-    return weights
-
-
-def _find_pretrained(checkpoint: Path, file: str, sha256: str) -> dict[str, Tensor]:
-    """The transformer that a checkpoint of form 3 refers to, from its pre-trained file or a copy beside it."""
-    original = weights_path(Path(file))
-    beside = checkpoint.with_name(original.name)
-    places = [place for place in (original, beside) if place != checkpoint and place.is_file()]
-    for place in places:
-        weights = _transformer(place)
+def _find_transformer(checkpoint: Path, places: Sequence[Path], sha256: str) -> dict[str, Tensor]:
+    """The frozen transformer that a checkpoint refers to, from one of several files."""
+    missing, faults = [f"{path} is missing" for path in places if not path.is_file()], []
+    for path in filter(Path.is_file, places):
+        try:
+            weights = _transformer(path)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
         if transformer_sha256(weights) == sha256:
             return weights
-    fault = f"{' and '.join(map(str, places))}: another transformer" if places else f"{original} is missing"
-    raise (BackboneError if places else FileNotFoundError)(
-        f"the pre-trained transformer of {checkpoint} is not found: {fault}; copy its file to {beside}"
+        faults.append(f"{path} has other content")
+    raise (BackboneError if faults else FileNotFoundError)(
+        f"the frozen transformer of {checkpoint} is not found: {'; '.join([*missing, *faults])}; "
+        f"copy it to {places[-1]} from where the checkpoint was trained"
     )
 
 
 def is_transformer_of(state: Mapping[str, Tensor], path: Path) -> bool:
     """Whether the transformer in a file of weights is that of a network's state, or one of a pair's."""
     weights = _transformer(path)
-    return any(_same(one, _with_table(weights, len(one[_TABLE][0]))) for one in _frozen_transformers(state).values())
+    return any(
+        transformer_sha256(one) == transformer_sha256(_with_table(weights, len(one[_TABLE][0])))
+        for one in _frozen_transformers(state).values()
+    )
 
 
 def transformer_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -434,10 +416,6 @@ def _transformer(path: Path) -> dict[str, Tensor]:
 def _with_table(weights: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
     """With the position table; a file without one means the sinusoid."""
     return weights if _TABLE in weights else {**weights, _TABLE: sinusoid_table(positions, len(weights[_PATCHES]))}
-
-
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(_equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _to_float32(name: str, tensor: Tensor) -> Tensor:

@@ -121,11 +121,11 @@ def test_a_given_configuration_is_what_it_is_compared_with(features: Path, video
     path = tmp_path / "epoch_73.pth"
     assert inspect_weights(path, config_of(features)).defects == ()
     other = inspect_weights(path, config_of(features, "model.channels=32"))
-    assert other.defects == ("it has 16 channels, the configuration 32",)
+    assert other.defects == ("model.channels is 16 in the file, 32 in the configuration",)
     torch.save(layouts.mmaction2(small_vit()), tmp_path / "vit.pth")
     (defect,) = inspect_weights(tmp_path / "vit.pth", config_of(videos)).defects
-    assert "it is a transformer (8 wide, 3 blocks" in defect
-    assert "wants VideoMAE-tiny (96 wide, 4 blocks" in defect
+    assert "model.backbone.size is a transformer (8 wide, 3 blocks" in defect
+    assert "in the file, VideoMAE-tiny (96 wide, 4 blocks" in defect
     (defect,) = inspect_weights(tmp_path / "vit.pth", config_of(features)).defects
     assert "takes features" in defect
 
