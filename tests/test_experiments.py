@@ -375,8 +375,8 @@ def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"bitad test: error: the fusion of experiment {experiment} was trained on windows of 32 steps and cannot take "
-        "64: its layer has an input for every point; test with window.steps=32\n"
+        f"bitad test: error: {run / 'best.pt'} was trained otherwise: window.steps was 32, is 64; "
+        "leave these keys out, or train again\n"
     )
     assert not (run / "test").exists()
     assert main(["test", str(run), "window.overlap=0.5", "--device", "cpu"]) == 0

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitad.config.loading import differences
 from bitad.config.schema import Config
 from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
@@ -23,9 +21,9 @@ from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
 from bitad.timeline import Direction
 from bitad.weights.checkpoint import (
-    OF_THE_TRAINING,
     Checkpoint,
     class_names,
+    input_differences,
     load_checkpoint,
     open_checkpoint,
     save_checkpoint,
@@ -35,23 +33,14 @@ from bitad.weights.loading import BackboneError, BackboneFile, load_weights, wit
 
 
 class CheckpointManager:
-    """The checkpoints in a run directory: `best.pt`, `last.pt`, the ones before it, `last-1.pt`, `last-2.pt`, ...
-
-    Args:
-        directory: of the run.
-        keep: how many checkpoints there are to resume from.
-    """
+    """The checkpoints in a run directory: `best.pt`, and ``keep`` to resume from: `last.pt`, `last-1.pt`, ..."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
         self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
+        self.last = self._last[0]  # the newest
         self._backbone: BackboneFile | None = None
         self._backbone_path = directory / BACKBONE_FILE
-
-    @property
-    def last(self) -> Path:
-        """The path of the newest checkpoint."""
-        return self._last[0]
 
     @property
     def files(self) -> list[Path]:
@@ -63,17 +52,15 @@ class CheckpointManager:
         """Whether there is a run to resume."""
         return any(path.exists() for path in self._last)
 
-    def require(self) -> None:
-        """Raises FileNotFoundError if there is no run to resume."""
-        if not self.exists:
+    def require(self, *, resume: bool = True) -> None:
+        """Raises FileNotFoundError without a run to resume, ValueError where a new run would overwrite one."""
+        if resume and not self.exists:
             raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
-
-    def in_the_way(self) -> ValueError:
-        """The error of a new run where this one exists."""
-        return ValueError(f"run {self.last.parent} exists; use --resume, or choose another name, seed or output")
+        if self.exists and not resume:
+            raise ValueError(f"run {self.last.parent} exists; use --resume, or choose another name, seed or output")
 
     def newest(self) -> tuple[Checkpoint, Path]:
-        """The newest readable checkpoint, and its file; the faults of newer ones are logged.
+        """The newest readable checkpoint, and its file; logs the faults of newer ones.
 
         Raises:
             FileNotFoundError: there is none, or no file of its frozen transformer.
@@ -121,7 +108,7 @@ class CheckpointManager:
 
 
 def _link_or_move(path: Path, other: Path) -> None:
-    """Gives a file a second name, so that the first one stays until it is replaced."""
+    """Gives a file a second name; the first one stays until it is replaced."""
     try:
         with atomic_write(other) as partial:
             partial.unlink()  # a link needs a free name
@@ -156,7 +143,7 @@ def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
 
 
 def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool) -> None:
-    """Raises ValueError if the data have changed since the checkpoint; with ``allow`` it is logged, if ``show``."""
+    """Raises ValueError if the data have changed since the checkpoint; with ``allow``, logs it if ``show``."""
     if saved.data is None:
         if show:
             log.warning("%s has no fingerprints of its data: whether they have changed is not checked", saved.source)
@@ -185,7 +172,6 @@ def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, 
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process' random numbers."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -193,7 +179,6 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restores a :func:`random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -204,8 +189,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
-        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run;
-            another project's detector does not show its direction and windows.
+        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
@@ -227,6 +211,19 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
+# What a run and its baselines must have in common.
+_COMMON_KEYS = (
+    "window.steps",
+    "window.stride_frames",
+    "window.frames_per_step",
+    "data.feature_channels",
+    "data.feature_stride_frames",
+    "data.feature_offset_frames",
+    "data.feature_fps",
+    "model.",
+)
+
+
 def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
@@ -237,20 +234,8 @@ def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...]
         yield f"it watches {theirs.direction} playback, this network {view}"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
-    for key, old, new in differences(_common_keys(theirs), _common_keys(config)):
-        if key not in OF_THE_TRAINING:
-            yield f"{key} is {old} there and {new} here"
-
-
-def _common_keys(config: Config) -> dict[str, Any]:
-    """The part of a configuration that a run and its baselines must have in common."""
-    return {
-        "window": config.window.model_dump(include={"steps", "stride_frames", "frames_per_step"}),
-        "data": config.data.model_dump(
-            include={"feature_channels", "feature_stride_frames", "feature_offset_frames", "feature_fps"}
-        ),
-        "model": config.model.model_dump(mode="json"),
-    }
+    for key, old, new in input_differences(theirs, config, _COMMON_KEYS):
+        yield f"{key} is {old} there and {new} here"
 
 
 @contextmanager
@@ -275,10 +260,9 @@ def lock_folder(
 
 @contextmanager
 def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
-    """Keeps other processes from writing in the run directory.
+    """Keeps other processes from writing in the run directory; yields whether the run is resumed.
 
-    Yields:
-        whether the run is resumed: if the user asks for it, or torchrun restarts it after a failure.
+    A run is resumed if the user asks for it, or torchrun restarts it after a failure.
 
     Raises:
         ValueError: another process has locked the directory.

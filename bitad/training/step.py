@@ -34,7 +34,7 @@ class StepOutput(NamedTuple):
         losses: by learner; detached.
         agreement: the weighted agreement loss of experiment 1x; None elsewhere.
         norms: of the gradients before clipping, by learner; not finite if the step was skipped.
-        fault: which gradients were not finite; None if all were, or if a lower loss scale of fp16 will help.
+        fault: which gradients were not finite, unless a lower loss scale of fp16 will help.
     """
 
     losses: dict[str, Losses]
@@ -52,11 +52,6 @@ class Learner:
     """The loss, optimizer, schedule and moving average of a detector and the modules added to it.
 
     A pair has two learners. Only the loss of a joint experiment connects them.
-
-    Args:
-        name: ``forward`` or ``reverse``; in the control ``first`` or ``second``.
-        prefix: of the module's parameters in the network.
-        steps_per_epoch: of the schedule.
     """
 
     def __init__(
@@ -91,11 +86,11 @@ class Learner:
         self.ema = Ema(module, decay=self.config.ema_decay)
 
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
-        """The targets of windows in this learner's view, see :func:`assign`."""
+        """The targets of windows in this learner's view."""
         return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
 
     def clip(self) -> float:
-        """Clips the gradients, and returns their norm before clipping, which may not be finite."""
+        """Clips the gradients; returns their norm before clipping, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
@@ -107,7 +102,7 @@ class Learner:
     def advance(self) -> None:
         """Sets the learning rate of the next step."""
         with warnings.catch_warnings():
-            # PyTorch warns if the first step was skipped; the schedule counts skipped steps too.
+            # The schedule counts skipped steps too.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
 
@@ -149,12 +144,7 @@ class Learner:
 
 
 class TrainStep:
-    """Takes training steps: forward and backward passes, and updates of weights and averages.
-
-    Args:
-        network: on the device of ``ranks``, with its initial weights.
-        steps_per_epoch: of the schedule.
-    """
+    """Takes training steps with a network on the device of ``ranks``: passes, updates of weights and averages."""
 
     def __init__(
         self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
@@ -179,10 +169,9 @@ class TrainStep:
         return [self.ranks.wrap(model, parts=parts) for model, parts in zip(models, units, strict=True)]
 
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:
-        """One step of every learner, by the gradient of all windows of the batches (on any device).
+        """One step of every learner, by the gradient of all windows of the batches.
 
-        Two detectors that share no graph take turns, so that only one has activations at a time. Each gradient is that
-        of the sum of both losses.
+        Two detectors that share no graph take turns, so that only one has activations at a time.
         """
         normalisers = self._normalisers(batches)
         losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
@@ -214,12 +203,9 @@ class TrainStep:
     def losses(
         self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of a forward pass, by learner, and the weighted agreement in experiment 1x.
+        """The losses of a forward pass of a model, by learner, and the weighted agreement in experiment 1x.
 
-        Args:
-            index: of the model.
-            views: a batch in each detector's view, on the device.
-            normalisers: of each learner, see :class:`DetectionLoss`.
+        ``views``: a batch in each detector's view, on the device.
         """
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
@@ -257,7 +243,7 @@ class TrainStep:
         return normalisers
 
     def _update(self, learners: Sequence[Learner]) -> dict[str, float]:
-        """Updates learners by their gradients if all are finite; returns the norms of the gradients."""
+        """Updates learners if all gradients are finite; returns their norms."""
         for learner in learners:
             self.scaler.unscale_(learner.optimizer)
         norms = {learner.name: learner.clip() for learner in learners}

@@ -36,23 +36,17 @@ _EQUIVALENT_KERNELS = {
 
 
 def fake_tensor_mode() -> FakeTensorMode:
-    """A mode that creates fake tensors: they have a shape, a type and a device but no content.
+    """A mode that creates tensors without content, for which PyTorch does what it does on a CPU, autocast included.
 
-    PyTorch treats them as CPU tensors: same kernels, autocast types, and tensors kept for the backward pass. (The
-    ``meta`` device has neither autocast nor a CPU's choice of attention.)
+    Small tensors that a network creates, such as the positions of points, stay real.
     """
-    # Small tensors that a network creates, such as the positions of points, stay real.
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class OpCounter(TorchDispatchMode):
-    """Within, counts floating-point operations, and the bytes of tensors created and not yet freed.
+    """Within, counts the operations of :func:`count_flops`, and the bytes of storages created and not yet freed.
 
-    Operations are those of :func:`count_flops`; bytes are those of storages, without the workspace of kernels and the
-    reserve of the allocator.
-
-    Args:
-        exclude: existing tensors, which do not count.
+    Excludes existing tensors that it is given, the workspace of kernels and the reserve of the allocator.
     """
 
     def __init__(self, *exclude: Tensor | nn.Module) -> None:
@@ -136,11 +130,7 @@ class StepCost:
 def step_cost(
     config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
 ) -> StepCost:
-    """The cost of a training step with a checkpointing policy and a precision.
-
-    Args:
-        device: a GPU processes all clips in a block at once, a CPU a few at a time.
-    """
+    """The cost of a training step; a GPU processes all clips in a block at once, a CPU a few at a time."""
     config = _with_backbone(config, checkpointing=checkpointing)
     training = config.training.model_copy(update={"precision": precision, "shard": False})
     config = config.model_copy(update={"training": training})
@@ -177,8 +167,6 @@ def step_cost(
 
 
 class _FakeTrainStep(TrainStep):
-    """A training step on fake tensors."""
-
     def network_input(self, view: Batch) -> Tensor:
         # The change of colour is a copy, which is computed in small parts.
         return view.inputs if view.colour is None else view.inputs.clone()
@@ -210,7 +198,7 @@ def _fake_batch(config: Config, mode: FakeTensorMode) -> Batch:
 
 
 def network_on_meta(config: Config, classes: int) -> Network:
-    """The network of a configuration for K classes, on the ``meta`` device, without weights."""
+    """The network of a configuration on the ``meta`` device, without weights."""
     with torch.device("meta"):
         return build_network(_with_backbone(config, compile=False), classes)
 

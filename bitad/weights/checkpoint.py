@@ -1,7 +1,4 @@
-"""Checkpoints: all that a run needs to resume, or a user to detect with; always read with ``weights_only=True``.
-
-A detector of another project has weights only; with a configuration it becomes a :class:`Checkpoint` too.
-"""
+"""Checkpoints: BiTAD's, and with a configuration those of other projects; always read with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ from bitad.weights.loading import (
     without_adapters,
 )
 
-# Assumed for the training videos of another project's detector, if they are not there: THUMOS14's and ActivityNet's.
+# Of the training videos of another project's detector, if they are missing: THUMOS14's and ActivityNet's.
 FRAME_RATE_HZ = 30.0
 # A resumed run may change these: they do not affect its results.
 WITHOUT_EFFECT = (
@@ -96,8 +93,7 @@ class Checkpoint:
         source: the file, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimizer, schedule, EMA, RNG); None in `best.pt`.
-        data: fingerprints of the training and test data (:mod:`bitad.data.fingerprints`); None: of an older version, or
-            another project.
+        data: fingerprints of the training and test data; None: of an older version, or another project.
     """
 
     config: Config
@@ -119,11 +115,7 @@ class Checkpoint:
         return network.eval()
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
-        """The differences of a configuration that change what a resumed run does: ``key was x, is y``.
-
-        Args:
-            moved: keys that may name another path.
-        """
+        """The differences of a configuration that change a resumed run; keys in ``moved`` may name another path."""
         return [
             f"{key} was {old}, is {new}"
             for key, old, new in _sorted_differences(self.config, config)
@@ -141,47 +133,43 @@ class Checkpoint:
         """The checkpoint with overrides of its configuration, for testing.
 
         Raises:
-            ValueError: the network would get other input than in training, a fusion windows of another length, or they
-                name another transformer; or see :func:`bitad.config.loading.override_config`.
+            ValueError: the network would get other input than in training, or they name another transformer.
         """
         config = override_config(self.config, overrides)
-        if changed := self._changed_input(config):
-            raise ValueError(
-                f"{self.source} was trained otherwise: {'; '.join(changed)}; leave these keys out, or train another run"
-            )
-        require_same_features(self.config.data, config.data)
-        file = _pretrained_file(config)
-        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
-            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
-        trained, wanted = self.config.window.steps, config.window.steps
-        if config.design.fusion and trained != wanted:
-            raise ValueError(
-                f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
-                f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
-            )
-        return replace(self, config=config)
-
-    def _changed_input(self, config: Config) -> list[str]:
-        """The differences of a configuration that change the network's input: ``key was x, is y``."""
         keys = list(_INPUT_KEYS)
+        if config.design.fusion:  # its layer has an input for every point
+            keys.append("window.steps")
         if "resized" in (self.config.window.layout, config.window.layout):  # other layouts divide the test videos only
             keys += ["window.layout", "window.steps"]
         before, now = self.config.data.reversed_features, config.data.reversed_features
         # Features of reversed playback are not flipped features.
         if "reverse" in config.views and (before is None) != (now is None):
             keys.append("data.reversed_features")
-        return [
-            f"{key} was {old}, is {new}"
-            for key, old, new in _sorted_differences(self.config, config)
-            if key not in OF_THE_TRAINING
-            and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
-        ]
+        if changed := input_differences(self.config, config, keys):
+            values = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed)
+            raise ValueError(
+                f"{self.source} was trained otherwise: {values}; leave these keys out, or train another run"
+            )
+        require_same_features(self.config.data, config.data)
+        file = _pretrained_file(config)
+        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
+            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
+        return replace(self, config=config)
 
 
 def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     """The keys that differ between two configurations, by name, with both values."""
     found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
     return sorted(found, key=lambda difference: difference[0])
+
+
+def input_differences(before: Config, now: Config, keys: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """The differences in keys, or beginnings of keys that end in a dot, that affect a trained network's input."""
+    return [
+        (key, old, new)
+        for key, old, new in _sorted_differences(before, now)
+        if key not in OF_THE_TRAINING and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
+    ]
 
 
 def save_checkpoint(
@@ -246,21 +234,15 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
         if config is not None:
             raise ValueError(f"{path} contains its configuration; leave out --config, and change keys by key=value")
         return found
+    fault = None
     if found.format.kind == "pair":
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but the weights of two networks, without a configuration; give the "
-            "run or the checkpoint that they were taken from"
-        )
-    if found.format.kind != "detector":
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but a backbone: {found.format.title}; name it in "
-            "model.backbone.weights and train a detector on it"
-        )
-    if config is None:
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which contains no "
-            "configuration; name one with --config, such as the preset that it was trained like"
-        )
+        fault = "the weights of two networks, without a configuration; give their run or checkpoint"
+    elif found.format.kind == "backbone":
+        fault = f"a backbone: {found.format.title}; name it in model.backbone.weights and train a detector on it"
+    elif config is None:
+        fault = f"a detector of {found.format.title}, without a configuration; name one with --config, such as a preset"
+    if config is None or fault is not None:
+        raise ValueError(f"{path} is not a checkpoint of BiTAD but {fault}")
     if config.design.networks != 1:
         raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
     return Checkpoint(
@@ -341,8 +323,7 @@ def class_names(config: Config) -> tuple[str, ...]:
         return read_classes(data.classes)
     if not data.annotations.is_file():
         raise FileNotFoundError(
-            f"{data.annotations}: no such file; name the right one in data.annotations, or a list of the classes, "
-            "a name a line, in data.classes"
+            f"{data.annotations}: no such file; correct data.annotations, or name a list of the classes in data.classes"
         )
     return read_annotations(data.annotations).classes
 

@@ -129,7 +129,7 @@ def test_classes_come_from_their_list_or_from_the_annotations(theirs: Path, conf
     assert unknown.classes == CLASSES
     assert unknown.rate_hz == FRAME_RATE_HZ / config.data.feature_stride_frames
     message = refusal(load_checkpoint, theirs, with_data(annotations=nowhere, classes=None), kind=FileNotFoundError)
-    assert "a list of the classes, a name a line, in data.classes" in message
+    assert "a list of the classes in data.classes" in message
 
 
 def test_a_detector_without_adapters_is_one_whose_adapters_change_nothing(tmp_path: Path) -> None:
