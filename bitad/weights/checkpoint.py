@@ -21,7 +21,7 @@ from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import atomic_write, check_not_inputs
 from bitad.runtime.log import shortlist
-from bitad.weights.files import FORMAT, OURS, file_in, is_checkpoint, weights_path, write_safetensors
+from bitad.weights.files import FORMAT, OURS, is_checkpoint, weights_path, write_safetensors
 from bitad.weights.loading import (
     VALID_CONTENT,
     BackboneFile,
@@ -29,7 +29,7 @@ from bitad.weights.loading import (
     is_transformer_of,
     load_backbone,
     load_weights,
-    log_weights,
+    parse_weights,
     read_complete,
     without_adapters,
 )
@@ -257,10 +257,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint | Weights:
     """A checkpoint of BiTAD, or the weights of any known project. Raises as :func:`load_checkpoint`."""
-    if path.is_dir():
-        path = file_in(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
+    path = weights_path(path)
     content = read_complete(path)
     if is_checkpoint(content):
         return parse_checkpoint(content, path)
@@ -269,12 +266,7 @@ def open_checkpoint(path: Path) -> Checkpoint | Weights:
             f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
             "that version, or train again"
         )
-    try:
-        weights = Weights.of(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
-    log_weights(weights, path)
-    return weights
+    return parse_weights(content, path)
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bitad.config.names import SIZES
+from bitad.runtime.log import shortlist
 
 Kind = Literal["detector", "backbone", "pair"]
 Names = tuple[tuple[str, str], ...]
@@ -220,12 +221,8 @@ def recognise(names: Collection[str]) -> Format:
     """As :func:`find_format`, or ValueError."""
     if (known := find_format(names)) is not None:
         return known
-    first, *more = [repr(name)[:80] for name in list(names)[:3]] or ["none"]
-    then = f", then {' and '.join(more)}" if more else ""
-    raise ValueError(
-        f"weights of no known project: the first is {first}{then}, of {len(names)} tensors; known are "
-        + ", ".join(known.title for known in FORMATS)
-    )
+    found, known_titles = shortlist(map(repr, names)), ", ".join(known.title for known in FORMATS)
+    raise ValueError(f"weights of no known project: tensors {found}; known are {known_titles}")
 
 
 _ANOTHER_BACKBONE = (
@@ -414,21 +411,17 @@ def require_ours(weights: Mapping[str, Tensor]) -> None:
 
 
 def describe_content(content: Any) -> str:
-    """What a file holds instead of named weights, and what to do; the end of a line."""
+    """What a file holds instead of named weights, and what to do."""
     match content:
         case Tensor():
             shape = list(content.shape)
             return f"it is one tensor, {shape}; save all weights by name: torch.save(network.state_dict(), ...)"
-        case list() | tuple() | set():
-            types = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
-            return f"it is a list of {len(content)}{f' ({types})' if types else ''}; save the named weights in it alone"
         case {"param_groups": _}:
             return f"it is an optimiser's state; {_NOT_A_NETWORK}"
         case Mapping() if not content:
             return "it is empty; write or download it again"
         case Mapping():
-            keys = [repr(key)[:60] for key in content]
-            return f"it has none, only {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}; {_NOT_A_NETWORK}"
+            return f"it has none, only {shortlist(content, quote=repr)}; {_NOT_A_NETWORK}"
         case _:
             return f"it is a {type(content).__name__}; {_NOT_A_NETWORK}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from bitad.runtime.log import shortlist
 from bitad.weights.checkpoint import class_names, parse_checkpoint
 from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
 from bitad.weights.formats import TransformerSize, count_classes
-from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters
+from bitad.weights.loading import Weights, find_defects, parse_weights, read_complete, without_adapters
 
 _KINDS = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}
 
@@ -106,16 +105,8 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
     """
     path = weights_path(path)
     content = read_complete(path)
-    try:
-        return _inspect(content, path, config)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _inspect(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
     checkpoint = parse_checkpoint(content, path) if is_checkpoint(content) else None
-    weights = Weights.of(content)
-    log_weights(weights, path)
+    weights = parse_weights(content, path)
     compared_with, defects = None, []
     if config is not None:
         try:

@@ -407,7 +407,7 @@ def _frozen_transformers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
 
 def _transformer(path: Path) -> dict[str, Tensor]:
     """The transformer in a file of weights, without adapters."""
-    weights = _read(path).backbone(str(path))
+    weights = parse_weights(read_complete(path), path).backbone(str(path))
     if _TABLE not in weights and _PATCHES not in weights:
         raise ValueError(f"{path} holds no complete transformer: there is no {_PATCHES}")
     return {name: tensor for name, tensor in weights.items() if not is_adapter(name)}
@@ -474,23 +474,16 @@ def load_backbone(vit: nn.Module, path: Path) -> None:
 
     Adapters and the position table, in most projects a fixed sinusoid, stay unless the file has them.
     """
-    weights = _read(path)
-    log_weights(weights, path)
-    load_weights(vit, weights.backbone(str(path)), source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
+    weights = parse_weights(read_complete(path), path).backbone(str(path))
+    load_weights(vit, weights, source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
 
 
-def _read(path: Path) -> Weights:
-    """The weights in a file; errors name it."""
-    path = weights_path(path)
-    content = read_complete(path)
+def parse_weights(content: Mapping[str, Any], path: Path) -> Weights:
+    """As :meth:`Weights.of`, with the file in errors; logs which of several sets is used, and conversions."""
     try:
-        return Weights.of(content)
+        weights = Weights.of(content)
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def log_weights(weights: Weights, path: Path) -> None:
-    """Logs which of several sets of weights in a file are used, and whether they were converted."""
+        raise ValueError(f"{path}: {error}") from None
     if weights.empty_averages and not weights.is_averaged:
         log.warning("%s has no averaged weights in %s; using others", path, " and ".join(weights.empty_averages))
     if weights.others:
@@ -498,6 +491,7 @@ def log_weights(weights: Weights, path: Path) -> None:
         log.info("%s: using the %s (%s), not %s", path, sort, weights.key or "the top", others)
     if weights.is_converted:
         log.info("%s holds %s; read as float32", path, " and ".join(weights.dtype_names))
+    return weights
 
 
 def without_adapters(weights: Mapping[str, Tensor]) -> str:

@@ -152,7 +152,7 @@ def test_only_numbers_of_numpy_are_read(code: str, tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no known project: the first is 'conv1\.weight'"):
+    with pytest.raises(ValueError, match=r"no known project: tensors 'conv1\.weight'"):
         Weights.of({"conv1.weight": torch.ones(1)})
     with pytest.raises(ValueError, match="it is empty"):
         Weights.of({})
