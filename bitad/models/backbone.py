@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,33 +19,20 @@ class VideoBackbone(nn.Module):
 
     Normalises the pixels, cuts windows into the transformer's clips, averages its tokens over space and interpolates
     them linearly from tubelets to grid steps, as AdaTAD does.
-
-    Args:
-        vit: the transformer.
-        frames_per_step: frames of a grid step.
-        mean, std: of the pixels, RGB, on 0..255.
     """
 
-    def __init__(
-        self,
-        vit: VisionTransformer,
-        *,
-        frames_per_step: int = 1,
-        mean: Sequence[float] = PIXEL_MEAN,
-        std: Sequence[float] = PIXEL_STD,
-    ) -> None:
+    def __init__(self, vit: VisionTransformer, *, frames_per_step: int = 1) -> None:
         super().__init__()
         self.vit, self.frames_per_step = vit, frames_per_step
         # Constants, not weights: checkpoints do not hold them.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes frames.
 
         Args:
-            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step; T * k a multiple of the
-                transformer's clip.
+            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step.
 
         Returns:
             features ``[B, C, T]``, at least single precision.
@@ -59,28 +44,18 @@ class VideoBackbone(nn.Module):
         return self.features(self.vit.encode(tokens, grid), grid.clips)
 
     def begin(self, frames: Tensor) -> tuple[Tensor, TokenGrid]:
-        """The input of the transformer's first block: tokens of all clips, and their layout.
-
-        Normalises and embeds a few clips at a time: in single precision they take four times the memory of the frames.
-
-        Raises:
-            ValueError: as :meth:`forward`.
-        """
+        """The input of the transformer's first block: tokens of all clips, and their layout."""
         clips, per_window = self._cut(frames)
+        # In single precision they take four times the memory of the frames: a few at a time.
         chunks = [self.vit.begin(self._normalise(chunk), per_window) for chunk in clips.split(_CLIPS_AT_A_TIME)]
         return torch.cat([tokens for tokens, _ in chunks]), chunks[0][1]
 
     def clips(self, frames: Tensor) -> tuple[Tensor, int]:
-        """Frames ``[B, T, H, W, 3]`` -> the transformer's input: clips ``[B * n, 3, t, H, W]`` and n, T / t.
-
-        Raises:
-            ValueError: the frames do not fill clips.
-        """
+        """Frames ``[B, T, H, W, 3]`` -> the transformer's input: clips ``[B * n, 3, t, H, W]`` and n, T / t."""
         clips, per_window = self._cut(frames)
         return self._normalise(clips), per_window
 
     def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
-        """As :meth:`clips`, without normalising."""
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
         length = frames.shape[1]

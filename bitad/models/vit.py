@@ -32,8 +32,7 @@ from bitad.runtime.environment import give_back_holes
 Result = TypeVar("Result")
 
 _aten = torch.ops.aten
-# `selective` keeps the output of attention: expensive to recompute, and no larger than its input. Layers before frozen
-# weights are cheap to recompute, and their outputs are three and four times as large.
+# `selective` keeps the output of attention: expensive to recompute, and no larger than its input.
 _ATTENTION = [
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
@@ -42,7 +41,7 @@ _ATTENTION = [
 ]
 # Attributes that hold adapters: the first and the second after a block, and those between two networks.
 _ADAPTERS = frozenset({"adapter", "bi_adapter", "cross_adapters"})
-# Whether this thread recomputes a function of `run_checkpointed`. Its output is then not used.
+# Whether this thread recomputes a function of `run_checkpointed`, without use for its output.
 _is_recomputing: ContextVar[bool] = ContextVar("is_recomputing", default=False)
 
 
@@ -66,9 +65,9 @@ def run_checkpointed(function: Callable[..., Result], *inputs: object, checkpoin
 
 
 def run_in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
-    """``module`` on ``size`` rows of x at a time; with checkpointing, the backward pass recomputes chunk by chunk.
+    """``module`` on ``size`` independent rows at a time; with checkpointing, the backward pass recomputes them in turn.
 
-    Call it at the end of a function of :func:`run_checkpointed`. Rows must not depend on one another.
+    Call it at the end of a function of :func:`run_checkpointed`.
     """
     chunks = x.split(size)
     if checkpointing == "none" or not torch.is_grad_enabled():
@@ -199,8 +198,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block; its adapter and its second adapter (experiment 2) follow it, if given."""
 
-    # Output of the widest layer for a chunk of clips on a CPU. The activations of a few clips stay in the caches, and
-    # layers reuse their memory. None: all clips at once, as on a GPU.
+    # The output of the widest layer for a chunk of clips on a CPU: it stays in the caches. None: all clips at once.
     chunk_bytes: int | None = 20 * 2**20
 
     def __init__(
@@ -259,14 +257,13 @@ class VisionTransformer(nn.Module):
     Args:
         dim, depth, heads, mlp_dim, patch_size: see :class:`VitSize`.
         image_size: pixels of the square picture that the position table is for; for other sizes the table is resized
-            bicubically over space, as AdaTAD does (recomputing the sinusoid would not match).
+            bicubically over space, as AdaTAD does.
         clip_frames: frames of one clip; a multiple of ``tubelet``.
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
-        adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
-        bi_adapters: the same, each after the block's adapter.
-        checkpointing: the activations to keep for the backward pass, which recomputes the others: all ("none"), the
-            blocks' inputs ("blocks"), or also the outputs of attention ("selective").
+        adapters, bi_adapters: for each block a module or None, called as ``adapter(tokens, grid)`` after it.
+        checkpointing: the backward pass recomputes all but the blocks' inputs ("blocks"), or all but these and the
+            outputs of attention ("selective").
     """
 
     def __init__(
@@ -314,9 +311,9 @@ class VisionTransformer(nn.Module):
         return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d.
+        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``, by a matrix product: faster on a CPU than conv3d.
 
-        As a strided convolution, it ignores pixels at the right and at the bottom that fill no patch.
+        Ignores pixels at the right and at the bottom that fill no patch.
         """
         dt, p = self.tubelet, self.patch_size
         clips = clips[..., : clips.shape[3] // p * p, : clips.shape[4] // p * p]
@@ -326,10 +323,7 @@ class VisionTransformer(nn.Module):
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
     def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
-        """The input of the first block: tokens ``[B * clips_per_window, t*h*w, C]``, and their layout.
-
-        Arguments and errors as :meth:`forward`.
-        """
+        """The input of the first block: tokens ``[B * clips_per_window, t*h*w, C]``, and their layout."""
         if clips.shape[2] != self.clip_frames or min(clips.shape[3:]) < self.patch_size:
             raise ValueError(
                 f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
@@ -344,8 +338,7 @@ class VisionTransformer(nn.Module):
         """Encodes clips.
 
         Args:
-            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised, the clips of a window in order of time;
-                T = ``clip_frames``; H and W should be multiples of the patch size, see :meth:`embed`.
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised, the clips of a window in order of time.
             clips_per_window: consecutive clips that the adapters see as one window.
 
         Returns:

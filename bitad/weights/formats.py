@@ -514,8 +514,10 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
             found["model.backbone.first_adapter"] = size.first_adapter
             found["model.backbone.adapter_reduction"] = size.dim // size.adapter_dim
     embed, scales, classes = (
-        weights.get("pyramid.embed.0.conv.weight"), weights.get("head.scales"), count_classes(weights)
-    )  # fmt: skip
+        weights.get("pyramid.embed.0.conv.weight"),
+        weights.get("head.scales"),
+        count_classes(weights),
+    )
     if embed is not None and embed.ndim > 1 and scales is not None and classes is not None:
         found |= {
             "the number of input channels": embed.shape[1],

@@ -38,9 +38,17 @@ log = logging.getLogger("bitad")
 
 # Keys that usually hold the weights of a file; earlier ones are preferred.
 _USUAL_KEYS = (
-    "state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "net_state_dict", "params",
+    "state_dict",
+    "model",
+    "module",
+    "net",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "net_state_dict",
+    "params",
     "weights",
-)  # fmt: skip
+)
 # A key with one of these words holds averaged weights: `model_ema`, `ema_state_dict`, `ModelEMA`, `swa_model`.
 _EMA_WORDS = {"ema", "average", "averaged", "avg", "swa", "shadow"}
 # What an average holds beside weights: how many there were, and its settings.
