@@ -1,8 +1,7 @@
-"""Two networks, one clock: the prediction of a network that watches in the other direction, in one's own view.
+"""Two networks, one clock: the other network's prediction, in one's own view.
 
 The other view shows the V real steps of the same window in the opposite order, padding at the end in both;
-:func:`bitad.timeline.mirror_points` maps the points. One function serves both directions. Experiment 2x aligns the
-tokens of the two backbones block by block (:func:`joint_forward`).
+:func:`bitad.timeline.mirror_points` maps the points. Experiment 2x aligns tokens of the two backbones block by block.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     """Maps the prediction of the other view's network to the points of this view.
 
     Every point takes the prediction of the nearest real point of its level in the other view, with the two distances
-    swapped: the distance to the action's end there is the distance to its start here. ``"exact"`` also corrects them
-    by the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
-    segment keeps its place. ``"naive"`` is the research group's first implementation, kept for comparison: each level
-    is reversed with its padding, and the distances are swapped. That is up to ``stride - 1`` steps off on full windows,
-    and shifted by the padding's length on others.
+    swapped. ``"exact"`` also corrects them by the gap g between the two points, in strides (``start = end' - g``,
+    ``end = start' + g``, floored at 0), so a segment keeps its place. ``"naive"`` is the research group's first
+    implementation: it reverses each level with its padding. That is up to ``stride - 1`` steps off on full windows, and
+    shifted by the padding's length on others.
     """
     if how not in get_args(Alignment):
         raise ValueError(f"alignment {how!r} is not one of {', '.join(get_args(Alignment))}")
@@ -51,11 +49,10 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
 
 
 class TubeletAlignment(NamedTuple):
-    """Which tubelet of the other view each tubelet of a batch of windows meets, n of them in a window.
+    """Which tubelet of the other view each of the n tubelets of a window meets.
 
-    A window's V real frames are its first ceil(V / tubelet) tubelets; the rest is padding. In views that mirror one
-    another, these real tubelets meet in the opposite order: on the same frames where the tubelet divides V, else up to
-    ``tubelet - 1`` frames off. It holds from either view to the other.
+    A window's V real frames are its first ceil(V / tubelet) tubelets. In mirrored views they meet in the opposite
+    order: on the same frames where the tubelet divides V, else up to ``tubelet - 1`` frames off.
 
     Args:
         tubelet: its number in the other view, ``[B, n]``; meaningless for padded ones.
@@ -74,7 +71,7 @@ class TubeletAlignment(NamedTuple):
         return cls(index, numbers < count)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros where it has nothing."""
+        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros in the padding."""
         windows, count = self.tubelet.shape
         rows = self.tubelet + count * torch.arange(windows, device=x.device)[:, None]
         met = x.reshape(windows * count, -1).index_select(0, rows.flatten())
@@ -92,8 +89,8 @@ def joint_forward(
 ) -> tuple[Tensor, Tensor]:
     """Two views of the same windows through two backbones of one architecture.
 
-    After each block and its own adapters, each network's cross adapter sees the tokens that the other network has
-    there, before its cross adapter, at the aligned time. New cross adapters change nothing.
+    After each block and its own adapters, each network's cross adapter sees the other network's tokens at the aligned
+    time, before its cross adapter.
 
     Args:
         first, second: the backbones. If their checkpointing differs, both recompute their blocks.
@@ -106,12 +103,12 @@ def joint_forward(
         the features of both, ``[B, C, T]`` each, on its own view's clock.
 
     Raises:
-        ValueError: the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
+        ValueError: views and mask are not of the same windows, or do not fill clips.
     """
     mask = mask.repeat_interleave(first.frames_per_step, dim=1)  # of frames
     if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
         raise ValueError(
-            f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "
+            f"views {list(frames[0].shape)} and {list(frames[1].shape)} with a mask {list(mask.shape)}; "
             "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
         )
     (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])

@@ -17,8 +17,8 @@ _CLIPS_AT_A_TIME = 4
 class VideoBackbone(nn.Module):
     """Frames of windows -> a feature per grid step.
 
-    Normalises the pixels, cuts windows into the transformer's clips, averages its tokens over space and interpolates
-    them linearly from tubelets to grid steps, as AdaTAD does.
+    Normalises pixels, cuts windows into clips, averages the transformer's tokens over space and interpolates them from
+    tubelets to grid steps, as AdaTAD does.
     """
 
     def __init__(self, vit: VisionTransformer, *, frames_per_step: int = 1) -> None:
@@ -51,7 +51,7 @@ class VideoBackbone(nn.Module):
         return torch.cat([tokens for tokens, _ in chunks]), chunks[0][1]
 
     def clips(self, frames: Tensor) -> tuple[Tensor, int]:
-        """Frames ``[B, T, H, W, 3]`` -> the transformer's input: clips ``[B * n, 3, t, H, W]`` and n, T / t."""
+        """Frames ``[B, T, H, W, 3]`` -> normalised clips ``[B * n, 3, t, H, W]``, and n."""
         clips, per_window = self._cut(frames)
         return self._normalise(clips), per_window
 
@@ -61,7 +61,7 @@ class VideoBackbone(nn.Module):
         length = frames.shape[1]
         if length % self.vit.clip_frames:
             raise ValueError(
-                f"window of {length} frames is not a multiple of the backbone's clip of {self.vit.clip_frames}; "
+                f"window of {length} frames is not a multiple of the clip of {self.vit.clip_frames}; "
                 f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
             )
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
@@ -71,7 +71,7 @@ class VideoBackbone(nn.Module):
         return (clips - self.get_buffer("mean")) / self.get_buffer("std")
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
-        """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
+        """Tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
         features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, n * t]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         length = per_window * self.vit.clip_frames // self.frames_per_step

@@ -1,4 +1,4 @@
-"""Configuration -> network: the only place that assembles modules, and the only one that says what trains."""
+"""Configuration -> network: assembles modules, and sets what trains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 class OwnRandomNumbers(TorchFunctionMode):
-    """Within, this thread draws initial weights from a generator of its own, not from the process's."""
+    """Within, this thread draws initial weights from its own generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def checkpointing_of(config: Config) -> Checkpointing:
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:
-    """All but the pre-trained transformer, with its adapters; or only the modules added to finished networks."""
+    """Trains all but the pre-trained transformer; or only the modules added to finished networks."""
     for name, parameter in network.named_parameters():
         if config.trains_detectors:
             trains = ".vit." not in f".{name}" or is_adapter(name)

@@ -1,5 +1,4 @@
-"""Fusion of two networks' predictions on one clock: experiments 3-1, 3-2 and 3-3 of the research group that BiTAD
-implements.
+"""Fusion of two networks' predictions on one clock: experiments 3-1, 3-2 and 3-3 of the research group.
 
 Each takes one's own prediction and the other network's, aligned to one's own clock
 (:func:`bitad.models.alignment.aligned`), and gives a prediction at one's own points. The layers along the point
@@ -22,7 +21,7 @@ from bitad.models.heads import Prediction
 
 
 class PointLayer(nn.Module):
-    """One fully connected layer along the point axis, 2N -> N, the same for every column; without bias.
+    """A linear layer along the point axis, 2N -> N, the same for every column, without bias.
 
     Args:
         points: N.

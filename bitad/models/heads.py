@@ -24,8 +24,7 @@ class Points:
     Args:
         position: ``[N]``, in grid steps: ``stride * j`` for the j-th point of its level.
         stride: ``[N]``, in grid steps.
-        low, high: ``[N]``, in grid steps: in training a point is responsible for segments whose farther end is at
-            least ``low`` and at most ``high`` away.
+        low, high: ``[N]``, in grid steps: the range of distances to the farther end of a point's segments.
         sizes: the number of points of each level.
     """
 
@@ -81,9 +80,9 @@ class Prediction(NamedTuple):
 class RecoveringReLU(torch.autograd.Function):
     """ReLU of channels ``[..., C]``, with a gradient for a channel that would get none.
 
-    Where a channel is negative at all points that have a gradient, it passes at those where a step against it makes the
-    channel larger. One network in sixteen begins with a distance that is cut off at nearly all points, and without this
-    could find no start (or no end) of any action.
+    Where a channel is negative at all points that have a gradient, it passes where a step makes the channel larger. One
+    network in sixteen begins with a distance that is cut off at nearly all points, and without this could find no start
+    (or no end) of any action.
     """
 
     @staticmethod

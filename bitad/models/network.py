@@ -21,7 +21,7 @@ class Output(NamedTuple):
     """The output of a network for a batch of windows.
 
     Args:
-        predictions: of each detector, on the clock of its view; fused where there is a fusion.
+        predictions: of each detector, on the clock of its view; fused if there is a fusion.
         own: the same before fusion.
         aligned: for each detector, the other detector's prediction on its clock; None where nothing is aligned.
     """
@@ -133,8 +133,8 @@ class Side(nn.Module):
 
     Args:
         network: the detector.
-        cross_adapters: one after each block of its backbone, on the tokens of both sides (experiment 2x).
-        fusion: of this detector's prediction with the other's, on this detector's clock (experiments 3-x).
+        cross_adapters: one after each block of its backbone (experiment 2x).
+        fusion: with the other's prediction, on this detector's clock (experiments 3-x).
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class MaskedConv(nn.Module):
 
 
 class AffineDropPath(nn.Module):
-    """Drop path after a learned scale for each channel (LayerScale, Touvron et al. 2021), if not None."""
+    """Drop path after LayerScale (Touvron et al. 2021), if not None."""
 
     def __init__(self, channels: int, *, drop_path: float, layer_scale: float | None) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class AffineDropPath(nn.Module):
 
 
 class ConvProjection(nn.Module):
-    """Queries, keys or values: a depthwise convolution, which also down-samples, a layer norm, a linear map."""
+    """Queries, keys or values: a depthwise convolution, a layer norm, a linear map."""
 
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -75,12 +75,12 @@ class ConvProjection(nn.Module):
         self.pointwise = _pointwise(channels, channels)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x [B, C, T]`` and the mask of the *output* ``[B, T / stride]`` -> ``[B, C, T / stride]``."""
+        """``x [B, C, T]``, mask of the *output* ``[B, T / stride]`` -> ``[B, C, T / stride]``."""
         return self.pointwise(self.norm(self.depthwise(x) * mask[:, None]))
 
 
 class MaskedAttention(nn.Module):
-    """Multi-head self-attention over the real positions, or those of an odd ``window`` around each."""
+    """Self-attention over the real positions, or those of an odd ``window`` around each."""
 
     def __init__(self, channels: int, heads: int, *, stride: int, window: int | None, dropout: float) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ class MaskedAttention(nn.Module):
 def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) -> Tensor:
     """Attention in which each position sees the real ones at most ``window // 2`` away.
 
-    The queries are cut into blocks, and each block meets only the keys it can reach: time and memory grow with
-    ``T * window``, not with ``T * T``. ``q, k, v [B, heads, T, C]``, ``mask [B, T]``; padded results mean nothing.
+    Each block of queries meets only the keys it can reach: time and memory grow with ``T * window``, not ``T * T``.
+    ``q, k, v [B, heads, T, C]``, ``mask [B, T]``; padded results mean nothing.
     """
     reach, block, length = window // 2, max(window, 16), q.shape[2]
     tail = -length % block
@@ -129,10 +129,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) 
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block on ``[B, C, T]``; with ``stride`` 2 it halves T, and the skip path pools by maximum.
-
-    ``dropout`` is the rate in the MLP and after the attention.
-    """
+    """Pre-norm transformer block on ``[B, C, T]``; with ``stride`` 2, it halves T."""
 
     def __init__(
         self,
@@ -207,10 +204,9 @@ class Pyramid(nn.Module):
         length_multiple: inputs longer than ``max_length`` are padded to a multiple of it.
         max_length: T in grid steps; shorter inputs are padded to it.
         stem_blocks: blocks at full resolution.
-        position_embedding: add a sinusoid over the T positions, scaled by 1/sqrt(C), to the stem's input; longer inputs
-            get it stretched.
+        position_embedding: add a sinusoid, scaled by 1/sqrt(C), to the stem's input; longer inputs get it stretched.
         input_dropout: rate at which channels of the features are dropped.
-        level_norms: end each level with a layer norm; false is ActionFormer's ``fpn_with_ln: false``.
+        level_norms: end each level with a layer norm (ActionFormer's ``fpn_with_ln``).
         padding: see the module.
 
     Raises:
@@ -292,10 +288,7 @@ class Pyramid(nn.Module):
         return F.interpolate(table, size=length, mode="linear", align_corners=False)
 
     def forward(self, features: Tensor, mask: Tensor) -> list[Level]:
-        """Features ``[B, in_channels, T]`` and the mask ``[B, T]``, true at real steps -> levels, finest first.
-
-        A level has features ``[B, C, T_l]`` and mask ``[B, T_l]``, with ``T_0 = padded_length(T)``.
-        """
+        """Features ``[B, in_channels, T]``, mask ``[B, T]`` -> levels, finest first, ``T_0 = padded_length(T)``."""
         levels = [
             Level(norm(x), mask) for norm, (x, mask) in zip(self.norms, self.project(features, mask), strict=True)
         ]
@@ -322,8 +315,7 @@ def options_of(config: Config) -> PyramidOptions:
 class FeaturePyramid(Pyramid):
     """ActionFormer's pyramid, of transformer blocks.
 
-    ``window`` is the attention window in positions of its level: one for all levels, or one a level; None sees
-    everything. ValueError for sizes that do not fit together.
+    ``window`` is the attention window in positions, of all levels or each; None sees everything.
     """
 
     def __init__(
@@ -386,7 +378,7 @@ class FeaturePyramid(Pyramid):
 
 
 def _pointwise(in_channels: int, out_channels: int) -> nn.Conv1d:
-    """A linear map of the channels of ``[B, C, T]``; its bias starts at zero, as in ActionFormer."""
+    """A linear map of the channels; its bias starts at zero, as in ActionFormer."""
     conv = nn.Conv1d(in_channels, out_channels, 1)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saving, resuming, starting from baselines; and the lock on the run directory."""
+"""The checkpoints of a run, baselines to start from, and the lock on the run directory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bitad.weights.loading import BackboneError, BackboneFile, load_weights, wit
 
 
 class CheckpointManager:
-    """The checkpoints in a run directory: `best.pt`, and ``keep`` to resume from: `last.pt`, `last-1.pt`, ..."""
+    """The checkpoints of a run: `best.pt`, and ``keep`` to resume from: `last.pt`, `last-1.pt`, ..."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
@@ -53,7 +53,7 @@ class CheckpointManager:
         return any(path.exists() for path in self._last)
 
     def require(self, *, resume: bool = True) -> None:
-        """Raises FileNotFoundError without a run to resume, ValueError where a new run would overwrite one."""
+        """Raises an error if there is no run to resume, or a new run would overwrite one."""
         if resume and not self.exists:
             raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
         if self.exists and not resume:
@@ -84,15 +84,15 @@ class CheckpointManager:
         raise AssertionError("the last one was returned or raised")
 
     def save_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Writes the frozen transformer of a network, unless its file is right; checkpoints then refer to it."""
+        """Writes the frozen transformer of a network; checkpoints then refer to it."""
         self._backbone = BackboneFile.write(state, self._backbone_path)
 
     def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
-        """Writes the newest checkpoint and removes the oldest; ``again``: it replaces the newest one."""
+        """Writes the newest checkpoint and removes the oldest; ``again``: replaces the newest."""
         self._save(checkpoint, self.last, before=None if again else self._rotate)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes the best network, without the state that only a resumed run needs."""
+        """Writes the best network, without the state for resuming."""
         self._save(replace(checkpoint, training=None), self.best)
 
     def _save(self, checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
@@ -101,7 +101,7 @@ class CheckpointManager:
         save_checkpoint(checkpoint, path, backbone=self._backbone, before=before)
 
     def _rotate(self) -> None:
-        """Makes room for a new checkpoint, already written; a run killed in between can be resumed."""
+        """Makes room for a new checkpoint; a run killed in between can be resumed."""
         for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
             if newer.exists():
                 _link_or_move(newer, older)
@@ -143,30 +143,27 @@ def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
 
 
 def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool) -> None:
-    """Raises ValueError if the data have changed since the checkpoint; with ``allow``, logs it if ``show``."""
+    """Raises ValueError if the data have changed; with ``allow``, logs it if ``show``."""
     if saved.data is None:
         if show:
-            log.warning("%s has no fingerprints of its data: whether they have changed is not checked", saved.source)
+            log.warning("%s has no fingerprints of its data; changes are not checked", saved.source)
         return
     changed = changes(saved.data, now)
     if not changed:
         return
     fault = f"the data have changed since {saved.source} was written: {'; '.join(changed)}"
     if not allow:
-        raise ValueError(
-            f"{fault}; resume with the original data, start another run, or resume on the changed data with "
-            "--allow-changed-data"
-        )
+        raise ValueError(f"{fault}; resume with the original data, start another run, or use --allow-changed-data")
     if show:
         log.warning("%s; resumed on the changed data (--allow-changed-data)", fault)
 
 
 def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, ...]) -> None:
-    """Loads the averaged weights of a checkpoint into a network; ValueError if they are of other classes."""
+    """Loads the averaged weights of a checkpoint; ValueError if they are of other classes."""
     if saved.classes != classes:
         raise ValueError(
-            f"{saved.source} was trained on the classes {saved.classes}, not {classes}; resume "
-            "with the class list that it was trained with, or start another run"
+            f"{saved.source} was trained on the classes {saved.classes}, not {classes}; "
+            "resume with the original class list, or start another run"
         )
     load_weights(network, saved.model, source=saved.source)
 
@@ -189,7 +186,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
-        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run.
+        ValueError: one is no baseline of that direction, or has other classes, windows or layers.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
@@ -242,7 +239,7 @@ def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...]
 def lock_folder(
     folder: Path, ranks: Ranks, *, remedy: str = OTHER_OUT, option: str = "--out", patience_s: float = 0.0
 ) -> Iterator[None]:
-    """As :func:`bitad.runtime.locking.locked`, for all ranks: rank 0 holds the lock, every rank raises its error."""
+    """As :func:`bitad.runtime.locking.locked`: rank 0 holds the lock, every rank raises its error."""
     with ExitStack() as held:
         fault: ValueError | OSError | None = None
         if ranks.is_main:
@@ -272,7 +269,7 @@ def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
     keeper = CheckpointManager(directory, config.training.keep_last)
     if resume:
         keeper.require()  # before a mistyped name makes a folder
-    # The processes before these may still be ending, or the lock may be of a machine that went down.
+    # Former processes may still be ending, or the lock may be of a machine that went down.
     patience_s = 0.0 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else RESTART_S
     remedy = "wait until that has ended, or choose another name, seed or output"
     with lock_folder(directory, ranks, remedy=remedy, option="output", patience_s=patience_s):

@@ -27,7 +27,7 @@ class Targets(NamedTuple):
 
     Args:
         class_targets: float ``[B, N, K]``, 0 or 1; a point can have several classes.
-        distances: ``[B, N, 2]``, to the start and to the end of a point's segment, in strides; 0 without a segment.
+        distances: ``[B, N, 2]``, to start and end of a point's segment, in strides; 0 without one.
         positive: bool ``[B, N]``, the points with a segment.
     """
 
@@ -36,9 +36,9 @@ class Targets(NamedTuple):
     positive: Tensor
 
     def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
-        """The distances of a prediction that train, and their targets: bool ``[B, N]`` and distances ``[B, N, 2]``.
+        """The distances that train, bool ``[B, N]``, and their targets ``[B, N, 2]``.
 
-        Where distances depend on the class: bool ``[B, N, K]`` and distances ``[B, N, 1, 2]``.
+        Where distances depend on the class: bool ``[B, N, K]`` and ``[B, N, 1, 2]``.
         """
         positive, distances = self.positive & prediction.mask, self.distances.to(prediction.distances.dtype)
         if prediction.distances.ndim == 3:
@@ -57,9 +57,9 @@ def assign(
 ) -> Targets:
     """Assigns ground truth to points.
 
-    A point takes a segment if it lies strictly inside, less than ``radius`` strides from the middle, and if the farther
-    end is within the point's range, limits included. Of several segments it takes the shortest, or the first of equally
-    short ones; its classes are those of all equally short ones.
+    A point takes a segment if it lies strictly inside, less than ``radius`` strides from the middle, and the farther
+    end is within the point's range. Of several segments it takes the shortest, or the first of equally short ones; its
+    classes are those of all equally short ones.
 
     Args:
         segments: for each window ``[n, 2]`` in grid steps; n may be 0.
@@ -116,7 +116,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
 
 
 def tiou_of_distances(distances: Tensor, targets: Tensor) -> Tensor:
-    """tIoU of segments around the same point, on 0..1: distances >= 0 to start and end ``[..., 2]`` -> ``[...]``."""
+    """tIoU of segments around the same point: distances >= 0 to start and end ``[..., 2]`` -> ``[...]``."""
     intersection = torch.minimum(distances, targets).sum(-1)
     union = (distances + targets).sum(-1) - intersection
     return intersection / union.clamp(min=_EPS)
@@ -133,16 +133,15 @@ def diou_loss(distances: Tensor, targets: Tensor) -> Tensor:
 class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
-    Both losses are sums over the batch's real points, divided by the number of positive points: in training by its
-    moving average (a buffer, which checkpoints hold), in evaluation by the batch's. The batches of several processes
-    count as one: the mean of their losses is the loss of one process with all windows.
+    Both losses are sums over the batch's real points, divided by the number of positive points, in training by its
+    moving average (a buffer). The batches of several processes count as one: the mean of their losses is the loss of
+    one process with all windows.
 
     Args:
         initial_normaliser: the first value of the moving average.
         label_smoothing: the share of a class target that is spread over all classes.
         regression_weight: of the regression in the total.
-        iou_weight_power: the tIoU of a point's predicted segment to this power weights the classification loss of its
-            classes, and so also trains the segment; 0: weight 1.
+        iou_weight_power: the tIoU of a point's predicted segment to this power weights the loss of its classes.
         total: a number of this process -> its sum over all ``processes``.
     """
 
@@ -164,7 +163,7 @@ class DetectionLoss(nn.Module):
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
     def forward(self, prediction: Prediction, targets: Targets, *, normaliser: Tensor | None = None) -> Losses:
-        """The losses of a prediction; in a step of several batches, with the step's :meth:`normaliser_of`."""
+        """The losses; in a step of several batches, with the step's :meth:`normaliser_of`."""
         logits, distances, mask, _ = prediction
         if normaliser is None:
             normaliser = self.normaliser_of((targets.positive & mask).sum())
@@ -185,8 +184,8 @@ class DetectionLoss(nn.Module):
     def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
         """The disagreement of two predictions on one clock, normalised as the last :meth:`forward`.
 
-        The squared difference of the probabilities, plus 1 - DIoU of the segments where there are targets: a symmetric
-        form of mutual learning (Zhang et al. 2018, arXiv:1706.00384).
+        The squared difference of probabilities, plus 1 - DIoU where there are targets: a symmetric form of mutual
+        learning (Zhang et al. 2018, arXiv:1706.00384).
         """
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
         taught, _ = targets.of_distances(prediction)
@@ -196,7 +195,7 @@ class DetectionLoss(nn.Module):
         return total
 
     def normaliser_of(self, positives: Tensor) -> Tensor:
-        """The normaliser of a step with this process's number of positive points; training mode updates the average."""
+        """The normaliser of a step with this process's number of positive points."""
         dtype = self.get_buffer("normaliser").dtype
         if not self.training:
             return positives.clamp(min=1).to(dtype)

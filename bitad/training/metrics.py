@@ -40,7 +40,7 @@ def _record(line: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         is_valid = False
     if not is_valid:
-        raise ValueError(f"{where} is not a record of a run; correct or remove the line, or remove the file")
+        raise ValueError(f"{where} is not a record of a run; correct the line, or remove it or the file")
     return dict(record)
 
 
@@ -94,9 +94,9 @@ class Records:
             raise
 
     def drop_after_checkpoint(self, step: int, *, untested: bool) -> None:
-        """Drops the records that a run wrote after its last checkpoint at ``step``, and half a line at the end.
+        """Drops records after ``step``, that of the last checkpoint, and half a line at the end.
 
-        ``untested``: the evaluation of the checkpoint is still to come. ValueError if a line is not a record.
+        ``untested``: the evaluation of the checkpoint is still to come.
         """
         if not self.path.exists():
             return

@@ -53,8 +53,8 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
     """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
     Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
-    (as Yang et al. 2021, arXiv:2203.03466, do for hidden layers with Adam): their inputs are nearly equal, so a step of
-    Adam at the full rate would change each output by about a thousand times the rate.
+    (Yang et al. 2021, arXiv:2203.03466): their inputs are nearly equal, so a step at the full rate would change each
+    output by about a thousand times the rate.
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
     fused = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
@@ -101,8 +101,8 @@ def build_schedule(optimizer: AdamW, *, warmup_steps: int, total_steps: int) -> 
 class Ema:
     """The moving average of a model's trainable parameters, from their current values on.
 
-    The decay rises as ``(1 + n) / (10 + n)`` with the number of updates n up to ``decay`` (as in TensorFlow's
-    ExponentialMovingAverage), so that the initial weights do not dominate a short training.
+    The decay rises as ``(1 + n) / (10 + n)`` with the number of updates n up to ``decay``, as in TensorFlow, so that
+    the initial weights do not dominate a short training.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:

@@ -107,7 +107,7 @@ class Learner:
             self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights."""
         parameters = dict(self.module.named_parameters())
         return {
             "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
@@ -144,7 +144,7 @@ class Learner:
 
 
 class TrainStep:
-    """Takes training steps with a network on the device of ``ranks``: passes, updates of weights and averages."""
+    """Takes training steps with a network that is on the device of ``ranks``."""
 
     def __init__(
         self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
@@ -160,7 +160,7 @@ class TrainStep:
         self.points = network.detectors[0].points(config.window.steps, ranks.device)
 
     def _wrap_models(self) -> list[nn.Module]:
-        """The model of each backward pass (the pair, or each detector), wrapped for distributed training."""
+        """The model of each backward pass, wrapped for distributed training."""
         models = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
@@ -203,10 +203,7 @@ class TrainStep:
     def losses(
         self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of a forward pass of a model, by learner, and the weighted agreement in experiment 1x.
-
-        ``views``: a batch in each detector's view, on the device.
-        """
+        """The losses of a model, by learner, and the weighted agreement, for a batch in each detector's view."""
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
@@ -255,7 +252,6 @@ class TrainStep:
         return norms
 
     def _find_fault(self, step: StepOutput) -> str | None:
-        """Which gradients were not finite; None where a lower loss scale of fp16 will help."""
         faults = [name for name, norm in step.norms.items() if not math.isfinite(norm)]
         if not faults or (math.isfinite(step.loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             return None
@@ -286,9 +282,9 @@ class TrainStep:
 
     @contextmanager
     def averaged_network(self) -> Iterator[Network]:
-        """The network with the averaged weights, in evaluation mode; a copy if weights are sharded."""
+        """The averaged network in evaluation mode; a copy if weights are sharded."""
         if self.config.training.shard and self.ranks.world > 1:
-            # Ranks test different numbers of windows, so they cannot gather weights together.
+            # Ranks test different numbers of windows, and cannot gather weights together.
             with torch.random.fork_rng(devices=[]):  # the training's random numbers must not change
                 copy = build_network(self.config, self.num_classes)
             copy.load_state_dict(self.averaged_weights())
@@ -301,7 +297,7 @@ class TrainStep:
             yield self.network
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights."""
         learners = {learner.name: learner.state_dict() for learner in self.learners}
         return {"learners": learners, "scaler": self.scaler.state_dict()}
 

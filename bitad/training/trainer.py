@@ -239,7 +239,7 @@ class Trainer:
         raise ValueError(f"{fault}; {remedy}, or start another run with a lower training.lr")
 
     def _save_or_stop(self) -> None:
-        """Saves a checkpoint if one is due; raises Stopped, after the same step, if any process got a signal."""
+        """Saves a checkpoint if one is due; raises Stopped if any process got a signal."""
         is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device)))
         every = self.config.training.checkpoint_steps
         if is_stopping or (every is not None and self.step % every == 0):
@@ -358,9 +358,8 @@ def open_run(
 ) -> Iterator[Trainer]:
     """Within, these processes hold the run directory, and the yielded trainer is ready to run.
 
-    Restores PyTorch's random numbers and number of threads. A run that torchrun restarts is resumed in any case.
-    Arguments and errors as :class:`Trainer`, :func:`~bitad.training.checkpoints.lock_run` and
-    :func:`~bitad.runtime.distributed.process_group`.
+    Restores PyTorch's random numbers and number of threads. Resumes a run that torchrun restarts in any case.
+    Arguments and errors as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
     """
     threads = torch.get_num_threads()
     set_up_process(config.threads)
@@ -378,8 +377,8 @@ def open_run(
 class EpochSampler(Sampler[list[int]]):
     """This rank's batches of an epoch, in an order of windows that depends on (seed, epoch) alone.
 
-    A step takes the next windows in that order, with any number of processes and batches. Windows that fill no step are
-    not seen in this epoch. Iteration begins at ``first_step`` of ``epoch``.
+    A step takes the next windows in that order; windows that fill no step are not seen. Iteration begins at
+    ``first_step`` of ``epoch``.
     """
 
     def __init__(self, windows: int, batch: int, ranks: Ranks, seed: int, *, accumulate: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: BiTAD's, and with a configuration those of other projects; always read with ``weights_only=True``."""
+"""Checkpoints: BiTAD's, and with a configuration other projects' detectors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bitad.weights.loading import (
     without_adapters,
 )
 
-# Of the training videos of another project's detector, if they are missing: THUMOS14's and ActivityNet's.
+# Assumed of the training videos of another project's detector, if they are missing.
 FRAME_RATE_HZ = 30.0
 # A resumed run may change these: they do not affect its results.
 WITHOUT_EFFECT = (
@@ -64,7 +64,7 @@ OF_THE_TRAINING = (
     "model.backbone.checkpointing",
     "model.backbone.compile",
 )
-# The input that a network was trained for, as keys or beginnings of keys: with other input, test results mean nothing.
+# The input that a network was trained for, as keys or beginnings of keys.
 _INPUT_KEYS = (
     "direction",
     "experiment",
@@ -107,7 +107,7 @@ class Checkpoint:
     data: Fingerprints | None = field(default=None, repr=False)
 
     def network(self) -> Network:
-        """The trained network or pair, in evaluation mode; ValueError if the weights do not fit or are not finite."""
+        """The trained network, in evaluation mode; ValueError if the weights do not fit or are not finite."""
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
         if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
@@ -115,7 +115,7 @@ class Checkpoint:
         return network.eval()
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
-        """The differences of a configuration that change a resumed run; keys in ``moved`` may name another path."""
+        """The differences that change a resumed run; keys in ``moved`` may name another path."""
         return [
             f"{key} was {old}, is {new}"
             for key, old, new in _sorted_differences(self.config, config)
@@ -125,7 +125,7 @@ class Checkpoint:
         ]
 
     def _has_transformer_of(self, config: Config) -> bool:
-        """Whether the pre-trained file that a configuration names has the transformer of this network."""
+        """Whether a configuration's pre-trained file has the transformer of this network."""
         file = _pretrained_file(config)
         return file is not None and is_transformer_of(self.model, file)
 
@@ -133,7 +133,7 @@ class Checkpoint:
         """The checkpoint with overrides of its configuration, for testing.
 
         Raises:
-            ValueError: the network would get other input than in training, or they name another transformer.
+            ValueError: the network would get other input or another transformer.
         """
         config = override_config(self.config, overrides)
         keys = list(_INPUT_KEYS)
@@ -164,7 +164,7 @@ def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any
 
 
 def input_differences(before: Config, now: Config, keys: Collection[str]) -> list[tuple[str, Any, Any]]:
-    """The differences in keys, or beginnings of keys that end in a dot, that affect a trained network's input."""
+    """The differences in ``keys``, or beginnings of keys, that affect a trained network."""
     return [
         (key, old, new)
         for key, old, new in _sorted_differences(before, now)
@@ -183,7 +183,7 @@ def save_checkpoint(
 
     Args:
         checkpoint: to a path that ends in ``.safetensors``, it is written without ``training``.
-        backbone: in the same folder; the checkpoint refers to it instead of holding the frozen transformer.
+        backbone: in the same folder; the checkpoint refers to it.
         before: called when the file is written, before it replaces an existing one.
     """
     values = {
@@ -210,7 +210,7 @@ def save_checkpoint(
             try:
                 torch.save(content, stream)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # PyTorch's own message hides it: a full disk, say
+                if isinstance(error.__context__, OSError):  # PyTorch's message hides a full disk
                     raise error.__context__ from None
                 raise
         if before is not None:
@@ -222,17 +222,17 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
     Args:
         path: a file, or a folder that stands for one: of a run `best.pt`, else `last.pt`.
-        config: for a detector without one; BiTAD's checkpoints have theirs. Its data set names the classes.
+        config: for a detector without one. Its data set names the classes.
 
     Raises:
         FileNotFoundError: no such file, or no file of its frozen transformer.
-        ValueError: no checkpoint or detector, a damaged one, or a configuration is missing or not allowed.
+        ValueError: no checkpoint or detector, or a configuration is missing or not allowed.
     """
     path = weights_path(path)
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint):
         if config is not None:
-            raise ValueError(f"{path} contains its configuration; leave out --config, and change keys by key=value")
+            raise ValueError(f"{path} contains its configuration; leave out --config, or use key=value")
         return found
     fault = None
     if found.format.kind == "pair":
@@ -256,15 +256,15 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint | Weights:
-    """A checkpoint of BiTAD, or the weights of any known project. Raises as :func:`load_checkpoint`."""
+    """A checkpoint of BiTAD, or the weights of any known project."""
     path = weights_path(path)
     content = read_complete(path)
     if is_checkpoint(content):
         return parse_checkpoint(content, path)
     if str(content.get("format")).startswith(OURS):
         raise ValueError(
-            f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
-            "that version, or train again"
+            f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); "
+            "read it with that version, or train again"
         )
     return parse_weights(content, path)
 
@@ -277,11 +277,11 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
 
 
 def convert_weights(path: Path, out: Path, config: Config | None = None) -> None:
-    """Writes weights of any known project as safetensors: a detector as a complete checkpoint, or a backbone alone.
+    """Writes weights of any known project as safetensors: a complete checkpoint, or a backbone.
 
     Args:
         path: as :func:`load_checkpoint`, or a backbone's.
-        config: of a detector without one, and then it is written too; of a backbone, the network that it must fit.
+        config: for a detector without one; of a backbone, the network that it must fit.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
@@ -307,7 +307,7 @@ def _pretrained_file(config: Config) -> Path | None:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of a configuration's data set, in the order of the logits; FileNotFoundError without the data."""
+    """The classes of a configuration's data set, in the order of the logits."""
     data = config.data
     if data.class_agnostic:
         return (ANY_CLASS,)

@@ -1,4 +1,4 @@
-"""Files of weights: PyTorch's, read without running code in them, safetensors, and folders that hold either."""
+"""Files of weights: PyTorch's, safetensors, and folders of either; read without running code in them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _INDEX = ".index.json"
 
 
 def file_in(folder: Path) -> Path:
-    """The file of weights that a folder stands for; ValueError if there are several, FileNotFoundError if none."""
+    """The file of weights that a folder stands for; an error if there are several or none."""
     visible = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     found = [
         name for name in visible if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NOT_WEIGHTS)
@@ -66,7 +66,7 @@ def file_in(folder: Path) -> Path:
 
 
 class _NumpyType:
-    """Replaces ``numpy.dtype`` while a file is read: it only stores the type's code."""
+    """Replaces ``numpy.dtype`` in files: it only stores the type's code."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.code, self.order = code, "="
@@ -76,14 +76,14 @@ class _NumpyType:
 
 
 def _numpy_number(kind: _NumpyType, data: bytes) -> bool | int | float:
-    """Replaces NumPy's own reader of scalars, which crafted bytes can misuse; this one reads numbers only."""
+    """Replaces NumPy's reader of scalars, which crafted bytes can misuse; reads numbers only."""
     if not re.fullmatch(r"[biuf]\d+", kind.code):
         raise ValueError(f"a NumPy value of type {kind.code!r}; only numbers are read")
     number: bool | int | float = np.frombuffer(data, np.dtype(kind.order.replace("|", "=") + kind.code))[0].item()
     return number
 
 
-# Harmless content of published files beside tensors: VideoMAE's have the arguments of their training.
+# Harmless content of published files: VideoMAE's have the arguments of their training.
 _HARMLESS: dict[str, Callable[..., Any]] = {
     "argparse.Namespace": argparse.Namespace,
     "numpy.dtype": _NumpyType,
@@ -114,7 +114,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of weights, a damaged one, or one with more than weights; a folder of several.
+        ValueError: not a file of weights, or a damaged one; a folder of several.
     """
     if path.is_dir():
         path = file_in(path)
@@ -136,7 +136,7 @@ def read_weights(path: Path) -> dict[str, Any]:
                 f"{path} needs {shortlist(needs)}, and weights are read without running code; if you trust the file, "
                 "save its weights alone in its project: torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
-        # The libraries' own messages are for programmers: PyTorch's advise to run the code in the file.
+        # PyTorch's own message advises to run the code in the file.
         raise ValueError(f"{unreadable}: {_describe(path)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not named weights: {describe_content(content)}")
@@ -175,7 +175,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _check_tensors(content: Any, size: int, records: set[int], unreadable: str) -> None:
-    """Refuses tensors that claim more numbers than the file has: mapped ones would show other parts of the file."""
+    """Refuses tensors that claim more numbers than are stored: mapped ones would show other parts of the file."""
     claimed = 0
     for tensor in tree_leaves(content):
         if not isinstance(tensor, Tensor):
@@ -188,7 +188,7 @@ def _check_tensors(content: Any, size: int, records: set[int], unreadable: str) 
         claimed += bytes_
         if bytes_ > stored or (stored and stored not in records):
             raise UnsoundFileError(
-                f"{unreadable}: a tensor of shape {list(tensor.shape)} in it claims more bytes than are stored for it"
+                f"{unreadable}: a tensor of shape {list(tensor.shape)} in it claims more bytes than are stored"
             )
     if claimed > _MAX_SHARED * size:
         raise UnsoundFileError(f"{unreadable}: its tensors claim {claimed:,} bytes, but the file has {size:,}")
@@ -223,7 +223,7 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
                 f"{unreadable}: its header claims {length:,} bytes, but the file has {size:,}; it is damaged or cut off"
             )
         if begins == b"{":
-            parse_json(begins + header.read(length - 1), unreadable)  # refuses repeated names
+            parse_json(begins + header.read(length - 1), unreadable)  # repeated names
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         metadata = file.metadata() or {}
@@ -236,7 +236,7 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None, synced: bool = False
 ) -> None:
-    """Writes tensors and metadata as safetensors, atomically; ``synced``: also if the machine goes down."""
+    """Writes tensors and metadata, atomically; ``synced``: also if the machine goes down."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,12 +1,9 @@
-"""What the names and shapes of weights show: the project that wrote them, sizes, and networks that BiTAD does not have.
+"""What names and shapes of weights show: their project, sizes, and networks that BiTAD does not have.
 
-The names and layouts are those in the projects' own code: VideoMAE (github.com/MCG-NJU/VideoMAE) and VideoMAEv2
-(github.com/OpenGVLab/VideoMAEv2), mmaction2 (github.com/open-mmlab/mmaction2), Hugging Face's transformers, OpenTAD
-(github.com/sming256/OpenTAD), ActionFormer (github.com/happyharrycn/actionformer_release); and of networks that BiTAD
-does not have: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and MViT
-(github.com/facebookresearch/SlowFast), torchvision, timm, DINOv2 (github.com/facebookresearch/dinov2), I3D
-(github.com/piergiaj/pytorch-i3d), BMN (github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD
-(github.com/frostinassiky/gtad), TriDet (github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR).
+The names are those in the projects' own code, on GitHub: MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2, open-mmlab/mmaction2,
+huggingface/transformers, sming256/OpenTAD, happyharrycn/actionformer_release; and of networks that BiTAD does not have,
+in SwinTransformer/Video-Swin-Transformer, facebookresearch/SlowFast, torchvision, timm, facebookresearch/dinov2,
+piergiaj/pytorch-i3d, JJBOY/BMN-Boundary-Matching-Network, frostinassiky/gtad, dingfengshi/TriDet and xlliu7/TadTR.
 """
 
 from __future__ import annotations
@@ -33,10 +30,10 @@ class Format:
     """The parameter names of a project.
 
     Args:
-        kind: of its files: a detector, a transformer alone, or two detectors that learn together.
-        mark: a pattern; names are this project's if it matches one of them, and no format above in FORMATS does.
+        kind: a detector, a transformer alone, or two detectors.
+        mark: a pattern that matches one of its names; the first format of FORMATS counts.
         names: (pattern, replacement), applied in order. ``NAME#i`` becomes the i-th part of NAME.
-        unused: a pattern of names, renamed, that belong to a classifier, a decoder or the training.
+        unused: a pattern of renamed names of a classifier, a decoder or the training.
         shapes: (pattern of a name in BiTAD, conversion to BiTAD's shape).
     """
 
@@ -49,11 +46,7 @@ class Format:
     shapes: Shapes = ()
 
     def translate(self, weights: Iterable[tuple[str, str, Tensor]]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights (name, name in the file, tensor) by BiTAD's names, and the names that BiTAD does not use.
-
-        Raises:
-            ValueError: two weights have one name, or parts of one do not fit together.
-        """
+        """Weights (name, name in the file, tensor) by BiTAD's names, and the names that BiTAD does not use."""
         translated: dict[str, Tensor] = {}
         originals: dict[str, str] = {}
         parts: dict[str, dict[int, Tensor]] = {}
@@ -225,14 +218,8 @@ def recognise(names: Collection[str]) -> Format:
     raise ValueError(f"weights of no known project: tensors {found}; known are {known_titles}")
 
 
-_ANOTHER_BACKBONE = (
-    "the backbone here is VideoMAE: name a file of it, or compute features with that network and train on them "
-    "(data.features)"
-)
-_ANOTHER_DETECTOR = (
-    "the detectors here are ActionFormer, AdaTAD and OpenTAD's TriDet: run it in its own project, and read its "
-    "detections with bitad evaluate or bitad merge"
-)
+_ANOTHER_BACKBONE = "name a file of VideoMAE, or train on features of that network (data.features)"
+_ANOTHER_DETECTOR = "run it in its own project, and read its detections with bitad evaluate or bitad merge"
 _ANOTHER_ACTIONFORMER = "train it with the options of the released configurations, or train one here"
 _NOT_A_NETWORK = "name the file, or the key in it, that has the network's weights"
 
@@ -401,12 +388,12 @@ FOREIGN = (
 
 
 def require_ours(weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for weights, by the names in their file, that a row of :data:`FOREIGN` describes."""
+    """Raises ValueError for weights that a row of :data:`FOREIGN` describes."""
     for row in FOREIGN:
         if (name := row.find_evidence(weights)) is not None:
             raise ValueError(
-                f"weights of {row.what}, as {name} {list(weights[name].shape)} shows, which no network here can load; "
-                f"{row.remedy}"
+                f"weights of {row.what}, as {name} {list(weights[name].shape)} shows, "
+                f"which no network here can load; {row.remedy}"
             )
 
 
@@ -451,7 +438,7 @@ class TransformerSize:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
-        """The size of a transformer or of a detector's; None: the weights do not show it."""
+        """The size of a transformer, or of a detector's; None if the weights do not show it."""
         inner = {
             name.removeprefix(BACKBONE_PREFIX): w for name, w in weights.items() if name.startswith(BACKBONE_PREFIX)
         }
@@ -488,13 +475,13 @@ class TransformerSize:
 
 
 def count_classes(weights: Mapping[str, Tensor]) -> int | None:
-    """The number of classes of a detector; None: the weights do not show it."""
+    """The number of classes of a detector, if the weights show it."""
     output = weights.get("head.classification.output.weight")
     return None if output is None or not output.ndim else output.shape[0]
 
 
 def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """How the sizes of the network of some weights differ from the ``expected`` ones, by keys of the configuration."""
+    """How sizes that weights show differ from the ``expected`` ones."""
     sizes, wanted = _sizes(weights), _sizes(expected)
     return [
         f"{key} is {value} in the file, {wanted[key]} in the configuration"

@@ -501,7 +501,7 @@ def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
     unasked: Path, tmp_path: Path, refused: Callable[..., str], experiment: str
 ) -> None:
     said = refused("train", unasked, f"experiment={experiment}", f"output={tmp_path / 'runs'}", *QUICK)
-    assert "model.backbone.weights is null: the transformer is frozen and would keep random weights" in said
+    assert "model.backbone.weights is null: the frozen transformer would keep random weights" in said
     assert "model.backbone.random=true" in said
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ValueError, match=r"model\.backbone\.weights is null"):
