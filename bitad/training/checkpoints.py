@@ -217,7 +217,7 @@ _COMMON_KEYS = (
     "data.feature_stride_frames",
     "data.feature_offset_frames",
     "data.feature_fps",
-    "model.",
+    "model",
 )
 
 

@@ -23,7 +23,7 @@ DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates for ``reference_batch`` windows per step, scaled linearly (Goyal et al. 2017, 1706.02677)."""
+    """Learning rates for ``reference_batch`` windows, scaled linearly (Goyal et al. 2017, arXiv:1706.02677)."""
 
     lr: float
     adapter_lr: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ OF_THE_TRAINING = (
     "model.backbone.checkpointing",
     "model.backbone.compile",
 )
-# The input that a network was trained for, as keys or beginnings of keys.
+# The input that a network was trained for, as keys or sections.
 _INPUT_KEYS = (
     "direction",
     "experiment",
-    "pair.",
-    "model.",
+    "pair",
+    "model",
     "window.stride_frames",
     "window.frames_per_step",
     "window.resized_clock",
@@ -89,7 +90,7 @@ class Checkpoint:
         classes: names, in the order of the logits.
         model: the state of the network or pair, for testing: averages (EMA) of the weights that train.
         epoch: finished epochs.
-        rate_hz: grid steps a second, the median of the training videos, at which other videos are sampled.
+        rate_hz: grid steps a second, the median of the training videos.
         source: the file, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimizer, schedule, EMA, RNG); None in `best.pt`.
@@ -160,15 +161,16 @@ class Checkpoint:
 def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     """The keys that differ between two configurations, by name, with both values."""
     found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
-    return sorted(found, key=lambda difference: difference[0])
+    return sorted(found, key=itemgetter(0))
 
 
 def input_differences(before: Config, now: Config, keys: Collection[str]) -> list[tuple[str, Any, Any]]:
-    """The differences in ``keys``, or beginnings of keys, that affect a trained network."""
+    """The differences in ``keys`` and sections that affect a trained network."""
+    beginnings = tuple(f"{key}." for key in keys)
     return [
         (key, old, new)
         for key, old, new in _sorted_differences(before, now)
-        if key not in OF_THE_TRAINING and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
+        if key not in OF_THE_TRAINING and f"{key}.".startswith(beginnings)
     ]
 
 

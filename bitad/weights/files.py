@@ -108,9 +108,8 @@ def weights_path(weights: Path) -> Path:
 def read_weights(path: Path) -> dict[str, Any]:
     """Reads the content of a file of weights, onto the CPU.
 
-    PyTorch files are read with ``weights_only=True``: no code in them runs. A safetensors file of a checkpoint of BiTAD
-    gives the same content as the ``.pt`` that it was made from. A checkpoint of BiTAD, which its run may replace
-    meanwhile, is read into memory, and its checksums are verified. Tensors of other PyTorch files are mapped from them.
+    PyTorch files are read with ``weights_only=True``: no code in them runs. A checkpoint of BiTAD, which its run may
+    replace meanwhile, is read into memory, and its checksums are verified. Other PyTorch files are mapped.
 
     Raises:
         FileNotFoundError: no such file.

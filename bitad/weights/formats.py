@@ -1,9 +1,6 @@
 """What names and shapes of weights show: their project, sizes, and networks that BiTAD does not have.
 
-The names are those in the projects' own code, on GitHub: MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2, open-mmlab/mmaction2,
-huggingface/transformers, sming256/OpenTAD, happyharrycn/actionformer_release; and of networks that BiTAD does not have,
-in SwinTransformer/Video-Swin-Transformer, facebookresearch/SlowFast, torchvision, timm, facebookresearch/dinov2,
-piergiaj/pytorch-i3d, JJBOY/BMN-Boundary-Matching-Network, frostinassiky/gtad, dingfengshi/TriDet and xlliu7/TadTR.
+The names are those in the projects' own code; docs/weights.md links the projects.
 """
 
 from __future__ import annotations
