@@ -243,7 +243,7 @@ def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str
     message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
     assert message == f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights"
     message = refusal(features, experiment, f"init.{name}={tmp_path}", kind=FileNotFoundError)
-    assert f"init.{name}: run {tmp_path} has no checkpoint" in message
+    assert f"init.{name}: run {tmp_path} has no best.pt or last.pt yet" in message
 
 
 def test_what_is_no_checkpoint_is_refused(features: Data, tmp_path: Path) -> None:
@@ -375,8 +375,8 @@ def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"bitad test: error: {run / 'best.pt'} was trained otherwise: window.steps was 32, is 64; "
-        "leave these keys out, or train again\n"
+        f"bitad test: error: {run / 'last.pt'} was trained otherwise: window.steps was 32, is 64; "
+        "leave these keys out, or train another run\n"
     )
     assert not (run / "test").exists()
     assert main(["test", str(run), "window.overlap=0.5", "--device", "cpu"]) == 0

@@ -402,7 +402,7 @@ def test_whether_a_run_that_was_moved_is_done_is_seen(moved: Path, videos: Path)
 def test_a_run_without_a_checkpoint_is_not_its_transformer(moved: Path, refused: Callable[..., str]) -> None:
     for path in moved.glob("*.pt"):
         path.unlink()
-    assert f"run {moved} has no checkpoint" in refused("test", moved)
+    assert f"run {moved} has no best.pt or last.pt yet" in refused("test", moved)
 
 
 def test_inspection_says_where_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
