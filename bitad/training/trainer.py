@@ -126,18 +126,22 @@ class Trainer:
         torch.manual_seed(self.config.seed)  # the same weights on every rank
         classes = self.annotations.classes
         self.network = build_network(self.config, len(classes))
-        if saved is not None:
-            load_saved_weights(self.network, saved, classes)
-        elif self.config.design.starts_from == "backbone":
-            load_pretrained(self.network, self.config)
+        if saved is None:
+            self._load_initial_weights()
         else:
-            load_initial(self.network, self.config, classes)
+            load_saved_weights(self.network, saved, classes)
         torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
         self.network.to(self.ranks.device)
         self.network.share_frozen()
         self.train_step = TrainStep(
             self.network, self.config, self.ranks, num_classes=len(classes), steps_per_epoch=self.sampler.steps
         )
+
+    def _load_initial_weights(self) -> None:
+        if self.config.design.starts_from == "backbone":
+            load_pretrained(self.network, self.config)
+        else:
+            load_initial(self.network, self.config, self.annotations.classes)
 
     def run(self, *, until: int | None = None) -> float:
         """Trains to the last epoch, or to the end of epoch ``until``.
