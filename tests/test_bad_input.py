@@ -122,19 +122,19 @@ MISSING = {
     "train-classes": ("train {config} name=x data.classes={none}.txt", "correct data.classes"),
     "train-features": ("train {config} name=x data.features={none}", "name the right one, or make it: bitad features"),
     "train-init": ("train {config} experiment=1-1 init.forward={none} init.reverse={none}", "give a run directory"),
-    "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "check the path"),
+    "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "give a run directory or a file"),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
-    "test-run": ("test {none}", "give a run directory or a .pt file"),
+    "test-run": ("test {none}", "give a run directory or a file"),
     "test-config": ("test {run} --config {none}", "neither a file nor a preset"),
     "test-annotations": ("test {run} data.annotations={none}.json", "correct data.annotations"),
     "test-classes": ("test {run} data.classes={none}.txt", "no such file"),
     "test-features": ("test {run} data.features={none}", "name the right one"),
     "detect-video": ("detect {none}.mp4 --checkpoint {video_run} --out {none}", "no such"),
-    "detect-checkpoint": ("detect {video} --checkpoint {none} --out {none}-too", "give a run directory or a .pt file"),
+    "detect-checkpoint": ("detect {video} --checkpoint {none} --out {none}-too", "give a run directory or a file"),
     "features-video": ("features {none}.mp4 --checkpoint {video_run} --out {none}", "no such video or folder"),
     "features-checkpoint": ("features {video} --checkpoint {none} --out {none}", "none"),
-    "weights-inspect": ("weights inspect {none}.pt", "check the path"),
-    "weights-convert": ("weights convert {none}.pt {none}.safetensors", "give a run directory or a .pt file"),
+    "weights-inspect": ("weights inspect {none}.pt", "give a run directory or a file"),
+    "weights-convert": ("weights convert {none}.pt {none}.safetensors", "give a run directory or a file"),
     "annotations-check": ("annotations check {none}.json", "no such file or folder of annotations"),
     "annotations-classes": ("annotations check {truth} --classes {none}.txt", "a name a line"),
     "annotations-videos": ("annotations check {truth} --videos {none}", "no such folder of videos"),
@@ -314,7 +314,7 @@ def test_resume_wants_the_classes_that_the_run_learns(world: World, tmp_path: Pa
     torch.save(content, last)
     said = refused("train", moved, *QUICK, "--resume")
     assert "trained on the classes ('alpha', 'beta', 'gamma'), not ('beta', 'alpha', 'gamma')" in said
-    assert "resume with the class list that it was trained with" in said
+    assert "resume with the original class list" in said
     said = refused("train", moved, "experiment=1-1", f"init.forward={world.run}", f"init.reverse={world.run}")
     assert "its classes are alpha, beta, gamma, here beta, alpha, gamma" in said
 
@@ -330,9 +330,11 @@ def test_detect_wants_as_many_classes_as_the_weights_have(world: World, tmp_path
     torch.save(content | {"classes": ["alpha", "beta"]}, tmp_path / "ours.pt")
     out = ("--out", tmp_path / "out")
     said = refused("detect", world.video, "--checkpoint", tmp_path / "ours.pt", *out)
-    assert "it has 3 classes, the configuration 2" in said
+    assert "the number of classes is 3 in the file, 2 in the configuration" in said
     foreign = ("--checkpoint", tmp_path / "foreign.pth", "--config", tmp_path / "two.yaml")
-    assert "it has 3 classes, the configuration 2" in refused("detect", world.video, *foreign, *out)
+    assert "the number of classes is 3 in the file, 2 in the configuration" in refused(
+        "detect", world.video, *foreign, *out
+    )
 
 
 # Subsets.

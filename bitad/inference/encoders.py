@@ -25,8 +25,8 @@ from bitad.models.vit import Block, VisionTransformer, sinusoid_table
 from bitad.timeline import Direction, Grid
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
+from bitad.weights.formats import TransformerSize
 from bitad.weights.loading import Weights, load_weights
-from bitad.weights.sizes import TransformerSize
 
 # Defaults for the clips of a backbone file.
 CLIP_STRIDE, PIXELS = 4, 224
@@ -241,7 +241,7 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
     size = TransformerSize.of(weights)
     if size is None:
         raise ValueError(f"{file}: no transformer of VideoMAE in it")
-    if size.adapters:
+    if size.first_adapter is not None:
         raise ValueError(f"{file} has adapters, but not the length of their windows; give the detector or run")
     if size.name is None:
         raise ValueError(f"{file} holds {size}, with unknown attention heads; known sizes are {', '.join(SIZES)}")

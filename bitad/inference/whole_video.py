@@ -19,12 +19,11 @@ from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.dataset import TestWindows
 from bitad.data.samples import ReadFailure, Sample
 from bitad.inference.extract import deal
-from bitad.models.adapters import Bottleneck
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, Output
-from bitad.models.vit import Block, TokenGrid
+from bitad.models.vit import Block, TemporalAdapter, TokenGrid
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.progress import track
 from bitad.timeline import Grid
@@ -110,7 +109,7 @@ class _Stage:
         self.adapters = [adapter for adapter in (block.adapter, block.bi_adapter) if adapter is not None]
         self.reach = 0  # how far the adapters see to either side, in tubelets
         for adapter in self.adapters:
-            assert isinstance(adapter, Bottleneck)
+            assert isinstance(adapter, TemporalAdapter)
             self.reach += adapter.depthwise.kernel_size[0] // 2
         self.kept: Tensor | None = None  # clips before their adapters, as neighbours of the next
         self.done = 0  # how many of these have been passed on

@@ -599,7 +599,7 @@ def test_weights_without_a_backbone_of_known_size_are_refused(
     assert "has adapters, but not the length of their windows" in refused(adapted)
     with pytest.raises(FileNotFoundError):
         load_encoder(tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"has no best\.pt or last\.pt yet"):
         load_encoder(_made(tmp_path / "run"))
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="not a readable checkpoint or file of weights"):

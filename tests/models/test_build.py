@@ -179,7 +179,7 @@ def test_a_machine_without_a_compiler_compiles_nothing(videos: Path, monkeypatch
     plain = build_network(config_of(videos), len(CLASSES))
     assert list(build_network(config, len(CLASSES)).state_dict()) == list(plain.state_dict())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this mach"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler; install one"):
         build_network(config, len(CLASSES))
 
 
