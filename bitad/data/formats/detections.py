@@ -10,14 +10,22 @@ import reprlib
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bitad.data.formats.detection_rows import ParsedDetections, number_of, parse_by_video, parse_columns
-from bitad.data.formats.parsing import TableHead, TextHead, read_lines, read_table, table_columns
+from bitad.data.formats.detection_rows import ParsedDetections, parse_by_video, parse_columns, take_column
+from bitad.data.formats.parsing import (
+    TableHead,
+    TextHead,
+    description_of,
+    number,
+    read_lines,
+    read_table,
+    table_columns,
+)
 from bitad.runtime.files import read_json, read_text
-from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import signature_of
 
 # The columns of a table by what they hold. Of several names, a table's first one counts.
@@ -56,11 +64,13 @@ def read_detection_file(path: Path) -> ParsedDetections:
     for known in FORMATS.values():
         if known.matches(content):
             return known.read(path, content)
-    is_json = not isinstance(content, (TableHead, TextHead))
-    nearest = FORMATS["results" if is_json else "csv"].description
-    missing = 'no "results" object in this file: ' if is_json else ""
+    lacks, nearest = 'no "results" object', FORMATS["results"]
+    if isinstance(content, (TableHead, TextHead)):
+        columns = _columns_of(content.columns if isinstance(content, TableHead) else ())
+        lacks = f"no column of the {', '.join(role for role in _COLUMNS if role not in (*columns, 'label'))}"
+        nearest = FORMATS["csv"]
     raise ValueError(
-        f"{path}: {missing}it looks like {_description(content)}; the nearest format that is read is {nearest}"
+        f"{path}: {lacks} in this file: it is {description_of(content)}; the nearest format is {nearest.description}"
     )
 
 
@@ -97,34 +107,22 @@ def read_content(path: Path) -> Any:
     return TableHead(columns) if "," in line or _is_table(columns) else TextHead(tuple(line.split()))
 
 
-def _read_results(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """ActivityNet's submission: ``{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}``.
+def _read_by_video(
+    path: Path, content: dict[str, Any], *, key: str, label: str = "label", score: str = "score"
+) -> ParsedDetections:
+    """Rows by video under a key, as of ActivityNet's submission.
 
     Written by OpenTAD (``result_detection.json``), mmaction2 (``ANetMetric``, whose proposals have no label and whose
     videos lack the ``v_`` of their files), HACS, AFSD, G-TAD, and BiTAD with more in ``external_data``.
-    Sources: sming256/OpenTAD opentad/cores/test_engine.py; open-mmlab/mmaction2
-    mmaction/evaluation/metrics/anet_metric.py.
+
+    Sources: sming256/OpenTAD opentad/cores/test_engine.py, and its tool that writes ``"challenge":
+    "ego4d_moment_queries"``; open-mmlab/mmaction2 mmaction/evaluation/metrics/anet_metric.py;
+    happyharrycn/actionformer_release libs/utils/metrics.py, ``load_pred_seg_from_json``.
     """
     external = content.get("external_data") or {}
     if not isinstance(external, dict):
         raise ValueError(f"{path}: external_data is {reprlib.repr(external)}; it must be an object")
-    return parse_by_video(path, content["results"], external=external)
-
-
-def _read_ego4d_mq(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """Ego4D's moment queries: as ActivityNet's, the clips under ``detect_results``; ``retrieve_results`` is not read.
-
-    Source: the tool of sming256/OpenTAD that writes ``"challenge": "ego4d_moment_queries"``.
-    """
-    return parse_by_video(path, content["detect_results"])
-
-
-def _read_actionformer(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """ActionFormer's JSON of predictions: ``{"database": {video: [{"segment", "label_id", "scores"}]}}``.
-
-    Source: happyharrycn/actionformer_release libs/utils/metrics.py, ``load_pred_seg_from_json``.
-    """
-    return parse_by_video(path, content["database"], label="label_id", score="scores")
+    return parse_by_video(path, content[key], label=label, score=score, external=external)
 
 
 def _read_columns(path: Path, content: dict[str, Any]) -> ParsedDetections:
@@ -156,13 +154,12 @@ def _read_records(path: Path, content: list[Any]) -> ParsedDetections:
 
     Source: pandas' ``to_json(orient="records")`` of ActionFormer's table.
     """
+
+    def where(row: int) -> str:
+        return f"{path}: row {row}"
+
     names = _columns_of(content[0])
-    for index, row in enumerate(content):
-        for name in names.values():
-            if not (isinstance(row, dict) and name in row):
-                raise ValueError(f"{path}: row {index}: detection {reprlib.repr(row)} has no {name}")
-    columns = {role: [row[name] for row in content] for role, name in names.items()}
-    return parse_columns(columns, lambda row: f"{path}: row {row}")
+    return parse_columns({role: take_column(content, name, where) for role, name in names.items()}, where)
 
 
 def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
@@ -221,8 +218,8 @@ def _keys_of(row: Any) -> Iterable[str]:
 def _is_kit(content: Any) -> bool:
     if not (isinstance(content, TextHead) and len(content.fields) == 5):
         return False
-    _, start, end, number, score = content.fields
-    return number.isdecimal() and None not in map(number_of, (start, end, score))
+    _, start, end, label, score = content.fields
+    return label.isdecimal() and None not in map(number, (start, end, score))
 
 
 FORMATS = {
@@ -230,17 +227,17 @@ FORMATS = {
         'JSON with "results" by video, each a list of {segment, label, score}, as ActivityNet, OpenTAD and mmaction2 '
         "have it",
         lambda content: isinstance(content, dict) and isinstance(content.get("results"), dict),
-        _read_results,
+        partial(_read_by_video, key="results"),
     ),
     "ego4d-mq": DetectionFormat(
         'the same with "detect_results", as Ego4D\'s moment queries',
         lambda content: isinstance(content, dict) and bool(_first_rows(content.get("detect_results"))),
-        _read_ego4d_mq,
+        partial(_read_by_video, key="detect_results"),
     ),
     "actionformer": DetectionFormat(
         'ActionFormer\'s JSON of predictions: {segment, label_id, scores} by video under "database"',
         lambda content: isinstance(content, dict) and bool(_first_rows(content.get("database"))),
-        _read_actionformer,
+        partial(_read_by_video, key="database", label="label_id", score="scores"),
     ),
     "by-video": DetectionFormat(
         "JSON of videos alone, each a list of {segment, label, score}",
@@ -266,48 +263,3 @@ FORMATS = {
         "the THUMOS'14 kit's text: lines of video, start, end, class number, score", _is_kit, _read_kit
     ),
 }
-
-# Tables of other projects that do not hold what detections need: their columns, and a description.
-_FRACTIONS = "one video's proposals of BSN or BMN: times are fractions of the video, which it does not name"
-_OTHER_TABLES = (
-    (
-        {"action", "start", "end", "tmin", "tmax"},
-        "the probabilities of action, start and end along one video, from which BSN and BMN make proposals",
-    ),
-    (
-        {"tmin", "tmax", "score"},
-        "one video's proposals of BSN in mmaction2: times are fractions of the video, which it does not name",
-    ),
-    ({"xmin", "xmax"}, _FRACTIONS),
-    ({"f-init", "f-end"}, "proposals of DAPs: times are in frames"),
-)
-
-
-def _description(content: Any) -> str:
-    """What a file without a known format is."""
-    match content:
-        case TableHead(columns):
-            names = set(map(_column_name, columns))
-            for known, description in _OTHER_TABLES:
-                if names >= known:
-                    return description
-            missing = [role for role in _COLUMNS if role not in (*_columns_of(columns), "label")]
-            return f"a table with the columns {_some(columns)}, none of which is the {' or the '.join(missing)}"
-        case TextHead(()):
-            return "an empty text"
-        case TextHead(fields):
-            return f"a text with lines of {len(fields)} fields, the first {_some(fields)}"
-        case {"database": dict()}:
-            return "annotations, with a database of videos"
-        case {"results": results}:
-            return f'JSON whose "results" are {reprlib.repr(results)}'
-        case dict():
-            return f"a JSON object with {_some(content)}" if content else "an empty JSON object"
-        case list():
-            first = f"a JSON list of {len(content)}, the first {reprlib.repr(content[0])}" if content else ""
-            return first or "an empty list"
-    return f"JSON of one value, {reprlib.repr(content)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    return shortlist(names, 6, quote=reprlib.repr)

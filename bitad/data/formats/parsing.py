@@ -262,8 +262,14 @@ def shortened_list(names: Iterable[str]) -> str:
 
 
 def description_of(content: Any) -> str:
-    """What a JSON document is, for messages, after "it is"."""
+    """What a JSON document or the head of another file is, for messages, after "it is"."""
     match content:
+        case TableHead(()) | TextHead(()):
+            return "a file of empty lines"
+        case TableHead(columns):
+            return f"a CSV file with columns {shortened_list(columns)}"
+        case TextHead(fields):
+            return f'a text with lines such as "{shortened(" ".join(fields))}"'
         case dict() if not content:
             return "a JSON object without keys"
         case dict():
