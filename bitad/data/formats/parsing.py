@@ -221,11 +221,16 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
 
 
-def table_columns(path: Path) -> tuple[str, ...]:
-    """The names in the first line of a table; none where it is empty or cannot be read."""
-    line = ""
+def first_line(path: Path) -> str:
+    """The first line of a text that is not empty; an empty text where there is none, or it cannot be read."""
     with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = next((line for line in file if line.strip()), "").strip()
+        return next((line for line in file if line.strip()), "").strip()
+    return ""
+
+
+def table_columns(path: Path) -> tuple[str, ...]:
+    """The names in the first line of a table."""
+    line = first_line(path)
     try:
         return tuple(next(csv.reader([line], delimiter=_delimiter_of(line), skipinitialspace=True), ()))
     except csv.Error:

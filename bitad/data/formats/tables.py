@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitad.data.classes import UNDECIDED
 from bitad.data.clocks import read_clocks
@@ -201,7 +201,7 @@ def _thumos_subset(video: str) -> str | None:
     return next((subset for start, subset in starts.items() if video.startswith(start)), None)
 
 
-def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: Literal["verb", "noun"]) -> ParsedAnnotations:
+def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> ParsedAnnotations:
     """EPIC-Kitchens-100: a row a segment with ``video_id``, ``start_timestamp``, ``stop_timestamp`` ("00:01:02.34"),
     and ``verb_class`` and ``noun_class``, of which ``part`` chooses one.
 
