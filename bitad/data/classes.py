@@ -9,6 +9,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
+from bitad.data.formats.parsing import objects_in
 from bitad.runtime.files import atomic_write, read_json, read_text
 
 # THUMOS14's label of spans that its annotators could not decide on: no class to train.
@@ -73,13 +74,12 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
         lines, numbered = read_numbered_classes(path)
         return dict(sorted(numbered.items())) or dict(enumerate(lines))
     content = read_json(path)
-    database = content.get("database") if isinstance(content, dict) else None
-    videos = database.values() if isinstance(database, dict) else ()
-    lists = [video.get("annotations") for video in videos if isinstance(video, dict)]
+    videos = objects_in(content.get("database") if isinstance(content, dict) else None)
+    rows = chain.from_iterable(objects_in(video.get("annotations")) for video in videos)
     pairs = {
         (row["label_id"], row["label"])
-        for row in chain.from_iterable(rows for rows in lists if isinstance(rows, list))
-        if isinstance(row, dict) and type(row.get("label_id")) is int and isinstance(row.get("label"), str)
+        for row in rows
+        if type(row.get("label_id")) is int and isinstance(row.get("label"), str)
     }
     if not pairs:
         raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")

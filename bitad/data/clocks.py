@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitad.data.formats.parsing import description_of, is_missing, positive, read_table, shortened_list, table_columns
+from bitad.data.formats.parsing import is_missing, positive, read_table, shortened_list, table_columns, videos_by_name
 from bitad.runtime.files import read_json, read_text
 from bitad.runtime.log import shortlist
 
@@ -214,15 +214,9 @@ def read_subsets(path: str | Path) -> dict[str, str]:
 def _read_list(path: Path) -> Mapping[str, Mapping[str, Any]]:
     if path.suffix.lower() == ".csv":
         return _read_csv_list(path)
-    stated = content = read_json(path)
-    if isinstance(stated, dict):
-        stated = stated.get("database", stated)
-    if not isinstance(stated, dict) or not all(isinstance(video, dict) for video in stated.values()):
-        raise ValueError(
-            f'{path}: not a list of videos; one is {{"VIDEO": {{"duration": 12.5, "num_frame": 375}}}}, and this is '
-            f"{description_of(content)}"
-        )
-    return stated
+    content = read_json(path)
+    is_nested = isinstance(content, dict) and "database" in content
+    return videos_by_name(content["database"] if is_nested else content, path)
 
 
 def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
@@ -246,9 +240,9 @@ def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
 
 def _clock(video: Mapping[str, Any], where: str) -> Clock:
     keys = (_first_of(video, names) for names in (_FRAMES, _FPS, _DURATION))
-    frames, fps, duration_s = (positive(video[key], f"{where}: {key}") if key else None for key in keys)
-    if frames is not None and round(frames) == 0:
-        raise ValueError(f"{where}: {frames:g} frames are not a positive number of them")
+    frames, fps, duration_s = (
+        positive(video[key], f"{where}: {key}", is_count=key in _FRAMES) if key else None for key in keys
+    )
     if duration_s is None and frames is not None and fps is not None:
         duration_s = frames / fps
     if duration_s is None:

@@ -114,7 +114,7 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ({"duration": 3.0, "annotations": []}, '"subset" is missing'),
+        ({"duration": 3.0, "annotations": []}, "subset None is not a name"),
         ({"subset": "t", "duration": 3.0}, '"annotations" is missing'),
         ([1, 2], "is not a video's"),
         (entry(duration="00:03"), "duration '00:03' is not a positive number"),
@@ -129,8 +129,8 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         (entry(subset=3), "subset 3 is not a name"),
         (entry(annotations={}), "annotations {} are not a list"),
         (entry(annotations=["x"]), "'x' is not an annotation"),
-        (entry(annotations=[{"label": "x"}]), 'has no "segment"'),
-        (entry(annotations=[{"segment": [0, 1]}]), 'has no "label"'),
+        (entry(annotations=[{"label": "x"}]), "segment None is not"),
+        (entry(annotations=[{"segment": [0, 1]}]), "label None is not a name"),
         (entry((math.nan, 1, "x")), r"segment \[nan, 1\] is not"),
         (entry((0, math.inf, "x")), r"segment \[0, inf\] is not"),
         (entry(annotations=[{"segment": ["0", "one"], "label": "x"}]), r"segment \['0', 'one'\] is not"),

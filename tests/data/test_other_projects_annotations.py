@@ -252,14 +252,16 @@ def test_bsns_subsets_are_in_its_list_of_videos(beside: bool, tmp_path: Path, ru
 def test_bsn_without_subsets_says_where_they_are_looked_for(tmp_path: Path, failing: Run) -> None:
     src = save(tmp_path / "anet_anno_action.json", BSN)
     convert = ("annotations", "convert", src, tmp_path / "out.json")
-    assert "it states no subsets; put video_info_new.csv beside it, or name that with --video-info" in failing(*convert)
+    said = failing(*convert)
+    assert "anet_anno_action.json: no subset of video v_a (and of 1 more)" in said
+    assert "name the list of these videos, such as video_info_new.csv, with --video-info" in said
     save(tmp_path / "video_info_new.csv", BSN_VIDEOS.rpartition("v_b")[0])
     for action in (convert, ("annotations", "check", src)):
         said = failing(*action)
-        assert "video_info_new.csv: no subset of video v_b of " in said
+        assert "video_info_new.csv: no subset of video v_b; " in said
         assert "missing: 'v_b'; there: 'v_a'; name the list of these videos" in said
     save(tmp_path / "video_info_new.csv", "video,numFrame,seconds\nv_a,600,20\nv_b,250,10\n")
-    assert "it states no subsets; name the list of these videos, such as video_info_new.csv" in failing(*convert)
+    assert "there: nothing; name the list of these videos, such as video_info_new.csv" in failing(*convert)
 
 
 def test_lists_of_videos_are_read_under_the_names_that_projects_use(tmp_path: Path) -> None:
@@ -422,7 +424,9 @@ def test_what_a_list_of_videos_lacks_is_told_by_the_names_of_both(
 def test_a_form_is_recognised_though_its_first_video_lacks_something(tmp_path: Path, failing: Run) -> None:
     src = save(tmp_path / "m.json", {"v": {"subset": "t", "duration": 3, "actions": None}, **MULTILABEL})
     assert recognise(src) == "multilabel"
-    assert "video v: actions None are not a list" in failing("annotations", "convert", src, tmp_path / "out.json")
+    assert "video v: annotations 'actions None' are not a list" in failing(
+        "annotations", "convert", src, tmp_path / "out.json"
+    )
     assert recognise(save(tmp_path / "anet_anno_action.json", {"v": {}, **BSN})) == "bsn"
 
 

@@ -21,6 +21,7 @@ from bitad.data.formats.parsing import (
     TextHead,
     description_of,
     first_line,
+    objects_in,
     shortened_list,
     table_columns,
 )
@@ -72,7 +73,7 @@ def _never(_: Path, __: Any) -> bool:
 
 
 def _has_seconds(head: Any) -> bool:
-    return any("duration_second" in video for video in documents.videos_in(head))
+    return any("duration_second" in video for video in objects_in(head))
 
 
 def _names_subset(path: Path) -> bool:
@@ -121,7 +122,7 @@ FORMATS = {
         "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
         documents.read_multilabel,
         ("subset", "duration", "actions"),
-        lambda _, head: any(isinstance(video.get("actions"), list) for video in documents.videos_in(head)),
+        lambda _, head: any(isinstance(video.get("actions"), list) for video in objects_in(head)),
         names_classes=True,
     ),
     "ego4d-mq": AnnotationFormat(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from bitad.data.formats.parsing import (
     description_of,
     is_missing,
     number,
+    objects_in,
     positive,
     seconds,
     subset_in_name,
+    videos_by_name,
 )
 from bitad.runtime.files import read_json
 from bitad.video.names import Matching, renamed
@@ -54,13 +55,13 @@ def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     (path,) = files
     content = read_json(path)
     videos = parse_database(content, path)
-    left_out: Counter[str] = Counter()
+    left_out: set[str] = set()
     unannotated = 0
-    for stated in _objects_in(content["database"].values()):
-        left_out.update(stated.keys() - _VIDEO_KEYS)
+    for stated in objects_in(content["database"]):
+        left_out |= stated.keys() - _VIDEO_KEYS
         key = rows_key(stated)
         unannotated += key is None
-        for row in _objects_in(stated[key] if key is not None and isinstance(stated[key], list) else ()):
+        for row in objects_in(stated.get(key)):
             left_out.update(f"{name} of annotations" for name in row.keys() - _ROW_KEYS)
     notes = [f"{unannotated} videos of the file have no list of annotations"] if unannotated else []
     if left_out:
@@ -75,9 +76,8 @@ def is_database(content: Any) -> bool:
 
 def has_frame_segments(content: Any) -> bool:
     """Whether the segments of a ``database`` are given in frames too, as only ActionFormer's are."""
-    lists = (video.get("annotations") for video in _objects_in(content["database"].values()))
-    first = (row for rows in lists if isinstance(rows, list) for row in _objects_in(rows[:1]))
-    return any(FRAME_SEGMENT in row for row in first)
+    rows = (objects_in(video.get("annotations"))[:1] for video in objects_in(content["database"]))
+    return any(FRAME_SEGMENT in row for first in rows for row in first)
 
 
 def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
@@ -95,11 +95,7 @@ def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
             "makes one of other formats"
         )
     database = content["database"]
-    annotated = {
-        subset
-        for stated in _objects_in(database.values())
-        if rows_key(stated) is not None and isinstance(subset := stated.get("subset"), str)
-    }
+    annotated = {str(video.get("subset")) for video in objects_in(database) if rows_key(video) is not None}
     return [_parse_video(name, stated, annotated) for name, stated in database.items()]
 
 
@@ -113,25 +109,20 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     video = ParsedVideo(name, "")
     if not isinstance(stated, dict):
         video.faults.append(f"{reprlib.repr(stated)} is not a video's {{subset, duration, annotations}}")
-        stated = {"subset": "", "annotations": []}
-    if "subset" not in stated:
-        video.faults.append('"subset" is missing')
-    subset = stated.get("subset", "")
-    if not isinstance(subset, str):
-        video.faults.append(f"subset {reprlib.repr(subset)} is not a name")
-    video.subset = str(subset)
-    numbers: dict[str, float | None] = dict.fromkeys(("duration", "frame", "fps"))
-    for what in numbers:
+        return video
+    if isinstance(stated.get("subset"), str):
+        video.subset = stated["subset"]
+    else:
+        video.faults.append(f"subset {reprlib.repr(stated.get('subset'))} is not a name")
+    numbers: dict[str, float] = {}
+    for key in ("duration", "frame", "fps"):
         with video.collecting():
-            if not is_missing(stated.get(what)):
-                value = positive(stated[what], what)
-                if what == "frame" and round(value) == 0:
-                    raise ValueError(f"frame {reprlib.repr(stated[what])} is not a positive number")
-                numbers[what] = value
-    duration_s, frames, video.fps = numbers.values()
+            if not is_missing(stated.get(key)):
+                numbers[key] = positive(stated[key], key, is_count=key == "frame")
+    frames, video.fps = numbers.get("frame"), numbers.get("fps")
     video.frames = None if frames is None else round(frames)
-    if duration_s is not None:
-        video.duration_s = duration_s
+    if "duration" in numbers:
+        video.duration_s = numbers["duration"]
     elif frames is not None and video.fps is not None:
         video.duration_s = frames / video.fps
     key = rows_key(stated)
@@ -155,11 +146,8 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
 def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{reprlib.repr(row)} is not an annotation; one is {{segment, label}}")
-    for key in ("segment", "label"):
-        if key not in row:
-            raise ValueError(f'annotation {reprlib.repr(row)} has no "{key}"')
-    start, end = parse_segment(row["segment"], "segment")
-    label, label_id = row["label"], row.get("label_id")
+    start, end = parse_segment(row.get("segment"), "segment")
+    label, label_id = row.get("label"), row.get("label_id")
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label {reprlib.repr(label)} is not a name")
     if label_id is not None and type(label_id) is not int:
@@ -195,7 +183,7 @@ def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     videos: dict[str, Any] = {}
     for path in files:
         subset = subset_in_name(path, {"train": "training", "val": "validation", "test": "testing"})
-        for name, stated in _videos_by_name(path).items():
+        for name, stated in videos_by_name(read_json(path), path).items():
             if name in videos:
                 raise ValueError(f"{path}: video {name} is also in another of the files")
             videos[name] = {"subset": subset, **_as_native(stated)}
@@ -210,20 +198,16 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     Source: https://github.com/wzmsltw/BSN-boundary-sensitive-network, ``data/activitynet_annotations``.
     """
     (path,) = files
-    stated = _videos_by_name(path)
+    stated = videos_by_name(read_json(path), path)
     beside = path.parent / _BSN_VIDEOS
     table = options.video_info or (beside if beside.is_file() else None)
-    subsets = {} if table is None else renamed(read_subsets(table), stated, table)
+    listed = {} if table is None else read_subsets(table)
+    subsets = renamed(listed, stated, table)
     if unlisted := [name for name, video in stated.items() if name not in subsets and "subset" not in video]:
-        if table is None:
-            remedy = f"put {_BSN_VIDEOS} beside it, or name that with --video-info"
-            raise ValueError(f"{path}: it states no subsets; {remedy}")
         more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
-        stated_subsets = read_subsets(table)
-        reason = Matching.of(unlisted, stated_subsets).sides() if stated_subsets else "it states no subsets"
         raise ValueError(
-            f"{table}: no subset of video {unlisted[0]}{more} of {path}; {reason}; name the list of these videos, such "
-            f"as {_BSN_VIDEOS}, with --video-info"
+            f"{table or path}: no subset of video {unlisted[0]}{more}; {Matching.of(unlisted, listed).sides()}; name "
+            f"the list of these videos, such as {_BSN_VIDEOS}, with --video-info"
         )
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
@@ -305,57 +289,52 @@ def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnota
     https://github.com/sstraccialini/ASO-Temba, ``data/multithumos.json`` and ``data/smarthome.json``.
     """
     (path,) = files
-    videos = ParsedVideos()
-    for name, stated in _videos_by_name(path).items():
-        _read_actions(stated, videos.of(name, _name_or_empty(stated.get("subset")), path.name))
+    stated = videos_by_name(read_json(path), path)
+    database = {name: _actions_as_native(video) for name, video in stated.items()}
+    videos = parse_database({"database": database}, path)
+    for video in videos:
+        video.rows.sort(key=lambda row: row[:3])
     table = options.video_info
-    clocks = {} if table is None else renamed(read_clocks(table), videos, table)
+    clocks = {} if table is None else renamed(read_clocks(table), database, table)
     notes = _convert_frames(videos, clocks, path)
     classes, more = _name_classes(videos, options.classes, path)
-    return ParsedAnnotations(videos.ordered(), classes, (*notes, *more))
+    return ParsedAnnotations(videos, classes, (*notes, *more))
 
 
-def _read_actions(stated: Mapping[str, Any], video: ParsedVideo) -> None:
-    if not isinstance(stated.get("subset"), str):
-        video.faults.append(f"subset {reprlib.repr(stated.get('subset'))} is not a name")
-    with video.collecting():
-        if not is_missing(stated.get("duration")):
-            video.duration_s = positive(stated["duration"], "duration")
+def _actions_as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """A video of multi-label work as the native format states it."""
     actions = stated.get("actions")
-    if not isinstance(actions, list):
-        video.faults.append(f"actions {reprlib.repr(actions)} are not a list")
-        return
-    for action in actions:
-        with video.collecting():
-            video.rows.append(_parse_action(action))
+    rows: Any = f"actions {reprlib.repr(actions)}"  # a fault of the video
+    if isinstance(actions, list):
+        rows = [_action_as_native(action) for action in actions]
+    return {"subset": stated.get("subset"), "duration": stated.get("duration"), "annotations": rows}
 
 
-def _parse_action(stated: Any) -> Row:
-    where = f"action {reprlib.repr(stated)}"
+def _action_as_native(stated: Any) -> Any:
     if not isinstance(stated, list) or len(stated) != 3:
-        raise ValueError(f"{where} is not [class, start, end]")
+        return stated
     label, start, end = stated
     value = number(label)
     if value is not None and value >= 0 and value == int(value):
         label = str(int(value))  # NumPy's arrays make 12 of a class 12.0
-    elif not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{where}: class {reprlib.repr(label)} is neither a name nor an integer from 0 on")
-    return Row(seconds(start, where), seconds(end, where), label)
+    return {"segment": [start, end], "label": label}
 
 
-def _name_classes(videos: ParsedVideos, given: Classes | None, path: Path) -> tuple[Classes | None, tuple[str, ...]]:
+def _name_classes(
+    videos: Sequence[ParsedVideo], given: Classes | None, path: Path
+) -> tuple[Classes | None, tuple[str, ...]]:
     """Replace class numbers by names if there is a list of classes; the classes in order, and notes."""
-    labels = {row.label for video in videos.values() for row in video.rows}
+    labels = {row.label for video in videos for row in video.rows}
     if not all(label.isdecimal() for label in labels):
         return (None if given is None else names_in_list(labels, given)), ()
     beside = (path.parent / name for name in _CLASS_LISTS)
     source = given if given is not None else next((file for file in beside if file.is_file()), None)
     if source is None:
-        for video in videos.values():
+        for video in videos:
             video.rows = [row._replace(label_id=int(row.label)) for row in video.rows]
         return None, ("no list of classes: they are called by their numbers; name one with --classes",)
     names = names_of_numbers({int(label) for label in labels}, source, path)
-    for video in videos.values():
+    for video in videos:
         for label in {row.label for row in video.rows if int(row.label) not in names}:
             video.faults.append(
                 f"class {label} is not one of the {len(names)} of the list of classes, from {min(names)} on"
@@ -365,15 +344,15 @@ def _name_classes(videos: ParsedVideos, given: Classes | None, path: Path) -> tu
     return tuple(names[index] for index in sorted(names)), notes
 
 
-def _convert_frames(videos: ParsedVideos, clocks: Mapping[str, Clock], path: Path) -> tuple[str, ...]:
+def _convert_frames(videos: Sequence[ParsedVideo], clocks: Mapping[str, Clock], path: Path) -> tuple[str, ...]:
     """Convert times to seconds if the list of videos shows that they are frames; a note on it."""
-    timed = [video for video in videos.values() if math.isfinite(video.duration_s)]
+    timed = [video for video in videos if math.isfinite(video.duration_s)]
     compared = [(video, clocks[video.name]) for video in timed if video.name in clocks]
     counted = [(video, clock) for video, clock in compared if clock.frames is not None]
     in_frames = all(same_length(video.duration_s, float(clock.frames or 0)) for video, clock in counted)
     in_seconds = all(same_length(video.duration_s, clock.duration_s) for video, clock in compared)
     if counted and in_frames and not in_seconds:
-        for video in videos.values():
+        for video in videos:
             if video.name not in clocks or (frames := clocks[video.name].frames) is None:
                 raise ValueError(
                     f"{path}: its times count frames, and the list of videos does not state the frames and duration "
@@ -393,23 +372,6 @@ def _convert_frames(videos: ParsedVideos, clocks: Mapping[str, Clock], path: Pat
 
 def _name_or_empty(stated: object) -> str:
     return stated if isinstance(stated, str) else ""
-
-
-def videos_in(content: Any) -> list[dict[str, Any]]:
-    """The videos of JSON that may be videos by name; any of them may lack a key."""
-    return list(_objects_in(content.values())) if isinstance(content, dict) else []
-
-
-def _objects_in(values: Any) -> Iterator[dict[str, Any]]:
-    return (value for value in values if isinstance(value, dict))
-
-
-def _videos_by_name(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The content of a JSON file that holds an object of objects."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise ValueError(f"{path}: not videos by name: it is {description_of(content)}")
-    return content
 
 
 def _object_list(stated: Any, key: str, where: str) -> list[dict[str, Any]]:

@@ -156,10 +156,10 @@ def seconds(stated: object, where: str) -> float:
     return float(value)
 
 
-def positive(stated: object, what: str) -> float:
-    """A positive number. Raises a ValueError, which begins with ``what``, for anything else."""
+def positive(stated: object, what: str, *, is_count: bool = False) -> float:
+    """A positive number; a count is at least 0.5. Raises a ValueError, which begins with ``what``, for others."""
     value = number(stated)
-    if value is None or value <= 0:
+    if value is None or value <= 0 or (is_count and round(value) == 0):
         raise ValueError(f"{what} {reprlib.repr(stated)} is not a positive number")
     return float(value)
 
@@ -167,6 +167,21 @@ def positive(stated: object, what: str) -> float:
 def is_missing(value: Any) -> bool:
     """Whether a value is not stated: null, or an empty text as in tables."""
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def objects_in(stated: Any) -> list[dict[str, Any]]:
+    """The objects in a JSON object or list; none in anything else."""
+    values = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else ()
+    return [value for value in values if isinstance(value, dict)]
+
+
+def videos_by_name(stated: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """A JSON object of objects. Raises a ValueError for anything else."""
+    if not isinstance(stated, dict) or len(objects_in(stated)) < len(stated):
+        raise ValueError(
+            f'{path}: not videos by name, as {{"VIDEO": {{"duration": 12.5}}}}: it is {description_of(stated)}'
+        )
+    return stated
 
 
 def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
