@@ -1,4 +1,4 @@
-"""The windows of a data set: random ones for training, all of a subset for testing.
+"""The windows of a data set: random ones for training, all of a subset for testing; and the processes that read them.
 
 A window is read once, on the forward clock; the reverse view is its content flipped, or the same frames of a
 time-reversed copy. A random window depends only on (seed, epoch, item), not on resuming or on workers.
@@ -6,28 +6,48 @@ time-reversed copy. A random window depends only on (seed, epoch, item), not on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from bitad.config.schema import Config
+from bitad.config.schema import Config, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.readers import Readers
 from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
+from bitad.runtime.signals import ignore_signals
+from bitad.runtime.workers import time_limit
 from bitad.timeline import Direction, Grid
 
 Content = TypeVar("Content")
 
 # Training frames have a margin for cropping: AdaTAD decodes 182 pixels for a crop of 160.
 DECODE_MARGIN = 182 / 160
+
+# Draws of a random window after which the last one is taken, with or without an action.
+_TRIES = 200
+
+# A process that still reads this long after its time limit cannot interrupt itself.
+_GRACE_S = 30.0
+_CHECK_INTERVAL_S = 1.0
+
+# How PyTorch reports that a process has ended, and the reason.
+_EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_SIGNAL = re.compile(r"is killed by signal: (.*)", re.DOTALL)
+_IDLE = -1
 
 
 def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple[int, int]]:
@@ -53,36 +73,30 @@ def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple
 def random_window(
     rng: np.random.Generator,
     total_steps: int,
-    length: int,
     segments: NDArray[np.float64],
     labels: NDArray[np.int64],
-    *,
-    completeness: float = 0.75,
-    crop: tuple[float, float] = (0.9, 1.0),
-    tries: int = 200,
+    config: WindowConfig,
 ) -> tuple[int, int, NDArray[np.float64], NDArray[np.int64]]:
     """A random window with at least one action in it (random truncation; ActionFormer, arXiv:2202.07925).
 
-    A longer video gives a window of ``length`` steps; a shorter one a random share of its own length, within ``crop``.
-    An action belongs to the window if at least ``completeness`` of it lies inside; it is clipped to the window.
+    A longer video gives a window of ``config.steps``; a shorter one a random share of its own length. An action
+    belongs to the window if at least ``config.completeness`` of it lies inside; it is clipped to the window.
 
     Args:
         segments, labels: ground truth ``[n, 2]`` and ``[n]`` in grid steps of the video.
-        tries: draws after which the last one is taken, with or without an action.
 
     Returns:
         the first step, the number of steps, and the window's ground truth in its own grid steps.
     """
-    if total_steps > length:
-        steps = length
-    else:
-        low, high = (max(1, round(share * total_steps)) for share in crop)
+    steps = config.steps
+    if total_steps <= steps:
+        low, high = (max(1, round(share * total_steps)) for share in config.crop)
         steps = int(rng.integers(low, high + 1))
     span = np.maximum(segments[:, 1] - segments[:, 0], 1e-9)
-    for _ in range(tries):
+    for _ in range(_TRIES):
         start = int(rng.integers(0, total_steps - steps + 1))
         inside = np.clip(segments, start, start + steps)
-        kept = (inside[:, 1] - inside[:, 0]) / span >= completeness
+        kept = (inside[:, 1] - inside[:, 0]) / span >= config.completeness
         if kept.any() or len(segments) == 0:
             break
     return start, steps, inside[kept] - start, labels[kept]
@@ -115,6 +129,127 @@ def _read_sample(
                 f"{list(reversed_copy.shape)}; create the copy again with `bitad reverse` or `bitad features`"
             )
     return Sample(video.name, content, grid, reversed_copy=reversed_copy, repeated=source.repeated - repeated)
+
+
+class Readers:
+    """The processes that read for a loader, and the memory that they share with their parent.
+
+    Args:
+        names: of the videos.
+        processes: how many read; 0: the parent itself.
+        timeout_s: for reading a window; None: no limit.
+    """
+
+    def __init__(self, names: Sequence[str], processes: int, timeout_s: float | None) -> None:
+        self.names, self.processes, self.timeout_s = tuple(names), processes, timeout_s
+        self._indices = {name: index for index, name in enumerate(self.names)}
+        # Per process, the parent last: its id, the index of its video, and the time when it began to read.
+        self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
+        self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
+        self._reported = 0
+
+    def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
+        """PyTorch's loader, with these processes; ``items`` read through :meth:`reading`."""
+        return DataLoader(
+            items,
+            num_workers=self.processes,
+            worker_init_fn=ignore_signals,
+            # Each iteration draws a seed; neither testing nor resuming may change the training's random numbers.
+            generator=torch.Generator(),
+            **options,
+        )
+
+    @contextmanager
+    def reading(self, video: str) -> Iterator[None]:
+        """Records that this process reads a window of a video; raises TimeoutError if it takes too long."""
+        row = self._reads[self._number()]
+        row[2] = time.monotonic()
+        row[0] = os.getpid()
+        row[1] = self._indices[video]  # last: it makes the row valid
+        try:
+            with time_limit(self.timeout_s, f"reading video {video}"):
+                yield
+        finally:
+            row[1] = _IDLE
+
+    def count_repeated(self, frames: int) -> None:
+        """Adds damaged frames that this process has replaced by other ones."""
+        self._repeated[self._number()] += frames
+
+    def pop_repeated(self) -> int:
+        """The damaged frames that all processes have replaced since the last call."""
+        before, self._reported = self._reported, int(self._repeated.sum())
+        return self._reported - before
+
+    def _number(self) -> int:
+        """The number of this process; the parent's is the last one."""
+        worker = get_worker_info()
+        return self.processes if worker is None else min(worker.id, self.processes)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Kills processes that hang, and all processes if the block fails.
+
+        Raises:
+            ChildProcessError: a process died or hung; names its video.
+        """
+        hung: dict[int, str] = {}
+        finished = threading.Event()
+        watch = threading.Thread(target=self._kill_hung, args=(finished, hung), daemon=True)
+        watch.start()
+        try:
+            yield
+        except BaseException as error:
+            message = self._exit_message(error, hung) if isinstance(error, RuntimeError) else None
+            self._kill_all()
+            if message is not None:
+                raise ChildProcessError(message) from None
+            raise
+        finally:
+            finished.set()
+            watch.join()
+
+    def _kill_hung(self, finished: threading.Event, hung: dict[int, str]) -> None:
+        """Kills processes that hang, and records their videos by process id."""
+        while self.processes and self.timeout_s is not None and not finished.wait(_CHECK_INTERVAL_S):
+            for process, index, began in self._reads[:-1].tolist():
+                is_late = index != _IDLE and time.monotonic() - began > self.timeout_s + _GRACE_S
+                if is_late and int(process) not in hung:
+                    hung[int(process)] = self.names[int(index)]
+                    with suppress(ProcessLookupError):
+                        os.kill(int(process), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+    def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
+        """What the ended processes were reading, if PyTorch's error reports ended processes."""
+        exited = _EXITED.match(str(error))
+        if exited is None:
+            return None
+        processes = [int(number) for number in exited[1].split(",")]
+        for process in processes:
+            if process in hung:
+                return (
+                    f"reading video {hung[process]} took longer than {self.timeout_s:g} s and could not be "
+                    "interrupted, so its process was killed; check this file and its disk"
+                )
+        names = [
+            self.names[int(index)] for process, index, _ in self._reads.tolist() if process in processes and index >= 0
+        ]
+        doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
+        # The signal is in the error itself or in its cause.
+        by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
+        reason = "" if by_signal is None else f": {' '.join(by_signal[1].split())}"
+        if reason.startswith(": Killed"):
+            reason += " The system kills processes when memory runs out; lower workers or batch."
+        return f"a process that {doing} ended unexpectedly{reason}"
+
+    def _kill_all(self) -> None:
+        """Kills all processes; one that hangs would block the parent."""
+        own = {int(process) for process, _, _ in self._reads.tolist()}
+        for child in multiprocessing.active_children():
+            if child.pid in own:
+                with suppress(RuntimeError):  # PyTorch raises one in the parent when a reader is killed
+                    child.kill()
+                    child.join(_GRACE_S)
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -177,37 +312,18 @@ class TrainingWindows(Dataset[Sample]):
 
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
-        video_grid, window, views = self.source.grid(video), self.config.window, self.config.views
-        start, steps, segments, labels = random_window(
-            rng,
-            video_grid.steps,
-            window.steps,
-            *ground_truth_in_steps(video, video_grid, self.classes),
-            completeness=window.completeness,
-            crop=window.crop,
-        )
+        video_grid, views = self.source.grid(video), self.config.views
+        truth = ground_truth_in_steps(video, video_grid, self.classes)
+        start, steps, segments, labels = random_window(rng, video_grid.steps, *truth, self.config.window)
         backbone, augmentation = self.config.model.backbone, self.config.training.augmentation
         margin = 1.0 if backbone is None else DECODE_MARGIN
         sample = _read_sample(self.source, video, video_grid.window(start, steps), views, margin=margin)
         sample = replace(sample, segments=segments, labels=labels)
         if backbone is not None:
-            crop = random_crop(
-                rng,
-                *sample.content.shape[1:3],
-                area=augmentation.crop_area,
-                aspect=augmentation.crop_aspect,
-                flip=augmentation.flip,
-            )
-            sample = sample.cropped(crop, backbone.pixels)
+            height, width = sample.content.shape[1:3]
+            sample = sample.cropped(random_crop(rng, height, width, augmentation), backbone.pixels)
             if rng.random() < augmentation.colour:
-                colour = random_colour(
-                    rng,
-                    brightness=augmentation.brightness,
-                    contrast=augmentation.contrast,
-                    saturation=augmentation.saturation,
-                    hue=augmentation.hue,
-                )
-                sample = replace(sample, colour=colour)
+                sample = replace(sample, colour=random_colour(rng, augmentation))
         return sample.reversed() if views[0] == "reverse" else sample
 
 

@@ -22,7 +22,7 @@ from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
-from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
+from bitad.timeline import Direction, Grid, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -88,43 +88,27 @@ class Sampling:
     """Which frames of a video the network sees.
 
     Args:
-        stride_frames: from one grid step to the next.
-        rate_hz: grid steps per second instead; each video gets the nearest stride.
-        steps: grid steps of every video instead.
-        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read for each grid step.
+        window: of the configuration.
+        rate_hz: grid steps per second instead of the window's stride; each video gets the nearest stride.
     """
 
-    stride_frames: int = 1
+    window: WindowConfig
     rate_hz: float | None = None
-    steps: int | None = None
-    clock: ResizedClock = "centre"
-    frames_per_step: int = 1
-
-    @staticmethod
-    def of(window: WindowConfig, rate_hz: float | None = None) -> Sampling:
-        """The sampling of a configuration, or at ``rate_hz`` grid steps per second."""
-        return Sampling(
-            stride_frames=window.stride_frames,
-            rate_hz=rate_hz,
-            steps=window.resized_steps,
-            clock=window.resized_clock,
-            frames_per_step=window.frames_per_step,
-        )
 
     def grid(self, fps: float, frames: int) -> Grid:
         """The grid of a video with so many frames."""
-        if self.steps is not None:
-            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
-        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        if self.window.resized_steps is not None:
+            return Grid(fps, 1.0, 0.0, frames).resized(self.window.resized_steps, self.window.resized_clock)
+        stride = self.window.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
     def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
         """The frames of a window in a video of ``count``: int64 ``[V * frames_per_step]``, ascending."""
-        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
+        is_resized = self.window.resized_steps is not None
+        if is_resized and self.window.resized_clock == "edge":  # still reads the frames in the middle
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
         # A resized video's steps lie in the middle of their share of it, others at its start.
-        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        frames = grid.frames(self.window.frames_per_step, centred=is_resized)
         return frames.clip(0, count - 1)  # the last step may be incomplete
 
 
@@ -150,7 +134,7 @@ class VideoFiles:
     find: Callable[[str], Path]
     _: KW_ONLY
     pixels: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling
     find_reversed: Callable[[str], Path] | None = None
     damaged: OnDecodeError = "error"
     cache: IndexCache | None = None
@@ -258,21 +242,15 @@ class FeatureFiles:
 
     Args:
         store: the files.
-        stride_frames: video frames from one feature to the next.
-        offset_frames: frame at the centre of the first feature's snippet.
-        fps: frame rate of these frames; None: each video's own.
-        steps, clock: as of :class:`Sampling`; features are resized.
+        data, window: of the configuration.
         reversed_store: features of the time-reversed copies, with rows of the same frames.
         described: the videos that the features were extracted from, by the features' names.
     """
 
     store: FeatureStore
+    data: DataConfig
+    window: WindowConfig
     _: KW_ONLY
-    stride_frames: float
-    offset_frames: float
-    fps: float | None = None
-    steps: int | None = None
-    clock: ResizedClock = "centre"
     reversed_store: FeatureStore | None = None
     described: Mapping[str, FeatureVideo] | None = None
 
@@ -289,38 +267,39 @@ class FeatureFiles:
                 f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}; extract "
                 "both with one call of `bitad features --direction both`"
             )
-        fps = video.clock.rate if self.fps is None else self.fps
+        fps = video.clock.rate if self.data.feature_fps is None else self.data.feature_fps
         if fps is None:
             raise ValueError(
                 f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
                 "data.feature_fps"
             )
-        grid = Grid(fps, self.stride_frames, self.offset_frames, rows)
-        return grid if self.steps is None else grid.resized(self.steps, self.clock)
+        grid = Grid(fps, self.data.feature_stride_frames, self.data.feature_offset_frames, rows)
+        steps = self.window.resized_steps
+        return grid if steps is None else grid.resized(steps, self.window.resized_clock)
 
     def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
         """How the time that the features cover differs from the annotated one, if it does."""
-        fps = video_grid.fps
-        rows = round(video_grid.steps * video_grid.stride_frames / self.stride_frames)  # also of a resized video
+        fps, stride_frames = video_grid.fps, self.data.feature_stride_frames
+        rows = round(video_grid.steps * video_grid.stride_frames / stride_frames)  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
             # Else the rate is frames over duration, which includes the sound.
-            is_stated = (self.fps or video.fps) is not None
+            is_stated = (self.data.feature_fps or video.fps) is not None
             if is_stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
             clock = Clock(video.duration_s, None if is_stated else video.frames)
             if difference := next(differences(clock, Clock(made.frames / made.fps, made.frames)), None):
                 return f"{SIDECAR} says that it {difference[1]}"
-        return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
+        return coverage_fault(rows, stride_frames, self.data.feature_offset_frames, fps, video.duration_s)
 
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
-        first_frame = self.offset_frames
-        if self.steps is not None:
+        first_frame, steps = self.data.feature_offset_frames, self.window.resized_steps
+        if steps is not None:
             first_frame = self.grid(video).first_frame
-            features = F.interpolate(features.T[None], size=self.steps, mode="linear", align_corners=False)[0].T
+            features = F.interpolate(features.T[None], size=steps, mode="linear", align_corners=False)[0].T
         start = round((grid.first_frame - first_frame) / grid.stride_frames)
         return features[start : start + grid.steps]
 
@@ -357,11 +336,8 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
         return FeatureFiles(
             open_store(data.features),
-            stride_frames=data.feature_stride_frames,
-            offset_frames=data.feature_offset_frames,
-            fps=data.feature_fps,
-            steps=window.resized_steps,
-            clock=window.resized_clock,
+            data,
+            window,
             reversed_store=None if reversed_files is None else open_store(reversed_files),
             described=require_described(data, config.views),
         )
@@ -370,7 +346,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     return VideoFiles(
         VideoFinder(data.videos, wanted),
         pixels=config.model.backbone.pixels,
-        sampling=Sampling.of(window),
+        sampling=Sampling(window),
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,
