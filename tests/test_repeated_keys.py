@@ -145,7 +145,7 @@ def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.Capture
 def test_one_name_in_two_forms_of_unicode_is_a_defect(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     (tmp_path / "truth.json").write_text(json.dumps({"database": {name: json.loads(VIDEO) for name in names}}))
-    (defect,) = check_annotations(tmp_path / "truth.json").defects
+    ((defect,),) = check_annotations(tmp_path / "truth.json").defects.values()
     assert defect.kind == "duplicate"
     assert r"'caf\xe9' and 'cafe\u0301'" in defect.detail
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -111,22 +111,26 @@ class Annotations:
         Raises:
             ValueError: no video is in that subset.
         """
-        videos = {video.name: video for video in self.videos.values() if video.subset == name}
-        if not videos:
+        chosen = self.map(lambda video: video if video.subset == name else None)
+        if not chosen.videos:
             found = ", ".join(f"{subset} ({count} videos)" for subset, count in self.subsets().items())
             raise ValueError(f"no video is in subset {name!r}; the subsets are {found or 'none: no videos'}")
-        return replace(self, videos=videos)
+        return chosen
+
+    def map(self, change: Callable[[AnnotatedVideo], AnnotatedVideo | None]) -> Annotations:
+        """The ground truth with every video changed; those are left out for which ``change`` returns None."""
+        videos = ((name, change(video)) for name, video in self.videos.items())
+        return replace(self, videos={name: video for name, video in videos if video is not None})
 
     def only_classes(self) -> Annotations:
         """Without the segments whose label is none of the classes (THUMOS14's ``Ambiguous``)."""
         known = set(self.classes)
-        videos = {name: video.with_labels(known) for name, video in self.videos.items()}
-        return replace(self, videos=videos)
+        return self.map(lambda video: video.with_labels(known))
 
     def class_agnostic(self) -> Annotations:
         """The same segments, all of a single class."""
-        videos = {name: replace(video, labels=(ANY_CLASS,) * len(video.labels)) for name, video in self.videos.items()}
-        return replace(self, videos=videos, classes=(ANY_CLASS,))
+        videos = self.map(lambda video: replace(video, labels=(ANY_CLASS,) * len(video.labels)))
+        return replace(videos, classes=(ANY_CLASS,))
 
     def require_durations(self, path: str | Path) -> Annotations:
         """The videos of known duration. Videos without one and without a segment of a class are left out, and logged.
@@ -141,11 +145,11 @@ class Annotations:
             return self
         names = shortlist(unknown, 2, quote=quoted)
         log_once(f"{path}: left out, without a duration and a segment of a class: {names}")
-        return replace(self, videos={name: video for name, video in self.videos.items() if name not in unknown})
+        return self.map(lambda video: None if video.name in unknown else video)
 
     def reversed(self) -> Annotations:
         """The ground truth of the same videos in reverse playback."""
-        return replace(self, videos={name: video.reversed() for name, video in self.videos.items()})
+        return self.map(AnnotatedVideo.reversed)
 
 
 DefectKind = Literal[

@@ -360,7 +360,11 @@ def refused_in_a_line(path: Path, form: str | None) -> None:
     assert reason is None or str(path) in reason
     refused, defects = None, False
     try:
-        defects = any(defect.kind == "unreadable" for defect in check_annotations(path, format=form).defects)
+        defects = any(
+            defect.kind == "unreadable"
+            for found in check_annotations(path, format=form).defects.values()
+            for defect in found
+        )
     except ValueError as error:
         refused = str(error)
     assert str(path) in refused if refused is not None else (reason is not None) == defects

@@ -137,9 +137,10 @@ def test_check_names_every_defect_and_convert_the_first(name: str, tmp_path: Pat
     path = save(tmp_path / (name if "." in name else f"{name}.json"), MALFORMED[name])
     src = path.parent if path.suffix == ".txt" else path
     report = check_annotations(src)
-    assert [defect.kind for defect in report.defects] == ["unreadable"] * 2
+    (defects,) = report.defects.values()
+    assert [defect.kind for defect in defects] == ["unreadable"] * 2
     said = failing("annotations", "convert", src, tmp_path / "out.json")
-    first = report.defects[0]
+    first = defects[0]
     assert f"{src}: video {first.video}: {first.detail}; correct it (`bitad annotations check` names every def" in said
     assert run("annotations", "check", src, status=1).count(f"\n{first.video}: unreadable: ") == 2
 
