@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,18 +69,17 @@ class FeatureStore:
             FileNotFoundError: the folder has no file for the video.
             ValueError: the ``.npz`` has no such array, or it does not hold numbers ``[T, C]`` of the right width.
         """
-        with self._open(name) as array:
-            return array.shape[0]
+        with self._open(name) as (_, _, shape):
+            return shape[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A video's features, float32 ``[T, C]``.
-
-        Raises:
-            FileNotFoundError: the folder has no file for the video.
-            ValueError: as :meth:`length`, or a number is not finite.
-        """
-        with self._open(name) as stored:
-            features, where = np.ascontiguousarray(stored.read(), np.float32), stored.where
+        """A video's features, float32 ``[T, C]``; raises like :meth:`length`, and a ValueError if one is not finite."""
+        with self._open(name) as (stream, where, _):
+            stream.seek(0)
+            try:
+                features = np.ascontiguousarray(npy.read_array(stream, allow_pickle=False), np.float32)
+            except _DAMAGED as error:
+                raise ValueError(f"{where}: no array that numpy reads: {error}") from None
         invalid = np.argwhere(~np.isfinite(features))
         if len(invalid):
             row, column = invalid[0]
@@ -91,39 +89,24 @@ class FeatureStore:
             )
         return features
 
-    def file(self, name: str) -> Path:
-        """The file of a video in a folder.
+    def own_name(self, name: str) -> str:
+        """The name of a video's features; the given name if there are none. Raises a ValueError if it is unclear."""
+        names = () if self.path.is_dir() else _array_names(self.path)
+        return name if name in names or self._file(name) is not None else self._lookup.find(name) or name
 
-        Raises:
-            FileNotFoundError: the folder has none.
-            ValueError: several may be meant.
-        """
-        if (file := self._file(name)) is not None:
-            return file
-        if (found := self._lookup.find(name)) is not None and (file := self._file(found)) is not None:
+    def file(self, name: str) -> Path:
+        """The file of a video in a folder; raises a FileNotFoundError if there is none, or as :meth:`own_name`."""
+        if (file := self._file(self.own_name(name))) is not None:
             return file
         raise FileNotFoundError(
             f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
             f"of the annotations; {self._lookup.sides(name)}"
         )
 
-    def own_name(self, name: str) -> str:
-        """The name of a video's features in a folder.
-
-        Raises:
-            ValueError: several may be meant.
-        """
-        return name if self._file(name) is not None else self._lookup.find(name) or name
-
     def array(self, name: str) -> str:
-        """The name of a video's array in the single ``.npz``.
-
-        Raises:
-            ValueError: there is none, or several may be meant.
-        """
-        if name in (names := _array_names(self.path)):
-            return name
-        if (found := self._lookup.find(name)) is not None:
+        """The name of a video's array in the single ``.npz``; raises a ValueError if there is none, or several fit."""
+        found, names = self.own_name(name), _array_names(self.path)
+        if found in names:
             return found
         raise ValueError(
             f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(names))}; {self._lookup.sides(name)}"
@@ -134,12 +117,12 @@ class FeatureStore:
         return next((file for file in files if is_file_named(file)), None)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[_Stored]:
-        """A video's array ``[T, C]``, of which only the header has been read."""
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], str, tuple[int, ...]]]:
+        """An array ``[T, C]`` of which the header has been read: its bytes, its name in messages, and its shape."""
         file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                yield self._checked(_Stored.of(stream, file.stat().st_size, str(file), file))
+                yield stream, str(file), self._checked_shape(stream, file.stat().st_size, str(file), file)
             return
         if file == self.path:
             member = self.array(name)
@@ -147,82 +130,48 @@ class FeatureStore:
             member = names[0]
         else:
             raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
+        where = f"{file}: {member}"
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
-            size = archive.getinfo(f"{member}.npy").file_size
-            yield self._checked(_Stored.of(stream, size, f"{file}: {member}"))
+            yield stream, where, self._checked_shape(stream, archive.getinfo(f"{member}.npy").file_size, where)
 
-    def _checked(self, array: _Stored) -> _Stored:
-        """Refuse an array that does not hold numbers ``[T, C]`` of the right width."""
-        shape, where = list(array.shape), array.where
-        if len(shape) != 2 or 0 in shape or array.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: {array.dtype} of shape {shape}; features are numbers [T, C]")
+    def _checked_shape(self, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> tuple[int, ...]:
+        """The shape of an array, which must hold numbers ``[T, C]`` of the right width."""
+        shape, dtype = _parse_header(stream, size, where, file)
+        if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
+            raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")
         if self.channels is not None and shape[1] != self.channels:
             raise ValueError(
-                f"{where}: shape {shape} read as [T, C]; {self.channels} channels are expected (data.feature_channels)"
+                f"{where}: shape {list(shape)} read as [T, C]; {self.channels} channels are expected "
+                "(data.feature_channels)"
             )
-        return array
+        return shape
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An array on disk, of which only the header has been read.
-
-    Args:
-        stream: the bytes of an ``.npy`` file.
-        where: the name of the array in messages.
-        shape, dtype: those in the header.
-    """
-
-    stream: IO[bytes]
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> _Stored:
-        """Read the header of an array that has ``size`` bytes in all, and compare it with them.
-
-        Raises:
-            ValueError: ``stream`` holds no array, or one of another size than its header states.
-        """
-        try:
-            is_version_1 = npy.read_magic(stream) == (1, 0)
-            shape, _, dtype = (npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0)(stream)
-        except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
-            found = None if file is None else signature_of(file)
-            reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
-            raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
-        # Arrays of objects have no fixed size; FeatureStore refuses their type.
-        claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
-        if any(length < 0 for length in shape):
-            reason = f"its header claims the shape {list(shape)}; write it again"
-            raise ValueError(f"{where}: no array that numpy reads: {reason}")
-        if claimed != actual and not dtype.hasobject:
-            raise ValueError(
-                f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} "
-                f"bytes, but {actual:,} are there; it is damaged or cut off: write it again"
-            )
-        return cls(stream, where, shape, dtype)
-
-    def read(self) -> NDArray[Any]:
-        """The array."""
-        try:
-            self.stream.seek(0)
-            return npy.read_array(self.stream, allow_pickle=False)
-        except _DAMAGED as error:
-            raise ValueError(f"{self.where}: no array that numpy reads: {error}") from None
+def _parse_header(
+    stream: IO[bytes], size: int, where: str, file: Path | None = None
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type in the header of an array, which must have ``size`` bytes in all."""
+    try:
+        is_version_1 = npy.read_magic(stream) == (1, 0)
+        shape, _, dtype = (npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0)(stream)
+    except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
+        found = None if file is None else signature_of(file)
+        reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
+        raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
+    # Arrays of objects have no fixed size; FeatureStore refuses their type.
+    claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if min(shape, default=0) < 0 or (claimed != actual and not dtype.hasobject):
+        raise ValueError(
+            f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} bytes, "
+            f"but {actual:,} are there; it is damaged or cut off: write it again"
+        )
+    return shape, dtype
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an ``.npy`` file, whose size agrees with them; reads only the header.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it holds no array, or one of another size.
-    """
+    """Shape and type of the array in an ``.npy`` file. Raises a ValueError if it holds none, or one of another size."""
     with file.open("rb") as stream:
-        array = _Stored.of(stream, file.stat().st_size, str(file), file)
-    return array.shape, array.dtype
+        return _parse_header(stream, file.stat().st_size, str(file), file)
 
 
 def _array_names(file: Path) -> list[str]:
