@@ -16,7 +16,7 @@ from bitad.data.classes import ANY_CLASS, UNDECIDED, Classes, read_classes
 from bitad.data.clocks import Clock
 from bitad.data.formats.parsing import ParsedVideo
 from bitad.runtime.log import log_once, quoted, shortlist
-from bitad.timeline import reverse_seconds
+from bitad.timeline import FloatArray, IntArray, reverse_seconds
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AnnotatedVideo:
     name: str
     subset: str
     duration_s: float
-    segments: NDArray[np.float64]
+    segments: FloatArray
     labels: tuple[str, ...]
     frames: int | None = None
     fps: float | None = None
@@ -205,9 +205,7 @@ def require_known_durations(unknown: Iterable[str], path: str | Path) -> None:
         )
 
 
-def reversed_ascending(
-    segments: NDArray[np.float64], duration_s: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def reversed_ascending(segments: FloatArray, duration_s: float) -> tuple[FloatArray, IntArray]:
     """Segments ``[n, 2]`` in reverse time, ascending, and which of ``segments`` each one is."""
     mirrored = reverse_seconds(segments, duration_s)
     order = np.lexsort((mirrored[:, 1], mirrored[:, 0]))

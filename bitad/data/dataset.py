@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bitad.config.schema import Config, WindowConfig
@@ -30,7 +29,7 @@ from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
 from bitad.runtime.signals import ignore_signals
 from bitad.runtime.workers import time_limit
-from bitad.timeline import Direction, Grid
+from bitad.timeline import Direction, FloatArray, Grid, IntArray
 
 Content = TypeVar("Content")
 
@@ -73,10 +72,10 @@ def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple
 def random_window(
     rng: np.random.Generator,
     total_steps: int,
-    segments: NDArray[np.float64],
-    labels: NDArray[np.int64],
+    segments: FloatArray,
+    labels: IntArray,
     config: WindowConfig,
-) -> tuple[int, int, NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[int, int, FloatArray, IntArray]:
     """A random window with at least one action in it (random truncation; ActionFormer, arXiv:2202.07925).
 
     A longer video gives a window of ``config.steps``; a shorter one a random share of its own length. An action
@@ -104,7 +103,7 @@ def random_window(
 
 def ground_truth_in_steps(
     video: AnnotatedVideo, video_grid: Grid, classes: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[FloatArray, IntArray]:
     """A video's segments in grid steps ``[n, 2]``, clipped to the video, and class indices ``[n]``."""
     index = {name: i for i, name in enumerate(classes)}
     segments = video_grid.to_steps(video.segments.reshape(-1, 2))

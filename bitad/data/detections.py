@@ -20,11 +20,11 @@ from bitad.data.classes import ANY_CLASS, index_labels
 from bitad.data.formats.detections import read_detection_file
 from bitad.runtime.files import write_json
 from bitad.runtime.log import log, shortlist
-from bitad.timeline import Direction, reverse_seconds
+from bitad.timeline import Direction, FloatArray, IntArray, reverse_seconds
 from bitad.video.names import Matching, new_names
 
 # One video's detections: segments float64 [n, 2] in seconds, scores float64 [n], labels int64 [n].
-VideoColumns = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+VideoColumns = tuple[FloatArray, FloatArray, IntArray]
 
 # Keys of a file's external_data that are fields of Detections; all others are ``details``.
 _BASIS, _DURATIONS, _CLASSES = "basis", "durations_s", "classes"
@@ -46,9 +46,9 @@ class VideoDetections:
     """
 
     name: str
-    segments: NDArray[np.float64]
+    segments: FloatArray
     labels: NDArray[np.str_]
-    scores: NDArray[np.float64]
+    scores: FloatArray
     duration_s: float | None = None
 
     def __len__(self) -> int:
@@ -78,10 +78,10 @@ class Detections:
 
     videos: tuple[str, ...]
     classes: tuple[str, ...]
-    video: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    video: IntArray
+    segments: FloatArray
+    scores: FloatArray
+    labels: IntArray
     basis: Direction = "forward"
     durations_s: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -282,7 +282,7 @@ class Detections:
     def __contains__(self, name: object) -> bool:
         return name in self.videos
 
-    def _of_rows(self, name: str, rows: NDArray[np.int64]) -> VideoDetections:
+    def _of_rows(self, name: str, rows: IntArray) -> VideoDetections:
         labels = np.array(self.classes, np.str_)[self.labels[rows]]
         return VideoDetections(name, self.segments[rows], labels, self.scores[rows], self.durations_s.get(name))
 
@@ -299,7 +299,7 @@ class Detections:
         write_detections(self, path)
 
 
-def _index_among(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
+def _index_among(names: Sequence[str], among: Sequence[str]) -> IntArray:
     """The index of each name in another list."""
     index = {name: i for i, name in enumerate(among)}
     return np.array([index[name] for name in names], np.int64)

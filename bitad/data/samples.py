@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitad.data.transforms import Crop, apply_crop, empty_frames
-from bitad.timeline import Direction, Grid, mirror_points, mirror_positions, mirror_segments
+from bitad.timeline import Direction, FloatArray, Grid, IntArray, mirror_points, mirror_positions, mirror_segments
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Sample:
     video: str
     content: Tensor
     grid: Grid
-    segments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    segments: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
+    labels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     view: Direction = "forward"
     colour: NDArray[np.float32] | None = None
     reversed_copy: Tensor | None = None

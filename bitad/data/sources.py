@@ -22,7 +22,7 @@ from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
-from bitad.timeline import Direction, Grid, mirror_frames
+from bitad.timeline import Direction, Grid, IntArray, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -102,7 +102,7 @@ class Sampling:
         stride = self.window.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
-    def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
+    def frames(self, grid: Grid, count: int) -> IntArray:
         """The frames of a window in a video of ``count``: int64 ``[V * frames_per_step]``, ascending."""
         is_resized = self.window.resized_steps is not None
         if is_resized and self.window.resized_clock == "edge":  # still reads the frames in the middle
@@ -192,7 +192,7 @@ class VideoFiles:
             )
         return reversed_copy
 
-    def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
+    def _decode(self, path: Path, frames: IntArray, margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
             short_side = _short_side(reader.info.height, reader.info.width, self.pixels, margin)
             pixels = reader.read(frames, short_side=short_side)

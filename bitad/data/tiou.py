@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from bitad.timeline import FloatArray, IntArray
 
 # Pairs are computed in chunks of about this many, to bound memory.
 _PAIRS_AT_ONCE = 1_000_000
 
 
 def overlap_ranges(
-    groups_a: NDArray[np.int64],  # [n]
-    segments_a: NDArray[np.float64],  # [n, 2]
-    groups_b: NDArray[np.int64],  # [m]
-    segments_b: NDArray[np.float64],  # [m, 2]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    groups_a: IntArray,  # [n]
+    segments_a: FloatArray,  # [n, 2]
+    groups_b: IntArray,  # [m]
+    segments_b: FloatArray,  # [m, 2]
+) -> tuple[IntArray, IntArray, IntArray]:
     """For each row of a, a range that contains the rows of b of its group that overlap it.
 
     Returns ``order`` ``[m]``, the rows of b by group and start, and ``first`` and ``count`` ``[n]``: the rows of b that
@@ -31,12 +32,12 @@ def overlap_ranges(
 
 
 def tiou_pairs(
-    groups_a: NDArray[np.int64],  # [n]
-    segments_a: NDArray[np.float64],  # [n, 2]
-    groups_b: NDArray[np.int64],  # [m]
-    segments_b: NDArray[np.float64],  # [m, 2]
+    groups_a: IntArray,  # [n]
+    segments_a: FloatArray,  # [n, 2]
+    groups_b: IntArray,  # [m]
+    segments_b: FloatArray,  # [m, 2]
     threshold: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[IntArray, IntArray, FloatArray]:
     """The pairs (row of a, row of b) of the same group whose tIoU is at least ``threshold`` > 0, and their tIoU.
 
     tIoU (temporal intersection over union) is the length of the overlap over the length of the union; a segment
@@ -61,7 +62,7 @@ def tiou_pairs(
     return a, b, tiou
 
 
-def ranges(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(first: IntArray, count: IntArray) -> IntArray:
     """``first[0], first[0] + 1, ...`` (``count[0]`` of them), then those of ``first[1]``, and so on."""
     total = np.cumsum(count)
     return np.arange(total[-1] if len(total) else 0) + np.repeat(first + count - total, count)

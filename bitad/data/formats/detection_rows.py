@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.data.formats.parsing import number
+from bitad.timeline import FloatArray, IntArray
 
 # All times and scores are below this, the bound of int64; JSON's integers have none.
 _BOUND = 2**63
@@ -35,9 +35,9 @@ class ParsedDetections:
     """
 
     videos: Sequence[str]
-    video: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
+    video: IntArray
+    segments: FloatArray
+    scores: FloatArray
     labels: Sequence[str | int] | None
     external: Mapping[str, Any] = field(default_factory=dict)
 
@@ -129,7 +129,7 @@ def _parse(
     return ParsedDetections(videos, video, np.stack([start, end], axis=1), scores, labels)
 
 
-def _numbers(values: Sequence[Any], role: str, where: Where) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any], role: str, where: Where) -> FloatArray:
     """Finite numbers, or texts of numbers, ``[n]``."""
     is_parsed = set(map(type, values)) <= {float}
     numbers = np.array(values if is_parsed else list(map(number, values)), np.float64)  # None becomes NaN
