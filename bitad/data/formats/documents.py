@@ -42,15 +42,12 @@ _CLASS_LISTS = ("class_list.txt", "Charades_v1_classes.txt")
 
 
 def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """A JSON with a ``database`` of videos: the native format, ActionFormer's, ActivityNet's, HACS's and FineAction's.
+    """The native format, ActionFormer's, ActivityNet's, HACS's and FineAction's.
 
-    ActivityNet 1.3, HACS Segments and FineAction share one format: ``{"database": {"VIDEO": {"subset", "duration",
-    "annotations": [{"segment": [start, end], "label"}]}}}``. HACS states durations as strings. OpenTAD's files of
-    EPIC-Kitchens and Ego4D have test videos without ``annotations``: they have no segment here.
+    ``{"database": {"VIDEO": {"subset", "duration", "annotations": [{"segment": [start, end], "label"}]}}}``.
 
-    Sources: http://activity-net.org/download.html; https://github.com/hangzhaomit/HACS-dataset (readme);
-    https://github.com/Richard-61/FineAction (the file itself was not at hand: OpenTAD reads it as ActivityNet's);
-    OpenTAD's ``opentad/datasets``; ActionFormer's ``libs/datasets/thumos14.py``.
+    Sources: http://activity-net.org/download.html; https://github.com/hangzhaomit/HACS-dataset;
+    https://github.com/Richard-61/FineAction; ActionFormer's ``libs/datasets/thumos14.py``.
     """
     (path,) = files
     content = read_json(path)
@@ -61,7 +58,7 @@ def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
         left_out |= stated.keys() - _VIDEO_KEYS
         key = rows_key(stated)
         unannotated += key is None
-        for row in objects_in(stated.get(key)):
+        for row in objects_in(stated.get(key or "annotations")):
             left_out.update(f"{name} of annotations" for name in row.keys() - _ROW_KEYS)
     notes = [f"{unannotated} videos of the file have no list of annotations"] if unannotated else []
     if left_out:
@@ -81,31 +78,25 @@ def has_frame_segments(content: Any) -> bool:
 
 
 def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
-    """The videos of an annotation file's JSON, faults included.
+    """The videos of an annotation file's JSON, faults included; raises a ValueError if it has no ``database``.
 
-    Numbers may be strings, as HACS' durations are. A missing duration is unknown, ``inf``, unless ``frame`` and ``fps``
-    state it. Videos of a test subset may all be without ``annotations``, which COIN's file calls ``annotation``.
-
-    Raises:
-        ValueError: there is no ``database``.
+    Numbers may be strings, as HACS' durations are. Videos of a test subset may all be without ``annotations``.
     """
     if not is_database(content):
-        raise ValueError(
-            f'{path}: no "database" of videos by name: it is {description_of(content)}; `bitad annotations convert` '
-            "makes one of other formats"
-        )
+        remedy = "`bitad annotations convert` makes one of other formats"
+        raise ValueError(f'{path}: no "database" of videos by name: it is {description_of(content)}; {remedy}')
     database = content["database"]
     annotated = {str(video.get("subset")) for video in objects_in(database) if rows_key(video) is not None}
     return [_parse_video(name, stated, annotated) for name, stated in database.items()]
 
 
 def rows_key(stated: Mapping[str, Any]) -> str | None:
-    """The key of a video's list of annotations, if it has one."""
+    """The key of a video's list of annotations, if it has one; COIN's file calls it ``annotation``."""
     return next((key for key in ("annotations", "annotation") if stated.get(key) is not None), None)
 
 
 def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
-    """Parse one video of a ``database``; ``annotated`` are the subsets that have annotations."""
+    """A video of a ``database``; ``annotated`` are the subsets that have annotations."""
     video = ParsedVideo(name, "")
     if not isinstance(stated, dict):
         video.faults.append(f"{reprlib.repr(stated)} is not a video's {{subset, duration, annotations}}")
@@ -115,10 +106,10 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     else:
         video.faults.append(f"subset {reprlib.repr(stated.get('subset'))} is not a name")
     numbers: dict[str, float] = {}
-    for key in ("duration", "frame", "fps"):
+    for what in ("duration", "frame", "fps"):
         with video.collecting():
-            if not is_missing(stated.get(key)):
-                numbers[key] = positive(stated[key], key, is_count=key == "frame")
+            if not is_missing(stated.get(what)):
+                numbers[what] = positive(stated[what], what, is_count=what == "frame")
     frames, video.fps = numbers.get("frame"), numbers.get("fps")
     video.frames = None if frames is None else round(frames)
     if "duration" in numbers:
@@ -126,7 +117,7 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     elif frames is not None and video.fps is not None:
         video.duration_s = frames / video.fps
     key = rows_key(stated)
-    rows = [] if key is None else stated[key]
+    rows: Any = [] if key is None else stated[key]
     if key is None and ("test" not in video.subset.lower() or video.subset in annotated):
         video.faults.append('"annotations" is missing')
     if not isinstance(rows, list):
@@ -174,11 +165,7 @@ def parse_segment(stated: Any, key: str) -> tuple[float, float]:
 def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """mmaction2's ActivityNet files, ``anet_anno_{train,val,test}.json``: videos by name, the file's name the subset.
 
-    Frames a second are ``rfps``, which mmaction2 counted, if stated; ``fps`` is the nominal rate, which contradicts
-    ``duration_frame`` of ``duration_second``. ``feature_frame`` is left out.
-
-    Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py`` and
-    ``mmaction/datasets/activitynet_dataset.py``.
+    Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py``.
     """
     videos: dict[str, Any] = {}
     for path in files:
@@ -191,9 +178,7 @@ def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 
 
 def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
-    """BSN's ``anet_anno_action.json``, which BMN and G-TAD use too: mmaction2's format, all subsets in one file.
-
-    Subsets and frame rates are in the list of videos that is given, or in ``video_info_new.csv`` beside the file.
+    """BSN's ``anet_anno_action.json``: mmaction2's format; subsets and frame rates are in ``video_info_new.csv``.
 
     Source: https://github.com/wzmsltw/BSN-boundary-sensitive-network, ``data/activitynet_annotations``.
     """
@@ -221,19 +206,19 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
 
 def _as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
     """A video of mmaction2's or BSN's as the native format states it."""
-    fps = stated.get("rfps", stated.get("fps"))
-    same = {key: stated[key] for key in ("subset", "annotations") if key in stated}
-    return {"duration": stated.get("duration_second"), "frame": stated.get("duration_frame"), "fps": fps, **same}
+    native = {
+        "duration": stated.get("duration_second"),
+        "frame": stated.get("duration_frame"),
+        "fps": stated.get("rfps", stated.get("fps")),  # as counted; ``fps`` is nominal, and contradicts the frames
+    }
+    return native | {key: stated[key] for key in ("subset", "annotations") if key in stated}
 
 
 def read_ego4d_mq(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """Ego4D's moments queries, ``moments_{train,val,test_unannotated}.json``: videos -> clips -> annotations -> labels.
+    """Ego4D's moments queries: videos -> clips -> annotations -> labels. A clip is a video here, and starts at 0 s.
 
-    A clip is a video here, named by its ``clip_uid``, and its clock begins at ``video_start_sec``; labels are those
-    that are ``primary``, of all annotators. A video's ``split`` is the subset.
-
-    Source: https://ego4d-data.org/docs/data/annotations-schemas and OpenTAD's
-    ``tools/prepare_data/ego4d/convert_ego4d_anno.py``, which leaves clips without a primary label out; here they stay.
+    Sources: https://ego4d-data.org/docs/data/annotations-schemas; OpenTAD's
+    ``tools/prepare_data/ego4d/convert_ego4d_anno.py``, which leaves out clips without a primary label.
     """
     videos = ParsedVideos()
     secondary = 0
@@ -279,14 +264,10 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
 def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     """Multi-label work's one JSON: ``{"VIDEO": {"subset", "duration", "actions": [[class, start, end], ...]}}``.
 
-    ``multithumos.json``, ``charades.json``, ``smarthome_CS_51.json`` (TSU) and the like. Classes are names, or numbers
-    that the list of classes names: the given one, or MultiTHUMOS' ``class_list.txt`` or Charades'
-    ``Charades_v1_classes.txt`` beside the file. Numbers count from 0 or 1
-    (:func:`~bitad.data.classes.names_of_numbers`). TSU's times are frames in some copies: they are converted to seconds
-    if the given list of videos shows that.
+    Classes are names, or numbers that the given list of classes names, or one beside the file. TSU's times are frames
+    in some copies: they are converted to seconds if the given list of videos shows that.
 
-    Sources: https://github.com/piergiaj/super-events-cvpr18, ``data/multithumos.json`` and ``data/charades.json``;
-    https://github.com/sstraccialini/ASO-Temba, ``data/multithumos.json`` and ``data/smarthome.json``.
+    Sources: https://github.com/piergiaj/super-events-cvpr18 and https://github.com/sstraccialini/ASO-Temba, ``data``.
     """
     (path,) = files
     stated = videos_by_name(read_json(path), path)

@@ -43,10 +43,8 @@ _THUMOS14 = (
 def read_thumos14(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """THUMOS14's official text files: ``CLASS_val.txt`` and ``CLASS_test.txt``, "video start end" in seconds a line.
 
-    The videos of the official validation set are those one trains on and called "training", those of the test set
-    "validation", as in OpenTAD's ``thumos_14_anno.json``. Durations are not stated.
-
-    Source: the readme of TH14_Temporal_Annotations_Test (http://crcv.ucf.edu/THUMOS14/).
+    Source: the readme of TH14_Temporal_Annotations_Test (http://crcv.ucf.edu/THUMOS14/). Subsets are called as in
+    OpenTAD's ``thumos_14_anno.json``: one trains on the official validation set.
     """
     subsets = {"val": "training", "test": "validation"}
 
@@ -69,12 +67,9 @@ def is_thumos_line(head: Any) -> bool:
 
 
 def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """MultiTHUMOS: ``CLASS.txt``, lines as in THUMOS14's; the name of a video contains its subset.
+    """MultiTHUMOS: ``CLASS.txt``, lines as in THUMOS14's; ``class_list.txt``, "number name" a line, orders the classes.
 
-    The classes are in the order of ``class_list.txt``, "number name" a line, where that file is among the others.
-    Durations are not stated.
-
-    Source: the readme at http://ai.stanford.edu/~syyeung/everymoment.html; OpenTAD's configurations for the subsets.
+    Source: the readme at http://ai.stanford.edu/~syyeung/everymoment.html.
     """
 
     def label_and_subset(path: Path, video: str) -> tuple[str, str]:
@@ -107,9 +102,6 @@ def _read_class_files(
 def read_charades(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """Charades: a row a video with ``id``, ``length`` in seconds and ``actions``, "c092 11.90 21.20;c147 0 12.6".
 
-    ``Charades_v1_classes.txt`` beside the tables, "c000 Holding some clothes" a line, names the 157 classes; without
-    it a class is called by its number. Subsets are "training" and "testing", as in OpenTAD's configurations.
-
     Source: https://prior.allenai.org/projects/data/charades/README.txt
     """
     names, notes = _read_class_names(files[0].parent / _CHARADES_CLASSES)
@@ -135,13 +127,9 @@ def _charades_row(action: str, names: dict[str, str], where: str) -> Row:
 
 
 def read_gtad(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """G-TAD's ``{val,test}_Annotation.csv``: a row a segment with ``video``, ``type``, ``start``, ``end`` in seconds.
+    """G-TAD's and AFSD's tables: a row a segment with ``video``, ``type``, ``start``, ``end`` in seconds.
 
-    AFSD's ``{val,test}_Annotation_ours.csv`` has the same columns. Subsets are those of :func:`read_thumos14` where
-    the videos' names are THUMOS14's, else those in the file's name. Durations are not stated; ``startFrame`` and
-    ``endFrame``, seconds at 30 frames a second whatever the video's rate, are not read.
-
-    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations`` and ``gtad_lib/dataset.py``;
+    Sources: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``;
     https://github.com/TencentYoutuResearch/ActionDetection-AFSD, ``thumos_annotations``.
     """
     parts = [path.name.lower().partition("_annotation")[0] for path in files]
@@ -161,11 +149,9 @@ def read_gtad(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 def read_thumos14_groundtruth(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """``thumos14_test_groundtruth.csv`` of DAPs, BSN and G-TAD: a row a segment, with its video's duration and frames.
 
-    ``label-idx`` is the index of the class among THUMOS14's twenty in alphabetical order, -1 ``Ambiguous``. Commas
-    separate the values, or spaces as in DAPs'. Subsets are as for :func:`read_gtad`.
+    ``label-idx`` is the index of the class among THUMOS14's twenty in alphabetical order, -1 ``Ambiguous``.
 
-    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``: its rows are those of THUMOS14's own
-    files, with these numbers.
+    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``.
     """
     names = {str(number): name for number, name in enumerate((*UNDECIDED, *_THUMOS14), start=-1)}
     videos = ParsedVideos()
@@ -203,19 +189,12 @@ def _thumos_subset(video: str) -> str | None:
 
 def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> ParsedAnnotations:
     """EPIC-Kitchens-100: a row a segment with ``video_id``, ``start_timestamp``, ``stop_timestamp`` ("00:01:02.34"),
-    and ``verb_class`` and ``noun_class``, of which ``part`` chooses one.
-
-    ``EPIC_100_verb_classes.csv`` (noun likewise) beside the tables names the classes; without it a class is called
-    "id_003", as OpenTAD calls it. ``EPIC_100_video_info.csv`` beside them states durations. The test set's rows have
-    no classes: its videos are listed without segments.
+    and ``verb_class`` and ``noun_class``, of which ``part`` chooses one. Rows of the test set have no classes.
 
     Source: https://github.com/epic-kitchens/epic-kitchens-100-annotations
     """
     folder = files[0].parent
     names, notes = _read_class_names(folder / f"EPIC_100_{part}_classes.csv")
-    clocks = read_clocks(folder / _EPIC_VIDEOS) if (folder / _EPIC_VIDEOS).is_file() else {}
-    if clocks:
-        notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
     videos = ParsedVideos()
     unlabelled = 0
     for path, where, row in _rows(files, ("video_id", "start_timestamp", "stop_timestamp")):
@@ -229,8 +208,11 @@ def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> P
             video.rows.append(Row(start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class")))
     if unlabelled:
         notes = (*notes, f"{unlabelled} segments of the test set have no {part} and are left out")
-    for name in videos.keys() & clocks.keys():
-        videos[name].duration_s, videos[name].fps = clocks[name].duration_s, clocks[name].fps
+    if (folder / _EPIC_VIDEOS).is_file():
+        for name, clock in read_clocks(folder / _EPIC_VIDEOS).items():
+            if name in videos:
+                videos[name].duration_s, videos[name].fps = clock.duration_s, clock.fps
+        notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
     return ParsedAnnotations(videos.ordered(), tuple(names.values()) or None, notes)
 
 
