@@ -191,7 +191,7 @@ def test_annotations_that_contradict_themselves_are_refused(data: Path, refused:
         for row in video["annotations"]:
             row["segment(frames)"] = [2 * FPS * edge for edge in row["segment"]]
 
-    assert "train_0 (segment(frames) [" in refused("train", data, changed(data, in_frames))
+    assert "train_0 (segment(frames): " in refused("train", data, changed(data, in_frames))
 
 
 def test_segments_in_frames_taken_for_seconds_are_refused(data: Path, refused: Fails, done: Fails) -> None:

@@ -26,12 +26,7 @@ _NUMBERED = re.compile(r"c?(\d{1,18})[\s,;:]+(\S.*)")
 
 
 def read_classes(classes: str | Classes) -> tuple[str, ...]:
-    """The class names in a file with a name a line, or of a sequence.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no class, or one occurs twice.
-    """
+    """The class names in a file with a name a line, or of a sequence; raises a ValueError for none, or one twice."""
     if isinstance(classes, (str, PathLike)):
         # Not splitlines(): a name may contain what Unicode calls a line end.
         lines = re.split(r"\r\n?|\n", read_text(Path(classes), "class names, a name a line"))
@@ -47,16 +42,14 @@ def read_classes(classes: str | Classes) -> tuple[str, ...]:
 
 
 def read_numbered_classes(classes: str | Classes) -> tuple[tuple[str, ...], dict[int, str]]:
-    """The lines of a list of classes, and the names by number if every line has a number.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_classes`; or a number or a name occurs twice.
-    """
+    """The lines of a list of classes, and the names by number if every line has a number."""
     lines = read_classes(classes)
-    found = [match for match in map(_NUMBERED.fullmatch, lines) if match is not None]
-    if len(found) < len(lines):
-        return lines, {}
-    return lines, _by_number([(int(match[1]), match[2]) for match in found], source_of(classes))
+    pairs = []
+    for line in lines:
+        if (match := _NUMBERED.fullmatch(line)) is None:
+            return lines, {}
+        pairs.append((int(match[1]), match[2]))
+    return lines, _by_number(pairs, source_of(classes))
 
 
 def read_class_numbers(path: str | Path) -> dict[int, str]:
@@ -64,10 +57,6 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
 
     Three kinds of files are read: names, a line each, numbered from 0; lines of a number and a name, as the THUMOS'14
     kit's ``detclasslist.txt``; and annotations, JSON whose ``label_id`` are the numbers.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it names no class, or a name or a number twice.
     """
     path = Path(path)
     if not path.name.lower().endswith((".json", ".json.gz")):
@@ -87,13 +76,13 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
 
 
 def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) -> dict[int, str]:
-    """The names of a file's class numbers.
+    """The names of a file's class numbers, as the list numbers them, or counted from 0 or 1.
 
-    The list may number its names, as "1 Walk" a line. A file whose numbers include 0 counts from 0; one whose highest
-    number is the number of names counts from 1. MultiTHUMOS' JSON exists in both forms.
+    A file whose numbers include 0 counts from 0; one whose highest number is the number of names counts from 1.
+    MultiTHUMOS' JSON exists in both forms.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_classes`; or nothing tells whether the numbers count from 0 or 1.
+        ValueError: nothing tells whether the numbers count from 0 or 1.
     """
     names, numbered = read_numbered_classes(classes)
     if numbered:
@@ -103,19 +92,15 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
             return numbered
         names = tuple(numbered[number] for number in order)
     if numbers and 0 not in numbers and len(names) not in numbers:
-        found = f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names"
-        if max(numbers) > len(names):
-            raise ValueError(f"{found} only {len(names)}; name the list of these classes")
         raise ValueError(
-            f"{found} {len(names)}: they may count from 0 or from 1; number the names in the list, "
-            '"0 NAME" or "1 NAME" a line'
+            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names "
+            f'{len(names)}; name the list of these classes, and number its names, "0 NAME" or "1 NAME" a line'
         )
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
 
 
 def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
-    """The names of a list of classes, without their numbers if a file's labels have none. Raises as
-    :func:`read_classes`."""
+    """The names of a list of classes, without their numbers if a file's labels have none."""
     lines, numbered = read_numbered_classes(classes)
     if not numbered or not set(lines).isdisjoint(labels):
         return lines
@@ -133,8 +118,7 @@ def index_labels(
         path: a list of classes to use instead (:func:`read_class_numbers`).
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_class_numbers`; a label is not among the classes, or is a number
-            without a list of classes.
+        ValueError: a label is not among the classes, or is a number without a list of classes.
     """
     numbers = read_class_numbers(path) if path is not None else dict(enumerate(stated or ()))
     listed = tuple(numbers.values()) if path is not None or stated is not None else None
@@ -164,11 +148,7 @@ def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str]
 
 
 def class_list(classes: Sequence[str]) -> str:
-    """The text of a class list, a name a line.
-
-    Raises:
-        ValueError: a name would not be read back: it contains a line end, or has a space at an end.
-    """
+    """The text of a class list, a name a line; raises a ValueError for a name that would not be read back."""
     for name in classes:
         if name != name.strip() or "\n" in name or "\r" in name or not name:
             raise ValueError(f"class {name!r} cannot stand in a list of a name a line; rename it")
@@ -176,7 +156,7 @@ def class_list(classes: Sequence[str]) -> str:
 
 
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
-    """Write class names, a name a line; the file is replaced atomically. Raises as :func:`class_list`."""
+    """Write class names, a name a line; the file is replaced atomically."""
     text = class_list(classes)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -202,7 +202,7 @@ def test_multilabel_numbers_that_no_list_explains_are_refused(tmp_path: Path, fa
     convert = ("annotations", "convert", src, tmp_path / "out.json", "--classes")
     said = failing(*convert, save(tmp_path / "four.txt", "a\nb\nc\nd\n"))
     assert "class numbers are 1 to 2" in said
-    assert "they may count from 0 or from 1; number the names" in said
+    assert 'number its names, "0 NAME" or "1 NAME" a line' in said
     said = failing(*convert, save(tmp_path / "one.txt", "only\n"))
     assert "video a: class 2 is not one of the 1 of the list of classes, from 1 on" in said
 
@@ -476,15 +476,15 @@ def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_pat
     src = save(tmp_path / "a.json", database(annotations=[]))
     info = save(tmp_path / "info.csv", "file,duration\na,3\n")
     said = failing("annotations", "convert", src, tmp_path / "out.json", "--video-info", info)
-    assert "no column 'video_id' or 'video' or " in said
+    assert "no column 'video_id'; it needs video_id" in said
     assert "it has file, duration" in said
 
 
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        ("A\nB\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
-        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("A\nB\n", "its class numbers are 1 to 3, and {} names 2; name the list"),
+        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names 2; name the list"),
         ("1 A\n1 B\n3 C\n", "{}: a number has two class names in it"),
         ("1 A\n2 A\n3 C\n", "{}: a number has two class names in it, or a class name two numbers"),
     ],
