@@ -1,7 +1,6 @@
 """Detections of a set of videos, as columns; their files, and their videos under other names.
 
-Columns rather than a list of objects: a test set has 400,000 detections, and all operations on them (mAP, NMS, late
-fusion, conversion of clocks) are vectorized.
+Operations on columns are vectorized: a test set has 400,000 detections.
 """
 
 from __future__ import annotations
@@ -103,14 +102,13 @@ class Detections:
         if not sound.all():
             row = int(np.argmin(sound))
             start, end = self.segments[row].tolist()
-            raise ValueError(
-                f"video {self.videos[self.video[row]]}: segment [{start}, {end}] with score {self.scores[row]}; all "
-                "three must be finite, and the end no earlier than the start"
-            )
+            found = f"video {self.videos[self.video[row]]}: segment [{start}, {end}] with score {self.scores[row]}"
+            raise ValueError(f"{found}; all three must be finite, and the end no earlier than the start")
         if self.basis not in get_args(Direction):
             raise ValueError(f"basis {self.basis!r} is not one of {', '.join(get_args(Direction))}")
         for name, duration in self.durations_s.items():
-            if not (_is_number(duration) and duration > 0):
+            is_number = isinstance(duration, int | float) and not isinstance(duration, bool)
+            if not (is_number and 0 < duration < 2**63):  # JSON's integers have no bound, and NaN compares false
                 raise ValueError(f"video {name}: duration {duration!r} is not a positive number of seconds")
 
     def __len__(self) -> int:
@@ -126,14 +124,15 @@ class Detections:
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
         """From the segments ``[n, 2]``, scores ``[n]`` and labels ``[n]`` of each video, by name."""
-        parts = list(found.values())
+        none = (np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
+        segments, scores, labels = map(np.concatenate, zip(none, *found.values(), strict=True))
         return Detections(
             videos=tuple(found),
             classes=tuple(classes),
-            video=np.repeat(np.arange(len(parts)), [len(scores) for _, scores, _ in parts]),
-            segments=np.concatenate([np.empty((0, 2)), *(segments for segments, _, _ in parts)]),
-            scores=np.concatenate([np.empty(0), *(scores for _, scores, _ in parts)]),
-            labels=np.concatenate([np.empty(0, np.int64), *(labels for _, _, labels in parts)]),
+            video=np.repeat(np.arange(len(found)), [len(scores) for _, scores, _ in found.values()]),
+            segments=segments,
+            scores=scores,
+            labels=labels,
             basis=basis,
             durations_s=dict(durations_s or {}),
             details=dict(details or {}),
@@ -146,7 +145,7 @@ class Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
 
         Raises:
-            ValueError: no parts, or parts that disagree about the basis or a video's duration.
+            ValueError: there are no parts, or they disagree about the basis or a video's duration.
         """
         if not parts:
             raise ValueError("no detections to concatenate")
@@ -187,14 +186,11 @@ class Detections:
         Raises:
             ValueError: a video with detections has no duration.
         """
+        unknown = [self.videos[i] for i in np.unique(self.video) if self.videos[i] not in self.durations_s]
+        if unknown:
+            reason = f"the duration of {shortlist(unknown)} is unknown"
+            raise ValueError(f"{reason}; to change to the other clock, give durations_s, as in the annotations")
         durations = np.array([self.durations_s.get(name, np.nan) for name in self.videos])[self.video]
-        unknown = np.isnan(durations)
-        if unknown.any():
-            names = [self.videos[i] for i in np.unique(self.video[unknown])]
-            raise ValueError(
-                f"the duration of {shortlist(names)} is unknown, so its detections cannot change to the other clock; "
-                "give durations_s, as in the annotations"
-            )
         return replace(
             self,
             # Every row has its own D: mirror about 0, then shift.
@@ -203,11 +199,7 @@ class Detections:
         )
 
     def forward(self) -> Detections:
-        """These detections on the forward clock (themselves, if they are on it already).
-
-        Raises:
-            ValueError: they are on the reverse clock and a video with detections has no duration.
-        """
+        """These detections on the forward clock; raises as :meth:`reversed`, unless they are on it already."""
         return self if self.basis == "forward" else self.reversed()
 
     def take(self, rows: NDArray[Any]) -> Detections:
@@ -244,10 +236,7 @@ class Detections:
         if tuple(classes) == self.classes:
             return self
         if different := set(classes) ^ set(self.classes):
-            raise ValueError(
-                f"the class lists differ by {shortlist(sorted(different))}; detections of different class lists cannot "
-                "be combined"
-            )
+            raise ValueError(f"the class lists differ by {shortlist(sorted(different))}; give detections of one list")
         return replace(self, classes=tuple(classes), labels=_index_among(self.classes, classes)[self.labels])
 
     # The names of the columns of `to_rows`.
@@ -309,7 +298,7 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
     """Read a detection file in any of the formats of :data:`bitad.data.formats.detections.FORMATS`; ``.json.gz`` too.
 
     The classes of a file that lists none are its labels, in alphabetical order. Proposals, which have no label, get the
-    class :data:`~bitad.data.classes.ANY_CLASS`, which is logged.
+    class "action".
 
     Args:
         classes: a file of class names (:func:`~bitad.data.classes.read_class_numbers`): labels may be numbers of its
@@ -330,6 +319,7 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
         raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
     names: tuple[str, ...] = (ANY_CLASS,)
     labels = [0] * len(found.scores)
+    keys = (_BASIS, _DURATIONS, _CLASSES)
     try:
         if found.labels is None:
             log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)
@@ -344,16 +334,16 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
             labels=np.array(labels, np.int64),
             basis=found.external.get(_BASIS, "forward"),
             durations_s=durations_s,
-            details={key: value for key, value in found.external.items() if key not in (_BASIS, _DURATIONS, _CLASSES)},
+            details={key: value for key, value in found.external.items() if key not in keys},
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def write_detections(detections: Detections, path: str | Path) -> None:
-    """Write a detection file that ``read_detections`` reads back: the same rows, video after video.
+    """Write a file that ``read_detections`` reads: the same rows, video after video. ``.gz`` compresses it.
 
-    The file is replaced atomically; ``.gz`` compresses it.
+    The file is replaced atomically.
 
     Raises:
         ValueError: ``details`` uses a key that is reserved.
@@ -362,34 +352,23 @@ def write_detections(detections: Detections, path: str | Path) -> None:
     if taken := own.keys() & detections.details.keys():
         raise ValueError(f"details has the key {shortlist(sorted(taken))}, which the file uses itself; rename it")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in detections.videos}
-    columns = (detections.video, detections.segments, detections.labels, detections.scores)
-    for video, segment, label, score in zip(*(column.tolist() for column in columns), strict=True):
-        results[detections.videos[video]].append(
-            {"segment": segment, "label": detections.classes[label], "score": score}
-        )
+    for video, start, end, label, score in detections.to_rows():
+        results[video].append({"segment": [start, end], "label": label, "score": score})
     # The version is that of ActivityNet's submission format; other evaluators require the key.
     content = {"version": "VERSION 1.3", "results": results, "external_data": own | detections.details}
     write_json(content, path)
 
 
-def _is_number(value: Any) -> bool:
-    # JSON's integers have no bound, and NaN compares false.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-
-
 def under_names(detections: Detections, wanted: Iterable[str], source: object) -> Detections:
-    """The detections with the wanted names of their videos, where these differ by habits; other names are unchanged.
-
-    Args:
-        detections: of these and maybe other videos.
-        source: of the detections, for messages; matches are logged.
+    """The detections with the wanted names of their videos, where these differ by habits, which is logged.
 
     Raises:
         ValueError: several videos may be meant by a wanted name, or one by several.
     """
     wanted = tuple(wanted)
-    if set(wanted).issuperset(detections.videos) or not (names := new_names(detections.videos, wanted, source)):
+    if set(wanted).issuperset(detections.videos):
         return detections
+    names = new_names(detections.videos, wanted, source)
     return replace(
         detections,
         videos=tuple(names.get(name, name) for name in detections.videos),
@@ -398,10 +377,7 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
 
 
 def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
-    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
-
-    Arguments and errors are those of :func:`under_names`, for each set.
-    """
+    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it."""
     names = list(wanted)
     found = []
     for one, source in zip(sets, sources, strict=True):
@@ -411,13 +387,8 @@ def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterabl
 
 
 def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:
-    """Refuse detections if none is in a wanted video: they would be evaluated as if nothing had been detected.
-
-    Raises:
-        ValueError: there are detections, and all are in other videos.
-    """
+    """Raise a ValueError if there are detections, and all are in other videos than the wanted ones."""
     if len(detections) and set(wanted).isdisjoint(detections.videos):
-        raise ValueError(
-            f"{source}: no detection is in a video of {truth}: {Matching.of(wanted, detections.videos).sides()}; name "
-            "the detections or the subset of these videos"
-        )
+        sides = Matching.of(wanted, detections.videos).sides()
+        remedy = "name the detections or the subset of these videos"
+        raise ValueError(f"{source}: no detection is in a video of {truth}: {sides}; {remedy}")
