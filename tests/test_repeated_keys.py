@@ -125,12 +125,12 @@ def test_tables_that_state_a_thing_twice_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "Charades_v1_train.csv"
     table.write_text("id,actions,length\nv,c000 1 2,9\n")
     (tmp_path / "Charades_v1_classes.txt").write_text("c000 One\nc000 Other\n")
-    with pytest.raises(ValueError, match=r"classes\.txt:2: class c000 is also in an earlier line, as 'One'"):
+    with pytest.raises(ValueError, match=r"classes\.txt: class c000 occurs 2 times; keep one"):
         read_charades([table], ReadOptions())
     epic = tmp_path / "EPIC_100_train.csv"
     epic.write_text("video_id,start_timestamp,stop_timestamp,verb_class\nP01,00:00:01,00:00:02,0\n")
     (tmp_path / "EPIC_100_verb_classes.csv").write_text("id,key\n0,take\n0,put\n")
-    with pytest.raises(ValueError, match="class 0 is also in an earlier line, as 'take'"):
+    with pytest.raises(ValueError, match="class 0 occurs 2 times; keep one"):
         read_epic_kitchens([epic], ReadOptions(), part="verb")
 
 

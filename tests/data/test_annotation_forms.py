@@ -260,7 +260,11 @@ def test_ego4d_takes_primary_labels_of_clips(tmp_path: Path) -> None:
         ({"A_val.txt": "video_validation_1 1.0 x\n"}, "thumos14", r"A_val.txt:1: 'x' is not a number of seconds"),
         ({"A_val.txt": "video_validation_1 1.0 nan\n"}, "thumos14", r"A_val.txt:1: 'nan' is not a number of seconds"),
         ({"A_val.txt": "v 1 2\n", "A_test.txt": "v 1 2\n"}, "thumos14", "A_val.txt:1: video v is in subset 'valid"),
-        ({"x/A_val.txt": "v 1 2\n", "y/A_val.txt": "v 1 2\n"}, "thumos14", "also found as"),
+        (
+            {"x/A_val.txt": "v 1 2\n", "y/A_val.txt": "v 1 2\n"},
+            "thumos14",
+            "A_val.txt: its name should be CLASS_val.txt or",
+        ),
         ({"A.txt": "v 1 2\n"}, "multithumos", "A.txt: video v: its name should begin with video_validation_ or"),
         ({"A.txt": "v 1 2\n"}, "thumos14", r"no \*_val.txt, \*_test.txt there"),
         ({"Charades_v1_train.csv": "id,length\nx,3\n"}, "charades", "Charades_v1_train.csv: no column 'actions'"),

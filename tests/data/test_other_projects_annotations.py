@@ -317,7 +317,7 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
     assert check_annotations(save(tmp_path / "val_Annotation_ours.csv", text)).subsets == {"validation": 1}
     assert check_annotations(tmp_path).subsets == {"validation": 1}
     save(tmp_path / "val_Annotation.csv", text)
-    assert "holds the same videos; name one of the two" in failing("annotations", "convert", tmp_path, tmp_path / "o")
+    assert "hold the same videos; name one of them" in failing("annotations", "convert", tmp_path, tmp_path / "o")
 
 
 @pytest.mark.parametrize(

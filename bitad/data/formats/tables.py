@@ -6,6 +6,8 @@ Each docstring says where its format is described.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,18 +48,15 @@ def read_thumos14(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     Source: the readme of TH14_Temporal_Annotations_Test (http://crcv.ucf.edu/THUMOS14/). Subsets are called as in
     OpenTAD's ``thumos_14_anno.json``: one trains on the official validation set.
     """
-    subsets = {"val": "training", "test": "validation"}
 
     def label_and_subset(path: Path, _: str) -> tuple[str, str]:
         label, _, part = path.stem.rpartition("_")
-        if part not in subsets:
-            raise ValueError(f"{path}: not a file of THUMOS14; its name should be CLASS_val.txt or CLASS_test.txt")
-        return label, subsets[part]
+        subset = {"val": "training", "test": "validation"}.get(part)
+        if subset is None or names.count(path.name) > 1:
+            raise ValueError(f"{path}: its name should be CLASS_val.txt or CLASS_test.txt, and no other file's")
+        return label, subset
 
-    first: dict[str, Path] = {}
-    for path in files:
-        if (other := first.setdefault(path.name, path)) != path:
-            raise ValueError(f"{path}: also found as {other}; keep one of the two")
+    names = [path.name for path in files]
     return ParsedAnnotations(_read_class_files(files, label_and_subset))
 
 
@@ -132,18 +131,17 @@ def read_gtad(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     Sources: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``;
     https://github.com/TencentYoutuResearch/ActionDetection-AFSD, ``thumos_annotations``.
     """
-    parts = [path.name.lower().partition("_annotation")[0] for path in files]
-    if repeated := [path for path, part in zip(files, parts, strict=True) if parts.count(part) > 1]:
-        raise ValueError(f"{repeated[0]}: {repeated[1].name} beside it holds the same videos; name one of the two")
-    videos = ParsedVideos()
-    for path, where, row in _rows(files, ("video", "type", "start", "end")):
-        video = videos.of(row["video"], _subset_of(row["video"], path), where)
-        with video.collecting():
-            start, end = (seconds(row[edge], where) for edge in ("start", "end"))
-            if not row["type"]:
-                raise ValueError(f"{where}: the type, which is the class, is empty")
-            video.rows.append(Row(start, end, row["type"]))
-    return ParsedAnnotations(videos.ordered())
+    subsets = [path.name.lower().partition("_annotation")[0] for path in files]
+    if len(set(subsets)) < len(files):
+        names = " and ".join(path.name for path in files)
+        raise ValueError(f"{files[0].parent}: several of {names} hold the same videos; name one of them")
+
+    def label_of(row: dict[str, str], where: str, _: ParsedVideo) -> str:
+        if not row["type"]:
+            raise ValueError(f"{where}: the type, which is the class, is empty")
+        return row["type"]
+
+    return ParsedAnnotations(_read_segments(files, ("video", "start", "end", "type"), label_of))
 
 
 def read_thumos14_groundtruth(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
@@ -153,38 +151,46 @@ def read_thumos14_groundtruth(files: Sequence[Path], _: ReadOptions) -> ParsedAn
 
     Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``.
     """
-    names = {str(number): name for number, name in enumerate((*UNDECIDED, *_THUMOS14), start=-1)}
+    names = (*_THUMOS14, *UNDECIDED)  # -1 is the last
+
+    def label_of(row: dict[str, str], where: str, video: ParsedVideo) -> str:
+        duration_s = positive(row["video-duration"], f"{where}: video {video.name}: video-duration")
+        if math.isfinite(video.duration_s) and video.duration_s != duration_s:
+            raise ValueError(f"{where}: it lasts {duration_s:g} s here, {video.duration_s:g} s in an earlier row")
+        video.duration_s = duration_s
+        if row.get("video-frames"):
+            video.frames = max(1, round(positive(row["video-frames"], f"{where}: video-frames")))
+        if row.get("frame-rate"):
+            video.fps = positive(row["frame-rate"], f"{where}: frame-rate")
+        number = row["label-idx"].removesuffix(".0")
+        if not re.fullmatch(r"-1|1?\d", number):
+            raise ValueError(f"{where}: label-idx {number!r} is not one of -1 to 19")
+        return names[int(number)]
+
+    columns = ("video-name", "t-init", "t-end", "video-duration", "label-idx")
+    return ParsedAnnotations(_read_segments(files, columns, label_of), _THUMOS14)
+
+
+def _read_segments(
+    files: Sequence[Path], columns: Sequence[str], label_of: Callable[[dict[str, str], str, ParsedVideo], str]
+) -> list[ParsedVideo]:
+    """The videos of tables with a row a segment; the first three columns are the video, its start and its end."""
     videos = ParsedVideos()
-    for path, where, row in _rows(files, ("video-name", "t-init", "t-end", "video-duration", "label-idx")):
-        video = videos.of(row["video-name"], _subset_of(row["video-name"], path), where)
+    for path, where, row in _rows(files, columns):
+        name, start, end = (row[column] for column in columns[:3])
+        subsets = {"train": "training", "val": "validation", "test": "testing"}
+        video = videos.of(name, _thumos_subset(name) or subset_in_name(path, subsets), where)
         with video.collecting():
-            duration_s = positive(row["video-duration"], f"{where}: video {video.name}: video-duration")
-            if math.isfinite(video.duration_s) and video.duration_s != duration_s:
-                raise ValueError(f"{where}: it lasts {duration_s:g} s here, {video.duration_s:g} s in an earlier row")
-            video.duration_s = duration_s
-            if row.get("video-frames"):
-                video.frames = max(1, round(positive(row["video-frames"], f"{where}: video-frames")))
-            if row.get("frame-rate"):
-                video.fps = positive(row["frame-rate"], f"{where}: frame-rate")
-        with video.collecting():
-            start, end = (seconds(row[edge], where) for edge in ("t-init", "t-end"))
-            label = names.get(row["label-idx"].removesuffix(".0"))
-            if label is None:
-                raise ValueError(f"{where}: label-idx {row['label-idx']!r} is not one of -1 to {len(names) - 2}")
-            video.rows.append(Row(start, end, label))
-    return ParsedAnnotations(videos.ordered(), _THUMOS14)
-
-
-def _subset_of(video: str, path: Path) -> str:
-    """The subset of a THUMOS14 video, or else of its file."""
-    subsets = {"train": "training", "val": "validation", "test": "testing"}
-    return _thumos_subset(video) or subset_in_name(path, subsets)
+            label = label_of(row, where, video)
+            video.rows.append(Row(seconds(start, where), seconds(end, where), label))
+    return videos.ordered()
 
 
 def _thumos_subset(video: str) -> str | None:
     """The subset in the name of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
-    starts = {"video_validation_": "training", "video_test_": "validation"}
-    return next((subset for start, subset in starts.items() if video.startswith(start)), None)
+    if video.startswith("video_validation_"):
+        return "training"
+    return "validation" if video.startswith("video_test_") else None
 
 
 def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> ParsedAnnotations:
@@ -247,14 +253,10 @@ def _read_class_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
     if path.suffix == ".csv":
-        listed = [(line, row["id"], row["key"]) for line, row in read_table(path, ("id", "key"))]
+        pairs = [(row["id"], row["key"]) for _, row in read_table(path, ("id", "key"))]
     else:
-        listed = [(line, fields[0], " ".join(fields[1:]) or fields[0]) for line, fields in read_lines(path)]
-    names: dict[str, str] = {}
-    for line, number, name in listed:
-        if number in names:
-            raise ValueError(
-                f"{path}:{line}: class {number} is also in an earlier line, as {names[number]!r}; keep one of the two"
-            )
-        names[number] = name
-    return names, (f"classes are named by {path.name}",)
+        pairs = [(number, " ".join(words) or number) for _, (number, *words) in read_lines(path)]
+    for number, count in Counter(number for number, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{path}: class {number} occurs {count} times; keep one")
+    return dict(pairs), (f"classes are named by {path.name}",)
