@@ -1,7 +1,4 @@
-"""Converts ground truth from any annotation format: completes durations, repairs segments, renames subsets.
-
-A policy says whether segments that lie outside their video are kept, clipped, dropped or refused.
-"""
+"""Converts ground truth from any annotation format: completes durations, repairs segments, renames subsets."""
 
 from __future__ import annotations
 
@@ -42,8 +39,7 @@ class Policy:
     By default, all are kept, as published figures are measured with them (30 of THUMOS14's lie beyond their videos).
 
     Args:
-        outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges and drops
-            those of which nothing remains.
+        outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges.
         backwards: segments that do not start before their end.
         duplicate: segments that repeat another of the same label.
     """
@@ -53,11 +49,7 @@ class Policy:
     duplicate: DefectPolicy = "keep"
 
     def apply(self, annotations: Annotations, report: Report) -> Annotations:
-        """The repaired ground truth; ``report`` gets a line for each video, kind of defect and outcome.
-
-        Raises:
-            ValueError: a segment has a defect that is an error here.
-        """
+        """The repaired ground truth; ``report`` gets a line for each video, kind of defect and outcome."""
         counts: Counter[tuple[str, str, str]] = Counter()
         repaired = annotations.map(partial(self._repaired, counts=counts))
         for (video, kind, outcome), count in counts.items():
@@ -119,12 +111,7 @@ class KnownClocks:
         video_info: str | Path | None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> KnownClocks:
-        """Read the list of videos, if given, or else count the frames of the files in the folder, if given.
-
-        Raises:
-            FileNotFoundError: there is no such folder or list.
-            ValueError: the list cannot be read, or has none of the videos.
-        """
+        """Read the list of videos, if given, or else count the frames of the files in the folder, if given."""
         names = list(names)
         if video_info is not None:
             listed = read_clocks(video_info)
@@ -232,16 +219,10 @@ def convert_annotations(
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
-        missing: whether a video with segments but without a known duration is an error, or is left out and reported,
-            as one without segments always is.
+        missing: whether a video with segments but without a known duration is an error, or is left out.
         undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes.
         allow_clock_mismatch: whether contradictions about a video's time are only reported.
         on_progress: called after each video counted, with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist,
-            clocks disagree, or the policy calls a defect an error.
     """
     parsed = read_annotation_files(src, format, classes=classes, video_info=video_info)
     annotations = parsed.annotations
@@ -276,9 +257,7 @@ def convert_annotations(
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
     """Write the ground truth of forward and of reverse playback in the research group's layout; return the files.
 
-    ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
-    ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos. Videos
-    of unknown duration, which cannot be reversed, are in the forward file only.
+    Videos of unknown duration, which cannot be reversed, are in the forward file only.
     """
     class_list(annotations.classes)  # raises before anything is written
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))

@@ -131,7 +131,7 @@ class FeatureVideo:
 
 
 @dataclass(frozen=True)
-class _Sidecar:
+class Sidecar:
     """The content of ``features.json``.
 
     Args:
@@ -146,25 +146,15 @@ class _Sidecar:
     records_all: bool = False
 
 
-def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]]:
-    """The content of a folder's ``features.json``: the settings of all features, and each video by name.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is not BiTAD's.
-    """
-    content = _read_sidecar(folder)
-    return content.settings, content.videos
-
-
-def _read_sidecar(folder: Path) -> _Sidecar:
+def read_sidecar(folder: Path) -> Sidecar:
+    """The content of a folder's ``features.json``; raises a ValueError if it is not BiTAD's."""
     path = folder / SIDECAR
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe features of BiTAD ('{FORMAT}'); name another folder")
     try:
         # From JSON: objects become dataclasses, and true is no number.
-        return TypeAdapter(_Sidecar).validate_json(json.dumps(content))
+        return TypeAdapter(Sidecar).validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -281,7 +271,7 @@ class FeatureFolder:
 
     def _load(self) -> None:
         """Load ``features.json``."""
-        before = _read_sidecar(self.path)
+        before = read_sidecar(self.path)
         if changes := before.settings.changes(self.settings):
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
         self.videos, self._records_all = before.videos, before.records_all
@@ -311,7 +301,7 @@ _PLACED = ("feature_stride_frames", "feature_offset_frames", "feature_channels")
 _MAY_DIFFER = ("direction", "precision", "stored")
 
 
-def _read_own_sidecar(folder: Path) -> _Sidecar | None:
+def _read_own_sidecar(folder: Path) -> Sidecar | None:
     """The content of ``features.json``; None: there is none, or it is another project's.
 
     Raises:
@@ -321,7 +311,7 @@ def _read_own_sidecar(folder: Path) -> _Sidecar | None:
         return None
     content = read_json(folder / SIDECAR)
     is_own = isinstance(content, dict) and str(content.get("format")).startswith(FORMAT.rpartition(" ")[0])
-    return _read_sidecar(folder) if is_own else None
+    return read_sidecar(folder) if is_own else None
 
 
 def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:
@@ -333,7 +323,7 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
     """
     assert data.features is not None
     faults = []
-    found: dict[str, _Sidecar] = {}
+    found: dict[str, Sidecar] = {}
     # Alone, features of reverse playback are the input of a reverse network.
     reverse_alone = data.reversed_features is None and set(views) == {"reverse"}
     for key, folder, wanted in (

@@ -1,9 +1,7 @@
 """Fingerprints of data: a run that is resumed or tested must find the data that it was trained on.
 
-Each video has a digest of its annotation as the run uses it, and one of its file's content. A file of up to 1 MiB is
-hashed completely. Of a larger one the size and 8 samples of 64 KiB are hashed, spread over its length, so that 400
-videos take 3,200 reads and 210 MB at most, whatever their size. Names of folders and times of files do not matter: a
-copy is the same data.
+Each video has a digest of its annotation as the run uses it, and one of its file's content: of all of a file of up to
+1 MiB, and of the size and 8 samples of a larger one, so that 400 videos take 210 MB at most.
 """
 
 from __future__ import annotations
@@ -34,12 +32,7 @@ _SAMPLE_BYTES, _SAMPLES = 1 << 16, 8
 
 
 def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
-    """The fingerprints of the data that a run uses.
-
-    Args:
-        training: the videos that it is trained on.
-        test: those that it is tested on.
-    """
+    """The fingerprints of the data that a run is trained and tested on."""
     data, trained = config.data, list(training)
     found: Fingerprints = {
         TRAINING: {video.name: _of_annotation(video) for video in trained},
@@ -112,13 +105,11 @@ def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str,
 
 
 def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """A function that returns the digest of a video's file."""
     find = VideoFinder(folder, wanted)
     return lambda name: _of_file(find(name))
 
 
 def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """A function that returns the digest of a video's features."""
     store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
         return lambda name: _of_file(store.file(name))

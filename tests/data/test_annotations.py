@@ -212,9 +212,9 @@ def test_strings_are_reversed_as_numbers(tmp_path: Path) -> None:
 def test_what_needs_durations_names_the_video_that_has_none(tmp_path: Path) -> None:
     bad = {"subset": "t", "annotations": [{"segment": [0, 1], "label": "x"}]}
     path = save(tmp_path, {"good": entry(), "bad": bad})
-    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated; write .*--video-info"):
+    with pytest.raises(ValueError, match=r"anno.json: the duration of bad is not stated; write .*--video-info"):
         reverse_annotation_file(path, tmp_path / "back.json")
-    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated"):
+    with pytest.raises(ValueError, match=r"anno.json: the duration of bad is not stated"):
         read_ground_truth(DataConfig(annotations=path))
     save(tmp_path, {"good": entry(), "bad": bad | {"annotations": []}})  # nothing is learnt or missed there
     reverse_annotation_file(path, tmp_path / "back.json")

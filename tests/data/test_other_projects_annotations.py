@@ -102,7 +102,7 @@ def test_what_reverses_needs_durations_and_says_so(tmp_path: Path, failing: Run)
     found = save(tmp_path / "found.json", {"results": {"a": [ROW | {"score": 0.9}]}})
     merged = ("merge", found, found, "--out", tmp_path / "out.json", "--reverse-b", "--annotations", src)
     for command in (("reverse", src, tmp_path / "back.json"), merged):
-        assert f"{src}: video a: its duration is not stated; write a file with durations: " in failing(*command)
+        assert f"{src}: the duration of a is not stated; write a file with durations: " in failing(*command)
     assert not (tmp_path / "back.json").exists()
     assert not (tmp_path / "out.json").exists()
 

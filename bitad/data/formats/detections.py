@@ -112,12 +112,9 @@ def _read_by_video(
 ) -> ParsedDetections:
     """Rows by video under a key, as of ActivityNet's submission.
 
-    Written by OpenTAD (``result_detection.json``), mmaction2 (``ANetMetric``, whose proposals have no label and whose
-    videos lack the ``v_`` of their files), HACS, AFSD, G-TAD, and BiTAD with more in ``external_data``.
-
-    Sources: sming256/OpenTAD opentad/cores/test_engine.py, and its tool that writes ``"challenge":
-    "ego4d_moment_queries"``; open-mmlab/mmaction2 mmaction/evaluation/metrics/anet_metric.py;
-    happyharrycn/actionformer_release libs/utils/metrics.py, ``load_pred_seg_from_json``.
+    Sources: sming256/OpenTAD opentad/cores/test_engine.py, and its tool that writes "ego4d_moment_queries";
+    open-mmlab/mmaction2 mmaction/evaluation/metrics/anet_metric.py; happyharrycn/actionformer_release
+    libs/utils/metrics.py, ``load_pred_seg_from_json``.
     """
     external = content.get("external_data") or {}
     if not isinstance(external, dict):
@@ -128,8 +125,7 @@ def _read_by_video(
 def _read_columns(path: Path, content: dict[str, Any]) -> ParsedDetections:
     """Columns by name: the content of ActionFormer's ``eval_results.pkl``, written as JSON.
 
-    Sources: happyharrycn/actionformer_release libs/utils/train_utils.py, ``valid_one_epoch``; pandas' ``to_json``,
-    which writes a column as an object of values by row number.
+    pandas' ``to_json`` writes a column as an object of values by row number.
     """
     names = _columns_of(content)
     index = content[names["video"]]
@@ -150,10 +146,7 @@ def _read_columns(path: Path, content: dict[str, Any]) -> ParsedDetections:
 
 
 def _read_records(path: Path, content: list[Any]) -> ParsedDetections:
-    """A list of detections, each with its video: ``[{"video-id", "t-start", "t-end", "label", "score"}]``.
-
-    Source: pandas' ``to_json(orient="records")`` of ActionFormer's table.
-    """
+    """A list of detections, each with its video, as pandas' ``to_json(orient="records")`` writes them."""
 
     def where(row: int) -> str:
         return f"{path}: row {row}"
@@ -163,10 +156,7 @@ def _read_records(path: Path, content: list[Any]) -> ParsedDetections:
 
 
 def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
-    """A table with the columns of ``_COLUMNS``, of which only the label may be missing.
-
-    Source: pandas' ``to_csv`` of ActionFormer's table.
-    """
+    """A table with the columns of ``_COLUMNS``, of which only the label may be missing."""
     names = _columns_of(content.columns)
     rows = list(read_table(path, list(names.values())))
     columns = {role: [row[name] for _, row in rows] for role, name in names.items()}
@@ -174,10 +164,7 @@ def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
 
 
 def _read_kit(path: Path, _: TextHead) -> ParsedDetections:
-    """The text that the THUMOS'14 kit's ``TH14evaldet`` reads: lines of video, start, end, class number and score.
-
-    Source: the kit's TH14evaldet.m. Its class numbers are those of ``detclasslist.txt``, 7 (BaseballPitch) to 97.
-    """
+    """Lines of video, start, end, class number and score, as the THUMOS'14 kit's TH14evaldet.m reads them."""
     lines = list(read_lines(path))
     for line, fields in lines:
         if len(fields) != 5:
