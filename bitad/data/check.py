@@ -29,13 +29,11 @@ class AnnotationReport:
     """What an annotation file holds and what is wrong with it.
 
     Args:
-        path: the file.
         subsets: number of videos in each subset.
-        classes: number of segments of each class, in the order of the classes.
-        ignored: number of segments of each ignored label.
+        classes, ignored: number of segments of each class, in order, and of each ignored label.
         defects: of each video that has any.
         without_truth: number of videos in each subset in which no video has a segment of a class.
-        unmeasured: why segments of some videos may lie outside them unnoticed, and the remedy; empty if none may.
+        unmeasured: why segments of some videos may lie outside them unnoticed; empty if none may.
     """
 
     path: str
@@ -60,16 +58,13 @@ def check_annotations(
 ) -> AnnotationReport:
     """Count what an annotation file holds and name every defect, by video.
 
+    Other arguments and errors are those of ``read_annotation_files``.
+
     Args:
-        path, format, video_info, classes: as for ``read_annotation_files``. Durations that the file does not state are
-            taken from the list of videos, or else from ``videos_dir``; others are compared with the list's.
         videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
         reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
         ignore: as for ``read_annotations``.
         on_progress: called after each video file with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``read_annotation_files``; or no video is in the file.
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: reversed videos are compared with their originals; name that folder too")
@@ -128,10 +123,7 @@ def _video_defects(
     reversed_folder: str | Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Defect]:
-    """Videos whose file or copy is missing, unreadable or wrong.
-
-    Files are read through but not decoded; of copies, samples are compared (:func:`copy_defect`).
-    """
+    """Videos whose file or copy is missing, unreadable or wrong."""
     for place in (folder, reversed_folder):
         if place is not None and not Path(place).is_dir():
             raise FileNotFoundError(f"{place}: no such folder of videos")
@@ -139,7 +131,8 @@ def _video_defects(
     find = VideoFinder(folder, names)
     find_reversed = None if reversed_folder is None else VideoFinder(reversed_folder, names)
     for done, video in enumerate(videos, start=1):
-        index, path = None, None
+        index = None
+        path = None
         try:
             path = find(video.name)
             index = index_video(path)

@@ -79,10 +79,6 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
     """The names of a file's class numbers, as the list numbers them, or counted from 0 or 1.
 
     A file whose numbers include 0 counts from 0; one whose highest number is the number of names counts from 1.
-    MultiTHUMOS' JSON exists in both forms.
-
-    Raises:
-        ValueError: nothing tells whether the numbers count from 0 or 1.
     """
     names, numbered = read_numbered_classes(classes)
     if numbered:
@@ -116,9 +112,6 @@ def index_labels(
         labels: names or class numbers.
         stated: the classes that their file lists.
         path: a list of classes to use instead (:func:`read_class_numbers`).
-
-    Raises:
-        ValueError: a label is not among the classes, or is a number without a list of classes.
     """
     numbers = read_class_numbers(path) if path is not None else dict(enumerate(stated or ()))
     listed = tuple(numbers.values()) if path is not None or stated is not None else None

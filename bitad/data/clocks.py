@@ -16,12 +16,14 @@ from bitad.runtime.files import read_json
 from bitad.runtime.log import shortlist
 
 TOLERANCE = "1 % or 1 s, whichever is more, below 10 s 10 %, of features also a clip at the ends"
-_SHARE, _SHORT_SHARE, _SECONDS = 0.01, 0.1, 1.0
+_SHARE = 0.01
+_SHORT_SHARE = 0.1
+_SECONDS = 1.0
 
 # Segments in frames are counted from 0 or from 1, and are rounded.
 _ROUNDING_FRAMES = 2
 
-# Strides are whole frames, so the rate at which a video is sampled is seldom that of the training.
+# Strides are integers, so the rate at which a video is sampled is seldom that of the training.
 _RATE_SHARE = 0.25
 
 Difference = Literal["another duration", "another frame rate", "another frame count"]
@@ -100,7 +102,8 @@ def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: f
     ``offset_frames`` is the centre of the first row's clip. Features may lack up to a clip at the ends: twice the
     offset, which is half a clip, and a stride.
     """
-    stride_s, offset_s = stride_frames / fps, offset_frames / fps
+    stride_s = stride_frames / fps
+    offset_s = offset_frames / fps
     seconds = rows * stride_frames / fps
     begin_s = offset_s - stride_s / 2
     allowed_s = stride_s + tolerance_s(duration_s)
@@ -166,10 +169,6 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
 
     A video needs its duration, or frames and fps. The JSON may have the videos under ``database``. Videos without any
     of these values are left out, unless all are without.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such list, or lacks what a video needs.
     """
     listed = _read_list(Path(path))
     stated = {name: video for name, video in listed.items() if _first_of(video, _CLOCK)}

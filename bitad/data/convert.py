@@ -59,7 +59,8 @@ class Policy:
     def _repaired(self, video: AnnotatedVideo, counts: Counter[tuple[str, str, str]]) -> AnnotatedVideo:
         """The repaired video; ``counts`` get its defects by video, kind and outcome."""
         actions = {"segment outside the video": self.outside, "start not before end": self.backwards}
-        segments, keep = video.segments.copy(), np.ones(len(video.labels), bool)
+        segments = video.segments.copy()
+        keep = np.ones(len(video.labels), bool)
         for i, defect in segment_defects(video):
             outcome = "kept"
             match actions.get(defect.kind, self.duplicate):

@@ -52,11 +52,7 @@ _IDLE = -1
 def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple[int, int]]:
     """Windows that cover every step of a video: ``(first step, real steps)`` each, ascending, on the forward clock.
 
-    Neighbours share the fraction ``overlap`` of their length, and the last one, which ends with the video, may share
-    more. (The reference loses up to 383 steps at the end.)
-
-    Raises:
-        ValueError: for a video without steps, or an overlap outside [0, 1).
+    Neighbours share the fraction ``overlap`` of their length; the last one, which ends with the video, may share more.
     """
     if total_steps < 1:
         raise ValueError(f"a video of {total_steps} grid steps has no window; it must have at least one")
@@ -140,7 +136,9 @@ class Readers:
     """
 
     def __init__(self, names: Sequence[str], processes: int, timeout_s: float | None) -> None:
-        self.names, self.processes, self.timeout_s = tuple(names), processes, timeout_s
+        self.names = tuple(names)
+        self.processes = processes
+        self.timeout_s = timeout_s
         self._indices = {name: index for index, name in enumerate(self.names)}
         # Per process, the parent last: its id, the index of its video, and the time when it began to read.
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
@@ -177,7 +175,8 @@ class Readers:
 
     def pop_repeated(self) -> int:
         """The damaged frames that all processes have replaced since the last call."""
-        before, self._reported = self._reported, int(self._repeated.sum())
+        before = self._reported
+        self._reported = int(self._repeated.sum())
         return self._reported - before
 
     def _number(self) -> int:
@@ -187,11 +186,7 @@ class Readers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Kills processes that hang, and all processes if the block fails.
-
-        Raises:
-            ChildProcessError: a process died or hung; names its video.
-        """
+        """Kills processes that hang, and all if the block fails; a ChildProcessError names a lost process's video."""
         hung: dict[int, str] = {}
         finished = threading.Event()
         watch = threading.Thread(target=self._kill_hung, args=(finished, hung), daemon=True)
@@ -219,7 +214,7 @@ class Readers:
                         os.kill(int(process), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
     def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
-        """What the ended processes were reading, if PyTorch's error reports ended processes."""
+        """The videos that ended processes were reading, if PyTorch's error reports ended processes."""
         exited = _EXITED.match(str(error))
         if exited is None:
             return None
@@ -252,13 +247,12 @@ class Readers:
 
 
 class TrainingWindows(Dataset[Sample]):
-    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch.
-
-    Videos without ground truth (``unannotated``) have none, as in the reference.
-    """
+    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch."""
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
-        self.source, self.config, self.classes = source, config, annotations.classes
+        self.source = source
+        self.config = config
+        self.classes = annotations.classes
         self.videos = [video for video in annotations.videos.values() if video.labels]
         self.unannotated = [video.name for video in annotations.videos.values() if not video.labels]
         if not self.videos:
@@ -273,16 +267,10 @@ class TrainingWindows(Dataset[Sample]):
         self._epoch.fill_(epoch)
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Removes the windows of these videos.
-
-        Raises:
-            ValueError: no other videos are left.
-        """
+        """Removes the windows of these videos; raises a ValueError if no others are left."""
         self.videos = [video for video in self.videos if video.name not in names]
         if not self.videos:
-            raise ValueError(
-                f"none of the {len(names)} training videos can be read; `bitad annotations check` shows the reasons"
-            )
+            raise ValueError(f"no training video can be read ({len(names)}); `bitad annotations check` shows why")
 
     def median_rate_hz(self) -> float:
         """Grid steps per second, the median over the videos."""
@@ -311,10 +299,12 @@ class TrainingWindows(Dataset[Sample]):
 
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
-        video_grid, views = self.source.grid(video), self.config.views
+        video_grid = self.source.grid(video)
+        views = self.config.views
         truth = ground_truth_in_steps(video, video_grid, self.classes)
         start, steps, segments, labels = random_window(rng, video_grid.steps, *truth, self.config.window)
-        backbone, augmentation = self.config.model.backbone, self.config.training.augmentation
+        backbone = self.config.model.backbone
+        augmentation = self.config.training.augmentation
         margin = 1.0 if backbone is None else DECODE_MARGIN
         sample = _read_sample(self.source, video, video_grid.window(start, steps), views, margin=margin)
         sample = replace(sample, segments=segments, labels=labels)
@@ -343,8 +333,11 @@ class TestWindows(Dataset[Sample | ReadFailure]):
     __test__ = False  # pytest would collect it by its name
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
-        self.source, self.config, self.videos = source, config, annotations.videos
-        test, self.unread = config.test, dict[str, str]()
+        self.source = source
+        self.config = config
+        self.videos = annotations.videos
+        test = config.test
+        self.unread = dict[str, str]()
         workers = config.training.workers if test.workers is None else test.workers
         self.readers = Readers(list(annotations.videos), workers, test.read_timeout_s)
         self.grids = {
@@ -402,7 +395,8 @@ class TestWindows(Dataset[Sample | ReadFailure]):
 
     def _read(self, video: AnnotatedVideo, grid: Grid) -> Sample:
         """In forward order."""
-        sample, backbone = _read_sample(self.source, video, grid, self.config.views), self.config.model.backbone
+        sample = _read_sample(self.source, video, grid, self.config.views)
+        backbone = self.config.model.backbone
         return sample if backbone is None else sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
 
     def _try_to_read(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | ReadFailure:

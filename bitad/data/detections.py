@@ -26,7 +26,9 @@ from bitad.video.names import Matching, new_names
 VideoColumns = tuple[FloatArray, FloatArray, IntArray]
 
 # Keys of a file's external_data that are fields of Detections; all others are ``details``.
-_BASIS, _DURATIONS, _CLASSES = "basis", "durations_s", "classes"
+_BASIS = "basis"
+_DURATIONS = "durations_s"
+_CLASSES = "classes"
 
 # Two files' durations of one video may differ by rounding; by more, and their reverse clocks are different clocks.
 _SAME_DURATION_S = 1e-3

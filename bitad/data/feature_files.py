@@ -43,7 +43,8 @@ class FeatureStore:
     def __init__(
         self, path: str | Path, *, channels: int | None = None, wanted: Callable[[], Iterable[str]] = tuple
     ) -> None:
-        self.path, self.channels = Path(path), channels
+        self.path = Path(path)
+        self.channels = channels
         if not self.path.exists():
             raise FileNotFoundError(
                 f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
@@ -105,7 +106,8 @@ class FeatureStore:
 
     def array(self, name: str) -> str:
         """The name of a video's array in the single ``.npz``; raises a ValueError if there is none, or several fit."""
-        found, names = self.own_name(name), _array_names(self.path)
+        found = self.own_name(name)
+        names = _array_names(self.path)
         if found in names:
             return found
         raise ValueError(
@@ -159,7 +161,8 @@ def _parse_header(
         reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
         raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
     # Arrays of objects have no fixed size; FeatureStore refuses their type.
-    claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    claimed = math.prod(shape) * dtype.itemsize
+    actual = size - stream.tell()
     if min(shape, default=0) < 0 or (claimed != actual and not dtype.hasobject):
         raise ValueError(
             f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} bytes, "

@@ -78,7 +78,8 @@ class FeatureSettings:
 
     def changes(self, now: FeatureSettings) -> list[str]:
         """How others differ from these, ``key was x, is y``. The weights file's hash counts, not its name."""
-        before, after = asdict(self), asdict(now)
+        before = asdict(self)
+        after = asdict(now)
         for values in (before, after):
             sha256 = values.pop("checkpoint_sha256")
             values["checkpoint"] = f"{values['checkpoint']} ({sha256[:12]})"
@@ -176,7 +177,8 @@ class FeatureFolder:
     """
 
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
-        self.path, self.settings = path, settings
+        self.path = path
+        self.settings = settings
         self.videos: dict[str, FeatureVideo] = {}
         self._records_all = True
         self._waiting: dict[str, FeatureVideo] = {}
@@ -192,11 +194,7 @@ class FeatureFolder:
             raise ValueError(f"{path} is a file; name a folder")
 
     def begin(self) -> None:
-        """Write the settings to ``features.json``; call it in one process only.
-
-        Raises:
-            ValueError: another process has begun with other settings.
-        """
+        """Write the settings to ``features.json``; call it in one process only."""
         remove_leftovers(self.path)
         self._write()
 
@@ -215,10 +213,7 @@ class FeatureFolder:
             self._write()
 
     def held(self, name: str, video: FeatureVideo, source: Path, damaged: OnDecodeError) -> FeatureVideo | None:
-        """The record of a video whose features are complete and up to date; None: they must be computed.
-
-        Features of an earlier version are kept if they agree with the video as far as they were recorded.
-        """
+        """The record of a video whose features are complete and up to date; None: they must be computed."""
         try:
             shape, dtype = read_header(self.file(name))
         except (FileNotFoundError, ValueError):  # none; damaged or cut off
@@ -232,7 +227,8 @@ class FeatureFolder:
             return None
         if record.source is None or record.rows is None:
             return record
-        same_source, same_rows = record.source.now(source), record.rows.now(self.file(name))
+        same_source = record.source.now(source)
+        same_rows = record.rows.now(self.file(name))
         if same_source is None or same_rows is None:
             return None
         return replace(record, source=same_source, rows=same_rows)
@@ -241,12 +237,10 @@ class FeatureFolder:
     def writing(self, name: str, video: FeatureVideo) -> Iterator[Callable[[NDArray[np.float32]], None]]:
         """A function that writes rows ``[t, C]`` of the video, called several times, in order.
 
-        They become the video's file when the block ends, and are removed if it fails.
-
-        Raises:
-            ValueError: a row is not finite as stored.
+        They become the video's file when the block ends, and are removed if it fails or they are not finite.
         """
-        shape, dtype = (video.steps, self.settings.feature_channels), np.dtype(self.settings.stored)
+        shape = (video.steps, self.settings.feature_channels)
+        dtype = np.dtype(self.settings.stored)
         header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with atomic_write(self.file(name)) as partial:
             with partial.open("wb") as stream:
@@ -274,7 +268,8 @@ class FeatureFolder:
         before = read_sidecar(self.path)
         if changes := before.settings.changes(self.settings):
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
-        self.videos, self._records_all = before.videos, before.records_all
+        self.videos = before.videos
+        self._records_all = before.records_all
 
     def _write(self) -> None:
         remedy = "wait until it has ended, or choose another --out"
@@ -285,7 +280,8 @@ class FeatureFolder:
             rows = {name: video.to_json() for name, video in sorted(self.videos.items())}
             content = {"format": FORMAT, "settings": asdict(self.settings), "videos": rows}
             write_json(content | {"records_all": self._records_all}, self.path / SIDECAR)
-        self._waiting, self._recorded = {}, time.monotonic()
+        self._waiting = {}
+        self._recorded = time.monotonic()
 
     def _is_current(self, name: str, video: FeatureVideo) -> bool:
         """Whether a video's file holds the rows of this process; otherwise the process that replaced it records it."""
@@ -302,11 +298,7 @@ _MAY_DIFFER = ("direction", "precision", "stored")
 
 
 def _read_own_sidecar(folder: Path) -> Sidecar | None:
-    """The content of ``features.json``; None: there is none, or it is another project's.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """The content of ``features.json``; None: there is none, or it is another project's."""
     if not (folder / SIDECAR).is_file():
         return None
     content = read_json(folder / SIDECAR)
@@ -318,8 +310,7 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
     """Compare a configuration with the ``features.json`` of its features; return its videos by name.
 
     Raises:
-        ValueError: another stride, offset, width or direction than the configuration's; or the two folders of a pair
-            are of different networks, clips or frame sizes.
+        ValueError: they differ, or the two folders of a pair are of different networks, clips or frame sizes.
     """
     assert data.features is not None
     faults = []
@@ -351,13 +342,10 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
 
 
 def require_same_features(before: DataConfig, now: DataConfig) -> None:
-    """Refuse features of another network, clip length or frame size than a run was trained on.
-
-    Raises:
-        ValueError: they differ by the ``features.json`` of both. If one is missing, nothing is known.
-    """
+    """Raise a ValueError for features of another network, clip length or frame size than a run was trained on."""
     for key in ("features", "reversed_features"):
-        trained, given = getattr(before, key), getattr(now, key)
+        trained = getattr(before, key)
+        given = getattr(now, key)
         if trained is None or given is None or trained == given:
             continue
         if faults := _differences(trained, given):
@@ -368,7 +356,8 @@ def require_same_features(before: DataConfig, now: DataConfig) -> None:
 
 def _differences(one: Path, other: Path) -> list[str]:
     """The settings in which two folders differ but should not; none where one has no ``features.json``."""
-    mine, theirs = _read_own_sidecar(one), _read_own_sidecar(other)
+    mine = _read_own_sidecar(one)
+    theirs = _read_own_sidecar(other)
     if mine is None or theirs is None:
         return []
     same = {key: getattr(mine.settings, key) for key in _MAY_DIFFER}

@@ -24,16 +24,20 @@ from bitad.video.names import VideoFinder
 # What is compared (annotations, files) -> name of the video (or of a file that holds all videos) -> digest.
 Fingerprints = dict[str, dict[str, str]]
 
-TRAINING, TEST, SCORES = "training annotations", "test annotations", "video scores"
+TRAINING = "training annotations"
+TEST = "test annotations"
+SCORES = "video scores"
 MISSING = "missing"
 
 _COMPLETE_BYTES = 1 << 20
-_SAMPLE_BYTES, _SAMPLES = 1 << 16, 8
+_SAMPLE_BYTES = 1 << 16
+_SAMPLES = 8
 
 
 def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
     """The fingerprints of the data that a run is trained and tested on."""
-    data, trained = config.data, list(training)
+    data = config.data
+    trained = list(training)
     found: Fingerprints = {
         TRAINING: {video.name: _of_annotation(video) for video in trained},
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
@@ -81,7 +85,8 @@ def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str
         return kind if before != now else ""
     ways: dict[str, list[str]] = {"changed": [], "gone": [], "new": []}
     for name in dict.fromkeys((*before, *now)):
-        old, new = before.get(name, MISSING), now.get(name, MISSING)
+        old = before.get(name, MISSING)
+        new = now.get(name, MISSING)
         if old != new:
             ways["new" if old == MISSING else "gone" if new == MISSING else "changed"].append(name)
     parts = [f"{len(names)} {way} ({shortlist(names)})" for way, names in ways.items() if names]

@@ -143,7 +143,8 @@ class Batch:
 def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
     """Inputs of a batch with the real steps of each window in reverse order."""
     frames = inputs.ndim == 5
-    count, length = len(inputs), inputs.shape[1 if frames else 2]
+    count = len(inputs)
+    length = inputs.shape[1 if frames else 2]
     per_step = length // mask.shape[1]
     real = per_step * mask.sum(1, keepdim=True)
     index, _ = mirror_points(torch.arange(length, device=mask.device), 1, real)  # [B, T * k]
@@ -182,7 +183,8 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
 def _pad(contents: Sequence[Tensor], length: int) -> Tensor:
     """Contents of samples -> inputs of a batch."""
     first = contents[0]
-    frames, shape = first.ndim == 4, (len(contents), length, *first.shape[1:])
+    frames = first.ndim == 4
+    shape = (len(contents), length, *first.shape[1:])
     inputs = empty_frames(*shape) if frames else first.new_zeros(shape)
     for i, content in enumerate(contents):
         inputs[i, : len(content)] = content

@@ -31,11 +31,7 @@ from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
-    """All videos, with the classes that networks learn: the data set's own, or a single one for all.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong, or a video has no duration.
-    """
+    """All videos, with the classes that networks learn: the data set's own, or a single one for all."""
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
@@ -44,16 +40,12 @@ def read_ground_truth(data: DataConfig) -> Annotations:
 
 
 def annotated_names(data: DataConfig) -> tuple[str, ...]:
-    """The names of all annotated videos; raises like :func:`read_ground_truth`."""
+    """The names of all annotated videos."""
     return tuple(read_ground_truth(data).videos)
 
 
 def read_test_ground_truth(config: Config) -> Annotations:
-    """The test subset, with the classes of the detections: the network's, or those of the video-level scores.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
-    """
+    """The test subset, with the classes of the detections: the network's, or those of the video-level scores."""
     data = config.data
     if config.test.video_scores is not None:
         data = data.model_copy(update={"class_agnostic": False})
@@ -114,7 +106,8 @@ class Sampling:
 
 def _short_side(height: int, width: int, pixels: int, margin: float) -> int | None:
     """The short side of scaled frames for a network of ``pixels``; None: frames keep their size."""
-    available, wanted = min(height, width), round(pixels * margin)
+    available = min(height, width)
+    wanted = round(pixels * margin)
     # Enlarging frames for a margin would add no detail.
     return None if pixels <= available <= wanted else wanted
 
@@ -146,11 +139,7 @@ class VideoFiles:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """The index of a file's frames, read once.
-
-        Raises:
-            ValueError: the file cannot be read; or it is truncated and ``damaged`` is "error".
-        """
+        """The index of a file's frames, read once; a truncated file is an error if ``damaged`` is "error"."""
         if path not in self._indices:
             index = index_video(path) if self.cache is None else self.cache.index(path)
             require_complete(path, index, self.damaged)
@@ -185,7 +174,8 @@ class VideoFiles:
         """The time-reversed copy of a video, if there is one; it must have as many frames."""
         if self.find_reversed is None:
             return None
-        path, reversed_copy = self.find(video.name), self.find_reversed(video.name)
+        path = self.find(video.name)
+        reversed_copy = self.find_reversed(video.name)
         if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
             raise ValueError(
                 f"{reversed_copy} has {copied} frames, {path} has {count}; create it again with `bitad reverse`"
@@ -227,7 +217,8 @@ class FramesInMemory:
         short_side = _short_side(height, width, self.pixels, margin)
         if short_side is None:
             return torch.from_numpy(images)
-        size, scale = scaled_size(height, width, short_side), PictureScaler()
+        size = scaled_size(height, width, short_side)
+        scale = PictureScaler()
         scaled = np.empty((len(images), *size, 3), np.uint8)
         for number, image in enumerate(images):
             # FFmpeg scales each pixel format a little differently; lossless RGB files are decoded to this one.
@@ -279,7 +270,8 @@ class FeatureFiles:
 
     def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
         """How the time that the features cover differs from the annotated one, if it does."""
-        fps, stride_frames = video_grid.fps, self.data.feature_stride_frames
+        fps = video_grid.fps
+        stride_frames = self.data.feature_stride_frames
         rows = round(video_grid.steps * video_grid.stride_frames / stride_frames)  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
@@ -296,7 +288,8 @@ class FeatureFiles:
     def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
-        first_frame, steps = self.data.feature_offset_frames, self.window.resized_steps
+        first_frame = self.data.feature_offset_frames
+        steps = self.window.resized_steps
         if steps is not None:
             first_frame = self.grid(video).first_frame
             features = F.interpolate(features.T[None], size=steps, mode="linear", align_corners=False)[0].T
@@ -321,15 +314,9 @@ FileSource = VideoFiles | FeatureFiles
 
 
 def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
-    """The source of windows that a configuration names.
-
-    Args:
-        cache: of the indices of video files.
-
-    Raises:
-        FileNotFoundError, ValueError: the features do not exist or do not fit the configuration.
-    """
-    data, window = config.data, config.window
+    """The source of windows that a configuration names, with a cache of the indices of video files."""
+    data = config.data
+    window = config.window
     wanted = partial(annotated_names, data)  # called only when a name is not found
     reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
     if data.features is not None:

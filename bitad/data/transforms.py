@@ -44,7 +44,8 @@ def random_crop(rng: np.random.Generator, height: int, width: int, config: Augme
     for _ in range(10):
         target = height * width * rng.uniform(*config.crop_area)
         ratio = np.exp(rng.uniform(*np.log(config.crop_aspect)))
-        w, h = round(np.sqrt(target * ratio)), round(np.sqrt(target / ratio))
+        w = round(np.sqrt(target * ratio))
+        h = round(np.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Crop(int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w, flipped)
     return replace(centre_crop(height, width), flip=flipped)

@@ -177,12 +177,7 @@ FORMATS = {
 
 
 def recognise(src: str | Path) -> str:
-    """The name of the format of a file or folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no known format, or may have several; or it is JSON by name and cannot be read.
-    """
+    """The name of the format of a file or folder; raises a ValueError if it has no known one, or may have several."""
     src = Path(src)
     found, heads = _matching_formats(src)
     if len(found) > 1:

@@ -54,17 +54,13 @@ class DetectionFormat:
 
 
 def read_detection_file(path: Path) -> ParsedDetections:
-    """Read a detection file in any of the ``FORMATS``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it has none of the formats, or the first defect, with file, video or row, and value.
-    """
+    """Read a detection file in any of the ``FORMATS``; errors name the file, video or row, and value."""
     content = read_content(path)
     for known in FORMATS.values():
         if known.matches(content):
             return known.read(path, content)
-    lacks, nearest = 'no "results" object', FORMATS["results"]
+    lacks = 'no "results" object'
+    nearest = FORMATS["results"]
     if isinstance(content, (TableHead, TextHead)):
         columns = _columns_of(content.columns if isinstance(content, TableHead) else ())
         lacks = f"no column of the {', '.join(role for role in _COLUMNS if role not in (*columns, 'label'))}"
@@ -75,12 +71,7 @@ def read_detection_file(path: Path) -> ParsedDetections:
 
 
 def read_content(path: Path) -> Any:
-    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot hold detections.
-    """
+    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text."""
     try:
         kind = signature_of(path).kind
     except FileNotFoundError:

@@ -110,7 +110,8 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
         with video.collecting():
             if not is_missing(stated.get(what)):
                 numbers[what] = positive(stated[what], what, is_count=what == "frame")
-    frames, video.fps = numbers.get("frame"), numbers.get("fps")
+    frames = numbers.get("frame")
+    video.fps = numbers.get("fps")
     video.frames = None if frames is None else round(frames)
     if "duration" in numbers:
         video.duration_s = numbers["duration"]
@@ -138,7 +139,8 @@ def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{reprlib.repr(row)} is not an annotation; one is {{segment, label}}")
     start, end = parse_segment(row.get("segment"), "segment")
-    label, label_id = row.get("label"), row.get("label_id")
+    label = row.get("label")
+    label_id = row.get("label_id")
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label {reprlib.repr(label)} is not a name")
     if label_id is not None and type(label_id) is not int:
@@ -340,7 +342,8 @@ def _convert_frames(videos: Sequence[ParsedVideo], clocks: Mapping[str, Clock], 
                     f"of {video.name}"
                 )
             scale = clocks[video.name].duration_s / frames
-            video.duration_s, video.frames = video.duration_s * scale, frames
+            video.duration_s = video.duration_s * scale
+            video.frames = frames
             video.rows = [Row(row.start * scale, row.end * scale, row.label) for row in video.rows]
         return ("times are frames in the file, and are converted to seconds by the list of videos",)
     are_integers = all(

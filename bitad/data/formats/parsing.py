@@ -125,11 +125,7 @@ class ParsedAnnotations:
 
     @cached_property
     def annotations(self) -> Annotations:
-        """Every segment, also those of ignored labels.
-
-        Raises:
-            ValueError: a video has a fault, or a label is not one of the classes.
-        """
+        """Every segment, also those of ignored labels; raises a ValueError if a video has a fault."""
         from bitad.data.annotations import Annotations
 
         return Annotations.from_parsed(self.videos, self.path, classes=self.classes)
@@ -185,11 +181,7 @@ def videos_by_name(stated: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
-    """The subset in a file's name; ``names`` has the part of the name, such as "val", -> the subset.
-
-    Raises:
-        ValueError: the name contains none.
-    """
+    """The subset in a file's name; ``names`` has the part of the name, such as "val", -> the subset."""
     found = re.findall("|".join(names), path.name.lower())
     if not found:
         raise ValueError(f"{path}: its name contains no subset; add one of {', '.join(names)} to it")
@@ -213,11 +205,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
     """The rows of a CSV file: line number, and values by column.
 
     Commas, semicolons, tabs or single spaces separate the values, whichever the first line has. The table must have
-    the ``columns``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such table, lacks one of ``columns``, or has two columns of one name.
+    the ``columns``, and none twice.
     """
     file = io.StringIO(read_text(path, f"a table with columns {', '.join(columns)}"), newline="")
     try:

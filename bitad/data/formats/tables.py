@@ -217,7 +217,8 @@ def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> P
     if (folder / _EPIC_VIDEOS).is_file():
         for name, clock in read_clocks(folder / _EPIC_VIDEOS).items():
             if name in videos:
-                videos[name].duration_s, videos[name].fps = clock.duration_s, clock.fps
+                videos[name].duration_s = clock.duration_s
+                videos[name].fps = clock.fps
         notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
     return ParsedAnnotations(videos.ordered(), tuple(names.values()) or None, notes)
 
