@@ -81,7 +81,8 @@ def check_annotations(
         video = clocks.complete(AnnotatedVideo.from_parsed(parsed))
         videos.append(video)
         # People, and disks of macOS, take names in other code points for the same, as "é" on macOS and on Linux.
-        if (other := first.setdefault(unicodedata.normalize("NFC", video.name), video.name)) != video.name:
+        other = first.setdefault(unicodedata.normalize("NFC", video.name), video.name)
+        if other != video.name:
             detail = f"the same name as another video's in other code points: {other!a} and {video.name!a}"
             defects.append(Defect(video.name, "duplicate", detail))
         if video_info is not None:  # _video_defects compares those of videos_dir

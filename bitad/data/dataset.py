@@ -211,7 +211,7 @@ class Readers:
                 if is_late and int(process) not in hung:
                     hung[int(process)] = self.names[int(index)]
                     with suppress(ProcessLookupError):
-                        os.kill(int(process), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+                        os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
         """The videos that ended processes were reading, if PyTorch's error reports ended processes."""
@@ -225,9 +225,8 @@ class Readers:
                     f"reading video {hung[process]} took longer than {self.timeout_s:g} s and could not be "
                     "interrupted, so its process was killed; check this file and its disk"
                 )
-        names = [
-            self.names[int(index)] for process, index, _ in self._reads.tolist() if process in processes and index >= 0
-        ]
+        reads = [(process, int(index)) for process, index, _ in self._reads.tolist() if index != _IDLE]
+        names = [self.names[index] for process, index in reads if process in processes]
         doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
         # The signal is in the error itself or in its cause.
         by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
@@ -397,7 +396,10 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """In forward order."""
         sample = _read_sample(self.source, video, grid, self.config.views)
         backbone = self.config.model.backbone
-        return sample if backbone is None else sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
+        if backbone is None:
+            return sample
+        height, width = sample.content.shape[1:3]
+        return sample.cropped(centre_crop(height, width), backbone.pixels)
 
     def _try_to_read(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | ReadFailure:
         """What ``read`` returns, unless the video cannot be read and that is allowed."""

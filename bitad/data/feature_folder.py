@@ -128,7 +128,9 @@ class FeatureVideo:
 
     def to_json(self) -> dict[str, Any]:
         """The video's entry in ``features.json``."""
-        return asdict(self) if self.is_recorded else dict(zip(("frames", "fps", "steps"), self.clock, strict=True))
+        if self.is_recorded:
+            return asdict(self)
+        return {"frames": self.frames, "fps": self.fps, "steps": self.steps}
 
 
 @dataclass(frozen=True)
@@ -302,8 +304,9 @@ def _read_own_sidecar(folder: Path) -> Sidecar | None:
     if not (folder / SIDECAR).is_file():
         return None
     content = read_json(folder / SIDECAR)
-    is_own = isinstance(content, dict) and str(content.get("format")).startswith(FORMAT.rpartition(" ")[0])
-    return read_sidecar(folder) if is_own else None
+    if isinstance(content, dict) and str(content.get("format")).startswith("bitad features"):
+        return read_sidecar(folder)
+    return None
 
 
 def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:

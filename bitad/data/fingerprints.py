@@ -77,7 +77,8 @@ def is_valid(value: object) -> bool:
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
     """The differences, in a few words each: the kind, how many videos, which. Skips kinds that only one side has."""
-    return [change for kind in now if kind in before and (change := _change(kind, before[kind], now[kind]))]
+    kinds = [kind for kind in now if kind in before]
+    return list(filter(None, (_change(kind, before[kind], now[kind]) for kind in kinds)))
 
 
 def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:

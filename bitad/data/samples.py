@@ -183,11 +183,11 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
 def _pad(contents: Sequence[Tensor], length: int) -> Tensor:
     """Contents of samples -> inputs of a batch."""
     first = contents[0]
-    frames = first.ndim == 4
     shape = (len(contents), length, *first.shape[1:])
-    inputs = empty_frames(*shape) if frames else first.new_zeros(shape)
-    for i, content in enumerate(contents):
-        inputs[i, : len(content)] = content
-        if frames:
-            inputs[i, len(content) :] = content[-1]
-    return inputs if frames else inputs.transpose(1, 2).contiguous()
+    is_frames = first.ndim == 4
+    inputs = empty_frames(*shape) if is_frames else first.new_zeros(shape)
+    for row, content in zip(inputs, contents, strict=True):
+        row[: len(content)] = content
+        if is_frames:
+            row[len(content) :] = content[-1]
+    return inputs if is_frames else inputs.transpose(1, 2).contiguous()

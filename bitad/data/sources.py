@@ -318,7 +318,9 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     data = config.data
     window = config.window
     wanted = partial(annotated_names, data)  # called only when a name is not found
-    reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
+    reversed_files = None
+    if "reverse" in config.views:
+        reversed_files = data.reversed_videos or data.reversed_features
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
         return FeatureFiles(

@@ -45,7 +45,7 @@ def tiou_pairs(
     """
     order, first, count = overlap_ranges(groups_a, segments_a, groups_b, segments_b)
     total = np.cumsum(count)
-    cuts = np.searchsorted(total, np.arange(_PAIRS_AT_ONCE, total[-1] if len(total) else 0, _PAIRS_AT_ONCE))
+    cuts = np.searchsorted(total, np.arange(_PAIRS_AT_ONCE, count.sum(), _PAIRS_AT_ONCE))
     found = []
     for rows in np.split(np.arange(len(groups_a)), cuts):
         a = np.repeat(rows, count[rows])
@@ -65,4 +65,4 @@ def tiou_pairs(
 def ranges(first: IntArray, count: IntArray) -> IntArray:
     """``first[0], first[0] + 1, ...`` (``count[0]`` of them), then those of ``first[1]``, and so on."""
     total = np.cumsum(count)
-    return np.arange(total[-1] if len(total) else 0) + np.repeat(first + count - total, count)
+    return np.arange(count.sum()) + np.repeat(first + count - total, count)

@@ -15,7 +15,13 @@ from bitad.config.schema import AugmentationConfig
 
 # Luma weights of ITU-R BT.601, and the matrix to and from its YIQ space, where hue is an angle.
 LUMA = np.array([0.299, 0.587, 0.114])
-TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+TO_YIQ = np.array(
+    [
+        LUMA,
+        [0.5959, -0.2746, -0.3213],
+        [0.2115, -0.5227, 0.3112],
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ def random_crop(rng: np.random.Generator, height: int, width: int, config: Augme
         w = round(np.sqrt(target * ratio))
         h = round(np.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return Crop(int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w, flipped)
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return Crop(top, left, h, w, flipped)
     return replace(centre_crop(height, width), flip=flipped)
 
 
@@ -61,7 +69,9 @@ def empty_frames(*shape: int, device: torch.device | None = None) -> Tensor:
 
 def apply_crop(frames: NDArray[np.uint8], crop: Crop, pixels: int) -> Tensor:
     """Crops frames ``[T, H, W, 3]``, resizes them to ``[T, pixels, pixels, 3]`` and flips them; uint8."""
-    cut = torch.from_numpy(frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
+    rows = slice(crop.top, crop.top + crop.height)
+    columns = slice(crop.left, crop.left + crop.width)
+    cut = torch.from_numpy(frames[:, rows, columns])
     out = empty_frames(len(frames), pixels, pixels, 3)
     # A few frames at a time, so that intermediate results stay in the cache.
     for part, changed in zip(cut.split(8), out.split(8), strict=True):
@@ -84,10 +94,17 @@ def random_colour(rng: np.random.Generator, config: AugmentationConfig) -> NDArr
     shares = (config.brightness, config.contrast, config.saturation)
     b, c, s = (rng.uniform(max(0, 1 - x), 1 + x) for x in shares)
     angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
-    rotation = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    rotation = np.array(
+        [
+            [1, 0, 0],
+            [0, np.cos(angle), -np.sin(angle)],
+            [0, np.sin(angle), np.cos(angle)],
+        ]
+    )
     matrix = np.linalg.inv(TO_YIQ) @ rotation @ TO_YIQ
     matrix = b * c * ((s * np.eye(3) + (1 - s) * LUMA) @ matrix)  # saturation moves towards each pixel's grey
-    return np.concatenate([matrix, np.full((3, 1), 127.5 * (1 - c))], 1).astype(np.float32)
+    shift = np.full((3, 1), 127.5 * (1 - c))
+    return np.concatenate([matrix, shift], 1).astype(np.float32)
 
 
 def recolour(frames: Tensor, matrices: Tensor) -> Tensor:

@@ -233,7 +233,9 @@ def _read_head(path: Path) -> Any:
         return read_json(path)
     if path.suffix.lower() == ".csv":
         return TableHead(table_columns(path))
-    return TextHead(tuple(first_line(path).split()) if path.suffix.lower() == ".txt" else ())
+    if path.suffix.lower() == ".txt":
+        return TextHead(tuple(first_line(path).split()))
+    return TextHead(())
 
 
 def _matching_formats(src: Path) -> tuple[list[str], dict[Path, Any]]:

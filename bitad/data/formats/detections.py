@@ -95,7 +95,9 @@ def read_content(path: Path) -> Any:
     line = next((line for line in read_text(path, "detections").split("\n") if line.strip()), "")
     # Spaces separate the kit's lines, and may separate a table's: names of columns tell them apart.
     columns = table_columns(path)
-    return TableHead(columns) if "," in line or _is_table(columns) else TextHead(tuple(line.split()))
+    if "," in line or _is_table(columns):
+        return TableHead(columns)
+    return TextHead(tuple(line.split()))
 
 
 def _read_by_video(

@@ -92,7 +92,10 @@ def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
 
 def rows_key(stated: Mapping[str, Any]) -> str | None:
     """The key of a video's list of annotations, if it has one; COIN's file calls it ``annotation``."""
-    return next((key for key in ("annotations", "annotation") if stated.get(key) is not None), None)
+    for key in ("annotations", "annotation"):
+        if stated.get(key) is not None:
+            return key
+    return None
 
 
 def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
@@ -241,7 +244,9 @@ def read_ego4d_mq(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 
 def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
     """Read a clip as a video; return the number of its labels that are not primary."""
-    annotators = _object_list(clip, "annotations", where) if clip.get("annotations") is not None else []
+    annotators = []
+    if clip.get("annotations") is not None:
+        annotators = _object_list(clip, "annotations", where)
     labels = [label for by in annotators for label in _object_list(by, "labels", where)]
     primary = [label for label in labels if label.get("primary")]
     start = max(_seconds_at(clip, "video_start_sec", where), 0.0)
@@ -258,8 +263,9 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
             first, last = (round(edge - start, 4) for edge in edges)
             video.rows.append(Row(first, last, label["label"]))
     if "video_start_frame" in clip and "video_end_frame" in clip:
-        counted = _seconds_at(clip, "video_end_frame", where) - max(_seconds_at(clip, "video_start_frame", where), 0)
-        video.frames = int(counted) if counted > 0 else None
+        first_frame = max(_seconds_at(clip, "video_start_frame", where), 0)
+        counted = int(_seconds_at(clip, "video_end_frame", where) - first_frame)
+        video.frames = counted if counted > 0 else None
     return len(labels) - len(primary)
 
 
@@ -310,21 +316,27 @@ def _name_classes(
     labels = {row.label for video in videos for row in video.rows}
     if not all(label.isdecimal() for label in labels):
         return (None if given is None else names_in_list(labels, given)), ()
-    beside = (path.parent / name for name in _CLASS_LISTS)
-    source = given if given is not None else next((file for file in beside if file.is_file()), None)
+    source = given
+    for name in _CLASS_LISTS:
+        if source is None and (path.parent / name).is_file():
+            source = path.parent / name
     if source is None:
         for video in videos:
             video.rows = [row._replace(label_id=int(row.label)) for row in video.rows]
         return None, ("no list of classes: they are called by their numbers; name one with --classes",)
     names = names_of_numbers({int(label) for label in labels}, source, path)
     for video in videos:
-        for label in {row.label for row in video.rows if int(row.label) not in names}:
-            video.faults.append(
-                f"class {label} is not one of the {len(names)} of the list of classes, from {min(names)} on"
-            )
-        video.rows = [row._replace(label=names[int(row.label)]) for row in video.rows if int(row.label) in names]
-    notes = (f"classes are named by {source}, from {min(names)} on",) if isinstance(source, Path) else ()
-    return tuple(names[index] for index in sorted(names)), notes
+        rows, video.rows = video.rows, []
+        for row in rows:
+            if int(row.label) in names:
+                video.rows.append(row._replace(label=names[int(row.label)]))
+            else:
+                listed = f"the {len(names)} of the list of classes, from {min(names)} on"
+                video.faults.append(f"class {row.label} is not one of {listed}")
+    classes = tuple(names[index] for index in sorted(names))
+    if not isinstance(source, Path):
+        return classes, ()
+    return classes, (f"classes are named by {source}, from {min(names)} on",)
 
 
 def _convert_frames(videos: Sequence[ParsedVideo], clocks: Mapping[str, Clock], path: Path) -> tuple[str, ...]:
