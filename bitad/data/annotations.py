@@ -78,7 +78,7 @@ class AnnotatedVideo:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A data set's ground truth: videos by name, in the file's order, and the class names in their fixed order."""
+    """A data set's ground truth: videos by name, in the file's order, and the class names in order."""
 
     videos: dict[str, AnnotatedVideo]
     classes: tuple[str, ...]
@@ -113,7 +113,7 @@ class Annotations:
         return chosen
 
     def map(self, change: Callable[[AnnotatedVideo], AnnotatedVideo | None]) -> Annotations:
-        """The ground truth with every video changed; those are left out for which ``change`` returns None."""
+        """The ground truth with every video changed, or left out if ``change`` returns None."""
         videos = ((name, change(video)) for name, video in self.videos.items())
         return replace(self, videos={name: video for name, video in videos if video is not None})
 

@@ -101,7 +101,10 @@ def check_annotations(
     subsets = Counter(video.subset for video in videos)
     with_truth = {video.subset for video in videos if not set(names).isdisjoint(video.labels)}
     counts = Counter(label for video in videos for label in video.labels)
-    unmeasured = [video.name for video in videos if math.isinf(video.duration_s)]
+    why_unmeasured = ""
+    if unmeasured := [video.name for video in videos if math.isinf(video.duration_s)]:
+        why = clocks.why_unknown(unmeasured[0])
+        why_unmeasured = f"{len(unmeasured)} videos have an unknown duration; segments are not checked by it: {why}"
     return AnnotationReport(
         path=str(path),
         subsets=dict(subsets),
@@ -109,12 +112,7 @@ def check_annotations(
         ignored={label: counts[label] for label in ignore if label in counts and label not in names},
         defects={name: found for name, found in by_video.items() if found},
         without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
-        unmeasured=(
-            f"{len(unmeasured)} videos have an unknown duration, so segments beyond their end are not found: "
-            f"{clocks.why_unknown(unmeasured[0])}"
-            if unmeasured
-            else ""
-        ),
+        unmeasured=why_unmeasured,
     )
 
 
@@ -124,7 +122,6 @@ def _video_defects(
     reversed_folder: str | Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Defect]:
-    """Videos whose file or copy is missing, unreadable or wrong."""
     for place in (folder, reversed_folder):
         if place is not None and not Path(place).is_dir():
             raise FileNotFoundError(f"{place}: no such folder of videos")
@@ -156,7 +153,6 @@ def _video_defects(
 
 
 def _copy_defects(name: str, path: Path | None, index: FrameIndex | None, find: VideoFinder) -> Iterator[Defect]:
-    """Why a folder has no correct time-reversed copy of a video."""
     try:
         reversed_copy = find(name)
         if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):

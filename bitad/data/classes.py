@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r"c?(\d{1,18})[\s,;:]+(\S.*)")
 
 
 def read_classes(classes: str | Classes) -> tuple[str, ...]:
-    """The class names in a file with a name a line, or of a sequence; raises a ValueError for none, or one twice."""
+    """The class names in a file with a name a line, or of a sequence; there must be some, and none twice."""
     if isinstance(classes, (str, PathLike)):
         # Not splitlines(): a name may contain what Unicode calls a line end.
         lines = re.split(r"\r\n?|\n", read_text(Path(classes), "class names, a name a line"))
@@ -88,10 +88,9 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
             return numbered
         names = tuple(numbered[number] for number in order)
     if numbers and 0 not in numbers and len(names) not in numbers:
-        raise ValueError(
-            f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names "
-            f'{len(names)}; name the list of these classes, and number its names, "0 NAME" or "1 NAME" a line'
-        )
+        found = f"its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names {len(names)}"
+        remedy = 'name the list of these classes, and number its names, "0 NAME" or "1 NAME" a line'
+        raise ValueError(f"{where}: {found}; {remedy}")
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
 
 
@@ -126,22 +125,18 @@ def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str]
     if isinstance(label, str) and (listed is None or label in listed):
         return label
     if listed is None:
-        raise ValueError(
-            f"label {label} is the number of a class; name the classes with --classes FILE: names, a line each, or the "
-            "annotations whose label_id it is"
-        )
+        remedy = "name the classes with --classes FILE: a list, or annotations"
+        raise ValueError(f"label {label} is the number of a class; {remedy}")
     if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
         raise ValueError(f"label {label} is not among the classes that {source} names")
     if int(label) not in numbers:
-        raise ValueError(
-            f"class number {label} is not one of the {len(numbers)} of {source}, {min(numbers, default=0)} to "
-            f"{max(numbers, default=0)}; if classes have other numbers, write lines of NUMBER NAME"
-        )
+        listed_numbers = f"{len(numbers)} of {source}, {min(numbers, default=0)} to {max(numbers, default=0)}"
+        raise ValueError(f"class number {label} is not one of the {listed_numbers}; write lines of NUMBER NAME")
     return numbers[int(label)]
 
 
 def class_list(classes: Sequence[str]) -> str:
-    """The text of a class list, a name a line; raises a ValueError for a name that would not be read back."""
+    """The text of a class list; raises a ValueError for a name that would not be read back."""
     for name in classes:
         if name != name.strip() or "\n" in name or "\r" in name or not name:
             raise ValueError(f"class {name!r} cannot stand in a list of a name a line; rename it")

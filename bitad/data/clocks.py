@@ -126,7 +126,7 @@ def rate_fault(rate_hz: float, trained_hz: float) -> str | None:
 def require_durations(
     stated: Mapping[str, float], found: Mapping[str, float], source: object, *, allowed: bool, remedy: str
 ) -> str | None:
-    """Compare durations of detections with those of the annotations, by video name, as :func:`require_agreement`."""
+    """Compare durations of detections with those of annotations, as :func:`require_agreement`."""
     faults = {
         name: f"{seconds:g} s there, {stated[name]:g} s annotated"
         for name, seconds in found.items()
@@ -194,7 +194,7 @@ def _read_list(path: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
-    """A table's rows by video. A video may have several rows, such as one for each segment, if their values agree."""
+    """A table's rows by video. A video may have several rows, if their values agree."""
     columns = table_columns(path)
     # Without such a column, read_table raises for the first one.
     key = next((column for column in _VIDEO_COLUMNS if column in columns), _VIDEO_COLUMNS[0])
@@ -221,5 +221,4 @@ def _clock(video: Mapping[str, Any], where: str) -> Clock:
 
 
 def _first_of(video: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of these names whose value is stated."""
     return next((name for name in names if not is_missing(video.get(name))), None)

@@ -57,7 +57,6 @@ class Policy:
         return repaired
 
     def _repaired(self, video: AnnotatedVideo, counts: Counter[tuple[str, str, str]]) -> AnnotatedVideo:
-        """The repaired video; ``counts`` get its defects by video, kind and outcome."""
         actions = {"segment outside the video": self.outside, "start not before end": self.backwards}
         segments = video.segments.copy()
         keep = np.ones(len(video.labels), bool)
@@ -299,10 +298,9 @@ def _complete_durations(
         raise ValueError(f"{src}: video {needed[0]}: its duration{more} is not known: {why}; {remedy}")
     labels = set(UNDECIDED).difference(annotations.classes)
     if undecided := [video for video in dropped if not labels.isdisjoint(video.labels)]:
-        report["figures"].append(
-            f"figures by the rule of THUMOS14's kit change: {len(undecided)} of these videos have "
-            f"{', '.join(UNDECIDED)} segments, and detections that touch them now count as false"
-        )
+        change = "figures by the rule of THUMOS14's kit change"
+        kept = f"{len(undecided)} of these videos have {', '.join(UNDECIDED)} segments"
+        report["figures"].append(f"{change}: {kept}, and detections that touch them now count as false")
     names = {video.name for video in dropped}
     completed = completed.map(lambda video: None if video.name in names else video)
     if not completed.videos:

@@ -112,17 +112,14 @@ def ground_truth_in_steps(
 def _read_sample(
     source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[Direction], *, margin: float = 1.0
 ) -> Sample:
-    """A window in the first view, with its time-reversed copy if the second view shows that."""
     repeated = source.repeated
     content = source.read(video, grid, view=views[0], margin=margin)
     reversed_copy = None
     if source.has_reversed_copies and len(set(views)) > 1:
         reversed_copy = source.read(video, grid, view=views[1], margin=margin)
         if reversed_copy.shape != content.shape:
-            raise ValueError(
-                f"a window of {video.name} is {list(content.shape)}, and of its time-reversed copy "
-                f"{list(reversed_copy.shape)}; create the copy again with `bitad reverse` or `bitad features`"
-            )
+            shapes = f"{list(content.shape)}, its time-reversed copy {list(reversed_copy.shape)}"
+            raise ValueError(f"a window of {video.name} is {shapes}; repeat `bitad reverse` or `bitad features`")
     return Sample(video.name, content, grid, reversed_copy=reversed_copy, repeated=source.repeated - repeated)
 
 
@@ -186,7 +183,7 @@ class Readers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Kills processes that hang, and all if the block fails; a ChildProcessError names a lost process's video."""
+        """Kills processes that hang, and all if the block fails; a ChildProcessError names the video."""
         hung: dict[int, str] = {}
         finished = threading.Event()
         watch = threading.Thread(target=self._kill_hung, args=(finished, hung), daemon=True)
@@ -204,7 +201,6 @@ class Readers:
             watch.join()
 
     def _kill_hung(self, finished: threading.Event, hung: dict[int, str]) -> None:
-        """Kills processes that hang, and records their videos by process id."""
         while self.processes and self.timeout_s is not None and not finished.wait(_CHECK_INTERVAL_S):
             for process, index, began in self._reads[:-1].tolist():
                 is_late = index != _IDLE and time.monotonic() - began > self.timeout_s + _GRACE_S
@@ -214,17 +210,14 @@ class Readers:
                         os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
-        """The videos that ended processes were reading, if PyTorch's error reports ended processes."""
         exited = _EXITED.match(str(error))
         if exited is None:
             return None
         processes = [int(number) for number in exited[1].split(",")]
         for process in processes:
             if process in hung:
-                return (
-                    f"reading video {hung[process]} took longer than {self.timeout_s:g} s and could not be "
-                    "interrupted, so its process was killed; check this file and its disk"
-                )
+                late = f"reading video {hung[process]} took longer than {self.timeout_s:g} s"
+                return f"{late} and could not be interrupted: killed; check this file and its disk"
         reads = [(process, int(index)) for process, index, _ in self._reads.tolist() if index != _IDLE]
         names = [self.names[index] for process, index in reads if process in processes]
         doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"

@@ -30,7 +30,7 @@ _BASIS = "basis"
 _DURATIONS = "durations_s"
 _CLASSES = "classes"
 
-# Two files' durations of one video may differ by rounding; by more, and their reverse clocks are different clocks.
+# Two files' durations of one video may differ by rounding only.
 _SAME_DURATION_S = 1e-3
 
 
@@ -159,17 +159,12 @@ class Detections:
         names = names or [f"part {number}" for number in range(1, len(parts) + 1)]
         for part, own in zip(parts, names, strict=True):
             if part.basis != first.basis:
-                raise ValueError(
-                    f"detections on the {first.basis} and on the {part.basis} clock cannot be combined; "
-                    "bring both to one clock with .forward()"
-                )
+                raise ValueError(f"detections of basis {first.basis} and {part.basis}; call .forward() of both")
             for name, duration in part.durations_s.items():
                 other = source.setdefault(name, own)
                 if abs(durations_s.setdefault(name, duration) - duration) > _SAME_DURATION_S:
-                    raise ValueError(
-                        f"video {name} lasts {durations_s[name]} s in {other} and {duration} s in {own}; "
-                        "give both the duration of the annotations"
-                    )
+                    found = f"video {name} lasts {durations_s[name]} s in {other} and {duration} s in {own}"
+                    raise ValueError(f"{found}; give both the duration of the annotations")
         return Detections(
             videos=videos,
             classes=classes,
@@ -201,11 +196,11 @@ class Detections:
         )
 
     def forward(self) -> Detections:
-        """These detections on the forward clock; raises as :meth:`reversed`, unless they are on it already."""
+        """These detections on the forward clock; raises as :meth:`reversed`."""
         return self if self.basis == "forward" else self.reversed()
 
     def take(self, rows: NDArray[Any]) -> Detections:
-        """Some of the rows: a boolean mask ``[n]``, or row numbers in the wanted order. Videos and classes stay."""
+        """Some of the rows: a boolean mask ``[n]``, or row numbers. Videos and classes stay."""
         return replace(
             self,
             video=self.video[rows],
@@ -291,7 +286,6 @@ class Detections:
 
 
 def _index_among(names: Sequence[str], among: Sequence[str]) -> IntArray:
-    """The index of each name in another list."""
     index = {name: i for i, name in enumerate(among)}
     return np.array([index[name] for name in names], np.int64)
 
@@ -379,7 +373,7 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
 
 
 def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
-    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it."""
+    """The sets with one name for each video: the wanted one, or that of the first set that has it."""
     names = list(wanted)
     found = []
     for one, source in zip(sets, sources, strict=True):

@@ -46,14 +46,9 @@ class FeatureStore:
         self.path = Path(path)
         self.channels = channels
         if not self.path.exists():
-            raise FileNotFoundError(
-                f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
-            )
+            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features; see bitad features")
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
-            raise ValueError(
-                f"{self.path}: features are a folder of .npy or .npz files, or one .npz file; this is "
-                f"{signature_of(self.path)}"
-            )
+            raise ValueError(f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}")
         self._lookup = Lookup(self.path, wanted, self.names)
 
     def names(self) -> tuple[str, ...]:
@@ -74,7 +69,7 @@ class FeatureStore:
             return shape[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A video's features, float32 ``[T, C]``; raises like :meth:`length`, and a ValueError if one is not finite."""
+        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
         with self._open(name) as (stream, where, _):
             stream.seek(0)
             try:
@@ -84,35 +79,29 @@ class FeatureStore:
         invalid = np.argwhere(~np.isfinite(features))
         if len(invalid):
             row, column = invalid[0]
-            raise ValueError(
-                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(invalid)} such values); "
-                "make finite ones"
-            )
+            value = f"{features[row, column]} in row {row}, channel {column} ({len(invalid)} such values)"
+            raise ValueError(f"{where}: {value}; make finite ones")
         return features
 
     def own_name(self, name: str) -> str:
-        """The name of a video's features; the given name if there are none. Raises a ValueError if it is unclear."""
+        """The name of a video's features, or the given one; raises a ValueError if it is unclear."""
         names = () if self.path.is_dir() else _array_names(self.path)
         return name if name in names or self._file(name) is not None else self._lookup.find(name) or name
 
     def file(self, name: str) -> Path:
-        """The file of a video in a folder; raises a FileNotFoundError if there is none, or as :meth:`own_name`."""
+        """The file of a video in a folder; raises a FileNotFoundError if there is none."""
         if (file := self._file(self.own_name(name))) is not None:
             return file
-        raise FileNotFoundError(
-            f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
-            f"of the annotations; {self._lookup.sides(name)}"
-        )
+        remedy = f"make them, or leave it out; {self._lookup.sides(name)}"
+        raise FileNotFoundError(f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); {remedy}")
 
     def array(self, name: str) -> str:
-        """The name of a video's array in the single ``.npz``; raises a ValueError if there is none, or several fit."""
+        """The name of a video's array in the single ``.npz``; raises a ValueError if there is none."""
         found = self.own_name(name)
         names = _array_names(self.path)
         if found in names:
             return found
-        raise ValueError(
-            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(names))}; {self._lookup.sides(name)}"
-        )
+        raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides(name)}")
 
     def _file(self, name: str) -> Path | None:
         files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)
@@ -120,7 +109,7 @@ class FeatureStore:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], str, tuple[int, ...]]]:
-        """An array ``[T, C]`` of which the header has been read: its bytes, its name in messages, and its shape."""
+        """The bytes of an array ``[T, C]`` after its header, its name in messages, and its shape."""
         file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
@@ -137,7 +126,6 @@ class FeatureStore:
             yield stream, where, self._checked_shape(stream, archive.getinfo(f"{member}.npy").file_size, where)
 
     def _checked_shape(self, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> tuple[int, ...]:
-        """The shape of an array, which must hold numbers ``[T, C]`` of the right width."""
         shape, dtype = _parse_header(stream, size, where, file)
         if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")
@@ -172,13 +160,12 @@ def _parse_header(
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an ``.npy`` file. Raises a ValueError if it holds none, or one of another size."""
+    """Shape and type of the array in an ``.npy`` file; raises a ValueError for another file."""
     with file.open("rb") as stream:
         return _parse_header(stream, file.stat().st_size, str(file), file)
 
 
 def _array_names(file: Path) -> list[str]:
-    """The names of the arrays in an ``.npz`` file."""
     try:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, file.stat().st_size, str(file), compressed=True)

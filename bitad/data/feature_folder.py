@@ -45,19 +45,14 @@ class FeatureSettings:
     """Settings of all features of a folder; the first three are keys of ``data`` in a configuration.
 
     Args:
-        feature_stride_frames: video frames from one row to the next.
         feature_offset_frames: frame at the centre of row 0; between frames 0 and 15 that is 7.5.
-        feature_channels: C, width of a row.
         direction: of playback. It changes the values of rows, not their order.
         model: the backbone's size: a published one's name, or ``WIDTHxDEPTH``.
         clip_frames: frames in the transformer's input.
         window_steps: rows in the input of a run's adapters; None: each row is computed from one clip.
-        window_overlap: of neighbouring windows; None without windows.
         pixels: height and width of the frames.
         precision: of the network's matrix products.
-        stored: data type of the rows.
-        checkpoint: name of the weights file.
-        checkpoint_sha256: hash of its content.
+        checkpoint, checkpoint_sha256: name of the weights file, and hash of its content.
     """
 
     __pydantic_config__ = _STRICT
@@ -201,7 +196,7 @@ class FeatureFolder:
         self._write()
 
     def finish(self, name: str, video: FeatureVideo) -> None:
-        """Mark a video as complete; it is written to ``features.json`` from time to time, and by :meth:`record`."""
+        """Mark a video as complete; ``features.json`` gets it from time to time, and by :meth:`record`."""
         video = replace(video, rows=self._written.pop(name, video.rows))
         if name in self.videos and self.videos[name].to_json() == video.to_json():
             return
@@ -266,7 +261,6 @@ class FeatureFolder:
         return self.path / f"{name}.npy"
 
     def _load(self) -> None:
-        """Load ``features.json``."""
         before = read_sidecar(self.path)
         if changes := before.settings.changes(self.settings):
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
@@ -286,7 +280,6 @@ class FeatureFolder:
         self._recorded = time.monotonic()
 
     def _is_current(self, name: str, video: FeatureVideo) -> bool:
-        """Whether a video's file holds the rows of this process; otherwise the process that replaced it records it."""
         if video.rows is None or video.rows.now(self.file(name)) is not None:
             return True
         log.warning("%s: replaced by another process, whose features are kept", self.file(name))
@@ -300,7 +293,6 @@ _MAY_DIFFER = ("direction", "precision", "stored")
 
 
 def _read_own_sidecar(folder: Path) -> Sidecar | None:
-    """The content of ``features.json``; None: there is none, or it is another project's."""
     if not (folder / SIDECAR).is_file():
         return None
     content = read_json(folder / SIDECAR)
@@ -333,10 +325,8 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
             if (stated := getattr(sidecar.settings, name)) != (given := getattr(data, name))
         ]
         if sidecar.settings.direction != wanted and not reverse_alone:
-            faults.append(
-                f"{folder / SIDECAR} says direction {sidecar.settings.direction}, but data.{key} must hold features of "
-                f"{wanted} playback"
-            )
+            stated = f"{folder / SIDECAR} says direction {sidecar.settings.direction}"
+            faults.append(f"{stated}, but data.{key} must hold features of {wanted} playback")
     if not faults and data.reversed_features is not None:
         faults += _differences(data.features, data.reversed_features)
     if faults:
@@ -345,16 +335,14 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
 
 
 def require_same_features(before: DataConfig, now: DataConfig) -> None:
-    """Raise a ValueError for features of another network, clip length or frame size than a run was trained on."""
+    """Raise a ValueError for features of another network, clip length or frame size than in training."""
     for key in ("features", "reversed_features"):
         trained = getattr(before, key)
         given = getattr(now, key)
         if trained is None or given is None or trained == given:
             continue
         if faults := _differences(trained, given):
-            raise ValueError(
-                f"data.{key}={given} holds other features than the run was trained on: {'; '.join(faults)}"
-            )
+            raise ValueError(f"data.{key}={given} holds other features than in training: {'; '.join(faults)}")
 
 
 def _differences(one: Path, other: Path) -> list[str]:

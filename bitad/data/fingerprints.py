@@ -76,7 +76,7 @@ def is_valid(value: object) -> bool:
 
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
-    """The differences, in a few words each: the kind, how many videos, which. Skips kinds that only one side has."""
+    """The differences, in a few words each. Skips kinds that only one side has."""
     kinds = [kind for kind in now if kind in before]
     return list(filter(None, (_change(kind, before[kind], now[kind]) for kind in kinds)))
 
@@ -102,7 +102,6 @@ def _of_annotation(video: AnnotatedVideo) -> str:
 
 
 def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
-    """The digest of each video's file, or MISSING if it cannot be read."""
     digests = dict.fromkeys(names, MISSING)
     for name in digests:
         with suppress(OSError, ValueError, KeyError):  # code that needs the file reports what is wrong with it

@@ -181,7 +181,6 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
 
 
 def _pad(contents: Sequence[Tensor], length: int) -> Tensor:
-    """Contents of samples -> inputs of a batch."""
     first = contents[0]
     shape = (len(contents), length, *first.shape[1:])
     is_frames = first.ndim == 4

@@ -45,7 +45,7 @@ def annotated_names(data: DataConfig) -> tuple[str, ...]:
 
 
 def read_test_ground_truth(config: Config) -> Annotations:
-    """The test subset, with the classes of the detections: the network's, or those of the video-level scores."""
+    """The test subset, with the network's classes, or those of the video-level scores."""
     data = config.data
     if config.test.video_scores is not None:
         data = data.model_copy(update={"class_agnostic": False})
@@ -139,7 +139,7 @@ class VideoFiles:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """The index of a file's frames, read once; a truncated file is an error if ``damaged`` is "error"."""
+        """The index of a file's frames, read once."""
         if path not in self._indices:
             index = index_video(path) if self.cache is None else self.cache.index(path)
             require_complete(path, index, self.damaged)
@@ -171,15 +171,12 @@ class VideoFiles:
         return torch.from_numpy(self._decode(reversed_copy, mirror_frames(frames, count), margin))
 
     def _reversed_copy(self, video: AnnotatedVideo) -> Path | None:
-        """The time-reversed copy of a video, if there is one; it must have as many frames."""
         if self.find_reversed is None:
             return None
         path = self.find(video.name)
         reversed_copy = self.find_reversed(video.name)
         if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
-            raise ValueError(
-                f"{reversed_copy} has {copied} frames, {path} has {count}; create it again with `bitad reverse`"
-            )
+            raise ValueError(f"{reversed_copy} has {copied} frames, {path} has {count}; repeat `bitad reverse`")
         return reversed_copy
 
     def _decode(self, path: Path, frames: IntArray, margin: float) -> NDArray[np.uint8]:
@@ -254,16 +251,11 @@ class FeatureFiles:
     def grid(self, video: AnnotatedVideo) -> Grid:
         rows = self.store.length(video.name)
         if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
-            raise ValueError(
-                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}; extract "
-                "both with one call of `bitad features --direction both`"
-            )
+            found = f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}"
+            raise ValueError(f"{found}; extract both with `bitad features --direction both`")
         fps = video.clock.rate if self.data.feature_fps is None else self.data.feature_fps
         if fps is None:
-            raise ValueError(
-                f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
-                "data.feature_fps"
-            )
+            raise ValueError(f"annotation of {video.name} has neither `fps` nor `frame`; state data.feature_fps")
         grid = Grid(fps, self.data.feature_stride_frames, self.data.feature_offset_frames, rows)
         steps = self.window.resized_steps
         return grid if steps is None else grid.resized(steps, self.window.resized_clock)

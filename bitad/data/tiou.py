@@ -41,7 +41,7 @@ def tiou_pairs(
     """The pairs (row of a, row of b) of the same group whose tIoU is at least ``threshold`` > 0, and their tIoU.
 
     tIoU (temporal intersection over union) is the length of the overlap over the length of the union; a segment
-    without length has tIoU 0 with every other. Pairs are ordered by row of a. Memory beyond the result is bounded.
+    without length has tIoU 0 with every other. Pairs are ordered by row of a.
     """
     order, first, count = overlap_ranges(groups_a, segments_a, groups_b, segments_b)
     total = np.cumsum(count)

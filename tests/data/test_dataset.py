@@ -755,5 +755,5 @@ def test_workers_that_are_started_and_not_forked_read_the_same(long: Path, tmp_p
 def test_a_twin_of_another_length_is_refused_before_anything_is_read(long: Path, tmp_path: Path) -> None:
     for i in range(2):
         write_video(tmp_path / f"test_{i}.mp4", np.zeros((80, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
-    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150; create it again"):
+    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150; repeat"):
         windows_to_test(config_of(long, *PAIR, f"data.reversed_videos={tmp_path}"))

@@ -59,7 +59,7 @@ class AnnotationFormat:
         return self.matches(path, head)
 
     def files(self, src: Path) -> list[Path]:
-        """The file, or the files of a folder that would be read, without hidden ones and file managers'."""
+        """The file, or the files of a folder that would be read."""
         if not src.exists():
             raise FileNotFoundError(f"{src}: no such file or folder of annotations")
         if not src.is_dir():
@@ -177,7 +177,7 @@ FORMATS = {
 
 
 def recognise(src: str | Path) -> str:
-    """The name of the format of a file or folder; raises a ValueError if it has no known one, or may have several."""
+    """The name of the format of a file or folder; raises a ValueError if it is unknown or unclear."""
     src = Path(src)
     found, heads = _matching_formats(src)
     if len(found) > 1:
@@ -228,7 +228,6 @@ def read_annotation_files(
 
 
 def _read_head(path: Path) -> Any:
-    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text."""
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if path.suffix.lower() == ".csv":
@@ -239,7 +238,6 @@ def _read_head(path: Path) -> Any:
 
 
 def _matching_formats(src: Path) -> tuple[list[str], dict[Path, Any]]:
-    """The names of the formats that a file or folder may have, and the heads of its files."""
     heads: dict[Path, Any] = {}
     found = []
     for name, known in FORMATS.items():
@@ -291,7 +289,6 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
 
 
 def _folder_description(folder: Path) -> str:
-    """The files of a folder without a known format, and the first of them that has one."""
     files = sorted(path for path in folder.iterdir() if is_listed(folder, path))
     description = f"a folder with {shortened_list(path.name for path in files)}" if files else "a folder without files"
     for path in files[:_MOST_FILES]:

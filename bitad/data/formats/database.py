@@ -78,11 +78,10 @@ def write_annotations(annotations: Annotations, path: str | Path, *, format: Ann
 
 def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     if (rate := video.clock.rate) is None:
-        remedy = "; or leave it out with --missing drop" if math.isinf(video.duration_s) else ""
-        raise ValueError(
-            f"{path}: video {video.name}: ActionFormer's format needs its frame rate; give --video-info or --videos "
-            f"that has it{remedy}"
-        )
+        remedy = "give --video-info or --videos that has it"
+        if math.isinf(video.duration_s):
+            remedy += "; or leave it out with --missing drop"
+        raise ValueError(f"{path}: video {video.name}: ActionFormer's format needs its frame rate; {remedy}")
     return rate
 
 
@@ -114,7 +113,6 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
 
 
 def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str | Path) -> list[dict[str, Any]]:
-    """A video's annotations as its file states them, reversed."""
     segments, order = reversed_ascending(video.segments, video.duration_s)
     reversed_rows = [rows[i] | {"segment": segment} for i, segment in zip(order, segments.tolist(), strict=True)]
     for row in reversed_rows:

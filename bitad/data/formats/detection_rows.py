@@ -130,7 +130,6 @@ def _parse(
 
 
 def _numbers(values: Sequence[Any], role: str, where: Where) -> FloatArray:
-    """Finite numbers, or texts of numbers, ``[n]``."""
     is_parsed = set(map(type, values)) <= {float}
     numbers = np.array(values if is_parsed else list(map(number, values)), np.float64)  # None becomes NaN
     for row in np.flatnonzero(~(np.abs(numbers) < _BOUND)).tolist():

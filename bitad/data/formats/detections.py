@@ -71,7 +71,7 @@ def read_detection_file(path: Path) -> ParsedDetections:
 
 
 def read_content(path: Path) -> Any:
-    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text."""
+    """The content of JSON, the columns of a table, or the first fields of a text."""
     try:
         kind = signature_of(path).kind
     except FileNotFoundError:
@@ -149,7 +149,6 @@ def _read_records(path: Path, content: list[Any]) -> ParsedDetections:
 
 
 def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
-    """A table with the columns of ``_COLUMNS``, of which only the label may be missing."""
     names = _columns_of(content.columns)
     rows = list(read_table(path, list(names.values())))
     columns = {role: [row[name] for _, row in rows] for role, name in names.items()}
@@ -157,7 +156,7 @@ def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
 
 
 def _read_kit(path: Path, _: TextHead) -> ParsedDetections:
-    """Lines of video, start, end, class number and score, as the THUMOS'14 kit's TH14evaldet.m reads them."""
+    """Lines of video, start, end, class number and score, as the kit's TH14evaldet.m reads them."""
     lines = list(read_lines(path))
     for line, fields in lines:
         if len(fields) != 5:
@@ -171,7 +170,7 @@ def _read_kit(path: Path, _: TextHead) -> ParsedDetections:
 
 
 def _columns_of(names: Iterable[Any]) -> dict[str, str]:
-    """The names of ``_COLUMNS`` that a table has, by what they hold; case and underscores do not matter."""
+    """The names of ``_COLUMNS`` that a table has; case and underscores do not matter."""
     known = {_column_name(name): name for name in names if isinstance(name, str)}
     found = {role: [known[name] for name in choices if name in known] for role, choices in _COLUMNS.items()}
     return {role: columns[0] for role, columns in found.items() if columns}

@@ -99,7 +99,6 @@ def rows_key(stated: Mapping[str, Any]) -> str | None:
 
 
 def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
-    """A video of a ``database``; ``annotated`` are the subsets that have annotations."""
     video = ParsedVideo(name, "")
     if not isinstance(stated, dict):
         video.faults.append(f"{reprlib.repr(stated)} is not a video's {{subset, duration, annotations}}")
@@ -152,7 +151,7 @@ def _parse_row(row: Any) -> Row:
 
 
 def frame_segment(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Start and end in frames, as in ActionFormer's annotations; None where they are empty. Raises a ValueError."""
+    """Start and end in frames, as in ActionFormer's annotations; None where they are empty."""
     stated = row.get(FRAME_SEGMENT)
     if is_missing(stated) or (isinstance(stated, list) and all(map(is_missing, stated))):
         return None
@@ -195,10 +194,9 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     subsets = renamed(listed, stated, table)
     if unlisted := [name for name, video in stated.items() if name not in subsets and "subset" not in video]:
         more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
-        raise ValueError(
-            f"{table or path}: no subset of video {unlisted[0]}{more}; {Matching.of(unlisted, listed).sides()}; name "
-            f"the list of these videos, such as {_BSN_VIDEOS}, with --video-info"
-        )
+        sides = Matching.of(unlisted, listed).sides()
+        remedy = f"name the list of these videos, such as {_BSN_VIDEOS}, with --video-info"
+        raise ValueError(f"{table or path}: no subset of video {unlisted[0]}{more}; {sides}; {remedy}")
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
     for name, video in stated.items():
@@ -210,7 +208,6 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
 
 
 def _as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """A video of mmaction2's or BSN's as the native format states it."""
     native = {
         "duration": stated.get("duration_second"),
         "frame": stated.get("duration_frame"),
@@ -291,7 +288,6 @@ def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnota
 
 
 def _actions_as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """A video of multi-label work as the native format states it."""
     actions = stated.get("actions")
     rows: Any = f"actions {reprlib.repr(actions)}"  # a fault of the video
     if isinstance(actions, list):
@@ -326,13 +322,10 @@ def _name_classes(
         return None, ("no list of classes: they are called by their numbers; name one with --classes",)
     names = names_of_numbers({int(label) for label in labels}, source, path)
     for video in videos:
-        rows, video.rows = video.rows, []
-        for row in rows:
-            if int(row.label) in names:
-                video.rows.append(row._replace(label=names[int(row.label)]))
-            else:
-                listed = f"the {len(names)} of the list of classes, from {min(names)} on"
-                video.faults.append(f"class {row.label} is not one of {listed}")
+        listed = f"the {len(names)} of the list of classes, from {min(names)} on"
+        for label in {row.label for row in video.rows if int(row.label) not in names}:
+            video.faults.append(f"class {label} is not one of {listed}")
+        video.rows = [row._replace(label=names[int(row.label)]) for row in video.rows if int(row.label) in names]
     classes = tuple(names[index] for index in sorted(names))
     if not isinstance(source, Path):
         return classes, ()
@@ -349,15 +342,12 @@ def _convert_frames(videos: Sequence[ParsedVideo], clocks: Mapping[str, Clock], 
     if counted and in_frames and not in_seconds:
         for video in videos:
             if video.name not in clocks or (frames := clocks[video.name].frames) is None:
-                raise ValueError(
-                    f"{path}: its times count frames, and the list of videos does not state the frames and duration "
-                    f"of {video.name}"
-                )
+                raise ValueError(f"{path}: its times count frames; list the frames and duration of {video.name}")
             scale = clocks[video.name].duration_s / frames
             video.duration_s = video.duration_s * scale
             video.frames = frames
             video.rows = [Row(row.start * scale, row.end * scale, row.label) for row in video.rows]
-        return ("times are frames in the file, and are converted to seconds by the list of videos",)
+        return ("times are frames in the file, converted to seconds by the list of videos",)
     are_integers = all(
         edge == int(edge) for video in timed for row in video.rows for edge in (video.duration_s, *row[:2])
     )
@@ -371,7 +361,6 @@ def _name_or_empty(stated: object) -> str:
 
 
 def _object_list(stated: Any, key: str, where: str) -> list[dict[str, Any]]:
-    """The list of objects under a key, which must be there."""
     found = stated.get(key) if isinstance(stated, dict) else None
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ValueError(f'{where}: no list "{key}" of objects in it: it is {description_of(stated)}')

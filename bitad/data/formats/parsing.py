@@ -81,7 +81,7 @@ class ParsedVideos(dict[str, ParsedVideo]):
         return video
 
     def new(self, name: str, subset: str, where: str) -> ParsedVideo:
-        """A video that has one row; a second row of its name is a fault of the first, and is left out."""
+        """A video that has one row; a second row of its name is a fault of the first."""
         if name in self:
             self[name].faults.append(f"{where}: video {name!r} occurs twice")
             return ParsedVideo(name, subset)
@@ -145,7 +145,7 @@ def number(value: Any) -> float | None:
 
 
 def seconds(stated: object, where: str) -> float:
-    """A finite number. Raises a ValueError, which begins with ``where``, for anything else."""
+    """A finite number. Errors begin with ``where``."""
     value = number(stated)
     if value is None:
         raise ValueError(f"{where}: {reprlib.repr(stated)} is not a number of seconds")
@@ -153,7 +153,7 @@ def seconds(stated: object, where: str) -> float:
 
 
 def positive(stated: object, what: str, *, is_count: bool = False) -> float:
-    """A positive number; a count is at least 0.5. Raises a ValueError, which begins with ``what``, for others."""
+    """A positive number; a count is at least 0.5. Errors begin with ``what``."""
     value = number(stated)
     if value is None or value <= 0 or (is_count and round(value) == 0):
         raise ValueError(f"{what} {reprlib.repr(stated)} is not a positive number")
@@ -225,7 +225,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
 
 
 def first_line(path: Path) -> str:
-    """The first line of a text that is not empty; an empty text where there is none, or it cannot be read."""
+    """The first line of a text that is not empty, if it can be read."""
     with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
         return next((line for line in file if line.strip()), "").strip()
     return ""
@@ -241,7 +241,6 @@ def table_columns(path: Path) -> tuple[str, ...]:
 
 
 def _delimiter_of(line: str) -> str:
-    """What separates the names in a table's first line."""
     return next((one for one in ",;\t " if one in line.strip()), ",")
 
 

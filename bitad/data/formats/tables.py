@@ -86,7 +86,6 @@ def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations
 def _read_class_files(
     files: Sequence[Path], label_and_subset: Callable[[Path, str], tuple[str, str]]
 ) -> list[ParsedVideo]:
-    """The videos of text files with "video start end" a line, a file a class, ordered by subset and name."""
     videos = ParsedVideos()
     for path in files:
         for line, fields in read_lines(path):
@@ -174,7 +173,7 @@ def read_thumos14_groundtruth(files: Sequence[Path], _: ReadOptions) -> ParsedAn
 def _read_segments(
     files: Sequence[Path], columns: Sequence[str], label_of: Callable[[dict[str, str], str, ParsedVideo], str]
 ) -> list[ParsedVideo]:
-    """The videos of tables with a row a segment; the first three columns are the video, its start and its end."""
+    """The videos of tables with a row a segment; the first columns are the video, start and end."""
     videos = ParsedVideos()
     for path, where, row in _rows(files, columns):
         name, start, end = (row[column] for column in columns[:3])
@@ -187,7 +186,7 @@ def _read_segments(
 
 
 def _thumos_subset(video: str) -> str | None:
-    """The subset in the name of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
+    """The subset of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
     if video.startswith("video_validation_"):
         return "training"
     return "validation" if video.startswith("video_test_") else None
@@ -238,19 +237,18 @@ def _clock_time(text: str, where: str) -> float:
     if len(fields) != 3:
         raise ValueError(f"{where} is not 'HH:MM:SS.ss'")
     hours, minutes, rest = (seconds(field, where) for field in fields)
-    # Rounded: 3600 h + 60 m + s is off in the last digits of what has hundredths (EPIC states two or three decimals).
+    # Rounded: the sum is off in the last digits, and EPIC states two or three decimals.
     return round(3600 * hours + 60 * minutes + rest, 6)
 
 
 def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, str, dict[str, str]]]:
-    """The rows of several tables: the file, the place for messages, and the values by column."""
     for path in files:
         for line, row in read_table(path, columns):
             yield path, f"{path.name}:{line}", row
 
 
 def _read_class_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Class names by number, and a note, from a table with ``id`` and ``key`` or a text with "number name" a line."""
+    """Class names by number, and a note, from a table or a text with "number name" a line."""
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
     if path.suffix == ".csv":
