@@ -152,7 +152,12 @@ def _video_defects(
             log_once(line)
 
 
-def _copy_defects(name: str, path: Path | None, index: FrameIndex | None, find: VideoFinder) -> Iterator[Defect]:
+def _copy_defects(
+    name: str,
+    path: Path | None,
+    index: FrameIndex | None,
+    find: VideoFinder,
+) -> Iterator[Defect]:
     try:
         reversed_copy = find(name)
         if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):

@@ -121,7 +121,12 @@ def index_labels(
     return names, [index[known[label]] for label in labels]
 
 
-def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str] | None, source: str) -> str:
+def _name_of(
+    label: str | int,
+    numbers: Mapping[int, str],
+    listed: Sequence[str] | None,
+    source: str,
+) -> str:
     if isinstance(label, str) and (listed is None or label in listed):
         return label
     if listed is None:

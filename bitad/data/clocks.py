@@ -73,7 +73,10 @@ def differences(stated: Clock, found: Clock) -> Iterator[tuple[Difference, str]]
         yield "another frame rate", f"has {found.rate:.6g} frames a second, the annotations state {stated.fps:.6g}"
 
 
-def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Sequence[float]]] = ()) -> tuple[str, ...]:
+def contradictions(
+    clock: Clock,
+    segments: Iterable[tuple[Sequence[float], Sequence[float]]] = (),
+) -> tuple[str, ...]:
     """Where a video's annotations contradict themselves.
 
     Args:
@@ -96,7 +99,13 @@ def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Seque
     return tuple(found)
 
 
-def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: float, duration_s: float) -> str | None:
+def coverage_fault(
+    rows: int,
+    stride_frames: float,
+    offset_frames: float,
+    fps: float,
+    duration_s: float,
+) -> str | None:
     """How the time that features cover differs from the video's, if it does.
 
     ``offset_frames`` is the centre of the first row's clip. Features may lack up to a clip at the ends: twice the

@@ -372,7 +372,11 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
     )
 
 
-def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
+def alike(
+    sets: Sequence[Detections],
+    sources: Sequence[object],
+    wanted: Iterable[str] = (),
+) -> list[Detections]:
     """The sets with one name for each video: the wanted one, or that of the first set that has it."""
     names = list(wanted)
     found = []

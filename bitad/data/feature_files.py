@@ -125,7 +125,13 @@ class FeatureStore:
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
             yield stream, where, self._checked_shape(stream, archive.getinfo(f"{member}.npy").file_size, where)
 
-    def _checked_shape(self, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> tuple[int, ...]:
+    def _checked_shape(
+        self,
+        stream: IO[bytes],
+        size: int,
+        where: str,
+        file: Path | None = None,
+    ) -> tuple[int, ...]:
         shape, dtype = _parse_header(stream, size, where, file)
         if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")

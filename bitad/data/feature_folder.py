@@ -209,7 +209,13 @@ class FeatureFolder:
         if self._waiting:
             self._write()
 
-    def held(self, name: str, video: FeatureVideo, source: Path, damaged: OnDecodeError) -> FeatureVideo | None:
+    def held(
+        self,
+        name: str,
+        video: FeatureVideo,
+        source: Path,
+        damaged: OnDecodeError,
+    ) -> FeatureVideo | None:
         """The record of a video whose features are complete and up to date; None: they must be computed."""
         try:
             shape, dtype = read_header(self.file(name))

@@ -66,7 +66,14 @@ class Source(Protocol):
     def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         """The real steps of a window, in forward order whatever the view.
 
         Args:
@@ -161,7 +168,14 @@ class VideoFiles:
         found = Clock(self.frames(path) / video_grid.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         path = self.find(video.name)
         count = self.frames(path)
         frames = self.index(path).nearest(self.sampling.frames(grid, count))
@@ -208,7 +222,14 @@ class FramesInMemory:
     def grid(self, video: AnnotatedVideo) -> Grid:
         return self.sampling.grid(self.fps, len(self.images))
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         images = self.images[self.sampling.frames(grid, len(self.images))]
         _, height, width, _ = images.shape
         short_side = _short_side(height, width, self.pixels, margin)
@@ -277,7 +298,14 @@ class FeatureFiles:
                 return f"{SIDECAR} says that it {difference[1]}"
         return coverage_fault(rows, stride_frames, self.data.feature_offset_frames, fps, video.duration_s)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
         first_frame = self.data.feature_offset_frames

@@ -45,7 +45,12 @@ def read_annotations(
     return Annotations.from_parsed(videos, path, classes=classes, ignore=ignore).only_classes()
 
 
-def write_annotations(annotations: Annotations, path: str | Path, *, format: AnnotationFormat = "native") -> None:
+def write_annotations(
+    annotations: Annotations,
+    path: str | Path,
+    *,
+    format: AnnotationFormat = "native",
+) -> None:
     """Write the native format or ActionFormer's; the file is replaced atomically, and ``.gz`` compresses it.
 
     ``label_id`` keeps the order of the classes; other labels (``Ambiguous``) are numbered after them.
@@ -85,7 +90,12 @@ def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     return rate
 
 
-def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mismatch: bool = False) -> str | None:
+def reverse_annotation_file(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    allow_clock_mismatch: bool = False,
+) -> str | None:
     """Write the annotations of the reversed videos: ``[a, b]`` becomes ``[D - b, D - a]``, in ascending order.
 
     ActionFormer's ``segment(frames)`` is mirrored in the frame count F, or else in F = D * fps. Everything else is
@@ -112,7 +122,11 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
     return warning
 
 
-def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str | Path) -> list[dict[str, Any]]:
+def _reversed_rows(
+    rows: list[dict[str, Any]],
+    video: AnnotatedVideo,
+    path: str | Path,
+) -> list[dict[str, Any]]:
     segments, order = reversed_ascending(video.segments, video.duration_s)
     reversed_rows = [rows[i] | {"segment": segment} for i, segment in zip(order, segments.tolist(), strict=True)]
     for row in reversed_rows:

@@ -332,7 +332,11 @@ def _name_classes(
     return classes, (f"classes are named by {source}, from {min(names)} on",)
 
 
-def _convert_frames(videos: Sequence[ParsedVideo], clocks: Mapping[str, Clock], path: Path) -> tuple[str, ...]:
+def _convert_frames(
+    videos: Sequence[ParsedVideo],
+    clocks: Mapping[str, Clock],
+    path: Path,
+) -> tuple[str, ...]:
     """Convert times to seconds if the list of videos shows that they are frames; a note on it."""
     timed = [video for video in videos if math.isfinite(video.duration_s)]
     compared = [(video, clocks[video.name]) for video in timed if video.name in clocks]
