@@ -25,7 +25,7 @@ class AnnotatedVideo:
 
     Args:
         name: of the video in the annotation file; its file name without extension.
-        subset: the part of the data set it belongs to ("training", "validation", "test", ...), as in the file.
+        subset: the part of the data set, such as "training", as in the file.
         duration_s: the annotated duration D in seconds; inf: unknown.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
         labels: n class names.
@@ -212,7 +212,7 @@ def class_names(
                     detail = f"label {row.label!r} is not one of the {len(names)} classes"
                     defects.append(Defect(video.name, "label outside the classes", detail))
         return names, defects
-    # Each pair of a label and its number, with a video that has it: all labels have one number of their own, or none.
+    # All labels have one number of their own, or none. Each pair is stored with a video that has it.
     pairs: dict[tuple[str, int | None], str] = {}
     for video in videos:
         pairs |= {(row.label, row.label_id): video.name for row in video.rows if row.label not in ignore}

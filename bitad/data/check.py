@@ -67,7 +67,7 @@ def check_annotations(
         on_progress: called after each video file with the number of videos done and in all.
     """
     if reversed_dir is not None and videos_dir is None:
-        raise ValueError(f"{reversed_dir}: reversed videos are compared with their originals; name that folder too")
+        raise ValueError(f"{reversed_dir}: reversed videos need their originals; name that folder too")
     source = read_annotation_files(path, format, classes=classes, video_info=video_info)
     if not source.videos:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
@@ -80,15 +80,16 @@ def check_annotations(
     for parsed in source.videos:
         video = clocks.complete(AnnotatedVideo.from_parsed(parsed))
         videos.append(video)
-        # People, and disks of macOS, take names in other code points for the same, as "é" on macOS and on Linux.
+        # Names in other code points look the same, as "é" of macOS and of Linux.
         other = first.setdefault(unicodedata.normalize("NFC", video.name), video.name)
         if other != video.name:
-            detail = f"the same name as another video's in other code points: {other!a} and {video.name!a}"
+            detail = f"the same name in other code points: {other!a} and {video.name!a}"
             defects.append(Defect(video.name, "duplicate", detail))
         if video_info is not None:  # _video_defects compares those of videos_dir
             defects += clocks.defects(video)
         defects += (Defect(video.name, "unreadable", fault) for fault in parsed.faults)
-        defects += (Defect(video.name, "contradicting clocks", detail) for detail in video.contradictions)
+        for detail in video.contradictions:
+            defects.append(Defect(video.name, "contradicting clocks", detail))
         defects += (defect for _, defect in segment_defects(video))
         if video.labels and set(video.labels) <= set(ignore) - set(names):
             labels = ", ".join(sorted(set(video.labels)))

@@ -21,7 +21,7 @@ ANY_CLASS = "action"
 # The class names in order, or the path of a list of them.
 Classes = Sequence[str] | PathLike[str]
 
-# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades', "7 BaseballPitch" in the THUMOS'14 kit's.
+# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades'.
 _NUMBERED = re.compile(r"c?(\d{1,18})[\s,;:]+(\S.*)")
 
 
@@ -55,8 +55,8 @@ def read_numbered_classes(classes: str | Classes) -> tuple[tuple[str, ...], dict
 def read_class_numbers(path: str | Path) -> dict[int, str]:
     """The names of a data set's classes by number.
 
-    Three kinds of files are read: names, a line each, numbered from 0; lines of a number and a name, as the THUMOS'14
-    kit's ``detclasslist.txt``; and annotations, JSON whose ``label_id`` are the numbers.
+    A file has names, a line each, numbered from 0; or lines of a number and a name, as the THUMOS'14 kit's
+    ``detclasslist.txt``; or is annotations, JSON whose ``label_id`` are the numbers.
     """
     path = Path(path)
     if not path.name.lower().endswith((".json", ".json.gz")):
@@ -71,7 +71,7 @@ def read_class_numbers(path: str | Path) -> dict[int, str]:
         if type(row.get("label_id")) is int and isinstance(row.get("label"), str)
     }
     if not pairs:
-        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")
+        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names")
     return _by_number(sorted(pairs), path)
 
 

@@ -1,7 +1,4 @@
-"""Whether statements of a video's time agree, within :data:`TOLERANCE`; and lists of videos that state them.
-
-29.97 and 30 frames per second agree, 24 and 25 do not. Does not import NumPy, as readers of annotations use it.
-"""
+"""Whether statements of a video's time agree, within :data:`TOLERANCE`; and lists of videos that state them."""
 
 from __future__ import annotations
 

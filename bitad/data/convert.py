@@ -91,13 +91,7 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
 
 @dataclass(frozen=True)
 class KnownClocks:
-    """Durations and frame counts from a list of videos or from video files.
-
-    Args:
-        known: by video name.
-        missing: why there is none, by video name.
-        source: the list or folder, for messages; empty if none was given.
-    """
+    """Durations and frame counts by video name, from a list or from files; and why others are missing."""
 
     known: Mapping[str, Clock] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -215,12 +209,12 @@ def convert_annotations(
     Args:
         src: a file, or a folder of files of one data set.
         format: its format; by default, it is recognised.
-        classes: the class names in order, or a file of them; by default those of the files, in the files' order.
+        classes: the class names in order, or a file of them; by default those of the files.
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
         missing: whether a video with segments but without a known duration is an error, or is left out.
-        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes.
+        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept.
         allow_clock_mismatch: whether contradictions about a video's time are only reported.
         on_progress: called after each video counted, with the number of videos done and in all.
     """
@@ -255,7 +249,7 @@ def convert_annotations(
 
 
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
-    """Write the ground truth of forward and of reverse playback in the research group's layout; return the files.
+    """Write the ground truth of both directions in the research group's layout; return the files.
 
     Videos of unknown duration, which cannot be reversed, are in the forward file only.
     """
@@ -275,7 +269,7 @@ def _complete_durations(
 ) -> Annotations:
     """The ground truth with durations and frames filled in, without the videos whose duration remains unknown.
 
-    Those with only undecided segments are kept unless ``missing`` is "drop": the rule of THUMOS14's kit needs them.
+    Those with only undecided segments are kept by default: the rule of THUMOS14's kit needs them.
     """
     completed = annotations.map(clocks.complete)
     dropped: list[AnnotatedVideo] = []

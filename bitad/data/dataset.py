@@ -1,7 +1,7 @@
 """The windows of a data set: random ones for training, all of a subset for testing; and the processes that read them.
 
-A window is read once, on the forward clock; the reverse view is its content flipped, or the same frames of a
-time-reversed copy. A random window depends only on (seed, epoch, item), not on resuming or on workers.
+A window is read once, on the forward clock; the reverse view is its content flipped, or that of a time-reversed copy.
+A random window depends only on (seed, epoch, item), not on resuming or on workers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple
     Neighbours share the fraction ``overlap`` of their length; the last one, which ends with the video, may share more.
     """
     if total_steps < 1:
-        raise ValueError(f"a video of {total_steps} grid steps has no window; it must have at least one")
+        raise ValueError(f"a video of {total_steps} grid steps has no window")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap {overlap} of windows is outside [0, 1)")
     if total_steps <= length:
@@ -74,8 +74,8 @@ def random_window(
 ) -> tuple[int, int, FloatArray, IntArray]:
     """A random window with at least one action in it (random truncation; ActionFormer, arXiv:2202.07925).
 
-    A longer video gives a window of ``config.steps``; a shorter one a random share of its own length. An action
-    belongs to the window if at least ``config.completeness`` of it lies inside; it is clipped to the window.
+    A longer video gives a window of ``config.steps``; a shorter one a random share of its own length. An action of
+    which at least ``config.completeness`` lies inside is clipped to the window; others are left out.
 
     Args:
         segments, labels: ground truth ``[n, 2]`` and ``[n]`` in grid steps of the video.
@@ -137,7 +137,7 @@ class Readers:
         self.processes = processes
         self.timeout_s = timeout_s
         self._indices = {name: index for index, name in enumerate(self.names)}
-        # Per process, the parent last: its id, the index of its video, and the time when it began to read.
+        # Per process, the parent last: its id, the index of its video, and the time when it began.
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
         self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
         self._reported = 0
@@ -248,7 +248,7 @@ class TrainingWindows(Dataset[Sample]):
         self.videos = [video for video in annotations.videos.values() if video.labels]
         self.unannotated = [video.name for video in annotations.videos.values() if not video.labels]
         if not self.videos:
-            raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth to learn from")
+            raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth")
         training = config.training
         self.readers = Readers([video.name for video in self.videos], training.workers, training.read_timeout_s)
         # In shared memory, so that persistent workers see the epoch change.
@@ -262,7 +262,7 @@ class TrainingWindows(Dataset[Sample]):
         """Removes the windows of these videos; raises a ValueError if no others are left."""
         self.videos = [video for video in self.videos if video.name not in names]
         if not self.videos:
-            raise ValueError(f"no training video can be read ({len(names)}); `bitad annotations check` shows why")
+            raise ValueError("no training video can be read; `bitad annotations check` shows why")
 
     def median_rate_hz(self) -> float:
         """Grid steps per second, the median over the videos."""
@@ -317,9 +317,6 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         videos, grids: by name.
         windows: the video and the grid of each.
         unread: by name, why this process could not read videos; it does not try again.
-
-    Raises:
-        ValueError, OSError: a video cannot be read and ``test.on_read_error`` is "error".
     """
 
     __test__ = False  # pytest would collect it by its name
@@ -344,15 +341,17 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """Removes the windows of videos that other processes could not read, by name with the reason."""
         self.unread |= reasons
         self.grids = {name: grid for name, grid in self.grids.items() if name not in self.unread}
-        self.windows = [
-            (self.videos[name], grid) for name, video_grid in self.grids.items() for grid in self._split(video_grid)
-        ]
+        self.windows: list[tuple[AnnotatedVideo, Grid]] = []
+        for name, video_grid in self.grids.items():
+            for grid in self._split(video_grid):
+                self.windows.append((self.videos[name], grid))
 
     def _split(self, video_grid: Grid) -> list[Grid]:
         window = self.config.window
         if window.layout == "whole":
             return [video_grid]
-        return [video_grid.window(*one) for one in sliding_windows(video_grid.steps, window.steps, window.overlap)]
+        windows = sliding_windows(video_grid.steps, window.steps, window.overlap)
+        return [video_grid.window(first, steps) for first, steps in windows]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -378,7 +377,8 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """A window; what it shares with the previous one is not read again."""
         previous = self._previous
         if previous is not None and previous.video == video.name and not previous.repeated:
-            shared = previous.grid.steps - round((grid.first_frame - previous.grid.first_frame) / grid.stride_frames)
+            frames = grid.first_frame - previous.grid.first_frame
+            shared = previous.grid.steps - round(frames / grid.stride_frames)
             if 0 < shared < min(grid.steps, previous.grid.steps):
                 rest = self._read(video, grid.window(shared, grid.steps - shared))
                 if not rest.repeated:  # else the replacements depend on the full window

@@ -142,7 +142,10 @@ class Detections:
 
     @staticmethod
     def concatenate(
-        parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+        parts: Sequence[Detections],
+        *,
+        details: Mapping[str, Any] | None = None,
+        names: Sequence[str] = (),
     ) -> Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
 
@@ -233,8 +236,9 @@ class Detections:
         if tuple(classes) == self.classes:
             return self
         if different := set(classes) ^ set(self.classes):
-            raise ValueError(f"the class lists differ by {shortlist(sorted(different))}; give detections of one list")
-        return replace(self, classes=tuple(classes), labels=_index_among(self.classes, classes)[self.labels])
+            raise ValueError(f"the class lists differ by {shortlist(sorted(different))}; give one list")
+        labels = _index_among(self.classes, classes)[self.labels]
+        return replace(self, classes=tuple(classes), labels=labels)
 
     # The names of the columns of `to_rows`.
     COLUMNS: ClassVar[tuple[str, ...]] = ("video", "start_s", "end_s", "label", "score")
@@ -245,9 +249,9 @@ class Detections:
         return dict(self.details.get("unread", {}))
 
     def __repr__(self) -> str:
-        counts = [(len(self.videos), "videos"), (len(self), "detections"), (len(self.classes), "classes")]
-        counts += [(len(self.unread), "videos unread")] if self.unread else []
-        return f"Detections({', '.join(f'{count} {what}' for count, what in counts)})"
+        counts = f"{len(self.videos)} videos, {len(self)} detections, {len(self.classes)} classes"
+        unread = f", {len(self.unread)} videos unread" if self.unread else ""
+        return f"Detections({counts}{unread})"
 
     def __iter__(self) -> Iterator[VideoDetections]:
         """Each video with its detections, in their order."""
@@ -293,8 +297,7 @@ def _index_among(names: Sequence[str], among: Sequence[str]) -> IntArray:
 def read_detections(path: str | Path, classes: str | Path | None = None) -> Detections:
     """Read a detection file in any of the formats of :data:`bitad.data.formats.detections.FORMATS`; ``.json.gz`` too.
 
-    The classes of a file that lists none are its labels, in alphabetical order. Proposals, which have no label, get the
-    class "action".
+    The classes of a file that lists none are its labels, in alphabetical order. Proposals have the class "action".
 
     Args:
         classes: a file of class names (:func:`~bitad.data.classes.read_class_numbers`): labels may be numbers of its
@@ -302,23 +305,22 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value; a class that the list does not have, or a class
-            number without a list.
+        ValueError: the first defect, with file, video and value; or a class that the list does not have.
     """
     path = Path(path)
     found = read_detection_file(path)
     stated = found.external.get(_CLASSES)
     if not (stated is None or (isinstance(stated, list) and all(isinstance(name, str) for name in stated))):
-        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}; they must be a list of names")
+        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}, not a list of names")
     durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
-        raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
+        raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}, not an object")
     names: tuple[str, ...] = (ANY_CLASS,)
     labels = [0] * len(found.scores)
     keys = (_BASIS, _DURATIONS, _CLASSES)
     try:
         if found.labels is None:
-            log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)
+            log.info("%s: proposals without labels are read as detections of the class %r", path, ANY_CLASS)
         else:
             names, labels = index_labels(found.labels, stated, classes)
         return Detections(
@@ -346,7 +348,7 @@ def write_detections(detections: Detections, path: str | Path) -> None:
     """
     own = {_BASIS: detections.basis, _DURATIONS: detections.durations_s, _CLASSES: list(detections.classes)}
     if taken := own.keys() & detections.details.keys():
-        raise ValueError(f"details has the key {shortlist(sorted(taken))}, which the file uses itself; rename it")
+        raise ValueError(f"details has the reserved key {shortlist(sorted(taken))}; rename it")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in detections.videos}
     for video, start, end, label, score in detections.to_rows():
         results[video].append({"segment": [start, end], "label": label, "score": score})

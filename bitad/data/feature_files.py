@@ -1,4 +1,4 @@
-"""Pre-computed features: one array a video, in a folder of ``.npy`` or ``.npz`` files or in a single ``.npz``."""
+"""Pre-computed features: one array a video, in a folder or in a single ``.npz``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class FeatureStore:
-    """The features of a set of videos, read from disk one video at a time; several processes may share a store.
+    """The features of a set of videos, read one video at a time; several processes may share a store.
 
     Args:
-        path: a folder with a file for each video (``NAME.npy``, or ``NAME.npz`` with one array), or one ``.npz`` file
-            that holds each video's array under the video's name.
+        path: a folder with ``NAME.npy`` or ``NAME.npz`` (of one array) for each video, or one ``.npz`` file.
         channels: C, if known; another width is refused.
-        wanted: the names of all videos that may be asked for. The names of the features may differ by a habit
-            (:mod:`bitad.video.names`).
+        wanted: the names of all videos that may be asked for, which may be variations (:mod:`bitad.video.names`).
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -41,7 +39,11 @@ class FeatureStore:
     """
 
     def __init__(
-        self, path: str | Path, *, channels: int | None = None, wanted: Callable[[], Iterable[str]] = tuple
+        self,
+        path: str | Path,
+        *,
+        channels: int | None = None,
+        wanted: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.path = Path(path)
         self.channels = channels
@@ -62,8 +64,7 @@ class FeatureStore:
         """T, the number of rows of a video's features; reads only the array's header.
 
         Raises:
-            FileNotFoundError: the folder has no file for the video.
-            ValueError: the ``.npz`` has no such array, or it does not hold numbers ``[T, C]`` of the right width.
+            FileNotFoundError, ValueError: there are none, or they are no numbers ``[T, C]`` of the right width.
         """
         with self._open(name) as (_, _, shape):
             return shape[0]
@@ -136,10 +137,8 @@ class FeatureStore:
         if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")
         if self.channels is not None and shape[1] != self.channels:
-            raise ValueError(
-                f"{where}: shape {list(shape)} read as [T, C]; {self.channels} channels are expected "
-                "(data.feature_channels)"
-            )
+            remedy = f"{self.channels} channels are expected (data.feature_channels)"
+            raise ValueError(f"{where}: shape {list(shape)} read as [T, C]; {remedy}")
         return shape
 
 
@@ -149,7 +148,8 @@ def _parse_header(
     """Shape and type in the header of an array, which must have ``size`` bytes in all."""
     try:
         is_version_1 = npy.read_magic(stream) == (1, 0)
-        shape, _, dtype = (npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0)(stream)
+        parse = npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0
+        shape, _, dtype = parse(stream)
     except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
         found = None if file is None else signature_of(file)
         reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
@@ -158,10 +158,8 @@ def _parse_header(
     claimed = math.prod(shape) * dtype.itemsize
     actual = size - stream.tell()
     if min(shape, default=0) < 0 or (claimed != actual and not dtype.hasobject):
-        raise ValueError(
-            f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} bytes, "
-            f"but {actual:,} are there; it is damaged or cut off: write it again"
-        )
+        sizes = f"its header claims {dtype} of shape {list(shape)}, {claimed:,} bytes, but {actual:,} are there"
+        raise ValueError(f"{where}: no array that numpy reads: {sizes}; write it again")
     return shape, dtype
 
 

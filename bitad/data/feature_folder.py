@@ -1,6 +1,5 @@
 """A folder of features: ``NAME.npy`` of every video, and ``features.json``, which describes them.
 
-:class:`~bitad.data.feature_files.FeatureStore` reads the arrays; ``features.json`` is compared with the configuration.
 Rows are in the order of forward time, in whichever direction the video was played.
 """
 
@@ -133,7 +132,7 @@ class Sidecar:
     """The content of ``features.json``.
 
     Args:
-        records_all: whether arrays of other videos are incomplete. Earlier versions recorded videos at the end only.
+        records_all: whether arrays of other videos are incomplete; in earlier versions they need not be.
     """
 
     __pydantic_config__ = _STRICT
@@ -156,9 +155,7 @@ def read_sidecar(folder: Path) -> Sidecar:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"{path} is damaged: {place}: {first['msg']}; correct or restore it, or name another folder"
-        ) from None
+        raise ValueError(f"{path} is damaged: {place}: {first['msg']}; restore it, or name another folder") from None
 
 
 class FeatureFolder:
@@ -186,7 +183,7 @@ class FeatureFolder:
         elif path.is_dir() and any(
             file.suffix in (".npy", ".npz") and not is_leftover(file.name) for file in path.iterdir()
         ):
-            raise ValueError(f"{path} holds features without a {SIDECAR} that describes them; name another folder")
+            raise ValueError(f"{path} holds features without a {SIDECAR}; name another folder")
         elif path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder")
 
@@ -278,7 +275,9 @@ class FeatureFolder:
         with locked(self.path, remedy=remedy, patience_s=_LOCK_TIMEOUT_S):
             if (self.path / SIDECAR).is_file():
                 self._load()
-            self.videos |= {name: video for name, video in self._waiting.items() if self._is_current(name, video)}
+            for name, video in self._waiting.items():
+                if self._is_current(name, video):
+                    self.videos[name] = video
             rows = {name: video.to_json() for name, video in sorted(self.videos.items())}
             content = {"format": FORMAT, "settings": asdict(self.settings), "videos": rows}
             write_json(content | {"records_all": self._records_all}, self.path / SIDECAR)

@@ -21,7 +21,7 @@ from bitad.data.sources import annotated_names
 from bitad.runtime.log import shortlist
 from bitad.video.names import VideoFinder
 
-# What is compared (annotations, files) -> name of the video (or of a file that holds all videos) -> digest.
+# Kind of data -> name of the video, or of a file that holds all videos -> digest.
 Fingerprints = dict[str, dict[str, str]]
 
 TRAINING = "training annotations"

@@ -85,7 +85,7 @@ class Batch:
     """Windows of one length T, padded after their real steps.
 
     Args:
-        inputs: frames uint8 ``[B, T * k, H, W, 3]`` or features float ``[B, C, T]``, padded by the last or by zeros.
+        inputs: frames uint8 ``[B, T * k, H, W, 3]``, padded by the last, or features float ``[B, C, T]``, by zeros.
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
@@ -123,9 +123,10 @@ class Batch:
 
     def reversed(self) -> Batch:
         """The same windows in the other view: the batch of their :meth:`Sample.reversed`."""
+        inputs = self.inputs if self.reversed_copy is None else self.reversed_copy
         return replace(
             self,
-            inputs=_reverse_steps(self.inputs if self.reversed_copy is None else self.reversed_copy, self.mask),
+            inputs=_reverse_steps(inputs, self.mask),
             segments=self.reversed_segments(),
             reversed_copy=None if self.reversed_copy is None else _reverse_steps(self.inputs, self.mask),
         )

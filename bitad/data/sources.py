@@ -78,7 +78,7 @@ class Source(Protocol):
 
         Args:
             view: which file to read, if there are time-reversed copies.
-            margin: factor by which frames exceed the network's size; frames in between keep their size.
+            margin: factor by which frames may exceed the network's size.
         """
 
 
@@ -127,7 +127,7 @@ class VideoFiles:
         find: name of a video -> its file.
         pixels: short side of the network's frames.
         find_reversed: name of a video -> its time-reversed copy, for the reverse view.
-        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        damaged: as of :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices.
     """
 

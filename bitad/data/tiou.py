@@ -6,7 +6,7 @@ import numpy as np
 
 from bitad.timeline import FloatArray, IntArray
 
-# Pairs are computed in chunks of about this many, to bound memory.
+# Pairs are computed in chunks, to bound memory.
 _PAIRS_AT_ONCE = 1_000_000
 
 
@@ -54,8 +54,7 @@ def tiou_pairs(
         start_b, end_b = segments_b[b].T
         overlap = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
         union = (end_a - start_a) + (end_b - start_b) - overlap
-        # Segments without length have no overlap; the floor only prevents 0 / 0.
-        tiou = overlap / np.maximum(union, 1e-8)
+        tiou = overlap / np.maximum(union, 1e-8)  # no 0 / 0
         kept = tiou >= threshold
         found.append((a[kept], b[kept], tiou[kept]))
     a, b, tiou = (np.concatenate(column) for column in zip(*found, strict=True))

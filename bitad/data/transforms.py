@@ -88,8 +88,7 @@ def apply_crop(frames: NDArray[np.uint8], crop: Crop, pixels: int) -> Tensor:
 def random_colour(rng: np.random.Generator, config: AugmentationConfig) -> NDArray[np.float32]:
     """A random affine colour transform, float32 ``[3, 4]`` on pixels of 0..255.
 
-    The factors of brightness, contrast and saturation are drawn from [1 - x, 1 + x]; ``hue`` is the largest rotation,
-    in full circles.
+    The factors of brightness, contrast and saturation are drawn from [1 - x, 1 + x]; hue is the largest rotation.
     """
     shares = (config.brightness, config.contrast, config.saturation)
     b, c, s = (rng.uniform(max(0, 1 - x), 1 + x) for x in shares)

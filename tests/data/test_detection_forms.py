@@ -212,7 +212,7 @@ def test_proposals_are_of_one_class_and_that_is_said(tmp_path: Path, capsys: pyt
         found = write(tmp_path / "proposals", content)
         out = tmp_path / "m.json"
         assert main(["merge", str(found), str(found), "--out", str(out), "--method", "mean"]) == 0
-        assert "proposals without labels; they are read as detections of the class 'action'" in capsys.readouterr().err
+        assert "proposals without labels are read as detections of the class 'action'" in capsys.readouterr().err
         assert read_detections(out).classes == ("action",)
         assert sorted(read_detections(out).scores) == sorted(row[4] for row in ROWS)
 

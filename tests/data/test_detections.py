@@ -111,7 +111,7 @@ def test_concatenation_keeps_every_row():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (some(basis="reverse"), "forward and on the reverse clock"),
+        (some(basis="reverse"), "basis forward and reverse"),
         (some(durations_s={"kite": 31.5}), "video kite lasts 31.25 s in part 1 and 31.5 s in part 2"),
     ],
 )

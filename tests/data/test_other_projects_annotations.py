@@ -218,7 +218,7 @@ def test_multilabel_frames_become_seconds_where_the_list_of_videos_tells(
     read = read_annotations(tmp_path / "out.json")
     assert (rows(read)["a"], read.videos["a"].clock) == ([(4, 50, "Walk")], Clock(1138.0, 22760, None))
     save(src, stated | {"b": stated["a"]})
-    assert "does not state the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
+    assert "list the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
 
 
 BSN = {

@@ -39,10 +39,9 @@ class AnnotationFormat:
     Args:
         description: of the files, for people.
         required: keys or columns that files of this format have.
-        matches: whether a file has this format, by its path and :func:`read_head`; None: whether it is a table with
-            the required columns.
+        matches: whether a file has this format, by its path and head; None: a table with the required columns has it.
         patterns: of the files that are read of a folder; empty if only a file can be named.
-        names_classes: whether the reader itself applies the list of classes that is given, as its files number them.
+        names_classes: whether the reader itself applies the list of classes, as its files number them.
     """
 
     description: str

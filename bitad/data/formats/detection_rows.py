@@ -1,4 +1,4 @@
-"""What the readers of detection files share: rows by video or by column, validated and converted to arrays."""
+"""What readers of detection files share: rows by video or by column, converted to arrays."""
 
 from __future__ import annotations
 

@@ -83,11 +83,9 @@ def read_content(path: Path) -> Any:
             "import json, pickle, sys; d = pickle.load(open(sys.argv[1], 'rb')); json.dump({k: v.tolist() if "
             "hasattr(v, 'tolist') else v for k, v in d.items()}, open(sys.argv[2], 'w'))"
         )
-        raise ValueError(
-            f"{path}: a Python pickle, as ActionFormer's eval_results.pkl, can run any code when it is read, and is "
-            "not read; if you trust it, write it as JSON where NumPy is installed: "
-            f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(path.with_suffix(".json").name)}'
-        )
+        command = f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(path.with_suffix(".json").name)}'
+        reason = "a Python pickle, which can run any code, is not read"
+        raise ValueError(f"{path}: {reason}; if you trust it, write it as JSON: {command}")
     if kind in ("json", "shards", "gzip") or path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if kind != "text":

@@ -1,7 +1,4 @@
-"""Readers of annotation files in JSON: ActivityNet's ``database``, mmaction2, BSN, Ego4D's moments, multi-label lists.
-
-Each docstring says where its format is described.
-"""
+"""Readers of annotation files in JSON. Each docstring says where its format is described."""
 
 from __future__ import annotations
 
@@ -167,7 +164,7 @@ def parse_segment(stated: Any, key: str) -> tuple[float, float]:
 
 
 def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """mmaction2's ActivityNet files, ``anet_anno_{train,val,test}.json``: videos by name, the file's name the subset.
+    """mmaction2's ``anet_anno_{train,val,test}.json``: videos by name.
 
     Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py``.
     """
@@ -247,7 +244,7 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
     labels = [label for by in annotators for label in _object_list(by, "labels", where)]
     primary = [label for label in labels if label.get("primary")]
     start = max(_seconds_at(clip, "video_start_sec", where), 0.0)
-    # Times are rounded as OpenTAD's converter rounds them: differences of stated times are off in their last digits.
+    # Times are rounded as in OpenTAD: differences of stated times are off in their last digits.
     duration_s = round(_seconds_at(clip, "video_end_sec", where) - start, 4)
     if duration_s <= 0:
         raise ValueError(f"{where}: it ends {-duration_s:g} s before its start")
@@ -269,8 +266,8 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
 def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     """Multi-label work's one JSON: ``{"VIDEO": {"subset", "duration", "actions": [[class, start, end], ...]}}``.
 
-    Classes are names, or numbers that the given list of classes names, or one beside the file. TSU's times are frames
-    in some copies: they are converted to seconds if the given list of videos shows that.
+    Classes are names, or numbers of the given list of classes, or of one beside the file. TSU's times are frames in
+    some copies: they are converted if the given list of videos shows that.
 
     Sources: https://github.com/piergiaj/super-events-cvpr18 and https://github.com/sstraccialini/ASO-Temba, ``data``.
     """
@@ -325,7 +322,8 @@ def _name_classes(
         listed = f"the {len(names)} of the list of classes, from {min(names)} on"
         for label in {row.label for row in video.rows if int(row.label) not in names}:
             video.faults.append(f"class {label} is not one of {listed}")
-        video.rows = [row._replace(label=names[int(row.label)]) for row in video.rows if int(row.label) in names]
+        rows = [row for row in video.rows if int(row.label) in names]
+        video.rows = [row._replace(label=names[int(row.label)]) for row in rows]
     classes = tuple(names[index] for index in sorted(names))
     if not isinstance(source, Path):
         return classes, ()

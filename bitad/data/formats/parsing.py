@@ -1,4 +1,4 @@
-"""What the readers of annotation and detection files share: numbers, tables, and the videos they yield.
+"""What readers of annotation and detection files share: numbers, tables and videos.
 
 Does not import NumPy: ``bitad --help`` lists the formats, and so imports their readers.
 """

@@ -1,7 +1,4 @@
-"""Readers of annotation files that are text or tables: THUMOS14, MultiTHUMOS, Charades, EPIC-Kitchens-100, G-TAD's.
-
-Each docstring says where its format is described.
-"""
+"""Readers of annotation files that are text or tables. Each docstring says where its format is described."""
 
 from __future__ import annotations
 
