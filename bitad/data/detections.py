@@ -274,7 +274,13 @@ class Detections:
 
     def _of_rows(self, name: str, rows: IntArray) -> VideoDetections:
         labels = np.array(self.classes, np.str_)[self.labels[rows]]
-        return VideoDetections(name, self.segments[rows], labels, self.scores[rows], self.durations_s.get(name))
+        return VideoDetections(
+            name,
+            segments=self.segments[rows],
+            labels=labels,
+            scores=self.scores[rows],
+            duration_s=self.durations_s.get(name),
+        )
 
     def to_rows(self) -> list[tuple[str, float, float, str, float]]:
         """A tuple of ``COLUMNS`` for each detection, times in seconds."""

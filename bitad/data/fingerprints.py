@@ -1,4 +1,4 @@
-"""Fingerprints of data: a run that is resumed or tested must find the data that it was trained on.
+"""Fingerprints of data: a run that is resumed or tested must find its training's data.
 
 Each video has a digest of its annotation as the run uses it, and one of its file's content: of all of a file of up to
 1 MiB, and of the size and 8 samples of a larger one, so that 400 videos take 210 MB at most.

@@ -1,4 +1,4 @@
-"""The annotation formats: a table of how files of each are recognised and read. Does not import NumPy.
+"""The annotation formats: how files of each are recognised and read. Does not import NumPy.
 
 To add a format, write its reader in a file of this folder and add a row to :data:`FORMATS`.
 """

@@ -103,9 +103,8 @@ def _read_by_video(
 ) -> ParsedDetections:
     """Rows by video under a key, as of ActivityNet's submission.
 
-    Sources: sming256/OpenTAD opentad/cores/test_engine.py, and its tool that writes "ego4d_moment_queries";
-    open-mmlab/mmaction2 mmaction/evaluation/metrics/anet_metric.py; happyharrycn/actionformer_release
-    libs/utils/metrics.py, ``load_pred_seg_from_json``.
+    Sources: sming256/OpenTAD opentad/cores/test_engine.py; open-mmlab/mmaction2
+    mmaction/evaluation/metrics/anet_metric.py; happyharrycn/actionformer_release libs/utils/metrics.py.
     """
     external = content.get("external_data") or {}
     if not isinstance(external, dict):
