@@ -48,7 +48,8 @@ class FeatureStore:
         self.path = Path(path)
         self.channels = channels
         if not self.path.exists():
-            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features; see bitad features")
+            remedy = "name the right one, or make it: bitad features"
+            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features; {remedy}")
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
             raise ValueError(f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}")
         self._lookup = Lookup(self.path, wanted, self.names)

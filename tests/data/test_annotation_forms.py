@@ -163,7 +163,7 @@ def test_native_form_is_recognised_and_what_is_left_out_is_said(tmp_path: Path) 
     assert rows(videos["a"]) == [(1, 2.5, "run")]
     assert source.notes == (
         "1 videos of the file have no list of annotations",
-        "left out, as the written format has no place for them: url",
+        "left out, as the native format lacks them: url",
     )
     for form in ("activitynet", "hacs", "fineaction"):
         assert read_form(tmp_path / "any.json", form)[1].notes == source.notes

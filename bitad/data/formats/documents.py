@@ -59,7 +59,7 @@ def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
             left_out.update(f"{name} of annotations" for name in row.keys() - _ROW_KEYS)
     notes = [f"{unannotated} videos of the file have no list of annotations"] if unannotated else []
     if left_out:
-        notes.append(f"left out, as the written format has no place for them: {', '.join(sorted(left_out))}")
+        notes.append(f"left out, as the native format lacks them: {', '.join(sorted(left_out))}")
     return ParsedAnnotations(videos, notes=tuple(notes))
 
 
@@ -277,6 +277,8 @@ def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnota
     videos = parse_database({"database": database}, path)
     for video in videos:
         video.rows.sort(key=lambda row: row[:3])
+        if not video.name:
+            video.faults.append(f"{path.name}: its video has no name")
     table = options.video_info
     clocks = {} if table is None else renamed(read_clocks(table), database, table)
     notes = _convert_frames(videos, clocks, path)
@@ -294,7 +296,7 @@ def _actions_as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 def _action_as_native(stated: Any) -> Any:
     if not isinstance(stated, list) or len(stated) != 3:
-        return stated
+        return f"action {reprlib.repr(stated)}"  # a fault of the video
     label, start, end = stated
     value = number(label)
     if value is not None and value >= 0 and value == int(value):
@@ -335,7 +337,7 @@ def _convert_frames(
     clocks: Mapping[str, Clock],
     path: Path,
 ) -> tuple[str, ...]:
-    """Convert times to seconds if the list of videos shows that they are frames; a note on it."""
+    """Convert times to seconds if the list of videos shows that they are frames."""
     timed = [video for video in videos if math.isfinite(video.duration_s)]
     compared = [(video, clocks[video.name]) for video in timed if video.name in clocks]
     counted = [(video, clock) for video, clock in compared if clock.frames is not None]
