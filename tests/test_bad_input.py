@@ -8,6 +8,7 @@ killed (tests/training/test_killed.py); thresholds, devices, runs that exist and
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

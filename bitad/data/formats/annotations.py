@@ -298,7 +298,7 @@ def _folder_description(folder: Path) -> str:
 
 
 def _nearest(keys: set[str], *, is_table: bool) -> str:
-    """The format that shares most keys with a file, and those that the file lacks."""
+    """The format that shares most keys with a file, and those that it lacks."""
 
     def share(name: str) -> float:
         required = FORMATS[name].required
@@ -311,7 +311,7 @@ def _nearest(keys: set[str], *, is_table: bool) -> str:
 
 
 def _keys(content: Any, depth: int = 6) -> Iterator[str]:
-    """The keys of the first few objects in a JSON document."""
+    """The keys of the first objects in a JSON document."""
     if isinstance(content, dict):
         yield from content
         content = list(content.values())
