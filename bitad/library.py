@@ -138,7 +138,7 @@ class Detector:
         if backbone is not None:
             if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[3] != 3 or 0 in inputs.shape:
                 raise ValueError(f"frames are {given}; this detector takes uint8 [T, H, W, 3]")
-            sampling = Sampling.of(window, self._checkpoint.rate_hz)
+            sampling = Sampling(window, self._checkpoint.rate_hz)
             source = FramesInMemory(inputs, float(rate), pixels=backbone.pixels, sampling=sampling)
             return source, float(len(inputs) / rate)
         channels = data.feature_channels
@@ -152,14 +152,8 @@ class Detector:
                 "`bitad test`"
             )
         stride, offset = data.feature_stride_frames, data.feature_offset_frames
-        features = FeatureFiles(
-            FeaturesInMemory(np.ascontiguousarray(inputs, np.float32)),
-            stride_frames=stride,
-            offset_frames=offset,
-            fps=float(rate),
-            steps=window.resized_steps,
-            clock=window.resized_clock,
-        )
+        store = FeaturesInMemory(np.ascontiguousarray(inputs, np.float32))
+        features = FeatureFiles(store, data.model_copy(update={"feature_fps": float(rate)}), window)
         return features, (len(inputs) * stride + 2 * max(0.0, offset)) / float(rate)
 
 

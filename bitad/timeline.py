@@ -16,6 +16,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
 Direction = Literal["forward", "reverse"]
 ResizedClock = Literal["centre", "edge"]
 

@@ -186,7 +186,7 @@ def test_annotations_that_contradict_themselves_are_refused(data: Path, refused:
         for row in video["annotations"]:
             row["segment(frames)"] = [2 * FPS * edge for edge in row["segment"]]
 
-    assert "train_0 (segment(frames) [" in refused("train", data, changed(data, in_frames))
+    assert "train_0 (segment(frames): " in refused("train", data, changed(data, in_frames))
 
 
 def test_segments_in_frames_taken_for_seconds_are_refused(data: Path, refused: Fails, done: Fails) -> None:
@@ -437,7 +437,7 @@ def test_features_of_another_network_than_trained_on_are_refused(
     run = untrained(data, both[0])
     other = described(data, "forward", tmp_path / "other", checkpoint="b.pth", checkpoint_sha256="1" * 64)
     said = refused("test", run, f"data.features={other}")
-    assert f"data.features={other} holds other features than the run was trained on" in said
+    assert f"data.features={other} holds other features than in training" in said
     assert "checkpoint was vit.pth (000000000000), is b.pth (111111111111)" in said
     copied = described(data, "forward", tmp_path / "copied")
     done("test", run, f"data.features={copied}")

@@ -265,7 +265,7 @@ def test_what_features_json_says_is_found_under_the_names_of_the_features(tmp_pa
     there = renamed(tmp_path / "data/features", tmp_path / "there", "v_{}".format)
     store = FeatureStore(there, wanted=partial(annotated_names, config.data))
     made = {"v_test_0": FeatureVideo(frames=400, fps=16.0, steps=99)}
-    source = FeatureFiles(store, stride_frames=4, offset_frames=6, described=made)
+    source = FeatureFiles(store, config.data, config.window, described=made)
     video = read_ground_truth(config.data).videos["test_0"]
     assert "features.json says 99" in str(source.clock_fault(video, source.grid(video)))
     again = pickle.loads(pickle.dumps(source))  # as processes that read get it

@@ -125,12 +125,12 @@ def test_tables_that_state_a_thing_twice_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "Charades_v1_train.csv"
     table.write_text("id,actions,length\nv,c000 1 2,9\n")
     (tmp_path / "Charades_v1_classes.txt").write_text("c000 One\nc000 Other\n")
-    with pytest.raises(ValueError, match=r"classes\.txt:2: class c000 is also in an earlier line, as 'One'"):
+    with pytest.raises(ValueError, match=r"classes\.txt: class c000 occurs 2 times; keep one"):
         read_charades([table], ReadOptions())
     epic = tmp_path / "EPIC_100_train.csv"
     epic.write_text("video_id,start_timestamp,stop_timestamp,verb_class\nP01,00:00:01,00:00:02,0\n")
     (tmp_path / "EPIC_100_verb_classes.csv").write_text("id,key\n0,take\n0,put\n")
-    with pytest.raises(ValueError, match="class 0 is also in an earlier line, as 'take'"):
+    with pytest.raises(ValueError, match="class 0 occurs 2 times; keep one"):
         read_epic_kitchens([epic], ReadOptions(), part="verb")
 
 
@@ -145,7 +145,7 @@ def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.Capture
 def test_one_name_in_two_forms_of_unicode_is_a_defect(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     (tmp_path / "truth.json").write_text(json.dumps({"database": {name: json.loads(VIDEO) for name in names}}))
-    (defect,) = check_annotations(tmp_path / "truth.json").defects
+    ((defect,),) = check_annotations(tmp_path / "truth.json").defects.values()
     assert defect.kind == "duplicate"
     assert r"'caf\xe9' and 'cafe\u0301'" in defect.detail
 

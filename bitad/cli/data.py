@@ -142,19 +142,17 @@ def _check(args: argparse.Namespace) -> int:
             classes=args.classes,
             on_progress=on_progress,
         )
-    echo(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
+    videos, segments = sum(report.subsets.values()), sum(report.classes.values())
+    echo(f"{report.path}: {videos} videos, {segments} segments of {len(report.classes)} classes")
     echo("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
-    for video, defects in report.by_video().items():
+    for video, defects in report.defects.items():
         for defect in defects:
             echo(f"{video}: {defect.kind}: {defect.detail}")
     for subset, count in report.without_truth.items():
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
-        echo(
-            f"{report.unmeasured} videos have an unknown duration, so segments beyond their end are not found: "
-            f"{report.why_unmeasured}"
-        )
-    count = len(report.defects) + len(report.without_truth)
+        echo(report.unmeasured)
+    count = sum(map(len, report.defects.values())) + len(report.without_truth)
     echo(f"{count} defects")
     return 1 if count else 0
 

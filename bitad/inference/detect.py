@@ -227,7 +227,7 @@ def detect_videos(
     source = VideoFiles(
         videos.__getitem__,
         pixels=checkpoint.config.model.backbone.pixels,
-        sampling=Sampling.of(checkpoint.config.window, checkpoint.rate_hz),
+        sampling=Sampling(checkpoint.config.window, checkpoint.rate_hz),
         damaged=damaged,
     )
     durations_s, failed = _durations(source, videos, ranks, on_read_error)

@@ -402,7 +402,9 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
     source = VideoFiles(
-        {"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, sampling=Sampling(rate_hz=checkpoint.rate_hz)
+        {"v": tmp_path / "fast.mp4"}.__getitem__,
+        pixels=32,
+        sampling=Sampling(checkpoint.config.window, checkpoint.rate_hz),
     )
     assert source.grid(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
 

@@ -196,7 +196,7 @@ def test_clips_of_other_lengths_have_the_sinusoid_go_on_or_end_earlier(
     extract(tiny_encoder(backbone, length=length), [videos / "v43.mp4"], tmp_path)
     expected = clip_reference(other.eval(), videos / "v43.mp4", 4, length=length)
     np.testing.assert_allclose(FeatureStore(tmp_path).read("v43"), expected, rtol=1e-4, atol=1e-4)
-    assert read_sidecar(tmp_path)[0].feature_offset_frames == (length - 1) / 2
+    assert read_sidecar(tmp_path).settings.feature_offset_frames == (length - 1) / 2
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 2])
@@ -225,7 +225,7 @@ def test_a_runs_features_are_what_its_pyramid_stands_on(
         found = FeatureStore(tmp_path / "out").read(name)
         assert len(found) == {"long": 38, "short": 15}[name]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    described, _ = read_sidecar(tmp_path / "out")
+    described = read_sidecar(tmp_path / "out").settings
     assert (described.feature_stride_frames, described.feature_offset_frames) == (2, 0)
     assert (described.window_steps, described.window_overlap, described.direction) == (32, 0.75, view)
     assert described.checkpoint == f"{tmp_path.name}/best.pt"
@@ -349,7 +349,8 @@ def test_a_data_set_reads_the_folder_and_turns_windows_of_reverse_features_round
     path = feature_data(tmp_path / "data")
     write_annotations(Annotations({"v76": truth}, CLASSES), path.parent / "annotations.json")
     for view in DIRECTIONS:
-        described, known = read_sidecar(tmp_path / "out" / view)
+        sidecar = read_sidecar(tmp_path / "out" / view)
+        described, known = sidecar.settings, sidecar.videos
         config = config_of(
             path, f"direction={view}", f"data.features={tmp_path / 'out' / view}", *described.overrides().split()
         )
@@ -424,7 +425,7 @@ def test_a_video_that_has_changed_is_done_again(backbone: Path, videos: Path, tm
     for frames, done in ((40, ("v",)), (40, ()), (41, ("v",))):  # 40 and 41 frames have as many rows
         write_video(video, (numbered_picture(number) for number in range(frames)), fps=FPS)
         assert extract(encoder, [video], tmp_path / "out").done == done
-        assert read_sidecar(tmp_path / "out")[1]["v"].frames == frames
+        assert read_sidecar(tmp_path / "out").videos["v"].frames == frames
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
@@ -447,7 +448,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     (tmp_path / "features.json").write_text(json.dumps(described))
     report = extract(tiny_encoder(backbone), [videos], tmp_path)
     assert (report.kept, report.again) == (("v9",), ("v16",))
-    assert sorted(read_sidecar(tmp_path)[1]) == ["v16", "v43", "v76", "v9"]
+    assert sorted(read_sidecar(tmp_path).videos) == ["v16", "v43", "v76", "v9"]
 
 
 def test_a_folder_of_other_features_is_refused_with_what_differs(backbone: Path, videos: Path, tmp_path: Path) -> None:
@@ -490,7 +491,7 @@ def test_bad_videos_are_named_at_the_end_and_hold_up_no_other(backbone: Path, vi
     assert report.done == ("v16",)
     assert "not a video" in report.failed["broken"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.json", "v16.npy"]
-    assert list(read_sidecar(tmp_path / "out")[1]) == ["v16"]
+    assert list(read_sidecar(tmp_path / "out").videos) == ["v16"]
 
 
 def test_a_full_disk_ends_the_work_and_leaves_nothing_half_written(
@@ -534,7 +535,7 @@ def test_half_precision_is_of_the_file_and_bfloat16_of_the_products(
     np.testing.assert_array_equal(half, whole.astype(np.float16))
     error = np.abs(rough - whole).max() / np.abs(whole).max()
     assert 1e-5 < error < 0.05
-    assert read_sidecar(tmp_path / "rough")[0].precision == "bfloat16"
+    assert read_sidecar(tmp_path / "rough").settings.precision == "bfloat16"
 
 
 # Videos and weights.

@@ -16,8 +16,9 @@ from bar_codes import KINDS, NTSC, Kind, numbers_shown
 from numpy.typing import NDArray
 
 from bitad.cli import main
+from bitad.config.schema import WindowConfig
 from bitad.data.annotations import AnnotatedVideo
-from bitad.data.sources import VideoFiles
+from bitad.data.sources import Sampling, VideoFiles
 from bitad.runtime import log
 from bitad.timeline import Grid
 from bitad.video.decoding import PictureStream
@@ -136,7 +137,7 @@ def test_commands_go_by_the_positions_of_chunks(tmp_path: Path, capsys: pytest.C
 
 def test_training_and_detecting_read_the_frame_that_is_shown_at_a_second(tmp_path: Path) -> None:
     path = replace(AVI_CODECS["mjpeg"], times=dropping, tick=Fraction(1, 50)).write(tmp_path / "v.avi", FRAMES)
-    source = VideoFiles(lambda name: path, pixels=48)
+    source = VideoFiles(lambda name: path, pixels=48, sampling=Sampling(WindowConfig(stride_frames=1)))
     video = AnnotatedVideo("v", "test", 1.0, np.zeros((0, 2)), ())
     video_grid = source.grid(video)
     assert video_grid.steps / video_grid.fps == pytest.approx((dropping(FRAMES - 1) + 1) / 50)
