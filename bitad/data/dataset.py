@@ -27,8 +27,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
-from bitad.runtime.signals import ignore_signals
-from bitad.runtime.workers import time_limit
+from bitad.runtime.workers import ignore_signals, time_limit
 from bitad.timeline import Direction, FloatArray, Grid, IntArray
 
 Content = TypeVar("Content")

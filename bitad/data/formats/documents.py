@@ -100,10 +100,12 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
     if not isinstance(stated, dict):
         video.faults.append(f"{reprlib.repr(stated)} is not a video's {{subset, duration, annotations}}")
         return video
-    if isinstance(stated.get("subset"), str):
-        video.subset = stated["subset"]
+    subset = stated.get("subset")
+    if isinstance(subset, str):
+        video.subset = subset
     else:
-        video.faults.append(f"subset {reprlib.repr(stated.get('subset'))} is not a name")
+        fault = '"subset" is missing' if subset is None else f"subset {reprlib.repr(subset)} is not a name"
+        video.faults.append(fault)
     numbers: dict[str, float] = {}
     for what in ("duration", "frame", "fps"):
         with video.collecting():
