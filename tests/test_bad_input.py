@@ -201,7 +201,7 @@ def _first(videos: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda videos: videos["train_1"].pop("subset"), "subset None is not a name"),
+        (lambda videos: videos["train_1"].pop("subset"), '"subset" is missing'),
         (lambda videos: _first(videos).pop("label"), "label None is not a name"),
         (lambda videos: _first(videos).pop("segment"), "segment None is not"),
         (lambda videos: _first(videos).update(segment=[float("nan"), 2.0]), "segment [nan, 2.0] is not [start, end]"),

@@ -114,7 +114,7 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ({"duration": 3.0, "annotations": []}, "subset None is not a name"),
+        ({"duration": 3.0, "annotations": []}, '"subset" is missing'),
         ({"subset": "t", "duration": 3.0}, '"annotations" is missing'),
         ([1, 2], "is not a video's"),
         (entry(duration="00:03"), "duration '00:03' is not a positive number"),
