@@ -19,7 +19,7 @@ from runs import ALONE
 from bitad.config.names import EXPERIMENTS, MergeMethod
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.demo import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.training.trainer import Trainer
 
@@ -234,7 +234,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
     assert gtea.tables(gtea.run(plan, annotations)) == gtea.tables(first)
     more = replace(plan, seeds=3)
     # The last of two seeds has the first one's F as the partner of its control, the last of three another.
-    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run with other settings"):
+    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is another run"):
         gtea.run(more, annotations)
     with pytest.raises(AssertionError, match="fold1-forward-seed2 was trained again"):
         gtea.run(replace(more, experiments=()), annotations)

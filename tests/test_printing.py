@@ -130,7 +130,7 @@ def test_tables_are_shown_as_text_and_kept_as_they_are() -> None:
     table = Table(EVIL, ("name", EVIL), ((EVIL, 1.0),), (EVIL,))
     for shown in (table.text(), table.markdown()):
         assert printable(shown, keep="\n") == shown
-    assert table.json()["rows"] == [[EVIL, 1.0]]
+    assert table.json()["rows"] == ((EVIL, 1.0),)
 
 
 def test_what_is_said_of_progress_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from bitad.reports.comparison import compare
-    from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+    from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group

@@ -88,16 +88,12 @@ def test_the_most_frequent_name_comes_with_its_share() -> None:
     assert calls.most_frequent("open") == ("close", pytest.approx(2 / 3))
     assert calls.most_frequent("close") == ("open", 1.0)
     assert calls.most_frequent("jump") == (NOTHING, 1.0)
-    assert calls.share("open", "close") == pytest.approx(2 / 3)
-    assert calls.share("open", "open") == 0
-    assert calls.share("jump", NOTHING) == 1
 
 
-def test_a_class_without_actions_has_no_name_and_no_share() -> None:
+def test_a_class_without_actions_has_no_name() -> None:
     calls = called_classes(truth(a=[(1, 3, "open")]), DETECTIONS)
     with pytest.raises(ValueError, match="class jump has no ground truth"):
         calls.most_frequent("jump")
-    assert calls.share("jump", "open") == 0
 
 
 def test_detections_on_the_reverse_clock_name_the_same_actions() -> None:
@@ -160,10 +156,8 @@ AS_EVER = all_found(OWN)
 
 
 def verdicts(reversed_playback: Detections, trained: Detections = AS_EVER) -> dict[str, str]:
-    made = sensitivity(
-        SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU
-    ).verdicts
-    return {label: str(verdict) for label, verdict in made.items()}
+    made = sensitivity(SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU)
+    return {one.label: one.verdict for one in made.classes}
 
 
 def test_classes_found_on_reversed_playback_as_ever_are_symmetric() -> None:

@@ -130,8 +130,8 @@ def test_bad_tracks_are_refused():
         (one[:, ::-1], ["a"], None, "give start <= end"),
         (one * np.nan, ["a"], None, "segment 0"),
         (np.array([[0.0, np.inf]]), ["a"], None, "segment 0"),
-        (one, ["a"], np.array([1.5]), "scores from 0 to 1"),
-        (one, ["a"], np.array([np.nan]), "scores from 0 to 1"),
+        (one, ["a"], np.array([1.5]), "a score from 0 to 1"),
+        (one, ["a"], np.array([np.nan]), "a score from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             Track("t", "detection", segments, labels, scores)

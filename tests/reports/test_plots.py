@@ -125,9 +125,9 @@ def test_an_unknown_form_of_picture_is_refused(tmp_path):
 
 
 def test_confusion_refuses_names_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="do not match 1 classes"):
-        plot_confusion(np.zeros((2, 2)), tmp_path / "p.png", classes=("a",), called=("a", "b"), title="t")
-    with pytest.raises(ValueError, match="'z' is expected but is not a column"):
+    with pytest.raises(ValueError, match="does not match the number of labels"):
+        plot_confusion(np.zeros((2, 2)), tmp_path / "p.png", classes=("a",), called=("a", "b"), expected={}, title="t")
+    with pytest.raises(ValueError, match="not in tuple"):
         plot_confusion(
             np.zeros((1, 1)), tmp_path / "p.png", classes=("a",), called=("a",), expected={"a": "z"}, title="t"
         )

@@ -17,7 +17,7 @@ from runs import ALONE, assert_same_run
 
 from bitad.cli import main
 from bitad.data.formats.database import read_annotations, write_annotations
-from bitad.demo.jobs import Job
+from bitad.demo import Job
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -216,7 +216,7 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> N
     job = Job(str(data / "config.yaml"), overrides)
     assert job.is_done()
     shift_features(data, "train_1")
-    with pytest.raises(ValueError, match=r"a run with other data \(features of 7 videos: 1 changed \(train_1\)\)"):
+    with pytest.raises(ValueError, match=r"is another run \(features of 7 videos: 1 changed \(train_1\)\)"):
         job.is_done()
 
 

@@ -20,7 +20,7 @@ from bitad.cli import main
 from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
-from bitad.demo.jobs import Job
+from bitad.demo import Job
 from bitad.models.build import build_network
 from bitad.models.vit import VisionTransformer, is_adapter
 from bitad.training.checkpoints import CheckpointManager, load_initial

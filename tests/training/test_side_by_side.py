@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from builders import feature_data
 
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.demo import Job, train_side_by_side
 from bitad.weights.checkpoint import load_checkpoint
 
 
@@ -26,7 +26,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     forward, backward = (job.directory for job in baselines)
     pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.reverse={backward}"))
     made = [pair, *baselines]
-    train_side_by_side(made, what="training", processes=2)
+    train_side_by_side(made, processes=2)
     return made
 
 
@@ -50,16 +50,14 @@ def test_cost_is_counted_in_steps_of_each_network(jobs: list[Job]) -> None:
 
 def test_what_is_done_is_not_done_again(jobs: list[Job]) -> None:
     before = [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs]
-    train_side_by_side(jobs, what="training")
+    train_side_by_side(jobs)
     assert [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs] == before
 
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[Job]) -> None:
     other = Job(jobs[1].preset, (*jobs[1].overrides, "training.lr=0.5"))
-    with pytest.raises(
-        ValueError, match=r"a run with other settings \(training.lr was 0.002, is 0.5\); delete or move"
-    ):
-        train_side_by_side([other], what="training")
+    with pytest.raises(ValueError, match=r"is another run \(training.lr was 0.002, is 0.5\); delete or move"):
+        train_side_by_side([other])
 
 
 def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list[Job]) -> None:
@@ -68,22 +66,22 @@ def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list
     others = [override for override in pair.overrides if not override.startswith("init.reverse=")]
     other = Job(pair.preset, (*others, moved))
     assert other.directory == pair.directory
-    with pytest.raises(ValueError, match=r"a run with other settings \(init was .*last\.pt"):
-        train_side_by_side([other], what="training")
+    with pytest.raises(ValueError, match=r"is another run \(init was .*last\.pt"):
+        train_side_by_side([other])
 
 
 def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], tmp_path: Path) -> None:
     wrong = Job(jobs[1].preset, (f"output={tmp_path}", "training.batch=5"))
     with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: .*training windows"):
-        train_side_by_side([wrong], what="training")
+        train_side_by_side([wrong])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_ends_leaves_no_training_behind(jobs: list[Job], tmp_path: Path, how: signal.Signals) -> None:
     program = (
-        "import sys; from bitad import cli; from bitad.demo.jobs import Job, train_side_by_side;"
+        "import sys; from bitad import cli; from bitad.demo import Job, train_side_by_side;"
         "job = Job(sys.argv[1], tuple(sys.argv[2:]));"
-        "cli.train._demo = lambda arguments: train_side_by_side([job], what='training');"
+        "cli.train._demo = lambda arguments: train_side_by_side([job]);"
         "sys.exit(cli.main(['demo']))"
     )
     arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=20000", "training.evaluate_every=20000")
