@@ -30,9 +30,8 @@ from measuring import Alone, FailedError, Measured, alone, machine, parser_of, s
 from torch import Tensor, nn
 
 from bitad.config.names import SIZES, Checkpointing
-from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD, VideoBackbone
-from bitad.models.vit import VisionTransformer, sinusoid_table
+from bitad.models.vit import TemporalAdapter, VisionTransformer, is_adapter, sinusoid_table
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import write_json

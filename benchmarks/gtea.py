@@ -32,7 +32,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import write_annotations

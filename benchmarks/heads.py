@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.demo import Job, Scale, Trainings, train_side_by_side
 from bitad.reports.comparison import compare
 from bitad.runtime.files import atomic_write

@@ -20,10 +20,10 @@ from bitad.data.dataset import TestWindows
 from bitad.data.formats.database import write_annotations
 from bitad.data.samples import Batch
 from bitad.data.sources import build_source
-from bitad.models.adapters import is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector
+from bitad.models.vit import is_adapter
 from bitad.runtime.distributed import process_group
 from bitad.runtime.environment import set_up_process
 from bitad.training.step import total

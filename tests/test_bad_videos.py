@@ -17,17 +17,15 @@ from processes import of_two_processes
 from test_bad_input import contents
 
 from bitad.cli import main
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader, probe
 
 FRAMES = 60
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 

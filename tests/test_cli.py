@@ -23,7 +23,6 @@ from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
@@ -45,10 +44,9 @@ COMMANDS = (
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bitad.cli import main
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.models.build import build_network
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
@@ -27,10 +26,7 @@ ALLOW = "data.allow_clock_mismatch=true"
 Fails = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -63,7 +59,6 @@ def done(capsys: pytest.CaptureFixture[str]) -> Fails:
 
     def succeed(*arguments: object) -> str:
         capsys.readouterr()
-        set_up_logging(None, show=True)
         assert main([*map(str, arguments), "--device", "cpu"]) == 0
         return capsys.readouterr().err
 
@@ -191,7 +186,7 @@ def test_annotations_that_contradict_themselves_are_refused(data: Path, refused:
         for row in video["annotations"]:
             row["segment(frames)"] = [2 * FPS * edge for edge in row["segment"]]
 
-    assert "train_0 (segment(frames) [" in refused("train", data, changed(data, in_frames))
+    assert "train_0 (segment(frames): " in refused("train", data, changed(data, in_frames))
 
 
 def test_segments_in_frames_taken_for_seconds_are_refused(data: Path, refused: Fails, done: Fails) -> None:
@@ -442,7 +437,7 @@ def test_features_of_another_network_than_trained_on_are_refused(
     run = untrained(data, both[0])
     other = described(data, "forward", tmp_path / "other", checkpoint="b.pth", checkpoint_sha256="1" * 64)
     said = refused("test", run, f"data.features={other}")
-    assert f"data.features={other} holds other features than the run was trained on" in said
+    assert f"data.features={other} holds other features than in training" in said
     assert "checkpoint was vit.pth (000000000000), is b.pth (111111111111)" in said
     copied = described(data, "forward", tmp_path / "copied")
     done("test", run, f"data.features={copied}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Job, Scale, Trainings
 
 SCALES = pytest.mark.parametrize("scale", [DEFAULT, FULL, SMOKE], ids=lambda scale: scale.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from builders import CLASSES, config_of, feature_data, video_data
 from runs import ALONE, assert_same_run, baseline, both_baselines, records
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
@@ -24,7 +23,6 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, run_test
 from bitad.inference.merge import merge
 from bitad.models.network import Pair
-from bitad.runtime.log import set_up_logging
 from bitad.timeline import Grid
 from bitad.training.trainer import Trainer
 from bitad.video.reverse import reverse_folder
@@ -241,9 +239,9 @@ def refusal(data: Data, experiment: str, *overrides: str, kind: type[Exception] 
 def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str, name: str, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
-    assert message == f"init.{name}: no checkpoint at {nowhere}; give a run directory or a .pt file"
+    assert message == f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights"
     message = refusal(features, experiment, f"init.{name}={tmp_path}", kind=FileNotFoundError)
-    assert f"init.{name}: run {tmp_path} has no checkpoint" in message
+    assert f"init.{name}: run {tmp_path} has no best.pt or last.pt yet" in message
 
 
 def test_what_is_no_checkpoint_is_refused(features: Data, tmp_path: Path) -> None:
@@ -252,7 +250,7 @@ def test_what_is_no_checkpoint_is_refused(features: Data, tmp_path: Path) -> Non
     message = refusal(features, "1-1", f"init.reverse={tmp_path / 'text.pt'}")
     assert message.startswith(f"init.reverse: {tmp_path / 'text.pt'} is not a readable checkpoint")
     message = refusal(features, "3-1", f"init.forward={tmp_path / 'other.pt'}")
-    assert message.startswith(f"init.forward: {tmp_path / 'other.pt'} is not a checkpoint of BiTAD")
+    assert message.startswith(f"init.forward: {tmp_path / 'other.pt'}: weights of no known project")
 
 
 def test_a_run_of_two_networks_is_no_baseline(features: Data, tmp_path: Path) -> None:
@@ -333,21 +331,14 @@ def test_how_a_baseline_was_trained_may_differ(features: Data, tmp_path: Path) -
 # On the command line.
 
 
-@pytest.fixture
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
-
-
-@pytest.mark.usefixtures("quiet_afterwards")
 def test_the_command_refuses_in_one_line_what_cannot_start(
     features: Data, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     forward, backward = features.init
     cases = {
-        "give init.forward=RUN and init.reverse=RUN": ("experiment=3-1", forward),
+        "give init.forward and init.reverse": ("experiment=3-1", forward),
         "leave out init.forward and init.reverse": ("experiment=1", forward, backward),
-        "init.reverse: no checkpoint at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
+        "init.reverse: no weights at": ("experiment=1-1", forward, f"init.reverse={tmp_path / 'none'}"),
         "but features have no backbone": ("experiment=2", forward, backward),
         "unknown experiment '3-4'": ("experiment=3-4", forward, backward),
     }
@@ -361,7 +352,6 @@ def test_the_command_refuses_in_one_line_what_cannot_start(
     assert list(features.path.parent.glob("runs/refused*")) == []
 
 
-@pytest.mark.usefixtures("quiet_afterwards")
 @pytest.mark.parametrize("experiment", ["3-1", "3-3"])
 def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     features: Data, experiment: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -375,8 +365,8 @@ def test_a_fusion_is_tested_with_windows_of_the_training_length_only(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"bitad test: error: the fusion of experiment {experiment} was trained on windows of 32 steps and cannot take "
-        "64: its layer has an input for every point; test with window.steps=32\n"
+        f"bitad test: error: {run / 'last.pt'} was trained otherwise: window.steps was 32, is 64; "
+        "leave these keys out, or train another run\n"
     )
     assert not (run / "test").exists()
     assert main(["test", str(run), "window.overlap=0.5", "--device", "cpu"]) == 0

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from runs import ALONE
 
-from bitad.config.experiments import EXPERIMENTS
-from bitad.config.names import MergeMethod
+from bitad.config.names import EXPERIMENTS, MergeMethod
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.demo import Job, train_side_by_side

@@ -75,7 +75,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_BEAT_S", 0.1), ("_GONE_S", 0.6), ("_SETTLE_S", 0.1), ("_SECONDS_BETWEEN_TRIES", 0.05)):
+    for name, seconds in (("_BEAT_S", 0.1), ("_GONE_S", 0.6), ("_SETTLE_S", 0.1), ("_RETRY_S", 0.05)):
         monkeypatch.setattr(locking, name, seconds)
 
 

@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from bitad.data.feature_folder import FeatureVideo
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import FeatureFiles, annotated_names, read_ground_truth
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 
@@ -30,12 +29,6 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
 
 Runs = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
 
 
 @pytest.fixture
@@ -70,7 +63,7 @@ def found(path: Path, *names: str, **external: Any) -> Path:
 
 
 def line(habits: str, theirs: str, ours: str, *, count: int = 2) -> str:
-    return f"{count} videos matched although names differ by {habits}: {theirs} for {ours}"
+    return f"{count} videos matched although names differ by {habits}: {theirs!r} for {ours!r}"
 
 
 DIFFERENT = [
@@ -179,7 +172,7 @@ def test_detections_of_other_videos_are_refused_with_names_of_both_sides(tmp_pat
 def test_detections_that_may_be_of_two_videos_are_refused(tmp_path: Path, run: Runs) -> None:
     options = ("--ground-truth", truth(tmp_path / "gt.json", "a", "b"), "--subset", "test")
     _, err = run("evaluate", *options, "--detections", found(tmp_path / "x.json", "v_a", "A", "b"), status=1)
-    assert "x.json: video 'a' may be 'v_a' or 'A'; rename or remove one" in err
+    assert "x.json: 'v_a' or 'A' may be video 'a'; rename or remove one" in err
 
 
 def test_a_video_of_another_subset_is_not_taken_for_one_of_this(tmp_path: Path, run: Runs) -> None:
@@ -244,7 +237,7 @@ def test_features_under_other_names_are_trained_and_tested_on(
     back = pack(features, tmp_path / "back.npz", str.upper)
     options = (f"output={tmp_path / 'runs'}", "direction=reverse", f"data.reversed_features={back}", *QUICK)
     _, err = run("train", config, f"data.features={there}", *options, "--device", "cpu")
-    assert err.count("4 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("4 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("4 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert set(read_detections(directory / "detections.json").videos) == {"test_0", "test_1"}
@@ -272,7 +265,7 @@ def test_what_features_json_says_is_found_under_the_names_of_the_features(tmp_pa
     there = renamed(tmp_path / "data/features", tmp_path / "there", "v_{}".format)
     store = FeatureStore(there, wanted=partial(annotated_names, config.data))
     made = {"v_test_0": FeatureVideo(frames=400, fps=16.0, steps=99)}
-    source = FeatureFiles(store, stride_frames=4, offset_frames=6, described=made)
+    source = FeatureFiles(store, config.data, config.window, described=made)
     video = read_ground_truth(config.data).videos["test_0"]
     assert "features.json says 99" in str(source.clock_fault(video, source.grid(video)))
     again = pickle.loads(pickle.dumps(source))  # as processes that read get it
@@ -289,7 +282,7 @@ def test_videos_under_other_names_are_trained_on(tmp_path: Path, run: Runs, one_
     their_back = renamed(back, tmp_path / "their_back", str.title)
     options = (f"data.videos={there}", "direction=reverse", f"data.reversed_videos={their_back}", *QUICK)
     _, err = run("train", config, *options, f"output={tmp_path / 'runs'}", "--device", "cpu")
-    assert err.count("3 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("3 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("3 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert read_detections(directory / "detections.json").videos == ("test_0",)

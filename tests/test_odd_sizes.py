@@ -18,7 +18,6 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.classes import read_classes
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
-from bitad.runtime.log import set_up_logging
 from bitad.video.writer import write_video
 
 HARMFUL = "<script>alert(1)</script>"
@@ -37,10 +36,9 @@ NAMED = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # where
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 

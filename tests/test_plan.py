@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config, presets
+from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network

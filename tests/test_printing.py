@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bitad.cli import main
 from bitad.reports.tables import Table
-from bitad.runtime.log import LineFormatter, printable, quoted, set_up_logging, shortlist
+from bitad.runtime.log import LineFormatter, add_log_file, command_logging, printable, quoted, shortlist
 from bitad.runtime.progress import Meter
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066"
@@ -108,11 +108,9 @@ def test_a_traceback_that_was_asked_for_cannot_steer_the_terminal(tmp_path: Path
 
 
 def test_a_message_of_the_log_is_one_line_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        set_up_logging(tmp_path)
+    with command_logging():
+        add_log_file(tmp_path)
         logging.getLogger("bitad").warning("video %s is left out", f"{EVIL}\n12:00:00 all is well")
-    finally:
-        set_up_logging(None, show=False)
     for text in ((tmp_path / "log.txt").read_text(), capsys.readouterr().err):
         (line,) = text.splitlines()
         assert SHOWN + r"\n12:00:00" in line

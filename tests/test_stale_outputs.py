@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from bitad.cli import main
 from bitad.inference import extract
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
@@ -24,10 +22,7 @@ from bitad.video.writer import write_video
 FRAMES = 24
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write(path: Path, first: int = 0) -> Path:
@@ -204,7 +199,7 @@ def test_another_quality_is_another_reversed_file(tmp_path: Path) -> None:
     write(src / "v.mp4")
     for crf, is_new in ((18, True), (18, False), (30, True), (30, False)):
         report = reverse_folder(src, dst, crf=crf)
-        assert (report.done == ("v.mp4",), report.skipped == ()) == (is_new, is_new)
+        assert (report.done == ("v.mp4",), report.kept == ()) == (is_new, is_new)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".m4v"])
@@ -213,7 +208,7 @@ def test_a_video_reversed_alone_is_known_to_its_folder(tmp_path: Path, suffix: s
     write(src)
     assert main(["reverse", str(src), str(tmp_path / "dst" / src.name)]) == 0
     report = reverse_folder(src.parent, tmp_path / "dst")
-    assert (report.skipped, report.unrecorded) == ((src.name,), ())
+    assert (report.kept, report.unrecorded) == ((src.name,), ())
     write(src, first=1)
     assert reverse_folder(src.parent, tmp_path / "dst").again == (src.name,)
 

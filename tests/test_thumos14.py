@@ -13,8 +13,8 @@ import yaml
 from builders import FPS, numbered_picture
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config, presets
+from bitad.config.names import EXPERIMENTS
 from bitad.data.classes import read_classes
 from bitad.data.formats.database import read_annotations
 from bitad.video.writer import write_video

@@ -20,8 +20,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config
+from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
 from bitad.data import fingerprints
 from bitad.data.annotations import AnnotatedVideo, Annotations

@@ -10,9 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config.experiments import EXPERIMENTS, RESULTS_OF_PAIRS
 from bitad.config.loading import differences, load_config
-from bitad.config.names import MergeMethod
+from bitad.config.names import EXPERIMENTS, RESULTS_OF_PAIRS, MergeMethod
 from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names

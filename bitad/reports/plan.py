@@ -18,8 +18,8 @@ from bitad.config.names import PlanDevice
 from bitad.config.schema import Config
 from bitad.data.classes import read_classes
 from bitad.data.sources import read_ground_truth
-from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
+from bitad.models.vit import is_adapter
 from bitad.reports.tables import Row, Table
 from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates

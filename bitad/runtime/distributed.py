@@ -1,11 +1,10 @@
 """The processes of a run: one, or those that torchrun started. All rank checks are here.
 
-With FSDP2 (Zhao et al. 2023, arXiv:2304.11277, in PyTorch's second form) weights, gradients, averages and the
-optimiser's state are DTensors. Elementwise work uses this process's shard (:func:`local_shard`); files contain the full
-tensor (:func:`full_tensor`), so a checkpoint does not depend on the number of processes.
+With FSDP2 (Zhao et al. 2023, arXiv:2304.11277) weights, gradients, averages and the optimiser's state are DTensors.
+Elementwise work uses this process's shard; files contain full tensors, so a checkpoint does not depend on the number
+of processes.
 
-:class:`Watch` ends the other processes when one has gone: not all collectives notice closed connections, and a process
-that hangs closes none.
+:class:`Watch` ends the other processes when one has gone: not all collectives notice that.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bitad.runtime.log import log_last
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharing its memory; the tensor itself if it is not sharded."""
+    """This process's shard of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered on every process, all of which must call this; others unchanged."""
+    """A sharded tensor gathered on every process, all of which must call this."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
@@ -60,11 +59,9 @@ class Watch:
     """A thread that writes this process's heartbeat, and ends this process when another one has gone.
 
     Args:
-        store: a store that all processes reach.
-        rank, world: this process's rank, and the number of processes.
         beat_s: seconds between heartbeats.
         gone_s: seconds without a heartbeat after which a process counts as gone.
-        end: called with a line that names the process; ends this process, whatever it waits for.
+        end: called with a line that names the process.
     """
 
     def __init__(
@@ -141,8 +138,7 @@ _CONSTANT_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 
-# torchrun reports the first process that ends. One that has lost another waits this many seconds, so that the report
-# names the other.
+# torchrun reports the first process that ends: one that has lost another waits.
 _HEAD_START_S = 1.0
 
 
@@ -160,11 +156,11 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, model: nn.Module, *, parts: Iterable[nn.Module] | None = None) -> nn.Module:
-        """Wrap a model for training by all processes, with averaged gradients; one process returns it unchanged.
+        """Wrap a model for training by all processes, with averaged gradients.
 
         Args:
-            parts: modules of the model, inner ones first, to shard with FSDP2: the full weights of a part exist only
-                while it computes. None: every process keeps all weights.
+            parts: modules to shard with FSDP2, inner ones first: the full weights of a part exist only while it
+                computes. None: every process keeps all weights.
         """
         if self.world == 1:
             return model
@@ -198,17 +194,12 @@ class Ranks:
         return number
 
     def barrier(self) -> None:
-        """Wait until every rank has called this."""
         if self.world > 1:
             dist.barrier()
 
 
 def choose_device(device: str | None = None, number: int = 0) -> torch.device:
-    """The device to compute on: "cpu", "cuda" (the GPU ``number``) or "cuda:1"; None: a GPU if available.
-
-    Raises:
-        ValueError: the device does not exist.
-    """
+    """The device to compute on: "cpu", "cuda" (the GPU ``number``) or "cuda:1"; None: a GPU if available."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -229,7 +220,7 @@ def choose_device(device: str | None = None, number: int = 0) -> torch.device:
 def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
 
-    ``device`` is as in :func:`choose_device`; with "cuda" each process takes the GPU of its local rank.
+    With the device "cuda" each process takes the GPU of its local rank.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -243,7 +234,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     watch = Watch(store, rank, world)
     try:
-        # Processes may wait long for rank 0 to write or for the last one to test; the watch notices dead ones.
+        # Processes may wait long for each other; the watch notices dead ones.
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=7))
         watch.start()
@@ -260,7 +251,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 
 def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass of a model from :meth:`Ranks.wrap`: the last one of a step averages gradients."""
+    """A context for a backward pass: the last one of a step averages the processes' gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
@@ -270,6 +261,5 @@ def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[Non
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether PyTorch raised an error because another process has gone."""
     lost = re.search(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", str(error))
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and lost is not None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_each_kind_of_defect_has_its_own_policy() -> None:
     whole = Annotations({"v": video}, ("a", "b"))
 
     def left(policy: Policy) -> list[list[float]]:
-        return policy.apply(whole)[0].videos["v"].segments.tolist()
+        return policy.apply(whole, defaultdict(list)).videos["v"].segments.tolist()
 
     assert left(Policy()) == segments.tolist()
     assert left(Policy(duplicate="drop")) == segments[[0, 2, 3, 4, 5]].tolist()
@@ -165,13 +166,13 @@ def test_each_kind_of_defect_has_its_own_policy() -> None:
     assert left(Policy(outside="clip")) == [[1, 2], [1, 2], [3, 3], [0, 1], [4, 5]]
     for policy in (Policy(backwards="error"), Policy(duplicate="error")):
         with pytest.raises(ValueError, match="its policy is error"):
-            policy.apply(whole)
+            policy.apply(whole, defaultdict(list))
 
 
 def test_clipped_ground_truth_has_no_segment_outside(official: Path, info: Path, tmp_path: Path) -> None:
     converted = convert_annotations(official, video_info=info, policy=Policy(outside="clip"), missing="drop")
     write_annotations(converted.annotations, tmp_path / "gt.json")
-    assert check_annotations(tmp_path / "gt.json").defects == ()
+    assert check_annotations(tmp_path / "gt.json").defects == {}
 
 
 def test_both_directions_are_written_as_the_group_has_them(
@@ -203,8 +204,9 @@ def test_both_directions_are_written_as_the_group_has_them(
     report = check_annotations(
         forward / "annotations/thumos_14_anno.json", forward / "raw_data", reversed_dir=back / "raw_data"
     )
-    assert {defect.kind for defect in report.defects} == {"segment outside the video", "only ignored labels"}
-    assert {defect.video for defect in report.defects if defect.kind == "only ignored labels"} == {NAMES[2]}
+    found = list(chain.from_iterable(report.defects.values()))
+    assert {defect.kind for defect in found} == {"segment outside the video", "only ignored labels"}
+    assert {defect.video for defect in found if defect.kind == "only ignored labels"} == {NAMES[2]}
 
 
 def test_check_says_which_video_has_no_true_reverse(tmp_path: Path, run: Callable[..., str]) -> None:
@@ -294,8 +296,8 @@ def test_classes_can_be_given_and_are_written(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "not a list of videos"),
-        ({"v": 3}, "not a list of videos"),
+        ([1], "not videos by name"),
+        ({"v": 3}, "not videos by name"),
         ({"v": {"num_frame": 3}}, "video v: neither its duration nor its frames and fps are stated"),
         ({"v": {"duration": -1}}, "video v: duration -1 is not a positive number"),
         ({"v": {"duration": 1, "num_frame": "many"}}, "video v: num_frame 'many' is not a positive number"),
@@ -400,7 +402,7 @@ def test_the_video_with_only_ambiguous_segments_is_kept_where_its_duration_is_kn
     written = write_both_directions(converted, tmp_path / "data", "thumos-14")
     assert len(written[1].read_text().splitlines()) == 20
     report = check_annotations(written[0], classes=written[1])
-    assert Counter(defect.kind for defect in report.defects) == {
+    assert Counter(defect.kind for defect in chain.from_iterable(report.defects.values())) == {
         "segment outside the video": 30,
         "only ignored labels": 1,
     }

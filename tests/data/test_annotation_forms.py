@@ -163,7 +163,7 @@ def test_native_form_is_recognised_and_what_is_left_out_is_said(tmp_path: Path) 
     assert rows(videos["a"]) == [(1, 2.5, "run")]
     assert source.notes == (
         "1 videos of the file have no list of annotations",
-        "left out, as the written format has no place for them: url",
+        "left out, as the native format lacks them: url",
     )
     for form in ("activitynet", "hacs", "fineaction"):
         assert read_form(tmp_path / "any.json", form)[1].notes == source.notes
@@ -260,7 +260,11 @@ def test_ego4d_takes_primary_labels_of_clips(tmp_path: Path) -> None:
         ({"A_val.txt": "video_validation_1 1.0 x\n"}, "thumos14", r"A_val.txt:1: 'x' is not a number of seconds"),
         ({"A_val.txt": "video_validation_1 1.0 nan\n"}, "thumos14", r"A_val.txt:1: 'nan' is not a number of seconds"),
         ({"A_val.txt": "v 1 2\n", "A_test.txt": "v 1 2\n"}, "thumos14", "A_val.txt:1: video v is in subset 'valid"),
-        ({"x/A_val.txt": "v 1 2\n", "y/A_val.txt": "v 1 2\n"}, "thumos14", "also found as"),
+        (
+            {"x/A_val.txt": "v 1 2\n", "y/A_val.txt": "v 1 2\n"},
+            "thumos14",
+            "A_val.txt: its name should be CLASS_val.txt or",
+        ),
         ({"A.txt": "v 1 2\n"}, "multithumos", "A.txt: video v: its name should begin with video_validation_ or"),
         ({"A.txt": "v 1 2\n"}, "thumos14", r"no \*_val.txt, \*_test.txt there"),
         ({"Charades_v1_train.csv": "id,length\nx,3\n"}, "charades", "Charades_v1_train.csv: no column 'actions'"),
@@ -360,7 +364,11 @@ def refused_in_a_line(path: Path, form: str | None) -> None:
     assert reason is None or str(path) in reason
     refused, defects = None, False
     try:
-        defects = any(defect.kind == "unreadable" for defect in check_annotations(path, format=form).defects)
+        defects = any(
+            defect.kind == "unreadable"
+            for found in check_annotations(path, format=form).defects.values()
+            for defect in found
+        )
     except ValueError as error:
         refused = str(error)
     assert str(path) in refused if refused is not None else (reason is not None) == defects

@@ -160,7 +160,7 @@ def test_segments_in_frames_must_agree_with_those_in_seconds(
     off = {"segment": [5, 7], "segment(frames)": [150, 210], "label": "x"}
     assert run("check", annotated(tmp_path, good, **clock)).endswith("0 defects\n")
     path = annotated(tmp_path, good, off, **clock)
-    said = "segment(frames) [150, 210] at 25 a second is [6.00, 8.40] s, its segment [5, 7] s"
+    said = "segment(frames): frame 150 at 25 a second is 6.00 s, in its segment it is 5 s"
     assert f"v: contradicting clocks: {said}\n" in run("check", path, status=1)
     assert f"v ({said})" in run("convert", path, tmp_path / "out.json", status=1)
 

@@ -212,7 +212,7 @@ def test_proposals_are_of_one_class_and_that_is_said(tmp_path: Path, capsys: pyt
         found = write(tmp_path / "proposals", content)
         out = tmp_path / "m.json"
         assert main(["merge", str(found), str(found), "--out", str(out), "--method", "mean"]) == 0
-        assert "proposals without labels; they are read as detections of the class 'action'" in capsys.readouterr().err
+        assert "proposals without labels are read as detections of the class 'action'" in capsys.readouterr().err
         assert read_detections(out).classes == ("action",)
         assert sorted(read_detections(out).scores) == sorted(row[4] for row in ROWS)
 
@@ -279,19 +279,19 @@ def test_a_pickle_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             "x.csv",
             "tmin,tmax,tmin_score,tmax_score,score,match_iou,match_ioa\n0,1,1,1,1,1,1\n",
-            "one video's proposals",
+            "no column of the video, start, end in this file: it is a CSV file with columns tmin, tmax, tmin_score",
         ),
-        ("x.csv", "xmin,xmax,xmin_score,xmax_score,score\n0,1,1,1,1\n", "times are fractions of the video"),
-        ("x.csv", "action,start,end,tmin,tmax\n0,1,1,1,1\n", "probabilities of action, start and end"),
-        ("x.csv", "f-end,f-init,score,video-frames,video-name\n9,1,1,99,a\n", "times are in frames"),
-        ("x.csv", "video,start_frame,end_frame,label,score\na,1,2,x,1\n", "none of which is the start or the end"),
-        ("x.txt", "hello world\n", "a text with lines of 2 fields"),
-        ("x.json", {"database": {"a": {"annotations": []}}}, "annotations, with a database of videos"),
-        ("x.json", {"results": [1, 2]}, 'JSON whose "results" are [1, 2]'),
-        ("x.json", {"a": {"b": 1}}, "a JSON object with 'a'"),
-        ("x.json", [[1, 2]], "a JSON list of 1, the first [1, 2]"),
-        ("x.json", {}, "an empty JSON object"),
-        ("x.json", [], "an empty list"),
+        ("x.csv", "xmin,xmax,xmin_score,xmax_score,score\n0,1,1,1,1\n", "no column of the video, start, end in"),
+        ("x.csv", "action,start,end,tmin,tmax\n0,1,1,1,1\n", "no column of the video, score in this file"),
+        ("x.csv", "f-end,f-init,score,video-frames,video-name\n9,1,1,99,a\n", "no column of the start, end in"),
+        ("x.csv", "video,start_frame,end_frame,label,score\na,1,2,x,1\n", "no column of the start, end in this file"),
+        ("x.txt", "hello world\n", 'a text with lines such as "hello world"'),
+        ("x.json", {"database": {"a": {"annotations": []}}}, 'no "results" object in this file'),
+        ("x.json", {"results": [1, 2]}, "a JSON object with keys results"),
+        ("x.json", {"a": {"b": 1}}, "a JSON object with keys a, the first with keys b"),
+        ("x.json", [[1, 2]], "a JSON list of 1 values"),
+        ("x.json", {}, "a JSON object without keys"),
+        ("x.json", [], "a JSON list of 0 values"),
     ],
 )
 def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
@@ -302,7 +302,7 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert says in err
-    assert "the nearest format that is read is" in err
+    assert "the nearest format is" in err
     assert FORMATS["csv" if not name.endswith("json") else "results"].description in err
 
 
@@ -321,7 +321,10 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
         ({**COLUMNS, "video-id": [1, 2, 3]}, "row 0: video 1 is not a name"),
         ([RECORDS[0], {"video-id": "a"}], "row 1: detection {'video-id': 'a'} has no t-start"),
         ([RECORDS[0], 7], "row 1: detection 7 has no video-id"),
-        ({"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}}, "segment [-1e+308, 2] is not two"),
+        (
+            {"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}},
+            "start -1e+308 is not a finite number",
+        ),
         ({**COLUMNS, "score": [1.0, 2.0, 1e300]}, "row 2: score 1e+300 is not a finite number"),
         ("a 1 2 3 0.5\na 5 6 run 0.5\n", ":2: class 'run' is not a class number of the kit"),
         ("a 1 2 3 0.5\na 5 6 -3 0.5\n", ":2: class '-3' is not a class number of the kit"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitad.cli import main
 from bitad.config.schema import Config
-from bitad.data import readers
+from bitad.data import dataset
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
@@ -57,8 +57,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_GRACE_S", 0.3)
-    monkeypatch.setattr(readers, "_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(dataset, "_GRACE_S", 0.3)
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[], object]) -> None:

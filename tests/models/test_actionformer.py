@@ -96,8 +96,8 @@ def test_with_our_epsilon_and_padding_the_output_is_the_same_in_padded_windows_t
 @pytest.mark.parametrize(
     ("has", "said"),
     [
-        (False, "it has no layer norm at the end of each level, the configuration has one (model.level_norms=false"),
-        (True, "it has a layer norm at the end of each level, the configuration has none (model.level_norms=true"),
+        (False, "model.level_norms is false in the file, true in the configuration"),
+        (True, "model.level_norms is true in the file, false in the configuration"),
     ],
 )
 def test_a_configuration_of_the_other_kind_names_the_key(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitad.config.names import Alignment
-from bitad.models.adapters import TemporalAdapter
 from bitad.models.alignment import aligned
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Head, Points, Prediction
@@ -23,7 +22,7 @@ from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer
 
 STEPS = 32
 laws = settings(deadline=None, max_examples=50)

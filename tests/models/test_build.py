@@ -11,9 +11,8 @@ import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config
-from bitad.config.names import SIZES
+from bitad.config.names import EXPERIMENTS, SIZES
 from bitad.config.schema import ModelConfig, Section
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import BACKBONES, FUSIONS, HEADS, PYRAMIDS, build_network
@@ -180,7 +179,7 @@ def test_a_machine_without_a_compiler_compiles_nothing(videos: Path, monkeypatch
     plain = build_network(config_of(videos), len(CLASSES))
     assert list(build_network(config, len(CLASSES)).state_dict()) == list(plain.state_dict())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this mach"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler; install one"):
         build_network(config, len(CLASSES))
 
 

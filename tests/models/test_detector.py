@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Prediction
 from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer, is_adapter
 
 STEPS = 32
 

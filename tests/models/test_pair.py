@@ -10,12 +10,12 @@ from builders import CHANNELS, CLASSES, PIXELS, config_of, feature_data, video_d
 from torch import Tensor, nn
 
 from bitad.config.schema import Config
-from bitad.models.adapters import is_adapter
 from bitad.models.alignment import aligned
 from bitad.models.build import build_network
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, MeanFusion
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, Pair
+from bitad.models.vit import is_adapter
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.weights.loading import load_weights
 

@@ -27,12 +27,11 @@ from recordings import (
 from bitad.config.names import Checkpointing
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
-from bitad.models.adapters import TemporalAdapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead
 from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer
 from bitad.training.losses import DetectionLoss, Targets, assign
 from bitad.weights.loading import Weights
 

@@ -31,8 +31,8 @@ from recordings import (
 from runs import ALONE, assert_same_run, both_baselines
 from torch import Tensor, nn
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import ConfigError, load_config
+from bitad.config.names import EXPERIMENTS
 from bitad.inference.detect import run_test
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
@@ -218,7 +218,7 @@ def test_losses(case: str, windows_with_truth: int, options: dict[str, float]) -
 @NEEDS_FIXTURES
 def test_focal_loss_before_the_weights() -> None:
     recorded, prediction = LOCAL.arrays("targets"), LOCAL.prediction
-    found = DetectionLoss(initial_normaliser=1.0, momentum=1.0)(prediction, targets_of()).classification
+    found = DetectionLoss()(prediction, targets_of(), normaliser=torch.ones(())).classification
     assert found.item() == pytest.approx(recorded["focal_unweighted"].sum().item(), rel=1e-5)
 
 

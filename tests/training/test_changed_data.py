@@ -186,7 +186,7 @@ def test_a_checkpoint_without_fingerprints_is_resumed_and_says_so(data: Path, tm
     save_checkpoint(replace(load_checkpoint(run / "last.pt"), data=None), run / "last.pt")
     assert resume(data) == 0
     said = (run / "log.txt").read_text(encoding="utf-8")
-    assert "last.pt has no fingerprints of its data: whether they have changed is not checked" in said
+    assert "last.pt has no fingerprints of its data; changes are not checked" in said
     assert_same_run(whole.run_directory, run)
 
 

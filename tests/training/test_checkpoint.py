@@ -88,7 +88,7 @@ def test_its_detector_gives_what_the_saved_one_gave(checkpoint: Checkpoint, save
 
 
 def test_a_run_directory_stands_for_its_best_and_else_its_last(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    assert "no checkpoint" in refusal(tmp_path, FileNotFoundError)
+    assert "has no best.pt or last.pt yet" in refusal(tmp_path, FileNotFoundError)
     save_checkpoint(replace(checkpoint, epoch=9), tmp_path / "last.pt")
     assert load_checkpoint(tmp_path).epoch == 9
     save_checkpoint(replace(checkpoint, epoch=4), tmp_path / "best.pt")
@@ -96,7 +96,7 @@ def test_a_run_directory_stands_for_its_best_and_else_its_last(checkpoint: Check
 
 
 def test_a_missing_file_is_refused_with_what_to_give(tmp_path: Path) -> None:
-    assert "run directory or a .pt file" in refusal(tmp_path / "none.pt", FileNotFoundError)
+    assert "run directory or a file of weights" in refusal(tmp_path / "none.pt", FileNotFoundError)
 
 
 class Harmful:
@@ -125,7 +125,7 @@ def test_nothing_in_a_file_is_ever_run(tmp_path: Path) -> None:
 def test_files_of_no_known_project_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "foreign.pt")
     message = refusal(tmp_path / "foreign.pt")
-    assert "not a checkpoint of BiTAD" in message or "not named weights" in message
+    assert "weights of no known project" in message or "not named weights" in message
 
 
 def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_as_it_was(

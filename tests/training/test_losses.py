@@ -128,9 +128,9 @@ def test_evaluation_divides_the_sums_over_real_points_by_the_positives(smoothing
 def test_training_divides_by_a_moving_average_of_the_positives() -> None:
     prediction, targets = batch()
     classification, _, positives = sums_by_loop(prediction, targets)
-    loss, average = DetectionLoss(momentum=0.8, initial_normaliser=50.0), 50.0
+    loss, average = DetectionLoss(initial_normaliser=50.0), 50.0
     for _ in range(3):
-        average = 0.8 * average + 0.2 * positives
+        average = 0.9 * average + 0.1 * positives
         assert loss(prediction, targets).classification.item() == pytest.approx(classification / average)
         assert loss.normaliser.item() == pytest.approx(average)
 

@@ -96,13 +96,15 @@ def test_another_number_of_classes_is_said_in_one_line(theirs: Path, config: Con
     classes.write_text("alpha\nbeta\n")
     other = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
     message = refusal(load_checkpoint(theirs, other).network)
-    assert message.endswith("epoch_73.pth do not fit the network: it has 3 classes, the configuration 2")
+    assert message.endswith(
+        "epoch_73.pth do not fit the network: the number of classes is 3 in the file, 2 in the configuration"
+    )
 
 
 def test_another_size_is_said_in_one_line(theirs: Path, features: Path) -> None:
     other = config_of(features, "model.channels=32", "model.levels=4")
     message = refusal(load_checkpoint(theirs, other).network)
-    assert "it has 16 channels, the configuration 32; it has 3 levels, the configuration 4" in message
+    assert "model.channels is 16 in the file, 32 in the configuration; model.levels is 3 in the file, 4 in" in message
 
 
 def test_a_pair_is_not_loaded_from_one_detector(theirs: Path, config: Config) -> None:
@@ -127,7 +129,7 @@ def test_classes_come_from_their_list_or_from_the_annotations(theirs: Path, conf
     assert unknown.classes == CLASSES
     assert unknown.rate_hz == FRAME_RATE_HZ / config.data.feature_stride_frames
     message = refusal(load_checkpoint, theirs, with_data(annotations=nowhere, classes=None), kind=FileNotFoundError)
-    assert "a list of the classes, a name a line, in data.classes" in message
+    assert "a list of the classes in data.classes" in message
 
 
 def test_a_detector_without_adapters_is_one_whose_adapters_change_nothing(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_baseline_of_other_classes_or_no_baseline_is_refused_by_its_key(
     torch.save(layouts.opentad_file(detector_of(config, classes=20).state_dict()), tmp_path / "thumos.pth")
     torch.save({"patch_embed.weight": torch.ones(8, 3, 2, 16, 16)}, tmp_path / "vit.pth")
     for name, said in (
-        ("thumos.pth", "init.reverse={path} do not fit the network: it has 20 classes, the configuration 3"),
+        ("thumos.pth", "init.reverse={path} do not fit the network: the number of classes is 20 in the file, 3 in"),
         ("vit.pth", "init.reverse={path} is BiTAD's VideoMAE, not a detector"),
     ):
         path = tmp_path / name

@@ -21,8 +21,7 @@ from runs import ALONE, assert_same_run, records
 
 from bitad.cli import main
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.log import set_up_logging
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
 
@@ -158,7 +157,6 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
     (run / "last.pt").write_bytes(content)
     capsys.readouterr()
     assert main([*arguments, "--resume"]) == 0
-    set_up_logging(None, show=False)
     assert_same_run(whole, run)
     (run / "last.pt").write_bytes(b"")
     (run / "last-1.pt").write_bytes(b"")
@@ -222,7 +220,6 @@ def says_what_it_could_not_write(run: Path, why: str, capsys: pytest.CaptureFixt
 
 def resumes(train: Callable[..., int], run: Path, whole: Path) -> None:
     assert train("--resume") == 0
-    set_up_logging(None, show=False)
     assert_same_run(whole, run)
 
 
@@ -278,7 +275,6 @@ def test_a_run_whose_disk_is_full_before_its_first_checkpoint_starts_again(
         assert train() == 1
     assert f"No space left on device: '{run / 'last.pt'}'; free some space" in capsys.readouterr().err
     assert train() == 0
-    set_up_logging(None, show=False)
     assert_same_run(whole, run)
 
 

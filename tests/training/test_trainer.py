@@ -25,7 +25,7 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import environment
-from bitad.runtime.log import set_up_logging
+from bitad.runtime.log import add_log_file, command_logging
 from bitad.training.step import total
 from bitad.training.trainer import EpochSampler, Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -352,11 +352,9 @@ def test_a_run_leaves_its_configuration_environment_and_log(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(features, f"output={tmp_path}", "training.epochs=1", "training.batch=4")
-    set_up_logging(config.run_directory)
-    try:
+    with command_logging():
+        add_log_file(config.run_directory)
         Trainer(config, ALONE).run()
-    finally:
-        set_up_logging(None, show=False)
     assert load_config(config.run_directory / "config.yaml") == config
     left = json.loads((config.run_directory / "environment.json").read_text())
     assert left == environment(ALONE)
@@ -374,9 +372,9 @@ def test_a_run_leaves_its_configuration_environment_and_log(
 
 def test_the_log_of_another_run_does_not_go_to_the_first_ones_file(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        set_up_logging(tmp_path / name, show=True)
-        logging.getLogger("bitad").info("this is the %s", name)
-    set_up_logging(None, show=False)
+        with command_logging():
+            add_log_file(tmp_path / name)
+            logging.getLogger("bitad").info("this is the %s", name)
     assert "second" not in (tmp_path / "first" / "log.txt").read_text()
     assert "this is the second" in (tmp_path / "second" / "log.txt").read_text()
 
