@@ -1,7 +1,7 @@
 """Processes of their own, for tests of what several do together and of what is left when one is killed.
 
-They are forked from a server that has imported PyTorch and BiTAD once: a new interpreter spends two CPU seconds on
-that.
+They are forked from a server that has imported PyTorch and BiTAD once: a new interpreter spends three CPU seconds on
+that, if it trains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _START_METHOD = multiprocessing.get_start_method()
-_CONTEXT.set_forkserver_preload(["bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"])
+_CONTEXT.set_forkserver_preload(
+    # PyTorch's first optimiser imports its compiler.
+    ["torch._dynamo", "bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"]
+)
 
 
 class Running:
