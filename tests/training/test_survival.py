@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 import torch
 from builders import config_of, feature_data
 from full_disk import files_of_at_most
+from processes import Running
 from runs import ALONE, assert_same_run, records
 
 from bitad.cli import main
@@ -102,11 +103,11 @@ def test_afterwards_signals_mean_what_they_meant(features: Path, tmp_path: Path)
 def test_the_command_says_where_it_stopped_and_with_what_status(features: Path, tmp_path: Path) -> None:
     """A process of its own, with workers that get the signal too, as of a terminal or a scheduler."""
     options = ("training.epochs=4000", "training.workers=1", "training.evaluate_every=4000", f"output={tmp_path}")
-    command = [sys.executable, "-m", "bitad", "train", str(features), *options, "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Running("train", features, *options, "--device", "cpu", new_session=True)
     run = tmp_path / "tiny-forward-seed0"
     while not (run / "last-1.pt").exists():
         assert process.poll() is None
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
