@@ -195,16 +195,16 @@ def test_where_half_precision_overflows_the_step_is_skipped_and_the_next_scaled_
 ) -> None:
     path, _ = data["features"]
     trainer = Trainer(config_of(path, "training.precision=fp16", "training.epochs=1", f"output={tmp_path}"), ALONE)
-    trainer.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.network.train()
     batch = next(iter(trainer.loader))
     step = trainer._take_step([batch])
     assert step.fault is None
-    assert trainer.train_step.scaler.get_scale() == 2.0**39
+    assert trainer.train_step.scaler.get_scale() == 2.0**29
     for name, tensor in trainer.network.state_dict().items():
         assert torch.equal(tensor, before[name])
-    for _ in range(40):
+    for _ in range(24):
         step = trainer._take_step([batch])
     assert all(torch.isfinite(torch.tensor(norm)) for norm in step.norms.values())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())

@@ -515,10 +515,6 @@ def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
         network_of(config_of(unasked))
 
 
-def test_a_plan_needs_no_weights(unasked: Path) -> None:
-    assert main(["plan", str(unasked)]) == 0
-
-
 def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
     whole: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

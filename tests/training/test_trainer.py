@@ -57,9 +57,10 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
         f"direction={direction}",
         f"output={tmp_path}",
         "data.test_subset=training",
-        "training.epochs=4",
-        "training.evaluate_every=4",
-        "training.windows_per_video=8",
+        "training.epochs=2",
+        "training.evaluate_every=2",
+        "training.windows_per_video=10",
+        "training.lr=5e-3",
     )
     trainer = Trainer(config, ALONE)
     untrained = trainer._evaluate().average_map
@@ -94,7 +95,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(features: Path, whole: Path
 
 
 def test_a_resumed_run_on_videos_repeats_the_uninterrupted_one(videos: Path, tmp_path: Path) -> None:
-    overrides = (*RANDOM, "model.backbone.drop_path=0.3")
+    overrides = (*RANDOM, "model.backbone.drop_path=0.3", "training.evaluate_from=1")
     uninterrupted = config_of(videos, *overrides, f"output={tmp_path / 'whole'}")
     Trainer(uninterrupted, ALONE).run()
     parts = config_of(videos, *overrides, f"output={tmp_path / 'parts'}")
