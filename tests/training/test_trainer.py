@@ -59,7 +59,7 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
         "data.test_subset=training",
         "training.epochs=2",
         "training.evaluate_every=2",
-        "training.windows_per_video=10",
+        "training.windows_per_video=12",
         "training.lr=5e-3",
     )
     trainer = Trainer(config, ALONE)
@@ -324,7 +324,9 @@ def test_a_network_without_any_right_detection_is_kept_too(
 
 
 def test_the_best_checkpoint_holds_the_weights_that_were_tested(features: Path, tmp_path: Path) -> None:
-    config = config_of(features, f"output={tmp_path}", "training.epochs=3", "training.windows_per_video=6")
+    config = config_of(
+        features, f"output={tmp_path}", "training.epochs=3", "training.windows_per_video=3", "training.lr=5e-3"
+    )
     best = Trainer(config, ALONE).run()
     checkpoint = load_checkpoint(config.run_directory / "best.pt")
     truth = read_annotations(config.data.annotations, classes=config.data.classes).subset("validation")
