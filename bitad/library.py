@@ -97,7 +97,7 @@ class Detector:
 
         files = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
         with progress_shown(progress):
-            detections, unread = detect_videos(
+            detections = detect_videos(
                 self._checkpoint,
                 files,
                 self._ranks,
@@ -105,7 +105,7 @@ class Detector:
                 damaged=on_decode_error,
                 on_read_error=on_read_error,
             )
-        for name, reason in unread.items():
+        for name, reason in detections.unread.items():
             log.warning("%s: %s", name, reason)
         return detections
 

@@ -70,7 +70,7 @@ def found(path: Path, *names: str, **external: Any) -> Path:
 
 
 def line(habits: str, theirs: str, ours: str, *, count: int = 2) -> str:
-    return f"{count} videos matched although names differ by {habits}: {theirs} for {ours}"
+    return f"{count} videos matched although names differ by {habits}: {theirs!r} for {ours!r}"
 
 
 DIFFERENT = [
@@ -179,7 +179,7 @@ def test_detections_of_other_videos_are_refused_with_names_of_both_sides(tmp_pat
 def test_detections_that_may_be_of_two_videos_are_refused(tmp_path: Path, run: Runs) -> None:
     options = ("--ground-truth", truth(tmp_path / "gt.json", "a", "b"), "--subset", "test")
     _, err = run("evaluate", *options, "--detections", found(tmp_path / "x.json", "v_a", "A", "b"), status=1)
-    assert "x.json: video 'a' may be 'v_a' or 'A'; rename or remove one" in err
+    assert "x.json: 'v_a' or 'A' may be video 'a'; rename or remove one" in err
 
 
 def test_a_video_of_another_subset_is_not_taken_for_one_of_this(tmp_path: Path, run: Runs) -> None:
@@ -244,7 +244,7 @@ def test_features_under_other_names_are_trained_and_tested_on(
     back = pack(features, tmp_path / "back.npz", str.upper)
     options = (f"output={tmp_path / 'runs'}", "direction=reverse", f"data.reversed_features={back}", *QUICK)
     _, err = run("train", config, f"data.features={there}", *options, "--device", "cpu")
-    assert err.count("4 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("4 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("4 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert set(read_detections(directory / "detections.json").videos) == {"test_0", "test_1"}
@@ -289,7 +289,7 @@ def test_videos_under_other_names_are_trained_on(tmp_path: Path, run: Runs, one_
     their_back = renamed(back, tmp_path / "their_back", str.title)
     options = (f"data.videos={there}", "direction=reverse", f"data.reversed_videos={their_back}", *QUICK)
     _, err = run("train", config, *options, f"output={tmp_path / 'runs'}", "--device", "cpu")
-    assert err.count("3 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("3 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("3 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert read_detections(directory / "detections.json").videos == ("test_0",)

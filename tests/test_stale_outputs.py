@@ -204,7 +204,7 @@ def test_another_quality_is_another_reversed_file(tmp_path: Path) -> None:
     write(src / "v.mp4")
     for crf, is_new in ((18, True), (18, False), (30, True), (30, False)):
         report = reverse_folder(src, dst, crf=crf)
-        assert (report.done == ("v.mp4",), report.skipped == ()) == (is_new, is_new)
+        assert (report.done == ("v.mp4",), report.kept == ()) == (is_new, is_new)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".m4v"])
@@ -213,7 +213,7 @@ def test_a_video_reversed_alone_is_known_to_its_folder(tmp_path: Path, suffix: s
     write(src)
     assert main(["reverse", str(src), str(tmp_path / "dst" / src.name)]) == 0
     report = reverse_folder(src.parent, tmp_path / "dst")
-    assert (report.skipped, report.unrecorded) == ((src.name,), ())
+    assert (report.kept, report.unrecorded) == ((src.name,), ())
     write(src, first=1)
     assert reverse_folder(src.parent, tmp_path / "dst").again == (src.name,)
 

@@ -34,7 +34,7 @@ from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
     from bitad.timeline import Direction
-    from bitad.video.reverse import ReverseReport
+    from bitad.video.files import VideosReport
 
 
 _MAX_REMARKS = 10
@@ -305,7 +305,7 @@ def _features(arguments: argparse.Namespace) -> int:
     )
     with process_group(arguments.device) as ranks:
         cache = IndexCache(arguments.out / INDEX_FOLDER)
-        report = extract_features(encoder, videos, folders, ranks, damaged=arguments.on_decode_error, cache=cache)
+        report = extract_features(encoder, videos, folders, ranks, cache, damaged=arguments.on_decode_error)
         if ranks.is_main:
             echo(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
@@ -383,14 +383,15 @@ def _reverse(arguments: argparse.Namespace) -> int:
             echo(warning, file=sys.stderr)
         return 0
     with progress_callback(f"reversing {src.name}") as on_progress:
-        done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
-    _print_repeated(src.name, done.repeated)
+        repeated = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
+    _print_repeated(src.name, repeated)
     return 0
 
 
 def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
     from bitad.runtime.progress import progress_callback
-    from bitad.video.reverse import ReverseReport, reverse_folder
+    from bitad.video.files import VideosReport
+    from bitad.video.reverse import reverse_folder
 
     with ExitStack() as stack:
         rank, world, ranks = 0, 1, None
@@ -410,14 +411,14 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
             on_progress=on_progress,
         )
         if ranks is not None:
-            report = ReverseReport.together(ranks.gather(report))
+            report = VideosReport.together(ranks.gather(report))
         if rank == 0:
             _print_report(report)
     return 1 if report.failed else 0
 
 
-def _print_report(report: ReverseReport) -> None:
-    echo(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+def _print_report(report: VideosReport) -> None:
+    echo(f"{len(report.done)} reversed, {len(report.kept)} kept from before, {len(report.failed)} failed")
     for name in report.again:
         echo(f"bitad reverse: {name}: reversed again, because the video or its copy has changed", file=sys.stderr)
     if report.unrecorded:

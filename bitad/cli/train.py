@@ -151,7 +151,8 @@ def _detect(arguments: argparse.Namespace) -> int:
         check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
         checkpoint = checkpoint_of(arguments.checkpoint, arguments.config)
         damaged = arguments.on_decode_error
-        detections, failed = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+        failed = detections.unread
         if ranks.is_main:
             if detections.videos:
                 page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)

@@ -301,7 +301,7 @@ def write_video_of(folder: Path, name: str, seed: tuple[int, ...]) -> AnnotatedV
     scene = sample_scene(seed, duration_s)
     frames = round(duration_s * FRAMES_PER_SECOND)
     pictures = render(scene, (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float32), PIXELS)
-    write_video(folder / f"{name}.mp4", pictures, fps=FRAMES_PER_SECOND, crf=27, preset="veryfast", gop=32)
+    write_video(folder / f"{name}.mp4", pictures, fps=FRAMES_PER_SECOND, crf=27, gop=32)
     actions = scene.actions
     segments = np.array([(a.start_s, a.end_s) for a in actions], np.float64).reshape(-1, 2)
     subset = "training" if name.startswith("train") else "validation"

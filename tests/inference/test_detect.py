@@ -371,8 +371,8 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     config = config_of(videos)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
     file = videos.parent / "videos" / "test_0.mp4"
-    found, failed = detect_videos(checkpoint, {"test_0": file}, ALONE)
-    assert failed == {}
+    found = detect_videos(checkpoint, {"test_0": file}, ALONE)
+    assert found.unread == {}
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert found.videos == tested.videos == ("test_0",)
     assert len(found) > 0
@@ -384,7 +384,7 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
 def test_a_pair_detects_in_videos_what_it_finds_in_testing_merged(videos: Path) -> None:
     config = config_of(videos, "experiment=2x", *INIT)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
-    found, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
+    found = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert len(found) > 0
     np.testing.assert_array_equal(found.segments, tested.segments)
@@ -396,8 +396,8 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     checkpoint = checkpoint_of(config_of(videos), rate_hz=FPS / 2)
     frames = [numbered_picture(i // 2) for i in range(150)]
     write_video(tmp_path / "fast.mp4", frames, fps=2 * FPS, crf=12)
-    slow, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
-    fast, _ = detect_videos(checkpoint, {"fast": tmp_path / "fast.mp4"}, ALONE)
+    slow = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
+    fast = detect_videos(checkpoint, {"fast": tmp_path / "fast.mp4"}, ALONE)
     assert fast.durations_s["fast"] == pytest.approx(slow.durations_s["test_0"])
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)

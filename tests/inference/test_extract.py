@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -30,13 +31,15 @@ from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.samples import collate
 from bitad.data.sources import build_source
 from bitad.inference.encoders import Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
-from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos
+from bitad.inference.extract import deal, extract_features, feature_folders, find_videos
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.models.vit import VisionTransformer, sinusoid_table
 from bitad.timeline import Direction
 from bitad.video.decoding import PictureStream
+from bitad.video.files import VideosReport
+from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_video
 from bitad.video.writer import write_video
@@ -106,9 +109,9 @@ def extract(
     *,
     precision: Precision = "float32",
     stored: Stored = "float32",
-) -> ExtractionReport:
+) -> VideosReport:
     folders = feature_folders(encoder, out, directions, precision=precision, stored=stored)
-    return extract_features(encoder, find_videos(list(videos)), folders, ALONE)
+    return extract_features(encoder, find_videos(list(videos)), folders, ALONE, IndexCache(Path(os.devnull) / "index"))
 
 
 def tiny_encoder(backbone: Path, *, stride: int = 4, clips: int = 3, length: int | None = None) -> Encoder:
@@ -166,7 +169,7 @@ def test_clip_features_are_the_transformers_on_each_clip_alone(
     vit: VisionTransformer, backbone: Path, videos: Path, tmp_path: Path, stride: int, clips: int
 ) -> None:
     report = extract(tiny_encoder(backbone, stride=stride, clips=clips), [videos], tmp_path, DIRECTIONS)
-    assert report == ExtractionReport(done=("v16", "v43", "v76", "v9"), kept=(), failed={})
+    assert report == VideosReport(done=("v16", "v43", "v76", "v9"), kept=(), failed={})
     for name in report.done if stride != 1 else ("v43",):
         for view in DIRECTIONS:
             expected = clip_reference(vit, videos / f"{name}.mp4", stride, reverse=view == "reverse")
@@ -409,7 +412,7 @@ def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(backbone: Path, v
     cut = out / "forward" / "v76.npy"
     cut.write_bytes(cut.read_bytes()[:-1])
     report = extract(encoder, [videos], out, DIRECTIONS)
-    assert report == ExtractionReport(done=("v43", "v76"), kept=("v16", "v9"), failed={}, again=("v76",))
+    assert report == VideosReport(done=("v43", "v76"), kept=("v16", "v9"), failed={}, again=("v76",))
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*.npy")}
     again = {f"{path.parent.name}/{path.stem}" for path in before if before[path][1] != after[path][1]}
     assert again == {"forward/v76", "reverse/v43"}
@@ -631,7 +634,7 @@ def test_runs_that_make_no_features_of_videos_say_why(data: Path, tmp_path: Path
         load_encoder(run, clip_frames=8)
     for layout in ("resized", "whole"):
         run, _ = untrained(data, tmp_path / f"{layout}.pt", f"window.layout={layout}")
-        with pytest.raises(ValueError, match=rf"was trained with window\.layout={layout}; .* in sliding windows"):
+        with pytest.raises(ValueError, match=rf"has window\.layout={layout}; give a run with"):
             load_encoder(run)
 
 

@@ -182,7 +182,7 @@ def test_a_video_whose_pictures_are_in_another_file_is_refused_and_the_other_not
     assert main(["reverse", str(path), str(tmp_path / "back.mp4")]) == 1
     error = capfd.readouterr().err
     assert error.count("\n") == 1
-    assert "v.mov: its pictures are in another file, which is not opened" in error
+    assert "v.mov: its pictures are in another file; export one" in error
     assert_nobody_called(server)
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_video_is_refused_by_name(
     lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == len(contents)
     for name, line in zip(sorted(contents), lines, strict=True):
-        assert f"{name}.mp4: not a video that FFmpeg can read from this file alone (pictures, sound" in line
+        assert f"{name}.mp4: not a video that FFmpeg can read from this file alone; name a video file" in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.mp4"]
 
 

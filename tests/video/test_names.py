@@ -43,7 +43,7 @@ def test_a_habit_is_seen_and_named(wanted: str, found: str, by: str) -> None:
 def test_the_line_tells_how_many_and_one_of_them() -> None:
     names = [f"x{number}" for number in range(12)]
     line = Matching.of(names, [f"v_{name}" for name in names]).line("folder")
-    assert line == "folder: 12 videos matched although names differ by the prefix v_: v_x0 for x0"
+    assert line == "folder: 12 videos matched although names differ by the prefix v_: 'v_x0' for 'x0'"
     assert Matching.of(names, names).line("folder") is None
 
 

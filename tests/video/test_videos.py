@@ -190,7 +190,7 @@ def test_windows_are_what_reading_each_gives(folder: Path) -> None:
 def test_a_known_index_is_not_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_video(folder / "b_frames.mp4")
     monkeypatch.setattr(videos, "index_video", lambda path: pytest.fail("the index was made again"))
-    with VideoReader(folder / "b_frames.mp4", index=index, threads=2) as reader:
+    with VideoReader(folder / "b_frames.mp4", index=index) as reader:
         assert numbers_shown(reader.read([98, 1])) == [98, 1]
 
 
