@@ -388,7 +388,6 @@ import bitad
 assert_same(before)
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 import torch, numpy
-import torch.distributed.fsdp  # it sets a filter of warnings
 torch.manual_seed(3)
 before = state()
 detector = bitad.load({FORWARD!r}, device="cpu")
@@ -411,7 +410,7 @@ def test_warnings_reach_a_program_that_configures_no_logging(tmp_path: Path) -> 
 def test_training_prints_nothing_and_restores_what_it_changes(here: Path, tmp_path: Path) -> None:
     program = f"""{STATE}
 import bitad, torch, numpy
-import torch.distributed.fsdp
+import torch.distributed.fsdp  # PyTorch's optimisers import it, and it sets a filter of warnings
 logging.basicConfig(level=logging.WARNING)
 config = bitad.load_config("my.yaml", ["output={tmp_path}", "threads=2"])
 torch.set_num_threads(1)

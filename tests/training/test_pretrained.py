@@ -17,7 +17,6 @@ from runs import ALONE, assert_same, assert_same_run
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
 from bitad.demo import Job
@@ -68,13 +67,19 @@ def whole(videos: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return config.run_directory
 
 
-@pytest.fixture
-def moved(whole: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def without_file(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of that run, whose pre-trained file and first directory are not there any more."""
-    run = Path(shutil.copytree(whole, tmp_path / "elsewhere" / whole.name))
+    run = Path(shutil.copytree(whole, tmp_path_factory.mktemp("moved") / whole.name))
     for name in ("best.pt", "last.pt", "last-1.pt"):
         change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights="gone/vit.pth"))
     return run
+
+
+@pytest.fixture
+def moved(without_file: Path, tmp_path: Path) -> Path:
+    """A copy of that one, to change."""
+    return Path(shutil.copytree(without_file, tmp_path / "elsewhere" / without_file.name))
 
 
 @pytest.fixture
@@ -170,10 +175,16 @@ def test_a_runs_checkpoints_are_of_the_size_of_what_trains(videos: Path, vit: Pa
     assert said == {"sha256": sha256_of(whole / BACKBONE_FILE), "prefixes": ["backbone.vit."]}
 
 
-@pytest.mark.parametrize("experiment", ["baseline", "1", "2", "2x"])
-@pytest.mark.parametrize("form", ["videomae", "mmaction2", "halved", "random"])
+@pytest.mark.parametrize(
+    ("form", "experiment"),
+    [
+        *((form, "baseline") for form in ("videomae", "mmaction2", "halved", "random")),
+        *(("videomae", experiment) for experiment in ("1", "2", "2x")),
+        ("random", "1"),
+    ],
+)
 def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
-    experiment: str, form: str, videos: Path, tmp_path: Path
+    form: str, experiment: str, videos: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "vit.safetensors"
     match form:
@@ -273,9 +284,9 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
         "features": ("features", video, "--checkpoint", run, "--out", out),
         "inspect": ("weights", "inspect", run / "best.pt"),
         "convert": ("weights", "convert", run, out / "run.safetensors"),
-        "pair": ("train", videos, *pair, f"output={out}"),
+        "pair": ("train", videos, "training.epochs=1", *pair, f"output={out}"),
         "resume": ("train", run / "config.yaml", f"output={run.parent}", "--resume"),
-        "weights": ("train", videos, f"model.backbone.weights={run / 'best.pt'}", f"output={out}"),
+        "weights": ("train", videos, "training.epochs=1", f"model.backbone.weights={run / 'best.pt'}", f"output={out}"),
     }
 
 
@@ -306,13 +317,7 @@ def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(
     assert after == before
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_command_takes_a_run_that_was_moved(case: str, moved: Path, videos: Path, tmp_path: Path) -> None:
-    overrides = ("model.backbone.weights=gone/vit.pth",) if case == "resume" else ()
-    assert succeeds(*commands(moved, videos, tmp_path / "out")[case], *overrides)
-
-
-@pytest.mark.parametrize("experiment", ["2", "2x", "3-1", "3-3"])
+@pytest.mark.parametrize("experiment", ["2", "2x", "3-1"])
 def test_two_networks_start_from_runs_that_were_moved(
     experiment: str, moved: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -341,34 +346,30 @@ def test_a_run_that_was_moved_is_resumed_to_the_same_bits(whole: Path, videos: P
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("becomes", ["gone", "another", "cut off"])
-def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
-    case: str, becomes: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+def test_every_command_takes_a_run_that_was_moved_and_names_a_transformer_that_is_missing_or_damaged(
+    case: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file = moved / BACKBONE_FILE
     right = file.read_bytes()
-    file.unlink()
-    if becomes == "another":
-        write_safetensors(transformer(seed=5), file)
-    elif becomes == "cut off":
-        file.write_bytes(right[:-100])
-    name = "last.pt" if case == "resume" else "best.pt"
+    checkpoint = moved / ("last.pt" if case == "resume" else "best.pt")
     command = commands(moved, videos, tmp_path / "out")[case]
     if case == "resume":
         command = (*command, "model.backbone.weights=gone/vit.pth")
-    said = refused(*command)
-    fault = {"gone": "is missing", "another": "has other content", "cut off": "damaged or cut off"}[becomes]
-    assert f"the frozen transformer of {moved / name} is not found: {file} " in said
-    assert f"{fault}" in said
-    assert f"; copy it to {file} from where the checkpoint was trained" in said
+    file.unlink()
+    missing = refused(*command)
+    write_safetensors(transformer(seed=5), file)
+    another = refused(*command)
+    file.write_bytes(right[:-100])
+    cut_off = refused(*command)
+    faults = {"is missing": missing, "has other content": another, "damaged or cut off": cut_off}
+    for fault, line in faults.items():
+        assert f"the frozen transformer of {checkpoint} is not found: {file} " in line
+        assert fault in line
+        assert f"; copy it to {file} from where the checkpoint was trained" in line
     if case == "pair":
-        assert "init.forward: " in said
+        assert all("init.forward: " in line for line in faults.values())
     file.write_bytes(right)
     assert succeeds(*command)
-
-
-def load_run_directory(path: Path) -> Path:
-    return parse_config(torch.load(path, weights_only=True)["config"], "").run_directory
 
 
 def test_another_pre_trained_file_is_refused_and_another_form_of_it_is_not(
@@ -504,10 +505,6 @@ def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ValueError, match=r"model\.backbone\.weights is null"):
         network_of(config_of(unasked))
-
-
-def test_a_plan_needs_no_weights(unasked: Path) -> None:
-    assert main(["plan", str(unasked)]) == 0
 
 
 def test_a_baseline_without_the_frozen_transformer_begins_no_pair(

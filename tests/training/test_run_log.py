@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import config_of, feature_data, video_data
-from processes import of_two_processes, ranks
+from processes import Running, of_two_processes, ranks
 
 from bitad.cli import main
 from bitad.inference import detect as testing
@@ -161,8 +159,7 @@ def test_a_training_whose_reader_is_killed_ends_with_a_line_that_names_it(tmp_pa
     path = video_data(tmp_path / "data", training=4)
     options = ("training.epochs=4000", "training.evaluate_every=4000", "training.workers=2", "training.warmup_epochs=0")
     run = config_of(path).run_directory
-    command = [sys.executable, "-m", "bitad", "train", str(path), *options, "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Running("train", path, *options, "--device", "cpu")
     try:
         while not (run / "last.pt").exists():
             assert process.poll() is None
@@ -172,7 +169,7 @@ def test_a_training_whose_reader_is_killed_ends_with_a_line_that_names_it(tmp_pa
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert process.returncode == 1
     *_, last = said.splitlines()
     named = rf"was reading video train_\d|reads videos \(process {readers[-1]}\)"
