@@ -118,7 +118,7 @@ def test_adapters_see_across_pieces() -> None:
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos of more than two windows, and their reversed playback."""
     path = video_data(tmp_path_factory.mktemp("long") / "data", test=2, frames=150)
-    reverse_folder(path.parent / "videos", path.parent / "reversed")
+    reverse_folder(path.parent / "videos", path.parent / "reversed", workers=0)
     return path
 
 
