@@ -343,7 +343,7 @@ def videos(draw: st.DrawFn, name: str) -> AnnotatedVideo:
     )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=st.tuples(videos("b"), videos("a,é"), videos("c")), suffix=st.sampled_from(["json", "json.gz"]))
 def test_native_to_actionformer_to_native_changes_nothing(
     tmp_path: Path, drawn: tuple[AnnotatedVideo, ...], suffix: str
