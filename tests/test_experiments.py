@@ -84,13 +84,12 @@ RUNS = [
     ("features", "1-1", ()),
     ("features", "1x", ()),
     ("videos", "2", ()),
-    ("videos", "2x", ()),
+    ("videos", "2x", ("pair.train_detector=true",)),
     ("features", "3-1", ()),
     ("features", "3-2", ()),
     ("features", "3-3", ()),
     ("videos", "3-1", ()),
     ("features", "3-1", (TWO_FORWARD,)),
-    ("videos", "2", ("pair.train_detector=true",)),
 ]
 
 
