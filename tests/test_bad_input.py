@@ -762,14 +762,14 @@ def leaves(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             yield from leaves(value, (*path, key))
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(text=texts | st.text(max_size=40))
 def test_any_text_is_a_configuration_or_refused(tmp_path: Path, told: Callable[..., str], text: str) -> None:
     (tmp_path / "any.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert told("test", tmp_path / "none.pt", "--config", tmp_path / "any.yaml")
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(data=st.data())
 def test_any_value_of_any_key_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], data: st.DataObject
@@ -790,7 +790,7 @@ overridden = st.sampled_from(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(override=st.tuples(overridden, texts).map("=".join) | texts.filter(lambda text: text[:1] != "-"))
 def test_any_override_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], override: str
@@ -838,7 +838,7 @@ JSON_FORMS = [name for name, form in FORMATS.items() if not any(p.endswith((".cs
 TEXT_FORMS = [name for name in FORMATS if name not in JSON_FORMS]
 
 
-@settings(max_examples=80, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=documents | databases, form=st.none() | st.sampled_from(JSON_FORMS), to=st.booleans())
 def test_any_json_is_checked_and_converted_or_refused(
     tmp_path: Path, told: Callable[..., str], content: Any, form: str | None, to: bool
@@ -860,7 +860,7 @@ HEADS = {
 ROWS = {"charades": "x,c1 1 2,3", "thumos14": "v 1 2", "multithumos": "video_test_1 1 2"}
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(lines=st.lists(cells, max_size=4), form=st.sampled_from(TEXT_FORMS), headed=st.booleans(), row=st.booleans())
 def test_any_table_is_checked_or_refused(
     tmp_path: Path, told: Callable[..., str], lines: list[str], form: str, headed: bool, row: bool
@@ -873,7 +873,7 @@ def test_any_table_is_checked_or_refused(
     told("annotations", "check", path)
 
 
-@settings(max_examples=30, **QUIETLY)
+@settings(max_examples=15, **QUIETLY)
 @given(content=st.binary(max_size=30) | texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_class_list_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: bytes
@@ -905,7 +905,7 @@ found = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=found | documents)
 def test_any_json_is_merged_and_evaluated_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: Any

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,22 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Work is done here: a new process needs longer to import PyTorch."""
+    import kernels
+    import measuring
+    import speed
+
+    def here(work: Callable[..., measuring.Measured], given: dict[str, Any], *, threads: int) -> measuring.Alone:
+        done = work(**given)
+        return measuring.Alone(done, measuring.peak_mib(), done.took)
+
+    monkeypatch.setattr(kernels, "alone", here)
+    monkeypatch.setattr(speed, "alone", here)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_quick_row_is_measured_beside_its_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import speed
 
@@ -75,6 +93,7 @@ def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.Capt
     assert said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import kernels
     import networks

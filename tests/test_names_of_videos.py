@@ -112,7 +112,7 @@ def test_the_frames_of_videos_are_counted_whatever_the_habits_of_their_files(tmp
 
 def test_checking_finds_videos_and_reversed_videos_by_habits(tmp_path: Path, run: Runs) -> None:
     config = video_data(tmp_path, training=1, test=1, frames=40)
-    reverse_folder(tmp_path / "videos", tmp_path / "back")
+    reverse_folder(tmp_path / "videos", tmp_path / "back", workers=0)
     for folder in ("videos", "back"):
         for path in (tmp_path / folder).iterdir():
             path.rename(path.with_name(f"v_{path.name}"))
@@ -277,7 +277,7 @@ def test_videos_under_other_names_are_trained_on(tmp_path: Path, run: Runs, one_
     config = video_data(tmp_path / "data", training=2, test=1)
     videos = tmp_path / "data/videos"
     back = tmp_path / "back"
-    reverse_folder(videos, back)
+    reverse_folder(videos, back, workers=0)
     there = renamed(videos, tmp_path / "there", "v_{}".format)
     their_back = renamed(back, tmp_path / "their_back", str.title)
     options = (f"data.videos={there}", "direction=reverse", f"data.reversed_videos={their_back}", *QUICK)

@@ -31,15 +31,15 @@ from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Small, and yet with everything: several blocks, six clips, adapters behind some blocks, global and local attention.
+# Small, and yet with everything: three blocks, six clips, adapters behind two of them, global and local attention.
 SMALL = (
     "data.annotations=none.json",
     "data.classes=null",
     "window.steps=96",
-    "model.levels=3",
+    "model.levels=2",
     "model.channels=32",
     "model.stem_blocks=1",
-    "model.attention_window=[null, 7, 5]",
+    "model.attention_window=[null, 5]",
     "model.backbone.size={dim: 48, depth: 3, heads: 3, mlp_dim: 96}",
     "model.backbone.weights=null",
     "model.backbone.pixels=48",

@@ -387,7 +387,7 @@ json_values = st.recursive(
 FIXED = [HealthCheck.function_scoped_fixture]
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=FIXED)
+@settings(deadline=None, max_examples=60, suppress_health_check=FIXED)
 @given(content=json_values, form=st.sampled_from(["native", "mmaction2", "bsn", "multilabel", "ego4d-mq", None]))
 def test_any_json_is_read_or_refused_with_a_reason(tmp_path: Path, content: Any, form: str | None) -> None:
     (tmp_path / "train.json").write_text(json.dumps(content))
@@ -412,7 +412,7 @@ video = st.fixed_dictionaries(
 videos = st.dictionaries(st.sampled_from(["a", "b", ""]), video | json_values, max_size=2)
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=FIXED)
+@settings(deadline=None, max_examples=80, suppress_health_check=FIXED)
 @given(
     content=videos | st.fixed_dictionaries({"database": videos}) | st.fixed_dictionaries({"videos": st.lists(video)}),
     form=st.sampled_from(["native", "mmaction2", "multilabel", "ego4d-mq", None]),
@@ -432,7 +432,7 @@ HEADERS = {
 cells = st.text(st.sampled_from("c0 1.:;,\"'\nx\t\0é"), max_size=12)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=FIXED)
+@settings(deadline=None, max_examples=60, suppress_health_check=FIXED)
 @given(lines=st.lists(cells, max_size=4), form=st.sampled_from(list(HEADERS)))
 def test_any_text_is_read_or_refused_with_a_reason(tmp_path: Path, lines: list[str], form: str) -> None:
     path = tmp_path / ("A_val.txt" if form == "thumos14" else "train.csv")

@@ -55,7 +55,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos") / "data"
     path = video_data(folder, frames=FRAMES)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
@@ -669,11 +669,11 @@ def test_features_of_another_width_are_refused(features: Path) -> None:
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "data"
     path = video_data(folder, training=2, test=2, frames=150)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
-@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.75])
 @pytest.mark.parametrize("kind", ["features", "frames", "reverse", "pair", "pair of files"])
 def test_windows_in_their_order_are_those_read_each_alone(
     features: Path, long: Path, kind: str, overlap: float

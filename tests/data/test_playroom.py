@@ -213,10 +213,13 @@ def test_a_video_is_annotated_with_what_happens_in_it(tmp_path: Path, monkeypatc
     assert np.abs(shown.astype(int) - drawn).mean() < 8
 
 
-def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(tmp_path: Path) -> None:
+def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(playroom, "PIXELS", 32)
     told: list[tuple[int, int]] = []
     annotations = write_data_set(
-        tmp_path, training=1, validation=1, seed=3, workers=1, on_progress=lambda *step: told.append(step)
+        tmp_path, training=1, validation=1, seed=3, workers=0, on_progress=lambda *step: told.append(step)
     )
     assert told == [(1, 2), (2, 2)]
     classes = tmp_path / "annotations" / "category_idx.txt"

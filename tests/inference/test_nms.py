@@ -102,7 +102,7 @@ ways = st.builds(
 
 
 @given(candidates, ways)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_what_is_kept_is_what_the_slow_reference_keeps(found, how):
     segments, _, labels = found
     expected = slow_nms(*found, how)

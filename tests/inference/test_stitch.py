@@ -83,7 +83,7 @@ ways = st.builds(
 
 
 @given(seed=st.integers(0, 1000), windows=st.integers(0, 8), kinds=st.sampled_from([1, 2, 100]), how=ways)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
     seed: int, windows: int, kinds: int, how: NmsConfig
 ) -> None:

@@ -65,12 +65,13 @@ def test_it_equals_a_search_for_the_nearest_point(window: tuple[Points, Tensor],
     found = aligned(other)
     assert found.points is points
     assert torch.equal(found.mask, other.mask)
+    positions, strides = points.position.tolist(), points.stride.tolist()
     for b, steps in enumerate(real.tolist()):
         valid = other.mask[b].nonzero()[:, 0].tolist()
         for j in valid:
-            position, stride = points.position[j].item(), points.stride[j].item()
-            level = [i for i in valid if points.stride[i] == stride]
-            offsets = [steps - 1 - points.position[i].item() - position for i in level]
+            position, stride = positions[j], strides[j]
+            level = [i for i in valid if strides[i] == stride]
+            offsets = [steps - 1 - positions[i] - position for i in level]
             offset, i = min(zip(offsets, level, strict=True), key=lambda pair: (abs(pair[0]), pair[1]))
             to_end, to_start = other.distances[b, i].tolist()
             assert torch.equal(found.logits[b, j], other.logits[b, i])

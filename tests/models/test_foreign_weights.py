@@ -191,7 +191,7 @@ _CONTENTS = st.recursive(
 
 @given(content=_CONTENTS)
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_whatever_a_file_holds_is_read_or_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any

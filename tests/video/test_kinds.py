@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import struct
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from bitad.video.reverse import reverse_video
 FRAMES = 60
 SIZE = HEIGHT, WIDTH  # an odd size is scaled so that its bars are where they should be
 CASES = pytest.mark.parametrize("kind", KINDS)
+Frames = list[NDArray[np.uint8] | None]
+ReadThrough = Callable[[str], Frames]
 QUICK = partial(settings, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -40,7 +43,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def frames_of(path: Path) -> list[NDArray[np.uint8] | None]:
+@pytest.fixture(scope="module")
+def read_through(videos: dict[str, Path]) -> ReadThrough:
+    """Kind -> every frame of its video, from the beginning on; nobody changes them."""
+    return cache(lambda kind: frames_of(videos[kind]))
+
+
+def frames_of(path: Path) -> Frames:
     """Every frame from the beginning on; None where one is damaged."""
     index = index_video(path)
     stream = PictureStream(path, index)
@@ -64,10 +73,10 @@ def test_all_frames_are_counted_and_exact(videos: dict[str, Path], kind: str) ->
 @QUICK(max_examples=4)
 @given(frames=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=8))
 def test_any_frame_from_anywhere_is_the_one_that_reading_through_gives(
-    videos: dict[str, Path], kind: str, frames: list[int]
+    videos: dict[str, Path], read_through: ReadThrough, kind: str, frames: list[int]
 ) -> None:
     """Bit by bit: a bar code alone would pass with a wrong picture below it."""
-    through = frames_of(videos[kind])
+    through = read_through(kind)
     with VideoReader(videos[kind]) as reader:
         for number in frames:
             (pixels,) = (picture.to_rgb().to_ndarray() for picture in reader.pictures([number]))
@@ -77,7 +86,9 @@ def test_any_frame_from_anywhere_is_the_one_that_reading_through_gives(
 @CASES
 @QUICK(max_examples=6)
 @given(share=st.floats(0.3, 1, exclude_max=True))
-def test_a_cut_off_file_gives_no_wrong_frame(videos: dict[str, Path], tmp_path: Path, kind: str, share: float) -> None:
+def test_a_cut_off_file_gives_no_wrong_frame(
+    videos: dict[str, Path], read_through: ReadThrough, tmp_path: Path, kind: str, share: float
+) -> None:
     content = videos[kind].read_bytes()
     length = int(share * len(content))
     # Cut exactly between two pictures, these two are like whole ones that end there: nothing states more.
@@ -89,7 +100,7 @@ def test_a_cut_off_file_gives_no_wrong_frame(videos: dict[str, Path], tmp_path: 
         found = frames_of(cut)
     except ValueError:
         return  # nothing in it can be had
-    whole = frames_of(videos[kind])
+    whole = read_through(kind)
     assert len(found) <= FRAMES
     for number, picture in enumerate(found):
         if picture is not None:
@@ -120,13 +131,15 @@ def test_a_whole_file_does_not_break_off(videos: dict[str, Path], kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["h264 mkv", "h264 ts", "mpeg4 mkv", "mjpeg avi", "hevc mkv", "vp9 webm", "mpeg2 ts"])
-def test_damage_in_the_middle_costs_its_group_and_no_more(videos: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_damage_in_the_middle_costs_its_group_and_no_more(
+    videos: dict[str, Path], read_through: ReadThrough, tmp_path: Path, kind: str
+) -> None:
     content = bytearray(videos[kind].read_bytes())
     middle, length = len(content) // 2, len(content) // 50
     content[middle : middle + length] = bytes(length)
     damaged = tmp_path / videos[kind].name
     damaged.write_bytes(content)
-    whole = {picture.tobytes(): number for number, picture in enumerate(frames_of(videos[kind])) if picture is not None}
+    whole = {picture.tobytes(): number for number, picture in enumerate(read_through(kind)) if picture is not None}
     found = frames_of(damaged)
     good = [number for picture in found if picture is not None and (number := whole.get(picture.tobytes())) is not None]
     assert good == sorted(good)
@@ -285,9 +298,11 @@ def test_pictures_between_those_wanted_are_not_all_decoded(
         assert given < 0.8 * FRAMES
 
 
-def test_pictures_passed_over_in_one_reading_are_there_in_the_next(videos: dict[str, Path]) -> None:
+def test_pictures_passed_over_in_one_reading_are_there_in_the_next(
+    videos: dict[str, Path], read_through: ReadThrough
+) -> None:
     for kind in ("h264 mp4", "hevc mkv", "mpeg2 ts"):
-        expected = frames_of(videos[kind])
+        expected = read_through(kind)
         with VideoReader(videos[kind]) as reader:
             for number in range(1, 10):
                 reader.read([0, 10])
