@@ -405,5 +405,5 @@ def test_runs_are_reported_side_by_side_with_what_reversed_playback_makes_of_cla
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.html", "results.json", "sensitivity.png"}
     assert "difference to the baselines" in (tmp_path / "report" / "results.md").read_text()
     assert main(["report", runs[0], "--sensitivity", "--out", str(tmp_path / "none")]) == 1
-    assert "needs a forward and a reverse baseline" in capsys.readouterr().err
+    assert "direction sensitivity needs runs of F and of B" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
