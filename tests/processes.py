@@ -134,7 +134,8 @@ def ranks(world: int, *arguments: object, program: str | None = None) -> Iterato
     """Processes that know each other as torchrun's do, by rank, on one thread each; ended in the end."""
     place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     processes = [
-        Running(*arguments, program=program, env={**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(world)
+        Running(*arguments, program=program, env={**place, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in range(world)
     ]
     try:
         yield processes

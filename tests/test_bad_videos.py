@@ -161,7 +161,9 @@ def test_of_a_folder_the_good_videos_are_reversed(
             shown = numbers_shown(reader.read(np.arange(reader.info.frames)))[::-1]
         assert len(shown) == FRAMES
         assert shown == np.maximum.accumulate(shown).tolist()  # each its own or the one before
-        assert {number for number, place in zip(shown, range(FRAMES), strict=True) if number == place} > set(range(20))
+        assert {number for number, place in zip(shown, range(FRAMES), strict=True) if number == place} > set(
+            range(20)
+        )
 
 
 def test_a_finished_file_that_is_not_the_reverse_is_made_again(

@@ -66,7 +66,9 @@ def test_work_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
     import measuring
 
     given = {"truth": str(tmp_path / "none.json"), "found": str(tmp_path / "none.json"), "subset": "test"}
-    with pytest.raises(measuring.FailedError, match=r"^evaluation ended with status 1: .*none\.json: no such file"):
+    with pytest.raises(
+        measuring.FailedError, match=r"^evaluation ended with status 1: .*none\.json: no such file"
+    ):
         measuring.alone(evaluation_speed.evaluation, given, threads=1)
 
 
@@ -90,7 +92,9 @@ def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.Capt
 
     assert beside_opentad.main([str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
+    assert (
+        said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
+    )
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -99,7 +103,9 @@ def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pyt
     import networks
 
     assert kernels.main(["--quick", "--threads", "1", "--json", str(tmp_path / "kernels.json")]) == 0
-    forward, step = (json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK)
+    forward, step = (
+        json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK
+    )
     config = networks.configuration(tmp_path, size="tiny", frames=96, pixels=64)
     assert sum(forward["flops"].values()) == networks.forward_flops(config)
     # Backwards it is at least as much, and what is recomputed; weights that learn and attention take twice as much.

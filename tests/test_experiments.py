@@ -160,7 +160,9 @@ def assert_close(one: Detections, other: Detections) -> None:
 
 
 def test_variants_of_an_experiment_have_run_directories_of_their_own(features: Data) -> None:
-    runs = [config_of(features.path, *features.overrides(experiment)) for experiment in ("baseline", "1", "1-1", "3-2")]
+    runs = [
+        config_of(features.path, *features.overrides(experiment)) for experiment in ("baseline", "1", "1-1", "3-2")
+    ]
     options = ((), (TWO_FORWARD,), ("pair.align=naive",), ("pair.fusion_init=random",), ("seed=1",))
     runs += [config_of(features.path, *features.overrides("3-1", *more)) for more in options]
     assert len({run.run_directory for run in runs}) == len(runs)
@@ -180,7 +182,9 @@ class Counting:
     def grid(self, video: AnnotatedVideo) -> Grid:
         return self.source.grid(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: str = "forward", margin: float = 1.0) -> torch.Tensor:
+    def read(
+        self, video: AnnotatedVideo, grid: Grid, *, view: str = "forward", margin: float = 1.0
+    ) -> torch.Tensor:
         self.windows.append((video.name, grid.first_frame, grid.steps, view))
         return self.source.read(video, grid, view=view, margin=margin)
 
@@ -235,7 +239,9 @@ def refusal(data: Data, experiment: str, *overrides: str, kind: type[Exception] 
 
 @pytest.mark.parametrize("name", ["forward", "reverse"])
 @pytest.mark.parametrize("experiment", ["1-1", "3-1"])
-def test_a_baseline_that_is_not_there_is_refused(features: Data, experiment: str, name: str, tmp_path: Path) -> None:
+def test_a_baseline_that_is_not_there_is_refused(
+    features: Data, experiment: str, name: str, tmp_path: Path
+) -> None:
     nowhere = tmp_path / "nowhere"
     message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
     assert message == f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights"
@@ -389,7 +395,9 @@ def test_runs_are_reported_side_by_side_with_what_reversed_playback_makes_of_cla
     singles = [config_of(path, *common, f"direction={view}") for view in ("forward", "reverse")]
     for config in singles:
         Trainer(config, ALONE).run()
-    start = [f"init.{key}={config.run_directory}" for key, config in zip(("forward", "reverse"), singles, strict=True)]
+    start = [
+        f"init.{key}={config.run_directory}" for key, config in zip(("forward", "reverse"), singles, strict=True)
+    ]
     pair = config_of(path, *common, "experiment=3-3", *start)
     Trainer(pair, ALONE).run()
     runs = [str(config.run_directory) for config in (*singles, pair)]

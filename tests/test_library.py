@@ -170,7 +170,14 @@ def test_detections_are_those_of_the_command(here: Path, tmp_path: Path, run: st
 
 def test_scores_are_those_of_the_command(here: Path, tmp_path: Path) -> None:
     bitad.detect("holiday.mp4", FORWARD).to_json(tmp_path / "found.json")
-    arguments = ["--ground-truth", "gt.json", "--detections", str(tmp_path / "found.json"), "--subset", "validation"]
+    arguments = [
+        "--ground-truth",
+        "gt.json",
+        "--detections",
+        str(tmp_path / "found.json"),
+        "--subset",
+        "validation",
+    ]
     for rule in ("activitynet", "thumos-kit"):
         assert main(["evaluate", *arguments, "--rule", rule, "--json", str(tmp_path / "command.json")]) == 0
         found = bitad.read_detections(tmp_path / "found.json")

@@ -92,7 +92,18 @@ def assert_converted_and_back(folder: Path, out: Path) -> None:
     expected = read_annotations(truth, classes=classes)
     for form, suffix in (("native", "json"), ("actionformer", "json.gz")):
         there, back = out / f"{form}.{suffix}", out / f"{form}-back.json"
-        done("annotations", "convert", truth, there, "--to", form, "--classes", classes, "--class-list", out / "c.txt")
+        done(
+            "annotations",
+            "convert",
+            truth,
+            there,
+            "--to",
+            form,
+            "--classes",
+            classes,
+            "--class-list",
+            out / "c.txt",
+        )
         done("annotations", "convert", there, back, "--classes", out / "c.txt")
         assert read_classes(out / "c.txt") == expected.classes
         for path in (there, back):

@@ -52,7 +52,10 @@ def run(
 
 
 COMMANDS = {
-    "evaluate": ("evaluate --ground-truth truth.json --detections found.json --json out.json --per-class --subset", 0),
+    "evaluate": (
+        "evaluate --ground-truth truth.json --detections found.json --json out.json --per-class --subset",
+        0,
+    ),
     "merge": ("merge found.json other.json --out out.json", 0),
     "check": ("annotations check odd.json", 1),
     "convert": ("annotations convert truth.json out.json", 0),

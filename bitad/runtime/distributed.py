@@ -183,7 +183,9 @@ class Ranks:
                 fully_shard(part, mesh=mesh)
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
+        return DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS
+        )
 
     def share(self, total: int) -> range:
         """The indices of this rank's share of ``total`` items; every item belongs to one rank."""

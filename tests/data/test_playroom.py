@@ -122,7 +122,9 @@ def test_an_irreversible_class_played_backwards_is_no_class(label: str, other: s
     backwards = course(performer(label, START_S, END_S))[:, ::-1]
     for amount in (-1.2, -0.8, 0.8, 1.2):
         for cycles in (1.0, 2.0, 2.5, 3.0):
-            again = course(performer(other, DURATION_S - END_S, DURATION_S - START_S, amount=amount, cycles=cycles))
+            again = course(
+                performer(other, DURATION_S - END_S, DURATION_S - START_S, amount=amount, cycles=cycles)
+            )
             assert np.abs(backwards - again).max() > 0.05
 
 

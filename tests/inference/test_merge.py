@@ -298,7 +298,9 @@ def slow_groups(sets: list[Detections], threshold: float, method: str) -> list[t
         if method == "product":
             score = scores[members].prod() ** (1 / len(sets))
         if method != "product" or len(members) == len(sets):
-            found.append((union.videos[kind[members[0]][0]], union.classes[kind[members[0]][1]], score, start, end))
+            found.append(
+                (union.videos[kind[members[0]][0]], union.classes[kind[members[0]][1]], score, start, end)
+            )
     return sorted(found)
 
 

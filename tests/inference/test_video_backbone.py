@@ -183,7 +183,9 @@ def test_of_a_video_that_fits_one_window_nothing_changes(
         f"model.padding={padding}",
         f"window.frames_per_step={per_step}",
     )
-    by_window, by_video = (results(config_of(short, *overrides, f"test.backbone={how}")) for how in ("window", "video"))
+    by_window, by_video = (
+        results(config_of(short, *overrides, f"test.backbone={how}")) for how in ("window", "video")
+    )
     assert_found_alike(by_window, by_video)
 
 
@@ -242,7 +244,9 @@ class Shortened:
 @pytest.mark.parametrize("experiment", ["forward", "reverse", "1-1", "2"])
 def test_a_video_looked_at_whole_is_found_alike_in_pieces(long: Path, experiment: str) -> None:
     overrides = (*EXPERIMENTS[experiment], *UNROUNDED, "window.layout=whole", "window.steps=16", "test.batch=1")
-    by_window, by_video = (results(config_of(long, *overrides, f"test.backbone={how}")) for how in ("window", "video"))
+    by_window, by_video = (
+        results(config_of(long, *overrides, f"test.backbone={how}")) for how in ("window", "video")
+    )
     assert_found_alike(by_window, by_video)
 
 
@@ -315,7 +319,9 @@ def test_a_run_is_tested_with_the_backbone_over_whole_videos(
     overrides = [f"experiment={experiment}", *(INIT if experiment != "baseline" else ()), "window.steps=16"]
     config = config_of(long, *overrides)
     network = network_of(config)
-    save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), epoch=1, rate_hz=FPS / 2), tmp_path / "best.pt")
+    save_checkpoint(
+        Checkpoint(config, CLASSES, network.state_dict(), epoch=1, rate_hz=FPS / 2), tmp_path / "best.pt"
+    )
     assert main(["test", str(tmp_path / "best.pt"), "test.backbone=video", "--out", str(tmp_path / "video")]) == 0
     assert main(["test", str(tmp_path / "best.pt"), "--out", str(tmp_path / "window")]) == 0
     assert "average" in capsys.readouterr().out

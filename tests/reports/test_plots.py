@@ -25,7 +25,9 @@ def curve(n):
     precision = np.cumsum(hits) / np.arange(1, n + 1)
     interpolated = np.maximum.accumulate(precision[::-1])[::-1]
     recall = np.cumsum(hits) / max(n, 1)
-    return PrecisionRecall(np.linspace(1, 0, n), precision, recall, interpolated, float((interpolated * hits).sum()))
+    return PrecisionRecall(
+        np.linspace(1, 0, n), precision, recall, interpolated, float((interpolated * hits).sum())
+    )
 
 
 def training(path):
@@ -126,7 +128,9 @@ def test_an_unknown_form_of_picture_is_refused(tmp_path):
 
 def test_confusion_refuses_names_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="does not match the number of labels"):
-        plot_confusion(np.zeros((2, 2)), tmp_path / "p.png", classes=("a",), called=("a", "b"), expected={}, title="t")
+        plot_confusion(
+            np.zeros((2, 2)), tmp_path / "p.png", classes=("a",), called=("a", "b"), expected={}, title="t"
+        )
     with pytest.raises(ValueError, match="not in tuple"):
         plot_confusion(
             np.zeros((1, 1)), tmp_path / "p.png", classes=("a",), called=("a",), expected={"a": "z"}, title="t"

@@ -75,9 +75,15 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda data: (data / "features" / "train_1.npy").unlink(),
         "features of 7 videos: 1 gone (train_1)",
     ),
-    "training": (lambda data: move_an_action(data, "train_0"), "training annotations of 4 videos: 1 changed (train_0)"),
+    "training": (
+        lambda data: move_an_action(data, "train_0"),
+        "training annotations of 4 videos: 1 changed (train_0)",
+    ),
     "test": (lambda data: move_an_action(data, "test_0"), "test annotations of 3 videos: 1 changed (test_0)"),
-    "a video less": (lambda data: leave_out(data, "train_3"), "training annotations of 4 videos: 1 gone (train_3)"),
+    "a video less": (
+        lambda data: leave_out(data, "train_3"),
+        "training annotations of 4 videos: 1 gone (train_3)",
+    ),
     "order": (reorder, "training annotations of 4 videos: in another order"),
 }
 
@@ -207,7 +213,9 @@ def test_testing_says_which_test_data_have_changed_since_the_run(
     shift_features(data, "test_1", "train_1")
     (line,) = said()
     assert "the test data have changed since " in line
-    assert line.endswith("test annotations of 3 videos: 1 changed (test_0); features of 3 videos: 1 changed (test_1)")
+    assert line.endswith(
+        "test annotations of 3 videos: 1 changed (test_0); features of 3 videos: 1 changed (test_1)"
+    )
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> None:

@@ -61,7 +61,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config
     folder = tmp_path_factory.mktemp("data")
     features = feature_data(folder / "features", training=5, test=3)
     videos = video_data(folder / "videos", training=5, test=2)
-    inits = {path: both_baselines(path, f"output={folder / path.parent.name}-baselines") for path in (features, videos)}
+    inits = {
+        path: both_baselines(path, f"output={folder / path.parent.name}-baselines") for path in (features, videos)
+    }
     several = ("model.drop_path=0", "training.windows_per_video=5", "test.candidates=200")
     runs = {}
     for name in EXPERIMENTS:
@@ -231,7 +233,9 @@ def test_a_device_that_no_machine_has_is_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize(("asked", "got"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    ("asked", "got"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
 def test_each_process_takes_the_gpu_of_its_own_number(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, got: str
 ) -> None:

@@ -55,7 +55,9 @@ def gradients_of_a_step(path: Path, windows: int, batch: int, *overrides: str) -
     seen |= {f"loss {name}": torch.stack([*losses]) for name, losses in step.losses.items()}
     if step.agreement is not None:
         seen["agreement"] = step.agreement
-    seen |= {f"normaliser {one.name}": one.loss.get_buffer("normaliser").clone() for one in trainer.train_step.learners}
+    seen |= {
+        f"normaliser {one.name}": one.loss.get_buffer("normaliser").clone() for one in trainer.train_step.learners
+    }
     return seen
 
 
@@ -76,7 +78,9 @@ def test_several_batches_to_a_step_have_the_losses_and_gradients_of_one(
     assert whole.keys() == parts.keys()
     assert len(whole) > 20
     for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item() + 1e-7)
+        torch.testing.assert_close(
+            parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item() + 1e-7
+        )
 
 
 def test_a_run_in_several_batches_to_a_step_is_that_of_one_batch(
@@ -87,7 +91,9 @@ def test_a_run_in_several_batches_to_a_step_is_that_of_one_batch(
     for name, batch, accumulate in (("one", 4, 1), ("several", 2, 2)):
         those = (f"training.batch={batch}", f"training.accumulate={accumulate}", f"output={tmp_path / name}")
         Trainer(config_of(path, *how, *those), ALONE).run()
-    one, several = (records(tmp_path / name / "tiny-forward-seed0", kind="training") for name in ("one", "several"))
+    one, several = (
+        records(tmp_path / name / "tiny-forward-seed0", kind="training") for name in ("one", "several")
+    )
     assert len(one) == len(several) > 0
     for mine, theirs in zip(one, several, strict=True):
         assert mine["step"] == theirs["step"]
@@ -106,7 +112,9 @@ def test_a_run_in_several_batches_resumes_to_the_bit(
         "training.epochs=2",
         "training.evaluate_from=1",
     )
-    several = [config_of(path, *how, "model.dropout=0.2", f"output={tmp_path / name}") for name in ("whole", "parts")]
+    several = [
+        config_of(path, *how, "model.dropout=0.2", f"output={tmp_path / name}") for name in ("whole", "parts")
+    ]
     Trainer(several[0], ALONE).run()
     Trainer(several[1], ALONE).run(until=1)
     Trainer(several[1], ALONE, resume=True).run()
@@ -140,7 +148,9 @@ def test_the_losses_of_half_precision_are_near_those_of_single(
             torch.testing.assert_close(half[name], value, rtol=0.05, atol=1e-3)
             differences.append((half[name] - value).abs().max().item())
     assert max(differences) > 0  # another precision, indeed
-    flat = [torch.cat([v.flatten() for k, v in one.items() if not k.startswith(("loss", "norm"))]) for one in found]
+    flat = [
+        torch.cat([v.flatten() for k, v in one.items() if not k.startswith(("loss", "norm"))]) for one in found
+    ]
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
 
 
@@ -152,7 +162,12 @@ def test_half_precision_finds_nearly_the_same(
     path, _ = data["videos"]
     found = []
     for what in ("fp32", precision):
-        how = (f"test.precision={what}", f"test.backbone={backbone}", "test.score_threshold=0", "test.nms.method=none")
+        how = (
+            f"test.precision={what}",
+            f"test.backbone={backbone}",
+            "test.score_threshold=0",
+            "test.nms.method=none",
+        )
         config = config_of(path, *how, "test.rounding=false")
         truth = read_test_ground_truth(config)
         network = Trainer(config.model_copy(update={"name": "unseen"}), ALONE).network.eval()

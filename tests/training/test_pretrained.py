@@ -38,7 +38,9 @@ def transformer(seed: int = 0) -> dict[str, Tensor]:
     """The weights of a transformer of the size of the data set's."""
     torch.manual_seed(seed)
     size = SIZES["tiny"]
-    vit = VisionTransformer(dim=size.dim, depth=size.depth, heads=size.heads, mlp_dim=size.mlp_dim, image_size=PIXELS)
+    vit = VisionTransformer(
+        dim=size.dim, depth=size.depth, heads=size.heads, mlp_dim=size.mlp_dim, image_size=PIXELS
+    )
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.02)
     return vit.state_dict()
@@ -62,7 +64,9 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(videos: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    config = config_of(videos, *QUICK, f"model.backbone.weights={vit}", f"output={tmp_path_factory.mktemp('whole')}")
+    config = config_of(
+        videos, *QUICK, f"model.backbone.weights={vit}", f"output={tmp_path_factory.mktemp('whole')}"
+    )
     Trainer(config, ALONE).run()
     return config.run_directory
 
@@ -87,7 +91,12 @@ def form_3(whole: Path, vit: Path, tmp_path: Path) -> Path:
     """That run as an earlier version wrote it: its checkpoints refer to the pre-trained file, which is not there."""
     run = Path(shutil.copytree(whole, tmp_path / "form 3" / whole.name))
     (run / BACKBONE_FILE).unlink()
-    said = {"file": str(tmp_path / "vit.pth"), "sha256": sha256_of(vit), "positions": 32, "networks": ["backbone.vit."]}
+    said = {
+        "file": str(tmp_path / "vit.pth"),
+        "sha256": sha256_of(vit),
+        "positions": 32,
+        "networks": ["backbone.vit."],
+    }
     for name in ("best.pt", "last.pt", "last-1.pt"):
         change(run / name, lambda content: content.update(format=f"{OURS} 3", pretrained=said, backbone=None))
         change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights=said["file"]))
@@ -207,7 +216,9 @@ def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
     assert_same(dict(load_checkpoint(tmp_path / "run").network().state_dict()), dict(network.state_dict()))
 
 
-def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: Path, vit: Path, tmp_path: Path) -> None:
+def test_the_file_is_written_once_and_again_only_where_it_is_not_right(
+    videos: Path, vit: Path, tmp_path: Path
+) -> None:
     config = config_of(videos, f"model.backbone.weights={vit}")
     checkpoint, file = checkpoint_of(config, network_of(config)), tmp_path / BACKBONE_FILE
 
@@ -225,7 +236,9 @@ def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: P
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", BACKBONE_FILE}
 
 
-def test_a_file_that_is_removed_while_its_run_trains_is_written_again(videos: Path, vit: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_removed_while_its_run_trains_is_written_again(
+    videos: Path, vit: Path, tmp_path: Path
+) -> None:
     config = config_of(videos, f"model.backbone.weights={vit}")
     checkpoint, keeper = checkpoint_of(config, network_of(config)), CheckpointManager(tmp_path, keep=1)
     keeper.save_backbone(checkpoint.model)
@@ -286,7 +299,13 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
         "convert": ("weights", "convert", run, out / "run.safetensors"),
         "pair": ("train", videos, "training.epochs=1", *pair, f"output={out}"),
         "resume": ("train", run / "config.yaml", f"output={run.parent}", "--resume"),
-        "weights": ("train", videos, "training.epochs=1", f"model.backbone.weights={run / 'best.pt'}", f"output={out}"),
+        "weights": (
+            "train",
+            videos,
+            "training.epochs=1",
+            f"model.backbone.weights={run / 'best.pt'}",
+            f"output={out}",
+        ),
     }
 
 
@@ -297,7 +316,9 @@ def succeeds(*command: object) -> bool:
     return main([str(argument) for argument in command]) == 0
 
 
-def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(videos: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(
+    videos: Path, tmp_path: Path
+) -> None:
     config = config_of(
         videos, *QUICK, f"model.backbone.weights={write_vit(tmp_path / 'vit.pth')}", f"output={tmp_path / 'runs'}"
     )
@@ -455,7 +476,9 @@ def test_where_their_pre_trained_file_is_not_found_it_is_named_with_what_to_do(
         write_vit(file, seed=5)
         faults = f"{form_3 / 'vit.pth'} is missing; {file} has other content"
     command = commands(form_3, videos, tmp_path / "out")["test"]
-    said = f"the frozen transformer of {form_3 / 'best.pt'} is not found: {faults}; copy it to {form_3 / 'vit.pth'}"
+    said = (
+        f"the frozen transformer of {form_3 / 'best.pt'} is not found: {faults}; copy it to {form_3 / 'vit.pth'}"
+    )
     assert said in refused(*command)
     shutil.copy(vit, form_3 / "vit.pth")  # as it says
     assert succeeds(*command)
@@ -527,7 +550,15 @@ def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) ->
 def test_a_whole_detector_is_tested_with_a_configuration_without_weights(videos: Path, tmp_path: Path) -> None:
     network = network_of(config_of(videos))
     torch.save(layouts.opentad_file(network.state_dict()), tmp_path / "epoch_9.pth")
-    command = ["test", str(tmp_path / "epoch_9.pth"), "--config", str(videos), *NOTHING, "--out", str(tmp_path / "out")]
+    command = [
+        "test",
+        str(tmp_path / "epoch_9.pth"),
+        "--config",
+        str(videos),
+        *NOTHING,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
 
 

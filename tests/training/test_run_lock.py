@@ -106,7 +106,11 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [("test", "{run}", "--out", "{out}"), ("report", "{run}", "--out", "{out}"), ("demo", "--smoke", "--out", "{out}")],
+    [
+        ("test", "{run}", "--out", "{out}"),
+        ("report", "{run}", "--out", "{out}"),
+        ("demo", "--smoke", "--out", "{out}"),
+    ],
 )
 def test_commands_that_write_results_refuse_a_folder_in_use_before_any_work(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]

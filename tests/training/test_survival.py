@@ -133,7 +133,9 @@ def test_a_run_that_dies_resumes_from_its_last_checkpoint_within_the_epoch(
     saved = load_checkpoint(config.run_directory / "last.pt")
     assert saved.training is not None
     assert (saved.epoch, saved.training["done"]) == (1, 2)
-    resumed = Trainer(config_of(features, *RANDOM, f"output={tmp_path}"), ALONE, resume=True)  # the option may change
+    resumed = Trainer(
+        config_of(features, *RANDOM, f"output={tmp_path}"), ALONE, resume=True
+    )  # the option may change
     resumed.run()
     assert_same_run(whole, config.run_directory)
 
@@ -335,7 +337,9 @@ def test_with_another_number_of_processes_a_run_resumes_where_it_stands_and_says
             theirs.optimizer.step()
             theirs.schedule.step()
         assert mine.schedule.get_last_lr() != [0.0]
-        assert [group["lr"] for group in mine.optimizer.param_groups] == pytest.approx(theirs.schedule.get_last_lr())
+        assert [group["lr"] for group in mine.optimizer.param_groups] == pytest.approx(
+            theirs.schedule.get_last_lr()
+        )
     before = records(config.run_directory)
     two.run(until=2)
     assert (two.epoch, two.step) == (2, 8)

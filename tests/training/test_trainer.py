@@ -84,7 +84,9 @@ def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_repeats_the_uninterrupted_one(features: Path, whole: Path, tmp_path: Path, workers: int) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one(
+    features: Path, whole: Path, tmp_path: Path, workers: int
+) -> None:
     config = config_of(features, *RANDOM, f"training.workers={workers}", f"output={tmp_path}")
     Trainer(config, ALONE).run(until=1)
     assert load_checkpoint(config.run_directory / "last.pt").epoch == 1
@@ -149,13 +151,17 @@ def test_a_run_that_dies_in_its_first_epoch_starts_again(
     assert_same_run(whole, config.run_directory)
 
 
-def test_how_often_it_is_tested_changes_nothing_of_the_training(features: Path, whole: Path, tmp_path: Path) -> None:
+def test_how_often_it_is_tested_changes_nothing_of_the_training(
+    features: Path, whole: Path, tmp_path: Path
+) -> None:
     config = config_of(features, *RANDOM, "training.evaluate_every=2", f"output={tmp_path}")
     Trainer(config, ALONE).run()
     assert_same(load_checkpoint(whole / "last.pt").model, load_checkpoint(config.run_directory / "last.pt").model)
 
 
-def test_the_same_configuration_gives_the_same_run_and_another_seed_another(features: Path, tmp_path: Path) -> None:
+def test_the_same_configuration_gives_the_same_run_and_another_seed_another(
+    features: Path, tmp_path: Path
+) -> None:
     configs = [
         config_of(features, "training.epochs=1", f"seed={seed}", f"output={tmp_path / name}")
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -340,7 +346,11 @@ def test_it_is_tested_every_few_epochs_from_one_on_and_at_the_end(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(
-        features, f"output={tmp_path}", "training.epochs=7", "training.evaluate_every=2", "training.evaluate_from=2"
+        features,
+        f"output={tmp_path}",
+        "training.epochs=7",
+        "training.evaluate_every=2",
+        "training.evaluate_from=2",
     )
     evaluations(monkeypatch, *[0.1] * 7)
     Trainer(config, ALONE).run()

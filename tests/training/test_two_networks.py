@@ -74,7 +74,9 @@ def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def gradients_of_a_step(trainer: Trainer, batch: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
+def gradients_of_a_step(
+    trainer: Trainer, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, dict[str, Tensor]]:
     """What each learner is given in a step of a trainer, before clipping, by the names within its network."""
     seen: dict[str, dict[str, Tensor]] = {}
     clip = Learner.clip
@@ -157,7 +159,10 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
         trainer.network.train()
         step = trainer.train_step([next(iter(trainer.loader))])
         found.append(
-            (step.norms, {n: p.detach().clone() for n, p in trainer.train_step.learners[1].module.named_parameters()})
+            (
+                step.norms,
+                {n: p.detach().clone() for n, p in trainer.train_step.learners[1].module.named_parameters()},
+            )
         )
     (norms, steps), (huge_norms, same_steps) = found
     assert huge_norms["forward"] == pytest.approx(1e4 * norms["forward"], rel=1e-3)
@@ -166,7 +171,9 @@ def test_a_huge_loss_of_one_network_changes_no_step_of_the_other(features: tuple
     assert_same(steps, same_steps)
 
 
-def test_in_a_joint_graph_too_each_network_is_clipped_by_its_own_norm(features: tuple[Path, tuple[str, str]]) -> None:
+def test_in_a_joint_graph_too_each_network_is_clipped_by_its_own_norm(
+    features: tuple[Path, tuple[str, str]],
+) -> None:
     trainer = trainer_of(features, "3-2", "training.clip_norm=0.5")
     trainer.network.train()
     for number, parameter in enumerate(trainer.network.parameters()):
@@ -267,7 +274,9 @@ def test_each_bases_first_loss_is_about_that_of_the_networks_and_the_groups_own_
     random, naive = "pair.fusion_init=random", "pair.align=naive"
     theirs, same = first_losses(trainer_of(features, experiment, several, random, naive))
     assert same == pytest.approx(own)
-    assert sum(theirs) / 2 > (1.2 if experiment == "3-3" else 3) * own  # 3-3 averages the logits, whatever its start
+    assert (
+        sum(theirs) / 2 > (1.2 if experiment == "3-3" else 3) * own
+    )  # 3-3 averages the logits, whatever its start
 
 
 # 1x: agreement.

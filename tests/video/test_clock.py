@@ -106,7 +106,9 @@ def test_empty_chunks_are_time(tmp_path: Path, codec: str, pace: str) -> None:
     # An encoder's B-frames take the dropped frames' places in its queue; only the last ones of the file may be off.
     np.testing.assert_allclose(seconds(path)[:-2], expected[:-2], atol=1e-9)
     usual = 1 / 50 * (times(1) - times(0))
-    assert probe(path).duration_s == pytest.approx(expected[-1] + usual, abs=3.1 * usual if "drop" in pace else 1e-9)
+    assert probe(path).duration_s == pytest.approx(
+        expected[-1] + usual, abs=3.1 * usual if "drop" in pace else 1e-9
+    )
     assert_exact(path, list(range(FRAMES)))
 
 

@@ -212,7 +212,18 @@ def test_what_is_no_video_is_refused_by_name(
 def test_every_format_read_is_known_to_ffmpeg_and_names_no_other_files() -> None:
     known = {name for names in av.formats_available for name in names.split(",")}
     assert set(FORMATS) <= known
-    assert not set(FORMATS) & {"hls", "dash", "concat", "sdp", "rtsp", "image2", "lavfi", "imf", "vobsub", "avisynth"}
+    assert not set(FORMATS) & {
+        "hls",
+        "dash",
+        "concat",
+        "sdp",
+        "rtsp",
+        "image2",
+        "lavfi",
+        "imf",
+        "vobsub",
+        "avisynth",
+    }
 
 
 def test_files_are_opened_with_ffmpeg_in_one_place_only() -> None:

@@ -39,7 +39,8 @@ QUICK = partial(settings, deadline=None, suppress_health_check=[HealthCheck.func
 def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
     return {
-        name: kind.write(folder / f"{name.replace(' ', '_')}.{kind.suffix}", FRAMES) for name, kind in KINDS.items()
+        name: kind.write(folder / f"{name.replace(' ', '_')}.{kind.suffix}", FRAMES)
+        for name, kind in KINDS.items()
     }
 
 
@@ -107,7 +108,9 @@ def test_a_cut_off_file_gives_no_wrong_frame(
             np.testing.assert_array_equal(picture, whole[number], err_msg=f"frame {number} of {len(found)}")
 
 
-@pytest.mark.parametrize("kind", ["h264 mp4", "h264 mkv", "hevc mp4", "vp9 webm", "av1 mp4", "mpeg4 avi", "h264 ts"])
+@pytest.mark.parametrize(
+    "kind", ["h264 mp4", "h264 mkv", "hevc mp4", "vp9 webm", "av1 mp4", "mpeg4 avi", "h264 ts"]
+)
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_what_was_lost_is_counted_where_the_file_states_it(
     videos: dict[str, Path], tmp_path: Path, kind: str, share: float
@@ -130,7 +133,9 @@ def test_a_whole_file_does_not_break_off(videos: dict[str, Path], kind: str) -> 
         assert not is_truncated(videos[kind], container)
 
 
-@pytest.mark.parametrize("kind", ["h264 mkv", "h264 ts", "mpeg4 mkv", "mjpeg avi", "hevc mkv", "vp9 webm", "mpeg2 ts"])
+@pytest.mark.parametrize(
+    "kind", ["h264 mkv", "h264 ts", "mpeg4 mkv", "mjpeg avi", "hevc mkv", "vp9 webm", "mpeg2 ts"]
+)
 def test_damage_in_the_middle_costs_its_group_and_no_more(
     videos: dict[str, Path], read_through: ReadThrough, tmp_path: Path, kind: str
 ) -> None:
@@ -141,7 +146,9 @@ def test_damage_in_the_middle_costs_its_group_and_no_more(
     damaged.write_bytes(content)
     whole = {picture.tobytes(): number for number, picture in enumerate(read_through(kind)) if picture is not None}
     found = frames_of(damaged)
-    good = [number for picture in found if picture is not None and (number := whole.get(picture.tobytes())) is not None]
+    good = [
+        number for picture in found if picture is not None and (number := whole.get(picture.tobytes())) is not None
+    ]
     assert good == sorted(good)
     # A group is at most 12 frames here, and damage at a group's border costs two.
     assert len(good) >= FRAMES - 30
@@ -151,7 +158,9 @@ def test_damage_in_the_middle_costs_its_group_and_no_more(
 
 
 @CASES
-def test_reversing_twice_gives_every_frame_in_its_place(videos: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_reversing_twice_gives_every_frame_in_its_place(
+    videos: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
     suffix = "mp4" if KINDS[kind].drops else "mkv"
     back, there = tmp_path / f"back.{suffix}", tmp_path / f"there.{suffix}"
     assert reverse_video(videos[kind], back, crf=10) == 0
@@ -244,7 +253,9 @@ def turned(video: Path, path: Path, clockwise: int) -> Path:
 
 
 @pytest.mark.parametrize("clockwise", MATRICES)
-def test_pictures_are_upright_as_players_show_them(videos: dict[str, Path], tmp_path: Path, clockwise: int) -> None:
+def test_pictures_are_upright_as_players_show_them(
+    videos: dict[str, Path], tmp_path: Path, clockwise: int
+) -> None:
     phone = turned(videos["h264 mp4"], tmp_path / "phone.mp4", clockwise)
     with VideoReader(videos["h264 mp4"]) as stored, VideoReader(phone) as reader:
         expected = np.rot90(stored.read([7, 30]), -clockwise // 90, axes=(1, 2))

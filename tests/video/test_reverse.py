@@ -245,14 +245,22 @@ def test_ten_minutes_reverse_twice_in_under_200_megabytes(tmp_path: Path, gop: i
         b_frames=0 if gop > 250 else 2,
     )
     for turn in (0, 1):
-        arguments = [sys.executable, "-c", MEASURE, str(tmp_path / f"{turn}.mp4"), str(tmp_path / f"{turn + 1}.mp4")]
+        arguments = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            str(tmp_path / f"{turn}.mp4"),
+            str(tmp_path / f"{turn + 1}.mp4"),
+        ]
         done = subprocess.run(arguments, capture_output=True, text=True, check=True)
         print(f"peak resident memory {done.stdout.strip()} MiB")
         assert int(done.stdout) < 200
     with VideoReader(tmp_path / "2.mp4") as reader:
         assert reader.info.frames == count
         asked = np.arange(0, count, 97)
-        bars = reader.read(asked)[:, :40].mean(axis=(1, 3)).reshape(len(asked), 16, 20).mean(axis=2) > 128  # [T, 16]
+        bars = (
+            reader.read(asked)[:, :40].mean(axis=(1, 3)).reshape(len(asked), 16, 20).mean(axis=2) > 128
+        )  # [T, 16]
         np.testing.assert_array_equal((bars << bits).sum(axis=1), asked)
 
 
