@@ -39,7 +39,10 @@ from bitad.runtime.progress import Meter
 from bitad.weights.loading import Weights, load_weights
 
 THEIRS = "OpenTAD"
-WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}
+WHOSE: dict[str, tuple[str, ...]] = {
+    "forward": (THEIRS, "blocks"),
+    "training step": (THEIRS, "blocks", "selective"),
+}
 FILE = Path("opentad/models/backbones/vit_adapter.py")
 PIXELS = 160
 DROP_PATH = 0.1  # of its configuration; BiTAD's drops none in frozen layers

@@ -113,7 +113,9 @@ def summed_softmax(scores: NDArray[np.float64], column: int) -> float:
     return float((powers[:, column] / powers.sum(axis=1)).sum())
 
 
-def argmax_runs(annotations: Annotations, features: Mapping[str, NDArray[np.float32]], scoring: Scoring) -> Detections:
+def argmax_runs(
+    annotations: Annotations, features: Mapping[str, NDArray[np.float32]], scoring: Scoring
+) -> Detections:
     """The runs of equal argmax of each video, as detections; background (column 0) left out."""
     found = {}
     for name in annotations.videos:
@@ -263,11 +265,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/actionseg"))
     parser.add_argument("--out", type=Path, default=Path("gtea"), help="folder of annotations, runs and results")
-    parser.add_argument("--seeds", type=int, default=1, help="networks of each fold and direction; controls need two")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="networks of each fold and direction; controls need two"
+    )
     parser.add_argument(
         "--experiments", nargs="+", choices=(*PAIRS, "none"), default=PAIRS, help="of two networks; default: all"
     )
-    parser.add_argument("--processes", type=int, help="trainings side by side, of one thread each; default: the cores")
+    parser.add_argument(
+        "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
+    )
     return parser.parse_args(arguments)
 
 

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder of the demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--experiments", nargs="*", choices=tuple(EXPERIMENTS)[1:], default=["3-3"])
-    parser.add_argument("--processes", type=int, help="trainings side by side, of one thread each; default: the cores")
+    parser.add_argument(
+        "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
+    )
     options = parser.parse_args(arguments)
     if not (options.out / "data").is_dir():
         parser.error(f"{options.out} has no data; run bitad demo --out {options.out} first")

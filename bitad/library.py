@@ -53,9 +53,7 @@ class Detector:
         self.config, self.classes, self.device = checkpoint.config, checkpoint.classes, device
 
     def __repr__(self) -> str:
-        return (
-            f"Detector({self._checkpoint.source!r}, {self.config.variant}, {len(self.classes)} classes, {self.device})"
-        )
+        return f"Detector({self._checkpoint.source!r}, {self.config.variant}, {len(self.classes)} classes, {self.device})"
 
     def detect(
         self,
@@ -191,7 +189,9 @@ def load(
     return Detector(checkpoint_of(path, config, overrides), chosen)
 
 
-def checkpoint_of(path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()) -> Checkpoint:
+def checkpoint_of(
+    path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()
+) -> Checkpoint:
     """A checkpoint with its own configuration, or the given one, changed by overrides."""
     from bitad.config.loading import load_config, override_config
     from bitad.config.schema import Config

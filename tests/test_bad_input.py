@@ -121,9 +121,18 @@ MISSING = {
         "correct data.annotations",
     ),
     "train-classes": ("train {config} name=x data.classes={none}.txt", "correct data.classes"),
-    "train-features": ("train {config} name=x data.features={none}", "name the right one, or make it: bitad features"),
-    "train-init": ("train {config} experiment=1-1 init.forward={none} init.reverse={none}", "give a run directory"),
-    "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "give a run directory or a file"),
+    "train-features": (
+        "train {config} name=x data.features={none}",
+        "name the right one, or make it: bitad features",
+    ),
+    "train-init": (
+        "train {config} experiment=1-1 init.forward={none} init.reverse={none}",
+        "give a run directory",
+    ),
+    "train-weights": (
+        "train {watched} name=x model.backbone.weights={none}.pth",
+        "give a run directory or a file",
+    ),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
     "test-run": ("test {none}", "give a run directory or a file"),
     "test-config": ("test {run} --config {none}", "neither a file nor a preset"),
@@ -140,7 +149,10 @@ MISSING = {
     "annotations-classes": ("annotations check {truth} --classes {none}.txt", "a name a line"),
     "annotations-videos": ("annotations check {truth} --videos {none}", "no such folder of videos"),
     "annotations-info": ("annotations check {truth} --video-info {none}.json", "check its name"),
-    "annotations-convert": ("annotations convert {none}.json {none}-too.json", "no such file or folder of annotations"),
+    "annotations-convert": (
+        "annotations convert {none}.json {none}-too.json",
+        "no such file or folder of annotations",
+    ),
     "convert-info": ("annotations convert {truth} {none}.json --video-info {none}-too.json", "check its name"),
     "reverse": ("reverse {none}.json {none}-too.json", "check its name"),
     "merge": ("merge {found} {none}.json --out {none}-too.json", "check its name"),
@@ -154,7 +166,9 @@ MISSING = {
 
 
 @pytest.mark.parametrize("case", MISSING)
-def test_a_missing_file_is_named_with_what_to_do(world: World, tmp_path: Path, refused: Refused, case: str) -> None:
+def test_a_missing_file_is_named_with_what_to_do(
+    world: World, tmp_path: Path, refused: Refused, case: str
+) -> None:
     places = {name: getattr(world, name) for name in ("config", "truth", "run", "video", "video_run", "found")}
     command, remedy = MISSING[case]
     words = command.format(**places, watched=world.video_config, none=tmp_path / "none").split()
@@ -204,7 +218,10 @@ def _first(videos: dict[str, Any]) -> dict[str, Any]:
         (lambda videos: videos["train_1"].pop("subset"), '"subset" is missing'),
         (lambda videos: _first(videos).pop("label"), "label None is not a name"),
         (lambda videos: _first(videos).pop("segment"), "segment None is not"),
-        (lambda videos: _first(videos).update(segment=[float("nan"), 2.0]), "segment [nan, 2.0] is not [start, end]"),
+        (
+            lambda videos: _first(videos).update(segment=[float("nan"), 2.0]),
+            "segment [nan, 2.0] is not [start, end]",
+        ),
         (lambda videos: _first(videos).update(segment=["a", 2.0]), "segment ['a', 2.0] is not [start, end]"),
         (lambda videos: videos["train_1"].update(duration=float("nan")), "duration nan is not a positive number"),
     ],
@@ -285,7 +302,9 @@ def test_a_file_that_is_no_class_list_is_refused(
 # A class list that disagrees with a checkpoint.
 
 
-@pytest.mark.parametrize("names", [("beta", "alpha", "gamma"), ("alpha", "beta", "gamma", "delta"), ("alpha", "beta")])
+@pytest.mark.parametrize(
+    "names", [("beta", "alpha", "gamma"), ("alpha", "beta", "gamma", "delta"), ("alpha", "beta")]
+)
 def test_test_wants_the_classes_that_the_network_learnt(
     world: World, tmp_path: Path, refused: Refused, names: tuple[str, ...]
 ) -> None:
@@ -352,7 +371,9 @@ def test_a_subset_without_videos_is_refused_with_those_there_are(
         ("evaluate", "--ground-truth", world.truth, "--detections", world.found, "--subset", subset),
     ):
         said = refused(*command)
-        assert f"no video is in subset {subset!r}; the subsets are training (4 videos), validation (3 videos)" in said
+        assert (
+            f"no video is in subset {subset!r}; the subsets are training (4 videos), validation (3 videos)" in said
+        )
 
 
 def test_a_file_without_videos_is_refused(world: World, tmp_path: Path, refused: Refused) -> None:
@@ -429,7 +450,9 @@ def test_check_measures_by_a_list_of_videos_what_the_file_does_not_state(
 # Configurations.
 
 
-def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(world: World, refused: Refused) -> None:
+def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(
+    world: World, refused: Refused
+) -> None:
     said = refused(
         "train",
         world.config,
@@ -474,8 +497,12 @@ def test_values_that_no_run_can_have_are_refused(world: World, refused: Refused,
     assert said in refused("train", world.config, override)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "a: [1", "base: nowhere", "{" * 1200, "a: &a {b: *a}", "\0", "a: !!int x"])
-def test_files_that_are_no_configuration_are_refused(world: World, tmp_path: Path, refused: Refused, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "a: [1", "base: nowhere", "{" * 1200, "a: &a {b: *a}", "\0", "a: !!int x"]
+)
+def test_files_that_are_no_configuration_are_refused(
+    world: World, tmp_path: Path, refused: Refused, text: str
+) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     said = refused("train", tmp_path / "bad.yaml")
     assert "bad.yaml" in said or "nowhere" in said
@@ -604,7 +631,13 @@ def own(world: World, tmp_path: Path) -> Path:
     ids=["missing", "width", "complex", "text", "empty", "damaged"],
 )
 def test_features_that_are_missing_or_of_another_sort_are_refused_before_anything_is_done(
-    world: World, tmp_path: Path, refused: Refused, own: Path, name: str, spoil: Callable[[Path], object], said: str
+    world: World,
+    tmp_path: Path,
+    refused: Refused,
+    own: Path,
+    name: str,
+    spoil: Callable[[Path], object],
+    said: str,
 ) -> None:
     spoil(own / f"{name}.npy")
     expected = said.format(name=name)
@@ -657,7 +690,10 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
     good = bad.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))  # finite, but not for long
     said = refused("train", world.config, *overrides, writes=True)
-    assert "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again" in said
+    assert (
+        "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again"
+        in said
+    )
     assert not last.exists()
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--until", "1"]) == 0
@@ -762,14 +798,14 @@ def leaves(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             yield from leaves(value, (*path, key))
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(text=texts | st.text(max_size=40))
 def test_any_text_is_a_configuration_or_refused(tmp_path: Path, told: Callable[..., str], text: str) -> None:
     (tmp_path / "any.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert told("test", tmp_path / "none.pt", "--config", tmp_path / "any.yaml")
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(data=st.data())
 def test_any_value_of_any_key_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], data: st.DataObject
@@ -790,7 +826,7 @@ overridden = st.sampled_from(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(override=st.tuples(overridden, texts).map("=".join) | texts.filter(lambda text: text[:1] != "-"))
 def test_any_override_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], override: str
@@ -801,9 +837,30 @@ def test_any_override_is_taken_or_refused(
 
 
 words = st.sampled_from(
-    ["database", "videos", "clips", "annotations", "labels", "segment", "label", "label_id", "duration", "subset", "a"]
+    [
+        "database",
+        "videos",
+        "clips",
+        "annotations",
+        "labels",
+        "segment",
+        "label",
+        "label_id",
+        "duration",
+        "subset",
+        "a",
+    ]
 ) | st.sampled_from(
-    ["duration_second", "duration_frame", "clip_uid", "video_start_sec", "video_end_sec", "primary", "fps", "frame"]
+    [
+        "duration_second",
+        "duration_frame",
+        "clip_uid",
+        "video_start_sec",
+        "video_end_sec",
+        "primary",
+        "fps",
+        "frame",
+    ]
 )
 documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words | texts,
@@ -834,11 +891,13 @@ nearly = st.fixed_dictionaries(
     },
 )
 databases = st.dictionaries(words | texts, nearly, max_size=3).map(lambda videos: {"database": videos})
-JSON_FORMS = [name for name, form in FORMATS.items() if not any(p.endswith((".csv", ".txt")) for p in form.patterns)]
+JSON_FORMS = [
+    name for name, form in FORMATS.items() if not any(p.endswith((".csv", ".txt")) for p in form.patterns)
+]
 TEXT_FORMS = [name for name in FORMATS if name not in JSON_FORMS]
 
 
-@settings(max_examples=80, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=documents | databases, form=st.none() | st.sampled_from(JSON_FORMS), to=st.booleans())
 def test_any_json_is_checked_and_converted_or_refused(
     tmp_path: Path, told: Callable[..., str], content: Any, form: str | None, to: bool
@@ -847,7 +906,9 @@ def test_any_json_is_checked_and_converted_or_refused(
     path.write_text(json.dumps(content))
     as_form = () if form is None else ("--from", form)
     told("annotations", "check", path, *as_form)
-    told("annotations", "convert", path, tmp_path / "out.json", *as_form, "--to", "actionformer" if to else "native")
+    told(
+        "annotations", "convert", path, tmp_path / "out.json", *as_form, "--to", "actionformer" if to else "native"
+    )
     told("reverse", path, tmp_path / "back.json")
 
 
@@ -860,8 +921,10 @@ HEADS = {
 ROWS = {"charades": "x,c1 1 2,3", "thumos14": "v 1 2", "multithumos": "video_test_1 1 2"}
 
 
-@settings(max_examples=60, **QUIETLY)
-@given(lines=st.lists(cells, max_size=4), form=st.sampled_from(TEXT_FORMS), headed=st.booleans(), row=st.booleans())
+@settings(max_examples=30, **QUIETLY)
+@given(
+    lines=st.lists(cells, max_size=4), form=st.sampled_from(TEXT_FORMS), headed=st.booleans(), row=st.booleans()
+)
 def test_any_table_is_checked_or_refused(
     tmp_path: Path, told: Callable[..., str], lines: list[str], form: str, headed: bool, row: bool
 ) -> None:
@@ -873,7 +936,7 @@ def test_any_table_is_checked_or_refused(
     told("annotations", "check", path)
 
 
-@settings(max_examples=30, **QUIETLY)
+@settings(max_examples=15, **QUIETLY)
 @given(content=st.binary(max_size=30) | texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_class_list_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: bytes
@@ -905,7 +968,7 @@ found = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=found | documents)
 def test_any_json_is_merged_and_evaluated_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: Any

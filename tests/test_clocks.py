@@ -153,7 +153,9 @@ def test_test_features_that_end_early_are_refused(data: Path, refused: Fails, do
     rows = len(np.load(data.parent / "features" / "test_0.npy"))
     seconds = (rows * FEATURE_STRIDE + 2 * FEATURE_OFFSET) / FPS
     assert f"test_0 (features cover {100 * 5 / seconds:.3g} %: 20 rows x 4 frames / 16 fps = 5.00 s" in said
-    assert "the clocks of 3 of 3 videos disagree" in done("test", run, f"data.features={data.parent / 'cut'}", ALLOW)
+    assert "the clocks of 3 of 3 videos disagree" in done(
+        "test", run, f"data.features={data.parent / 'cut'}", ALLOW
+    )
 
 
 def test_clips_that_lose_the_ends_are_no_mismatch(data: Path, done: Fails) -> None:
@@ -213,7 +215,9 @@ def test_a_segment_outside_its_training_video_is_named(data: Path, done: Fails) 
 # Videos.
 
 
-def test_videos_that_do_not_last_as_long_as_annotated_are_refused(tmp_path: Path, refused: Fails, done: Fails) -> None:
+def test_videos_that_do_not_last_as_long_as_annotated_are_refused(
+    tmp_path: Path, refused: Fails, done: Fails
+) -> None:
     data = video_data(tmp_path / "watched")
     wrong = changed(data, lambda video: video.update(duration=9.6, frame=150))
     said = refused("train", data, wrong)
@@ -301,7 +305,10 @@ def both(data: Path, tmp_path: Path) -> tuple[str, str]:
             "data.feature_stride_frames=8",
             "says feature_stride_frames 4, the configuration data.feature_stride_frames=8",
         ),
-        ("data.feature_offset_frames=0", "says feature_offset_frames 6.0, the configuration data.feature_offset_fram"),
+        (
+            "data.feature_offset_frames=0",
+            "says feature_offset_frames 6.0, the configuration data.feature_offset_fram",
+        ),
         ("data.feature_channels=9", "says feature_channels 8, the configuration data.feature_channels=9"),
     ],
 )
@@ -347,7 +354,10 @@ def test_features_of_reversed_playback_are_not_shown_as_those_of_forward_playbac
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"checkpoint": "other.pth", "checkpoint_sha256": "1" * 64}, "checkpoint was vit.pth (000000000000), is other"),
+        (
+            {"checkpoint": "other.pth", "checkpoint_sha256": "1" * 64},
+            "checkpoint was vit.pth (000000000000), is other",
+        ),
         ({"pixels": 160}, "pixels was 224, is 160"),
         ({"clip_frames": 32}, "clip_frames was 16, is 32"),
     ],
@@ -380,7 +390,9 @@ def test_our_features_know_their_videos(data: Path, tmp_path: Path, refused: Fai
     described(data, "forward", folder)
     rows = np.load(folder / "train_0.npy")
     np.save(folder / "train_0.npy", rows[:-2])  # within the tolerance of what clips lose
-    assert f"train_0 ({len(rows) - 2} rows of features, features.json says {len(rows)})" in refused("train", data, own)
+    assert f"train_0 ({len(rows) - 2} rows of features, features.json says {len(rows)})" in refused(
+        "train", data, own
+    )
 
 
 def test_the_videos_of_our_features_must_be_those_that_are_annotated(
@@ -529,7 +541,8 @@ def test_detections_of_videos_of_another_length_are_refused(data: Path, refused:
         said = refused(*command)
         assert "the clocks of 3 of 3 videos disagree" in said
         assert (
-            f"test_0 ({1.25 * found.durations_s['test_0']:g} s there, {found.durations_s['test_0']:g} s annot" in said
+            f"test_0 ({1.25 * found.durations_s['test_0']:g} s there, {found.durations_s['test_0']:g} s annot"
+            in said
         )
     assert main([*map(str, evaluate), "--allow-clock-mismatch"]) == 0
     write_detections(lasting(1.005), other)

@@ -62,7 +62,9 @@ def test_there_is_a_preset_for_the_demo() -> None:
 
 
 def test_the_resolved_configuration_names_every_key_and_comes_back_equal(videos: Path, tmp_path: Path) -> None:
-    config = load_config(videos, ["training.augmentation.hue=0.05", "model.regression_ranges=[[0,4],[4,8],[8,1000]]"])
+    config = load_config(
+        videos, ["training.augmentation.hue=0.05", "model.regression_ranges=[[0,4],[4,8],[8,1000]]"]
+    )
     resolved = written(tmp_path / "resolved.yaml", config.to_yaml())
     assert load_config(resolved) == config
     assert yaml.safe_load(resolved.read_text())["test"]["nms"]["sigma"] == 0.7
@@ -329,11 +331,17 @@ INIT = ("init.forward=f", "init.reverse=b")
     ("overrides", "said"),
     [
         *[
-            ((f"experiment={experiment}", *init), f"experiment {experiment} starts from two finished baselines: give")
+            (
+                (f"experiment={experiment}", *init),
+                f"experiment {experiment} starts from two finished baselines: give",
+            )
             for experiment in ("1-1", "1x", "3-1", "3-2", "3-3")
             for init in ((), INIT[:1], INIT[1:])
         ],
-        (INIT, "experiment baseline starts from the pre-trained backbone: leave out init.forward and init.reverse"),
+        (
+            INIT,
+            "experiment baseline starts from the pre-trained backbone: leave out init.forward and init.reverse",
+        ),
         (("experiment=1", INIT[0]), "experiment 1 starts from the pre-trained backbone: leave out init.forward"),
         *[
             (
@@ -342,12 +350,21 @@ INIT = ("init.forward=f", "init.reverse=b")
             )
             for experiment in ("1-1", "3-1")
         ],
-        (("experiment=1", "direction=reverse"), "direction=reverse has no effect in experiment 1, which has a network"),
+        (
+            ("experiment=1", "direction=reverse"),
+            "direction=reverse has no effect in experiment 1, which has a network",
+        ),
         *[
-            ((f"experiment={experiment}", *INIT), f"experiment {experiment} adds modules to the backbone's blocks, but")
+            (
+                (f"experiment={experiment}", *INIT),
+                f"experiment {experiment} adds modules to the backbone's blocks, but",
+            )
             for experiment in ("2", "2x")
         ],
-        (("pair.second=forward",), "pair.second=forward has no effect in experiment baseline, which has one network"),
+        (
+            ("pair.second=forward",),
+            "pair.second=forward has no effect in experiment baseline, which has one network",
+        ),
         (("pair.align=naive",), "pair.align=naive has no effect in experiment baseline"),
         (("experiment=1-1", "pair.align=naive", *INIT), "pair.align=naive has no effect in experiment 1-1"),
         (

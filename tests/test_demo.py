@@ -123,7 +123,9 @@ def test_detect_reads_a_camera_video_in_bounded_memory(demo, tmp_path):
     out, _ = demo
     found = tmp_path / "found"
     checkpoint = str(out / "runs" / "playroom-forward-seed3")
-    assert main(["detect", str(video), "--checkpoint", checkpoint, "--out", str(found), "--min-score", "0.05"]) == 0
+    assert (
+        main(["detect", str(video), "--checkpoint", checkpoint, "--out", str(found), "--min-score", "0.05"]) == 0
+    )
     assert (found / "detections.json").exists()
     assert (found / "vtest.srt").exists()
     with chromium() as page:

@@ -41,7 +41,9 @@ def folder(film: Path, tmp_path: Path) -> Path:
 
 def run(command: str, src: Path, dst: Path) -> int:
     return main(
-        ["reverse", str(src), str(dst)] if command == "reverse" else ["features", str(src), *TINY, "--out", str(dst)]
+        ["reverse", str(src), str(dst), "--workers", "0"]
+        if command == "reverse"
+        else ["features", str(src), *TINY, "--out", str(dst)]
     )
 
 

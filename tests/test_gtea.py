@@ -120,7 +120,9 @@ def test_pairs_are_the_experiments_that_need_no_backbone() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "controls"), [(1, 0), (2, 2), (3, 3)])
-def test_every_training_is_there_once_and_after_those_it_starts_from(seeds: int, controls: int, tmp_path: Path) -> None:
+def test_every_training_is_there_once_and_after_those_it_starts_from(
+    seeds: int, controls: int, tmp_path: Path
+) -> None:
     jobs = plan_of(tmp_path, seeds=seeds).jobs("fold1")
     found = [(job.config.variant, job.config.seed) for job in jobs]
     each = ["forward", "reverse", *gtea.PAIRS]
@@ -194,7 +196,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
 
 def test_pooled_detections_are_those_of_the_folds_each_video_once(trained: tuple[Any, Any, Any]) -> None:
     plan, annotations, _ = trained
-    for name in ("3-3-seed1/detections.json", "3-3-seed1/detections.reverse.json", "reverse-seed0/detections.json"):
+    for name in (
+        "3-3-seed1/detections.json",
+        "3-3-seed1/detections.reverse.json",
+        "reverse-seed0/detections.json",
+    ):
         pooled = read_detections(plan.out / f"runs/pooled-{name}")
         assert sorted(pooled.videos) == sorted(annotations.videos)
         for fold in plan.folds:

@@ -367,7 +367,9 @@ def test_overrides_of_different_keys_of_a_section_are_both_taken(features: str) 
     assert (config.training.lr, config.training.epochs) == (1, 7)
 
 
-def test_all_overrides_that_cannot_be_read_are_told_at_once(features: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_overrides_that_cannot_be_read_are_told_at_once(
+    features: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = "; ".join(faults(capsys, features, "training.lr=[", "training.epochs", "..=3", "model.heads=0"))
     for said in (
         "override 'training.lr=['",
@@ -392,7 +394,9 @@ def test_a_name_is_taken_as_it_is_typed(features: str, where: str, typed: str) -
     [("010", 10), ("1_0", 10), ("+7", 7), ("12:30", None), ("0x10", None), ("0o17", None), ("2026-01-31", None)],
 )
 @pytest.mark.parametrize("where", ["file", "override"])
-def test_a_number_is_what_people_read_or_refused(features: str, where: str, typed: str, number: int | None) -> None:
+def test_a_number_is_what_people_read_or_refused(
+    features: str, where: str, typed: str, number: int | None
+) -> None:
     """YAML 1.1 reads 12:30 as 750, and 010 as 8."""
     if where == "file":
         written(Path(features), f"{FEATURES}seed: {typed}\n")
@@ -410,4 +414,6 @@ def test_a_truth_value_may_be_written_in_any_usual_way(features: str, typed: str
 
 def test_a_path_in_one_key_of_a_file_is_explained(features: str) -> None:
     written(Path(features), f"{FEATURES}training.lr: 0.5\n")
-    assert "training.lr: unknown key; in a file, write each part of its path as a key of its own" in refusal(features)
+    assert "training.lr: unknown key; in a file, write each part of its path as a key of its own" in refusal(
+        features
+    )

@@ -92,7 +92,18 @@ def assert_converted_and_back(folder: Path, out: Path) -> None:
     expected = read_annotations(truth, classes=classes)
     for form, suffix in (("native", "json"), ("actionformer", "json.gz")):
         there, back = out / f"{form}.{suffix}", out / f"{form}-back.json"
-        done("annotations", "convert", truth, there, "--to", form, "--classes", classes, "--class-list", out / "c.txt")
+        done(
+            "annotations",
+            "convert",
+            truth,
+            there,
+            "--to",
+            form,
+            "--classes",
+            classes,
+            "--class-list",
+            out / "c.txt",
+        )
         done("annotations", "convert", there, back, "--classes", out / "c.txt")
         assert read_classes(out / "c.txt") == expected.classes
         for path in (there, back):
@@ -124,12 +135,12 @@ def assert_learnt_tested_and_reported(path: Path, out: Path) -> Path:
     ("counts", "names", "sizes"),
     [
         ((3, 0, 3, 0), ("one", "two"), {}),
-        ((5000, 1, 5000, 0), ("one", "two"), {}),
+        ((2500, 1, 2500, 0), ("one", "two"), {}),
         ((9, 9, 9, 9), ("only",), {}),
         ((2, 2, 2, 2), ("one", "two"), {"steps": 1}),
         ((2, 2, 2, 2), ("one", "two"), {"steps": 5, "window": 64}),
     ],
-    ids=["none", "5000", "overlapping-of-one-class", "one-row", "window-longer-than-the-video"],
+    ids=["none", "2500", "overlapping-of-one-class", "one-row", "window-longer-than-the-video"],
 )
 def test_any_number_of_segments_classes_and_rows_goes_all_the_way(
     tmp_path: Path, counts: tuple[int, ...], names: tuple[str, ...], sizes: dict[str, int]

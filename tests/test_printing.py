@@ -63,7 +63,18 @@ def test_a_label_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captur
     assert main(["annotations", "check", str(truth)]) == 1
     checked = capsys.readouterr().out
     assert (
-        main(["evaluate", "--ground-truth", str(truth), "--detections", str(found), "--subset", "Test", "--per-class"])
+        main(
+            [
+                "evaluate",
+                "--ground-truth",
+                str(truth),
+                "--detections",
+                str(found),
+                "--subset",
+                "Test",
+                "--per-class",
+            ]
+        )
         == 0
     )
     evaluated = capsys.readouterr().out
@@ -73,7 +84,9 @@ def test_a_label_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captur
         assert printable(out, keep="\n") == out
 
 
-def test_errors_and_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_and_file_names_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     truth, _ = document(tmp_path, EVIL)
     named = tmp_path / "\x1b[31m\u202e.json"
     named.write_text("{}")
@@ -90,7 +103,11 @@ def test_errors_and_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys:
 
 
 def test_wrong_usage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([EVIL], ["annotations", "check", "x.json", EVIL], ["merge", "a", "b", "--out", "c", f"--{EVIL}"]):
+    for command in (
+        [EVIL],
+        ["annotations", "check", "x.json", EVIL],
+        ["merge", "a", "b", "--out", "c", f"--{EVIL}"],
+    ):
         with pytest.raises(SystemExit):
             main(command)
         err = capsys.readouterr().err
@@ -133,7 +150,9 @@ def test_tables_are_shown_as_text_and_kept_as_they_are() -> None:
     assert table.json()["rows"] == ((EVIL, 1.0),)
 
 
-def test_what_is_said_of_progress_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_said_of_progress_is_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bitad.runtime.progress.SECONDS_BETWEEN_LINES", -1)
     with Meter(f"reversing {EVIL}", 2) as meter:
         meter.advance(note=EVIL)

@@ -137,7 +137,13 @@ def test_tables_that_state_a_thing_twice_are_refused(tmp_path: Path) -> None:
 def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "truth.json").write_text(f'{{"database": {{"v": {VIDEO}}}}}')
     line = failed(
-        capsys, "annotations", "convert", tmp_path / "truth.json", tmp_path / "o.json", "--subsets", "Test=a,Test=b"
+        capsys,
+        "annotations",
+        "convert",
+        tmp_path / "truth.json",
+        tmp_path / "o.json",
+        "--subsets",
+        "Test=a,Test=b",
     )
     assert "each subset once" in line
 

@@ -61,7 +61,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project")
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

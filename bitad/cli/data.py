@@ -63,13 +63,20 @@ def add_annotations(commands: Commands) -> None:
     formats = "\n".join(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())
     for name, add, summary, examples in (
         ("check", _add_check, "List every defect, by video.", _CHECK_EXAMPLES),
-        ("convert", _add_convert, "Write ground truth in another format, and list the changes.", _CONVERT_EXAMPLES),
+        (
+            "convert",
+            _add_convert,
+            "Write ground truth in another format, and list the changes.",
+            _CONVERT_EXAMPLES,
+        ),
     ):
         add(add_parser(actions, name, summary, examples, notes=f"input formats (--from):\n{formats}\n\n"))
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
-    p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder")
+    p.add_argument(
+        "src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder"
+    )
     p.add_argument(
         "--from",
         dest="form",
@@ -79,7 +86,9 @@ def _add_common(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--classes", type=Path, help="class list, one name per line")
     # Before or after the action; the second parser must not reset what the first one read.
-    p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    p.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
 
 
 def _add_check(p: argparse.ArgumentParser) -> None:
@@ -97,7 +106,9 @@ def _add_check(p: argparse.ArgumentParser) -> None:
 def _add_convert(p: argparse.ArgumentParser) -> None:
     _add_common(p)
     p.add_argument("dst", type=Path, help="output file (.json, .json.gz); with --both-directions, the data folder")
-    p.add_argument("--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)")
+    p.add_argument(
+        "--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)"
+    )
     p.add_argument(
         "--both-directions",
         action="store_true",
@@ -105,7 +116,9 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--name", default="thumos-14", help="NAME of these folders (default: thumos-14)")
     known = p.add_mutually_exclusive_group()
-    known.add_argument("--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)")
+    known.add_argument(
+        "--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)"
+    )
     known.add_argument(
         "--video-info",
         type=Path,
@@ -252,11 +265,15 @@ def add_features(commands: Commands) -> None:
         help="playing direction (default: forward, or the run's)",
     )
     p.add_argument("--stride", type=int, metavar="FRAMES", help="frames per row (default: 4, or the run's)")
-    p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)")
+    p.add_argument(
+        "--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)"
+    )
     p.add_argument("--pixels", type=int, help="height and width of the frames (default: 224, or the run's)")
     p.add_argument("--half", action="store_true", help="write half precision")
     p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="default: float32")
-    p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)")
+    p.add_argument(
+        "--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)"
+    )
     add_on_decode_error(p)
     add_device(p)
 
@@ -278,7 +295,9 @@ def _features(args: argparse.Namespace) -> int:
         clips=args.batch,
     )
     asked: FeatureDirection | None = args.direction
-    directions: tuple[Direction, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    directions: tuple[Direction, ...] = (
+        ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    )
     folders = feature_folders(
         encoder,
         args.out,
@@ -309,7 +328,9 @@ def _features(args: argparse.Namespace) -> int:
 
 
 def _kept_by_earlier_version(names: Sequence[str]) -> str:
-    return f"kept {len(names)} of an earlier version, which do not record their source files ({shortlist(names, 5)})"
+    return (
+        f"kept {len(names)} of an earlier version, which do not record their source files ({shortlist(names, 5)})"
+    )
 
 
 def add_reverse(commands: Commands) -> None:

@@ -88,7 +88,9 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
-    add_allow_clock_mismatch(parser, "continue although detections and annotations disagree on the duration of a video")
+    add_allow_clock_mismatch(
+        parser, "continue although detections and annotations disagree on the duration of a video"
+    )
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -115,7 +117,9 @@ def _merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def _in_reverse_time(detections: Detections, annotations: Annotations | None, args: argparse.Namespace) -> Detections:
+def _in_reverse_time(
+    detections: Detections, annotations: Annotations | None, args: argparse.Namespace
+) -> Detections:
     from dataclasses import replace
 
     from bitad.library import compare_durations
@@ -202,5 +206,7 @@ def _thresholds(text: str) -> list[float]:
         numbers = []
     is_distinct = 0 < len(numbers) == len(set(numbers)) <= _MAX_THRESHOLDS
     if not is_distinct or not all(0 < number <= 1 for number in numbers):
-        raise ValueError(f"--tiou {text}: give first:last:step or a,b,c, each above 0 and at most 1, and none twice")
+        raise ValueError(
+            f"--tiou {text}: give first:last:step or a,b,c, each above 0 and at most 1, and none twice"
+        )
     return numbers

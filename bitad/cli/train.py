@@ -34,7 +34,9 @@ def add_commands(commands: Commands) -> None:
         "demo --smoke --out smoke",
         "demo --full --results docs/results-playroom.md",
     )
-    p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)")
+    p.add_argument(
+        "--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)"
+    )
     size = p.add_mutually_exclusive_group()
     size.add_argument("--smoke", action="store_true", help="a quick run of every step; its numbers mean nothing")
     size.add_argument("--full", action="store_true", help="every experiment, ablation and control")
@@ -118,7 +120,9 @@ def _train(args: argparse.Namespace) -> int:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
         best = trainer.run(until=args.until)
         if trainer.ranks.is_main:
-            echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+            echo(
+                f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory
+            )
     return 0
 
 
@@ -159,7 +163,9 @@ def _detect(args: argparse.Namespace) -> int:
         failed = detections.unread
         if ranks.is_main:
             if detections.videos:
-                page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
+                page, without = write_detection_report(
+                    out, detections, videos, min_score=min_score, damaged=damaged
+                )
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
                 echo(f"{count} detections with a score of at least {min_score}; see {page}")
@@ -183,7 +189,9 @@ def add_plan(commands: Commands) -> None:
     add_configuration(p)
     p.add_argument("--processes", type=int, default=1, metavar="N", help="processes, one per device (default: 1)")
     p.add_argument("--device", choices=get_args(PlanDevice), default="gpu", help="type of device (default: gpu)")
-    p.add_argument("--device-memory", type=float, metavar="GIB", help="check whether a process fits into this memory")
+    p.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="check whether a process fits into this memory"
+    )
     add_json(p)
 
 
@@ -194,7 +202,9 @@ def _plan(args: argparse.Namespace) -> int:
 
     memory = args.device_memory
     if memory is not None and not 0 < memory < float("inf"):
-        raise ValueError(f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80")
+        raise ValueError(
+            f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80"
+        )
     config = _config(args.config, args.overrides)
     with progress_callback("simulating training steps") as on_progress:
         plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)

@@ -123,7 +123,9 @@ def _merge(below: Document, above: Document) -> Document:
     return merged
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """The keys in which two mappings of a configuration differ, by path, with both values."""
     for key, new in now.items():
         old = before.get(key)
@@ -246,7 +248,9 @@ def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
     for path in (folder / source, _PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(presets())})")
+    raise FileNotFoundError(
+        f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(presets())})"
+    )
 
 
 def _read_file(path: Path, above: tuple[Path, ...] = ()) -> Document:
@@ -350,7 +354,9 @@ class _Loader(yaml.SafeLoader):
         elif id(node) not in self.sizes:
             raise yaml.YAMLError(f"line {line}: an alias contains itself")
         if self.sizes[id(node)] > _MAX_VALUES:
-            raise yaml.YAMLError(f"line {line}: more than {_MAX_VALUES:,} values, counting those repeated by aliases")
+            raise yaml.YAMLError(
+                f"line {line}: more than {_MAX_VALUES:,} values, counting those repeated by aliases"
+            )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

@@ -90,7 +90,11 @@ _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
     ("window.resized_clock", lambda c: c.window.layout != "resized", "with window.layout={c.window.layout}"),
     ("test.backbone", lambda c: c.model.backbone is None, "on features, which need no backbone"),
     ("test.backbone", lambda c: c.window.layout == "resized", "with window.layout=resized"),
-    ("direction", lambda c: c.design.networks == 2, _EXPERIMENT + "has a network for each direction; use pair.second"),
+    (
+        "direction",
+        lambda c: c.design.networks == 2,
+        _EXPERIMENT + "has a network for each direction; use pair.second",
+    ),
     ("pair.second", lambda c: c.design.networks == 1, _EXPERIMENT + "has one network"),
     ("pair.align", lambda c: not c.design.aligns, _EXPERIMENT + "aligns nothing"),
     ("pair.align", lambda c: c.pair.second == "forward", "with two forward networks, which share a clock"),

@@ -97,7 +97,9 @@ def _check_folder_name(name: str) -> str:
     if not name.strip() or any(letter in "/\\" or not letter.isprintable() for letter in name):
         raise ValueError(f"{name!r} cannot begin the name of a folder; leave out /, \\ and line ends")
     if len(name.encode(errors="replace")) > _NAME_BYTES:
-        raise ValueError(f"'{name[:40]}...' is too long to begin the name of a folder; use at most {_NAME_BYTES} bytes")
+        raise ValueError(
+            f"'{name[:40]}...' is too long to begin the name of a folder; use at most {_NAME_BYTES} bytes"
+        )
     return name
 
 

@@ -187,7 +187,9 @@ def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iter
 def require_known_durations(unknown: Sequence[str], path: str | Path) -> None:
     """Raise a ValueError if there are videos of unknown duration."""
     if unknown:
-        remedy = "write a file with durations: `bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
+        remedy = (
+            "write a file with durations: `bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
+        )
         raise ValueError(f"{path}: the duration of {shortlist(unknown)} is not stated; {remedy}")
 
 

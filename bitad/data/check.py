@@ -105,7 +105,9 @@ def check_annotations(
     why_unmeasured = ""
     if unmeasured := [video.name for video in videos if math.isinf(video.duration_s)]:
         why = clocks.why_unknown(unmeasured[0])
-        why_unmeasured = f"{len(unmeasured)} videos have an unknown duration; segments are not checked by it: {why}"
+        why_unmeasured = (
+            f"{len(unmeasured)} videos have an unknown duration; segments are not checked by it: {why}"
+        )
     return AnnotationReport(
         path=str(path),
         subsets=dict(subsets),

@@ -88,7 +88,9 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
             return numbered
         names = tuple(numbered[number] for number in order)
     if numbers and 0 not in numbers and len(names) not in numbers:
-        found = f"its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names {len(names)}"
+        found = (
+            f"its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names {len(names)}"
+        )
         remedy = 'name the list of these classes, and number its names, "0 NAME" or "1 NAME" a line'
         raise ValueError(f"{where}: {found}; {remedy}")
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))

@@ -118,7 +118,8 @@ def coverage_fault(
         return None
     return (
         f"features cover {100 * seconds / duration_s:.3g} %: {rows} rows x {stride_frames:g} frames / {fps:.6g} fps = "
-        f"{seconds:.2f} s of {duration_s:.2f} s" + (f", the first at frame {offset_frames:g}" if offset_frames else "")
+        f"{seconds:.2f} s of {duration_s:.2f} s"
+        + (f", the first at frame {offset_frames:g}" if offset_frames else "")
     )
 
 

@@ -81,7 +81,10 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
     for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels, strict=True)):
         where = f"{label} [{start:g}, {end:g}] s"
         if end > video.duration_s + _ROUNDING_S or start < 0:
-            yield i, Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s")
+            yield (
+                i,
+                Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s"),
+            )
         if start >= end:
             yield i, Defect(video.name, "start not before end", where)
         if (start, end, label) in seen:
@@ -236,7 +239,9 @@ def convert_annotations(
         if (found := [*video.contradictions, *(defect.detail for defect in clocks.defects(video))])
     }
     remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
-    if line := require_agreement(faults, len(annotations.videos), src, allowed=allow_clock_mismatch, remedy=remedy):
+    if line := require_agreement(
+        faults, len(annotations.videos), src, allowed=allow_clock_mismatch, remedy=remedy
+    ):
         report["clocks"].append(line)
     annotations = _complete_durations(annotations, clocks, missing, src, report)
     annotations = (policy or Policy()).apply(annotations, report)

@@ -96,7 +96,9 @@ class Detections:
         for column, names in (("video", self.videos), ("labels", self.classes)):
             index = getattr(self, column)
             if n and not (index.min() >= 0 and index.max() < len(names)):
-                raise ValueError(f"{column} runs from {index.min()} to {index.max()}, but there are {len(names)} names")
+                raise ValueError(
+                    f"{column} runs from {index.min()} to {index.max()}, but there are {len(names)} names"
+                )
             if len(set(names)) < len(names):
                 raise ValueError(f"a name occurs twice in {reprlib.repr(names)}")
         sound = np.isfinite(self.segments).all(axis=1) & np.isfinite(self.scores)

@@ -51,7 +51,9 @@ class FeatureStore:
             remedy = "name the right one, or make it: bitad features"
             raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features; {remedy}")
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
-            raise ValueError(f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}")
+            raise ValueError(
+                f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}"
+            )
         self._lookup = Lookup(self.path, wanted, self.names)
 
     def names(self) -> tuple[str, ...]:

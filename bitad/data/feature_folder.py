@@ -155,7 +155,9 @@ def read_sidecar(folder: Path) -> Sidecar:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is damaged: {place}: {first['msg']}; restore it, or name another folder") from None
+        raise ValueError(
+            f"{path} is damaged: {place}: {first['msg']}; restore it, or name another folder"
+        ) from None
 
 
 class FeatureFolder:
@@ -252,7 +254,9 @@ class FeatureFolder:
                         stored = np.ascontiguousarray(rows, dtype)
                     if not np.isfinite(stored).all():
                         remedy = "; leave out --half" if dtype == np.float16 else ""
-                        raise ValueError(f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}")
+                        raise ValueError(
+                            f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}"
+                        )
                     stream.write(stored.tobytes())
 
                 yield write

@@ -166,7 +166,9 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         identity = np.eye(3, 4, dtype=np.float32)
         colours = [identity if sample.colour is None else sample.colour for sample in samples]
         colour = torch.from_numpy(np.stack(colours))
-    copies = [sample.reversed_copy for sample in samples if sample.reversed_copy is not None]  # all have one, or none
+    copies = [
+        sample.reversed_copy for sample in samples if sample.reversed_copy is not None
+    ]  # all have one, or none
     return Batch(
         inputs=_pad([sample.content for sample in samples], rows),
         mask=torch.arange(length) < steps[:, None],

@@ -78,7 +78,9 @@ def apply_crop(frames: NDArray[np.uint8], crop: Crop, pixels: int) -> Tensor:
         picture = part.permute(0, 3, 1, 2)
         if (crop.height, crop.width) != (pixels, pixels):
             picture = picture.contiguous(memory_format=torch.channels_last)  # resized faster
-            picture = F.interpolate(picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True)
+            picture = F.interpolate(
+                picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True
+            )
         if crop.flip:
             picture = picture.flip(3)
         changed.copy_(picture.permute(0, 2, 3, 1))

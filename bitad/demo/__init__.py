@@ -380,7 +380,9 @@ def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
 class StaticFrames(VideoFiles):
     """Video files of which each window repeats its middle frame: the static-frame control."""
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
+    ) -> Tensor:
         frames = super().read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)
 

@@ -54,7 +54,9 @@ class Truth:
         labels = [label for video in videos for label in video.labels]
         number = {name: i for i, name in enumerate(annotations.classes)}
         if undeclared := sorted(set(labels) - number.keys()):
-            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
+            raise ValueError(
+                f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes"
+            )
         video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
         label = np.array([number[name] for name in labels], np.int64)
         segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])

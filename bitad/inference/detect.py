@@ -166,7 +166,9 @@ def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks
             log.warning("%s: %s", name, reason)
 
 
-def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
+def _predict_windows(
+    network: Network, windows: TestWindows, ranks: Ranks, description: str
+) -> Iterator[WindowOutputs]:
     config = windows.config
     loader = windows.readers.loader(
         windows,

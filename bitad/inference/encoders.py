@@ -59,7 +59,9 @@ class Encoder(ABC):
         if stride_frames < 1:
             raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
         if pixels < 1 or pixels % self.vit.patch_size:
-            raise ValueError(f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}")
+            raise ValueError(
+                f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}"
+            )
 
     @property
     def direction(self) -> Direction:
@@ -102,7 +104,9 @@ class ClipEncoder(Encoder):
     As in the detector, the norm of a published classifier (``fc_norm``) is not applied.
     """
 
-    def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
+    def __init__(
+        self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8
+    ) -> None:
         both: dict[Direction, VideoBackbone] = {"forward": backbone, "reverse": backbone}
         super().__init__(both, stride_frames=stride_frames, pixels=pixels, file=file)
         if clips < 1:
@@ -147,7 +151,9 @@ class WindowEncoder(Encoder):
         if model is None:
             raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
         if window.layout != "sliding":
-            raise ValueError(f"{run.source} has window.layout={window.layout}; give a run with window.layout=sliding")
+            raise ValueError(
+                f"{run.source} has window.layout={window.layout}; give a run with window.layout=sliding"
+            )
         stride_frames = window.stride_frames if stride_frames is None else stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
@@ -218,7 +224,9 @@ def load_encoder(
         )
     run = found if isinstance(found, Checkpoint) and config is None else load_checkpoint(file, config)
     if clip_frames not in (None, CLIP_FRAMES):
-        raise ValueError(f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames")
+        raise ValueError(
+            f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames"
+        )
     return WindowEncoder(run, stride_frames, pixels)
 
 

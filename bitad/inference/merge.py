@@ -84,7 +84,9 @@ def _check_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
         if (found.scores < 0).any():
             row = int(found.scores.argmin())
             where = f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()}"
-            raise ValueError(f"{where} has score {found.scores[row]:g}; scores must not be negative: use a sigmoid")
+            raise ValueError(
+                f"{where} has score {found.scores[row]:g}; scores must not be negative: use a sigmoid"
+            )
     highest = [float(found.scores.max(initial=0.0)) for found in sets]
     high = max(range(len(sets)), key=highest.__getitem__)
     if low := [number for number, score in enumerate(highest) if 0 < score <= 1 < highest[high]]:

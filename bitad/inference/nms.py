@@ -202,5 +202,7 @@ def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Fl
     """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU."""
     a, b = overlapping(kept, segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))
-    sums = np.stack([np.bincount(a, scores[b] * segments[b, side], minlength=len(kept)) for side in (0, 1)], axis=1)
+    sums = np.stack(
+        [np.bincount(a, scores[b] * segments[b, side], minlength=len(kept)) for side in (0, 1)], axis=1
+    )
     return np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1.0)[:, None], kept)

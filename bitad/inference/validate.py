@@ -23,7 +23,12 @@ _CLOCK_SETTINGS = ("data.feature_stride_frames", "data.feature_offset_frames", "
 
 
 def validate_data(
-    windows: TrainingWindows, test: Annotations, source: FileSource, indices: IndexCache, config: Config, ranks: Ranks
+    windows: TrainingWindows,
+    test: Annotations,
+    source: FileSource,
+    indices: IndexCache,
+    config: Config,
+    ranks: Ranks,
 ) -> None:
     """Opens every video without decoding it; removes unreadable training videos from the windows.
 
@@ -90,7 +95,11 @@ def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) ->
 
 
 def _compare_clocks(
-    videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config, ranks: Ranks
+    videos: Mapping[str, AnnotatedVideo],
+    grids: Mapping[str, Grid],
+    source: FileSource,
+    config: Config,
+    ranks: Ranks,
 ) -> None:
     faults: dict[str, str] = {}
     for name, grid in grids.items():

@@ -137,7 +137,9 @@ class _Stage:
         return (played.flip(0) if self.reverse else played)[first:stop]
 
 
-def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
+def predict_videos(
+    network: Network, windows: TestWindows, ranks: Ranks, description: str
+) -> Iterator[WindowOutputs]:
     """The predictions for all windows of this process's videos.
 
     The backbones of the network are independent (not experiment 2x).

@@ -43,7 +43,9 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     logits, gap = logits.take_along_dim(rows, dim=1), gap.to(distances.dtype)
     if distances.ndim == 4:  # per class
         rows, gap = rows[..., None], gap[..., None]
-    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(-1)  # this view's names; the order is the other's
+    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(
+        -1
+    )  # this view's names; the order is the other's
     distances = torch.stack((to_start - gap, to_end + gap), dim=-1).relu()
     return prediction._replace(logits=logits, distances=distances)
 
@@ -117,7 +119,9 @@ def joint_forward(
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
     depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
     for before, depth in pairwise((None, *depths, None)):
-        x, y = run_checkpointed(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
+        x, y = run_checkpointed(
+            _step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing
+        )
     shape = (grid.time, grid.height, grid.width)
     return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
 
@@ -140,5 +144,7 @@ def _step(
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
         x, y = cross_x(x, grid, meeting.tokens(y)), cross_y(y, grid, meeting.tokens(x))
     if depth is not None:
-        x, y = (block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+        x, y = (
+            block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True)
+        )
     return x, y

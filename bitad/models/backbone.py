@@ -72,7 +72,9 @@ class VideoBackbone(nn.Module):
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
         """Tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
-        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, n * t]
+        features = (
+            tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)
+        )  # [B, C, n * t]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         length = per_window * self.vit.clip_frames // self.frames_per_step
         return F.interpolate(features, size=length, mode="linear", align_corners=False)

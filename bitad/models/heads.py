@@ -130,7 +130,9 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
         if len(self.ranges) != len(self.strides):
-            raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
+            raise ValueError(
+                f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each"
+            )
 
     @abstractmethod
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,9 @@ class Pair(Network):
         align: see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
     """
 
-    def __init__(self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None) -> None:
+    def __init__(
+        self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None
+    ) -> None:
         super().__init__()
         self.first, self.second = first, second
         self.mirrored, self.align = mirrored, align

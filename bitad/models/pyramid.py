@@ -242,9 +242,13 @@ class Pyramid(nn.Module):
                 f"window {max_length} is not a multiple of the coarsest stride {self.strides[-1]}; use {nearest}"
             )
         self.input_dropout = nn.Dropout1d(input_dropout)
-        table = sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
+        table = (
+            sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
+        )
         self.register_buffer("positions", table, persistent=False)  # [1, C, T], a constant
-        self.embed = nn.ModuleList(MaskedConv(channels if i else in_channels, channels) for i in range(embed_convs))
+        self.embed = nn.ModuleList(
+            MaskedConv(channels if i else in_channels, channels) for i in range(embed_convs)
+        )
         self.stem = nn.ModuleList(stem() for _ in range(stem_blocks))
         self.branch = nn.ModuleList(branch(level) for level in range(1, levels))
         self.norms = nn.ModuleList(

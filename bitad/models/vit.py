@@ -62,7 +62,9 @@ def run_checkpointed(function: Callable[..., Result], *inputs: object, checkpoin
     return result
 
 
-def run_in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
+def run_in_chunks(
+    module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing
+) -> Tensor:
     """``module`` on ``size`` independent rows at a time, at the end of a function of :func:`run_checkpointed`."""
     chunks = x.split(size)
     if checkpointing == "none" or not torch.is_grad_enabled():
@@ -136,7 +138,9 @@ class TemporalAdapter(nn.Module):
             narrow = narrow + self.down_other(other)
         hidden = F.gelu(narrow)
         # [B, C', time of the window, places]
-        h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(0, 3, 1, 2)
+        h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(
+            0, 3, 1, 2
+        )
         context = self.pointwise(self.depthwise(h).permute(0, 2, 3, 1)).reshape(hidden.shape)
         # Gamma scales the weights: autograd would keep their larger output.
         return x + F.linear(hidden + context, self.up.weight * self.gamma, self.up.bias * self.gamma)

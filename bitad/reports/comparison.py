@@ -418,7 +418,9 @@ def difference_table(comparison: Comparison) -> Table:
         if other is not None:
             notes.append(f"{name}: {other.label}, {other.mean:.2f}.")
     if controls := [label for label in map(_control_of, by_label) if label in by_label]:
-        notes.append(f"Control of a fusion: the same experiment with two forward networks, such as {controls[0]!r}.")
+        notes.append(
+            f"Control of a fusion: the same experiment with two forward networks, such as {controls[0]!r}."
+        )
     if other_seeds:
         seeds_of = ", ".join(f"{label} {count}" for label, count in other_seeds.items())
         notes.append(f"Not over the same seeds as the results compared with it: {seeds_of}.")

@@ -92,7 +92,9 @@ def check_detection_report(
             "earlier `bitad detect` with --overwrite"
         )
     if foreign := [path for path in existing if path not in _earlier_files(out)]:
-        raise ValueError(f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out")
+        raise ValueError(
+            f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out"
+        )
 
 
 def write_detection_report(

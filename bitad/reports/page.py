@@ -191,7 +191,9 @@ def _picture(caption: str, path: str) -> str:
 def _check_relative(path: str) -> None:
     # A Windows drive and a URL's scheme both start with letters and a colon.
     if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
-        raise ValueError(f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`")
+        raise ValueError(
+            f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`"
+        )
 
 
 def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[str, Any]:

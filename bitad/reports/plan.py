@@ -122,7 +122,9 @@ class TrainingPlan:
             training = self.config.training.model_copy(update={"batch": batch})
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
-                yield step_cost(config, self.classes, checkpointing=policy, precision=precision, device=self.device)
+                yield step_cost(
+                    config, self.classes, checkpointing=policy, precision=precision, device=self.device
+                )
 
     def tables(self) -> tuple[Table, ...]:
         """Parameters, floating-point operations, memory and GPUs."""

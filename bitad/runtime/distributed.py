@@ -19,34 +19,43 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bitad.runtime.log import log_last
 from bitad.runtime.workers import Stopped
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor, by an attribute: importing the class takes half a second."""
+    return hasattr(tensor, "device_mesh")
+
 
 def local_shard(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered on every process, all of which must call this."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().cpu() if _is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Shard a full tensor like another one of its shape."""
-    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+    if not _is_sharded(other) or tensor.shape != other.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
@@ -165,6 +174,8 @@ class Ranks:
         if self.world == 1:
             return model
         if parts is not None:
+            from torch.distributed.fsdp import fully_shard
+
             # Changing a module's output in place would be an error if it is a view; no code does.
             warnings.filterwarnings("ignore", r"(?s).*returned a view tensor", UserWarning)
             mesh = init_device_mesh(self.device.type, (self.world,))
@@ -172,7 +183,9 @@ class Ranks:
                 fully_shard(part, mesh=mesh)
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
+        return DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS
+        )
 
     def share(self, total: int) -> range:
         """The indices of this rank's share of ``total`` items; every item belongs to one rank."""
@@ -252,12 +265,16 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """A context for a backward pass: the last one of a step averages the processes' gradients."""
-    if isinstance(model, FSDPModule):
+    if _is_fsdp(model):
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
         no_sync: AbstractContextManager[None] = model.no_sync()
         return no_sync
     return nullcontext()
+
+
+def _is_fsdp(model: nn.Module) -> TypeGuard[FSDPModule]:
+    return hasattr(model, "set_requires_gradient_sync")
 
 
 def _is_lost_connection(error: BaseException) -> bool:

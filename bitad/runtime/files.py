@@ -226,7 +226,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:  # such as a folder
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except NotJsonError as error:
-        raise NotJsonError(f"{path}: not a JSON file: {_actual_type(path) or error.reason}", error.reason) from None
+        raise NotJsonError(
+            f"{path}: not a JSON file: {_actual_type(path) or error.reason}", error.reason
+        ) from None
 
 
 def _decompress(path: Path) -> bytes:
@@ -308,7 +310,9 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise OSError(f"{option} {folder}: cannot write to {place}: {error.strerror}; give another folder") from None
+        raise OSError(
+            f"{option} {folder}: cannot write to {place}: {error.strerror}; give another folder"
+        ) from None
 
 
 def check_file(file: Path, option: str = "--out", inputs: Iterable[Path | None] = ()) -> None:

@@ -137,7 +137,8 @@ class _Lock:
             if _read(self.path) != self.record:
                 return False
             log.warning(
-                "%s: this file system has no locks; only this file shows other processes that it is in use", self.path
+                "%s: this file system has no locks; only this file shows other processes that it is in use",
+                self.path,
             )
         _held.add(self.descriptor)
         self._thread.start()

@@ -135,7 +135,9 @@ def _zip(file: BinaryIO) -> Signature:
         with zipfile.ZipFile(file) as archive:
             names = ["", *archive.namelist()]
     except Exception:  # damaged bytes can raise anything
-        return Signature("cut zip", "a zip archive (such as a PyTorch or .npz file), damaged or cut off", _DOWNLOAD)
+        return Signature(
+            "cut zip", "a zip archive (such as a PyTorch or .npz file), damaged or cut off", _DOWNLOAD
+        )
     return next(Signature(*fields) for pattern, *fields in _BY_MEMBER if any(re.search(pattern, n) for n in names))
 
 
@@ -195,12 +197,16 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
         name, method = f"{where}: {member.filename}", member.compress_type
-        if member.external_attr & _FOLDER or member.is_dir():  # PyTorch reads nothing of it, and leaves memory as it is
+        if (
+            member.external_attr & _FOLDER or member.is_dir()
+        ):  # PyTorch reads nothing of it, and leaves memory as it is
             raise UnsoundFileError(f"{name} is marked as a folder; the file is damaged, get it again")
         if member.flag_bits & 1:
             raise UnsoundFileError(f"{name} is encrypted; write it without a password")
         if method not in allowed:
-            how = f"compressed by zip's method {method}, which NumPy does not write; write it again with numpy.savez"
+            how = (
+                f"compressed by zip's method {method}, which NumPy does not write; write it again with numpy.savez"
+            )
             never = "compressed, which PyTorch never does; write it again with torch.save"
             raise UnsoundFileError(f"{name} is {how if compressed else never}")
         if method != zipfile.ZIP_STORED:
@@ -208,7 +214,9 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
         elif member.file_size != member.compress_size:
             raise UnsoundFileError(f"{name} claims {member.file_size:,} bytes, but has {member.compress_size:,}")
     if (held := sum(member.compress_size for member in members)) > size:
-        raise UnsoundFileError(f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged")
+        raise UnsoundFileError(
+            f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged"
+        )
 
 
 @dataclass(frozen=True)

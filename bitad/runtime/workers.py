@@ -32,7 +32,11 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
 
     Only the main thread has a limit, and not on Windows. Reading from a dead network drive is not interrupted.
     """
-    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        seconds is None
+        or not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 
@@ -74,7 +78,9 @@ def in_processes(
         a job's index, and its result or exception.
     """
     worker_count(workers)
-    return _in_workers(work, jobs, workers) if workers else ((i, _attempt(work, job)) for i, job in enumerate(jobs))
+    return (
+        _in_workers(work, jobs, workers) if workers else ((i, _attempt(work, job)) for i, job in enumerate(jobs))
+    )
 
 
 def _attempt(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | Exception:
@@ -140,8 +146,12 @@ class _Worker(Generic[Result]):
             self.is_alive = False
             self._process.join(_SECONDS_TO_END)
             code = self._process.exitcode
-            how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
-            return ChildProcessError(f"its worker process {how}; check that there is enough memory, and run this again")
+            how = (
+                f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+            )
+            return ChildProcessError(
+                f"its worker process {how}; check that there is enough memory, and run this again"
+            )
 
     def terminate(self) -> None:
         if self._process.is_alive():
@@ -164,7 +174,9 @@ def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None
     assert parent is not None
     end_when(lambda: wait([parent.sentinel]))
     with (
-        command_logging() if logs else nullcontext(),  # as in the parent, whose handlers a new process does not have
+        command_logging()
+        if logs
+        else nullcontext(),  # as in the parent, whose handlers a new process does not have
         suppress(EOFError, OSError, KeyboardInterrupt),  # the parent has finished or died; asked to end
     ):
         while True:

@@ -57,7 +57,9 @@ class CheckpointManager:
         if resume and not self.exists:
             raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
         if self.exists and not resume:
-            raise ValueError(f"run {self.last.parent} exists; use --resume, or choose another name, seed or output")
+            raise ValueError(
+                f"run {self.last.parent} exists; use --resume, or choose another name, seed or output"
+            )
 
     def newest(self) -> tuple[Checkpoint, Path]:
         """The newest readable checkpoint, and its file; logs the faults of newer ones.
@@ -202,7 +204,9 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         elif found.format.kind == "detector":
             weights = found.tensors
         else:
-            raise ValueError(f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline")
+            raise ValueError(
+                f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline"
+            )
         # The second adapters are new; a baseline has none.
         lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
@@ -221,7 +225,9 @@ _COMMON_KEYS = (
 )
 
 
-def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
+def _mismatches(
+    checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction
+) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
     if theirs.design.networks != 1:

@@ -165,7 +165,9 @@ class TrainStep:
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
         # Inner modules first.
-        units = [[one for one in model.modules() if isinstance(one, Block | TemporalAdapter)][::-1] for model in models]
+        units = [
+            [one for one in model.modules() if isinstance(one, Block | TemporalAdapter)][::-1] for model in models
+        ]
         return [self.ranks.wrap(model, parts=parts) for model, parts in zip(models, units, strict=True)]
 
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:
@@ -277,7 +279,9 @@ class TrainStep:
         """The weights of the network; trainable ones are averaged."""
         averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
-            averaged |= {learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()}
+            averaged |= {
+                learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()
+            }
         return averaged
 
     @contextmanager

@@ -132,7 +132,9 @@ def step_cost(
     mode = fake_tensor_mode()
     with mode:
         network.to_empty(device="cpu")
-    step = _FakeTrainStep(network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1)
+    step = _FakeTrainStep(
+        network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1
+    )
     with mode:
         for learner in step.learners:
             learner.loss.to_empty(device="cpu")

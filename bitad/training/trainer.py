@@ -75,7 +75,9 @@ class Trainer:
         ValueError, FileNotFoundError: data, weights or checkpoint do not fit.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False
+    ) -> None:
         self.config, self.ranks = config, ranks
         self.directory = config.run_directory
         self.checkpoints = CheckpointManager(self.directory, config.training.keep_last)

@@ -32,9 +32,53 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 # FFmpeg's names of the accepted formats: they contain video and consist of one file.
 FORMATS = (
-    *("mov", "mp4", "matroska", "webm", "avi", "flv", "live_flv", "kux", "asf", "asf_o", "mpegts", "mpeg", "mpegvideo"),
-    *("h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "av1", "obu", "ivf", "vc1", "vc1test", "dirac", "cavsvideo"),
-    *("avs2", "avs3", "mjpeg", "mjpeg_2000", "mpjpeg", "ogg", "nut", "nuv", "nsv", "mxf", "gxf", "lxf", "dv", "wtv"),
+    *(
+        "mov",
+        "mp4",
+        "matroska",
+        "webm",
+        "avi",
+        "flv",
+        "live_flv",
+        "kux",
+        "asf",
+        "asf_o",
+        "mpegts",
+        "mpeg",
+        "mpegvideo",
+    ),
+    *(
+        "h261",
+        "h263",
+        "h264",
+        "hevc",
+        "vvc",
+        "evc",
+        "m4v",
+        "av1",
+        "obu",
+        "ivf",
+        "vc1",
+        "vc1test",
+        "dirac",
+        "cavsvideo",
+    ),
+    *(
+        "avs2",
+        "avs3",
+        "mjpeg",
+        "mjpeg_2000",
+        "mpjpeg",
+        "ogg",
+        "nut",
+        "nuv",
+        "nsv",
+        "mxf",
+        "gxf",
+        "lxf",
+        "dv",
+        "wtv",
+    ),
     *("rm", "ivr", "ty", "pva", "dhav", "swf", "gif", "apng", "amv", "yuv4mpegpipe", "roq", "smk", "bink", "flic"),
 )
 
@@ -82,9 +126,13 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
     try:
         return av.open(str(path.absolute()), options={**(options or {}), **_READ_OPTIONS})
     except av.ArgumentError:
-        raise ValueError(f"{path}: not a video that FFmpeg can read from this file alone; name a video file") from None
+        raise ValueError(
+            f"{path}: not a video that FFmpeg can read from this file alone; name a video file"
+        ) from None
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}") from None
+        raise ValueError(
+            f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}"
+        ) from None
 
 
 def open_output(path: Path, container: str, options: dict[str, str]) -> OutputContainer:
@@ -213,7 +261,9 @@ def joined(stored: Iterable[VideoPacket], stream: VideoStream, joins: NDArray[np
         yield packet
 
 
-def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
+def first_times(
+    path: Path, film: int, starts: Sequence[int], many: int
+) -> tuple[VideoFrame | None, list[list[float]]]:
     """The first picture, and the times in ticks of the first ``many`` pictures of each part."""
     container, stream = open_video(path, film)
     first: VideoFrame | None = None

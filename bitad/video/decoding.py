@@ -174,7 +174,9 @@ class PictureStream:
         yield from [None] * (index.frames - due)
 
 
-def _find_packet(remaining: Iterator[VideoPacket], time: int, *, pass_keyframes: bool = False) -> VideoPacket | None:
+def _find_packet(
+    remaining: Iterator[VideoPacket], time: int, *, pass_keyframes: bool = False
+) -> VideoPacket | None:
     """The packet with a time in ticks; None if a later keyframe comes first."""
     for packet in remaining:
         if not packet.size or packet.pts is None:

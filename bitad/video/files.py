@@ -114,7 +114,9 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
     videos: list[Path] = []
     by_name: dict[str, Path] = {}
     unlisted: list[Path] = []
-    for here, folders, files in walk(folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))):
+    for here, folders, files in walk(
+        folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))
+    ):
         # A folder with a video's name is listed, not entered.
         like_videos = [name for name in folders if is_video_name(name)]
         folders[:] = [name for name in folders if name not in like_videos]
@@ -143,7 +145,9 @@ def require_video_file(path: Path) -> None:
     except OSError as error:  # circular links, a folder without permission
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK):
-        raise ValueError(f"{path}: a folder that cannot be listed: {os.strerror(errno.EACCES)}; change its permissions")
+        raise ValueError(
+            f"{path}: a folder that cannot be listed: {os.strerror(errno.EACCES)}; change its permissions"
+        )
     if not stat.S_ISREG(status.st_mode):
         kind = next((kind for is_kind, kind in _KINDS if is_kind(status.st_mode)), "a device")
         raise ValueError(f"{path}: {kind}, not a video file")

@@ -136,7 +136,11 @@ class _Packets:
             self.marked = self._marked_at_breaks(path, damage > 0)
             context = stream.codec_context
             is_bare = not (self.states_presentation or np.isfinite(columns[numbers, 1]).any())
-            rate = (context.framerate or stream.guessed_rate) if is_bare else stream.average_rate or stream.guessed_rate
+            rate = (
+                (context.framerate or stream.guessed_rate)
+                if is_bare
+                else stream.average_rate or stream.guessed_rate
+            )
             self.rate = rate or Fraction(0)
             self.assumed = is_bare and not context.framerate
             self.time_base = stream.time_base or Fraction(0)

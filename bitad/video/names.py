@@ -151,7 +151,12 @@ def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[lis
 
 
 def _match(
-    wanted: Iterable[str], rest: list[str], free: list[str], pairs: dict[str, str], unclear: dict[str, str], case: bool
+    wanted: Iterable[str],
+    rest: list[str],
+    free: list[str],
+    pairs: dict[str, str],
+    unclear: dict[str, str],
+    case: bool,
 ) -> None:
     """Add names that are equal except for variations, with or without case."""
     key = partial(_key, case=case)
@@ -164,7 +169,9 @@ def _match(
     for name in rest:
         if name in pairs or name in unclear or not (candidates := fitting.get(key(name))):
             continue
-        if len(competing_loosely[loose(name)]) == 1:  # without a competitor, names in another case are candidates too
+        if (
+            len(competing_loosely[loose(name)]) == 1
+        ):  # without a competitor, names in another case are candidates too
             candidates = fitting_loosely[loose(name)]
         others = competing[key(name)]
         if len(others) == len(candidates) == 1:

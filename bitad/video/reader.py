@@ -62,7 +62,9 @@ class VideoReader:
         repeated: number of frames replaced by another one.
     """
 
-    def __init__(self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error") -> None:
+    def __init__(
+        self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error"
+    ) -> None:
         self.path = Path(path)
         self.index = index_video(self.path) if index is None else index
         self.damaged = damaged
@@ -165,7 +167,9 @@ class VideoReader:
             yield picture
         if bad and self.damaged == "error":
             named = f"frame{'s' if len(bad) > 1 else ''} {shortlist(sorted(bad), 4)}"
-            raise ValueError(f"{self.path}: {named} cannot be decoded ({len(bad)} of {requested} requested): {REMEDY}")
+            raise ValueError(
+                f"{self.path}: {named} cannot be decoded ({len(bad)} of {requested} requested): {REMEDY}"
+            )
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:

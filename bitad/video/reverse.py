@@ -343,10 +343,14 @@ def _describe_difference(
         first = int(np.flatnonzero(shifted)[0])
         place = int(places[first])
         found = int(places[first] + best[first] - near)
-        return f"is shifted: the mirror place of frame {place} shows frame {found} ({shifted.sum()} of {len(places)})"
+        return (
+            f"is shifted: the mirror place of frame {place} shows frame {found} ({shifted.sum()} of {len(places)})"
+        )
     if mirror.max() > max(2 * _CODEC_LOSS, variation):
         worst = int(mirror.argmax())
-        return f"shows something else at frame {places[worst]}: it differs by {mirror[worst]:.1f} of 255 grey levels"
+        return (
+            f"shows something else at frame {places[worst]}: it differs by {mirror[worst]:.1f} of 255 grey levels"
+        )
     return None
 
 

@@ -94,7 +94,10 @@ def write_pictures(
     if first is None:
         raise ValueError(f"{path}: no frames to write")
     try:
-        with atomic_write(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
+        with (
+            atomic_write(path) as partial,
+            open_h264(partial, suffix=path.suffix, faststart=faststart) as container,
+        ):
             stream = add_h264_stream(container, first, rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames)
             for number, picture in enumerate(chain([first], remaining)):
                 # The encoder would obey the type from the picture's decoder.

@@ -112,7 +112,9 @@ class Checkpoint:
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
         if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint")
+            raise ValueError(
+                f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint"
+            )
         return network.eval()
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
@@ -140,7 +142,10 @@ class Checkpoint:
         keys = list(_INPUT_KEYS)
         if config.design.fusion:  # its layer has an input for every point
             keys.append("window.steps")
-        if "resized" in (self.config.window.layout, config.window.layout):  # other layouts divide the test videos only
+        if "resized" in (
+            self.config.window.layout,
+            config.window.layout,
+        ):  # other layouts divide the test videos only
             keys += ["window.layout", "window.steps"]
         before, now = self.config.data.reversed_features, config.data.reversed_features
         # Features of reversed playback are not flipped features.
@@ -246,7 +251,9 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
     if config is None or fault is not None:
         raise ValueError(f"{path} is not a checkpoint of BiTAD but {fault}")
     if config.design.networks != 1:
-        raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
+        raise ValueError(
+            f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline"
+        )
     return Checkpoint(
         config=config,
         classes=class_names(config),

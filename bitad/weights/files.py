@@ -44,7 +44,9 @@ def file_in(folder: Path) -> Path:
     """The file of weights that a folder stands for; an error if there are several or none."""
     visible = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     found = [
-        name for name in visible if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NOT_WEIGHTS)
+        name
+        for name in visible
+        if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NOT_WEIGHTS)
     ]
     for names, allows_others in ((_RUN_FILES, True), (_HUGGING_FACE_FILES, False)):
         if (here := [name for name in names if name in found]) and (allows_others or set(found) <= set(names)):
@@ -138,7 +140,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         # PyTorch's own message advises to run the code in the file.
         raise ValueError(f"{unreadable}: {_describe(path)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named weights: {describe_content(content)}")
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not named weights: {describe_content(content)}"
+        )
     return content
 
 
@@ -158,7 +162,9 @@ def _read_pytorch(path: Path, unreadable: str) -> Any:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, size, unreadable, compressed=False)
             records = {member.file_size for member in archive.infolist() if "/data/" in member.filename}
-            ours = any(OURS.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+            ours = any(
+                OURS.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")
+            )
             # torch.load does not verify the checksums.
             damaged = archive.testzip() if ours else None
         if damaged is not None:

@@ -67,7 +67,9 @@ class Format:
         for name, found in parts.items():
             tensors = [torch.atleast_1d(found[part]) for part in sorted(found)]
             if len({(tensor.shape[1:], tensor.dtype, tensor.layout) for tensor in tensors}) > 1:
-                raise ValueError(f"the parts of {name} do not fit together: {[list(one.shape) for one in tensors]}")
+                raise ValueError(
+                    f"the parts of {name} do not fit together: {[list(one.shape) for one in tensors]}"
+                )
             translated[name] = torch.cat(tensors)
         return translated, unused
 
@@ -110,7 +112,10 @@ _PYRAMID_SHAPES: Shapes = (
 FORMATS = (
     Format("bitad-pair", "BiTAD, two networks", "pair", mark=r"^(first|second)\.network\."),
     Format(
-        "bitad", "BiTAD", "detector", mark=r"^pyramid\.|^head\.(scales$|classification\.|regression\.)|^backbone\.vit\."
+        "bitad",
+        "BiTAD",
+        "detector",
+        mark=r"^pyramid\.|^head\.(scales$|classification\.|regression\.)|^backbone\.vit\.",
     ),
     Format(
         "opentad",
@@ -220,7 +225,9 @@ _ANOTHER_DETECTOR = "run it in its own project, and read its detections with bit
 _ANOTHER_ACTIONFORMER = "train it with the options of the released configurations, or train one here"
 _NOT_A_NETWORK = "name the file, or the key in it, that has the network's weights"
 
-_PATCHES = r"(^|\.)(patch_embed|patch_embed\.proj|patch_embed\.projection|patch_embeddings?\.proj(ection)?)\.weight$"
+_PATCHES = (
+    r"(^|\.)(patch_embed|patch_embed\.proj|patch_embed\.projection|patch_embeddings?\.proj(ection)?)\.weight$"
+)
 _IMAGE_PATCHES = rf"{_PATCHES}|(^|\.)(patch_embedding|conv_proj|visual\.conv1)\.weight$"
 _SWIN = r"(^|\.)layers\.\d+\.blocks\.|(^|\.)features\.\d+\.\d+\..*relative_position_bias_table$"
 _RESNET = r"(^|\.)(conv1|conv1a|stem\.0|stem\.conv|layer[1-4]\.\d+\.conv\d)\.((conv|0)\.)?weight$"
@@ -284,11 +291,17 @@ FOREIGN = (
         r"\.(convkw|psi|global_fc)\.|(^|\.)(cls_)?(start|end)_(head|convs)\.",
         lacks=r"^(pyramid|projection|rpn_head)\.",
     ),
-    Foreign("a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."),
+    Foreign(
+        "a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."
+    ),
     Foreign("BMN", _ANOTHER_DETECTOR, r"(^|\.)(x_1d_[bsep]|x_[23]d_p)\."),
     Foreign("G-TAD", _ANOTHER_DETECTOR, r"(^|\.)(regu_[se]|goi_align)\.|^backbone[12]\.\d"),
-    Foreign("BSN's temporal evaluation", _ANOTHER_DETECTOR, r"^conv[123]\.(weight|bias)$", also="^conv3", alone=True),
-    Foreign("BSN's proposal evaluation", _ANOTHER_DETECTOR, r"^fc[12]\.(weight|bias)$", also=r"^fc2\.", alone=True),
+    Foreign(
+        "BSN's temporal evaluation", _ANOTHER_DETECTOR, r"^conv[123]\.(weight|bias)$", also="^conv3", alone=True
+    ),
+    Foreign(
+        "BSN's proposal evaluation", _ANOTHER_DETECTOR, r"^fc[12]\.(weight|bias)$", also=r"^fc2\.", alone=True
+    ),
     Foreign("AFSD", _ANOTHER_DETECTOR, r"(^|\.)(coarse_pyramid_detection|loc_tower|conf_tower)\."),
     Foreign(
         "a detector of proposals (BMN, G-TAD, TSI or ETAD of OpenTAD)",
@@ -344,7 +357,9 @@ FOREIGN = (
     Foreign("Video Swin", _ANOTHER_BACKBONE, _PATCHES, ndim=5, also=_SWIN),
     Foreign("Swin, of images", _ANOTHER_BACKBONE, _PATCHES, ndim=4, also=_SWIN),
     Foreign("Swin or Video Swin", _ANOTHER_BACKBONE, _SWIN),
-    Foreign("MViT", _ANOTHER_BACKBONE, r"\.attn\.(pool|norm)_[qkv](\.|$)|\.rel_pos_[hwt]$|(^|\.)pos_embed_spatial$"),
+    Foreign(
+        "MViT", _ANOTHER_BACKBONE, r"\.attn\.(pool|norm)_[qkv](\.|$)|\.rel_pos_[hwt]$|(^|\.)pos_embed_spatial$"
+    ),
     Foreign("UniFormer", _ANOTHER_BACKBONE, r"(^|\.)(patch_embed[1-4]|blocks[1-4]\.\d+)\."),
     Foreign(
         "CLIP or another network of images and texts",
@@ -437,7 +452,9 @@ class TransformerSize:
     def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
         """The size of a transformer, or of a detector's; None if the weights do not show it."""
         inner = {
-            name.removeprefix(BACKBONE_PREFIX): w for name, w in weights.items() if name.startswith(BACKBONE_PREFIX)
+            name.removeprefix(BACKBONE_PREFIX): w
+            for name, w in weights.items()
+            if name.startswith(BACKBONE_PREFIX)
         }
         vit = inner or weights
         patch, mlp, table = vit.get("patch_embed.weight"), vit.get("blocks.0.mlp.0.weight"), vit.get("pos_embed")
@@ -511,7 +528,9 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
             "model.stem_blocks": len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
             "model.head_convolutions": len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
             "the number of classes": classes,
-            "model.pyramid.type": "sgp" if any(name.endswith(".psi.weight") for name in weights) else "transformer",
+            "model.pyramid.type": "sgp"
+            if any(name.endswith(".psi.weight") for name in weights)
+            else "transformer",
             "model.head.type": "trident" if "head.start.output.weight" in weights else "actionformer",
             "model.level_norms": str(any(name.startswith("pyramid.norms.") for name in weights)).lower(),
         }

@@ -68,7 +68,12 @@ _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 def require_pretrained(config: Config) -> None:
     """Raises ValueError if the frozen transformer would have random weights."""
     backbone = config.model.backbone
-    if backbone is None or config.design.starts_from == "baselines" or backbone.random or backbone.weights is not None:
+    if (
+        backbone is None
+        or config.design.starts_from == "baselines"
+        or backbone.random
+        or backbone.weights is not None
+    ):
         return
     raise ValueError(
         "model.backbone.weights is null: the frozen transformer would keep random weights; "
@@ -317,7 +322,9 @@ class BackboneFile:
     def remove_from(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A network's state without the transformer."""
         return {
-            name: tensor for name, tensor in state.items() if not name.startswith(self.prefixes) or is_adapter(name)
+            name: tensor
+            for name, tensor in state.items()
+            if not name.startswith(self.prefixes) or is_adapter(name)
         }
 
 
@@ -353,7 +360,12 @@ def read_complete(path: Path) -> dict[str, Any]:
             return content
         case {"sha256": str(sha256), "prefixes": list(prefixes)}, None:
             weights = _find_transformer(path, [path.with_name(BACKBONE_FILE)], sha256)
-        case None, {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(prefixes)}:
+        case None, {
+            "file": str(file),
+            "sha256": str(sha256),
+            "positions": int(positions),
+            "networks": list(prefixes),
+        }:
             original = weights_path(Path(file))  # of the pre-trained transformer, in checkpoints of form 3
             places = [one for one in (original, path.with_name(original.name)) if one != path]
             weights = _with_table(_find_transformer(path, places, sha256), positions)
@@ -440,7 +452,9 @@ def _to_float32(name: str, tensor: Tensor) -> Tensor:
     return single
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, may_lack: str = r"(?!)") -> None:
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], *, source: str, may_lack: str = r"(?!)"
+) -> None:
     """Loads all of ``weights`` into all of ``module``, or nothing.
 
     Args:
@@ -468,7 +482,11 @@ def find_defects(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     ]
     return [
         f"{len(found)} {kind}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-        for kind, found in (("missing", missing), ("not in the network", unexpected), ("of another shape", reshaped))
+        for kind, found in (
+            ("missing", missing),
+            ("not in the network", unexpected),
+            ("of another shape", reshaped),
+        )
         if found
     ]
 

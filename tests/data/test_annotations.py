@@ -54,7 +54,13 @@ def test_native_form_is_read(tmp_path: Path) -> None:
     assert list(read.videos) == ["b", "a"]
     assert read.classes == ("jump", "run")
     video = read.videos["b"]
-    assert (video.name, video.subset, video.duration_s, video.frames, video.fps) == ("b", "training", 10.0, 300, None)
+    assert (video.name, video.subset, video.duration_s, video.frames, video.fps) == (
+        "b",
+        "training",
+        10.0,
+        300,
+        None,
+    )
     assert video.segments.dtype == np.float64
     assert video.segments.tolist() == [[1, 2.5], [0, 1]]
     assert video.labels == ("run", "jump")
@@ -141,7 +147,10 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         ),
         (entry(annotations=[{"segment": [0, 1, 2], "label": "x"}]), r"segment \[0, 1, 2\] is not"),
         (entry(annotations=[{"segment": [0, 1], "label": 7}]), "label 7 is not a name"),
-        (entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]), "label_id '7' is not an integer"),
+        (
+            entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]),
+            "label_id '7' is not an integer",
+        ),
         (
             entry(annotations=[{"segment": [0, 1], "label": "x", "segment(frames)": [3]}]),
             r"segment\(frames\) \[3\] is not",
@@ -223,7 +232,12 @@ def test_what_needs_durations_names_the_video_that_has_none(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a JSON file"), ("[]", 'no "database"'), ("{}", 'no "database"'), ('{"database": []}', 'no "database"')],
+    [
+        ("{", "not a JSON file"),
+        ("[]", 'no "database"'),
+        ("{}", 'no "database"'),
+        ('{"database": []}', 'no "database"'),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "anno.json"
@@ -246,7 +260,9 @@ def test_subsets_are_told_apart_by_case(tmp_path: Path) -> None:
     assert read.subsets() == {"training": 2, "Test": 1}
     assert list(read.subset("training").videos) == ["a", "b"]
     assert read.subset("Test").classes == ("x",)
-    with pytest.raises(ValueError, match=r"subset 'test'; the subsets are training \(2 videos\), Test \(1 videos\)"):
+    with pytest.raises(
+        ValueError, match=r"subset 'test'; the subsets are training \(2 videos\), Test \(1 videos\)"
+    ):
         read.subset("test")
 
 
@@ -404,7 +420,9 @@ def test_thumos14_reads_as_its_facts_say() -> None:
 @needs_thumos
 def test_check_finds_thumos14_segments_after_their_videos() -> None:
     report = check_annotations(THUMOS)
-    assert {defect.kind for defects in report.defects.values() for defect in defects} == {"segment outside the video"}
+    assert {defect.kind for defects in report.defects.values() for defect in defects} == {
+        "segment outside the video"
+    }
     assert {video: len(defects) for video, defects in report.defects.items()} == {
         "video_test_0000270": 22,
         "video_test_0000814": 3,

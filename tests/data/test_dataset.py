@@ -55,7 +55,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos") / "data"
     path = video_data(folder, frames=FRAMES)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
@@ -270,7 +270,8 @@ def test_with_reversed_files_each_network_of_two_gets_what_it_gets_alone_and_eac
     items = every_item(make(config, counting))
     assert counting.reads == ["forward", "reverse"] * len(items)
     assert all(
-        same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments)) for item in items
+        same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments))
+        for item in items
     )
     forward = every_item(make(config_of(videos, reversed_copies)))
     reverse = every_item(make(config_of(videos, reversed_copies, "direction=reverse")))
@@ -579,7 +580,9 @@ def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
     config = config_of(features)
     windows = windows_to_test(config)
     for video in annotations_of(config).subset("validation").videos.values():
-        grids = [sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name]
+        grids = [
+            sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name
+        ]
         base = build_source(config).grid(video)
         rows = {(f - FEATURE_OFFSET) / FEATURE_STRIDE for grid in grids for f in grid.frames()}
         assert rows == set(range(base.steps))
@@ -591,7 +594,10 @@ PER_STEP = ("window.stride_frames=6", "window.frames_per_step=3")
 def test_many_frames_a_step_are_those_of_the_finer_grid(videos: Path) -> None:
     (sample,) = every_item(windows_to_test(config_of(videos, *PER_STEP)))
     assert sample.grid.steps == 13
-    assert numbers_shown(sample.content.numpy()) == [*range(0, FRAMES, 2), FRAMES - 1]  # of the last step there is less
+    assert numbers_shown(sample.content.numpy()) == [
+        *range(0, FRAMES, 2),
+        FRAMES - 1,
+    ]  # of the last step there is less
 
 
 def test_many_frames_a_step_are_padded_and_turned_round_with_it(videos: Path) -> None:
@@ -669,11 +675,11 @@ def test_features_of_another_width_are_refused(features: Path) -> None:
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "data"
     path = video_data(folder, training=2, test=2, frames=150)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
-@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.75])
 @pytest.mark.parametrize("kind", ["features", "frames", "reverse", "pair", "pair of files"])
 def test_windows_in_their_order_are_those_read_each_alone(
     features: Path, long: Path, kind: str, overlap: float
@@ -707,7 +713,9 @@ def test_windows_in_their_order_decode_each_frame_once(long: Path, monkeypatch: 
     assert decoded == {(f"test_{i}.mp4", frame): 1 for i in range(2) for frame in range(0, 150, 2)}
 
 
-def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(long: Path, tmp_path: Path) -> None:
+def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
+    long: Path, tmp_path: Path
+) -> None:
     for i in range(2):
         content = bytearray((long.parent / "videos" / f"test_{i}.mp4").read_bytes())
         start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4

@@ -99,7 +99,9 @@ def test_concatenation_has_the_classes_of_all_parts():
 
 def test_concatenation_keeps_every_row():
     a = some(0)
-    b = replace(some(1), videos=("kite", "door", "boat"), classes=("rise", "open", "close"), durations_s={"boat": 9.0})
+    b = replace(
+        some(1), videos=("kite", "door", "boat"), classes=("rise", "open", "close"), durations_s={"boat": 9.0}
+    )
     both = Detections.concatenate([a, b], details={"run": "both"})
     assert both.videos == ("door", "kite", "empty", "boat")
     assert both.classes == a.classes
@@ -254,7 +256,10 @@ def test_a_defect_is_named_with_file_video_and_value(tmp_path, row, message, com
         ({"results": []}, 'no "results" object'),
         ({"results": {"door": ROW}}, "video door"),
         ({"results": {}, "external_data": [1]}, "external_data is [1]"),
-        ({"results": {"door": [ROW]}, "external_data": {"classes": ["close"]}}, "label open is not among the classes"),
+        (
+            {"results": {"door": [ROW]}, "external_data": {"classes": ["close"]}},
+            "label open is not among the classes",
+        ),
         ({"results": {"door": [ROW]}, "external_data": {"classes": "open"}}, "classes are 'open'"),
         ({"results": {"door": [ROW]}, "external_data": {"classes": ["open", "open"]}}, "twice"),
         ({"results": {"door": [ROW]}, "external_data": {"basis": "sideways"}}, "'sideways' is not one of"),

@@ -122,7 +122,9 @@ def test_check_reads_the_durations_of_hacs_as_convert_does(tmp_path: Path, run: 
 
 
 MALFORMED = {
-    "native": {"database": {"a": {"subset": "t", "duration": "soon", "annotations": [{"segment": [1], "label": "x"}]}}},
+    "native": {
+        "database": {"a": {"subset": "t", "duration": "soon", "annotations": [{"segment": [1], "label": "x"}]}}
+    },
     "multilabel": {"a": {"subset": "t", "duration": "soon", "actions": [[1, 2]]}},
     "bsn": {"a": {"subset": "t", "duration_second": "soon", "annotations": [{"segment": [1], "label": "x"}]}},
     "Charades_v1_train.csv": "id,actions,length\na,c1 2,soon\n",
@@ -141,7 +143,10 @@ def test_check_names_every_defect_and_convert_the_first(name: str, tmp_path: Pat
     assert [defect.kind for defect in defects] == ["unreadable"] * 2
     said = failing("annotations", "convert", src, tmp_path / "out.json")
     first = defects[0]
-    assert f"{src}: video {first.video}: {first.detail}; correct it (`bitad annotations check` names every def" in said
+    assert (
+        f"{src}: video {first.video}: {first.detail}; correct it (`bitad annotations check` names every def"
+        in said
+    )
     assert run("annotations", "check", src, status=1).count(f"\n{first.video}: unreadable: ") == 2
 
 
@@ -171,7 +176,11 @@ def test_multilabel_classes_are_numbers_without_a_list(tmp_path: Path, run: Run)
         ((1, 3), "one\ntwo\nthree\n", ("one", "three")),
         ((1, 3), "1 one\n2 two\n3 three\n", ("one", "three")),
         ((0, 2), "1 one\n2 two\n3 three\n", ("one", "three")),  # MultiTHUMOS' list with a copy that counts from 0
-        ((1, 2), "c000 Holding some clothes\nc001 Putting it away\nc002 Taking it\n", ("Putting it away", "Taking it")),
+        (
+            (1, 2),
+            "c000 Holding some clothes\nc001 Putting it away\nc002 Taking it\n",
+            ("Putting it away", "Taking it"),
+        ),
         ((7, 12), "7 Pitch\n9 Dunk\n12 Billiards\n", ("Pitch", "Billiards")),
         ((0.0, 2.0), "zero\none\ntwo\n", ("zero", "two")),
         (("0", "2"), "zero\none\ntwo\n", ("zero", "two")),
@@ -194,7 +203,11 @@ def test_multilabel_numbers_are_named_by_the_list_beside(tmp_path: Path, run: Ru
     said = run("annotations", "convert", src, tmp_path / "out.json", "--class-list", tmp_path / "out.txt")
     assert f"classes are named by {tmp_path / 'class_list.txt'}, from 1 on" in said
     assert (tmp_path / "out.txt").read_text() == "Walk\nSit\n"
-    assert rows(read_annotations(tmp_path / "out.json"))["a"] == [(1, 2, "Sit"), (5, 6.5, "Walk"), (16, 22.2, "Sit")]
+    assert rows(read_annotations(tmp_path / "out.json"))["a"] == [
+        (1, 2, "Sit"),
+        (5, 6.5, "Walk"),
+        (16, 22.2, "Sit"),
+    ]
 
 
 def test_multilabel_numbers_that_no_list_explains_are_refused(tmp_path: Path, failing: Run) -> None:
@@ -364,10 +377,16 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
         ("a.mat", "MATLAB 5.0 MAT-file", "a MATLAB file"),
         ("a.pkl", "\x80\x04\x95", "write it, or name it, as .json, .csv or .txt;"),
         ("sub/a.bin", "x", "a folder with a.bin;"),
-        ("sub/gt.json", {"database": {}}, "a folder with gt.json; gt.json in it is of format native: name that file"),
+        (
+            "sub/gt.json",
+            {"database": {}},
+            "a folder with gt.json; gt.json in it is of format native: name that file",
+        ),
     ],
 )
-def test_what_no_reader_reads_is_described(name: str, content: Any, looks: str, tmp_path: Path, failing: Run) -> None:
+def test_what_no_reader_reads_is_described(
+    name: str, content: Any, looks: str, tmp_path: Path, failing: Run
+) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     binary = isinstance(content, str) and path.suffix != ".json"
@@ -393,7 +412,13 @@ def test_the_wrong_form_says_which_is_right(tmp_path: Path, failing: Run) -> Non
     other = save(tmp_path / "b.json", {"x": 3})
     assert "it is a JSON object with keys x" in failing(*convert, other, tmp_path / "out.json", "--from", "hacs")
     assert "`bitad annotations convert` makes one of other formats" in failing(
-        "evaluate", "--ground-truth", save(tmp_path / "m.json", MULTILABEL), "--detections", native, "--subset", "t"
+        "evaluate",
+        "--ground-truth",
+        save(tmp_path / "m.json", MULTILABEL),
+        "--detections",
+        native,
+        "--subset",
+        "t",
     )
 
 
@@ -402,7 +427,9 @@ def test_a_conversion_without_a_video_says_so(tmp_path: Path, run: Run, failing:
     src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
     said = run("annotations", "convert", src, out, "--missing", "drop")
     assert "subsets: none\nno video is left: the file written holds no ground truth\n" in said
-    assert "no videos in it" in failing("annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json")
+    assert "no videos in it" in failing(
+        "annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json"
+    )
     assert not (tmp_path / "no.json").exists()
 
 
@@ -489,7 +516,9 @@ def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_pat
         ("1 A\n2 A\n3 C\n", "{}: a number has two class names in it, or a class name two numbers"),
     ],
 )
-def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, tmp_path: Path, failing: Run) -> None:
+def test_a_list_that_cannot_name_the_numbers_says_why(
+    classes: str, says: str, tmp_path: Path, failing: Run
+) -> None:
     video = {"subset": "t", "duration": 9, "actions": [[1, 1, 2], [3, 2, 3]]}
     src, named = save(tmp_path / "m.json", {"v": video}), save(tmp_path / "classes.txt", classes)
     assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
@@ -536,7 +565,9 @@ def test_annotations_that_are_not_json_are_not_reversed_as_a_video(tmp_path: Pat
     assert rows(read_annotations(tmp_path / "out.json")) == {"a": [(0.5, 2, "x")]}
 
 
-def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(tmp_path: Path, run: Run, failing: Run) -> None:
+def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(
+    tmp_path: Path, run: Run, failing: Run
+) -> None:
     src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
     convert = ("annotations", "convert", src, tmp_path / "out.json", "--video-info")
     timed, untimed = {"subset": "t", "duration": 5}, {"subset": "t", "duration": None}

@@ -43,7 +43,9 @@ def test_the_centre_crop_is_a_square_in_the_middle():
 
 def test_no_change_of_colour_changes_nothing():
     frames = torch.randint(0, 256, (2, 70, 4, 4, 3), dtype=torch.uint8)
-    matrix = random_colour(np.random.default_rng(0), AugmentationConfig(brightness=0, contrast=0, saturation=0, hue=0))
+    matrix = random_colour(
+        np.random.default_rng(0), AugmentationConfig(brightness=0, contrast=0, saturation=0, hue=0)
+    )
     assert (recolour(frames, torch.from_numpy(matrix).expand(2, 3, 4)) == frames).all()
 
 
@@ -83,7 +85,8 @@ def test_each_window_has_its_own_colour_and_the_frames_given_stay():
     frames = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 70, 32, 33, 3), np.uint8))
     before, rng = frames.clone(), np.random.default_rng(3)
     drawn = [
-        random_colour(rng, AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)) for _ in frames
+        random_colour(rng, AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1))
+        for _ in frames
     ]
     out = recolour(frames, torch.from_numpy(np.stack(drawn)))
     assert (frames == before).all()

@@ -103,7 +103,9 @@ def test_detections_on_the_reverse_clock_name_the_same_actions() -> None:
 
 def test_the_order_of_the_detectors_classes_does_not_matter() -> None:
     other = DETECTIONS.with_classes(CLASSES[::-1])
-    np.testing.assert_array_equal(called_classes(ACTIONS, other).counts, called_classes(ACTIONS, DETECTIONS).counts)
+    np.testing.assert_array_equal(
+        called_classes(ACTIONS, other).counts, called_classes(ACTIONS, DETECTIONS).counts
+    )
 
 
 def test_other_classes_are_refused() -> None:
@@ -156,7 +158,9 @@ AS_EVER = all_found(OWN)
 
 
 def verdicts(reversed_playback: Detections, trained: Detections = AS_EVER) -> dict[str, str]:
-    made = sensitivity(SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU)
+    made = sensitivity(
+        SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU
+    )
     return {one.label: one.verdict for one in made.classes}
 
 
@@ -205,7 +209,9 @@ def test_what_no_network_has_learnt_is_not_sorted() -> None:
 def test_the_figures_are_those_of_the_evaluation() -> None:
     forward, backward = AS_EVER, all_found(OWN | {"jump": "open"})
     reversed_playback = all_found(OWN | {"open": "close"})
-    made = sensitivity(SEEN, forward=[forward], backward=[backward], reversed_playback=[reversed_playback], tiou=TIOU)
+    made = sensitivity(
+        SEEN, forward=[forward], backward=[backward], reversed_playback=[reversed_playback], tiou=TIOU
+    )
     for found_there, figures in (
         (forward, [one.forward for one in made.classes]),
         (backward, [one.backward for one in made.classes]),

@@ -111,7 +111,9 @@ def extract(
     stored: Stored = "float32",
 ) -> VideosReport:
     folders = feature_folders(encoder, out, directions, precision=precision, stored=stored)
-    return extract_features(encoder, find_videos(list(videos)), folders, ALONE, IndexCache(Path(os.devnull) / "index"))
+    return extract_features(
+        encoder, find_videos(list(videos)), folders, ALONE, IndexCache(Path(os.devnull) / "index")
+    )
 
 
 def tiny_encoder(backbone: Path, *, stride: int = 4, clips: int = 3, length: int | None = None) -> Encoder:
@@ -232,7 +234,9 @@ def test_a_runs_features_are_what_its_pyramid_stands_on(
     assert file.is_file()
 
 
-def test_a_detectors_file_with_its_configuration_is_as_good_as_a_run(data: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_detectors_file_with_its_configuration_is_as_good_as_a_run(
+    data: Path, videos: Path, tmp_path: Path
+) -> None:
     run, network = untrained(data, tmp_path / "best.pt")
     save_file(network.state_dict(), tmp_path / "detector.safetensors")
     encoders = (load_encoder(run), load_encoder(tmp_path / "detector.safetensors", config=config_of(data)))
@@ -265,7 +269,10 @@ def test_the_control_has_no_network_for_reverse_playback(data: Path, tmp_path: P
 
 
 @given(
-    frames=st.integers(1, 400), stride=st.integers(1, 20), length=st.integers(1, 12), overlap=st.sampled_from([0, 0.9])
+    frames=st.integers(1, 400),
+    stride=st.integers(1, 20),
+    length=st.integers(1, 12),
+    overlap=st.sampled_from([0, 0.9]),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_step_comes_from_the_window_in_whose_middle_it_lies(
@@ -274,7 +281,9 @@ def test_every_step_comes_from_the_window_in_whose_middle_it_lies(
     encoder = backbone_only
     encoder.stride_frames, encoder.window_steps, encoder.window_overlap = stride, length, overlap
     pieces = list(encoder.chunks(frames))
-    assert [row for piece in pieces for row in range(piece.first, piece.stop)] == list(range(encoder.steps(frames)))
+    assert [row for piece in pieces for row in range(piece.first, piece.stop)] == list(
+        range(encoder.steps(frames))
+    )
     middles = np.array([piece.frames[0] / stride + (length - 1) / 2 for piece in pieces])
     for i, piece in enumerate(pieces):
         assert piece.frames.max() < frames
@@ -320,7 +329,9 @@ def test_reverse_features_are_those_of_the_reversed_file(
     np.testing.assert_allclose(flipped, played[::-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["v43", "v9"])  # one window, padded; every 2nd frame from either end is the same one
+@pytest.mark.parametrize(
+    "name", ["v43", "v9"]
+)  # one window, padded; every 2nd frame from either end is the same one
 def test_reverse_features_of_a_run_are_those_of_the_reversed_file(
     data: Path, videos: Path, tmp_path: Path, name: str
 ) -> None:
@@ -404,7 +415,9 @@ def test_work_is_dealt_out_whole_and_nearly_evenly(sizes: list[int], hands: int)
 # What is kept, and what is refused.
 
 
-def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     encoder, out = tiny_encoder(backbone), tmp_path / "out"
     extract(encoder, [videos], out, DIRECTIONS)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*.npy")}
@@ -444,24 +457,32 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     assert begun == [["features.json"]]  # what will be there is said before anything is
     extract(tiny_encoder(backbone), [videos / "v9.mp4", videos / "v16.mp4"], tmp_path)
     described = json.loads((tmp_path / "features.json").read_text())
-    del described["videos"]["v16"]  # of a process that was killed, or has not recorded it yet: of which file is it?
+    del described["videos"][
+        "v16"
+    ]  # of a process that was killed, or has not recorded it yet: of which file is it?
     (tmp_path / "features.json").write_text(json.dumps(described))
     report = extract(tiny_encoder(backbone), [videos], tmp_path)
     assert (report.kept, report.again) == (("v9",), ("v16",))
     assert sorted(read_sidecar(tmp_path).videos) == ["v16", "v43", "v76", "v9"]
 
 
-def test_a_folder_of_other_features_is_refused_with_what_differs(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_features_is_refused_with_what_differs(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     out, video = tmp_path / "out", videos / "v16.mp4"
     extract(tiny_encoder(backbone), [video], out)
     described = (out / "features.json").read_bytes()
-    with pytest.raises(ValueError, match=r"feature_stride_frames was 4, is 8, direction was forward, is reverse; name"):
+    with pytest.raises(
+        ValueError, match=r"feature_stride_frames was 4, is 8, direction was forward, is reverse; name"
+    ):
         extract(tiny_encoder(backbone, stride=8), [video], out, ("reverse",))
     with pytest.raises(ValueError, match="stored was float32, is float16"):
         extract(tiny_encoder(backbone), [video], out, stored="float16")
     weights = load_file(backbone)
     save_file(weights | {"patch_embed.bias": weights["patch_embed.bias"] + 1}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"checkpoint was tiny\S+ \(\w{12}\), is other\S+ \(\w{12}\); name another"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint was tiny\S+ \(\w{12}\), is other\S+ \(\w{12}\); name another"
+    ):
         extract(tiny_encoder(tmp_path / "other.safetensors"), [video], out)
     assert (out / "features.json").read_bytes() == described
     shutil.copy(backbone, tmp_path / "renamed.safetensors")
@@ -484,7 +505,9 @@ def test_a_folder_that_does_not_say_what_it_holds_is_refused(backbone: Path, vid
         extract(tiny_encoder(backbone), [videos], tmp_path / "v16.npy")
 
 
-def test_bad_videos_are_named_at_the_end_and_hold_up_no_other(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_bad_videos_are_named_at_the_end_and_hold_up_no_other(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     report = extract(tiny_encoder(backbone), [broken, videos / "v16.mp4"], tmp_path / "out")
@@ -592,7 +615,9 @@ def test_weights_without_a_backbone_of_known_size_are_refused(
         "(96 wide, 3 blocks, MLP 384, patch 16), with unknown attention heads; known sizes are tiny, s, b"
         in refused(shallow)
     )
-    assert "1 missing: blocks.3.norm1.bias" in refused({k: v for k, v in weights.items() if k != "blocks.3.norm1.bias"})
+    assert "1 missing: blocks.3.norm1.bias" in refused(
+        {k: v for k, v in weights.items() if k != "blocks.3.norm1.bias"}
+    )
     detector = build_network(config_of(data), 3).state_dict()
     assert "is not a checkpoint of BiTAD but a detector" in refused(detector)
     adapted = {name: t for name, t in detector.items() if name.startswith("backbone.vit.")}

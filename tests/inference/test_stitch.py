@@ -83,7 +83,7 @@ ways = st.builds(
 
 
 @given(seed=st.integers(0, 1000), windows=st.integers(0, 8), kinds=st.sampled_from([1, 2, 100]), how=ways)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_the_suppression_of_windows_is_that_of_all_their_candidates_bit_by_bit(
     seed: int, windows: int, kinds: int, how: NmsConfig
 ) -> None:
@@ -191,7 +191,9 @@ def test_the_order_of_windows_and_their_spread_over_processes_change_nothing(
 
 
 def test_videos_come_in_the_order_asked_for_and_may_have_no_detection() -> None:
-    found = collect([("a", 0), ("b", 0)]).detections(["x", "y", "z"], videos=["b", "nothing", "a"], details={"run": 1})
+    found = collect([("a", 0), ("b", 0)]).detections(
+        ["x", "y", "z"], videos=["b", "nothing", "a"], details={"run": 1}
+    )
     assert found.videos == ("b", "nothing", "a")
     assert set(found.video.tolist()) == {0, 2}
     assert set(found.durations_s) == {"a", "b"}

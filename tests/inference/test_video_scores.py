@@ -125,7 +125,9 @@ def test_what_there_are_no_scores_of_is_named_with_the_file(written, tmp_path):
     scores = read_video_scores(written(FORMS["CUHK"]))
     with pytest.raises(ValueError, match=r"scores\.json: no scores of video xyz among those of 2 videos"):
         scores.label(candidates((0, 1, 0.5, 0)), "xyz")
-    with pytest.raises(ValueError, match=r"scores\.json: no scores of class fly; its classes are run, jump, throw"):
+    with pytest.raises(
+        ValueError, match=r"scores\.json: no scores of class fly; its classes are run, jump, throw"
+    ):
         scores.with_classes(["run", "fly"])
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_video_scores(tmp_path / "missing.json")

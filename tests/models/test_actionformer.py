@@ -55,7 +55,9 @@ def names_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("level_norms", [True, False])
-@pytest.mark.parametrize("model", [{}, {"attention_window": 5, "stem_blocks": 2, "levels": 4}, {"layer_scale": None}])
+@pytest.mark.parametrize(
+    "model", [{}, {"attention_window": 5, "stem_blocks": 2, "levels": 4}, {"layer_scale": None}]
+)
 @torch.no_grad()
 def test_its_files_give_its_output(tmp_path: Path, level_norms: bool, model: dict[str, Any]) -> None:
     config = config_of(tmp_path, level_norms=level_norms, **model)

@@ -28,7 +28,9 @@ def cross_adapter_and_tokens(kernel_size: int = 3) -> tuple[CrossAdapter, Tensor
     return adapter, torch.randn(6, 4, 8), torch.randn(6, 4, 8)
 
 
-def one_place_at_a_time(adapter: TemporalAdapter, tokens: Tensor, windows: int, other: Tensor | None = None) -> Tensor:
+def one_place_at_a_time(
+    adapter: TemporalAdapter, tokens: Tensor, windows: int, other: Tensor | None = None
+) -> Tensor:
     """The same by its formula, for each window and place by itself, over the time of the window."""
     tokens = tokens.reshape(windows, 6, 2, 8)  # [window, clip and time, place, C]
     out = torch.empty_like(tokens)

@@ -68,7 +68,9 @@ def test_tubelets_meet_the_nearest_real_one_of_the_mirrored_view() -> None:
     assert meeting.tubelet.shape == meeting.real.shape == (STEPS, STEPS // 2)
     assert meeting.tubelet.min() >= 0
     for row, real in enumerate(lengths):
-        found = [int(i) if meets else None for i, meets in zip(meeting.tubelet[row], meeting.real[row], strict=True)]
+        found = [
+            int(i) if meets else None for i, meets in zip(meeting.tubelet[row], meeting.real[row], strict=True)
+        ]
         assert found == [partner(k, real) for k in range(STEPS // 2)]
         if real % 2 == 0:  # the very same frames
             assert all(real - 1 - (2 * i + 1) == 2 * k for k, i in enumerate(found) if i is not None)

@@ -181,7 +181,9 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
 def test_candidates_of_windows_in_seconds(recording: Recording) -> None:
     recorded = json.loads((recording.folder / "post_sliding.json").read_text())
     stitcher = Stitcher(None)
-    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+    for meta, candidates, mask in zip(
+        recorded["metas"], decode(recording.prediction), recording.mask, strict=True
+    ):
         stitcher.add(meta["video_name"], candidates, grid_of(meta, int(mask.sum())), meta["duration"])
     for name, rows in recorded["results"].items():
         assert_candidates(stitcher.video(name), rows)
@@ -191,7 +193,9 @@ def test_candidates_suppressed_within_a_window(recording: Recording) -> None:
     # A video that is one window is suppressed in grid steps there, before anything is rounded.
     recorded = json.loads((recording.folder / "post_padding.json").read_text())
     settings = settings_of(recorded["nms"])
-    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+    for meta, candidates, mask in zip(
+        recorded["metas"], decode(recording.prediction), recording.mask, strict=True
+    ):
         kept = Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
         found = to_seconds(kept, grid_of(meta, int(mask.sum())), meta["duration"])
         assert_candidates(found, recorded["results"][meta["video_name"]])

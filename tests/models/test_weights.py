@@ -132,7 +132,9 @@ def test_what_a_file_needs_beside_weights_is_named_with_a_remedy(tmp_path: Path)
     torch.save({**content, "meta": {"path": Path("x"), "history": np.arange(3)}}, tmp_path / "vit.pth")
     with pytest.raises(ValueError) as error:
         read_weights(tmp_path / "vit.pth")
-    assert_one_line(error, "vit.pth needs numpy._core.multiarray._reconstruct", "pathlib.", "save its weights alone")
+    assert_one_line(
+        error, "vit.pth needs numpy._core.multiarray._reconstruct", "pathlib.", "save its weights alone"
+    )
     assert "argparse" not in str(error.value)
 
 
@@ -197,7 +199,9 @@ def test_published_sizes_are_called_by_their_names(tmp_path: Path) -> None:
 def test_other_adapters_are_named_with_the_key_that_fits_them() -> None:
     some = tiny_vit(adapters=True, depth=3).state_dict()
     later = {name: weight for name, weight in some.items() if not name.startswith("blocks.0.adapter.")}
-    with pytest.raises(ValueError, match=r"model\.backbone\.first_adapter is 1 in the file, 0 in the configuration"):
+    with pytest.raises(
+        ValueError, match=r"model\.backbone\.first_adapter is 1 in the file, 0 in the configuration"
+    ):
         load_weights(tiny_vit(adapters=True, depth=3), later, source="vit.pth")
     wide = VisionTransformer(
         dim=8, depth=1, heads=2, mlp_dim=16, image_size=32, adapters=[TemporalAdapter(8, reduction=2)]
@@ -258,7 +262,9 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_an_error_of_one_line(form: str, share: float, tmp_path: Path) -> None:
     weights = tiny_vit().state_dict()
-    whole, cut = (tmp_path / f"{word}.{'safetensors' if form == 'safetensors' else 'pth'}" for word in ("whole", "cut"))
+    whole, cut = (
+        tmp_path / f"{word}.{'safetensors' if form == 'safetensors' else 'pth'}" for word in ("whole", "cut")
+    )
     if form == "safetensors":
         save_file(weights, whole)
     else:

@@ -101,7 +101,9 @@ def labels(comparison: Comparison) -> list[str]:
         (["experiment=3-2", *STARTS, "pair.align=naive"], "3-2, naive"),
     ],
 )
-def test_runs_are_called_by_what_they_are_and_not_by_their_seed(data: Path, overrides: list[str], label: str) -> None:
+def test_runs_are_called_by_what_they_are_and_not_by_their_seed(
+    data: Path, overrides: list[str], label: str
+) -> None:
     assert Run(Path(), config_of(data, *overrides)).label == label
     assert Run(Path(), config_of(data, *overrides, "seed=7", "name=other")).label == label
 
@@ -109,7 +111,9 @@ def test_runs_are_called_by_what_they_are_and_not_by_their_seed(data: Path, over
 def test_a_comparison_of_one_run_is_its_evaluation(data: Path, new_run: Callable[..., Path]) -> None:
     config = config_of(data)
     comparison = compare([new_run()])
-    expected = evaluate(truth_of(config), guesses(truth_of(config), [0, *b"forward", 1], 0.3), tiou=config.test.tiou)
+    expected = evaluate(
+        truth_of(config), guesses(truth_of(config), [0, *b"forward", 1], 0.3), tiou=config.test.tiou
+    )
     assert labels(comparison) == ["F"]
     assert comparison.results[0].evaluations["0"].to_json() == expected.to_json()
     label, *figures, spread, lowest, seeds = comparison.table().rows[0]
@@ -221,7 +225,9 @@ def test_the_order_of_the_runs_does_not_matter(new_run: Callable[..., Path]) -> 
 
 
 def test_runs_of_several_names_are_told_apart_and_not_fused(new_run: Callable[..., Path]) -> None:
-    comparison = compare([new_run("name=small"), new_run("name=large"), new_run("name=large", "direction=reverse")])
+    comparison = compare(
+        [new_run("name=small"), new_run("name=large"), new_run("name=large", "direction=reverse")]
+    )
     fused = [f"late fusion F + B, {m} (large)" for m in METHODS]
     assert labels(comparison) == ["F (large)", "F (small)", "B (large)", *fused]
 
@@ -276,7 +282,9 @@ def test_what_is_no_finished_run_is_refused(new_run: Callable[..., Path], tmp_pa
         compare([tmp_path / "nowhere"])
     run = new_run("experiment=1")
     (run / "detections.reverse.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"
+    ):
         compare([run])
 
 
@@ -290,7 +298,9 @@ def test_a_run_given_twice_is_refused(new_run: Callable[..., Path], tmp_path: Pa
         compare([run, tmp_path / "elsewhere" / run.name])
 
 
-def test_runs_tested_on_different_things_are_refused(data: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_tested_on_different_things_are_refused(
+    data: Path, new_run: Callable[..., Path], tmp_path: Path
+) -> None:
     run = new_run()
     with pytest.raises(ValueError, match=r"at tIoU 0\.5, run .* at tIoU 0\.3, 0\.4, 0\.5, 0\.6, 0\.7; compare"):
         compare([run, new_run("seed=1", "test.tiou=[0.5]")])
@@ -299,7 +309,9 @@ def test_runs_tested_on_different_things_are_refused(data: Path, new_run: Callab
     annotations = read_annotations(data.parent / "annotations.json")
     moved = {name: replace(video, segments=video.segments + 0.1) for name, video in annotations.videos.items()}
     write_annotations(replace(annotations, videos=moved), tmp_path / "moved.json")
-    with pytest.raises(ValueError, match=r"on subset validation of .*moved\.json at .*; compare runs of one test set"):
+    with pytest.raises(
+        ValueError, match=r"on subset validation of .*moved\.json at .*; compare runs of one test set"
+    ):
         compare([run, new_run("seed=3", f"data.annotations={tmp_path / 'moved.json'}")])
 
 
@@ -308,7 +320,9 @@ def test_copies_of_one_ground_truth_are_the_same(data: Path, new_run: Callable[.
     comparison = compare([new_run(), new_run("seed=1", f"data.annotations={tmp_path / 'copy.json'}")])
     assert len(comparison.results[0].evaluations) == 2
     (tmp_path / "copy.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"run .*copy\.json: no such file; correct data\.annotations in its"):
+    with pytest.raises(
+        FileNotFoundError, match=r"run .*copy\.json: no such file; correct data\.annotations in its"
+    ):
         compare([run.directory for run in comparison.runs])
 
 
@@ -335,7 +349,9 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
     }
     stored = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(stored["results"]) == labels(comparison)
-    assert stored["results"]["F"]["seeds"]["1"]["average_map"] == comparison.results[0].evaluations["1"].average_map
+    assert (
+        stored["results"]["F"]["seeds"]["1"]["average_map"] == comparison.results[0].evaluations["1"].average_map
+    )
     assert [run["label"] for run in stored["runs"]] == ["F", "F", "B", "1", "1x, naive"]
     assert "| 1, merged |" in (out / "results.md").read_text(encoding="utf-8")
     best = comparison.best(TRAINED_PAIRS, VARIANTS)
@@ -360,6 +376,8 @@ def test_the_page_plays_videos_that_lie_in_its_own_folder(
     assert str(tmp_path) not in html
 
 
-def test_a_report_of_baselines_only_has_no_losses_of_two_networks(new_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_report_of_baselines_only_has_no_losses_of_two_networks(
+    new_run: Callable[..., Path], tmp_path: Path
+) -> None:
     write_comparison(tmp_path / "report", compare([new_run()]))
     assert "two networks" not in (tmp_path / "report" / "results.md").read_text(encoding="utf-8")

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from bitad.data.annotations import Annotations
-from bitad.reports.comparison import BASELINES, TRAINED_PAIRS, UNTRAINED, VARIANTS, Comparison, Result, difference_table
+from bitad.reports.comparison import (
+    BASELINES,
+    TRAINED_PAIRS,
+    UNTRAINED,
+    VARIANTS,
+    Comparison,
+    Result,
+    difference_table,
+)
 
 
 def result(label: str, group: str, *averages: float) -> Result:
@@ -35,7 +43,9 @@ def test_a_result_is_read_against_the_best_baseline_the_best_late_fusion_and_the
 
 def test_the_control_of_a_fusion_is_the_same_fusion_of_two_forward_networks() -> None:
     own = result("3-1, two forward networks, second network", VARIANTS, 87, 87, 87)
-    table = difference_table(compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own))
+    table = difference_table(
+        compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own)
+    )
     assert table.rows[0][4] == "-1.00"
 
 

@@ -63,7 +63,9 @@ def test_a_cue_has_at_most_three_lines(tmp_path):
 
 
 def test_what_scores_less_is_left_out(tmp_path):
-    assert write(tmp_path / "a.srt", [(0, 1, "a", 0.29), (2, 3, "b", 0.3)], min_score=0.3) == [(2000, 3000, ["b 0.30"])]
+    assert write(tmp_path / "a.srt", [(0, 1, "a", 0.29), (2, 3, "b", 0.3)], min_score=0.3) == [
+        (2000, 3000, ["b 0.30"])
+    ]
 
 
 def test_no_detection_gives_an_empty_file(tmp_path):

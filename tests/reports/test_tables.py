@@ -163,7 +163,11 @@ def test_the_rule_stands_in_the_title_and_under_the_table():
 @pytest.mark.parametrize(
     ("rule", "ambiguous", "says"),
     [
-        ("activitynet", 99, "99 Ambiguous intervals of the ground truth counted as segments of an additional class."),
+        (
+            "activitynet",
+            99,
+            "99 Ambiguous intervals of the ground truth counted as segments of an additional class.",
+        ),
         (
             "thumos-kit",
             1,

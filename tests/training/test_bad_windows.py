@@ -109,7 +109,12 @@ def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
     path = video_data(tmp_path / "more", training=1, test=3)
     damage(path, "test_0")
     reading(monkeypatch, "test_2", hang)
-    quick = ("training.epochs=1", "training.warmup_epochs=0", f"training.workers={workers}", "test.read_timeout_s=0.5")
+    quick = (
+        "training.epochs=1",
+        "training.warmup_epochs=0",
+        f"training.workers={workers}",
+        "test.read_timeout_s=0.5",
+    )
     config = of(path, *quick, "test.on_read_error=skip")
     began = time.monotonic()
     Trainer(config, ALONE).run()

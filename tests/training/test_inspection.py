@@ -71,7 +71,9 @@ def test_a_detector_is_counted(videos: Path, tmp_path: Path) -> None:
     found = saved(layouts.opentad_file(weights), tmp_path / "epoch_73.pth")
     assert (found.is_averaged, found.weights.others, found.weights.epoch) == (True, ("state_dict",), 73)
     assert found.has_optimizer
-    assert found.to_json()["adapter_parameters"] == sum(w.numel() for name, w in weights.items() if ".adapter." in name)
+    assert found.to_json()["adapter_parameters"] == sum(
+        w.numel() for name, w in weights.items() if ".adapter." in name
+    )
     assert found.to_json() == json.loads(json.dumps(found.to_json()))
     content = layouts.opentad_file(weights)
     published = saved({"epoch": 59, "state_dict_ema": content["state_dict_ema"]}, tmp_path / "published.pth")
@@ -84,7 +86,11 @@ def test_ours_are_compared_with_their_own_configuration(suffix: str, features: P
     checkpoint = Checkpoint(config, CLASSES, weights_of(config), epoch=4, rate_hz=4.0, training={"step": 1})
     save_checkpoint(checkpoint, tmp_path / f"last{suffix}")
     found = inspect_weights(tmp_path / f"last{suffix}")
-    assert (found.defects, found.is_averaged, found.compared_with) == ((), True, "the network of its configuration")
+    assert (found.defects, found.is_averaged, found.compared_with) == (
+        (),
+        True,
+        "the network of its configuration",
+    )
     assert found.has_optimizer == (suffix == ".pt")
     assert found.weights.epoch == 4
 
@@ -133,7 +139,9 @@ def test_a_given_configuration_is_what_it_is_compared_with(features: Path, video
 # By the command line.
 
 
-def test_the_command_inspects_and_converts(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_inspects_and_converts(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = tmp_path / "epoch_73.pth", tmp_path / "forward.safetensors"
     torch.save(layouts.opentad_file(weights_of(config_of(features))), path)
     assert main(["weights", "inspect", str(path)]) == 0

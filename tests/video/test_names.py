@@ -88,7 +88,9 @@ def test_names_that_differ_by_case_alone_are_told_apart_by_it() -> None:
     assert Matching.of(["a", "A"], ["a", "v_A"]).pairs == {"A": "v_A"}
 
 
-names = st.lists(st.sampled_from(["a", "A", "v_a", "v_A", "a.mp4", "b", "v_b", NFC, NFD, "B.npy", "c"]), unique=True)
+names = st.lists(
+    st.sampled_from(["a", "A", "v_a", "v_A", "a.mp4", "b", "v_b", NFC, NFD, "B.npy", "c"]), unique=True
+)
 
 
 @given(wanted=names, available=names, order=st.randoms(use_true_random=False))

@@ -289,7 +289,9 @@ def _description(src: Path, heads: dict[Path, Any]) -> str:
 
 def _folder_description(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if is_listed(folder, path))
-    description = f"a folder with {shortened_list(path.name for path in files)}" if files else "a folder without files"
+    description = (
+        f"a folder with {shortened_list(path.name for path in files)}" if files else "a folder without files"
+    )
     for path in files[:_MOST_FILES]:
         with suppress(ValueError):
             if path.is_file():

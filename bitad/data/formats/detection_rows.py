@@ -69,7 +69,9 @@ def parse_by_video(
     segments = take_column(rows, "segment", where)
     for row, segment in enumerate(segments):
         if not isinstance(segment, list) or len(segment) != 2:
-            raise ValueError(f"{where(row)}: segment {reprlib.repr(segment)} is not two finite numbers [start, end]")
+            raise ValueError(
+                f"{where(row)}: segment {reprlib.repr(segment)} is not two finite numbers [start, end]"
+            )
     columns = {
         "video": names,
         "start": [segment[0] for segment in segments],

@@ -157,11 +157,14 @@ def _read_kit(path: Path, _: TextHead) -> ParsedDetections:
     lines = list(read_lines(path))
     for line, fields in lines:
         if len(fields) != 5:
-            raise ValueError(f"{path}:{line}: {len(fields)} fields; a line has a video, start, end, class and score")
+            raise ValueError(
+                f"{path}:{line}: {len(fields)} fields; a line has a video, start, end, class and score"
+            )
         if not re.fullmatch(r"\d{1,18}", fields[3]):
             raise ValueError(f"{path}:{line}: class {reprlib.repr(fields[3])} is not a class number of the kit")
     columns = {
-        role: [fields[i] for _, fields in lines] for i, role in enumerate(("video", "start", "end", "label", "score"))
+        role: [fields[i] for _, fields in lines]
+        for i, role in enumerate(("video", "start", "end", "label", "score"))
     }
     return parse_columns(columns, lambda row: f"{path}:{lines[row][0]}")
 

@@ -359,7 +359,9 @@ def _convert_frames(
     )
     if compared or not are_integers or not any(video.rows for video in timed):
         return ()
-    return ("all times are integers: if they count frames, name the videos' durations and frames with --video-info",)
+    return (
+        "all times are integers: if they count frames, name the videos' durations and frames with --video-info",
+    )
 
 
 def _name_or_empty(stated: object) -> str:

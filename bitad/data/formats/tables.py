@@ -74,7 +74,9 @@ def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations
             raise ValueError(f"{path}: video {video}: its name should begin with video_validation_ or video_test_")
         return path.stem, subset
 
-    of_classes = [path for path in files if path.name != _CLASS_LIST and not path.stem.lower().startswith("readme")]
+    of_classes = [
+        path for path in files if path.name != _CLASS_LIST and not path.stem.lower().startswith("readme")
+    ]
     listed = [path for path in files if path.name == _CLASS_LIST]
     classes = tuple(fields[-1] for path in listed for _, fields in read_lines(path))
     return ParsedAnnotations(_read_class_files(of_classes, label_and_subset), classes or None)
@@ -207,7 +209,9 @@ def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> P
             continue
         with video.collecting():
             start, end = (_clock_time(row[f"{edge}_timestamp"], where) for edge in ("start", "stop"))
-            video.rows.append(Row(start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class")))
+            video.rows.append(
+                Row(start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class"))
+            )
     if unlabelled:
         notes = (*notes, f"{unlabelled} segments of the test set have no {part} and are left out")
     if (folder / _EPIC_VIDEOS).is_file():
