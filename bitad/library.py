@@ -53,7 +53,8 @@ class Detector:
         self.config, self.classes, self.device = checkpoint.config, checkpoint.classes, device
 
     def __repr__(self) -> str:
-        return f"Detector({self._checkpoint.source!r}, {self.config.variant}, {len(self.classes)} classes, {self.device})"
+        what = f"{self.config.variant}, {len(self.classes)} classes, {self.device}"
+        return f"Detector({self._checkpoint.source!r}, {what})"
 
     def detect(
         self,

@@ -266,8 +266,8 @@ def test_files_of_another_sort_are_refused(
     assert "database" in failing(
         "evaluate", "--ground-truth", found, "--detections", found, "--subset", "validation"
     )
-    assert "not a checkpoint of BiTAD" in failing("test", tmp_path / "other.pt")
-    assert "no checkpoint" in failing("test", tmp_path / "empty")
+    assert "weights of no known project" in failing("test", tmp_path / "other.pt")
+    assert "no best.pt or last.pt yet" in failing("test", tmp_path / "empty")
     assert "text.mp4" in failing("reverse", tmp_path / "text.mp4", tmp_path / "back.mp4")
     assert "features, not videos" in failing("detect", tmp_path / "text.mp4", "--checkpoint", run)
 

@@ -41,7 +41,8 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
     ),
     (
         lambda c: c.model.pyramid.type == "sgp" and c.model.channels % c.model.pyramid.groups,
-        "model.channels: {c.model.channels} channels are not a multiple of {c.model.pyramid.groups} groups (sgp)",
+        "model.channels: {c.model.channels} channels are not a multiple of the {c.model.pyramid.groups} groups of "
+        "model.pyramid.type=sgp",
     ),
     (
         lambda c: c.training.schedule_epochs is not None and c.training.schedule_epochs < c.training.epochs,

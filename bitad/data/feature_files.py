@@ -161,8 +161,9 @@ def _parse_header(
     claimed = math.prod(shape) * dtype.itemsize
     actual = size - stream.tell()
     if min(shape, default=0) < 0 or (claimed != actual and not dtype.hasobject):
-        sizes = f"its header claims {dtype} of shape {list(shape)}, {claimed:,} bytes, but {actual:,} are there"
-        raise ValueError(f"{where}: no array that numpy reads: {sizes}; write it again")
+        claim = f"claims the shape {list(shape)} of {dtype}, {claimed:,} bytes, but {actual:,} are there"
+        remedy = "it is damaged or cut off: write it again"
+        raise ValueError(f"{where}: no array that numpy reads: its header {claim}; {remedy}")
     return shape, dtype
 
 

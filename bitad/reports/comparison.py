@@ -64,6 +64,7 @@ class Run:
         words = (
             (config.pair.second == "forward", "two forward networks"),
             (config.pair.align == "naive", "naive"),
+            (config.pair.fusion is not None, f"{config.pair.fusion} fusion"),
             (config.pair.fusion_init == "random", "random"),
             (config.pair.train_detector, "detector too"),
         )

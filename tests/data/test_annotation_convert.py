@@ -286,7 +286,7 @@ def test_subsets_are_renamed_and_ambiguous_left_out(
     assert "no subset 'x' to rename; the subsets are training, validation" in failing(
         *convert, "--subsets", "x=y", "--missing", "drop"
     )
-    assert "is not of the form OLD=NEW,..." in failing(*convert, "--subsets", "training")
+    assert "--subsets training: give OLD=NEW,..." in failing(*convert, "--subsets", "training")
 
 
 def test_classes_can_be_given_and_are_written(

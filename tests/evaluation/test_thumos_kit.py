@@ -368,4 +368,4 @@ def test_the_command_line_evaluates_by_the_kit(tmp_path, capsys):
     assert json.loads((tmp_path / "map.json").read_text())["rule"] == "activitynet"
 
     assert main([*command, *ambiguous]) == 1
-    assert "add --rule thumos-kit" in capsys.readouterr().err
+    assert "use rule thumos-kit" in capsys.readouterr().err

@@ -91,10 +91,10 @@ class Oracle(Detector):
 
     def __init__(self, *, reverse: bool) -> None:
         nn.Module.__init__(self)
-        self.reverse = reverse
+        self.backbone, self.reverse = None, reverse
         self.lengths: list[int] = []
 
-    def predict(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
+    def predict_features(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
         self.lengths += mask.sum(1).tolist()
         steps = inputs.shape[2]
         distances = inputs[:, -2:].transpose(1, 2)

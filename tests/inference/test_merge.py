@@ -343,7 +343,7 @@ def test_what_one_of_many_found_alone_counts_by_their_number(n):
 def test_sets_that_cannot_be_merged_say_why():
     a, b = random_pair(2, 5, 5)
     for other, message in [
-        (b.reversed(), "forward and on the reverse clock"),
+        (b.reversed(), "detections of basis forward and reverse"),
         (replace(b, durations_s={"u": 29.0}), "video u lasts 30.0 s in set 1 and 29.0 s in set 2"),
     ]:
         with pytest.raises(ValueError, match=message):

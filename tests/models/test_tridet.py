@@ -578,9 +578,7 @@ def test_a_plan_counts_it() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError) as refused:
         load_config("playroom", [*TRIDET, "model.channels=40", "model.pyramid.window=[1, 3]", "model.heads=4"])
-    assert "40 channels are not a multiple of the 16 groups of model.pyramid.type=sgp; use 48" in str(
-        refused.value
-    )
+    assert "40 channels are not a multiple of the 16 groups of model.pyramid.type=sgp" in str(refused.value)
     assert "2 windows for 5 levels" in str(refused.value)
     for override, said in (
         ("model.pyramid.type=lstm", "model.pyramid: unknown type; one of transformer, sgp"),

@@ -99,6 +99,7 @@ def labels(comparison: Comparison) -> list[str]:
         (["experiment=3-1", *STARTS, "pair.second=forward"], "3-1, two forward networks"),
         (["experiment=3-1", *STARTS, "pair.align=naive", "pair.fusion_init=random"], "3-1, naive, random"),
         (["experiment=3-2", *STARTS, "pair.align=naive"], "3-2, naive"),
+        (["experiment=3-1", *STARTS, "pair.fusion=mean"], "3-1, mean fusion"),
     ],
 )
 def test_runs_are_called_by_what_they_are_and_not_by_their_seed(
