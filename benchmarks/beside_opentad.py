@@ -30,9 +30,8 @@ from measuring import Alone, FailedError, Measured, alone, machine, parser_of, s
 from torch import Tensor, nn
 
 from bitad.config.names import SIZES, Checkpointing
-from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD, VideoBackbone
-from bitad.models.vit import VisionTransformer, sinusoid_table
+from bitad.models.vit import TemporalAdapter, VisionTransformer, is_adapter, sinusoid_table
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import write_json
@@ -40,7 +39,10 @@ from bitad.runtime.progress import Meter
 from bitad.weights.loading import Weights, load_weights
 
 THEIRS = "OpenTAD"
-WHOSE: dict[str, tuple[str, ...]] = {"forward": (THEIRS, "blocks"), "training step": (THEIRS, "blocks", "selective")}
+WHOSE: dict[str, tuple[str, ...]] = {
+    "forward": (THEIRS, "blocks"),
+    "training step": (THEIRS, "blocks", "selective"),
+}
 FILE = Path("opentad/models/backbones/vit_adapter.py")
 PIXELS = 160
 DROP_PATH = 0.1  # of its configuration; BiTAD's drops none in frozen layers

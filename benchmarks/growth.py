@@ -220,7 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name: {str(size): _figures(one) for size, one in zip(rows[name].sizes, done, strict=True)}
             for name, done in measured.items()
         }
-        write_json({"table": table.json(), "quick": options.quick, "measured": figures, "failed": failed}, options.json)
+        write_json(
+            {"table": table.json(), "quick": options.quick, "measured": figures, "failed": failed}, options.json
+        )
     return 1 if failed else 0
 
 

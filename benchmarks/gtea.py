@@ -32,14 +32,22 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.names import EXPERIMENTS
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import write_annotations
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.demo import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
-from bitad.reports.comparison import UNTRAINED, Comparison, Result, Run, compare
-from bitad.reports.comparison_page import difference_table
+from bitad.reports.comparison import (
+    TRAINED_PAIRS,
+    UNTRAINED,
+    VARIANTS,
+    Comparison,
+    Result,
+    Run,
+    compare,
+    difference_table,
+)
 from bitad.reports.tables import Cell, Table
 from bitad.runtime.files import atomic_write, read_json, write_json
 from bitad.runtime.progress import progress_callback
@@ -105,7 +113,9 @@ def summed_softmax(scores: NDArray[np.float64], column: int) -> float:
     return float((powers[:, column] / powers.sum(axis=1)).sum())
 
 
-def argmax_runs(annotations: Annotations, features: Mapping[str, NDArray[np.float32]], scoring: Scoring) -> Detections:
+def argmax_runs(
+    annotations: Annotations, features: Mapping[str, NDArray[np.float32]], scoring: Scoring
+) -> Detections:
     """The runs of equal argmax of each video, as detections; background (column 0) left out."""
     found = {}
     for name in annotations.videos:
@@ -211,7 +221,7 @@ def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -
     write_annotations(with_test_folds(annotations, plan.folds), plan.out / f"{POOLED}.json")
     jobs = {test: plan.jobs(test) for test in (*plan.folds, POOLED)}
     of_folds = list(zip(*(jobs[fold] for fold in plan.folds), strict=True))
-    train_side_by_side([job for alike in of_folds for job in alike], what="training", processes=processes)
+    train_side_by_side([job for alike in of_folds for job in alike], processes=processes)
     for whole, alike in zip(jobs[POOLED], of_folds, strict=True):
         pool(whole, alike)
     with np.load(plan.features) as features:
@@ -237,7 +247,7 @@ def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
 def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
     """The tables that the script prints."""
     pooled = comparisons[POOLED]
-    standing = [difference_table(pooled)] if pooled.best_pair else []
+    standing = [difference_table(pooled)] if pooled.best(TRAINED_PAIRS, VARIANTS) else []
     losses = [
         replace(table, title=f"{table.title}, test {fold}")
         for fold, comparison in comparisons.items()
@@ -255,11 +265,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/actionseg"))
     parser.add_argument("--out", type=Path, default=Path("gtea"), help="folder of annotations, runs and results")
-    parser.add_argument("--seeds", type=int, default=1, help="networks of each fold and direction; controls need two")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="networks of each fold and direction; controls need two"
+    )
     parser.add_argument(
         "--experiments", nargs="+", choices=(*PAIRS, "none"), default=PAIRS, help="of two networks; default: all"
     )
-    parser.add_argument("--processes", type=int, help="trainings side by side, of one thread each; default: the cores")
+    parser.add_argument(
+        "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
+    )
     return parser.parse_args(arguments)
 
 

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bitad.config.experiments import EXPERIMENTS
-from bitad.demo import Scale, Trainings
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.config.names import EXPERIMENTS
+from bitad.demo import Job, Scale, Trainings, train_side_by_side
 from bitad.reports.comparison import compare
 from bitad.runtime.files import atomic_write
 from bitad.runtime.progress import progress_callback
@@ -43,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder of the demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--experiments", nargs="*", choices=tuple(EXPERIMENTS)[1:], default=["3-3"])
-    parser.add_argument("--processes", type=int, help="trainings side by side, of one thread each; default: the cores")
+    parser.add_argument(
+        "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
+    )
     options = parser.parse_args(arguments)
     if not (options.out / "data").is_dir():
         parser.error(f"{options.out} has no data; run bitad demo --out {options.out} first")
     jobs = jobs_of(options.out, seeds=options.seeds, experiments=options.experiments)
-    train_side_by_side(jobs, what="training", processes=options.processes)
+    train_side_by_side(jobs, processes=options.processes)
     with progress_callback("evaluating") as on_progress:
         comparison = compare([job.directory for job in jobs], on_progress=on_progress)
     table = replace(comparison.table(), title="Playroom, mAP (%) of ActionFormer's and TriDet's pyramid and head")

@@ -130,7 +130,9 @@ def alone(work: Callable[..., Measured], given: Mapping[str, Any], *, threads: i
     for rank in range(processes):
         place = {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks else {}
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), **place}
-        running.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        running.append(
+            subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
     try:
         outputs = [process.communicate() for process in running]
     finally:
@@ -176,7 +178,7 @@ def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Me
     for precision in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         best = 0.0
-        for size in (512, 1024, 2048):
+        for size in (512,) if quick else (512, 1024, 2048):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
             once = best_of(2, {"product": partial(torch.matmul, a, b)})["product"].cpu_s
             # A few milliseconds are too short for the CPU clock, and a machine's first ones may be faster.
@@ -205,7 +207,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         name = names[0] if names else name
     return f"{name}, {os.cpu_count()} cores"
 

@@ -20,10 +20,10 @@ from bitad.data.dataset import TestWindows
 from bitad.data.formats.database import write_annotations
 from bitad.data.samples import Batch
 from bitad.data.sources import build_source
-from bitad.models.adapters import is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
 from bitad.models.network import Detector
+from bitad.models.vit import is_adapter
 from bitad.runtime.distributed import process_group
 from bitad.runtime.environment import set_up_process
 from bitad.training.step import total
@@ -64,7 +64,12 @@ def configuration(
         "window": {"steps": frames, "stride_frames": STRIDE, "crop": [1.0, 1.0]},
         "model": {
             "padding": "reference",
-            "backbone": {"size": size, "pixels": pixels, "weights": str(folder / _BACKBONE), "checkpointing": True},
+            "backbone": {
+                "size": size,
+                "pixels": pixels,
+                "weights": str(folder / _BACKBONE),
+                "checkpointing": True,
+            },
         },
         "training": {"batch": batch, "workers": 0, "windows_per_video": 8},
         "test": {"nms": {"sigma": 0.7}},
@@ -96,7 +101,9 @@ def make_weights(folder: Path, **sizes: Any) -> None:
         config = config.model_copy(update={"direction": direction})
         network = build_network(config, len(CLASSES))
         load_pretrained(network, config)
-        save_checkpoint(Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), folder / f"{direction}.pt")
+        save_checkpoint(
+            Checkpoint(config, CLASSES, network.state_dict(), 0, FPS / STRIDE), folder / f"{direction}.pt"
+        )
 
 
 def make_long_video(folder: Path, *, count: int) -> None:
@@ -162,7 +169,9 @@ def step(folder: str, threads: int, *, experiment: str, steps: int, batch: int =
         ranks.barrier()
         took = timed(partial(take, steps))
     took = Took(took.cpu_s / steps, took.wall_s / steps)
-    flops = ranks.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
+    flops = (
+        ranks.world * step_cost(config, len(CLASSES), checkpointing="blocks", precision="fp32", device="cpu").flops
+    )
     return Measured(took, flops / 1e9, "GFLOP", flops=flops)
 
 

@@ -60,7 +60,9 @@ def main() -> None:
         reaches.append(from_end[near > logits[-1] / 100].max().item())
     for name, values in (("logit", logits), ("distance, in strides", distances), ("reach, in strides", reaches)):
         ordered = sorted(values)
-        print(f"{name}: median {ordered[len(ordered) // 2]:.3f}, largest {ordered[-1]:.3f} of {len(ordered)} networks")
+        print(
+            f"{name}: median {ordered[len(ordered) // 2]:.3f}, largest {ordered[-1]:.3f} of {len(ordered)} networks"
+        )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,13 @@ def main() -> None:
         make_data(Path(folder), frames=options.frames, pixels=options.pixels)
         make_weights(Path(folder), **sizes)
         for row in options.rows:
-            given = {"folder": folder, "threads": options.threads, "experiment": row, "steps": options.steps, **sizes}
+            given = {
+                "folder": folder,
+                "threads": options.threads,
+                "experiment": row,
+                "steps": options.steps,
+                **sizes,
+            }
             measured[row] = alone(step, given, threads=options.threads)
             meter.advance(note=row)
     first = measured[options.rows[0]]
@@ -55,7 +61,9 @@ def main() -> None:
         for row, one in measured.items()
     ]
     columns = ("experiment", "CPU seconds a step", "time, relative", "peak MiB", "memory, relative")
-    note = f"VideoMAE-{options.size.upper()}, {options.frames} frames of {options.pixels}x{options.pixels}, batch 1, "
+    note = (
+        f"VideoMAE-{options.size.upper()}, {options.frames} frames of {options.pixels}x{options.pixels}, batch 1, "
+    )
     note += f"single precision, activations recomputed, {options.threads} threads."
     table = Table("What two networks cost in training", columns, tuple(rows), (note,))
     print(table.text())

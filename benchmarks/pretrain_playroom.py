@@ -149,12 +149,15 @@ def main() -> None:
         if (step + 1) % 100 == 0:
             minutes = (time.process_time() - began) / 60
             print(
-                f"step {step + 1} of {steps}  {minutes:.1f} CPU min  loss {smooth:.3f}  correct {right:.1%}", flush=True
+                f"step {step + 1} of {steps}  {minutes:.1f} CPU min  loss {smooth:.3f}  correct {right:.1%}",
+                flush=True,
             )
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             save(model.backbone, arguments.out)
     share_right = accuracy(model, 2000)
-    print(f"{steps * arguments.batch} clips; {share_right:.1%} of 2,000 held-out clips correct, {len(NAMES)} classes")
+    print(
+        f"{steps * arguments.batch} clips; {share_right:.1%} of 2,000 held-out clips correct, {len(NAMES)} classes"
+    )
 
 
 def save(model: nn.Module, path: Path) -> None:

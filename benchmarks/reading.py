@@ -35,7 +35,9 @@ def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uin
     """A picture with detail at every scale, uint8 ``[H, W, 3]``."""
     total = torch.zeros(1, 3, height, width)
     for cell in (4, 8, 16, 32, 64):
-        coarse = torch.from_numpy(rng.standard_normal((1, 3, height // cell + 2, width // cell + 2), dtype=np.float32))
+        coarse = torch.from_numpy(
+            rng.standard_normal((1, 3, height // cell + 2, width // cell + 2), dtype=np.float32)
+        )
         total += cell**0.5 * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     return (128 + 8 * total[0].permute(1, 2, 0)).clamp(0, 255).byte().numpy()
 
@@ -47,7 +49,9 @@ def moving_pictures(count: int, seed: int = 0) -> Iterator[NDArray[np.uint8]]:
     noise = rng.normal(0, 2, (8, HEIGHT, WIDTH, 3)).astype(np.int16)
     for number in range(count):
         second = number / FPS
-        top, left = (round(size * (1 + 0.9 * np.sin(second * pace))) for size, pace in ((HEIGHT, 0.31), (WIDTH, 0.23)))
+        top, left = (
+            round(size * (1 + 0.9 * np.sin(second * pace))) for size, pace in ((HEIGHT, 0.31), (WIDTH, 0.23))
+        )
         picture = scene[top : top + HEIGHT, left : left + WIDTH].astype(np.int16)
         for pace in (0.7, 1.3, 2.1):
             y, x = (

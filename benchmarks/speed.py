@@ -295,7 +295,9 @@ def notes_of(
 ) -> tuple[str, ...]:
     """The notes below the table."""
     size, frames, pixels = sizes.network.values()
-    products = ", ".join(f"{rate / 1e9:,.3g} GFLOP in {name}" for name, rate in rates.items() if name in PRECISIONS)
+    products = ", ".join(
+        f"{rate / 1e9:,.3g} GFLOP in {name}" for name, rate in rates.items() if name in PRECISIONS
+    )
     return (
         *((QUICKLY,) if quick else ()),
         *remarks,

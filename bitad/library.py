@@ -1,7 +1,4 @@
-"""The Python API: what ``import bitad`` offers, composed of the functions that the command line uses too.
-
-Functions import what they need themselves, so that evaluating and merging do not load PyTorch.
-"""
+"""The Python API. Functions import what they need, so that evaluating and merging do not load PyTorch."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from bitad.config.names import MapRule, MergeMethod, OnDecodeError, OnReadError
 from bitad.data.annotations import Annotations
 from bitad.data.clocks import require_durations
 from bitad.data.detections import Detections, alike, require_any, under_names
+from bitad.evaluation import mean_average_precision
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import log, log_file
 from bitad.runtime.progress import progress_shown
@@ -40,7 +38,7 @@ class Detector:
 
     Attributes:
         config: of its training.
-        classes: the names of its classes.
+        classes: their names.
         device: where it computes.
     """
 
@@ -52,23 +50,11 @@ class Detector:
             self._network = checkpoint.network().to(device)
         self._checkpoint = replace(checkpoint, model={}, training=None)  # the network has the weights
         self._ranks = Ranks(0, 1, device)
-
-    @property
-    def config(self) -> Config:
-        return self._checkpoint.config
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._checkpoint.classes
-
-    @property
-    def device(self) -> torch.device:
-        return self._ranks.device
+        self.config, self.classes, self.device = checkpoint.config, checkpoint.classes, device
 
     def __repr__(self) -> str:
-        return (
-            f"Detector({self._checkpoint.source!r}, {self.config.variant}, {len(self.classes)} classes, {self.device})"
-        )
+        what = f"{self.config.variant}, {len(self.classes)} classes, {self.device}"
+        return f"Detector({self._checkpoint.source!r}, {what})"
 
     def detect(
         self,
@@ -82,9 +68,8 @@ class Detector:
 
         Args:
             videos: a file, a folder (with its sub-folders), or several of either.
-            on_decode_error: "repeat" shows the last good frame in place of a frame that cannot be decoded.
+            on_decode_error: "repeat" shows the last good frame instead.
             on_read_error: "skip" skips videos that cannot be read; ``Detections.unread`` says why.
-            progress: show a progress bar on standard error.
 
         Returns:
             the detections by the names of the files without suffix, in seconds.
@@ -97,7 +82,7 @@ class Detector:
 
         files = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
         with progress_shown(progress):
-            detections, unread = detect_videos(
+            detections = detect_videos(
                 self._checkpoint,
                 files,
                 self._ranks,
@@ -105,7 +90,7 @@ class Detector:
                 damaged=on_decode_error,
                 on_read_error=on_read_error,
             )
-        for name, reason in unread.items():
+        for name, reason in detections.unread.items():
             log.warning("%s: %s", name, reason)
         return detections
 
@@ -121,15 +106,13 @@ class Detector:
         """Detects in the frames, or features, of one video in memory.
 
         Args:
-            inputs: all frames, uint8 ``[T, H, W, 3]``, red, green, blue; or, for a detector on features, all features,
-                float ``[T, C]``, in the stride and offset of the features of its training.
+            inputs: all frames, uint8 RGB ``[T, H, W, 3]``; or, for a detector on features, all features, float
+                ``[T, C]``, in the stride and offset of its training.
             fps: frames a second of the video, also for features.
-            name: of the video, in the result.
             duration_s: of the video, where detections end; None: to the end of the inputs.
-            progress: show a progress bar on standard error.
 
         Returns:
-            the detections of one video, in seconds from its first frame. They equal those of a lossless RGB file.
+            the detections of one video, in seconds from its first frame.
 
         Raises:
             ValueError: inputs of another shape or type than the detector takes; fps or duration not above 0.
@@ -147,7 +130,6 @@ class Detector:
             return detect_in_source(self._checkpoint, self._network, durations, source, self._ranks).merged
 
     def _source(self, inputs: NDArray[Any], rate: Fraction) -> tuple[Source, float]:
-        """The windows of inputs in memory, and how many seconds these cover."""
         from bitad.data.sources import FeatureFiles, FeaturesInMemory, FramesInMemory, Sampling
 
         data, window, backbone = self.config.data, self.config.window, self.config.model.backbone
@@ -155,7 +137,7 @@ class Detector:
         if backbone is not None:
             if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[3] != 3 or 0 in inputs.shape:
                 raise ValueError(f"frames are {given}; this detector takes uint8 [T, H, W, 3]")
-            sampling = Sampling.of(window, self._checkpoint.rate_hz)
+            sampling = Sampling(window, self._checkpoint.rate_hz)
             source = FramesInMemory(inputs, float(rate), pixels=backbone.pixels, sampling=sampling)
             return source, float(len(inputs) / rate)
         channels = data.feature_channels
@@ -169,19 +151,12 @@ class Detector:
                 "`bitad test`"
             )
         stride, offset = data.feature_stride_frames, data.feature_offset_frames
-        features = FeatureFiles(
-            FeaturesInMemory(np.ascontiguousarray(inputs, np.float32)),
-            stride_frames=stride,
-            offset_frames=offset,
-            fps=float(rate),
-            steps=window.resized_steps,
-            clock=window.resized_clock,
-        )
+        store = FeaturesInMemory(np.ascontiguousarray(inputs, np.float32))
+        features = FeatureFiles(store, data.model_copy(update={"feature_fps": float(rate)}), window)
         return features, (len(inputs) * stride + 2 * max(0.0, offset)) / float(rate)
 
 
 def _video_files(places: Iterable[StrPath]) -> dict[str, Path]:
-    """Video files by name; raises as :meth:`Detector.detect`."""
     from bitad.video.files import list_videos, videos_by_name
 
     paths = [Path(place) for place in places]
@@ -201,13 +176,13 @@ def load(
 
     Args:
         path: a run directory, a checkpoint, or a file of OpenTAD's weights.
-        config: for weights without a configuration: a YAML file, the name of a preset, or a configuration.
+        config: for weights without one: a YAML file, the name of a preset, or a configuration.
         overrides: changes to the configuration, ``"test.nms.sigma=0.5"`` say.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a detector, weights that do not fit, a configuration missing or not needed, or no such device.
+        ValueError: not a detector, weights that do not fit, a missing configuration, or no such device.
     """
     from bitad.runtime.distributed import choose_device
 
@@ -215,8 +190,10 @@ def load(
     return Detector(checkpoint_of(path, config, overrides), chosen)
 
 
-def checkpoint_of(path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()) -> Checkpoint:
-    """A checkpoint with its own configuration, or the given one, changed by overrides. Raises as :func:`load`."""
+def checkpoint_of(
+    path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()
+) -> Checkpoint:
+    """A checkpoint with its own configuration, or the given one, changed by overrides."""
     from bitad.config.loading import load_config, override_config
     from bitad.config.schema import Config
     from bitad.weights.checkpoint import load_checkpoint
@@ -238,7 +215,7 @@ def detect(
     on_read_error: OnReadError = "error",
     progress: bool = False,
 ) -> Detections:
-    """Loads a detector and detects in video files: :func:`load`, then :meth:`Detector.detect`."""
+    """As :func:`load`, then :meth:`Detector.detect`."""
     detector = load(checkpoint, config, device=device)
     return detector.detect(videos, on_decode_error=on_decode_error, on_read_error=on_read_error, progress=progress)
 
@@ -258,21 +235,22 @@ def evaluate(
     """Average mAP of detections, like ``bitad evaluate``.
 
     Args:
-        annotations: the ground truth. To count THUMOS14's ``Ambiguous`` as a class, as OpenTAD's evaluator and the
-            command line do, read it with ``read_annotations(path, ignore=())``.
+        annotations: the ground truth; ``read_annotations(path, ignore=())`` counts THUMOS14's ``Ambiguous`` as a
+            class, as OpenTAD's evaluator and the command line do.
         detections: of these videos; on the reverse clock, they are reversed first.
-        subset: of the ground truth.
         tiou: thresholds, each above 0 and at most 1.
-        rule: of ActivityNet or of the THUMOS'14 kit.
-        ambiguous: with the kit's rule, its file of ambiguous segments, where the ground truth has none.
+        ambiguous: the kit's file of ambiguous segments, where the ground truth has none.
         class_agnostic: measure when something happens, not what; by ActivityNet's rule.
         allow_clock_mismatch: log, and do not refuse, durations that differ from the annotations.
         sources: what errors call annotations and detections.
 
     Raises:
-        ValueError: no such subset or no ground truth in it; no detection in its videos; thresholds outside (0, 1];
-            durations that differ; options that exclude each other.
+        ValueError: a subset without ground truth or detections; thresholds outside (0, 1]; durations that differ;
+            options that exclude each other.
     """
+    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+    from bitad.video.names import renamed
+
     if ambiguous is not None and rule != "thumos-kit":
         raise ValueError("ambiguous segments are only for the kit's rule; use rule thumos-kit, or leave them out")
     if class_agnostic and rule != "activitynet":
@@ -283,26 +261,16 @@ def evaluate(
     require_any(found, truth.videos, source, f"{truth_source}, subset {subset!r}")
     if class_agnostic:
         truth, found = truth.only_classes().class_agnostic(), found.class_agnostic()
-    evaluation = _by_rule(truth, found, tiou, rule, ambiguous)
+    if rule == "activitynet":
+        evaluation = mean_average_precision.evaluate(truth, found, tiou=tiou)
+    else:
+        marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
+        evaluation = evaluate_by_thumos_kit(truth, found, tiou=tiou, ambiguous=marked)
     compare_durations(truth, found, source, allowed=allow_clock_mismatch)
     return evaluation
 
 
-def _by_rule(
-    truth: Annotations, detections: Detections, tiou: Sequence[float], rule: MapRule, ambiguous: StrPath | None
-) -> Evaluation:
-    from bitad.evaluation import mean_average_precision
-    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
-    from bitad.video.names import renamed
-
-    if rule == "activitynet":
-        return mean_average_precision.evaluate(truth, detections, tiou=tiou)
-    marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
-    return evaluate_by_thumos_kit(truth, detections, tiou=tiou, ambiguous=marked)
-
-
 def compare_durations(annotations: Annotations, detections: Detections, source: object, *, allowed: bool) -> None:
-    """Refuses detections whose videos have other durations than annotated; logs them where that is allowed."""
     mismatch = require_durations(
         {name: video.duration_s for name, video in annotations.videos.items()},
         detections.durations_s,
@@ -324,8 +292,7 @@ def merge(*detections: Detections, method: MergeMethod = "soft-nms", names: Sequ
         names: what errors and the log call the sets.
 
     Raises:
-        ValueError: fewer than two sets, sets that disagree about a duration, a reversed set without durations, or
-            scores on different scales.
+        ValueError: fewer than two sets, different durations, none in a reversed set, or scores on different scales.
     """
     from bitad.inference import merge as fusion
 
@@ -374,19 +341,16 @@ def train(
     """Trains a detector, like ``bitad train``; also under torchrun.
 
     In the main thread, Ctrl-C (or a notebook's interrupt) ends the training after its current step, with a checkpoint;
-    ``resume=True`` continues there. Random numbers and threads of PyTorch are afterwards what they were before.
+    ``resume=True`` continues there. PyTorch's random numbers and threads are restored.
 
     Args:
-        config: of :func:`bitad.load_config`.
         resume: continue the run; without it, an existing run is never overwritten.
         until: stop after this epoch, to be resumed later.
-        device: as of :func:`load`.
-        allow_changed_data: resume although annotations, features or videos have changed, and log what has.
-        progress: show a progress bar on standard error.
+        allow_changed_data: resume although data have changed, and log what has.
 
     Raises:
-        FileNotFoundError, ValueError: the run exists, or there is none to resume; data, weights or checkpoint do not
-            fit; another process writes to the run directory.
+        FileNotFoundError, ValueError: the run exists, or there is none to resume; data or weights do not fit; another
+            process writes to the run directory.
         KeyboardInterrupt: interrupted; the message says where the run stands.
     """
     from bitad.training.trainer import open_run

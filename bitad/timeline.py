@@ -1,4 +1,4 @@
-"""Conversions between grid steps, frames and seconds, and between the forward and the reverse view of a window.
+"""Conversions between grid steps, frames and seconds, and between the two views of a window.
 
 *Seconds*, of annotations and results, are on the video's own clock. *Frames* are counted from 0. *Grid steps* are
 positions of the finest pyramid level: a window's step ``x`` is frame ``first_frame + stride * x``.
@@ -16,37 +16,27 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
 Direction = Literal["forward", "reverse"]
 ResizedClock = Literal["centre", "edge"]
 
 
 class Arithmetic(Protocol):
-    """A type of times: float, numpy array or torch tensor."""
+    """A type of times or indices: a number, numpy array or torch tensor."""
 
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
     def __rsub__(self, other: Any, /) -> Any: ...
     def __mul__(self, other: Any, /) -> Any: ...
     def __truediv__(self, other: Any, /) -> Any: ...
-
-
-Times = TypeVar("Times", bound=Arithmetic)
-
-
-class IndexArithmetic(Protocol):
-    """A type of indices: integer numpy array or torch tensor."""
-
-    def __add__(self, other: Any, /) -> Any: ...
-    def __sub__(self, other: Any, /) -> Any: ...
-    def __rsub__(self, other: Any, /) -> Any: ...
-    def __mul__(self, other: Any, /) -> Any: ...
-    def __rmul__(self, other: Any, /) -> Any: ...
-    def __neg__(self) -> Any: ...
     def __floordiv__(self, other: Any, /) -> Any: ...
     def __rfloordiv__(self, other: Any, /) -> Any: ...
 
 
-Indices = TypeVar("Indices", bound=IndexArithmetic)
+Times = TypeVar("Times", bound=Arithmetic)
+Indices = TypeVar("Indices", bound=Arithmetic)
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Grid:
     Args:
         fps: the video's frames per second.
         stride_frames: frames from one grid step to the next.
-        first_frame: frame at step 0; for pre-computed features the centre of the first snippet, may be fractional.
+        first_frame: frame at step 0, may be fractional; for features the centre of the first snippet.
         steps: V, the number of real steps; the other steps of a window are padding.
     """
 
@@ -66,16 +56,12 @@ class Grid:
     steps: int
 
     def window(self, start: int, steps: int) -> Grid:
-        """The grid of ``steps`` steps from step ``start``."""
         return Grid(self.fps, self.stride_frames, self.first_frame + self.stride_frames * start, steps)
 
     def resized(self, steps: int, clock: ResizedClock = "centre") -> Grid:
         """The same part of the video in another number of equal steps.
 
-        Args:
-            steps: the number.
-            clock: the position of a step in its share: the centre, as ``interpolate(..., align_corners=False)`` has it,
-                or the beginning ("edge").
+        ``clock`` is a step's position in its share: its centre, as in ``interpolate(align_corners=False)``, or start.
         """
         share = self.steps / steps
         first_frame = self.first_frame + self.stride_frames * ((share if clock == "centre" else 0.0) - 1) / 2
@@ -94,9 +80,7 @@ class Grid:
     def frames(self, per_step: int = 1, *, centred: bool = False) -> NDArray[np.int64]:
         """Video frames of the real steps, int64 ``[V * per_step]``, ascending.
 
-        Args:
-            per_step: frames per step, evenly spaced.
-            centred: centre them on the step's own frame; otherwise that frame is the first.
+        The step's own frame is the first of ``per_step``, or with ``centred`` in their centre.
         """
         distance = self.stride_frames / per_step
         first = self.first_frame - (self.stride_frames - distance) / 2 if centred else self.first_frame
@@ -134,12 +118,12 @@ def mirror_points(points: Indices, stride: Indices | int, steps: Indices | int) 
         steps: V, integers, at least 1; ``[B, 1]`` for the windows of a batch.
 
     Returns:
-        i, integers, and g, of the arguments' broadcast shape. At padded points j they are meaningless, but i is still
-        the index of a real point.
+        i, integers, and g, of the arguments' broadcast shape. At padded points j they are meaningless, but i is the
+        index of a real point.
     """
-    last = -(-steps // stride) - 1
-    # ceil(x) in integers is -floor(-x). Rounding half to even would skip half the points of level 1.
-    middle = -((stride - 2 * (steps - 1)) // (2 * stride))
+    last = (steps - 1) // stride
+    # Rounded up in integers: rounding half to even would skip half the points of level 1.
+    middle = (stride - 1 + (steps - 1) * 2) // (stride * 2)
     index = (middle - points).clip(max=last).clip(min=0)
     gap = (steps - 1 - stride * (index + points)) / stride
     return index, gap

@@ -131,7 +131,9 @@ KINDS = {
     "hevc mkv": Kind("mkv", "libx265", _X265, b_frames=2),
     "hevc ts": Kind("ts", "libx265", _X265, b_frames=2),
     "vp9 webm": Kind("webm", "libvpx-vp9", _VP9),
-    "vp9 hidden frames webm": Kind("webm", "libvpx-vp9", {"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "12"}),
+    "vp9 hidden frames webm": Kind(
+        "webm", "libvpx-vp9", {"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "12"}
+    ),
     "vp9 mkv": Kind("mkv", "libvpx-vp9", _VP9),
     "av1 mp4": Kind("mp4", "libsvtav1", _AV1, container=_FAST),
     "av1 webm": Kind("webm", "libsvtav1", _AV1),

@@ -94,7 +94,9 @@ def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 
     rng = np.random.default_rng(seed)
     videos = []
     for name, subset in _names(training, test):
-        write_video(folder / "videos" / f"{name}.mp4", map(numbered_picture, range(frames)), fps=FPS, crf=12, gop=12)
+        write_video(
+            folder / "videos" / f"{name}.mp4", map(numbered_picture, range(frames)), fps=FPS, crf=12, gop=12
+        )
         starts = rng.uniform(0.2, frames / FPS - 2.2, 2)
         segments = np.stack([starts, starts + rng.uniform(0.8, 2.0, 2)], axis=1)
         labels = tuple(CLASSES[i] for i in rng.integers(len(CLASSES), size=2))

@@ -134,7 +134,9 @@ def huggingface_pretraining(vit: Weights) -> Weights:
     }
     decoder |= norm("decoder.norm", dim) | linear("decoder.head", dim, 1536)
     model = {f"videomae.{name}": weight for name, weight in (model | norm("layernorm", dim)).items()}
-    return model | decoder | {"encoder_to_decoder.weight": torch.ones(dim, dim), "mask_token": torch.zeros(1, 1, dim)}
+    return (
+        model | decoder | {"encoder_to_decoder.weight": torch.ones(dim, dim), "mask_token": torch.zeros(1, 1, dim)}
+    )
 
 
 PYRAMID = (
@@ -182,7 +184,13 @@ def opentad_file(detector: Weights) -> dict[str, Any]:
     """A checkpoint of OpenTAD's training: the raw weights are others than the averaged ones."""
     averaged = opentad(detector)
     raw = {name: weight + 1 for name, weight in averaged.items()}
-    return {"epoch": 73, "state_dict": raw, "optimizer": {"state": {}}, "scheduler": {}, "state_dict_ema": averaged}
+    return {
+        "epoch": 73,
+        "state_dict": raw,
+        "optimizer": {"state": {}},
+        "scheduler": {},
+        "state_dict_ema": averaged,
+    }
 
 
 def actionformer_file(detector: Weights) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Processes of their own, for tests of what several do together and of what is left when one is killed.
 
-They are forked from a server that has imported PyTorch and BiTAD once: a new interpreter spends two CPU seconds on
-that.
+They are forked from a server that has imported PyTorch and BiTAD once: a new interpreter spends three CPU seconds on
+that, if it trains.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _START_METHOD = multiprocessing.get_start_method()
-_CONTEXT.set_forkserver_preload(["bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"])
+_CONTEXT.set_forkserver_preload(
+    # PyTorch's first optimiser imports its compiler.
+    ["torch._dynamo", "bitad.cli", "bitad.reports.plan", "bitad.training.trainer", "bitad.weights.inspect"]
+)
 
 
 class Running:
@@ -32,6 +36,7 @@ class Running:
         program: its text; None: the command line of BiTAD.
         env: changes of the environment.
         new_session: it begins a session, and so a group of processes.
+        piped: its standard input is a pipe that ends with this process; else it is empty.
     """
 
     def __init__(
@@ -40,12 +45,14 @@ class Running:
         program: str | None = None,
         env: Mapping[str, object] | None = None,
         new_session: bool = False,
+        piped: bool = False,
     ) -> None:
         folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._out, self._err = folder / "out", folder / "err"
         environment = os.environ | {key: str(value) for key, value in (env or {}).items()}
-        given = ([str(one) for one in arguments], program, environment, new_session, self._out, self._err)
+        stdin, self._stdin = _CONTEXT.Pipe(duplex=False) if piped else (None, None)
+        given = ([str(one) for one in arguments], program, environment, new_session, stdin, self._out, self._err)
         self._process = _CONTEXT.Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
@@ -83,7 +90,13 @@ class Running:
 
 
 def _run(
-    arguments: list[str], program: str | None, env: dict[str, str], new_session: bool, out: Path, err: Path
+    arguments: list[str],
+    program: str | None,
+    env: dict[str, str],
+    new_session: bool,
+    stdin: Connection | None,
+    out: Path,
+    err: Path,
 ) -> None:
     """In the new process: the program, whose standard streams are files."""
     multiprocessing.set_start_method(_START_METHOD, force=True)  # its own processes start as in a new interpreter
@@ -95,6 +108,8 @@ def _run(
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
         os.close(opened)
+    if stdin is not None:
+        os.dup2(stdin.fileno(), 0)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
     sys.argv = ["bitad", *arguments]
@@ -119,7 +134,8 @@ def ranks(world: int, *arguments: object, program: str | None = None) -> Iterato
     """Processes that know each other as torchrun's do, by rank, on one thread each; ended in the end."""
     place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     processes = [
-        Running(*arguments, program=program, env={**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(world)
+        Running(*arguments, program=program, env={**place, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in range(world)
     ]
     try:
         yield processes

@@ -26,7 +26,8 @@ from bitad.weights.loading import Weights, load_weights
 FIXTURES = Path(__file__).parents[1] / "../shared/fixtures"
 TOLERANCE = 1e-4
 NEEDS_FIXTURES = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout"
+    not FIXTURES.is_dir(),
+    reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout",
 )
 
 

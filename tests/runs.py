@@ -19,10 +19,12 @@ ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 
 
 def baseline(path: Path, *overrides: str, epochs: int = 1) -> Path:
-    """Trains a baseline that is never tested; its run directory."""
+    """Trains a baseline that is never tested; its run directory, with a `best.pt`, which is read faster."""
     quick = (f"training.epochs={epochs + 1}", f"training.evaluate_from={epochs}")
     config = config_of(path, *quick, *overrides)
-    Trainer(config, ALONE).run(until=epochs)
+    trainer = Trainer(config, ALONE)
+    trainer.run(until=epochs)
+    trainer.checkpoints.save_best(load_checkpoint(trainer.checkpoints.last))
     return config.run_directory
 
 

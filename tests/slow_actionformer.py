@@ -85,7 +85,8 @@ class SlowActionFormer:
         centred = x - x.mean(0)
         normed = centred / (centred.square().mean(0) + eps).sqrt()
         return (
-            normed * self.weights[f"{name}.weight"].flatten()[:, None] + self.weights[f"{name}.bias"].flatten()[:, None]
+            normed * self.weights[f"{name}.weight"].flatten()[:, None]
+            + self.weights[f"{name}.bias"].flatten()[:, None]
         )
 
     def _conv_norm_relu(self, x: Tensor, mask: Tensor, conv: str, norm: str) -> Tensor:

@@ -8,6 +8,7 @@ killed (tests/training/test_killed.py); thresholds, devices, runs that exist and
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ from bitad.config.loading import load_config
 from bitad.data.detections import read_detections
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.weights.checkpoint import load_checkpoint
 from bitad.weights.loading import read_complete
 
@@ -57,10 +57,9 @@ class World:
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 
@@ -122,26 +121,38 @@ MISSING = {
         "correct data.annotations",
     ),
     "train-classes": ("train {config} name=x data.classes={none}.txt", "correct data.classes"),
-    "train-features": ("train {config} name=x data.features={none}", "name the right one, or make it: bitad features"),
-    "train-init": ("train {config} experiment=1-1 init.forward={none} init.reverse={none}", "give a run directory"),
-    "train-weights": ("train {watched} name=x model.backbone.weights={none}.pth", "check the path"),
+    "train-features": (
+        "train {config} name=x data.features={none}",
+        "name the right one, or make it: bitad features",
+    ),
+    "train-init": (
+        "train {config} experiment=1-1 init.forward={none} init.reverse={none}",
+        "give a run directory",
+    ),
+    "train-weights": (
+        "train {watched} name=x model.backbone.weights={none}.pth",
+        "give a run directory or a file",
+    ),
     "train-resume": ("train {config} name=none --resume", "start it without --resume"),
-    "test-run": ("test {none}", "give a run directory or a .pt file"),
+    "test-run": ("test {none}", "give a run directory or a file"),
     "test-config": ("test {run} --config {none}", "neither a file nor a preset"),
     "test-annotations": ("test {run} data.annotations={none}.json", "correct data.annotations"),
     "test-classes": ("test {run} data.classes={none}.txt", "no such file"),
     "test-features": ("test {run} data.features={none}", "name the right one"),
     "detect-video": ("detect {none}.mp4 --checkpoint {video_run} --out {none}", "no such"),
-    "detect-checkpoint": ("detect {video} --checkpoint {none} --out {none}-too", "give a run directory or a .pt file"),
+    "detect-checkpoint": ("detect {video} --checkpoint {none} --out {none}-too", "give a run directory or a file"),
     "features-video": ("features {none}.mp4 --checkpoint {video_run} --out {none}", "no such video or folder"),
     "features-checkpoint": ("features {video} --checkpoint {none} --out {none}", "none"),
-    "weights-inspect": ("weights inspect {none}.pt", "check the path"),
-    "weights-convert": ("weights convert {none}.pt {none}.safetensors", "give a run directory or a .pt file"),
+    "weights-inspect": ("weights inspect {none}.pt", "give a run directory or a file"),
+    "weights-convert": ("weights convert {none}.pt {none}.safetensors", "give a run directory or a file"),
     "annotations-check": ("annotations check {none}.json", "no such file or folder of annotations"),
     "annotations-classes": ("annotations check {truth} --classes {none}.txt", "a name a line"),
     "annotations-videos": ("annotations check {truth} --videos {none}", "no such folder of videos"),
     "annotations-info": ("annotations check {truth} --video-info {none}.json", "check its name"),
-    "annotations-convert": ("annotations convert {none}.json {none}-too.json", "no such file or folder of annotations"),
+    "annotations-convert": (
+        "annotations convert {none}.json {none}-too.json",
+        "no such file or folder of annotations",
+    ),
     "convert-info": ("annotations convert {truth} {none}.json --video-info {none}-too.json", "check its name"),
     "reverse": ("reverse {none}.json {none}-too.json", "check its name"),
     "merge": ("merge {found} {none}.json --out {none}-too.json", "check its name"),
@@ -155,7 +166,9 @@ MISSING = {
 
 
 @pytest.mark.parametrize("case", MISSING)
-def test_a_missing_file_is_named_with_what_to_do(world: World, tmp_path: Path, refused: Refused, case: str) -> None:
+def test_a_missing_file_is_named_with_what_to_do(
+    world: World, tmp_path: Path, refused: Refused, case: str
+) -> None:
     places = {name: getattr(world, name) for name in ("config", "truth", "run", "video", "video_run", "found")}
     command, remedy = MISSING[case]
     words = command.format(**places, watched=world.video_config, none=tmp_path / "none").split()
@@ -203,9 +216,12 @@ def _first(videos: dict[str, Any]) -> dict[str, Any]:
     ("edit", "said"),
     [
         (lambda videos: videos["train_1"].pop("subset"), '"subset" is missing'),
-        (lambda videos: _first(videos).pop("label"), 'has no "label"'),
-        (lambda videos: _first(videos).pop("segment"), 'has no "segment"'),
-        (lambda videos: _first(videos).update(segment=[float("nan"), 2.0]), "segment [nan, 2.0] is not [start, end]"),
+        (lambda videos: _first(videos).pop("label"), "label None is not a name"),
+        (lambda videos: _first(videos).pop("segment"), "segment None is not"),
+        (
+            lambda videos: _first(videos).update(segment=[float("nan"), 2.0]),
+            "segment [nan, 2.0] is not [start, end]",
+        ),
         (lambda videos: _first(videos).update(segment=["a", 2.0]), "segment ['a', 2.0] is not [start, end]"),
         (lambda videos: videos["train_1"].update(duration=float("nan")), "duration nan is not a positive number"),
     ],
@@ -238,7 +254,7 @@ def test_ground_truth_without_a_duration_is_refused_where_it_is_needed(
     for command in readers(world, bad, tmp_path / "out"):
         if command[0] != "evaluate":
             line = refused(*command)
-            assert f"{bad}: video train_1: its duration is not " in line
+            assert re.search(f"{bad}: .*(duration of train_1|train_1: its duration) is not ", line)
             assert "--video-info" in line
     evaluate = ("evaluate", "--ground-truth", bad, "--detections", world.found, "--subset", "validation")
     assert main([*map(str, evaluate), "--allow-clock-mismatch"]) == 0
@@ -286,7 +302,9 @@ def test_a_file_that_is_no_class_list_is_refused(
 # A class list that disagrees with a checkpoint.
 
 
-@pytest.mark.parametrize("names", [("beta", "alpha", "gamma"), ("alpha", "beta", "gamma", "delta"), ("alpha", "beta")])
+@pytest.mark.parametrize(
+    "names", [("beta", "alpha", "gamma"), ("alpha", "beta", "gamma", "delta"), ("alpha", "beta")]
+)
 def test_test_wants_the_classes_that_the_network_learnt(
     world: World, tmp_path: Path, refused: Refused, names: tuple[str, ...]
 ) -> None:
@@ -316,7 +334,7 @@ def test_resume_wants_the_classes_that_the_run_learns(world: World, tmp_path: Pa
     torch.save(content, last)
     said = refused("train", moved, *QUICK, "--resume")
     assert "trained on the classes ('alpha', 'beta', 'gamma'), not ('beta', 'alpha', 'gamma')" in said
-    assert "resume with the class list that it was trained with" in said
+    assert "resume with the original class list" in said
     said = refused("train", moved, "experiment=1-1", f"init.forward={world.run}", f"init.reverse={world.run}")
     assert "its classes are alpha, beta, gamma, here beta, alpha, gamma" in said
 
@@ -332,9 +350,11 @@ def test_detect_wants_as_many_classes_as_the_weights_have(world: World, tmp_path
     torch.save(content | {"classes": ["alpha", "beta"]}, tmp_path / "ours.pt")
     out = ("--out", tmp_path / "out")
     said = refused("detect", world.video, "--checkpoint", tmp_path / "ours.pt", *out)
-    assert "it has 3 classes, the configuration 2" in said
+    assert "the number of classes is 3 in the file, 2 in the configuration" in said
     foreign = ("--checkpoint", tmp_path / "foreign.pth", "--config", tmp_path / "two.yaml")
-    assert "it has 3 classes, the configuration 2" in refused("detect", world.video, *foreign, *out)
+    assert "the number of classes is 3 in the file, 2 in the configuration" in refused(
+        "detect", world.video, *foreign, *out
+    )
 
 
 # Subsets.
@@ -351,7 +371,9 @@ def test_a_subset_without_videos_is_refused_with_those_there_are(
         ("evaluate", "--ground-truth", world.truth, "--detections", world.found, "--subset", subset),
     ):
         said = refused(*command)
-        assert f"no video is in subset {subset!r}; the subsets are training (4 videos), validation (3 videos)" in said
+        assert (
+            f"no video is in subset {subset!r}; the subsets are training (4 videos), validation (3 videos)" in said
+        )
 
 
 def test_a_file_without_videos_is_refused(world: World, tmp_path: Path, refused: Refused) -> None:
@@ -374,7 +396,7 @@ def test_training_needs_ground_truth_in_both_subsets_before_it_begins(
 ) -> None:
     bad = changed(world, tmp_path, without_truth("training"))
     said = refused("train", world.config, f"data.annotations={bad}", "name=never")
-    assert "no video of subset 'training' has any ground truth to learn from" in said
+    assert "no video of subset 'training' has any ground truth" in said
     bad = changed(world, tmp_path, without_truth("validation"))
     said = refused("train", world.config, f"data.annotations={bad}", "name=never")
     assert "the ground truth of subset 'validation' (3 videos) has no segment to evaluate against" in said
@@ -428,7 +450,9 @@ def test_check_measures_by_a_list_of_videos_what_the_file_does_not_state(
 # Configurations.
 
 
-def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(world: World, refused: Refused) -> None:
+def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(
+    world: World, refused: Refused
+) -> None:
     said = refused(
         "train",
         world.config,
@@ -447,7 +471,7 @@ def test_unknown_keys_and_impossible_combinations_are_refused_at_once_by_path(wo
         "modle: unknown key",
         "data: give exactly one of data.videos and data.features",
         "model.channels: 15 channels are not a multiple of 2 heads",
-        "training.warmup_epochs: warmup_epochs 9 must be less than the 4 epochs",
+        "training.warmup_epochs: 9 must be less than the 4 epochs",
         "window.steps 33 is not a multiple of the coarsest stride 4; use 36",
         "pair.align=naive has no effect in experiment baseline",
     ):
@@ -473,8 +497,12 @@ def test_values_that_no_run_can_have_are_refused(world: World, refused: Refused,
     assert said in refused("train", world.config, override)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "a: [1", "base: nowhere", "{" * 1200, "a: &a {b: *a}", "\0", "a: !!int x"])
-def test_files_that_are_no_configuration_are_refused(world: World, tmp_path: Path, refused: Refused, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "a: [1", "base: nowhere", "{" * 1200, "a: &a {b: *a}", "\0", "a: !!int x"]
+)
+def test_files_that_are_no_configuration_are_refused(
+    world: World, tmp_path: Path, refused: Refused, text: str
+) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     said = refused("train", tmp_path / "bad.yaml")
     assert "bad.yaml" in said or "nowhere" in said
@@ -603,7 +631,13 @@ def own(world: World, tmp_path: Path) -> Path:
     ids=["missing", "width", "complex", "text", "empty", "damaged"],
 )
 def test_features_that_are_missing_or_of_another_sort_are_refused_before_anything_is_done(
-    world: World, tmp_path: Path, refused: Refused, own: Path, name: str, spoil: Callable[[Path], object], said: str
+    world: World,
+    tmp_path: Path,
+    refused: Refused,
+    own: Path,
+    name: str,
+    spoil: Callable[[Path], object],
+    said: str,
 ) -> None:
     spoil(own / f"{name}.npy")
     expected = said.format(name=name)
@@ -656,7 +690,10 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
     good = bad.read_bytes()
     np.save(bad, np.load(bad) + np.float32(1e38))  # finite, but not for long
     said = refused("train", world.config, *overrides, writes=True)
-    assert "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again" in said
+    assert (
+        "with a loss of nan (videos train_1); no checkpoint is saved yet; check these videos and start again"
+        in said
+    )
     assert not last.exists()
     bad.write_bytes(good)
     assert main(["train", str(world.config), *overrides, "--until", "1"]) == 0
@@ -761,14 +798,14 @@ def leaves(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             yield from leaves(value, (*path, key))
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(text=texts | st.text(max_size=40))
 def test_any_text_is_a_configuration_or_refused(tmp_path: Path, told: Callable[..., str], text: str) -> None:
     (tmp_path / "any.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert told("test", tmp_path / "none.pt", "--config", tmp_path / "any.yaml")
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(data=st.data())
 def test_any_value_of_any_key_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], data: st.DataObject
@@ -789,7 +826,7 @@ overridden = st.sampled_from(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(override=st.tuples(overridden, texts).map("=".join) | texts.filter(lambda text: text[:1] != "-"))
 def test_any_override_is_taken_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], override: str
@@ -800,9 +837,30 @@ def test_any_override_is_taken_or_refused(
 
 
 words = st.sampled_from(
-    ["database", "videos", "clips", "annotations", "labels", "segment", "label", "label_id", "duration", "subset", "a"]
+    [
+        "database",
+        "videos",
+        "clips",
+        "annotations",
+        "labels",
+        "segment",
+        "label",
+        "label_id",
+        "duration",
+        "subset",
+        "a",
+    ]
 ) | st.sampled_from(
-    ["duration_second", "duration_frame", "clip_uid", "video_start_sec", "video_end_sec", "primary", "fps", "frame"]
+    [
+        "duration_second",
+        "duration_frame",
+        "clip_uid",
+        "video_start_sec",
+        "video_end_sec",
+        "primary",
+        "fps",
+        "frame",
+    ]
 )
 documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words | texts,
@@ -833,11 +891,13 @@ nearly = st.fixed_dictionaries(
     },
 )
 databases = st.dictionaries(words | texts, nearly, max_size=3).map(lambda videos: {"database": videos})
-JSON_FORMS = [name for name, form in FORMATS.items() if not any(p.endswith((".csv", ".txt")) for p in form.patterns)]
+JSON_FORMS = [
+    name for name, form in FORMATS.items() if not any(p.endswith((".csv", ".txt")) for p in form.patterns)
+]
 TEXT_FORMS = [name for name in FORMATS if name not in JSON_FORMS]
 
 
-@settings(max_examples=80, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=documents | databases, form=st.none() | st.sampled_from(JSON_FORMS), to=st.booleans())
 def test_any_json_is_checked_and_converted_or_refused(
     tmp_path: Path, told: Callable[..., str], content: Any, form: str | None, to: bool
@@ -846,7 +906,9 @@ def test_any_json_is_checked_and_converted_or_refused(
     path.write_text(json.dumps(content))
     as_form = () if form is None else ("--from", form)
     told("annotations", "check", path, *as_form)
-    told("annotations", "convert", path, tmp_path / "out.json", *as_form, "--to", "actionformer" if to else "native")
+    told(
+        "annotations", "convert", path, tmp_path / "out.json", *as_form, "--to", "actionformer" if to else "native"
+    )
     told("reverse", path, tmp_path / "back.json")
 
 
@@ -859,8 +921,10 @@ HEADS = {
 ROWS = {"charades": "x,c1 1 2,3", "thumos14": "v 1 2", "multithumos": "video_test_1 1 2"}
 
 
-@settings(max_examples=60, **QUIETLY)
-@given(lines=st.lists(cells, max_size=4), form=st.sampled_from(TEXT_FORMS), headed=st.booleans(), row=st.booleans())
+@settings(max_examples=30, **QUIETLY)
+@given(
+    lines=st.lists(cells, max_size=4), form=st.sampled_from(TEXT_FORMS), headed=st.booleans(), row=st.booleans()
+)
 def test_any_table_is_checked_or_refused(
     tmp_path: Path, told: Callable[..., str], lines: list[str], form: str, headed: bool, row: bool
 ) -> None:
@@ -872,7 +936,7 @@ def test_any_table_is_checked_or_refused(
     told("annotations", "check", path)
 
 
-@settings(max_examples=30, **QUIETLY)
+@settings(max_examples=15, **QUIETLY)
 @given(content=st.binary(max_size=30) | texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_class_list_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: bytes
@@ -904,7 +968,7 @@ found = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, **QUIETLY)
+@settings(max_examples=30, **QUIETLY)
 @given(content=found | documents)
 def test_any_json_is_merged_and_evaluated_or_refused(
     world: World, tmp_path: Path, told: Callable[..., str], content: Any

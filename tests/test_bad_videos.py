@@ -17,17 +17,15 @@ from processes import of_two_processes
 from test_bad_input import contents
 
 from bitad.cli import main
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import VideoReader, probe
 
 FRAMES = 60
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 
@@ -153,7 +151,7 @@ def test_of_a_folder_the_good_videos_are_reversed(
     for path, make in zip(bad, BAD, strict=True):
         if make not in MENDABLE:
             path.unlink()
-    assert main(["reverse", str(source), str(target), "--on-decode-error", "repeat"]) == 0
+    assert main(["reverse", str(source), str(target), "--workers", "0", "--on-decode-error", "repeat"]) == 0
     out, _ = capsys.readouterr()
     assert "2 reversed, 2 kept from before, 0 failed" in out
     assert "broken.mp4: " in out
@@ -163,7 +161,9 @@ def test_of_a_folder_the_good_videos_are_reversed(
             shown = numbers_shown(reader.read(np.arange(reader.info.frames)))[::-1]
         assert len(shown) == FRAMES
         assert shown == np.maximum.accumulate(shown).tolist()  # each its own or the one before
-        assert {number for number, place in zip(shown, range(FRAMES), strict=True) if number == place} > set(range(20))
+        assert {number for number, place in zip(shown, range(FRAMES), strict=True) if number == place} > set(
+            range(20)
+        )
 
 
 def test_a_finished_file_that_is_not_the_reverse_is_made_again(
@@ -174,7 +174,7 @@ def test_a_finished_file_that_is_not_the_reverse_is_made_again(
     target.mkdir()
     shutil.copy(good, source / "a.mp4")
     shutil.copy(good, target / "a.mp4")  # as long, but not turned round
-    assert main(["reverse", str(source), str(target)]) == 0
+    assert main(["reverse", str(source), str(target), "--workers", "0"]) == 0
     assert "1 reversed" in capsys.readouterr().out
     with VideoReader(target / "a.mp4") as reader:
         assert numbers_shown(reader.read([0])) == [FRAMES - 1]
@@ -185,7 +185,7 @@ def test_two_processes_share_a_folder_and_one_of_them_says_what_became_of_it(goo
     source.mkdir()
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         shutil.copy(good, source / name)
-    command = ("reverse", source, target)
+    command = ("reverse", source, target, "--workers", "0")
     for status, said in (
         (0, "3 reversed, 0 kept from before, 0 failed\n"),
         (1, "1 reversed, 3 kept from before, 1 failed\n"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,22 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Work is done here: a new process needs longer to import PyTorch."""
+    import kernels
+    import measuring
+    import speed
+
+    def here(work: Callable[..., measuring.Measured], given: dict[str, Any], *, threads: int) -> measuring.Alone:
+        done = work(**given)
+        return measuring.Alone(done, measuring.peak_mib(), done.took)
+
+    monkeypatch.setattr(kernels, "alone", here)
+    monkeypatch.setattr(speed, "alone", here)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_quick_row_is_measured_beside_its_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import speed
 
@@ -48,7 +66,9 @@ def test_work_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
     import measuring
 
     given = {"truth": str(tmp_path / "none.json"), "found": str(tmp_path / "none.json"), "subset": "test"}
-    with pytest.raises(measuring.FailedError, match=r"^evaluation ended with status 1: .*none\.json: no such file"):
+    with pytest.raises(
+        measuring.FailedError, match=r"^evaluation ended with status 1: .*none\.json: no such file"
+    ):
         measuring.alone(evaluation_speed.evaluation, given, threads=1)
 
 
@@ -72,15 +92,20 @@ def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.Capt
 
     assert beside_opentad.main([str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
+    assert (
+        said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
+    )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import kernels
     import networks
 
     assert kernels.main(["--quick", "--threads", "1", "--json", str(tmp_path / "kernels.json")]) == 0
-    forward, step = (json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK)
+    forward, step = (
+        json.loads((tmp_path / "kernels.json").read_text())["measured"][what] for what in kernels.WORK
+    )
     config = networks.configuration(tmp_path, size="tiny", frames=96, pixels=64)
     assert sum(forward["flops"].values()) == networks.forward_flops(config)
     # Backwards it is at least as much, and what is recomputed; weights that learn and attention take twice as much.

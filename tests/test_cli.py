@@ -23,7 +23,6 @@ from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
-from bitad.runtime.log import set_up_logging
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
@@ -45,10 +44,9 @@ COMMANDS = (
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
-    set_up_logging(None, show=False)
     torch.set_num_threads(threads)
 
 
@@ -60,7 +58,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(features: Path) -> Path:
     """A trained run, made by the command itself."""
-    assert main(["train", str(features), "training.epochs=1", "training.windows_per_video=5", "--device", "cpu"]) == 0
+    assert (
+        main(["train", str(features), "training.epochs=1", "training.windows_per_video=5", "--device", "cpu"]) == 0
+    )
     return features.parent / "runs" / "tiny-forward-seed0"
 
 
@@ -102,7 +102,9 @@ def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples_that_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_examples_that_can_be_run(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
@@ -164,15 +166,21 @@ def test_wrong_usage_ends_with_status_2(command: str, capsys: pytest.CaptureFixt
         "train --device cpu --resume c.yaml a=1 b.c=2",
     ],
 )
-def test_overrides_may_stand_before_between_and_after_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_may_stand_before_between_and_after_options(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, list[str], bool, str]] = []
-    monkeypatch.setattr(cli.train, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0)
+    monkeypatch.setattr(
+        cli.train, "_train", lambda a: seen.append((a.config, a.overrides, a.resume, a.device)) or 0
+    )
     assert main(shlex.split(command)) == 0
     assert seen == [("c.yaml", ["a=1", "b.c=2"], True, "cpu")]
 
 
 def test_python_m_bitad_is_bitad() -> None:
-    ended = subprocess.run([sys.executable, "-m", "bitad", "merge", "a"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "bitad", "merge", "a"], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 2
     assert "usage: bitad merge" in ended.stderr
 
@@ -183,7 +191,9 @@ def test_python_m_bitad_is_bitad() -> None:
 def test_missing_files_are_named(failing: Callable[..., str], features: Path, found: Path, tmp_path: Path) -> None:
     truth, none = features.parent / "annotations.json", tmp_path / "none.json"
     assert str(none) in failing("evaluate", "--ground-truth", none, "--detections", found, "--subset", "x")
-    assert str(none) in failing("evaluate", "--ground-truth", truth, "--detections", none, "--subset", "validation")
+    assert str(none) in failing(
+        "evaluate", "--ground-truth", truth, "--detections", none, "--subset", "validation"
+    )
     assert str(none) in failing("merge", found, none, "--out", tmp_path / "merged.json")
     assert str(none) in failing("annotations", "check", none)
     assert str(none) in failing("reverse", none, tmp_path / "back.json")
@@ -225,7 +235,9 @@ def test_thresholds_that_are_none_are_refused_with_the_form(
     failing: Callable[..., str], features: Path, found: Path, tiou: str
 ) -> None:
     truth = features.parent / "annotations.json"
-    said = failing("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--tiou", tiou)
+    said = failing(
+        "evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--tiou", tiou
+    )
     assert f"--tiou {tiou}".strip() in said
     assert "first:last:step" in said
 
@@ -248,10 +260,14 @@ def test_files_of_another_sort_are_refused(
     truth = features.parent / "annotations.json"
     text = tmp_path / "text.json"
     assert "JSON" in failing("evaluate", "--ground-truth", truth, "--detections", text, "--subset", "validation")
-    assert "results" in failing("evaluate", "--ground-truth", truth, "--detections", truth, "--subset", "validation")
-    assert "database" in failing("evaluate", "--ground-truth", found, "--detections", found, "--subset", "validation")
-    assert "not a checkpoint of BiTAD" in failing("test", tmp_path / "other.pt")
-    assert "no checkpoint" in failing("test", tmp_path / "empty")
+    assert "results" in failing(
+        "evaluate", "--ground-truth", truth, "--detections", truth, "--subset", "validation"
+    )
+    assert "database" in failing(
+        "evaluate", "--ground-truth", found, "--detections", found, "--subset", "validation"
+    )
+    assert "weights of no known project" in failing("test", tmp_path / "other.pt")
+    assert "no best.pt or last.pt yet" in failing("test", tmp_path / "empty")
     assert "text.mp4" in failing("reverse", tmp_path / "text.mp4", tmp_path / "back.mp4")
     assert "features, not videos" in failing("detect", tmp_path / "text.mp4", "--checkpoint", run)
 
@@ -275,7 +291,9 @@ def test_devices_that_are_not_there_are_refused(
     assert "PyTorch finds 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
 
 
-def test_detections_that_cannot_be_merged_are_refused(failing: Callable[..., str], found: Path, tmp_path: Path) -> None:
+def test_detections_that_cannot_be_merged_are_refused(
+    failing: Callable[..., str], found: Path, tmp_path: Path
+) -> None:
     detections = read_detections(found)
     write_detections(replace(detections, durations_s={}), tmp_path / "timeless.json")
     said = failing("merge", found, tmp_path / "timeless.json", "--reverse-b", "--out", tmp_path / "m.json")
@@ -316,7 +334,12 @@ def test_an_output_never_replaces_an_input(
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(
-    failing: Callable[..., str], features: Path, found: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: Callable[..., str],
+    features: Path,
+    found: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("mine")
     for name in ("merge.merge", "detect.run_test"):
@@ -367,7 +390,9 @@ def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
         main(["test", str(tmp_path / "none.pt"), "--debug"])
 
 
-def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(arguments: object) -> int:
         raise KeyboardInterrupt
 
@@ -379,7 +404,9 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
 # What needs no torch.
 
 
-def test_commands_on_annotations_and_detections_do_not_load_torch(features: Path, found: Path, tmp_path: Path) -> None:
+def test_commands_on_annotations_and_detections_do_not_load_torch(
+    features: Path, found: Path, tmp_path: Path
+) -> None:
     truth = features.parent / "annotations.json"
     commands = [
         f"evaluate --ground-truth {truth} --detections {found} --subset validation --per-class",
@@ -536,7 +563,9 @@ def test_annotations_check_fails_where_there_are_defects(
     assert out.endswith("7 defects\n")
 
 
-def test_detect_finds_something_in_any_video_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detect_finds_something_in_any_video_and_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = video_data(tmp_path / "data", training=2, test=1)
     assert main(["train", str(path), "training.epochs=1"]) == 0
     run = config_of(path).run_directory

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bitad.config.experiments import EXPERIMENTS
-from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Scale, Trainings
-from bitad.demo.jobs import Job
+from bitad.config.names import EXPERIMENTS
+from bitad.demo import ABLATIONS, DEFAULT, FULL, SMOKE, Job, Scale, Trainings
 
 SCALES = pytest.mark.parametrize("scale", [DEFAULT, FULL, SMOKE], ids=lambda scale: scale.name)
 

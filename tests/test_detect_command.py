@@ -62,7 +62,9 @@ def detect(checkpoint: Path) -> Detect:
 
 
 @pytest.fixture
-def refused(detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path) -> Detect:
+def refused(
+    detect: Detect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
+) -> Detect:
     """Runs a command that must fail with one line, before the network is loaded, and change nothing; that line."""
 
     def run(*arguments: object) -> str:
@@ -136,7 +138,9 @@ def test_any_other_name_is_that_of_results_and_is_found_by_the_page(
     assert (here / "detections" / f"{name}.srt").is_file()
 
 
-def test_videos_that_are_none_and_names_that_occur_twice_are_refused(film: Path, here: Path, refused: Detect) -> None:
+def test_videos_that_are_none_and_names_that_occur_twice_are_refused(
+    film: Path, here: Path, refused: Detect
+) -> None:
     assert "'none.mp4': no such video file" in refused(film, "none.mp4")
     assert "is a folder" in refused(film, film.parent)
     (here / "dangling.mp4").symlink_to("nowhere.mp4")
@@ -163,7 +167,9 @@ def test_a_device_that_there_is_none_of_is_refused(film: Path, refused: Detect, 
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_a_video_is_never_replaced_by_its_preview(film: Path, here: Path, refused: Detect, options: tuple[str]) -> None:
+def test_a_video_is_never_replaced_by_its_preview(
+    film: Path, here: Path, refused: Detect, options: tuple[str]
+) -> None:
     (here / "media").mkdir()
     shutil.copy(film, here / "media" / "film.mp4")
     assert "would replace the input" in refused("media/film.mp4", "--out", ".", *options)
@@ -175,7 +181,9 @@ def test_a_video_is_never_replaced_by_its_preview(film: Path, here: Path, refuse
 # Results that are there already.
 
 
-def test_what_is_there_is_replaced_only_where_asked(film: Path, here: Path, detect: Detect, refused: Detect) -> None:
+def test_what_is_there_is_replaced_only_where_asked(
+    film: Path, here: Path, detect: Detect, refused: Detect
+) -> None:
     assert detect(film) == 0
     shutil.copy(film, here / "other.mp4")
     for video in (film, "other.mp4"):
@@ -204,7 +212,9 @@ def test_a_file_that_is_not_ours_is_never_replaced(
     assert "was not written by `bitad detect`" in refused(film, "--overwrite")
 
 
-def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(film: Path, here: Path, detect: Detect) -> None:
+def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(
+    film: Path, here: Path, detect: Detect
+) -> None:
     assert detect(film) == 0
     place = here / "detections" / "detections.json"
     content = json.loads(place.read_text())

@@ -160,7 +160,9 @@ def test_an_archive_of_another_compression_is_refused(tmp_path: Path, method: in
     """What bounds the reading of a deflated array does not bound these."""
     with zipfile.ZipFile(tmp_path / "v.npz", "w", method) as archive:
         archive.writestr("v.npy", header((2, 4)) + bytes(32))
-    with pytest.raises(ValueError, match=rf"v\.npz: v\.npy is .*method {method}, .*; write it again with numpy\.savez"):
+    with pytest.raises(
+        ValueError, match=rf"v\.npz: v\.npy is .*method {method}, .*; write it again with numpy\.savez"
+    ):
         FeatureStore(tmp_path).read("v")
 
 
@@ -200,7 +202,9 @@ def test_a_tensor_that_is_as_large_as_its_storage_is_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("stored", "size", "stride"), [(2**36, 2**36, 1), (16, 2**36, 0), (40, 40, 1)], ids=["huge", "spread", "beyond"]
+    ("stored", "size", "stride"),
+    [(2**36, 2**36, 1), (16, 2**36, 0), (40, 40, 1)],
+    ids=["huge", "spread", "beyond"],
 )
 def test_a_tensor_that_claims_more_than_the_file_has_is_refused(
     tmp_path: Path, stored: int, size: int, stride: int

@@ -84,7 +84,9 @@ def test_a_fusion_is_a_file_and_a_row(added: Any, tmp_path: Path) -> None:
     assert main(["plan", str(path), *overrides]) == 0
 
 
-def test_an_unknown_fusion_is_refused_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_fusion_is_refused_with_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = feature_data(tmp_path / "data")
     overrides = ("experiment=3-3", "pair.fusion=gatde", *both_baselines(path), f"output={tmp_path / 'runs'}")
     assert main(["train", str(path), *overrides, "--device", "cpu"]) == 1
@@ -97,7 +99,8 @@ def test_a_format_of_annotations_is_a_file_and_a_row(
     added: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {
-        name: getattr(formats, name) for name in ("FORMATS", "AnnotationFormat", "recognise", "read_annotation_files")
+        name: getattr(formats, name)
+        for name in ("FORMATS", "AnnotationFormat", "recognise", "read_annotation_files")
     }
     added(1, "bitad.data.formats.daily", formats.FORMATS, names | {"tmp_path": tmp_path})
     assert main(["annotations", "check", str(tmp_path / "daily_train.csv")]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,12 @@ from processes import of_two_processes
 
 from bitad.cli import main
 from bitad.data.feature_folder import read_sidecar
-from bitad.runtime.log import set_up_logging
 from bitad.video import indexing as index_cache
 
 TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +54,7 @@ def test_a_detector_trains_on_what_it_wrote(data: Path, written: Path, tmp_path:
     changes = [
         f"data.annotations={data.parent / 'annotations.json'}",
         f"data.features={folder}",
-        *read_sidecar(folder)[0].overrides().split(),
+        *read_sidecar(folder).settings.overrides().split(),
         f"direction={direction}",
         f"output={tmp_path / 'runs'}",
         "window.steps=16",
@@ -76,7 +71,8 @@ def test_a_runs_features_are_in_its_own_direction_unless_asked(data: Path, tmp_p
     for asked, got in (([], "reverse"), (["--direction", "forward"], "forward")):
         out = tmp_path / got
         assert main(["features", video, "--checkpoint", run, "--out", str(out), *asked, "--device", "cpu"]) == 0
-        described, known = read_sidecar(out)
+        sidecar = read_sidecar(out)
+        described, known = sidecar.settings, sidecar.videos
         assert (described.direction, described.pixels, described.window_steps) == (got, 32, 16)
         assert known["test_0"].steps == 38
 

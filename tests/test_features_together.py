@@ -61,8 +61,8 @@ def test_commands_that_run_at_once_describe_all_of_their_videos(tmp_path: Path) 
     out = tmp_path / "out"
     processes = [Running("features", tmp_path / f"part{part}", *TINY, "--out", out) for part in range(3)]
     assert [status for status, _ in ended(processes)] == [0, 0, 0]
-    assert sorted(read_sidecar(out)[1]) == sorted(path.stem for path in out.glob("*.npy"))
-    assert len(read_sidecar(out)[1]) == 6
+    assert sorted(read_sidecar(out).videos) == sorted(path.stem for path in out.glob("*.npy"))
+    assert len(read_sidecar(out).videos) == 6
 
 
 RECORD = """
@@ -70,10 +70,10 @@ import sys
 from pathlib import Path
 from bitad.data.feature_folder import FeatureFolder, read_sidecar
 folder, who = Path(sys.argv[1]), sys.argv[2]
-features = FeatureFolder(folder, read_sidecar(folder)[0])
+features = FeatureFolder(folder, read_sidecar(folder).settings)
 features.begin()
 for number in range(15):
-    features.finish(f"{who}-{number}", read_sidecar(folder)[1]["first"])
+    features.finish(f"{who}-{number}", read_sidecar(folder).videos["first"])
     features.record()
 """
 
@@ -85,7 +85,8 @@ def test_records_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     first.record()
     assert ended([Running(tmp_path, who, program=RECORD) for who in "abc"]) == [(0, "")] * 3
     names = {"first", *(f"{who}-{number}" for who in "abc" for number in range(15))}
-    assert read_sidecar(tmp_path) == (SETTINGS, dict.fromkeys(names, VIDEO))
+    sidecar = read_sidecar(tmp_path)
+    assert (sidecar.settings, sidecar.videos) == (SETTINGS, dict.fromkeys(names, VIDEO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "first.npy"]
 
 
@@ -110,7 +111,7 @@ def test_what_another_command_has_described_meanwhile_stays(
         commands[name] = ["features", str(tmp_path / name), *TINY, "--out", str(tmp_path / "out")]
     then(monkeypatch, commands["b"])
     assert main(commands["a"]) == 0
-    assert sorted(read_sidecar(tmp_path / "out")[1]) == ["a", "b"]
+    assert sorted(read_sidecar(tmp_path / "out").videos) == ["a", "b"]
 
 
 def test_features_of_a_name_are_those_of_one_command_and_are_recorded_so(
@@ -153,7 +154,7 @@ def test_what_was_recorded_meanwhile_is_kept(tmp_path: Path) -> None:
     done(other, "b")
     other.record()
     one.begin()
-    assert sorted(read_sidecar(tmp_path)[1]) == ["a", "b"]
+    assert sorted(read_sidecar(tmp_path).videos) == ["a", "b"]
 
 
 def test_features_of_another_sort_that_began_meanwhile_are_refused(tmp_path: Path) -> None:

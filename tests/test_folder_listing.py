@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from builders import FPS, numbered_picture, video_data
 from bitad.cli import main
 from bitad.data.feature_files import FeatureStore
 from bitad.runtime.files import read_json, write_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.files import find_video, list_videos, require_video_file
 from bitad.video.writer import write_video
 
@@ -23,10 +21,7 @@ TINY = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32
 COMMANDS = ("features", "reverse")
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards(one_thread: None) -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +41,9 @@ def folder(film: Path, tmp_path: Path) -> Path:
 
 def run(command: str, src: Path, dst: Path) -> int:
     return main(
-        ["reverse", str(src), str(dst)] if command == "reverse" else ["features", str(src), *TINY, "--out", str(dst)]
+        ["reverse", str(src), str(dst), "--workers", "0"]
+        if command == "reverse"
+        else ["features", str(src), *TINY, "--out", str(dst)]
     )
 
 

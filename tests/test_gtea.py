@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 from runs import ALONE
 
-from bitad.config.experiments import EXPERIMENTS
-from bitad.config.names import MergeMethod
+from bitad.config.names import EXPERIMENTS, MergeMethod
 from bitad.data.detections import read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.demo import Job, train_side_by_side
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.training.trainer import Trainer
 
@@ -121,7 +120,9 @@ def test_pairs_are_the_experiments_that_need_no_backbone() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "controls"), [(1, 0), (2, 2), (3, 3)])
-def test_every_training_is_there_once_and_after_those_it_starts_from(seeds: int, controls: int, tmp_path: Path) -> None:
+def test_every_training_is_there_once_and_after_those_it_starts_from(
+    seeds: int, controls: int, tmp_path: Path
+) -> None:
     jobs = plan_of(tmp_path, seeds=seeds).jobs("fold1")
     found = [(job.config.variant, job.config.seed) for job in jobs]
     each = ["forward", "reverse", *gtea.PAIRS]
@@ -195,7 +196,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
 
 def test_pooled_detections_are_those_of_the_folds_each_video_once(trained: tuple[Any, Any, Any]) -> None:
     plan, annotations, _ = trained
-    for name in ("3-3-seed1/detections.json", "3-3-seed1/detections.reverse.json", "reverse-seed0/detections.json"):
+    for name in (
+        "3-3-seed1/detections.json",
+        "3-3-seed1/detections.reverse.json",
+        "reverse-seed0/detections.json",
+    ):
         pooled = read_detections(plan.out / f"runs/pooled-{name}")
         assert sorted(pooled.videos) == sorted(annotations.videos)
         for fold in plan.folds:
@@ -235,7 +240,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
     assert gtea.tables(gtea.run(plan, annotations)) == gtea.tables(first)
     more = replace(plan, seeds=3)
     # The last of two seeds has the first one's F as the partner of its control, the last of three another.
-    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is a run with other settings"):
+    with pytest.raises(ValueError, match="fold1-3-3-two-forward-seed1 is another run"):
         gtea.run(more, annotations)
     with pytest.raises(AssertionError, match="fold1-forward-seed2 was trained again"):
         gtea.run(replace(more, experiments=()), annotations)

@@ -20,13 +20,13 @@ IMPOSSIBLE = {
     "name=' '": "name: ' ' is not a name; give one",
     "name=a/b": "name: 'a/b' cannot begin the name of a folder; leave out /",
     f"name={'x' * 201}": "is too long to begin the name of a folder; use at most 200 bytes",
-    "name=true": "name: true is not a name; put it in quotes if it is one",
-    "name=null": "name: null is not a name; put it in quotes if it is one",
+    "name=true": "name: true is not a name; give one, in quotes",
+    "name=null": "name: null is not a name; give one, in quotes",
     "seed=-1": "seed: Input should be greater than or equal to 0 (is -1)",
     "threads=0": "threads: Input should be greater than or equal to 1 (is 0)",
     "output=''": "output: '' is not a path; give a file or folder",
     "data.features=''": "data.features: '' is not a path; give a file or folder",
-    "data.annotations=null": "data.annotations: no path is given; give a file or folder",
+    "data.annotations=null": "data.annotations: null is not a path; give a file or folder",
     "data.classes=false": "data.classes: false is not a path; give a file or folder",
     "data.classes=[a]": "data.classes: ['a'] is not a path; give a file or folder",
     'output="\\ud800"': "output: '\\ud800' is not a path; give a file or folder",
@@ -39,7 +39,7 @@ IMPOSSIBLE = {
     "window.steps=0": "window.steps: Input should be greater than or equal to 1 (is 0)",
     "window.overlap=1": "window.overlap: Input should be less than 1 (is 1)",
     "window.completeness=0": "window.completeness: Input should be greater than 0 (is 0)",
-    "window.crop=[0, 0]": "window.crop: [0.0, 0.0]: the largest share must be more than 0",
+    "window.crop=[0, 0]": "window.crop.1: Input should be greater than 0 (is 0)",
     "window.crop=[1, 0.5]": "window.crop: [1.0, 0.5] must be [smallest, largest]",
     "model.levels=0": "model.levels: Input should be greater than or equal to 1 (is 0)",
     "model.levels=5000": "model.levels: Input should be less than or equal to 30 (is 5000)",
@@ -51,10 +51,10 @@ IMPOSSIBLE = {
     "model.drop_path=1": "model.drop_path: Input should be less than 1 (is 1)",
     "model.layer_scale=0": "model.layer_scale: Input should be greater than 0 (is 0)",
     "model.prior_probability=1": "model.prior_probability: Input should be less than 1 (is 1)",
-    "model.attention_window=1": "model.attention_window: attention_window 1 lets each position attend only to itself",
-    "model.attention_window=[3, 1, null]": "model.attention_window: attention_window 1 lets each position attend",
+    "model.attention_window=1": "model.attention_window: Input should be greater than or equal to 3 (is 1)",
+    "model.attention_window=[3, 1, null]": "model.attention_window.1: Input should be greater than or equal to 3",
     "model.attention_window=0": "model.attention_window: Input should be greater than or equal to 1 (is 0)",
-    "model.attention_window=8": "model.attention_window: attention_window 8 must be odd to have a centre; use",
+    "model.attention_window=8": "model.attention_window: 8 must be odd, so that it has a centre; use 9",
     f"{RANGES}[[4, 0], [4, 8], [8, 99]]": "model.regression_ranges: no distance is in the range [4, 0]; give each as",
     f"{RANGES}[[0, 4], [4, 4], [4, 99]]": "model.regression_ranges: no distance is in the range [4, 4]; give each as",
     f"{RANGES}[[-9, -4], [0, 8], [8, 99]]": "model.regression_ranges: no distance is in the range [-9, -4]; give each",
@@ -89,7 +89,7 @@ IMPOSSIBLE = {
     "training.keep_last=0": "training.keep_last: Input should be greater than or equal to 1 (is 0)",
     "training.max_nonfinite_steps=0": "training.max_nonfinite_steps: Input should be greater than or equal to 1 (is 0)",
     "training.read_timeout_s=0": "training.read_timeout_s: Input should be greater than 0 (is 0)",
-    "training.augmentation.crop_area=[0, 0]": "training.augmentation.crop_area: [0.0, 0.0]: the largest",
+    "training.augmentation.crop_area=[0, 0]": "training.augmentation.crop_area.1: Input should be greater than 0",
     "training.augmentation.crop_aspect=[0, 1]": "training.augmentation.crop_aspect.0: Input should be greater than 0",
     "training.augmentation.hue=0.6": "training.augmentation.hue: Input should be less than or equal to 0.5 (is 0.6)",
     "pair.agreement=0": "pair.agreement: Input should be greater than 0 (is 0)",
@@ -115,34 +115,33 @@ IMPOSSIBLE = {
     "test=null": "test: a section of keys (test.backbone, test.precision, test.batch, ...), not a value (is None)",
     # Values that make no sense together.
     "model.channels=18": "model.channels: 18 channels are not a multiple of 4 heads (model.heads)",
-    "model.levels=8": "model.levels: 8 levels halve a window 7 times, but window.steps 64 has room for at most 7",
+    "model.levels=8": "model.levels: window.steps 64 has room for 7 levels, not 8; use fewer",
     "window.steps=66": "window.steps 66 is not a multiple of the coarsest stride 4; use 68",
-    "model.attention_window=[3, 5]": "model.attention_window: 2 attention windows for 3 levels; give one each",
+    "model.attention_window=[3, 5]": "model.attention_window: 2 windows for 3 levels; give one each",
     f"{RANGES}[]": "model.regression_ranges: 0 regression ranges for 3 levels; give one each",
     f"{RANGES}[[0, 4], [4, 99]]": "model.regression_ranges: 2 regression ranges for 3 levels; give one each",
-    f"{RANGES}[[64, 128], [128, 256], [256, 999]]": "distances from 64 steps do not fit into windows of 64",
+    f"{RANGES}[[64, 128], [128, 256], [256, 999]]": "distances from 64 steps do not fit into 64 steps",
     "training.schedule_epochs=59": "training.schedule_epochs: the learning rate is 0 after 59 epochs, but "
     "training.epochs is 60; use 60 or more, or null",
-    "training.warmup_epochs=60": "training.warmup_epochs: warmup_epochs 60 must be less than the 60 epochs of the "
-    "schedule; use 6",
+    "training.warmup_epochs=60": "training.warmup_epochs: 60 must be less than the 60 epochs of the schedule; use 6",
     "training.weight_decay=1e5": "training.weight_decay: 100000 times training.lr 0.0001 removes every weight",
-    "data.feature_channels=null": "data.features needs data.feature_channels, the number of",
-    "data.reversed_features=features": "data.reversed_features: features is also data.features; give the features of",
+    "data.feature_channels=null": "data.features needs data.feature_channels",
+    "data.reversed_features=features": "data.reversed_features: features is also data.features; give features of",
 }
 
 IMPOSSIBLE_ON_VIDEOS = {
-    "data.reversed_videos=videos": "data.reversed_videos: videos is also data.videos; give the folder that",
+    "data.reversed_videos=videos": "data.reversed_videos: videos is also data.videos; give videos of",
     "model.backbone.pixels=15": "model.backbone.pixels: 15 pixels are less than a patch of 16; use 16 or more",
     "model.backbone.table_pixels=15": "model.backbone.table_pixels: 15 pixels are less than a patch of 16; use 16",
-    "model.backbone.adapter_reduction=1000": "model.backbone.adapter_reduction: 1000 leaves the adapters no channel of",
-    "model.backbone.first_adapter=12": "model.backbone.first_adapter: first_adapter 12 is after the last of the 4",
+    "model.backbone.adapter_reduction=1000": "model.backbone.adapter_reduction: 1000 leaves the adapters no",
+    "model.backbone.first_adapter=12": "model.backbone.first_adapter: 12 is after the last of the 4",
     "model.backbone.drop_path=1": "model.backbone.drop_path: Input should be less than 1 (is 1)",
     "model.backbone.size=xxl": "model.backbone.size: unknown backbone size 'xxl'; one of tiny, s, b, l, h, v2-g",
     "model.backbone.size={dim: 32, depth: 2, heads: 3, mlp_dim: 8}": "model.backbone.size: a width of 32 is not a "
     "multiple of 3 attention heads",
     "model.backbone.size={dim: 32, depth: 2, heads: 2}": "model.backbone.size.mlp_dim: missing",
     "model.backbone.weights=''": "model.backbone.weights: '' is not a path; give a file or folder",
-    "window.frames_per_step=3": "window.stride_frames 4 is not a multiple of the 3 frames per step",
+    "window.frames_per_step=3": "window.stride_frames 4 is not a multiple of 3 frames per step",
 }
 
 UNUSUAL = (
@@ -237,10 +236,8 @@ def test_a_preset_may_be_tried_for_one_epoch(name: str) -> None:
 
 @pytest.mark.parametrize("name", presets())
 def test_a_presets_own_warm_up_stays_to_the_bit(name: str) -> None:
-    notes: list[str] = []
-    own = load_config(name, notes=notes).training
-    assert load_config(name, [f"training.epochs={own.epochs}"], notes).training == own
-    assert not notes
+    own = load_config(name).training
+    assert load_config(name, [f"training.epochs={own.epochs}"]).training == own
 
 
 def test_train_refuses_before_it_writes_anything(
@@ -275,26 +272,26 @@ def test_an_option_out_of_range_is_refused_before_anything_is_written(
 
 
 def test_a_broken_rule_is_told_once(features: str) -> None:
-    assert refusal(features, "model.attention_window=8").count("attention_window 8") == 1
-    assert refusal(features, "model.attention_window=[1, 1, 1]").count("attention_window 1") == 1
+    assert refusal(features, "model.channels=18").count("18 channels") == 1
+    assert refusal(features, f"{RANGES}[[4, 0], [4, 0], [0, 99]]").count("[4, 0]") == 1
 
 
 # A value that cannot be read -> rules that have nothing to do with it.
 UNREAD = {
-    "training.lr=abc": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
+    "training.lr=abc": ("training.warmup_epochs=70", "warmup_epochs: 70 must be less"),
     "training.lr={a: 1}": ("training.schedule_epochs=3", "the learning rate is 0 after 3 epochs"),
     "window.steps=many": ("model.channels=18", "18 channels are not a multiple"),
-    "window=3": ("model.attention_window=8", "attention_window 8 must be odd"),
+    "window=3": ("model.channels=18", "18 channels are not a multiple"),
     "experiment=9-9": ("window.steps=66", "window.steps 66 is not a multiple"),
     "model.attention_window=[3, x, 3]": ("model.channels=18", "18 channels are not a multiple"),
     "data.annotations=null": ("data.videos=v", "give exactly one of data.videos and data.features"),
     "data=null": ("model.channels=18", "18 channels are not a multiple"),
     "name=null": ("model.channels=18", "18 channels are not a multiple"),
     "model.backbone={size: {dim: 8}}": ("model.channels=18", "18 channels are not a multiple"),
-    "test.tiou=[0.5, 7]": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
-    "training.unknown=3": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
-    "training.lr=[": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
-    "training.lr": ("training.warmup_epochs=70", "warmup_epochs 70 must be less"),
+    "test.tiou=[0.5, 7]": ("training.warmup_epochs=70", "warmup_epochs: 70 must be less"),
+    "training.unknown=3": ("training.warmup_epochs=70", "warmup_epochs: 70 must be less"),
+    "training.lr=[": ("training.warmup_epochs=70", "warmup_epochs: 70 must be less"),
+    "training.lr": ("training.warmup_epochs=70", "warmup_epochs: 70 must be less"),
 }
 
 
@@ -354,7 +351,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess(features: str) -> None:
     [
         ("training.lr=1", "training.lr=2", "training.lr"),
         ("training.lr=1", "training.lr=1", "training.lr"),
-        ("training={lr: 1, epochs: 3}", "training.lr=2", "training.lr"),
+        ("training={lr: 1, epochs: 30}", "training.lr=2", "training.lr"),
         ("model.backbone=null", "model.backbone.size=s", "model.backbone.size"),
         ("model.backbone.size=s", "model.backbone=null", "model.backbone.size"),
     ],
@@ -370,7 +367,9 @@ def test_overrides_of_different_keys_of_a_section_are_both_taken(features: str) 
     assert (config.training.lr, config.training.epochs) == (1, 7)
 
 
-def test_all_overrides_that_cannot_be_read_are_told_at_once(features: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_overrides_that_cannot_be_read_are_told_at_once(
+    features: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = "; ".join(faults(capsys, features, "training.lr=[", "training.epochs", "..=3", "model.heads=0"))
     for said in (
         "override 'training.lr=['",
@@ -395,7 +394,9 @@ def test_a_name_is_taken_as_it_is_typed(features: str, where: str, typed: str) -
     [("010", 10), ("1_0", 10), ("+7", 7), ("12:30", None), ("0x10", None), ("0o17", None), ("2026-01-31", None)],
 )
 @pytest.mark.parametrize("where", ["file", "override"])
-def test_a_number_is_what_people_read_or_refused(features: str, where: str, typed: str, number: int | None) -> None:
+def test_a_number_is_what_people_read_or_refused(
+    features: str, where: str, typed: str, number: int | None
+) -> None:
     """YAML 1.1 reads 12:30 as 750, and 010 as 8."""
     if where == "file":
         written(Path(features), f"{FEATURES}seed: {typed}\n")
@@ -413,4 +414,6 @@ def test_a_truth_value_may_be_written_in_any_usual_way(features: str, typed: str
 
 def test_a_path_in_one_key_of_a_file_is_explained(features: str) -> None:
     written(Path(features), f"{FEATURES}training.lr: 0.5\n")
-    assert "training.lr: unknown key; in a file, write each part of its path as a key of its own" in refusal(features)
+    assert "training.lr: unknown key; in a file, write each part of its path as a key of its own" in refusal(
+        features
+    )

@@ -75,7 +75,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_BEAT_S", 0.1), ("_GONE_S", 0.6), ("_SETTLE_S", 0.1), ("_SECONDS_BETWEEN_TRIES", 0.05)):
+    for name, seconds in (("_BEAT_S", 0.1), ("_GONE_S", 0.6), ("_SETTLE_S", 0.1), ("_RETRY_S", 0.05)):
         monkeypatch.setattr(locking, name, seconds)
 
 
@@ -104,14 +104,19 @@ def test_without_locks_of_the_file_system_a_living_holder_is_noticed_and_a_dead_
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_living_holder_on_another_machine_is_noticed_where_locks_do_not_reach_it(tmp_path: Path, lives: bool) -> None:
+def test_a_living_holder_on_another_machine_is_noticed_where_locks_do_not_reach_it(
+    tmp_path: Path, lives: bool
+) -> None:
     path = tmp_path / LOCK
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": "yesterday"}))
     program = "import os, sys, time\nfor _ in range(100): os.utime(sys.argv[1]); time.sleep(0.1)"
     beating = subprocess.Popen([sys.executable, "-c", program, str(path)]) if lives else None
     try:
         if lives:
-            with pytest.raises(InUse, match="process 1 on elsewhere since yesterday"), locked(tmp_path, remedy="wait"):
+            with (
+                pytest.raises(InUse, match="process 1 on elsewhere since yesterday"),
+                locked(tmp_path, remedy="wait"),
+            ):
                 pass
         else:
             with locked(tmp_path, remedy="wait"):

@@ -96,13 +96,17 @@ def test_class_lists_that_files_state_may_differ(tmp_path: Path, capsys: pytest.
     assert f"{a} lacks 1 class (jump); {b} lacks 1 class (walk)" in capsys.readouterr().err
 
 
-def test_files_of_one_data_set_are_merged_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_one_data_set_are_merged_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a = write(tmp_path / "a.json", {"a": [row(0, 1, "run", 0.5)]})
     assert main(["merge", a, a, a, "--out", str(tmp_path / "m.json")]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_one_file_is_nothing_to_merge(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_file_is_nothing_to_merge(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["merge", files[0], "--out", str(tmp_path / "m.json")]) == 1
     assert "merging needs at least two" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from bitad.data.feature_folder import FeatureVideo
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import FeatureFiles, annotated_names, read_ground_truth
 from bitad.runtime.files import read_json
-from bitad.runtime.log import set_up_logging
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 
@@ -30,12 +29,6 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 QUICK = ("training.epochs=2", "training.evaluate_from=1")
 
 Runs = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    yield
-    set_up_logging(None, show=False)
 
 
 @pytest.fixture
@@ -70,7 +63,7 @@ def found(path: Path, *names: str, **external: Any) -> Path:
 
 
 def line(habits: str, theirs: str, ours: str, *, count: int = 2) -> str:
-    return f"{count} videos matched although names differ by {habits}: {theirs} for {ours}"
+    return f"{count} videos matched although names differ by {habits}: {theirs!r} for {ours!r}"
 
 
 DIFFERENT = [
@@ -99,7 +92,9 @@ def test_a_list_of_videos_is_used_under_the_annotations_names(
 
 
 @pytest.mark.parametrize("command", ["check", "convert"])
-def test_a_list_of_other_videos_is_refused_with_names_of_both_sides(tmp_path: Path, run: Runs, command: str) -> None:
+def test_a_list_of_other_videos_is_refused_with_names_of_both_sides(
+    tmp_path: Path, run: Runs, command: str
+) -> None:
     (tmp_path / "info.json").write_text(json.dumps({name: {"duration": 4.0} for name in "xyz"}))
     src = truth(tmp_path / "gt.json", "a", "b", "c")
     out = [tmp_path / "out.json"] if command == "convert" else []
@@ -119,7 +114,7 @@ def test_the_frames_of_videos_are_counted_whatever_the_habits_of_their_files(tmp
 
 def test_checking_finds_videos_and_reversed_videos_by_habits(tmp_path: Path, run: Runs) -> None:
     config = video_data(tmp_path, training=1, test=1, frames=40)
-    reverse_folder(tmp_path / "videos", tmp_path / "back")
+    reverse_folder(tmp_path / "videos", tmp_path / "back", workers=0)
     for folder in ("videos", "back"):
         for path in (tmp_path / folder).iterdir():
             path.rename(path.with_name(f"v_{path.name}"))
@@ -154,7 +149,10 @@ def test_detections_are_measured_under_the_annotations_names(
 
 
 def test_ambiguous_intervals_count_under_the_annotations_names(tmp_path: Path, run: Runs) -> None:
-    rows = [{"segment": [1.0, 3.0], "label": "run", "score": 0.5}, {"segment": [6, 8], "label": "run", "score": 0.9}]
+    rows = [
+        {"segment": [1.0, 3.0], "label": "run", "score": 0.5},
+        {"segment": [6, 8], "label": "run", "score": 0.9},
+    ]
     (tmp_path / "found.json").write_text(json.dumps({"results": {"a": rows}}))
     (tmp_path / "Ambiguous_test.txt").write_text("v_a 5.0 7.0\n")
     options = ("--ground-truth", truth(tmp_path / "gt.json", "a"), "--subset", "test", "--rule", "thumos-kit")
@@ -179,7 +177,7 @@ def test_detections_of_other_videos_are_refused_with_names_of_both_sides(tmp_pat
 def test_detections_that_may_be_of_two_videos_are_refused(tmp_path: Path, run: Runs) -> None:
     options = ("--ground-truth", truth(tmp_path / "gt.json", "a", "b"), "--subset", "test")
     _, err = run("evaluate", *options, "--detections", found(tmp_path / "x.json", "v_a", "A", "b"), status=1)
-    assert "x.json: video 'a' may be 'v_a' or 'A'; rename or remove one" in err
+    assert "x.json: 'v_a' or 'A' may be video 'a'; rename or remove one" in err
 
 
 def test_a_video_of_another_subset_is_not_taken_for_one_of_this(tmp_path: Path, run: Runs) -> None:
@@ -205,7 +203,9 @@ def test_merging_makes_one_video_of_two_names(
     assert err.count(f"2 videos matched although names differ by {habit}: ") == 1
 
 
-def test_reversed_detections_take_their_durations_from_annotations_of_other_names(tmp_path: Path, run: Runs) -> None:
+def test_reversed_detections_take_their_durations_from_annotations_of_other_names(
+    tmp_path: Path, run: Runs
+) -> None:
     a, b = found(tmp_path / "a.json", "v_x"), found(tmp_path / "b.json", "v_x")
     options = ("--reverse-b", "--annotations", truth(tmp_path / "gt.json", "x"), "--out", tmp_path / "m.json")
     run("merge", a, b, *options)
@@ -215,7 +215,9 @@ def test_reversed_detections_take_their_durations_from_annotations_of_other_name
 
 
 def test_more_sets_than_two_take_the_names_of_the_first_that_has_a_video(tmp_path: Path) -> None:
-    sets = [found(tmp_path / f"{i}.json", *names) for i, names in enumerate((["a"], ["v_b", "A"], ["b.mp4", "v_a"]))]
+    sets = [
+        found(tmp_path / f"{i}.json", *names) for i, names in enumerate((["a"], ["v_b", "A"], ["b.mp4", "v_a"]))
+    ]
     merged = alike([read_detections(path) for path in sets], sets)
     assert [one.videos for one in merged] == [("a",), ("v_b", "a"), ("v_b", "a")]
 
@@ -244,7 +246,7 @@ def test_features_under_other_names_are_trained_and_tested_on(
     back = pack(features, tmp_path / "back.npz", str.upper)
     options = (f"output={tmp_path / 'runs'}", "direction=reverse", f"data.reversed_features={back}", *QUICK)
     _, err = run("train", config, f"data.features={there}", *options, "--device", "cpu")
-    assert err.count("4 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("4 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("4 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert set(read_detections(directory / "detections.json").videos) == {"test_0", "test_1"}
@@ -272,7 +274,7 @@ def test_what_features_json_says_is_found_under_the_names_of_the_features(tmp_pa
     there = renamed(tmp_path / "data/features", tmp_path / "there", "v_{}".format)
     store = FeatureStore(there, wanted=partial(annotated_names, config.data))
     made = {"v_test_0": FeatureVideo(frames=400, fps=16.0, steps=99)}
-    source = FeatureFiles(store, stride_frames=4, offset_frames=6, described=made)
+    source = FeatureFiles(store, config.data, config.window, described=made)
     video = read_ground_truth(config.data).videos["test_0"]
     assert "features.json says 99" in str(source.clock_fault(video, source.grid(video)))
     again = pickle.loads(pickle.dumps(source))  # as processes that read get it
@@ -284,12 +286,12 @@ def test_videos_under_other_names_are_trained_on(tmp_path: Path, run: Runs, one_
     config = video_data(tmp_path / "data", training=2, test=1)
     videos = tmp_path / "data/videos"
     back = tmp_path / "back"
-    reverse_folder(videos, back)
+    reverse_folder(videos, back, workers=0)
     there = renamed(videos, tmp_path / "there", "v_{}".format)
     their_back = renamed(back, tmp_path / "their_back", str.title)
     options = (f"data.videos={there}", "direction=reverse", f"data.reversed_videos={their_back}", *QUICK)
     _, err = run("train", config, *options, f"output={tmp_path / 'runs'}", "--device", "cpu")
-    assert err.count("3 videos matched although names differ by the prefix v_: v_") == 1
+    assert err.count("3 videos matched although names differ by the prefix v_: 'v_") == 1
     assert err.count("3 videos matched although names differ by case: ") == 1
     (directory,) = (tmp_path / "runs").iterdir()
     assert read_detections(directory / "detections.json").videos == ("test_0",)
@@ -308,12 +310,15 @@ def test_scores_of_videos_name_segments_under_other_names(tmp_path: Path, run: R
     (directory,) = (tmp_path / "runs").iterdir()
     detections = read_detections(directory / "detections.json")
     named = {
-        name: {detections.classes[label] for label in detections.of_video(name).labels} for name in detections.videos
+        name: {detections.classes[label] for label in detections.of_video(name).labels}
+        for name in detections.videos
     }
     assert named == {"test_0": {"beta"}, "test_1": {"gamma"}}
 
 
-def test_a_report_measures_runs_whose_detections_have_other_names(tmp_path: Path, run: Runs, one_thread: None) -> None:
+def test_a_report_measures_runs_whose_detections_have_other_names(
+    tmp_path: Path, run: Runs, one_thread: None
+) -> None:
     config = feature_data(tmp_path / "data", training=2, test=2)
     run("train", config, f"output={tmp_path / 'runs'}", *QUICK, "--device", "cpu")
     (directory,) = (tmp_path / "runs").iterdir()

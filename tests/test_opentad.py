@@ -20,7 +20,8 @@ FPS, STRIDE = Fraction(2997, 100), 4
 CLASSES = [f"class{number:02d}" for number in range(20)]
 
 pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout"
+    not FIXTURES.is_dir(),
+    reason="the recorded reference tensors, ../shared/fixtures, are not beside this checkout",
 )
 
 NUM_CLASSES = {"adatad_tiny": 20, "actionformer_local": 20, "tridet_local": 7}
@@ -103,7 +104,9 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     begins = data_of(recording, folder)
     document: dict[str, Any] = {"name": request.param, "threads": 1, **CONFIGS[request.param]}
     document["data"] = {**document["data"], "annotations": "annotations.json", "classes": "classes.txt"}
-    document["data"]["allow_clock_mismatch"] = True  # the recorded windows are parts of the videos that lasted so long
+    document["data"]["allow_clock_mismatch"] = (
+        True  # the recorded windows are parts of the videos that lasted so long
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     return recording, folder, begins
 

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config, presets
+from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import build_network
@@ -31,15 +31,15 @@ from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Small, and yet with everything: several blocks, six clips, adapters behind some blocks, global and local attention.
+# Small, and yet with everything: three blocks, six clips, adapters behind two of them, global and local attention.
 SMALL = (
     "data.annotations=none.json",
     "data.classes=null",
     "window.steps=96",
-    "model.levels=3",
+    "model.levels=2",
     "model.channels=32",
     "model.stem_blocks=1",
-    "model.attention_window=[null, 7, 5]",
+    "model.attention_window=[null, 5]",
     "model.backbone.size={dim: 48, depth: 3, heads: 3, mlp_dim: 96}",
     "model.backbone.weights=null",
     "model.backbone.pixels=48",
@@ -48,14 +48,16 @@ SMALL = (
 K = len(CLASSES)
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
-        *shapes[:4]
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+        sdpa_backward_flop_count(*shapes[:4])
     ),
 }
 
 
 def small(*overrides: str, experiment: str = "baseline") -> Config:
-    starts = ("init.forward=NONE", "init.reverse=NONE") if EXPERIMENTS[experiment].starts_from == "baselines" else ()
+    starts = (
+        ("init.forward=NONE", "init.reverse=NONE") if EXPERIMENTS[experiment].starts_from == "baselines" else ()
+    )
     return load_config("thumos14/videomae-s", [f"experiment={experiment}", *starts, *SMALL, *overrides])
 
 
@@ -130,7 +132,10 @@ def test_operations_are_those_that_pytorch_counts_on_the_real_network(policy: st
         assert cost.forward_flops == counter.get_total_flops()
         total.backward()
     assert cost.flops == counter.get_total_flops()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # matrix products, which it all knows
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):  # matrix products, which it all knows
         step.forward()
     assert cost.forward_flops == counter.get_total_flops()
 
@@ -167,7 +172,9 @@ def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(ex
     plan = plan_training(small(experiment=experiment))
     network = build_network(plan.config, plan.classes)
     real = list(network.parameters())
-    assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(p.numel() for p in real)
+    assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(
+        p.numel() for p in real
+    )
     assert plan.trainable == sum(p.numel() for p in real if p.requires_grad)
     assert set(plan.sizes) == ({"forward", "reverse"} if isinstance(network, Pair) else {"forward"})
     if isinstance(network, Pair):  # of baselines, whose frozen parts are the same
@@ -229,7 +236,10 @@ def test_fitting_says_with_what() -> None:
         if cost.checkpointing != "selective"
     ]
     plan = replace(plan, costs=tuple(sorted(costs, key=lambda cost: cost.checkpointing != "none")))
-    assert [(cost.checkpointing, cost.precision) for cost in plan.costs[:2]] == [("none", "fp32"), ("none", "bf16")]
+    assert [(cost.checkpointing, cost.precision) for cost in plan.costs[:2]] == [
+        ("none", "fp32"),
+        ("none", "bf16"),
+    ]
     assert plan.fit(45 * 2**30).startswith("It fits into 45.0 GiB")
     assert "with training.precision=bf16 it does: 30.0 GiB" in plan.fit(34 * 2**30)
     assert "with model.backbone.checkpointing=blocks it does: 20.0 GiB" in plan.fit(23 * 2**30)
@@ -241,7 +251,9 @@ def test_fitting_says_with_what() -> None:
 
 
 @pytest.mark.usefixtures("one_way")
-def test_without_data_the_rest_is_told_and_what_is_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_data_the_rest_is_told_and_what_is_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     command = ["plan", "thumos14/videomae-s", "experiment=3-1", *SMALL, "--processes", "2", "--device-memory", "1"]
     assert main([*command, "--json", str(tmp_path / "plan.json")]) == 0
     out = capsys.readouterr().out
@@ -249,7 +261,10 @@ def test_without_data_the_rest_is_told_and_what_is_left_out(capsys: pytest.Captu
     for part in ("backbone", "adapters", "pyramid", "head", "fusion"):
         assert part in out
     assert "for an effective batch of 4 (stated: 0.0001, 0.0002 and 0.001 for 4)" in out
-    assert "Left out: steps per epoch and the number of classes, assumed to be 20, which need data.annotations (" in out
+    assert (
+        "Left out: steps per epoch and the number of classes, assumed to be 20, which need data.annotations ("
+        in out
+    )
     assert "It fits into 1.0 GiB" in out
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["steps_per_epoch"] is None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bitad.cli import main
 from bitad.reports.tables import Table
-from bitad.runtime.log import LineFormatter, printable, quoted, set_up_logging, shortlist
+from bitad.runtime.log import LineFormatter, add_log_file, command_logging, printable, quoted, shortlist
 from bitad.runtime.progress import Meter
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066"
@@ -63,7 +63,18 @@ def test_a_label_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captur
     assert main(["annotations", "check", str(truth)]) == 1
     checked = capsys.readouterr().out
     assert (
-        main(["evaluate", "--ground-truth", str(truth), "--detections", str(found), "--subset", "Test", "--per-class"])
+        main(
+            [
+                "evaluate",
+                "--ground-truth",
+                str(truth),
+                "--detections",
+                str(found),
+                "--subset",
+                "Test",
+                "--per-class",
+            ]
+        )
         == 0
     )
     evaluated = capsys.readouterr().out
@@ -73,7 +84,9 @@ def test_a_label_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Captur
         assert printable(out, keep="\n") == out
 
 
-def test_errors_and_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_and_file_names_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     truth, _ = document(tmp_path, EVIL)
     named = tmp_path / "\x1b[31m\u202e.json"
     named.write_text("{}")
@@ -90,7 +103,11 @@ def test_errors_and_file_names_cannot_steer_the_terminal(tmp_path: Path, capsys:
 
 
 def test_wrong_usage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([EVIL], ["annotations", "check", "x.json", EVIL], ["merge", "a", "b", "--out", "c", f"--{EVIL}"]):
+    for command in (
+        [EVIL],
+        ["annotations", "check", "x.json", EVIL],
+        ["merge", "a", "b", "--out", "c", f"--{EVIL}"],
+    ):
         with pytest.raises(SystemExit):
             main(command)
         err = capsys.readouterr().err
@@ -108,11 +125,9 @@ def test_a_traceback_that_was_asked_for_cannot_steer_the_terminal(tmp_path: Path
 
 
 def test_a_message_of_the_log_is_one_line_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        set_up_logging(tmp_path)
+    with command_logging():
+        add_log_file(tmp_path)
         logging.getLogger("bitad").warning("video %s is left out", f"{EVIL}\n12:00:00 all is well")
-    finally:
-        set_up_logging(None, show=False)
     for text in ((tmp_path / "log.txt").read_text(), capsys.readouterr().err):
         (line,) = text.splitlines()
         assert SHOWN + r"\n12:00:00" in line
@@ -132,10 +147,12 @@ def test_tables_are_shown_as_text_and_kept_as_they_are() -> None:
     table = Table(EVIL, ("name", EVIL), ((EVIL, 1.0),), (EVIL,))
     for shown in (table.text(), table.markdown()):
         assert printable(shown, keep="\n") == shown
-    assert table.json()["rows"] == [[EVIL, 1.0]]
+    assert table.json()["rows"] == ((EVIL, 1.0),)
 
 
-def test_what_is_said_of_progress_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_said_of_progress_is_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bitad.runtime.progress.SECONDS_BETWEEN_LINES", -1)
     with Meter(f"reversing {EVIL}", 2) as meter:
         meter.advance(note=EVIL)

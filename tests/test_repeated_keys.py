@@ -41,11 +41,11 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("database", "said"),
     [
-        (f'"v": {VIDEO}, "v": {VIDEO}', 'key "v" occurs 2 times in database'),
-        (f'"v": {VIDEO[:-1]}, "duration": 5}}', 'key "duration" occurs 2 times in database.v'),
+        (f'"v": {VIDEO}, "v": {VIDEO}', "key \"v\" occurs more than once in {'v'"),
+        (f'"v": {VIDEO[:-1]}, "duration": 5}}', "key \"duration\" occurs more than once in {'annotations'"),
         (
             VIDEO.join(['"v": ', ""]).replace('"a"', '"a", "label": "b"'),
-            'key "label" occurs 2 times in database.v.anno',
+            "key \"label\" occurs more than once in {'label': 'b', 'segment': [1, 2]}",
         ),
     ],
 )
@@ -68,7 +68,7 @@ def test_annotations_that_state_a_thing_twice_are_refused_with_its_place(
 
 def test_all_repeated_keys_are_named_or_counted(tmp_path: Path) -> None:
     inner = ", ".join(f'"k{i}": 1, "k{i}": 2' for i in range(7))
-    with pytest.raises(ValueError, match=r'"k0" occurs 2 times in a\[1\].*"k4".*; and 2 more such keys'):
+    with pytest.raises(ValueError, match=r'"k0", "k1", "k2" and 4 more occurs more than once in'):
         parse_json(f'{{"a": [{{}}, {{{inner}}}]}}', "x.json")
 
 
@@ -81,10 +81,10 @@ def test_detections_scores_and_sidecars_that_state_a_thing_twice_are_refused(tmp
     path = tmp_path / "x.json"
     path.write_text('{"results": {"v": [], "v": [{"segment": [0, 1], "label": "a", "score": 1}]}}')
     for read in (read_detections, read_video_scores, read_clocks):
-        with pytest.raises(ValueError, match='key "v" occurs 2 times in results'):
+        with pytest.raises(ValueError, match='key "v" occurs more than once in'):
             read(path)
     (tmp_path / "features.json").write_text('{"format": "bitad features 1", "settings": {}, "settings": {}}')
-    with pytest.raises(ValueError, match=r'features\.json: key "settings" occurs 2 times in the document'):
+    with pytest.raises(ValueError, match=r'features\.json: key "settings" occurs more than once in'):
         read_sidecar(tmp_path)
 
 
@@ -125,27 +125,33 @@ def test_tables_that_state_a_thing_twice_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "Charades_v1_train.csv"
     table.write_text("id,actions,length\nv,c000 1 2,9\n")
     (tmp_path / "Charades_v1_classes.txt").write_text("c000 One\nc000 Other\n")
-    with pytest.raises(ValueError, match=r"classes\.txt:2: class c000 is also in an earlier line, as 'One'"):
+    with pytest.raises(ValueError, match=r"classes\.txt: class c000 occurs 2 times; keep one"):
         read_charades([table], ReadOptions())
     epic = tmp_path / "EPIC_100_train.csv"
     epic.write_text("video_id,start_timestamp,stop_timestamp,verb_class\nP01,00:00:01,00:00:02,0\n")
     (tmp_path / "EPIC_100_verb_classes.csv").write_text("id,key\n0,take\n0,put\n")
-    with pytest.raises(ValueError, match="class 0 is also in an earlier line, as 'take'"):
+    with pytest.raises(ValueError, match="class 0 occurs 2 times; keep one"):
         read_epic_kitchens([epic], ReadOptions(), part="verb")
 
 
 def test_a_subset_cannot_be_renamed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "truth.json").write_text(f'{{"database": {{"v": {VIDEO}}}}}')
     line = failed(
-        capsys, "annotations", "convert", tmp_path / "truth.json", tmp_path / "o.json", "--subsets", "Test=a,Test=b"
+        capsys,
+        "annotations",
+        "convert",
+        tmp_path / "truth.json",
+        tmp_path / "o.json",
+        "--subsets",
+        "Test=a,Test=b",
     )
-    assert "renames a subset twice" in line
+    assert "each subset once" in line
 
 
 def test_one_name_in_two_forms_of_unicode_is_a_defect(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     (tmp_path / "truth.json").write_text(json.dumps({"database": {name: json.loads(VIDEO) for name in names}}))
-    (defect,) = check_annotations(tmp_path / "truth.json").defects
+    ((defect,),) = check_annotations(tmp_path / "truth.json").defects.values()
     assert defect.kind == "duplicate"
     assert r"'caf\xe9' and 'cafe\u0301'" in defect.detail
 
@@ -164,7 +170,7 @@ def test_weights_that_a_file_has_twice_are_refused(tmp_path: Path) -> None:
     tensor = '"patch_embed.bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
     header = f"{{{tensor}, {tensor}}}".encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(ValueError, match=r'key "patch_embed\.bias" occurs 2 times'):
+    with pytest.raises(ValueError, match=r'key "patch_embed\.bias" occurs more than once'):
         read_weights(tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"x and module\.x are both the weight x"):
         Weights.of({"x": torch.ones(2), "module.x": torch.zeros(2), "patch_embed.bias": torch.ones(2)})

@@ -28,7 +28,9 @@ def test_the_name_written_to_is_new_short_and_another_each_time(tmp_path: Path) 
     assert all(re.fullmatch(rf"\.[0-9a-f]{{16}}\.{os.getpid()}\.tmp", name) for name in names)
 
 
-def test_a_link_under_a_name_that_was_drawn_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_under_a_name_that_was_drawn_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = iter(["victim", "dangling", "free"])
     monkeypatch.setattr("secrets.token_hex", lambda _: next(drawn))
     (tmp_path / "victim").write_text("precious")

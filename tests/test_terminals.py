@@ -37,9 +37,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    folder: Path, *arguments: str, program: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command of `bitad`, or a program with these arguments."""
     return subprocess.run(
-        [sys.executable, "-m", "bitad", *arguments],
+        [sys.executable, *(("-m", "bitad") if program is None else ("-c", program)), *arguments],
         cwd=folder,
         env={**os.environ, **QUIET, **environment},
         capture_output=True,
@@ -49,7 +52,10 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 COMMANDS = {
-    "evaluate": ("evaluate --ground-truth truth.json --detections found.json --json out.json --per-class --subset", 0),
+    "evaluate": (
+        "evaluate --ground-truth truth.json --detections found.json --json out.json --per-class --subset",
+        0,
+    ),
     "merge": ("merge found.json other.json --out out.json", 0),
     "check": ("annotations check odd.json", 1),
     "convert": ("annotations convert truth.json out.json", 0),
@@ -59,18 +65,41 @@ COMMANDS = {
 }
 
 
+# Runs commands in one interpreter, and writes the output, the errors and the status of each to files.
+ONE_AFTER_THE_OTHER = """
+import os, sys
+from bitad.cli import main
+
+for command in sys.argv[1:]:
+    name, *arguments = command.split(chr(9))
+    for descriptor, suffix in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}.{suffix}", os.O_WRONLY | os.O_CREAT), descriptor)
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # of --help
+        status = end.code
+    with open(f"{name}.status", "w") as file:
+        print(status, file=file)
+"""
+
+
 @pytest.mark.parametrize("terminal", TERMINALS)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_no_terminal_is_too_poor_for_a_command(folder: Path, command: str, terminal: str) -> None:
-    arguments, status = COMMANDS[command]
-    subset = [{"evaluate": NAME, "error": "’"}[command]] if arguments.endswith("--subset") else []
-    done = run(folder, *arguments.split(), *subset, **TERMINALS[terminal])
-    assert done.returncode == status, done.stderr
-    assert b"Traceback" not in done.stderr
-    assert b"codec" not in done.stdout + done.stderr
-    assert (folder / "out.json").exists() == ("out.json" in arguments)
-    if "out.json" in arguments:  # in UTF-8, whatever the terminal takes
-        assert NAME in (folder / "out.json").read_text(encoding="utf-8")
+def test_no_terminal_is_too_poor_for_a_command(folder: Path, terminal: str) -> None:
+    given = []
+    for name, (arguments, _) in COMMANDS.items():
+        subset = [{"evaluate": NAME, "error": "’"}[name]] if arguments.endswith("--subset") else []
+        given.append("\t".join((name, *arguments.replace("out.json", f"{name}.json").split(), *subset)))
+    done = run(folder, *given, program=ONE_AFTER_THE_OTHER, **TERMINALS[terminal])
+    assert (done.returncode, done.stderr) == (0, b"")
+    for name, (arguments, status) in COMMANDS.items():
+        out, err = ((folder / f"{name}.{suffix}").read_bytes() for suffix in ("out", "err"))
+        assert (folder / f"{name}.status").read_text() == f"{status}\n", err
+        assert (out + err == b"") == (name == "reverse")  # which says nothing
+        assert b"Traceback" not in err
+        assert b"codec" not in out + err
+        assert (folder / f"{name}.json").exists() == ("out.json" in arguments)
+        if "out.json" in arguments:  # in UTF-8, whatever the terminal takes
+            assert NAME in (folder / f"{name}.json").read_text(encoding="utf-8")
 
 
 def test_characters_that_a_terminal_cannot_show_are_escaped(folder: Path) -> None:

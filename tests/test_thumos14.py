@@ -13,8 +13,8 @@ import yaml
 from builders import FPS, numbered_picture
 
 from bitad.cli import main
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config, presets
+from bitad.config.names import EXPERIMENTS
 from bitad.data.classes import read_classes
 from bitad.data.formats.database import read_annotations
 from bitad.video.writer import write_video
@@ -110,7 +110,9 @@ def test_the_folders_are_the_groups(done: Path) -> None:
         truth = read_annotations(annotations / "thumos_14_anno.json", classes=annotations / "category_idx.txt")
         assert truth.subsets() == {"training": 2, "validation": 1}
         assert {len(video.labels) for video in truth.videos.values()} == {3}
-        assert {path.stem for path in (done / f"data/{direction}_thumos-14/raw_data").iterdir()} == set(truth.videos)
+        assert {path.stem for path in (done / f"data/{direction}_thumos-14/raw_data").iterdir()} == set(
+            truth.videos
+        )
     forward = read_annotations(done / "data/for_thumos-14/annotations/thumos_14_anno.json")
     back = read_annotations(done / "data/back_thumos-14/annotations/thumos_14_anno.json")
     for name, video in forward.reversed().videos.items():
@@ -129,7 +131,9 @@ def test_every_experiment_of_the_group_ends_with_detections(done: Path, run: str
 
 @pytest.mark.slow
 def test_testing_and_reporting_give_their_tables(done: Path) -> None:
-    metrics = json.loads((done / "exps/thumos14-videomae-h-3-1-seed0/test/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(
+        (done / "exps/thumos14-videomae-h-3-1-seed0/test/metrics.json").read_text(encoding="utf-8")
+    )
     assert list(metrics) == ["forward basis", "reverse basis", "merged"]
     rows = (done / "report/results.md").read_text(encoding="utf-8")
     assert all(f"| {row} " in rows for row in ("F", "B", "1-1, merged", "3-1, reverse basis"))
@@ -142,7 +146,9 @@ def test_every_preset_takes_every_experiment_that_it_can(preset: str, experiment
     init = ["init.forward=f", "init.reverse=b"] if what.starts_from == "baselines" else []
     features = preset.endswith("-i3d")
     if features and (what.adds or what.fusion):
-        with pytest.raises(ValueError, match=f"experiment {experiment} (adds modules|fuses windows of one length)"):
+        with pytest.raises(
+            ValueError, match=f"experiment {experiment} (adds modules|fuses windows of one length)"
+        ):
             load_config(preset, [f"experiment={experiment}", *init])
         return
     config = load_config(preset, [f"experiment={experiment}", *init])

@@ -155,7 +155,11 @@ def test_on_a_full_window_every_mirror_point_but_the_first_is_used(stride: int) 
 
 
 def test_mirror_points_of_arrays_and_tensors_are_alike_for_windows_and_levels_at_once() -> None:
-    points, strides, steps = np.array([0, 1, 2, 3, 0, 1, 0]), np.array([1, 1, 1, 1, 2, 2, 4]), np.array([[1], [3], [4]])
+    points, strides, steps = (
+        np.array([0, 1, 2, 3, 0, 1, 0]),
+        np.array([1, 1, 1, 1, 2, 2, 4]),
+        np.array([[1], [3], [4]]),
+    )
     index, gap = mirror_points(points, strides, steps)
     tensors = mirror_points(torch.tensor(points), torch.tensor(strides), torch.tensor(steps))
     np.testing.assert_array_equal(tensors[0].numpy(), index)
@@ -177,7 +181,9 @@ def test_on_the_coarsest_level_of_a_full_window_points_are_two_steps_off_and_not
 
 @laws
 @given(grids, segments, st.floats(600, 1000))
-def test_ground_truth_comes_back_from_the_reverse_basis(grid: Grid, segments: np.ndarray, duration_s: float) -> None:
+def test_ground_truth_comes_back_from_the_reverse_basis(
+    grid: Grid, segments: np.ndarray, duration_s: float
+) -> None:
     """In seconds, and on the grid of a window."""
     seconds = reverse_seconds(reverse_seconds(segments, duration_s), duration_s)
     reverse = mirror_segments(grid.to_steps(seconds), grid.steps)

@@ -1,6 +1,6 @@
 """The command line: one function per command, a few lines over the code that does the work.
 
-Each command imports what it needs when it runs, so ``bitad --help`` is fast and ``bitad evaluate`` never loads torch.
+Each command imports what it needs when it runs, so ``bitad --help`` is fast.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import NoReturn
 
 import bitad
-from bitad.cli import data, results, tools, train
+from bitad.cli import configs, data, results, train
 from bitad.cli.commands import Commands, Parser, Run
 from bitad.runtime.files import NO_ROOM
 from bitad.runtime.log import command_logging, log_last, printable, tolerant_output
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,20 +83,16 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; free some space and run the command again (bitad train resumes with --resume)"
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        return (
-            f"{error.object!r} cannot be the name of a file in this locale, whose encoding is {error.encoding}; set "
-            "PYTHONUTF8=1"
-        )
+        return f"{error.object!r} cannot be the name of a file in {error.encoding}; set PYTHONUTF8=1"
     # PyTorch puts the traceback of a worker process in front of its error.
     in_worker = re.fullmatch(r"Caught (\w+) in DataLoader worker .*\n[\w.]*\1: (.+)", str(error), re.DOTALL)
     return in_worker[2] if in_worker else str(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments; wrong usage ends the program with status 2."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # argparse wants positional arguments side by side; changes to a configuration may also follow options.
+    # argparse wants positional arguments side by side; overrides may also follow options.
     late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
     if len(late) < len(rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -106,7 +102,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands and their options."""
     parser = Parser(
         prog="bitad",
         description="Bidirectional temporal action detection: finds when which action happens in a video.",
@@ -114,11 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
     commands = Commands(parser)
+    configs.add_init(commands)
     train.add_commands(commands)
-    tools.add_plan(commands)
+    train.add_plan(commands)
     data.add_reverse(commands)
     data.add_annotations(commands)
     data.add_features(commands)
     results.add_commands(commands)
-    tools.add_weights(commands)
+    train.add_weights(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Helpers that add commands, and the options that several commands have, to the command line."""
+"""Helpers that add commands and shared options to the command line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,6 @@ def add_parser(
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """The configuration to run, and changes to it."""
     parser.add_argument("config", help="a YAML file, or the name of a preset")
     add_overrides(parser)
 
@@ -62,8 +61,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The configuration of a detector of another project."""
-    parser.add_argument("--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project")
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,6 @@ def add_allow_clock_mismatch(parser: argparse.ArgumentParser, help_text: str) ->
 
 
 def print_failures(command: str, failed: Mapping[str, str]) -> None:
-    """Prints a line per failed video, with the reason."""
     for name, reason in failed.items():
         echo(f"bitad {command}: error: {name}: {reason}", file=sys.stderr)
     sys.stdout.flush()  # torchrun ends all processes once one exits with status 1

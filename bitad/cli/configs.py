@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from bitad.cli.commands import Commands, add_on_decode_error
 from bitad.config.names import StarterBackbone
@@ -21,7 +22,9 @@ def add_init(commands: Commands) -> None:
         "init my.csv --videos my_videos",
         "init my.json --videos my_videos --backbone s --out configs/my.yaml",
     )
-    p.add_argument("annotations", type=Path, help="annotations of any known format, or a CSV: video,start,end,label")
+    p.add_argument(
+        "annotations", type=Path, help="annotations of any known format, or a CSV: video,start,end,label"
+    )
     p.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of the video files")
     p.add_argument("--out", type=Path, help="the configuration (default: the name of the annotations, .yaml)")
     p.add_argument("--from", dest="form", choices=tuple(FORMATS), metavar="FORMAT", help="default: auto-detected")
@@ -43,7 +46,9 @@ def _init(arguments: argparse.Namespace) -> int:
     from bitad.runtime.progress import progress_callback
 
     if not 0 < arguments.validation < 1:
-        raise ValueError(f"--validation {arguments.validation} is not a share of the videos; give 0.25, for example")
+        raise ValueError(
+            f"--validation {arguments.validation} is not a share of the videos; give 0.25, for example"
+        )
     out = arguments.out or Path(f"{arguments.annotations.name.partition('.')[0]}.yaml")
     with progress_callback("reading videos") as on_progress:
         made = new_config(
@@ -64,5 +69,5 @@ def _init(arguments: argparse.Namespace) -> int:
         echo(f"not learned: {missed}")
     if len(made.fit.missed) > _MOST_MISSED:
         echo(f"and {len(made.fit.missed) - _MOST_MISSED} more")
-    echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
+    echo("", f"written: {out}, {made.annotations}", f"next: bitad train {out}")
     return 0

@@ -34,19 +34,16 @@ from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
     from bitad.timeline import Direction
-    from bitad.video.reverse import ReverseReport
+    from bitad.video.files import VideosReport
 
 
 _MAX_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
-    "annotations check data/for_thumos-14/annotations/thumos_14_anno.json"
-    " --videos data/for_thumos-14/raw_data --reversed-videos data/back_thumos-14/raw_data",
     "annotations check TH14_annotations --video-info video_info.json",
 )
 _CONVERT_EXAMPLES = (
     "annotations convert TH14_annotations data --both-directions --videos data/for_thumos-14/raw_data",
-    "annotations convert TH14_annotations thumos14.json --video-info video_info.json --outside clip",
     "annotations convert thumos_14_anno.json thumos14.json --to actionformer"
     " --ambiguous drop --subsets training=Validation,validation=Test",
     "annotations convert epic-kitchens-100-annotations verbs.json --from epic-kitchens-verb --class-list verbs.txt",
@@ -66,13 +63,20 @@ def add_annotations(commands: Commands) -> None:
     formats = "\n".join(f"  {name:{width}}  {form.description}" for name, form in FORMATS.items())
     for name, add, summary, examples in (
         ("check", _add_check, "List every defect, by video.", _CHECK_EXAMPLES),
-        ("convert", _add_convert, "Write ground truth in another format, and list the changes.", _CONVERT_EXAMPLES),
+        (
+            "convert",
+            _add_convert,
+            "Write ground truth in another format, and list the changes.",
+            _CONVERT_EXAMPLES,
+        ),
     ):
         add(add_parser(actions, name, summary, examples, notes=f"input formats (--from):\n{formats}\n\n"))
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
-    p.add_argument("src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder")
+    p.add_argument(
+        "src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder"
+    )
     p.add_argument(
         "--from",
         dest="form",
@@ -82,7 +86,9 @@ def _add_common(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--classes", type=Path, help="class list, one name per line")
     # Before or after the action; the second parser must not reset what the first one read.
-    p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    p.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
 
 
 def _add_check(p: argparse.ArgumentParser) -> None:
@@ -100,7 +106,9 @@ def _add_check(p: argparse.ArgumentParser) -> None:
 def _add_convert(p: argparse.ArgumentParser) -> None:
     _add_common(p)
     p.add_argument("dst", type=Path, help="output file (.json, .json.gz); with --both-directions, the data folder")
-    p.add_argument("--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)")
+    p.add_argument(
+        "--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)"
+    )
     p.add_argument(
         "--both-directions",
         action="store_true",
@@ -108,7 +116,9 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--name", default="thumos-14", help="NAME of these folders (default: thumos-14)")
     known = p.add_mutually_exclusive_group()
-    known.add_argument("--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)")
+    known.add_argument(
+        "--videos", type=Path, help="videos whose frames are counted (default: DST/for_NAME/raw_data)"
+    )
     known.add_argument(
         "--video-info",
         type=Path,
@@ -127,125 +137,111 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
         help_text = f"what to do with {defect} (default: {default})"
         p.add_argument(flag, choices=get_args(choices), default=default, help=help_text)
     p.add_argument("--all", action="store_true", help=f"list all changes, not the first {_MAX_REMARKS} of a kind")
-    add_allow_clock_mismatch(p, "convert although the durations, frames or frame rates of a video disagree")
+    add_allow_clock_mismatch(p, "convert although the clocks of a video disagree")
     p.set_defaults(run=_convert)
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
     from bitad.runtime.progress import progress_callback
 
     with progress_callback("checking videos") as on_progress:
         report = check_annotations(
-            arguments.src,
-            arguments.videos,
-            reversed_dir=arguments.reversed_videos,
-            format=arguments.form,
-            video_info=arguments.video_info,
-            classes=arguments.classes,
+            args.src,
+            args.videos,
+            reversed_dir=args.reversed_videos,
+            format=args.form,
+            video_info=args.video_info,
+            classes=args.classes,
             on_progress=on_progress,
         )
-    echo(f"{report.path}: {report.videos} videos, {report.segments} segments of {len(report.classes)} classes")
+    videos, segments = sum(report.subsets.values()), sum(report.classes.values())
+    echo(f"{report.path}: {videos} videos, {segments} segments of {len(report.classes)} classes")
     echo("subsets: " + ", ".join(f"{name} {count}" for name, count in report.subsets.items()))
-    for video, defects in report.by_video().items():
+    for video, defects in report.defects.items():
         for defect in defects:
             echo(f"{video}: {defect.kind}: {defect.detail}")
     for subset, count in report.without_truth.items():
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
-        echo(
-            f"{report.unmeasured} videos have an unknown duration, so segments beyond their end are not found: "
-            f"{report.why_unmeasured}"
-        )
-    count = len(report.defects) + len(report.without_truth)
+        echo(report.unmeasured)
+    count = sum(map(len, report.defects.values())) + len(report.without_truth)
     echo(f"{count} defects")
     return 1 if count else 0
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _convert(args: argparse.Namespace) -> int:
     from bitad.data.classes import class_list, write_classes
     from bitad.data.convert import Policy, convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import progress_callback
 
-    if arguments.both_directions and arguments.to != "native":
+    if args.both_directions and args.to != "native":
         raise ValueError("--both-directions writes the native format; leave out --to")
-    inputs = [path for path in (arguments.src, arguments.classes, arguments.video_info) if path is not None]
-    if arguments.both_directions:
-        check_folder(arguments.dst, "DST")
+    inputs = (args.src, args.classes, args.video_info)
+    if args.both_directions:
+        check_folder(args.dst, "DST")
     else:
-        check_file(arguments.dst, "DST", inputs)
-    if arguments.class_list is not None:
-        check_file(arguments.class_list, "--class-list", inputs)
-        if arguments.class_list.resolve() == arguments.dst.resolve():
-            raise ValueError(
-                f"--class-list {arguments.class_list}: the annotations are written to this file; name another one"
-            )
+        check_file(args.dst, "DST", inputs)
+    if args.class_list is not None:
+        check_file(args.class_list, "--class-list", inputs)
+        if args.class_list.resolve() == args.dst.resolve():
+            raise ValueError(f"--class-list {args.class_list} is also DST; name another file")
+    videos, usual = args.videos, args.dst / f"for_{args.name}" / "raw_data"
+    if args.both_directions and videos is None and args.video_info is None and usual.is_dir():
+        videos = usual
     with progress_callback("counting frames") as on_progress:
         converted = convert_annotations(
-            arguments.src,
-            format=arguments.form,
-            classes=arguments.classes,
-            videos=_videos(arguments),
-            video_info=arguments.video_info,
-            subsets=_renames(arguments.subsets),
-            policy=Policy(arguments.outside, arguments.backwards, arguments.duplicates),
-            missing=arguments.missing,
-            undecided=arguments.ambiguous,
-            allow_clock_mismatch=arguments.allow_clock_mismatch,
+            args.src,
+            format=args.form,
+            classes=args.classes,
+            videos=videos,
+            video_info=args.video_info,
+            subsets=_renames(args.subsets),
+            policy=Policy(args.outside, args.backwards, args.duplicates),
+            missing=args.missing,
+            undecided=args.ambiguous,
+            allow_clock_mismatch=args.allow_clock_mismatch,
             on_progress=on_progress,
         )
-    if arguments.class_list is not None:
+    if args.class_list is not None:
         class_list(converted.annotations.classes)  # raises before anything is written
-    if arguments.both_directions:
-        written = write_both_directions(converted.annotations, arguments.dst, arguments.name)
+    if args.both_directions:
+        written = write_both_directions(converted.annotations, args.dst, args.name)
     else:
-        write_annotations(converted.annotations, arguments.dst, format=arguments.to)
-        written = (arguments.dst,)
-    if arguments.class_list is not None:
-        write_classes(converted.annotations.classes, arguments.class_list)
-        written = (*written, arguments.class_list)
-    for line in converted.lines(None if arguments.all else _MAX_REMARKS):
+        write_annotations(converted.annotations, args.dst, format=args.to)
+        written = (args.dst,)
+    if args.class_list is not None:
+        write_classes(converted.annotations.classes, args.class_list)
+        written = (*written, args.class_list)
+    for line in converted.lines(None if args.all else _MAX_REMARKS):
         echo(line)
     unknown = [name for name, video in converted.annotations.videos.items() if math.isinf(video.duration_s)]
-    if arguments.both_directions and unknown:
+    if args.both_directions and unknown:
         names = shortlist(unknown, 2, quote=quoted)
-        echo(f"only in the forward annotations, because a video without a duration cannot be reversed: {names}")
+        echo(f"only in the forward annotations, as they have no duration: {names}")
     echo("written: " + ", ".join(map(str, written)))
     return 0
 
 
-def _videos(arguments: argparse.Namespace) -> Path | None:
-    """The folder of videos; by default that of the forward videos in the research group's layout."""
-    usual: Path = arguments.dst / f"for_{arguments.name}" / "raw_data"
-    if arguments.videos is None and arguments.video_info is None and arguments.both_directions and usual.is_dir():
-        return usual
-    folder: Path | None = arguments.videos
-    return folder
-
-
 def _renames(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    for old, _, new in pairs:
-        if not (old and new):
-            raise ValueError(f"--subsets {text} is not of the form OLD=NEW,..., as in training=Validation,...")
-    renames = {old: new for old, _, new in pairs}
+    renames = {old: new for old, _, new in pairs if old and new}
     if len(renames) < len(pairs):
-        raise ValueError(f"--subsets {text} renames a subset twice; name each once")
+        raise ValueError(f"--subsets {text}: give OLD=NEW,..., as in training=Validation, and each subset once")
     return renames
 
 
 _ABOUT_FEATURES = """
-With a VideoMAE file: sliding clips of 16 frames, one every 4 frames; a clip's tokens are averaged over space and time.
+With a VideoMAE file: clips of 16 frames, one every 4 frames, whose tokens are averaged over space and time.
 With a BiTAD run: the input of its pyramid, in windows of the run's length.
 
---direction reverse plays the frames backwards, which is not the same as flipping the features of forward playback.
-Rows are in forward time in both directions. `both` decodes each video once and writes DIR/forward and DIR/reverse.
+--direction reverse plays the frames backwards, which is not the same as flipping forward features. Rows
+are in forward time. `both` decodes each video once and writes DIR/forward and DIR/reverse.
 
-DIR holds NAME.npy [T, C] of every video, features.json, which describes them, and index/, with frame indices. Existing
-features are kept if they are complete and match the current videos, so the same command resumes an interrupted one.
-Also runs under torchrun -m bitad features. Videos in sub-folders are included; their names must be unique.
+DIR holds NAME.npy [T, C] of every video, and features.json. Complete features of unchanged videos are
+kept, so the same command resumes. Also runs under torchrun -m bitad features.
 """
 
 
@@ -269,43 +265,49 @@ def add_features(commands: Commands) -> None:
         help="playing direction (default: forward, or the run's)",
     )
     p.add_argument("--stride", type=int, metavar="FRAMES", help="frames per row (default: 4, or the run's)")
-    p.add_argument("--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)")
+    p.add_argument(
+        "--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)"
+    )
     p.add_argument("--pixels", type=int, help="height and width of the frames (default: 224, or the run's)")
     p.add_argument("--half", action="store_true", help="write half precision")
     p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="default: float32")
-    p.add_argument("--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)")
+    p.add_argument(
+        "--batch", type=int, default=8, metavar="CLIPS", help="clips at a time; not for a run (default: 8)"
+    )
     add_on_decode_error(p)
     add_device(p)
 
 
-def _features(arguments: argparse.Namespace) -> int:
+def _features(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.runtime.distributed import process_group
     from bitad.video.indexing import INDEX_FOLDER, IndexCache
 
-    videos = find_videos(arguments.videos)
+    videos = find_videos(args.videos)
     encoder = load_encoder(
-        arguments.checkpoint,
-        config=None if arguments.config is None else load_config(arguments.config),
-        stride_frames=arguments.stride,
-        clip_frames=arguments.clip_frames,
-        pixels=arguments.pixels,
-        clips=arguments.batch,
+        args.checkpoint,
+        config=None if args.config is None else load_config(args.config),
+        stride_frames=args.stride,
+        clip_frames=args.clip_frames,
+        pixels=args.pixels,
+        clips=args.batch,
     )
-    asked: FeatureDirection | None = arguments.direction
-    directions: tuple[Direction, ...] = ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    asked: FeatureDirection | None = args.direction
+    directions: tuple[Direction, ...] = (
+        ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+    )
     folders = feature_folders(
         encoder,
-        arguments.out,
+        args.out,
         directions,
-        precision=arguments.precision,
-        stored="float16" if arguments.half else "float32",
+        precision=args.precision,
+        stored="float16" if args.half else "float32",
     )
-    with process_group(arguments.device) as ranks:
-        cache = IndexCache(arguments.out / INDEX_FOLDER)
-        report = extract_features(encoder, videos, folders, ranks, damaged=arguments.on_decode_error, cache=cache)
+    with process_group(args.device) as ranks:
+        cache = IndexCache(args.out / INDEX_FOLDER)
+        report = extract_features(encoder, videos, folders, ranks, cache, damaged=args.on_decode_error)
         if ranks.is_main:
             echo(f"{len(report.done)} done, {len(report.kept)} kept from before, {len(report.failed)} failed")
             for folder in folders.values():
@@ -327,8 +329,7 @@ def _features(arguments: argparse.Namespace) -> int:
 
 def _kept_by_earlier_version(names: Sequence[str]) -> str:
     return (
-        f"kept {len(names)} that do not record their source files, as an earlier version wrote them "
-        f"({shortlist(names, 5)})"
+        f"kept {len(names)} of an earlier version, which do not record their source files ({shortlist(names, 5)})"
     )
 
 
@@ -342,8 +343,8 @@ def add_reverse(commands: Commands) -> None:
     )
     p.description = f"""{p.description}
 
-The sub-folders of a folder are kept; the names of its videos must be unique. Existing copies are kept if they are
-complete and match the current videos. Under torchrun -m bitad reverse, the processes share the videos of a folder."""
+The names of videos must be unique. Complete copies of unchanged videos are kept. Under
+torchrun -m bitad reverse, the processes share the videos of a folder."""
     p.add_argument("src", type=Path, help="a video, a folder of videos, or an annotation .json")
     p.add_argument("dst", type=Path, help="the output, of the same type as SRC")
     p.add_argument(
@@ -353,23 +354,20 @@ complete and match the current videos. Under torchrun -m bitad reverse, the proc
         help="processes that reverse the videos of a folder; 0: none but this one (default: 1)",
     )
     add_on_decode_error(p)
-    add_allow_clock_mismatch(p, "reverse annotations although duration, frame count and frame rate of a video disagree")
+    add_allow_clock_mismatch(p, "reverse annotations although the clocks of a video disagree")
 
 
-def _reverse(arguments: argparse.Namespace) -> int:
+def _reverse(args: argparse.Namespace) -> int:
     from bitad.data.formats.database import reverse_annotation_file
     from bitad.runtime.files import check_file
     from bitad.runtime.progress import progress_callback
     from bitad.runtime.workers import worker_count
     from bitad.video.reverse import reverse_video
 
-    src, dst = arguments.src, arguments.dst
-    try:
-        workers = worker_count(arguments.workers)
-    except ValueError as error:
-        raise ValueError(f"--workers: {error}") from None
+    src, dst = args.src, args.dst
+    workers = worker_count(args.workers)
     if src.is_dir():
-        return _reverse_folder(arguments, workers)
+        return _reverse_folder(args, workers)
     if int(os.environ.get("RANK", "0")):  # the first process of torchrun does this alone
         return 0
     check_file(dst, "DST")
@@ -378,19 +376,20 @@ def _reverse(arguments: argparse.Namespace) -> int:
             f"{src}: only JSON annotations can be reversed; first run `bitad annotations convert {src} FILE.json`"
         )
     if src.name.lower().endswith((".json", ".json.gz")):
-        warning = reverse_annotation_file(src, dst, allow_clock_mismatch=arguments.allow_clock_mismatch)
+        warning = reverse_annotation_file(src, dst, allow_clock_mismatch=args.allow_clock_mismatch)
         if warning is not None:
             echo(warning, file=sys.stderr)
         return 0
     with progress_callback(f"reversing {src.name}") as on_progress:
-        done = reverse_video(src, dst, damaged=arguments.on_decode_error, on_progress=on_progress)
-    _print_repeated(src.name, done.repeated)
+        repeated = reverse_video(src, dst, damaged=args.on_decode_error, on_progress=on_progress)
+    _print_repeated(src.name, repeated)
     return 0
 
 
-def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
+def _reverse_folder(args: argparse.Namespace, workers: int) -> int:
     from bitad.runtime.progress import progress_callback
-    from bitad.video.reverse import ReverseReport, reverse_folder
+    from bitad.video.files import VideosReport
+    from bitad.video.reverse import reverse_folder
 
     with ExitStack() as stack:
         rank, world, ranks = 0, 1, None
@@ -401,23 +400,23 @@ def _reverse_folder(arguments: argparse.Namespace, workers: int) -> int:
             rank, world = ranks.rank, ranks.world
         on_progress = stack.enter_context(progress_callback("reversing videos")) if rank == 0 else None
         report = reverse_folder(
-            arguments.src,
-            arguments.dst,
+            args.src,
+            args.dst,
             workers=workers,
             rank=rank,
             world=world,
-            damaged=arguments.on_decode_error,
+            damaged=args.on_decode_error,
             on_progress=on_progress,
         )
         if ranks is not None:
-            report = ReverseReport.together(ranks.gather(report))
+            report = VideosReport.together(ranks.gather(report))
         if rank == 0:
             _print_report(report)
     return 1 if report.failed else 0
 
 
-def _print_report(report: ReverseReport) -> None:
-    echo(f"{len(report.done)} reversed, {len(report.skipped)} kept from before, {len(report.failed)} failed")
+def _print_report(report: VideosReport) -> None:
+    echo(f"{len(report.done)} reversed, {len(report.kept)} kept from before, {len(report.failed)} failed")
     for name in report.again:
         echo(f"bitad reverse: {name}: reversed again, because the video or its copy has changed", file=sys.stderr)
     if report.unrecorded:

@@ -83,40 +83,42 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="class names, for detections with class numbers: lines of NAME or NUMBER NAME, or annotations",
+        help="class names, for detections with numbers: lines of NAME or NUMBER NAME, or annotations",
     )
 
 
 def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
-    add_allow_clock_mismatch(parser, "continue although detections and annotations disagree on the duration of a video")
+    add_allow_clock_mismatch(
+        parser, "continue although detections and annotations disagree on the duration of a video"
+    )
 
 
-def _merge(arguments: argparse.Namespace) -> int:
+def _merge(args: argparse.Namespace) -> int:
     from bitad.data.detections import alike, read_detections, write_detections
     from bitad.data.formats.database import read_annotations
     from bitad.library import merge
     from bitad.runtime.files import check_file
 
-    if arguments.annotations and not arguments.reverse_b:
+    if args.annotations and not args.reverse_b:
         raise ValueError("--annotations only applies with --reverse-b; add it, or leave out --annotations")
-    files = arguments.files
+    files = args.files
     if len(files) < 2:
         raise ValueError(f"{files[0]} is the only file; merging needs at least two")
-    check_file(arguments.out, inputs=_given(*files, arguments.annotations, arguments.classes))
-    sets = [read_detections(path, arguments.classes) for path in files]
+    check_file(args.out, inputs=(*files, args.annotations, args.classes))
+    sets = [read_detections(path, args.classes) for path in files]
     annotations = None
-    if arguments.annotations is not None:
-        annotations = read_annotations(arguments.annotations).require_durations(arguments.annotations)
+    if args.annotations is not None:
+        annotations = read_annotations(args.annotations).require_durations(args.annotations)
     sets = alike(sets, files, annotations.videos if annotations else ())
-    if arguments.reverse_b:
-        sets[1] = _in_reverse_time(sets[1], annotations, arguments)
-    merged = merge(*sets, method=arguments.method, names=list(map(str, files)))
-    write_detections(merged, arguments.out)
+    if args.reverse_b:
+        sets[1] = _in_reverse_time(sets[1], annotations, args)
+    merged = merge(*sets, method=args.method, names=list(map(str, files)))
+    write_detections(merged, args.out)
     return 0
 
 
 def _in_reverse_time(
-    detections: Detections, annotations: Annotations | None, arguments: argparse.Namespace
+    detections: Detections, annotations: Annotations | None, args: argparse.Namespace
 ) -> Detections:
     from dataclasses import replace
 
@@ -124,73 +126,64 @@ def _in_reverse_time(
 
     durations = detections.durations_s
     if annotations is not None:
-        compare_durations(annotations, detections, arguments.files[1], allowed=arguments.allow_clock_mismatch)
+        compare_durations(annotations, detections, args.files[1], allowed=args.allow_clock_mismatch)
         durations = {name: video.duration_s for name, video in annotations.videos.items()}
     if not durations:
-        source = arguments.annotations or arguments.files[1]
+        source = args.annotations or args.files[1]
         raise ValueError(
             f"--reverse-b needs the durations of the videos, and {source} has none; give their --annotations"
         )
     return replace(detections, basis="reverse", durations_s=durations)
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections
     from bitad.data.formats.database import read_annotations
     from bitad.library import evaluate
     from bitad.reports.tables import class_table, evaluation_table
     from bitad.runtime.files import check_file
 
-    if arguments.ambiguous and arguments.rule != "thumos-kit":
-        raise ValueError("--ambiguous only applies to the kit's rule; add --rule thumos-kit, or leave it out")
-    if arguments.class_agnostic and arguments.rule != "activitynet":
-        raise ValueError(f"--class-agnostic only applies to ActivityNet's rule; leave out --rule {arguments.rule}")
-    tiou = _thresholds(arguments.tiou)  # fails before anything is read
-    if arguments.json:
-        inputs = _given(arguments.ground_truth, arguments.detections, arguments.classes, arguments.ambiguous)
-        check_file(arguments.json, "--json", inputs)
-    # Keeps Ambiguous: ActivityNet's evaluator counts every label of the file as a class, and the kit expects it.
-    annotations = read_annotations(arguments.ground_truth, ignore=())
+    tiou = _thresholds(args.tiou)  # fails before anything is read
+    if args.json:
+        inputs = (args.ground_truth, args.detections, args.classes, args.ambiguous)
+        check_file(args.json, "--json", inputs)
+    # Keeps Ambiguous: ActivityNet's evaluator counts it as a class, and the kit expects it.
+    annotations = read_annotations(args.ground_truth, ignore=())
     evaluation = evaluate(
         annotations,
-        read_detections(arguments.detections, arguments.classes),
-        subset=arguments.subset,
+        read_detections(args.detections, args.classes),
+        subset=args.subset,
         tiou=tiou,
-        rule=arguments.rule,
-        ambiguous=arguments.ambiguous,
-        class_agnostic=arguments.class_agnostic,
-        allow_clock_mismatch=arguments.allow_clock_mismatch,
-        sources=(arguments.ground_truth, arguments.detections),
+        rule=args.rule,
+        ambiguous=args.ambiguous,
+        class_agnostic=args.class_agnostic,
+        allow_clock_mismatch=args.allow_clock_mismatch,
+        sources=(args.ground_truth, args.detections),
     )
-    print(evaluation_table({arguments.detections.name: evaluation}).text())
-    if arguments.per_class:
-        print("\n" + class_table({arguments.detections.name: evaluation}).text())
-    if arguments.json:
-        evaluation.to_json(arguments.json)
+    print(evaluation_table({args.detections.name: evaluation}).text())
+    if args.per_class:
+        print("\n" + class_table({args.detections.name: evaluation}).text())
+    if args.json:
+        evaluation.to_json(args.json)
     return 0
 
 
-def _given(*paths: Path | None) -> list[Path]:
-    return [path for path in paths if path is not None]
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from bitad.reports.comparison import compare
-    from bitad.reports.comparison_page import sensitivity_of_runs, write_comparison
+def _report(args: argparse.Namespace) -> int:
+    from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder
 
-    with process_group(arguments.device) as ranks, lock_folder(arguments.out, ranks):
-        check_page(arguments.out / "index.html")
+    with process_group(args.device) as ranks, lock_folder(args.out, ranks):
+        check_page(args.out / "index.html")
         with progress_callback("evaluating") as on_progress:
-            comparison = compare(arguments.runs, on_progress=on_progress)
-        sensitivity = sensitivity_of_runs(comparison, ranks) if arguments.sensitivity else None
+            comparison = compare(args.runs, on_progress=on_progress)
+        sensitivity = sensitivity_of_runs(comparison, ranks) if args.sensitivity else None
         if not ranks.is_main:
             return 0
-        page = write_comparison(arguments.out, comparison, sensitivity)
+        page = write_comparison(args.out, comparison, sensitivity)
     print(comparison.table().text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())
@@ -204,24 +197,16 @@ def _thresholds(text: str) -> list[float]:
     """``0.3:0.7:0.1`` or ``0.5,0.75`` -> thresholds; a range includes its end if a step reaches it."""
     try:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
-    except ValueError:
+        if ":" in text:
+            first, last, step = numbers
+            # A sum of floating-point steps may end slightly beyond the last threshold.
+            count = 1 + math.floor((last - first) / step + 1e-6)
+            numbers = [round(first + i * step, 6) for i in range(min(count, _MAX_THRESHOLDS + 1))]
+    except (ValueError, ArithmeticError):
         numbers = []
-    if not numbers or not all(map(math.isfinite, numbers)) or (":" in text and len(numbers) != 3):
-        raise ValueError(f"--tiou {text} is neither first:last:step nor a list a,b,c of numbers")
-    if ":" in text:
-        first, last, step = numbers
-        if step <= 0 or last < first:
-            raise ValueError(
-                f"--tiou {text}: first:last:step needs a step above 0 and a last threshold not below the first"
-            )
-        if (last - first) / step >= _MAX_THRESHOLDS:
-            raise ValueError(f"--tiou {text}: more than {_MAX_THRESHOLDS} thresholds; use a larger step")
-        # A sum of floating-point steps may end slightly beyond the last threshold.
-        count = 1 + math.floor((last - first) / step + 1e-6)
-        numbers = [round(first + i * step, 6) for i in range(count)]
-    for number in numbers:
-        if not 0 < number <= 1:
-            raise ValueError(f"--tiou {text}: threshold {number:g} is out of range; use more than 0 and at most 1")
-        if numbers.count(number) > 1:
-            raise ValueError(f"--tiou {text}: threshold {number:g} occurs twice; give it once")
+    is_distinct = 0 < len(numbers) == len(set(numbers)) <= _MAX_THRESHOLDS
+    if not is_distinct or not all(0 < number <= 1 for number in numbers):
+        raise ValueError(
+            f"--tiou {text}: give first:last:step or a,b,c, each above 0 and at most 1, and none twice"
+        )
     return numbers

@@ -1,21 +1,28 @@
-"""The commands ``demo``, ``train``, ``test`` and ``detect``."""
+"""The commands ``demo``, ``train``, ``test``, ``detect``, ``plan`` and ``weights``."""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import (
     Commands,
     add_config,
     add_configuration,
     add_device,
+    add_json,
     add_on_decode_error,
     add_overrides,
     print_failures,
 )
+from bitad.config.names import PlanDevice, WeightsAction
 from bitad.runtime.log import echo
+
+if TYPE_CHECKING:
+    from bitad.config.schema import Config
 
 
 def add_commands(commands: Commands) -> None:
@@ -27,7 +34,9 @@ def add_commands(commands: Commands) -> None:
         "demo --smoke --out smoke",
         "demo --full --results docs/results-playroom.md",
     )
-    p.add_argument("--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)")
+    p.add_argument(
+        "--out", type=Path, default=Path("playroom-demo"), help="output folder (default: playroom-demo)"
+    )
     size = p.add_mutually_exclusive_group()
     size.add_argument("--smoke", action="store_true", help="a quick run of every step; its numbers mean nothing")
     size.add_argument("--full", action="store_true", help="every experiment, ablation and control")
@@ -81,44 +90,43 @@ def add_commands(commands: Commands) -> None:
     add_device(p)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace) -> int:
     from bitad.demo import DEFAULT, FULL, SMOKE, run_demo
     from bitad.runtime.locking import OTHER_OUT, locked
 
-    if arguments.results and not arguments.full:
+    if args.results and not args.full:
         raise ValueError("--results names the file for the tables of --full; add --full, or leave it out")
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed {arguments.seed} is out of range; use 0 to 2^63 - 1")
-    scale = SMOKE if arguments.smoke else FULL if arguments.full else DEFAULT
-    with locked(arguments.out, remedy=OTHER_OUT):
-        run_demo(arguments.out, scale=scale, seed=arguments.seed, results_file=arguments.results)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed {args.seed} is out of range; use 0 to 2^63 - 1")
+    scale = SMOKE if args.smoke else FULL if args.full else DEFAULT
+    with locked(args.out, remedy=OTHER_OUT):
+        run_demo(args.out, scale=scale, seed=args.seed, results_file=args.results)
     return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.runtime.log import add_log_file
     from bitad.training.trainer import open_run
 
-    changed = arguments.allow_changed_data
-    if changed and not arguments.resume:
+    changed = args.allow_changed_data
+    if changed and not args.resume:
         raise ValueError("--allow-changed-data only applies to a resumed run; add --resume, or leave it out")
-    if arguments.until is not None and arguments.until < 1:
-        raise ValueError(f"--until {arguments.until} is not an epoch; the first is 1")
-    notes: list[str] = []
-    config = load_config(arguments.config, arguments.overrides, notes)
-    opened = open_run(config, device=arguments.device, resume=arguments.resume, allow_changed_data=changed)
+    if args.until is not None and args.until < 1:
+        raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
+    config = load_config(args.config, args.overrides)
+    opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
-        for note in notes:
-            logging.getLogger("bitad").info(note)
-        best = trainer.run(until=arguments.until)
+        best = trainer.run(until=args.until)
         if trainer.ranks.is_main:
-            echo(f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory)
+            echo(
+                f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory
+            )
     return 0
 
 
-def _test(arguments: argparse.Namespace) -> int:
+def _test(args: argparse.Namespace) -> int:
     from bitad.inference.detect import run_test
     from bitad.library import checkpoint_of
     from bitad.reports.tables import evaluation_table
@@ -126,18 +134,18 @@ def _test(arguments: argparse.Namespace) -> int:
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
 
-    checkpoint = checkpoint_of(arguments.run_or_checkpoint, arguments.config, arguments.overrides)
+    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
     set_up_process(checkpoint.config.threads)
-    place = arguments.run_or_checkpoint
-    out = arguments.out or (place if place.is_dir() else place.parent) / "test"
-    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
+    place = args.run_or_checkpoint
+    out = args.out or (place if place.is_dir() else place.parent) / "test"
+    with process_group(args.device) as ranks, lock_folder(out, ranks):
         evaluations = run_test(checkpoint, out, ranks)
         if ranks.is_main:
             print(evaluation_table(evaluations, title=f"{place}: mAP (%)").text())
     return 0
 
 
-def _detect(arguments: argparse.Namespace) -> int:
+def _detect(args: argparse.Namespace) -> int:
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
@@ -145,18 +153,125 @@ def _detect(arguments: argparse.Namespace) -> int:
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
 
-    videos, out, min_score = videos_by_name(arguments.videos), arguments.out, arguments.min_score
-    inputs = [Path(path) for path in (arguments.checkpoint, arguments.config) if path is not None]
-    with process_group(arguments.device) as ranks, lock_folder(out, ranks):
-        check_detection_report(out, videos, min_score=min_score, overwrite=arguments.overwrite, inputs=inputs)
-        checkpoint = checkpoint_of(arguments.checkpoint, arguments.config)
-        damaged = arguments.on_decode_error
-        detections, failed = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+    videos, out, min_score = videos_by_name(args.videos), args.out, args.min_score
+    inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
+    with process_group(args.device) as ranks, lock_folder(out, ranks):
+        check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
+        checkpoint = checkpoint_of(args.checkpoint, args.config)
+        damaged = args.on_decode_error
+        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+        failed = detections.unread
         if ranks.is_main:
             if detections.videos:
-                page, without = write_detection_report(out, detections, videos, min_score=min_score, damaged=damaged)
+                page, without = write_detection_report(
+                    out, detections, videos, min_score=min_score, damaged=damaged
+                )
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
                 echo(f"{count} detections with a score of at least {min_score}; see {page}")
             print_failures("detect", failed)
     return 1 if failed else 0
+
+
+# The cost of a run does not depend on the baselines it starts from.
+_ANY_BASELINES = ("init.forward=RUN", "init.reverse=RUN")
+
+
+def add_plan(commands: Commands) -> None:
+    p = commands.add(
+        "plan",
+        _plan,
+        "Compute the cost of a training: parameters, FLOPs, memory and steps. Needs no weights, videos or GPU.",
+        "plan thumos14/videomae-h",
+        "plan thumos14/videomae-h experiment=3-1 --processes 4 --device-memory 80",
+        "plan my.yaml training.batch=4 --json plan.json",
+    )
+    add_configuration(p)
+    p.add_argument("--processes", type=int, default=1, metavar="N", help="processes, one per device (default: 1)")
+    p.add_argument("--device", choices=get_args(PlanDevice), default="gpu", help="type of device (default: gpu)")
+    p.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="check whether a process fits into this memory"
+    )
+    add_json(p)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from bitad.reports.plan import plan_training
+    from bitad.runtime.files import write_json
+    from bitad.runtime.progress import progress_callback
+
+    memory = args.device_memory
+    if memory is not None and not 0 < memory < float("inf"):
+        raise ValueError(
+            f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80"
+        )
+    config = _config(args.config, args.overrides)
+    with progress_callback("simulating training steps") as on_progress:
+        plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)
+    print(f"Experiment {config.experiment}: {config.design.summary}.\n")
+    print("\n\n".join(table.text() for table in plan.tables()) + "\n")
+    echo(*plan.lines())
+    if memory is not None:
+        echo(plan.fit(round(memory * 2**30)))
+    if args.json:
+        write_json(plan.to_json(), args.json)
+    return 0
+
+
+def _config(source: str, overrides: Sequence[str]) -> Config:
+    """The configuration; baselines to start from may be left out."""
+    from bitad.config.loading import ConfigError, load_config
+
+    faults, given = [], {override.partition("=")[0] for override in overrides}
+    for baselines in ((), [one for one in _ANY_BASELINES if one.partition("=")[0] not in given]):
+        try:
+            return load_config(source, [*baselines, *overrides])
+        except ConfigError as fault:
+            faults.append(fault)
+    raise min(faults, key=lambda fault: len(str(fault)))  # the longer one also lists faults of the baselines
+
+
+def add_weights(commands: Commands) -> None:
+    p = commands.add(
+        "weights",
+        _weights,
+        "Inspect a file of weights of any supported project, or convert it to safetensors with BiTAD's names.",
+        "weights inspect vit-huge-p16_videomae-k400-pre_16x4x1_kinetics-400.pth",
+        "weights inspect epoch_73.pth --config thumos14/videomae-h",
+        "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
+    )
+    p.add_argument("action", choices=get_args(WeightsAction))
+    p.add_argument(
+        "file",
+        type=Path,
+        help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD (file or folder)",
+    )
+    p.add_argument("out", type=Path, nargs="?", help="with convert: the output file, .safetensors")
+    add_config(p)
+    p.add_argument("--json", action="store_true", help="with inspect: print JSON")
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from bitad.config.loading import load_config
+
+    config = None if args.config is None else load_config(args.config)
+    if args.action == "convert":
+        from bitad.weights.checkpoint import convert_weights
+
+        if args.out is None:
+            raise ValueError("convert needs an output file: bitad weights convert FILE OUT.safetensors")
+        if args.json:
+            raise ValueError("--json only applies to inspect; leave it out")
+        convert_weights(args.file, args.out, config)
+        echo(args.out)
+        return 0
+    from bitad.weights.inspect import inspect_weights
+
+    if args.out is not None:
+        raise ValueError(f"inspect takes one file; leave out {args.out}")
+    inspection = inspect_weights(args.file, config)
+    if args.json:
+        print(json.dumps(inspection.to_json(), indent=1))
+    else:
+        echo(*inspection.lines())
+    return 1 if inspection.defects else 0

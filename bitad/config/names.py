@@ -1,10 +1,11 @@
-"""The choices of the configuration and the command line, each listed once.
+"""The choices of the configuration and the command line, each listed once, and the experiments.
 
 Imports neither PyTorch nor pydantic, so ``--help`` is fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 MapRule = Literal["activitynet", "thumos-kit"]
 
 AnnotationFormat = Literal["native", "actionformer"]
-# What a conversion of annotations does with a segment that lies beyond its video, and with other defects.
+# For segments beyond their video, and for other defects of annotations.
 OutsidePolicy = Literal["keep", "clip", "drop", "error"]
 DefectPolicy = Literal["keep", "drop", "error"]
 AmbiguousPolicy = Literal["keep", "drop"]
@@ -30,10 +31,11 @@ MissingPolicy = Literal["error", "drop"]
 
 FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
+StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
 WeightsAction = Literal["inspect", "convert"]
 
-# Keys of earlier versions, and what they are called now. They are read for one release, with a warning.
+# Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {
     "data.damaged_frames": "data.on_decode_error",
     "init.backward": "init.reverse",
@@ -66,4 +68,70 @@ SIZES = {
     "h": VitSize(dim=1280, depth=32, heads=16, mlp_dim=5120),
     # VideoMAEv2, arXiv:2303.16727
     "v2-g": VitSize(dim=1408, depth=40, heads=16, mlp_dim=6144, patch_size=14),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    Args:
+        networks: one, or two that see the same windows (the second in reverse).
+        starts_from: the pre-trained backbone, or the EMA weights of two finished baselines.
+        adds: the only module that trains, after every adapter of the frozen networks: a second adapter, or one that
+            also sees the other network's features.
+        fusion: how the two aligned predictions become one, in training and testing.
+        agreement: whether the loss has a term for the difference of the two aligned predictions.
+    """
+
+    name: str
+    summary: str
+    networks: Literal[1, 2] = 2
+    starts_from: Literal["backbone", "baselines"] = "baselines"
+    adds: Literal["adapter", "cross-adapter"] | None = None
+    fusion: str | None = None
+    agreement: bool = False
+
+    @property
+    def joint(self) -> bool:
+        """Whether a loss depends on both networks, so that they need one graph.
+
+        Otherwise one's backward pass can end before the other's forward pass.
+        """
+        return self.fusion is not None or self.agreement or self.adds == "cross-adapter"
+
+    @property
+    def aligns(self) -> bool:
+        """Whether training aligns the predictions of one network to the clock of the other."""
+        return self.fusion is not None or self.agreement
+
+
+# The results of two networks and their files, by the playing direction of the second network. The last result
+# merges the others.
+RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
+    "reverse": {
+        "forward basis": "detections.forward.json",
+        "reverse basis": "detections.reverse.json",
+        "merged": "detections.json",
+    },
+    "forward": {
+        "first network": "detections.forward.json",
+        "second network": "detections.second.json",
+        "merged": "detections.json",
+    },
+}
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("baseline", "one network, one playing direction", networks=1, starts_from="backbone"),
+        Experiment("1", "two networks, the two losses added", starts_from="backbone"),
+        Experiment("1-1", "as 1, from the baselines' weights"),
+        Experiment("1x", "as 1-1, with a loss that makes the aligned predictions agree", agreement=True),
+        Experiment("2", "as 1-1, the networks frozen, a second adapter in each block trained", adds="adapter"),
+        Experiment("2x", "as 2, the new adapter also seeing the other network's features", adds="cross-adapter"),
+        Experiment("3-1", "a layer along the points fuses start, end and class logits", fusion="columns"),
+        Experiment("3-2", "the layer fuses start and end, a 3-D convolution the logits", fusion="convolution"),
+        Experiment("3-3", "the layer fuses start and end, logits are averaged", fusion="mean"),
+    )
 }

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,11 +29,12 @@ from pydantic import (
     model_validator,
 )
 
-from bitad.config.experiments import EXPERIMENTS, Experiment
 from bitad.config.names import (
+    EXPERIMENTS,
     SIZES,
     Alignment,
     Checkpointing,
+    Experiment,
     FusionInit,
     MergeMethod,
     NmsMethod,
@@ -61,12 +65,6 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-def _above_zero(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[1] == 0:
-        raise ValueError(f"{list(limits)}: the largest share must be more than 0")
-    return limits
-
-
 def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     if twice := sorted({one for one in thresholds if thresholds.count(one) > 1}):
         raise ValueError(f"{', '.join(f'{one:g}' for one in twice)} counts twice in the average; give it once")
@@ -74,44 +72,34 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _path(value: object) -> object:
-    if value is None:
-        raise ValueError("no path is given; give a file or folder")
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-        raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
-    text = str(value)
-    if "\0" in text or not text.strip() or not _is_encodable(text):
-        raise ValueError(f"{text!r} is not a path; give a file or folder")
-    return value if isinstance(value, Path) else text
+    if isinstance(value, str | int | float | Path) and not isinstance(value, bool):
+        text = str(value)
+        with suppress(UnicodeEncodeError):
+            if os.fsencode(text).strip() and "\0" not in text:
+                return value if isinstance(value, Path) else text
+    raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
 
 
 def _text(value: object) -> object:
     # `experiment=1` is a number in YAML, but experiments are named by strings.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"{_as_yaml(value)} is not a name; put it in quotes if it is one")
-    if isinstance(value, str) and not value.strip():
-        raise ValueError(f"{value!r} is not a name; give one")
+    if isinstance(value, bool) or value is None or not str(value).strip():
+        raise ValueError(f"{_as_yaml(value)} is not a name; give one, in quotes if YAML reads it as another type")
     return value
 
 
 def _as_yaml(value: object) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
-
-
-def _is_encodable(path: str) -> bool:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    return True
+    return json.dumps(value) if isinstance(value, bool | None) else repr(value)
 
 
 def _check_folder_name(name: str) -> str:
     if not name.strip() or any(letter in "/\\" or not letter.isprintable() for letter in name):
         raise ValueError(f"{name!r} cannot begin the name of a folder; leave out /, \\ and line ends")
     if len(name.encode(errors="replace")) > _NAME_BYTES:
-        raise ValueError(f"'{name[:40]}...' is too long to begin the name of a folder; use at most {_NAME_BYTES} bytes")
+        raise ValueError(
+            f"'{name[:40]}...' is too long to begin the name of a folder; use at most {_NAME_BYTES} bytes"
+        )
     return name
 
 
@@ -128,7 +116,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text)]
 FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
 Place = Annotated[Path, BeforeValidator(_path)]
-ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending), AfterValidator(_above_zero)]
+ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
 
@@ -153,17 +141,20 @@ class Section(BaseModel):
 
 CLIP_FRAMES = 16  # of VideoMAE
 
-# Context of a validation of each field alone, without the rules of :mod:`bitad.config.rules`.
+# Context of a validation without :mod:`bitad.config.rules`.
 FIELDS_ALONE = object()
 
-# The two types of some values; they are in the location of a fault but not in its path.
-KINDS = BY_NAME, BY_MEASURES, ONE, EACH = ("<name>", "<measures>", "<one>", "<each>")
+# Tags of unions: :mod:`bitad.config.loading` removes tags of this form from the location of a fault.
+BY_NAME, BY_MEASURES, ONE, EACH = "<name>", "<measures>", "<one>", "<each>"
 
 
-def _known_experiment(name: str) -> str:
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment '{name}'; one of {', '.join(EXPERIMENTS)}")
-    return name
+def _one_of(what: str, names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class DataConfig(Section):
@@ -172,11 +163,11 @@ class DataConfig(Section):
     annotations: Place
     classes: Place | None = None  # class names, one per line; none: the order of the annotation file
     videos: Place | None = None  # folder of video files, named as in the annotations
-    reversed_videos: Place | None = None  # folder of their time-reversed copies; none: windows are flipped
-    # Frames that cannot be decoded; `repeat`: the last good one replaces them, and the log counts them.
+    reversed_videos: Place | None = None  # their time-reversed copies; none: windows are flipped
+    # For frames that cannot be decoded; `repeat`: the last good one replaces them.
     on_decode_error: OnDecodeError = "error"
     features: Place | None = None  # folder of .npy/.npz files, or one .npz of all videos
-    # Features of reversed playback, in forward time as `bitad features` writes them; none: flipped.
+    # Features of reversed playback, in forward time; none: flipped.
     reversed_features: Place | None = None
     feature_channels: Count | None = None
     feature_stride_frames: Positive = 1.0  # video frames from one feature to the next
@@ -194,8 +185,8 @@ class WindowConfig(Section):
     """The part of a video that the detector sees at a time."""
 
     steps: Count = 768  # T, grid steps of a window
-    # How testing divides a video; `whole`: one window as long as the video, all of it in memory; `resized`: one
-    # window of T steps evenly spaced over the video, also in training.
+    # How testing divides a video; `whole`: one window as long as the video; `resized`: one window of T steps
+    # evenly spaced over the video, also in training.
     layout: Literal["sliding", "whole", "resized"] = "sliding"
     stride_frames: Count = 4  # video frames from one grid step to the next (videos only)
     # The position of a step in its part of a resized video; `edge`: its start, as in OpenTAD.
@@ -207,7 +198,7 @@ class WindowConfig(Section):
 
     @property
     def resized_steps(self) -> int | None:
-        """The number of grid steps that every video is resized to; None: videos are not resized."""
+        """The grid steps that every video is resized to; None: videos are not resized."""
         return self.steps if self.layout == "resized" else None
 
 
@@ -230,15 +221,9 @@ def _size_type(value: object) -> str:
     return BY_NAME if isinstance(value, str) else BY_MEASURES
 
 
-def _known_size(name: str) -> str:
-    if name not in SIZES:
-        raise ValueError(f"unknown backbone size '{name}'; one of {', '.join(SIZES)}")
-    return name
-
-
-# The type of the value selects the alternative, so that a fault refers to the one that was meant.
+# The type of the value selects the alternative that a fault refers to.
 Size = Annotated[
-    Annotated[str, AfterValidator(_known_size), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
+    Annotated[str, _one_of("backbone size", SIZES), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
     Discriminator(_size_type),
 ]
 
@@ -247,32 +232,29 @@ class BackboneConfig(Section):
     """VideoMAE with AdaTAD's adapters."""
 
     type: Literal["videomae"] = "videomae"
-    size: Size = Field(default="s", description="a published size's name, or {dim, depth, heads, mlp_dim}")
+    size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
     weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
-    random: bool = False  # allow random frozen weights where `weights` is none; they never train
-    pixels: Count = 160  # height and width of the frames; pixels beyond the last full patch are not used
+    random: bool = False  # allow random frozen weights where `weights` is none
+    pixels: Count = 160  # height and width of the frames
     table_pixels: Count = 224  # frame size of the position table
     drop_path: ShareBelowAll = 0.0  # rate of the last block; 0 because the blocks are frozen
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
-    # Activation checkpointing: none, the blocks, or (selective) the blocks without their attention; null:
-    # blocks if two networks share a graph, else none.
+    # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
+    # networks share a graph, else none.
     checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = None
-    compile: bool = False  # compile the blocks with torch.compile, which takes minutes at the start
+    compile: bool = False  # compile the blocks, which takes minutes at the start
 
     @property
     def vit(self) -> VitSize:
-        """The size of the transformer."""
-        return SIZES[self.size] if isinstance(self.size, str) else VitSize(**self.size.model_dump())
+        size = self.size
+        if isinstance(size, str):
+            return SIZES[size]
+        return VitSize(size.dim, size.depth, size.heads, size.mlp_dim, size.patch_size)
 
 
 def _one_or_each(value: object) -> str:
     return EACH if isinstance(value, list | tuple) else ONE
-
-
-AttentionWindow = Annotated[
-    Annotated[Count, Tag(ONE)] | Annotated[tuple[Count | None, ...], Tag(EACH)], Discriminator(_one_or_each)
-]
 
 
 def _odd(size: int) -> int:
@@ -282,6 +264,11 @@ def _odd(size: int) -> int:
 
 
 OddCount = Annotated[Count, AfterValidator(_odd)]
+# With 1, a position would attend only to itself.
+Attended = Annotated[OddCount, Field(ge=3)]
+AttentionWindow = Annotated[
+    Annotated[Attended, Tag(ONE)] | Annotated[tuple[Attended | None, ...], Tag(EACH)], Discriminator(_one_or_each)
+]
 
 
 class TransformerPyramidConfig(Section):
@@ -295,19 +282,16 @@ class SgpPyramidConfig(Section):
 
     groups: ClassVar[int] = 16  # of its group norms
     type: Literal["sgp"] = "sgp"
+    # Positions that the narrow convolutions see, of all levels or of each.
     window: Annotated[
         Annotated[OddCount, Tag(ONE)] | Annotated[tuple[OddCount, ...], Tag(EACH)], Discriminator(_one_or_each)
-    ] = Field(default=1, description="positions that the narrow convolutions see, odd, of all levels or of each")
-    k: Annotated[Positive, Field(le=1000)] = Field(
-        default=5.0, description="the wide convolutions see k (window + 1) positions, and one more if that is even"
-    )
-    mlp_channels: Count | None = Field(default=None, description="none: one and a half times model.channels")
-    init_std: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.1, description="of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train"
-    )
-    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = Field(
-        default=0.0, description="standard deviation of noise that training adds to the features"
-    )
+    ] = 1
+    # The wide convolutions see k (window + 1) positions, and one more if that is even.
+    k: Annotated[Positive, Field(le=1000)] = 5.0
+    mlp_channels: Count | None = None  # none: one and a half times model.channels
+    # Of the convolutions' first weights; 0, as OpenTAD on THUMOS14: they never train.
+    init_std: Annotated[float, Field(ge=0, le=100)] = 0.1
+    input_noise: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # standard deviation, in training
 
 
 class ActionFormerHeadConfig(Section):
@@ -321,21 +305,14 @@ class TridentHeadConfig(Section):
     """TriDet's head."""
 
     type: Literal["trident"] = "trident"
-    bins: Annotated[Count, Field(le=10_000)] = Field(
-        default=16, description="the largest distance from a point to an action's start or end, in strides of the level"
-    )
-    iou_weight_power: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.2, description="a class's loss is weighted by the tIoU of its segment to this power"
-    )
-
-
-def tag_of(section: type[Section]) -> str:
-    """What stands for the type of a section in the location of a fault."""
-    return f"<{section.model_fields['type'].default}>" if "type" in section.model_fields else ""
+    # The largest distance from a point to an action's start or end, in strides of the level.
+    bins: Annotated[Count, Field(le=10_000)] = 16
+    # A class's loss is weighted by the tIoU of its segment to this power.
+    iou_weight_power: Annotated[float, Field(ge=0, le=100)] = 0.2
 
 
 def _by_type(*sections: type[Section]) -> Discriminator:
-    """Tells sections of several types apart by the key ``type``; without it, the type is that of the first."""
+    """Tells sections apart by the key ``type``; without it, the first is meant."""
     types = [section.model_fields["type"].default for section in sections]
 
     def tag(value: Any) -> str:
@@ -372,25 +349,18 @@ class ModelConfig(Section):
     embed_convolutions: Annotated[Layers, Field(ge=1)] = 2
     stem_blocks: Layers = 2
     heads: Count = 4
-    attention_window: AttentionWindow | None = Field(
-        default=None, description="positions of local attention, odd, of all levels or of each; none: global"
-    )
-    position_embedding: bool = Field(
-        default=False, description="a sinusoid over the window, scaled by 1/sqrt(channels)"
-    )
-    input_dropout: ShareBelowAll = Field(default=0.0, description="of whole channels of the features")
+    attention_window: AttentionWindow | None = None  # positions of local attention, of all levels or of each
+    position_embedding: bool = False  # a sinusoid over the window, scaled by 1/sqrt(channels)
+    input_dropout: ShareBelowAll = 0.0  # of whole channels of the features
     drop_path: ShareBelowAll = 0.1
-    layer_scale: Positive | None = Field(default=1e-4, description="first size of the blocks' branches; none: 1, fixed")
-    level_norms: bool = Field(
-        default=True, description="a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`"
-    )
+    layer_scale: Positive | None = 1e-4  # first size of the blocks' branches; none: 1, fixed
+    level_norms: bool = True  # a layer norm ends each level; false: ActionFormer's `fpn_with_ln: false`
     dropout: ShareBelowAll = 0.0
-    padding: Padding = Field(default="strict", description="released weights need `reference`")
+    padding: Padding = "strict"  # released weights need `reference`
     head_convolutions: Annotated[Layers, Field(ge=1)] = 2
-    prior_probability: float = Field(default=0.01, gt=0, lt=1)
-    regression_ranges: tuple[tuple[float, float], ...] | None = Field(
-        default=None, description="per level in grid steps; none: [0, 4], [4, 8], ... doubling"
-    )
+    prior_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    # Per level in grid steps; none: [0, 4], [4, 8], ... doubling.
+    regression_ranges: tuple[tuple[float, float], ...] | None = None
 
     @property
     def ranges(self) -> tuple[tuple[float, float], ...]:
@@ -415,14 +385,14 @@ class AugmentationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The recipe. Learning rates are given for ``reference_batch`` windows a step and scaled to the actual number."""
+    """The recipe. Learning rates are for ``reference_batch`` windows a step, and scaled."""
 
     epochs: Count = 60
     schedule_epochs: Count | None = None  # epochs until the cosine reaches 0; none: `epochs`
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
     windows_per_video: Count = 1  # random windows of each video in an epoch
     batch: Count = 2  # windows per process and forward pass
-    accumulate: Count = 1  # gradient accumulation: batches per step, with the gradients of one larger batch
+    accumulate: Count = 1  # gradient accumulation: batches per step
     reference_batch: Count = 2
     # Autocast precision of the networks (fp16 with loss scaling); weights, losses and EMA are in fp32.
     precision: Precision = "fp32"
@@ -430,8 +400,7 @@ class TrainingConfig(Section):
     adapter_lr: LearningRate = 2e-4
     fusion_lr: LearningRate = 1e-3  # learning rate of a fusion, divided by its fan-in
     weight_decay: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
-    # Shard weights, gradients and optimizer state over the processes (FSDP2); testing gathers a full copy of
-    # the weights.
+    # Shard weights, gradients and optimizer state over the processes (FSDP2).
     shard: bool = False
     clip_norm: Positive = 1.0
     ema_decay: ShareBelowAll = 0.999
@@ -446,11 +415,10 @@ class TrainingConfig(Section):
     # Steps between checkpoints; none: only after epochs and when the run is stopped.
     checkpoint_steps: Count | None = None
     keep_last: Count = 2  # number of latest checkpoints to keep
-    # Windows that cannot be read, or not in time; `skip`: a window of another video replaces them, and the log
-    # counts them by video.
+    # For windows that cannot be read, or not in time; `skip`: a window of another video replaces them.
     on_read_error: OnReadError = "error"
-    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
-    # Stop after this many consecutive steps with a loss or gradient that is not finite; fewer are skipped.
+    read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
+    # Stop after this many consecutive steps with a loss or gradient that is not finite.
     max_nonfinite_steps: Count = 1
     augmentation: AugmentationConfig = AugmentationConfig()
 
@@ -469,29 +437,27 @@ class NmsConfig(Section):
     # With `multiclass: false`, a kept segment becomes the score-weighted mean of those that overlap it by this
     # tIoU; 0: off.
     voting_threshold: Share = 0.7
-    # Lower scores are dropped: by soft methods after each change, so that the best segment always stays; by
-    # `hard` first, where the score must be above it.
+    # Lower scores are dropped: by soft methods after each change, which keeps the best segment; by `hard` first,
+    # where the score must be above it.
     min_score: ShareBelowAll | None = None
 
     @property
     def suppression(self) -> NmsConfig | None:
-        """Itself, or None for the method ``none``."""
         return None if self.method == "none" else self
 
 
 class TestConfig(Section):
     """How a run is tested."""
 
-    # `video`: the backbone runs once over each whole video, so that adapters see beyond the windows of pyramid
-    # and head; nearly twice as fast where windows overlap by half.
+    # `video`: the backbone runs once over each video, so that adapters see beyond windows; nearly twice as fast
+    # where windows overlap by half.
     backbone: Literal["window", "video"] = "window"
     precision: Precision = "fp32"  # autocast precision of the networks
     batch: Count = 2
     workers: Workers | None = None  # processes that read videos; none: training.workers
-    # Windows that cannot be read, or not in time; `skip`: they have no detections, which lowers the mAP, and
-    # the log names them.
+    # For windows that cannot be read, or not in time; `skip`: they have no detections.
     on_read_error: OnReadError = "error"
-    read_timeout_s: Positive | None = 300.0  # time limit for reading a window, in seconds; none: no limit
+    read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
     score_threshold: ShareBelowAll = 0.001
     candidates: Count = 2000  # detections kept of each window before the NMS
     rounding: bool = True  # round seconds to 2 decimals and scores to 4, as the reference does
@@ -504,7 +470,7 @@ class TestConfig(Section):
 
 
 class InitConfig(Section):
-    """The finished baselines whose EMA weights two networks start from: run directories or checkpoints."""
+    """The baselines whose EMA weights two networks start from: run directories or checkpoints."""
 
     forward: Place | None = None  # baseline of the first network
     reverse: Place | None = None  # baseline of the second network
@@ -519,7 +485,7 @@ class PairConfig(Section):
     # `random`: the default initialisation of the layers, as the research group did.
     fusion_init: FusionInit = "mean"
     fusion: Name | None = None  # name of a fusion (docs/extending.md); none: the experiment's own
-    train_detector: bool = False  # experiments 2 and 2x also train the detectors, as the research group did
+    train_detector: bool = False  # in experiments 2 and 2x, as the research group did
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
 
 
@@ -529,7 +495,7 @@ class Config(Section):
     name: FolderName
     seed: Seed = 0
     direction: Direction = "forward"  # playing direction of the network
-    experiment: Annotated[Name, AfterValidator(_known_experiment)] = "baseline"
+    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS)] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -549,19 +515,18 @@ class Config(Section):
 
     @property
     def design(self) -> Experiment:
-        """The row of :data:`bitad.config.experiments.EXPERIMENTS` of this run."""
         return EXPERIMENTS[self.experiment]
 
     @property
     def clip_steps(self) -> int:
-        """The number of grid steps of which every clip of the backbone is a multiple; 1 for features."""
+        """The grid steps of a clip of the backbone; 1 for features."""
         if self.model.backbone is None:
             return 1
         return CLIP_FRAMES // math.gcd(CLIP_FRAMES, self.window.frames_per_step)
 
     @property
     def trains_detectors(self) -> bool:
-        """Whether the networks train, or only what an experiment adds to them."""
+        """Whether the networks train, and not only what an experiment adds."""
         return self.design.adds is None or self.pair.train_detector
 
     @property
@@ -571,12 +536,12 @@ class Config(Section):
 
     @property
     def learner_names(self) -> tuple[str, ...]:
-        """The names of the networks in logs and checkpoints: playing directions, or numbers if both have the same."""
+        """The names of the networks in logs and checkpoints."""
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
     def variant(self) -> str:
-        """The name of the setting that this run repeats with its seed: `forward`, `reverse`, `3-1-naive-random`, ..."""
+        """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
         if self.design.networks == 1:
             return self.direction
         words = (
@@ -590,7 +555,6 @@ class Config(Section):
 
     @property
     def run_directory(self) -> Path:
-        """The folder of this run: output / name-variant-seed."""
         return self.output / f"{self.name}-{self.variant}-seed{self.seed}"
 
     def to_yaml(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from bitad.data.classes import ANY_CLASS, UNDECIDED, Classes, read_classes
 from bitad.data.clocks import Clock
 from bitad.data.formats.parsing import ParsedVideo
 from bitad.runtime.log import log_once, quoted, shortlist
-from bitad.timeline import reverse_seconds
+from bitad.timeline import FloatArray, IntArray, reverse_seconds
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class AnnotatedVideo:
 
     Args:
         name: of the video in the annotation file; its file name without extension.
-        subset: the part of the data set it belongs to ("training", "validation", "test", ...), as in the file.
+        subset: the part of the data set, such as "training", as in the file.
         duration_s: the annotated duration D in seconds; inf: unknown.
         segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
         labels: n class names.
@@ -36,7 +36,7 @@ class AnnotatedVideo:
     name: str
     subset: str
     duration_s: float
-    segments: NDArray[np.float64]
+    segments: FloatArray
     labels: tuple[str, ...]
     frames: int | None = None
     fps: float | None = None
@@ -71,15 +71,14 @@ class AnnotatedVideo:
         return self.take(np.array([label in labels for label in self.labels], np.bool_))
 
     def reversed(self) -> AnnotatedVideo:
-        """The ground truth of reverse playback, ``[D - b, D - a]``, in ascending order; its own inverse, except for
-        the order of the segments."""
+        """The ground truth of reverse playback, ``[D - b, D - a]``, in ascending order."""
         segments, order = reversed_ascending(self.segments, self.duration_s)
         return replace(self, segments=segments, labels=tuple(self.labels[i] for i in order))
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A data set's ground truth: videos by name, in the file's order, and the class names in their fixed order."""
+    """A data set's ground truth: videos by name, in the file's order, and the class names in order."""
 
     videos: dict[str, AnnotatedVideo]
     classes: tuple[str, ...]
@@ -92,11 +91,7 @@ class Annotations:
         classes: Classes | None = None,
         ignore: Sequence[str] = UNDECIDED,
     ) -> Annotations:
-        """Ground truth from videos without faults, with the segments of ignored labels.
-
-        Raises:
-            ValueError: a video has a fault, or a label is not one of the classes.
-        """
+        """Ground truth with the segments of ignored labels; raises a ValueError if a video has a fault."""
         names, clashes = class_names(videos, classes, ignore)
         require_readable(videos, path, clashes)
         return Annotations({video.name: AnnotatedVideo.from_parsed(video) for video in videos}, names)
@@ -111,41 +106,46 @@ class Annotations:
         Raises:
             ValueError: no video is in that subset.
         """
-        videos = {video.name: video for video in self.videos.values() if video.subset == name}
-        if not videos:
+        chosen = self.map(lambda video: video if video.subset == name else None)
+        if not chosen.videos:
             found = ", ".join(f"{subset} ({count} videos)" for subset, count in self.subsets().items())
             raise ValueError(f"no video is in subset {name!r}; the subsets are {found or 'none: no videos'}")
-        return replace(self, videos=videos)
+        return chosen
+
+    def map(self, change: Callable[[AnnotatedVideo], AnnotatedVideo | None]) -> Annotations:
+        """The ground truth with every video changed, or left out if ``change`` returns None."""
+        videos = ((name, change(video)) for name, video in self.videos.items())
+        return replace(self, videos={name: video for name, video in videos if video is not None})
 
     def only_classes(self) -> Annotations:
         """Without the segments whose label is none of the classes (THUMOS14's ``Ambiguous``)."""
         known = set(self.classes)
-        videos = {name: video.with_labels(known) for name, video in self.videos.items()}
-        return replace(self, videos=videos)
+        return self.map(lambda video: video.with_labels(known))
 
     def class_agnostic(self) -> Annotations:
         """The same segments, all of a single class."""
-        videos = {name: replace(video, labels=(ANY_CLASS,) * len(video.labels)) for name, video in self.videos.items()}
-        return replace(self, videos=videos, classes=(ANY_CLASS,))
+        videos = self.map(lambda video: replace(video, labels=(ANY_CLASS,) * len(video.labels)))
+        return replace(videos, classes=(ANY_CLASS,))
 
     def require_durations(self, path: str | Path) -> Annotations:
-        """The videos of known duration. Videos without one and without a segment of a class are left out, and logged.
+        """The videos of known duration. Others without a segment of a class are left out, and logged.
 
         Raises:
             ValueError: a video with a segment of a class has no duration.
         """
-        unknown = {name: video for name, video in self.videos.items() if math.isinf(video.duration_s)}
-        classes = set(self.classes)
-        require_known_durations((name for name, one in unknown.items() if classes.intersection(one.labels)), path)
+        unknown = [video for video in self.videos.values() if math.isinf(video.duration_s)]
+        require_known_durations(
+            [video.name for video in unknown if not set(self.classes).isdisjoint(video.labels)], path
+        )
         if not unknown:
             return self
-        names = shortlist(unknown, 2, quote=quoted)
+        names = shortlist((video.name for video in unknown), 2, quote=quoted)
         log_once(f"{path}: left out, without a duration and a segment of a class: {names}")
-        return replace(self, videos={name: video for name, video in self.videos.items() if name not in unknown})
+        return self.map(lambda video: None if math.isinf(video.duration_s) else video)
 
     def reversed(self) -> Annotations:
         """The ground truth of the same videos in reverse playback."""
-        return replace(self, videos={name: video.reversed() for name, video in self.videos.items()})
+        return self.map(AnnotatedVideo.reversed)
 
 
 DefectKind = Literal[
@@ -177,33 +177,23 @@ class Defect:
 
 
 def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iterable[Defect] = ()) -> None:
-    """Refuse videos that have faults, and ``more`` defects.
-
-    Raises:
-        ValueError: there are some; it names the first.
-    """
-    faults = [(video.name, fault) for video in videos for fault in video.faults]
-    for name, fault in faults or [(defect.video, defect.detail) for defect in more]:
-        raise ValueError(f"{path}: video {name}: {fault}; correct it (`bitad annotations check` names every defect)")
+    """Raise a ValueError that names the first fault of the videos, or the first of ``more`` defects."""
+    faults = [Defect(video.name, "unreadable", fault) for video in videos for fault in video.faults]
+    for defect in (*faults, *more):
+        remedy = "correct it (`bitad annotations check` names every defect)"
+        raise ValueError(f"{path}: video {defect.video}: {defect.detail}; {remedy}")
 
 
-def require_known_durations(unknown: Iterable[str], path: str | Path) -> None:
-    """Refuse videos of unknown duration.
-
-    Raises:
-        ValueError: there are some.
-    """
-    if names := list(unknown):
-        more = f" (nor is that of {len(names) - 1} more)" if len(names) > 1 else ""
-        raise ValueError(
-            f"{path}: video {names[0]}: its duration is not stated{more}; write a file with durations: "
-            "`bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
+def require_known_durations(unknown: Sequence[str], path: str | Path) -> None:
+    """Raise a ValueError if there are videos of unknown duration."""
+    if unknown:
+        remedy = (
+            "write a file with durations: `bitad annotations convert SRC DST --video-info JSON`, or --videos DIR"
         )
+        raise ValueError(f"{path}: the duration of {shortlist(unknown)} is not stated; {remedy}")
 
 
-def reversed_ascending(
-    segments: NDArray[np.float64], duration_s: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def reversed_ascending(segments: FloatArray, duration_s: float) -> tuple[FloatArray, IntArray]:
     """Segments ``[n, 2]`` in reverse time, ascending, and which of ``segments`` each one is."""
     mirrored = reverse_seconds(segments, duration_s)
     order = np.lexsort((mirrored[:, 1], mirrored[:, 0]))
@@ -214,24 +204,26 @@ def class_names(
     videos: Sequence[ParsedVideo], classes: Classes | None, ignore: Collection[str]
 ) -> tuple[tuple[str, ...], list[Defect]]:
     """The class names in order, and where the labels contradict them or the ``label_id`` each other."""
-    rows = [(video.name, row.label, row.label_id) for video in videos for row in video.rows]
+    defects = []
     if classes is not None:
         names = read_classes(classes)
         known = {*names, *ignore}
-        outside = [
-            Defect(video, "label outside the classes", f"label {label!r} is not one of the {len(names)} classes")
-            for video, label, _ in rows
-            if label not in known
-        ]
-        return names, outside
-    # Each pair of a label and its number, with a video that has it: all labels have one number of their own, or none.
-    pairs = {(label, label_id): video for video, label, label_id in rows if label not in ignore}
-    numbers = {label: -1 if label_id is None else label_id for label, label_id in pairs}
-    numbers_of = Counter(label for label, _ in pairs)
-    labels_of: Counter[int | None] = Counter(label_id for _, label_id in pairs if label_id is not None)
-    clashes = [
-        Defect(video, "unreadable", f"label {label!r} has label_id {label_id}, which the file contradicts elsewhere")
-        for (label, label_id), video in pairs.items()
-        if numbers_of[label] > 1 or (labels_of and labels_of.get(label_id) != 1)
-    ]
-    return tuple(sorted(numbers, key=lambda label: (numbers[label], label))), clashes
+        for video in videos:
+            for row in video.rows:
+                if row.label not in known:
+                    detail = f"label {row.label!r} is not one of the {len(names)} classes"
+                    defects.append(Defect(video.name, "label outside the classes", detail))
+        return names, defects
+    # All labels have one number of their own, or none. Each pair is stored with a video that has it.
+    pairs: dict[tuple[str, int | None], str] = {}
+    for video in videos:
+        pairs |= {(row.label, row.label_id): video.name for row in video.rows if row.label not in ignore}
+    labels = Counter(label for label, _ in pairs)
+    numbers = Counter(number for _, number in pairs)
+    has_numbers = any(number is not None for number in numbers)
+    for (label, number), name in pairs.items():
+        if labels[label] > 1 or (has_numbers and (number is None or numbers[number] > 1)):
+            detail = f"label {label!r} has label_id {number}, which the file contradicts elsewhere"
+            defects.append(Defect(name, "unreadable", detail))
+    order = {label: -1 if number is None else number for label, number in pairs}
+    return tuple(sorted(order, key=lambda label: (order[label], label))), defects

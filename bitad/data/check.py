@@ -13,8 +13,8 @@ from pathlib import Path
 
 from bitad.data.annotations import AnnotatedVideo, Defect, class_names
 from bitad.data.classes import UNDECIDED
-from bitad.data.clocks import Clock, differences
-from bitad.data.convert import KnownClocks, segment_defects
+from bitad.data.clocks import differences
+from bitad.data.convert import KnownClocks, clock_of, segment_defects
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.runtime.log import log_once
 from bitad.video.decoding import describe_loss
@@ -29,41 +29,20 @@ class AnnotationReport:
     """What an annotation file holds and what is wrong with it.
 
     Args:
-        path: the file.
         subsets: number of videos in each subset.
-        classes: number of segments of each class, in the order of the classes.
-        ignored: number of segments of each ignored label.
-        defects: all that were found, video after video.
+        classes, ignored: number of segments of each class, in order, and of each ignored label.
+        defects: of each video that has any.
         without_truth: number of videos in each subset in which no video has a segment of a class.
-        unmeasured: number of videos of unknown duration, whose segments may lie outside them unnoticed.
-        why_unmeasured: why their durations are unknown, and the remedy; empty if there are none.
+        unmeasured: why segments of some videos may lie outside them unnoticed; empty if none may.
     """
 
     path: str
     subsets: dict[str, int]
     classes: dict[str, int]
     ignored: dict[str, int]
-    defects: tuple[Defect, ...]
+    defects: dict[str, list[Defect]]
     without_truth: dict[str, int]
-    unmeasured: int
-    why_unmeasured: str = ""
-
-    @property
-    def videos(self) -> int:
-        """The number of videos."""
-        return sum(self.subsets.values())
-
-    @property
-    def segments(self) -> int:
-        """The number of segments, without the ignored ones."""
-        return sum(self.classes.values())
-
-    def by_video(self) -> dict[str, list[Defect]]:
-        """The defects of each video that has any."""
-        found: dict[str, list[Defect]] = {}
-        for defect in self.defects:
-            found.setdefault(defect.video, []).append(defect)
-        return found
+    unmeasured: str = ""
 
 
 def check_annotations(
@@ -79,91 +58,82 @@ def check_annotations(
 ) -> AnnotationReport:
     """Count what an annotation file holds and name every defect, by video.
 
+    Other arguments and errors are those of ``read_annotation_files``.
+
     Args:
-        path: the file, or a folder of files, in any of ``FORMATS``.
         videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
         reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
-        format: the file's format; by default, it is recognised.
-        video_info: a list of videos (``read_clocks``), compared with the durations that the file states. Those that it
-            does not state are taken from the list, or else from ``videos_dir``.
-        classes, ignore: as for ``read_annotations``.
+        ignore: as for ``read_annotations``.
         on_progress: called after each video file with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: the file is of no known format, or is not JSON; or no video is in it.
     """
     if reversed_dir is not None and videos_dir is None:
-        raise ValueError(f"{reversed_dir}: reversed videos are compared with their originals; name that folder too")
+        raise ValueError(f"{reversed_dir}: reversed videos need their originals; name that folder too")
     source = read_annotation_files(path, format, classes=classes, video_info=video_info)
     if not source.videos:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
     # The list is compared with all durations; counting the frames of all videos would take long.
     to_time = [video.name for video in source.videos if video_info is not None or math.isinf(video.duration_s)]
     clocks = KnownClocks.of(to_time, videos_dir, video_info)
-    videos = [clocks.complete(AnnotatedVideo.from_parsed(video)) for video in source.videos]
+    videos: list[AnnotatedVideo] = []
     names, defects = class_names(source.videos, source.classes, ignore)
     first: dict[str, str] = {}
-    for name in (video.name for video in videos):
-        # People, and disks of macOS, take names in other code points for the same, as "é" on macOS and on Linux.
-        if (other := first.setdefault(unicodedata.normalize("NFC", name), name)) != name:
-            detail = f"the same name as another video's in other code points: {other!a} and {name!a}"
-            defects.append(Defect(name, "duplicate", detail))
-    for parsed, video in zip(source.videos, videos, strict=True):
-        if video_info is not None:  # video_defects compares those of videos_dir
-            defects += (Defect(video.name, kind, detail) for kind, detail in clocks.faults(video))
+    for parsed in source.videos:
+        video = clocks.complete(AnnotatedVideo.from_parsed(parsed))
+        videos.append(video)
+        # Names in other code points look the same, as "é" of macOS and of Linux.
+        other = first.setdefault(unicodedata.normalize("NFC", video.name), video.name)
+        if other != video.name:
+            detail = f"the same name in other code points: {other!a} and {video.name!a}"
+            defects.append(Defect(video.name, "duplicate", detail))
+        if video_info is not None:  # _video_defects compares those of videos_dir
+            defects += clocks.defects(video)
         defects += (Defect(video.name, "unreadable", fault) for fault in parsed.faults)
-        defects += (Defect(video.name, "contradicting clocks", detail) for detail in video.contradictions)
+        for detail in video.contradictions:
+            defects.append(Defect(video.name, "contradicting clocks", detail))
         defects += (defect for _, defect in segment_defects(video))
         if video.labels and set(video.labels) <= set(ignore) - set(names):
             labels = ", ".join(sorted(set(video.labels)))
             defects.append(Defect(video.name, "only ignored labels", f"all its segments are {labels}"))
     if videos_dir is not None:
-        defects += video_defects(videos, videos_dir, reversed_dir, on_progress=on_progress)
+        defects += _video_defects(videos, Path(videos_dir), reversed_dir, on_progress)
+    by_video: dict[str, list[Defect]] = {video.name: [] for video in videos}
+    for defect in defects:
+        by_video[defect.video].append(defect)
     subsets = Counter(video.subset for video in videos)
     with_truth = {video.subset for video in videos if not set(names).isdisjoint(video.labels)}
-    place = {video.name: index for index, video in enumerate(videos)}
     counts = Counter(label for video in videos for label in video.labels)
-    unmeasured = [video.name for video in videos if math.isinf(video.duration_s)]
+    why_unmeasured = ""
+    if unmeasured := [video.name for video in videos if math.isinf(video.duration_s)]:
+        why = clocks.why_unknown(unmeasured[0])
+        why_unmeasured = (
+            f"{len(unmeasured)} videos have an unknown duration; segments are not checked by it: {why}"
+        )
     return AnnotationReport(
         path=str(path),
         subsets=dict(subsets),
         classes={name: counts[name] for name in names},
         ignored={label: counts[label] for label in ignore if label in counts and label not in names},
-        defects=tuple(sorted(defects, key=lambda defect: place[defect.video])),
+        defects={name: found for name, found in by_video.items() if found},
         without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
-        unmeasured=len(unmeasured),
-        why_unmeasured=clocks.why_several_unknown(unmeasured) if unmeasured else "",
+        unmeasured=why_unmeasured,
     )
 
 
-def video_defects(
+def _video_defects(
     videos: Sequence[AnnotatedVideo],
-    folder: str | Path,
-    reversed_folder: str | Path | None = None,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
+    folder: Path,
+    reversed_folder: str | Path | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Defect]:
-    """Videos whose file is missing, unreadable or cut off, or has another duration, frame count or frame rate.
-
-    Args:
-        videos: as annotated.
-        folder: of their files, which are read through but not decoded.
-        reversed_folder: of their time-reversed copies, of which samples are compared (:func:`copy_defect`).
-        on_progress: called after each video with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos")
-    if reversed_folder is not None and not Path(reversed_folder).is_dir():
-        raise FileNotFoundError(f"{reversed_folder}: no such folder of reversed videos")
+    for place in (folder, reversed_folder):
+        if place is not None and not Path(place).is_dir():
+            raise FileNotFoundError(f"{place}: no such folder of videos")
     names = partial(tuple, [video.name for video in videos])
     find = VideoFinder(folder, names)
     find_reversed = None if reversed_folder is None else VideoFinder(reversed_folder, names)
     for done, video in enumerate(videos, start=1):
-        index, path = None, None
+        index = None
+        path = None
         try:
             path = find(video.name)
             index = index_video(path)
@@ -174,10 +144,8 @@ def video_defects(
         else:
             if index.lost:
                 yield Defect(video.name, "cut-off video file", f"{path}: {describe_loss(index)}")
-            found = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
-            yield from (
-                Defect(video.name, kind, f"{path} {detail}") for kind, detail in differences(video.clock, found)
-            )
+            for kind, detail in differences(video.clock, clock_of(index)):
+                yield Defect(video.name, kind, f"{path} {detail}")
         if find_reversed is not None:
             yield from _copy_defects(video.name, path, index, find_reversed)
         if on_progress is not None:
@@ -187,8 +155,12 @@ def video_defects(
             log_once(line)
 
 
-def _copy_defects(name: str, path: Path | None, index: FrameIndex | None, find: VideoFinder) -> Iterator[Defect]:
-    """Why a folder has no correct time-reversed copy of a video."""
+def _copy_defects(
+    name: str,
+    path: Path | None,
+    index: FrameIndex | None,
+    find: VideoFinder,
+) -> Iterator[Defect]:
     try:
         reversed_copy = find(name)
         if path is not None and index is not None and (detail := copy_defect(path, reversed_copy, index=index)):

@@ -9,6 +9,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
+from bitad.data.formats.parsing import objects_in
 from bitad.runtime.files import atomic_write, read_json, read_text
 
 # THUMOS14's label of spans that its annotators could not decide on: no class to train.
@@ -20,17 +21,12 @@ ANY_CLASS = "action"
 # The class names in order, or the path of a list of them.
 Classes = Sequence[str] | PathLike[str]
 
-# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades', "7 BaseballPitch" in the THUMOS'14 kit's.
+# "1 Walk" in MultiTHUMOS' list, "c000 Holding some clothes" in Charades'.
 _NUMBERED = re.compile(r"c?(\d{1,18})[\s,;:]+(\S.*)")
 
 
 def read_classes(classes: str | Classes) -> tuple[str, ...]:
-    """The class names in a file with a name a line, or of a sequence.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no class, or one occurs twice.
-    """
+    """The class names in a file with a name a line, or of a sequence; there must be some, and none twice."""
     if isinstance(classes, (str, PathLike)):
         # Not splitlines(): a name may contain what Unicode calls a line end.
         lines = re.split(r"\r\n?|\n", read_text(Path(classes), "class names, a name a line"))
@@ -46,54 +42,43 @@ def read_classes(classes: str | Classes) -> tuple[str, ...]:
 
 
 def read_numbered_classes(classes: str | Classes) -> tuple[tuple[str, ...], dict[int, str]]:
-    """The lines of a list of classes, and the names by number if every line has a number.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_classes`; or a number or a name occurs twice.
-    """
+    """The lines of a list of classes, and the names by number if every line has a number."""
     lines = read_classes(classes)
-    found = [match for match in map(_NUMBERED.fullmatch, lines) if match is not None]
-    if len(found) < len(lines):
-        return lines, {}
-    return lines, _by_number([(int(match[1]), match[2]) for match in found], source_of(classes))
+    pairs = []
+    for line in lines:
+        if (match := _NUMBERED.fullmatch(line)) is None:
+            return lines, {}
+        pairs.append((int(match[1]), match[2]))
+    return lines, _by_number(pairs, source_of(classes))
 
 
 def read_class_numbers(path: str | Path) -> dict[int, str]:
     """The names of a data set's classes by number.
 
-    Three kinds of files are read: names, a line each, numbered from 0; lines of a number and a name, as the THUMOS'14
-    kit's ``detclasslist.txt``; and annotations, JSON whose ``label_id`` are the numbers.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it names no class, or a name or a number twice.
+    A file has names, a line each, numbered from 0; or lines of a number and a name, as the THUMOS'14 kit's
+    ``detclasslist.txt``; or is annotations, JSON whose ``label_id`` are the numbers.
     """
     path = Path(path)
     if not path.name.lower().endswith((".json", ".json.gz")):
         lines, numbered = read_numbered_classes(path)
         return dict(sorted(numbered.items())) or dict(enumerate(lines))
     content = read_json(path)
-    database = content.get("database") if isinstance(content, dict) else None
-    videos = database.values() if isinstance(database, dict) else ()
-    lists = [video.get("annotations") for video in videos if isinstance(video, dict)]
+    videos = objects_in(content.get("database") if isinstance(content, dict) else None)
+    rows = chain.from_iterable(objects_in(video.get("annotations")) for video in videos)
     pairs = {
         (row["label_id"], row["label"])
-        for row in chain.from_iterable(rows for rows in lists if isinstance(rows, list))
-        if isinstance(row, dict) and type(row.get("label_id")) is int and isinstance(row.get("label"), str)
+        for row in rows
+        if type(row.get("label_id")) is int and isinstance(row.get("label"), str)
     }
     if not pairs:
-        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names, a line each")
+        raise ValueError(f"{path}: it names no class with a number (label_id); give a list of the names")
     return _by_number(sorted(pairs), path)
 
 
 def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) -> dict[int, str]:
-    """The names of a file's class numbers.
+    """The names of a file's class numbers, as the list numbers them, or counted from 0 or 1.
 
-    The list may number its names, as "1 Walk" a line. A file whose numbers include 0 counts from 0; one whose highest
-    number is the number of names counts from 1. MultiTHUMOS' JSON exists in both forms.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_classes`; or nothing tells whether the numbers count from 0 or 1.
+    A file whose numbers include 0 counts from 0; one whose highest number is the number of names counts from 1.
     """
     names, numbered = read_numbered_classes(classes)
     if numbered:
@@ -103,19 +88,16 @@ def names_of_numbers(numbers: Collection[int], classes: Classes, where: object) 
             return numbered
         names = tuple(numbered[number] for number in order)
     if numbers and 0 not in numbers and len(names) not in numbers:
-        found = f"{where}: its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names"
-        if max(numbers) > len(names):
-            raise ValueError(f"{found} only {len(names)}; name the list of these classes")
-        raise ValueError(
-            f"{found} {len(names)}: they may count from 0 or from 1; number the names in the list, "
-            '"0 NAME" or "1 NAME" a line'
+        found = (
+            f"its class numbers are {min(numbers)} to {max(numbers)}, and {source_of(classes)} names {len(names)}"
         )
+        remedy = 'name the list of these classes, and number its names, "0 NAME" or "1 NAME" a line'
+        raise ValueError(f"{where}: {found}; {remedy}")
     return dict(enumerate(names, start=0 if 0 in numbers or not numbers else 1))
 
 
 def names_in_list(labels: Collection[str], classes: Classes) -> tuple[str, ...]:
-    """The names of a list of classes, without their numbers if a file's labels have none. Raises as
-    :func:`read_classes`."""
+    """The names of a list of classes, without their numbers if a file's labels have none."""
     lines, numbered = read_numbered_classes(classes)
     if not numbered or not set(lines).isdisjoint(labels):
         return lines
@@ -131,10 +113,6 @@ def index_labels(
         labels: names or class numbers.
         stated: the classes that their file lists.
         path: a list of classes to use instead (:func:`read_class_numbers`).
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_class_numbers`; a label is not among the classes, or is a number
-            without a list of classes.
     """
     numbers = read_class_numbers(path) if path is not None else dict(enumerate(stated or ()))
     listed = tuple(numbers.values()) if path is not None or stated is not None else None
@@ -145,30 +123,27 @@ def index_labels(
     return names, [index[known[label]] for label in labels]
 
 
-def _name_of(label: str | int, numbers: Mapping[int, str], listed: Sequence[str] | None, source: str) -> str:
+def _name_of(
+    label: str | int,
+    numbers: Mapping[int, str],
+    listed: Sequence[str] | None,
+    source: str,
+) -> str:
     if isinstance(label, str) and (listed is None or label in listed):
         return label
     if listed is None:
-        raise ValueError(
-            f"label {label} is the number of a class; name the classes with --classes FILE: names, a line each, or the "
-            "annotations whose label_id it is"
-        )
+        remedy = "name the classes with --classes FILE: a list, or annotations"
+        raise ValueError(f"label {label} is the number of a class; {remedy}")
     if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
         raise ValueError(f"label {label} is not among the classes that {source} names")
     if int(label) not in numbers:
-        raise ValueError(
-            f"class number {label} is not one of the {len(numbers)} of {source}, {min(numbers, default=0)} to "
-            f"{max(numbers, default=0)}; if classes have other numbers, write lines of NUMBER NAME"
-        )
+        listed_numbers = f"{len(numbers)} of {source}, {min(numbers, default=0)} to {max(numbers, default=0)}"
+        raise ValueError(f"class number {label} is not one of the {listed_numbers}; write lines of NUMBER NAME")
     return numbers[int(label)]
 
 
 def class_list(classes: Sequence[str]) -> str:
-    """The text of a class list, a name a line.
-
-    Raises:
-        ValueError: a name would not be read back: it contains a line end, or has a space at an end.
-    """
+    """The text of a class list; raises a ValueError for a name that would not be read back."""
     for name in classes:
         if name != name.strip() or "\n" in name or "\r" in name or not name:
             raise ValueError(f"class {name!r} cannot stand in a list of a name a line; rename it")
@@ -176,7 +151,7 @@ def class_list(classes: Sequence[str]) -> str:
 
 
 def write_classes(classes: Sequence[str], path: str | Path) -> None:
-    """Write class names, a name a line; the file is replaced atomically. Raises as :func:`class_list`."""
+    """Write class names, a name a line; the file is replaced atomically."""
     text = class_list(classes)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,9 +1,4 @@
-"""Whether statements of a video's time agree: seconds, frames, frame rate, segments, rows of features.
-
-All comparisons allow the same :data:`TOLERANCE`: 29.97 and 30 frames per second agree, 24 and 25 do not.
-:func:`read_clocks` reads durations and frame counts from a list of videos. Does not import NumPy, as readers of
-annotations use it.
-"""
+"""Whether statements of a video's time agree, within :data:`TOLERANCE`; and lists of videos that state them."""
 
 from __future__ import annotations
 
@@ -13,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bitad.data.formats.parsing import description_of, is_missing, positive, read_table, shortened_list, table_columns
-from bitad.runtime.files import read_json, read_text
+from bitad.data.formats.parsing import is_missing, positive, read_table, table_columns, videos_by_name
+from bitad.runtime.files import read_json
 from bitad.runtime.log import shortlist
 
 TOLERANCE = "1 % or 1 s, whichever is more, below 10 s 10 %, of features also a clip at the ends"
-_SHARE, _SHORT_SHARE, _SECONDS = 0.01, 0.1, 1.0
+_SHARE = 0.01
+_SHORT_SHARE = 0.1
+_SECONDS = 1.0
 
 # Segments in frames are counted from 0 or from 1, and are rounded.
 _ROUNDING_FRAMES = 2
 
-# Strides are whole frames, so the rate at which a video is sampled is seldom that of the training.
+# Strides are integers, so the rate at which a video is sampled is seldom that of the training.
 _RATE_SHARE = 0.25
 
 Difference = Literal["another duration", "another frame rate", "another frame count"]
@@ -31,12 +28,7 @@ Difference = Literal["another duration", "another frame rate", "another frame co
 
 @dataclass(frozen=True)
 class Clock:
-    """A video's own time.
-
-    Args:
-        duration_s: in seconds.
-        frames, fps: number of frames and frames a second, if known.
-    """
+    """A video's own time: seconds, and number of frames and frames a second, if known."""
 
     duration_s: float
     frames: int | None = None
@@ -51,7 +43,7 @@ class Clock:
 
 
 def tolerance_s(duration_s: float) -> float:
-    """How many seconds two statements of a length may differ. Sound that continues after the last frame is within."""
+    """How many seconds two statements of a length may differ."""
     return max(_SHARE * duration_s, min(_SECONDS, _SHORT_SHARE * duration_s))
 
 
@@ -78,8 +70,11 @@ def differences(stated: Clock, found: Clock) -> Iterator[tuple[Difference, str]]
         yield "another frame rate", f"has {found.rate:.6g} frames a second, the annotations state {stated.fps:.6g}"
 
 
-def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Sequence[float]]] = ()) -> tuple[str, ...]:
-    """Where a video's annotations contradict themselves: frames over fps the duration, segments in frames the seconds.
+def contradictions(
+    clock: Clock,
+    segments: Iterable[tuple[Sequence[float], Sequence[float]]] = (),
+) -> tuple[str, ...]:
+    """Where a video's annotations contradict themselves.
 
     Args:
         segments: start and end in seconds, and the same in frames.
@@ -88,48 +83,48 @@ def contradictions(clock: Clock, segments: Iterable[tuple[Sequence[float], Seque
     if clock.frames is not None and clock.fps is not None:
         length_s = clock.frames / clock.fps
         if not same_length(length_s, clock.duration_s, slack_s=1 / clock.fps):
-            found.append(
-                f"{clock.frames:.9g} frames at {clock.fps:g} a second are {length_s:.2f} s, its duration is "
-                f"{clock.duration_s:g} s"
-            )
+            frames_s = f"{clock.frames:.9g} frames at {clock.fps:g} a second are {length_s:.2f} s"
+            found.append(f"{frames_s}, its duration is {clock.duration_s:g} s")
     if clock.rate is None:
         return tuple(found)
     for stated, frames in segments:
-        start, end = (edge / clock.rate for edge in frames)
         slack_s = _ROUNDING_FRAMES / clock.rate
-        if any(abs(a - b) > tolerance_s(abs(a)) + slack_s for a, b in zip(stated, (start, end), strict=True)):
-            found.append(
-                f"segment(frames) [{frames[0]:g}, {frames[1]:g}] at {clock.rate:.6g} a second is [{start:.2f}, "
-                f"{end:.2f}] s, its segment [{stated[0]:g}, {stated[1]:g}] s"
-            )
-            break  # one is enough
+        for second, frame in zip(stated, frames, strict=True):
+            if abs(second - frame / clock.rate) > tolerance_s(abs(second)) + slack_s:
+                frame_s = f"frame {frame:g} at {clock.rate:.6g} a second is {frame / clock.rate:.2f} s"
+                return (*found, f"segment(frames): {frame_s}, in its segment it is {second:g} s")  # one is enough
     return tuple(found)
 
 
-def coverage_fault(rows: int, stride_frames: float, offset_frames: float, fps: float, duration_s: float) -> str | None:
+def coverage_fault(
+    rows: int,
+    stride_frames: float,
+    offset_frames: float,
+    fps: float,
+    duration_s: float,
+) -> str | None:
     """How the time that features cover differs from the video's, if it does.
 
-    Features may lack up to a clip at the ends: twice the offset, which is half a clip, and a stride.
-
-    Args:
-        rows: of features, one every ``stride_frames`` frames.
-        offset_frames: frame at the centre of the first row's clip.
-        fps: frames a second that these count.
-        duration_s: of the video, as annotated.
+    ``offset_frames`` is the centre of the first row's clip. Features may lack up to a clip at the ends: twice the
+    offset, which is half a clip, and a stride.
     """
-    seconds, stride_s, offset_s = rows * stride_frames / fps, stride_frames / fps, offset_frames / fps
-    begin_s, allowed_s = offset_s - stride_s / 2, stride_s + tolerance_s(duration_s)
+    stride_s = stride_frames / fps
+    offset_s = offset_frames / fps
+    seconds = rows * stride_frames / fps
+    begin_s = offset_s - stride_s / 2
+    allowed_s = stride_s + tolerance_s(duration_s)
     long_enough = duration_s - seconds <= 2 * max(0.0, offset_s) + allowed_s
     if long_enough and begin_s >= -allowed_s and begin_s + seconds <= duration_s + allowed_s:
         return None
     return (
         f"features cover {100 * seconds / duration_s:.3g} %: {rows} rows x {stride_frames:g} frames / {fps:.6g} fps = "
-        f"{seconds:.2f} s of {duration_s:.2f} s" + (f", the first at frame {offset_frames:g}" if offset_frames else "")
+        f"{seconds:.2f} s of {duration_s:.2f} s"
+        + (f", the first at frame {offset_frames:g}" if offset_frames else "")
     )
 
 
 def rate_fault(rate_hz: float, trained_hz: float) -> str | None:
-    """How the grid steps a second of a video differ from those of the training, if by more than a quarter."""
+    """How the grid steps a second of a video differ from those of the training, if too much."""
     if abs(rate_hz - trained_hz) <= _RATE_SHARE * trained_hz:
         return None
     return f"{rate_hz:.3g} grid steps a second, {trained_hz:.3g} in training"
@@ -138,10 +133,7 @@ def rate_fault(rate_hz: float, trained_hz: float) -> str | None:
 def require_durations(
     stated: Mapping[str, float], found: Mapping[str, float], source: object, *, allowed: bool, remedy: str
 ) -> str | None:
-    """Compare the durations of detections (``found``) with those of the annotations, in seconds by video name.
-
-    For the other arguments, the result and errors, see :func:`require_agreement`.
-    """
+    """Compare durations of detections with those of annotations, as :func:`require_agreement`."""
     faults = {
         name: f"{seconds:g} s there, {stated[name]:g} s annotated"
         for name, seconds in found.items()
@@ -153,14 +145,11 @@ def require_durations(
 def require_agreement(
     faults: Mapping[str, str], videos: int, source: object, *, allowed: bool, remedy: str
 ) -> str | None:
-    """Refuse videos whose clocks disagree, or return a line that names them if that is ``allowed``.
+    """Raise a ValueError if clocks disagree, or return a line that names the videos if that is ``allowed``.
 
     Args:
         faults: what is wrong, by video name.
         videos: the number of videos compared.
-
-    Raises:
-        ValueError: there are faults, and they are not allowed.
     """
     if faults and not allowed:
         raise ValueError(f"{source}: {disagreement(faults, videos, remedy)}")
@@ -168,13 +157,12 @@ def require_agreement(
 
 
 def disagreement(faults: Mapping[str, str], videos: int, remedy: str) -> str:
-    """One line that names the videos whose clocks disagree, how, and what to do. Arguments as above."""
+    """The line of :func:`require_agreement`."""
     names = shortlist((f"{name} ({fault})" for name, fault in faults.items()), 20)
     return f"the clocks of {len(faults)} of {videos} videos disagree by more than {TOLERANCE}: {names}; {remedy}"
 
 
-# The names of frames, frames a second (BSN and mmaction2 call the counted rate "rfps", and the rounded one "fps") and
-# seconds in lists of videos. "count" is AFSD's.
+# Names in lists of videos. BSN and mmaction2 call the counted rate "rfps", and the rounded one "fps".
 _FRAMES = ("num_frame", "frame", "frames", "num_frames", "duration_frame", "numFrame", "video-frames", "count")
 _FPS = ("rfps", "fps", "frame-rate")
 _DURATION = ("duration", "duration_second", "seconds", "video-duration", "length")
@@ -186,14 +174,8 @@ _VIDEO_COLUMNS = ("video_id", "video", "video-name", "video_name", "id")
 def read_clocks(path: str | Path) -> dict[str, Clock]:
     """Read a list of videos: JSON ``{"VIDEO": {"duration": seconds, "num_frame": n, "fps": f}}``, or a table.
 
-    A video needs its duration, or frames and fps. The JSON may have the videos under ``database``, as OpenTAD's
-    annotations, and mmaction2's names. Tables are EPIC-Kitchens-100's ``EPIC_100_video_info.csv``, BSN's
-    ``video_info_new.csv``, AFSD's ``val_video_info.csv``, Charades' and ``thumos14_test_groundtruth.csv``. Videos
-    without any of these values are left out, unless all are without.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such list, or lacks what a video needs.
+    A video needs its duration, or frames and fps. The JSON may have the videos under ``database``. Videos without any
+    of these values are left out, unless all are without.
     """
     listed = _read_list(Path(path))
     stated = {name: video for name, video in listed.items() if _first_of(video, _CLOCK)}
@@ -201,39 +183,28 @@ def read_clocks(path: str | Path) -> dict[str, Clock]:
 
 
 def read_subsets(path: str | Path) -> dict[str, str]:
-    """The subsets of the videos in such a list that states them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such list.
-    """
-    stated = {name: video.get("subset") for name, video in _read_list(Path(path)).items()}
-    return {name: subset for name, subset in stated.items() if isinstance(subset, str) and subset}
+    """The subsets of the videos in such a list that states them; raises as :func:`read_clocks`."""
+    subsets: dict[str, str] = {}
+    for name, video in _read_list(Path(path)).items():
+        subset = video.get("subset")
+        if isinstance(subset, str) and subset:
+            subsets[name] = subset
+    return subsets
 
 
 def _read_list(path: Path) -> Mapping[str, Mapping[str, Any]]:
     if path.suffix.lower() == ".csv":
         return _read_csv_list(path)
-    stated = content = read_json(path)
-    if isinstance(stated, dict):
-        stated = stated.get("database", stated)
-    if not isinstance(stated, dict) or not all(isinstance(video, dict) for video in stated.values()):
-        raise ValueError(
-            f'{path}: not a list of videos; one is {{"VIDEO": {{"duration": 12.5, "num_frame": 375}}}}, and this is '
-            f"{description_of(content)}"
-        )
-    return stated
+    content = read_json(path)
+    is_nested = isinstance(content, dict) and "database" in content
+    return videos_by_name(content["database"] if is_nested else content, path)
 
 
 def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
-    """A table's rows by video. A video may have several rows, such as one for each segment, if their values agree."""
+    """A table's rows by video. A video may have several rows, if their values agree."""
     columns = table_columns(path)
-    key = next((column for column in _VIDEO_COLUMNS if column in columns), None)
-    if key is None and path.is_file():
-        read_text(path, "a list of videos")  # raises for a file that is no text
-        has = f"; it has {shortened_list(columns)}" if columns else ""
-        raise ValueError(f"{path}: no column {' or '.join(map(repr, _VIDEO_COLUMNS))} of the videos' names{has}")
-    key = key or _VIDEO_COLUMNS[0]
+    # Without such a column, read_table raises for the first one.
+    key = next((column for column in _VIDEO_COLUMNS if column in columns), _VIDEO_COLUMNS[0])
     rows: dict[str, dict[str, str]] = {}
     for line, row in read_table(path, (key,)):
         values = {name: row[name] for name in (*_CLOCK, "subset") if name in row}
@@ -246,9 +217,9 @@ def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:
 
 def _clock(video: Mapping[str, Any], where: str) -> Clock:
     keys = (_first_of(video, names) for names in (_FRAMES, _FPS, _DURATION))
-    frames, fps, duration_s = (positive(video[key], f"{where}: {key}") if key else None for key in keys)
-    if frames is not None and round(frames) == 0:
-        raise ValueError(f"{where}: {frames:g} frames are not a positive number of them")
+    frames, fps, duration_s = (
+        positive(video[key], f"{where}: {key}", is_count=key in _FRAMES) if key else None for key in keys
+    )
     if duration_s is None and frames is not None and fps is not None:
         duration_s = frames / fps
     if duration_s is None:
@@ -257,5 +228,4 @@ def _clock(video: Mapping[str, Any], where: str) -> Clock:
 
 
 def _first_of(video: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of these names whose value is stated."""
     return next((name for name in names if not is_missing(video.get(name))), None)

@@ -1,27 +1,24 @@
-"""Converts ground truth from any annotation format: completes durations, repairs segments, renames subsets.
-
-A policy says whether segments that lie outside their video are kept, clipped, dropped or refused.
-"""
+"""Converts ground truth from any annotation format: completes durations, repairs segments, renames subsets."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from bitad.config.names import AmbiguousPolicy, DefectPolicy, MissingPolicy, OutsidePolicy
 from bitad.data.annotations import AnnotatedVideo, Annotations, Defect
 from bitad.data.classes import UNDECIDED, class_list, write_classes
-from bitad.data.clocks import Clock, Difference, contradictions, differences, read_clocks, require_agreement
+from bitad.data.clocks import Clock, contradictions, differences, read_clocks, require_agreement
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.data.formats.database import write_annotations
+from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import Matching, VideoFinder, renamed
 
@@ -31,12 +28,8 @@ CLASS_LIST = "category_idx.txt"
 _ROUNDING_S = 1e-6
 
 
-@dataclass(frozen=True)
-class Remark:
-    """One line of a report; lines of one ``kind`` say the same of different videos."""
-
-    kind: str
-    text: str
+# Lines for people, by kind: those of one kind say the same of different videos.
+Report = defaultdict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,7 @@ class Policy:
     By default, all are kept, as published figures are measured with them (30 of THUMOS14's lie beyond their videos).
 
     Args:
-        outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges and drops
-            those of which nothing remains.
+        outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges.
         backwards: segments that do not start before their end.
         duplicate: segments that repeat another of the same label.
     """
@@ -56,24 +48,18 @@ class Policy:
     backwards: DefectPolicy = "keep"
     duplicate: DefectPolicy = "keep"
 
-    def apply(self, annotations: Annotations) -> tuple[Annotations, list[Remark]]:
-        """The repaired ground truth, and a remark for each video, kind of defect and outcome.
-
-        Raises:
-            ValueError: a segment has a defect that is an error here.
-        """
+    def apply(self, annotations: Annotations, report: Report) -> Annotations:
+        """The repaired ground truth; ``report`` gets a line for each video, kind of defect and outcome."""
         counts: Counter[tuple[str, str, str]] = Counter()
-        videos = {name: self._repaired(video, counts) for name, video in annotations.videos.items()}
-        remarks = [
-            Remark(f"{kind}, {outcome}", f"{video}: {kind}: {count} {outcome}")
-            for (video, kind, outcome), count in counts.items()
-        ]
-        return replace(annotations, videos=videos), remarks
+        repaired = annotations.map(partial(self._repaired, counts=counts))
+        for (video, kind, outcome), count in counts.items():
+            report[f"{kind}, {outcome}"].append(f"{video}: {kind}: {count} {outcome}")
+        return repaired
 
     def _repaired(self, video: AnnotatedVideo, counts: Counter[tuple[str, str, str]]) -> AnnotatedVideo:
-        """The repaired video; ``counts`` get its defects by video, kind and outcome."""
         actions = {"segment outside the video": self.outside, "start not before end": self.backwards}
-        segments, keep = video.segments.copy(), np.ones(len(video.labels), bool)
+        segments = video.segments.copy()
+        keep = np.ones(len(video.labels), bool)
         for i, defect in segment_defects(video):
             outcome = "kept"
             match actions.get(defect.kind, self.duplicate):
@@ -95,7 +81,10 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
     for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels, strict=True)):
         where = f"{label} [{start:g}, {end:g}] s"
         if end > video.duration_s + _ROUNDING_S or start < 0:
-            yield i, Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s")
+            yield (
+                i,
+                Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s"),
+            )
         if start >= end:
             yield i, Defect(video.name, "start not before end", where)
         if (start, end, label) in seen:
@@ -105,19 +94,11 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
 
 @dataclass(frozen=True)
 class KnownClocks:
-    """Durations and frame counts from a list of videos or from video files.
-
-    Args:
-        known: by video name.
-        missing: why there is none, by video name.
-        source: the list or folder, for messages; empty if none was given.
-        unmatched: examples of names that only the annotations or only the list has; empty if it has all.
-    """
+    """Durations and frame counts by video name, from a list or from files; and why others are missing."""
 
     known: Mapping[str, Clock] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
-    unmatched: str = ""
 
     @classmethod
     def of(
@@ -127,21 +108,17 @@ class KnownClocks:
         video_info: str | Path | None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> KnownClocks:
-        """Read the list of videos, if given, or else count the frames of the files in the folder, if given.
-
-        Raises:
-            FileNotFoundError: there is no such folder or list.
-            ValueError: the list cannot be read, or has none of the videos.
-        """
+        """Read the list of videos, if given, or else count the frames of the files in the folder, if given."""
         names = list(names)
         if video_info is not None:
             listed = read_clocks(video_info)
             known = renamed(listed, names, video_info)
-            unlisted = {name: f"{video_info} does not list its duration" for name in names if name not in known}
-            unmatched = Matching.of(names, listed).sides() if unlisted else ""
+            unlisted = [name for name in names if name not in known]
+            sides = Matching.of(names, listed).sides() if unlisted else ""
             if unlisted and len(unlisted) == len(names):
-                raise ValueError(f"{video_info} lists none of the videos: {unmatched}; name the list of these videos")
-            return cls(known, unlisted, str(video_info), unmatched)
+                raise ValueError(f"{video_info} lists none of the videos: {sides}; name the list of these videos")
+            why = f"{video_info} does not list its duration; {sides}"
+            return cls(known, dict.fromkeys(unlisted, why), str(video_info))
         if videos is None:
             return cls()
         if not Path(videos).is_dir():
@@ -151,8 +128,7 @@ class KnownClocks:
         missing: dict[str, str] = {}
         for done, name in enumerate(names, start=1):
             try:
-                index = index_video(find(name))
-                counted[name] = Clock(float(index.frames / index.rate), index.frames, float(index.rate))
+                counted[name] = clock_of(index_video(find(name)))
             except (ValueError, FileNotFoundError) as error:
                 missing[name] = str(error)
             if on_progress is not None:
@@ -171,23 +147,23 @@ class KnownClocks:
             fps=clock.fps if video.fps is None else video.fps,
         )
 
-    def faults(self, video: AnnotatedVideo) -> list[tuple[Literal["contradicting clocks"] | Difference, str]]:
-        """How a video's known clock differs from its annotations, or contradicts itself: kind and detail."""
-        clock = self.known.get(video.name)
-        if clock is None:
-            return []
-        return [
-            *(("contradicting clocks", f"{self.source} says {fault}") for fault in contradictions(clock)),
-            *((kind, f"{self.source} says that it {detail}") for kind, detail in differences(video.clock, clock)),
-        ]
+    def defects(self, video: AnnotatedVideo) -> Iterator[Defect]:
+        """How a video's known clock contradicts itself, or differs from its annotations."""
+        if (clock := self.known.get(video.name)) is None:
+            return
+        for fault in contradictions(clock):
+            yield Defect(video.name, "contradicting clocks", f"{self.source} says {fault}")
+        for kind, detail in differences(video.clock, clock):
+            yield Defect(video.name, kind, f"{self.source} says that it {detail}")
 
     def why_unknown(self, name: str) -> str:
         """Why a video has no duration, and the remedy."""
         return self.missing.get(name, "its file states none; give --videos DIR or --video-info JSON")
 
-    def why_several_unknown(self, names: Sequence[str]) -> str:
-        """Why videos have no duration, for the first as an example, and the remedy."""
-        return self.why_unknown(names[0]) + (f"; {self.unmatched}" if self.unmatched else "")
+
+def clock_of(index: FrameIndex) -> Clock:
+    """The time of a video file."""
+    return Clock(float(index.frames / index.rate), index.frames, float(index.rate))
 
 
 @dataclass(frozen=True)
@@ -196,10 +172,10 @@ class Conversion:
 
     format: str
     annotations: Annotations
-    report: tuple[Remark, ...]
+    report: Report
 
     def lines(self, most: int | None = None) -> Iterator[str]:
-        """A summary of the ground truth and the report; at most ``most`` lines of each kind of remark."""
+        """A summary of the ground truth and the report; at most ``most`` lines of each kind."""
         classes = set(self.annotations.classes)
         labels = Counter(label for video in self.annotations.videos.values() for label in video.labels)
         of_classes = sum(count for label, count in labels.items() if label in classes)
@@ -210,10 +186,7 @@ class Conversion:
             + "".join(others)
         )
         yield f"subsets: {subsets or 'none'}"
-        by_kind: dict[str, list[str]] = {}
-        for remark in self.report:
-            by_kind.setdefault(remark.kind, []).append(remark.text)
-        for kind, texts in by_kind.items():
+        for kind, texts in self.report.items():
             yield from texts[:most]
             if most is not None and len(texts) > most:
                 remedy = "--all lists every one, `bitad annotations check` every defect"
@@ -239,116 +212,101 @@ def convert_annotations(
     Args:
         src: a file, or a folder of files of one data set.
         format: its format; by default, it is recognised.
-        classes: the class names in order, or a file of them; by default those of the files, in the files' order.
+        classes: the class names in order, or a file of them; by default those of the files.
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
-        missing: whether a video with segments but without a known duration is an error, or is left out and reported,
-            as one without segments always is.
-        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept, beside the classes.
+        missing: whether a video with segments but without a known duration is an error, or is left out.
+        undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept.
         allow_clock_mismatch: whether contradictions about a video's time are only reported.
         on_progress: called after each video counted, with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: something cannot be read, a label is not one of the classes, a subset to rename does not exist,
-            clocks disagree, or the policy calls a defect an error.
     """
     parsed = read_annotation_files(src, format, classes=classes, video_info=video_info)
     annotations = parsed.annotations
     if not annotations.videos:
         raise ValueError(f"{src}: no videos in it; there is nothing to convert")
-    report = [Remark("of the files", note) for note in parsed.notes]
+    report = Report(list, {"of the files": list(parsed.notes)})
     if undecided == "drop":
         known = set(annotations.classes)
         if count := sum(label not in known for video in annotations.videos.values() for label in video.labels):
             text = f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"
-            report.append(Remark("segments of no class", text))
+            report["segments of no class"].append(text)
         annotations = annotations.only_classes()
     clocks = KnownClocks.of(annotations.videos, videos, video_info, on_progress)
     faults = {
         name: "; ".join(found)
         for name, video in annotations.videos.items()
-        if (found := [*video.contradictions, *(detail for _, detail in clocks.faults(video))])
+        if (found := [*video.contradictions, *(defect.detail for defect in clocks.defects(video))])
     }
     remedy = "correct the annotations, or convert them as they are with --allow-clock-mismatch"
-    if line := require_agreement(faults, len(annotations.videos), src, allowed=allow_clock_mismatch, remedy=remedy):
-        report.append(Remark("clocks", line))
-    annotations, remarks = _complete_durations(annotations, clocks, missing, src)
-    report += remarks
-    annotations, remarks = (policy or Policy()).apply(annotations)
-    report += remarks
+    if line := require_agreement(
+        faults, len(annotations.videos), src, allowed=allow_clock_mismatch, remedy=remedy
+    ):
+        report["clocks"].append(line)
+    annotations = _complete_durations(annotations, clocks, missing, src, report)
+    annotations = (policy or Policy()).apply(annotations, report)
     subsets = subsets or {}
     if unknown := [name for name in subsets if name not in annotations.subsets()]:
         names = ", ".join(annotations.subsets())
         raise ValueError(f"{src}: no subset {unknown[0]!r} to rename; the subsets are {names}")
-    renamed_videos = {
-        name: replace(video, subset=subsets.get(video.subset, video.subset))
-        for name, video in annotations.videos.items()
-    }
-    return Conversion(parsed.format, replace(annotations, videos=renamed_videos), tuple(report))
+    annotations = annotations.map(lambda video: replace(video, subset=subsets.get(video.subset, video.subset)))
+    return Conversion(parsed.format, annotations, report)
 
 
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:
-    """Write the ground truth of forward and of reverse playback in the research group's layout; return the files.
+    """Write the ground truth of both directions in the research group's layout; return the files.
 
-    ``FOLDER/for_NAME/annotations/`` and ``FOLDER/back_NAME/annotations/`` hold ``NAME_anno.json`` (with ``_`` for
-    ``-``) and ``category_idx.txt``, a class name a line; ``raw_data/`` beside them is the place of the videos. Videos
-    of unknown duration, which cannot be reversed, are in the forward file only.
+    Videos of unknown duration, which cannot be reversed, are in the forward file only.
     """
     class_list(annotations.classes)  # raises before anything is written
     forward, back = (Path(folder) / f"{way}_{name}" / "annotations" for way in ("for", "back"))
     file = f"{name.replace('-', '_')}_anno.json"
     write_annotations(annotations, forward / file)
-    with_duration = {name: video for name, video in annotations.videos.items() if math.isfinite(video.duration_s)}
-    write_annotations(replace(annotations, videos=with_duration).reversed(), back / file)
+    with_duration = annotations.map(lambda video: video if math.isfinite(video.duration_s) else None)
+    write_annotations(with_duration.reversed(), back / file)
     for directory in (forward, back):
         write_classes(annotations.classes, directory / CLASS_LIST)
     return forward / file, forward / CLASS_LIST, back / file, back / CLASS_LIST
 
 
 def _complete_durations(
-    annotations: Annotations, clocks: KnownClocks, missing: MissingPolicy, src: str | Path
-) -> tuple[Annotations, list[Remark]]:
+    annotations: Annotations, clocks: KnownClocks, missing: MissingPolicy, src: str | Path, report: Report
+) -> Annotations:
     """The ground truth with durations and frames filled in, without the videos whose duration remains unknown.
 
-    Those with only undecided segments are kept unless ``missing`` is "drop": the rule of THUMOS14's kit needs them.
+    Those with only undecided segments are kept by default: the rule of THUMOS14's kit needs them.
     """
-    videos: dict[str, AnnotatedVideo] = {}
-    report: list[Remark] = []
+    completed = annotations.map(clocks.complete)
     dropped: list[AnnotatedVideo] = []
-    for name, video in annotations.videos.items():
-        completed = clocks.complete(video)
-        if math.isfinite(completed.duration_s):
-            videos[name] = completed
-        elif missing == "error" and video.labels and set(video.labels).isdisjoint(annotations.classes):
-            videos[name] = completed
-            why = f"{clocks.why_unknown(name)}; --ambiguous drop leaves it out"
-            text = f"{name}: written without a duration ({_label_counts(video)}): {why}"
-            report.append(Remark("videos without a duration", text))
+    report["no videos"] = []  # before the lines below
+    for name, video in completed.videos.items():
+        why = clocks.why_unknown(name)
+        if math.isfinite(video.duration_s):
+            continue
+        if missing == "error" and video.labels and set(video.labels).isdisjoint(annotations.classes):
+            text = f"{name}: written without a duration ({_label_counts(video)}): {why}; --ambiguous drop leaves it out"
+            report["videos without a duration"].append(text)
         else:
             dropped.append(video)
+            text = f"{name}: left out ({_label_counts(video)}): its duration is not known: {why}"
+            report["videos left out"].append(text)
     if missing == "error" and (needed := [video.name for video in dropped if video.labels]):
         more = f" (and of {len(needed) - 1} more)" if len(needed) > 1 else ""
-        why = clocks.why_several_unknown(needed)
+        why = clocks.why_unknown(needed[0])
         remedy = "state it, or leave such videos out with --missing drop"
         raise ValueError(f"{src}: video {needed[0]}: its duration{more} is not known: {why}; {remedy}")
-    for video in dropped:
-        text = f"left out ({_label_counts(video)}): its duration is not known: {clocks.why_unknown(video.name)}"
-        report.append(Remark("videos left out", f"{video.name}: {text}"))
     labels = set(UNDECIDED).difference(annotations.classes)
     if undecided := [video for video in dropped if not labels.isdisjoint(video.labels)]:
-        text = (
-            f"figures by the rule of THUMOS14's kit change: {len(undecided)} of these videos have "
-            f"{', '.join(UNDECIDED)} segments, and detections that touch them now count as false"
-        )
-        report.append(Remark("figures", text))
-    if not videos:
-        report.insert(0, Remark("no videos", "no video is left: the file written holds no ground truth"))
-    if filled := sum(name in clocks.known for name in videos):
-        text = f"unstated durations and frames of {filled} videos are from {clocks.source}"
-        report.append(Remark("durations", text))
-    return replace(annotations, videos=videos), report
+        change = "figures by the rule of THUMOS14's kit change"
+        kept = f"{len(undecided)} of these videos have {', '.join(UNDECIDED)} segments"
+        report["figures"].append(f"{change}: {kept}, and detections that touch them now count as false")
+    names = {video.name for video in dropped}
+    completed = completed.map(lambda video: None if video.name in names else video)
+    if not completed.videos:
+        report["no videos"].append("no video is left: the file written holds no ground truth")
+    if filled := sum(name in clocks.known for name in completed.videos):
+        report["durations"].append(f"unstated durations and frames of {filled} videos are from {clocks.source}")
+    return completed
 
 
 def _label_counts(video: AnnotatedVideo) -> str:

@@ -1,46 +1,60 @@
-"""The windows of a data set: random ones for training, all of a subset for testing.
+"""The windows of a data set: random ones for training, all of a subset for testing; and the processes that read them.
 
-A window is read once, on the forward clock; the reverse view is its content flipped, or the same frames of a
-time-reversed copy. A random window depends only on (seed, epoch, item), not on resuming or on workers.
+A window is read once, on the forward clock; the reverse view is its content flipped, or that of a time-reversed copy.
+A random window depends only on (seed, epoch, item), not on resuming or on workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from bitad.config.schema import Config
+from bitad.config.schema import Config, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
-from bitad.data.readers import Readers
 from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
-from bitad.timeline import Direction, Grid
+from bitad.runtime.workers import ignore_signals, time_limit
+from bitad.timeline import Direction, FloatArray, Grid, IntArray
 
 Content = TypeVar("Content")
 
 # Training frames have a margin for cropping: AdaTAD decodes 182 pixels for a crop of 160.
 DECODE_MARGIN = 182 / 160
 
+# Draws of a random window after which the last one is taken, with or without an action.
+_TRIES = 200
+
+# A process that still reads this long after its time limit cannot interrupt itself.
+_GRACE_S = 30.0
+_CHECK_INTERVAL_S = 1.0
+
+# How PyTorch reports that a process has ended, and the reason.
+_EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_SIGNAL = re.compile(r"is killed by signal: (.*)", re.DOTALL)
+_IDLE = -1
+
 
 def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple[int, int]]:
     """Windows that cover every step of a video: ``(first step, real steps)`` each, ascending, on the forward clock.
 
-    Neighbours share the fraction ``overlap`` of their length, and the last one, which ends with the video, may share
-    more. (The reference loses up to 383 steps at the end.)
-
-    Raises:
-        ValueError: for a video without steps, or an overlap outside [0, 1).
+    Neighbours share the fraction ``overlap`` of their length; the last one, which ends with the video, may share more.
     """
     if total_steps < 1:
-        raise ValueError(f"a video of {total_steps} grid steps has no window; it must have at least one")
+        raise ValueError(f"a video of {total_steps} grid steps has no window")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap {overlap} of windows is outside [0, 1)")
     if total_steps <= length:
@@ -53,36 +67,30 @@ def sliding_windows(total_steps: int, length: int, overlap: float) -> list[tuple
 def random_window(
     rng: np.random.Generator,
     total_steps: int,
-    length: int,
-    segments: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    *,
-    completeness: float = 0.75,
-    crop: tuple[float, float] = (0.9, 1.0),
-    tries: int = 200,
-) -> tuple[int, int, NDArray[np.float64], NDArray[np.int64]]:
+    segments: FloatArray,
+    labels: IntArray,
+    config: WindowConfig,
+) -> tuple[int, int, FloatArray, IntArray]:
     """A random window with at least one action in it (random truncation; ActionFormer, arXiv:2202.07925).
 
-    A longer video gives a window of ``length`` steps; a shorter one a random share of its own length, within ``crop``.
-    An action belongs to the window if at least ``completeness`` of it lies inside; it is clipped to the window.
+    A longer video gives a window of ``config.steps``; a shorter one a random share of its own length. An action of
+    which at least ``config.completeness`` lies inside is clipped to the window; others are left out.
 
     Args:
         segments, labels: ground truth ``[n, 2]`` and ``[n]`` in grid steps of the video.
-        tries: draws after which the last one is taken, with or without an action.
 
     Returns:
         the first step, the number of steps, and the window's ground truth in its own grid steps.
     """
-    if total_steps > length:
-        steps = length
-    else:
-        low, high = (max(1, round(share * total_steps)) for share in crop)
+    steps = config.steps
+    if total_steps <= steps:
+        low, high = (max(1, round(share * total_steps)) for share in config.crop)
         steps = int(rng.integers(low, high + 1))
     span = np.maximum(segments[:, 1] - segments[:, 0], 1e-9)
-    for _ in range(tries):
+    for _ in range(_TRIES):
         start = int(rng.integers(0, total_steps - steps + 1))
         inside = np.clip(segments, start, start + steps)
-        kept = (inside[:, 1] - inside[:, 0]) / span >= completeness
+        kept = (inside[:, 1] - inside[:, 0]) / span >= config.completeness
         if kept.any() or len(segments) == 0:
             break
     return start, steps, inside[kept] - start, labels[kept]
@@ -90,7 +98,7 @@ def random_window(
 
 def ground_truth_in_steps(
     video: AnnotatedVideo, video_grid: Grid, classes: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[FloatArray, IntArray]:
     """A video's segments in grid steps ``[n, 2]``, clipped to the video, and class indices ``[n]``."""
     index = {name: i for i, name in enumerate(classes)}
     segments = video_grid.to_steps(video.segments.reshape(-1, 2))
@@ -103,32 +111,143 @@ def ground_truth_in_steps(
 def _read_sample(
     source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[Direction], *, margin: float = 1.0
 ) -> Sample:
-    """A window in the first view, with its time-reversed copy if the second view shows that."""
     repeated = source.repeated
     content = source.read(video, grid, view=views[0], margin=margin)
     reversed_copy = None
     if source.has_reversed_copies and len(set(views)) > 1:
         reversed_copy = source.read(video, grid, view=views[1], margin=margin)
         if reversed_copy.shape != content.shape:
-            raise ValueError(
-                f"a window of {video.name} is {list(content.shape)}, and of its time-reversed copy "
-                f"{list(reversed_copy.shape)}; create the copy again with `bitad reverse` or `bitad features`"
-            )
+            shapes = f"{list(content.shape)}, its time-reversed copy {list(reversed_copy.shape)}"
+            raise ValueError(f"a window of {video.name} is {shapes}; repeat `bitad reverse` or `bitad features`")
     return Sample(video.name, content, grid, reversed_copy=reversed_copy, repeated=source.repeated - repeated)
 
 
-class TrainingWindows(Dataset[Sample]):
-    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch.
+class Readers:
+    """The processes that read for a loader, and the memory that they share with their parent.
 
-    Videos without ground truth (``unannotated``) have none, as in the reference.
+    Args:
+        names: of the videos.
+        processes: how many read; 0: the parent itself.
+        timeout_s: for reading a window; None: no limit.
     """
 
+    def __init__(self, names: Sequence[str], processes: int, timeout_s: float | None) -> None:
+        self.names = tuple(names)
+        self.processes = processes
+        self.timeout_s = timeout_s
+        self._indices = {name: index for index, name in enumerate(self.names)}
+        # Per process, the parent last: its id, the index of its video, and the time when it began.
+        self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
+        self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
+        self._reported = 0
+
+    def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
+        """PyTorch's loader, with these processes; ``items`` read through :meth:`reading`."""
+        return DataLoader(
+            items,
+            num_workers=self.processes,
+            worker_init_fn=ignore_signals,
+            # Each iteration draws a seed; neither testing nor resuming may change the training's random numbers.
+            generator=torch.Generator(),
+            **options,
+        )
+
+    @contextmanager
+    def reading(self, video: str) -> Iterator[None]:
+        """Records that this process reads a window of a video; raises TimeoutError if it takes too long."""
+        row = self._reads[self._number()]
+        row[2] = time.monotonic()
+        row[0] = os.getpid()
+        row[1] = self._indices[video]  # last: it makes the row valid
+        try:
+            with time_limit(self.timeout_s, f"reading video {video}"):
+                yield
+        finally:
+            row[1] = _IDLE
+
+    def count_repeated(self, frames: int) -> None:
+        """Adds damaged frames that this process has replaced by other ones."""
+        self._repeated[self._number()] += frames
+
+    def pop_repeated(self) -> int:
+        """The damaged frames that all processes have replaced since the last call."""
+        before = self._reported
+        self._reported = int(self._repeated.sum())
+        return self._reported - before
+
+    def _number(self) -> int:
+        """The number of this process; the parent's is the last one."""
+        worker = get_worker_info()
+        return self.processes if worker is None else min(worker.id, self.processes)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Kills processes that hang, and all if the block fails; a ChildProcessError names the video."""
+        hung: dict[int, str] = {}
+        finished = threading.Event()
+        watch = threading.Thread(target=self._kill_hung, args=(finished, hung), daemon=True)
+        watch.start()
+        try:
+            yield
+        except BaseException as error:
+            message = self._exit_message(error, hung) if isinstance(error, RuntimeError) else None
+            self._kill_all()
+            if message is not None:
+                raise ChildProcessError(message) from None
+            raise
+        finally:
+            finished.set()
+            watch.join()
+
+    def _kill_hung(self, finished: threading.Event, hung: dict[int, str]) -> None:
+        while self.processes and self.timeout_s is not None and not finished.wait(_CHECK_INTERVAL_S):
+            for process, index, began in self._reads[:-1].tolist():
+                is_late = index != _IDLE and time.monotonic() - began > self.timeout_s + _GRACE_S
+                if is_late and int(process) not in hung:
+                    hung[int(process)] = self.names[int(index)]
+                    with suppress(ProcessLookupError):
+                        os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
+        exited = _EXITED.match(str(error))
+        if exited is None:
+            return None
+        processes = [int(number) for number in exited[1].split(",")]
+        for process in processes:
+            if process in hung:
+                late = f"reading video {hung[process]} took longer than {self.timeout_s:g} s"
+                return f"{late} and could not be interrupted: killed; check this file and its disk"
+        reads = [(process, int(index)) for process, index, _ in self._reads.tolist() if index != _IDLE]
+        names = [self.names[index] for process, index in reads if process in processes]
+        doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
+        # The signal is in the error itself or in its cause.
+        by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
+        reason = "" if by_signal is None else f": {' '.join(by_signal[1].split())}"
+        if reason.startswith(": Killed"):
+            reason += " The system kills processes when memory runs out; lower workers or batch."
+        return f"a process that {doing} ended unexpectedly{reason}"
+
+    def _kill_all(self) -> None:
+        """Kills all processes; one that hangs would block the parent."""
+        own = {int(process) for process, _, _ in self._reads.tolist()}
+        for child in multiprocessing.active_children():
+            if child.pid in own:
+                with suppress(RuntimeError):  # PyTorch raises one in the parent when a reader is killed
+                    child.kill()
+                    child.join(_GRACE_S)
+
+
+class TrainingWindows(Dataset[Sample]):
+    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch."""
+
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
-        self.source, self.config, self.classes = source, config, annotations.classes
+        self.source = source
+        self.config = config
+        self.classes = annotations.classes
         self.videos = [video for video in annotations.videos.values() if video.labels]
         self.unannotated = [video.name for video in annotations.videos.values() if not video.labels]
         if not self.videos:
-            raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth to learn from")
+            raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth")
         training = config.training
         self.readers = Readers([video.name for video in self.videos], training.workers, training.read_timeout_s)
         # In shared memory, so that persistent workers see the epoch change.
@@ -139,16 +258,10 @@ class TrainingWindows(Dataset[Sample]):
         self._epoch.fill_(epoch)
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Removes the windows of these videos.
-
-        Raises:
-            ValueError: no other videos are left.
-        """
+        """Removes the windows of these videos; raises a ValueError if no others are left."""
         self.videos = [video for video in self.videos if video.name not in names]
         if not self.videos:
-            raise ValueError(
-                f"none of the {len(names)} training videos can be read; `bitad annotations check` shows the reasons"
-            )
+            raise ValueError("no training video can be read; `bitad annotations check` shows why")
 
     def median_rate_hz(self) -> float:
         """Grid steps per second, the median over the videos."""
@@ -177,37 +290,20 @@ class TrainingWindows(Dataset[Sample]):
 
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
-        video_grid, window, views = self.source.grid(video), self.config.window, self.config.views
-        start, steps, segments, labels = random_window(
-            rng,
-            video_grid.steps,
-            window.steps,
-            *ground_truth_in_steps(video, video_grid, self.classes),
-            completeness=window.completeness,
-            crop=window.crop,
-        )
-        backbone, augmentation = self.config.model.backbone, self.config.training.augmentation
+        video_grid = self.source.grid(video)
+        views = self.config.views
+        truth = ground_truth_in_steps(video, video_grid, self.classes)
+        start, steps, segments, labels = random_window(rng, video_grid.steps, *truth, self.config.window)
+        backbone = self.config.model.backbone
+        augmentation = self.config.training.augmentation
         margin = 1.0 if backbone is None else DECODE_MARGIN
         sample = _read_sample(self.source, video, video_grid.window(start, steps), views, margin=margin)
         sample = replace(sample, segments=segments, labels=labels)
         if backbone is not None:
-            crop = random_crop(
-                rng,
-                *sample.content.shape[1:3],
-                area=augmentation.crop_area,
-                aspect=augmentation.crop_aspect,
-                flip=augmentation.flip,
-            )
-            sample = sample.cropped(crop, backbone.pixels)
+            height, width = sample.content.shape[1:3]
+            sample = sample.cropped(random_crop(rng, height, width, augmentation), backbone.pixels)
             if rng.random() < augmentation.colour:
-                colour = random_colour(
-                    rng,
-                    brightness=augmentation.brightness,
-                    contrast=augmentation.contrast,
-                    saturation=augmentation.saturation,
-                    hue=augmentation.hue,
-                )
-                sample = replace(sample, colour=colour)
+                sample = replace(sample, colour=random_colour(rng, augmentation))
         return sample.reversed() if views[0] == "reverse" else sample
 
 
@@ -220,16 +316,16 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         videos, grids: by name.
         windows: the video and the grid of each.
         unread: by name, why this process could not read videos; it does not try again.
-
-    Raises:
-        ValueError, OSError: a video cannot be read and ``test.on_read_error`` is "error".
     """
 
     __test__ = False  # pytest would collect it by its name
 
     def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
-        self.source, self.config, self.videos = source, config, annotations.videos
-        test, self.unread = config.test, dict[str, str]()
+        self.source = source
+        self.config = config
+        self.videos = annotations.videos
+        test = config.test
+        self.unread = dict[str, str]()
         workers = config.training.workers if test.workers is None else test.workers
         self.readers = Readers(list(annotations.videos), workers, test.read_timeout_s)
         self.grids = {
@@ -244,15 +340,17 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """Removes the windows of videos that other processes could not read, by name with the reason."""
         self.unread |= reasons
         self.grids = {name: grid for name, grid in self.grids.items() if name not in self.unread}
-        self.windows = [
-            (self.videos[name], grid) for name, video_grid in self.grids.items() for grid in self._split(video_grid)
-        ]
+        self.windows: list[tuple[AnnotatedVideo, Grid]] = []
+        for name, video_grid in self.grids.items():
+            for grid in self._split(video_grid):
+                self.windows.append((self.videos[name], grid))
 
     def _split(self, video_grid: Grid) -> list[Grid]:
         window = self.config.window
         if window.layout == "whole":
             return [video_grid]
-        return [video_grid.window(*one) for one in sliding_windows(video_grid.steps, window.steps, window.overlap)]
+        windows = sliding_windows(video_grid.steps, window.steps, window.overlap)
+        return [video_grid.window(first, steps) for first, steps in windows]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -278,7 +376,8 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         """A window; what it shares with the previous one is not read again."""
         previous = self._previous
         if previous is not None and previous.video == video.name and not previous.repeated:
-            shared = previous.grid.steps - round((grid.first_frame - previous.grid.first_frame) / grid.stride_frames)
+            frames = grid.first_frame - previous.grid.first_frame
+            shared = previous.grid.steps - round(frames / grid.stride_frames)
             if 0 < shared < min(grid.steps, previous.grid.steps):
                 rest = self._read(video, grid.window(shared, grid.steps - shared))
                 if not rest.repeated:  # else the replacements depend on the full window
@@ -287,8 +386,12 @@ class TestWindows(Dataset[Sample | ReadFailure]):
 
     def _read(self, video: AnnotatedVideo, grid: Grid) -> Sample:
         """In forward order."""
-        sample, backbone = _read_sample(self.source, video, grid, self.config.views), self.config.model.backbone
-        return sample if backbone is None else sample.cropped(centre_crop(*sample.content.shape[1:3]), backbone.pixels)
+        sample = _read_sample(self.source, video, grid, self.config.views)
+        backbone = self.config.model.backbone
+        if backbone is None:
+            return sample
+        height, width = sample.content.shape[1:3]
+        return sample.cropped(centre_crop(height, width), backbone.pixels)
 
     def _try_to_read(self, video: AnnotatedVideo, read: Callable[[], Content]) -> Content | ReadFailure:
         """What ``read`` returns, unless the video cannot be read and that is allowed."""

@@ -1,7 +1,6 @@
 """Detections of a set of videos, as columns; their files, and their videos under other names.
 
-Columns rather than a list of objects: a test set has 400,000 detections, and all operations on them (mAP, NMS, late
-fusion, conversion of clocks) are vectorized.
+Operations on columns are vectorized: a test set has 400,000 detections.
 """
 
 from __future__ import annotations
@@ -20,16 +19,18 @@ from bitad.data.classes import ANY_CLASS, index_labels
 from bitad.data.formats.detections import read_detection_file
 from bitad.runtime.files import write_json
 from bitad.runtime.log import log, shortlist
-from bitad.timeline import Direction, reverse_seconds
+from bitad.timeline import Direction, FloatArray, IntArray, reverse_seconds
 from bitad.video.names import Matching, new_names
 
 # One video's detections: segments float64 [n, 2] in seconds, scores float64 [n], labels int64 [n].
-VideoColumns = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+VideoColumns = tuple[FloatArray, FloatArray, IntArray]
 
 # Keys of a file's external_data that are fields of Detections; all others are ``details``.
-_BASIS, _DURATIONS, _CLASSES = "basis", "durations_s", "classes"
+_BASIS = "basis"
+_DURATIONS = "durations_s"
+_CLASSES = "classes"
 
-# Two files' durations of one video may differ by rounding; by more, and their reverse clocks are different clocks.
+# Two files' durations of one video may differ by rounding only.
 _SAME_DURATION_S = 1e-3
 
 
@@ -46,9 +47,9 @@ class VideoDetections:
     """
 
     name: str
-    segments: NDArray[np.float64]
+    segments: FloatArray
     labels: NDArray[np.str_]
-    scores: NDArray[np.float64]
+    scores: FloatArray
     duration_s: float | None = None
 
     def __len__(self) -> int:
@@ -78,10 +79,10 @@ class Detections:
 
     videos: tuple[str, ...]
     classes: tuple[str, ...]
-    video: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    video: IntArray
+    segments: FloatArray
+    scores: FloatArray
+    labels: IntArray
     basis: Direction = "forward"
     durations_s: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +96,9 @@ class Detections:
         for column, names in (("video", self.videos), ("labels", self.classes)):
             index = getattr(self, column)
             if n and not (index.min() >= 0 and index.max() < len(names)):
-                raise ValueError(f"{column} runs from {index.min()} to {index.max()}, but there are {len(names)} names")
+                raise ValueError(
+                    f"{column} runs from {index.min()} to {index.max()}, but there are {len(names)} names"
+                )
             if len(set(names)) < len(names):
                 raise ValueError(f"a name occurs twice in {reprlib.repr(names)}")
         sound = np.isfinite(self.segments).all(axis=1) & np.isfinite(self.scores)
@@ -103,14 +106,13 @@ class Detections:
         if not sound.all():
             row = int(np.argmin(sound))
             start, end = self.segments[row].tolist()
-            raise ValueError(
-                f"video {self.videos[self.video[row]]}: segment [{start}, {end}] with score {self.scores[row]}; all "
-                "three must be finite, and the end no earlier than the start"
-            )
+            found = f"video {self.videos[self.video[row]]}: segment [{start}, {end}] with score {self.scores[row]}"
+            raise ValueError(f"{found}; all three must be finite, and the end no earlier than the start")
         if self.basis not in get_args(Direction):
             raise ValueError(f"basis {self.basis!r} is not one of {', '.join(get_args(Direction))}")
         for name, duration in self.durations_s.items():
-            if not (_is_number(duration) and duration > 0):
+            is_number = isinstance(duration, int | float) and not isinstance(duration, bool)
+            if not (is_number and 0 < duration < 2**63):  # JSON's integers have no bound, and NaN compares false
                 raise ValueError(f"video {name}: duration {duration!r} is not a positive number of seconds")
 
     def __len__(self) -> int:
@@ -126,14 +128,15 @@ class Detections:
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
         """From the segments ``[n, 2]``, scores ``[n]`` and labels ``[n]`` of each video, by name."""
-        parts = list(found.values())
+        none = (np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
+        segments, scores, labels = map(np.concatenate, zip(none, *found.values(), strict=True))
         return Detections(
             videos=tuple(found),
             classes=tuple(classes),
-            video=np.repeat(np.arange(len(parts)), [len(scores) for _, scores, _ in parts]),
-            segments=np.concatenate([np.empty((0, 2)), *(segments for segments, _, _ in parts)]),
-            scores=np.concatenate([np.empty(0), *(scores for _, scores, _ in parts)]),
-            labels=np.concatenate([np.empty(0, np.int64), *(labels for _, _, labels in parts)]),
+            video=np.repeat(np.arange(len(found)), [len(scores) for _, scores, _ in found.values()]),
+            segments=segments,
+            scores=scores,
+            labels=labels,
             basis=basis,
             durations_s=dict(durations_s or {}),
             details=dict(details or {}),
@@ -141,12 +144,15 @@ class Detections:
 
     @staticmethod
     def concatenate(
-        parts: Sequence[Detections], *, details: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+        parts: Sequence[Detections],
+        *,
+        details: Mapping[str, Any] | None = None,
+        names: Sequence[str] = (),
     ) -> Detections:
         """All rows of several detections, part after part; videos and classes of all of them, in order of appearance.
 
         Raises:
-            ValueError: no parts, or parts that disagree about the basis or a video's duration.
+            ValueError: there are no parts, or they disagree about the basis or a video's duration.
         """
         if not parts:
             raise ValueError("no detections to concatenate")
@@ -158,17 +164,12 @@ class Detections:
         names = names or [f"part {number}" for number in range(1, len(parts) + 1)]
         for part, own in zip(parts, names, strict=True):
             if part.basis != first.basis:
-                raise ValueError(
-                    f"detections on the {first.basis} and on the {part.basis} clock cannot be combined; "
-                    "bring both to one clock with .forward()"
-                )
+                raise ValueError(f"detections of basis {first.basis} and {part.basis}; call .forward() of both")
             for name, duration in part.durations_s.items():
                 other = source.setdefault(name, own)
                 if abs(durations_s.setdefault(name, duration) - duration) > _SAME_DURATION_S:
-                    raise ValueError(
-                        f"video {name} lasts {durations_s[name]} s in {other} and {duration} s in {own}; "
-                        "give both the duration of the annotations"
-                    )
+                    found = f"video {name} lasts {durations_s[name]} s in {other} and {duration} s in {own}"
+                    raise ValueError(f"{found}; give both the duration of the annotations")
         return Detections(
             videos=videos,
             classes=classes,
@@ -187,14 +188,11 @@ class Detections:
         Raises:
             ValueError: a video with detections has no duration.
         """
+        unknown = [self.videos[i] for i in np.unique(self.video) if self.videos[i] not in self.durations_s]
+        if unknown:
+            reason = f"the duration of {shortlist(unknown)} is unknown"
+            raise ValueError(f"{reason}; to change to the other clock, give durations_s, as in the annotations")
         durations = np.array([self.durations_s.get(name, np.nan) for name in self.videos])[self.video]
-        unknown = np.isnan(durations)
-        if unknown.any():
-            names = [self.videos[i] for i in np.unique(self.video[unknown])]
-            raise ValueError(
-                f"the duration of {shortlist(names)} is unknown, so its detections cannot change to the other clock; "
-                "give durations_s, as in the annotations"
-            )
         return replace(
             self,
             # Every row has its own D: mirror about 0, then shift.
@@ -203,15 +201,11 @@ class Detections:
         )
 
     def forward(self) -> Detections:
-        """These detections on the forward clock (themselves, if they are on it already).
-
-        Raises:
-            ValueError: they are on the reverse clock and a video with detections has no duration.
-        """
+        """These detections on the forward clock; raises as :meth:`reversed`."""
         return self if self.basis == "forward" else self.reversed()
 
     def take(self, rows: NDArray[Any]) -> Detections:
-        """Some of the rows: a boolean mask ``[n]``, or row numbers in the wanted order. Videos and classes stay."""
+        """Some of the rows: a boolean mask ``[n]``, or row numbers. Videos and classes stay."""
         return replace(
             self,
             video=self.video[rows],
@@ -244,11 +238,9 @@ class Detections:
         if tuple(classes) == self.classes:
             return self
         if different := set(classes) ^ set(self.classes):
-            raise ValueError(
-                f"the class lists differ by {shortlist(sorted(different))}; detections of different class lists cannot "
-                "be combined"
-            )
-        return replace(self, classes=tuple(classes), labels=_index_among(self.classes, classes)[self.labels])
+            raise ValueError(f"the class lists differ by {shortlist(sorted(different))}; give one list")
+        labels = _index_among(self.classes, classes)[self.labels]
+        return replace(self, classes=tuple(classes), labels=labels)
 
     # The names of the columns of `to_rows`.
     COLUMNS: ClassVar[tuple[str, ...]] = ("video", "start_s", "end_s", "label", "score")
@@ -259,9 +251,9 @@ class Detections:
         return dict(self.details.get("unread", {}))
 
     def __repr__(self) -> str:
-        counts = [(len(self.videos), "videos"), (len(self), "detections"), (len(self.classes), "classes")]
-        counts += [(len(self.unread), "videos unread")] if self.unread else []
-        return f"Detections({', '.join(f'{count} {what}' for count, what in counts)})"
+        counts = f"{len(self.videos)} videos, {len(self)} detections, {len(self.classes)} classes"
+        unread = f", {len(self.unread)} videos unread" if self.unread else ""
+        return f"Detections({counts}{unread})"
 
     def __iter__(self) -> Iterator[VideoDetections]:
         """Each video with its detections, in their order."""
@@ -282,9 +274,15 @@ class Detections:
     def __contains__(self, name: object) -> bool:
         return name in self.videos
 
-    def _of_rows(self, name: str, rows: NDArray[np.int64]) -> VideoDetections:
+    def _of_rows(self, name: str, rows: IntArray) -> VideoDetections:
         labels = np.array(self.classes, np.str_)[self.labels[rows]]
-        return VideoDetections(name, self.segments[rows], labels, self.scores[rows], self.durations_s.get(name))
+        return VideoDetections(
+            name,
+            segments=self.segments[rows],
+            labels=labels,
+            scores=self.scores[rows],
+            duration_s=self.durations_s.get(name),
+        )
 
     def to_rows(self) -> list[tuple[str, float, float, str, float]]:
         """A tuple of ``COLUMNS`` for each detection, times in seconds."""
@@ -299,8 +297,7 @@ class Detections:
         write_detections(self, path)
 
 
-def _index_among(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
-    """The index of each name in another list."""
+def _index_among(names: Sequence[str], among: Sequence[str]) -> IntArray:
     index = {name: i for i, name in enumerate(among)}
     return np.array([index[name] for name in names], np.int64)
 
@@ -308,8 +305,7 @@ def _index_among(names: Sequence[str], among: Sequence[str]) -> NDArray[np.int64
 def read_detections(path: str | Path, classes: str | Path | None = None) -> Detections:
     """Read a detection file in any of the formats of :data:`bitad.data.formats.detections.FORMATS`; ``.json.gz`` too.
 
-    The classes of a file that lists none are its labels, in alphabetical order. Proposals, which have no label, get the
-    class :data:`~bitad.data.classes.ANY_CLASS`, which is logged.
+    The classes of a file that lists none are its labels, in alphabetical order. Proposals have the class "action".
 
     Args:
         classes: a file of class names (:func:`~bitad.data.classes.read_class_numbers`): labels may be numbers of its
@@ -317,22 +313,22 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value; a class that the list does not have, or a class
-            number without a list.
+        ValueError: the first defect, with file, video and value; or a class that the list does not have.
     """
     path = Path(path)
     found = read_detection_file(path)
     stated = found.external.get(_CLASSES)
     if not (stated is None or (isinstance(stated, list) and all(isinstance(name, str) for name in stated))):
-        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}; they must be a list of names")
+        raise ValueError(f"{path}: external_data's classes are {reprlib.repr(stated)}, not a list of names")
     durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
-        raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}; they must be an object")
+        raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}, not an object")
     names: tuple[str, ...] = (ANY_CLASS,)
     labels = [0] * len(found.scores)
+    keys = (_BASIS, _DURATIONS, _CLASSES)
     try:
         if found.labels is None:
-            log.info("%s: proposals without labels; they are read as detections of the class %r", path, ANY_CLASS)
+            log.info("%s: proposals without labels are read as detections of the class %r", path, ANY_CLASS)
         else:
             names, labels = index_labels(found.labels, stated, classes)
         return Detections(
@@ -344,52 +340,41 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
             labels=np.array(labels, np.int64),
             basis=found.external.get(_BASIS, "forward"),
             durations_s=durations_s,
-            details={key: value for key, value in found.external.items() if key not in (_BASIS, _DURATIONS, _CLASSES)},
+            details={key: value for key, value in found.external.items() if key not in keys},
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def write_detections(detections: Detections, path: str | Path) -> None:
-    """Write a detection file that ``read_detections`` reads back: the same rows, video after video.
+    """Write a file that ``read_detections`` reads: the same rows, video after video. ``.gz`` compresses it.
 
-    The file is replaced atomically; ``.gz`` compresses it.
+    The file is replaced atomically.
 
     Raises:
         ValueError: ``details`` uses a key that is reserved.
     """
     own = {_BASIS: detections.basis, _DURATIONS: detections.durations_s, _CLASSES: list(detections.classes)}
     if taken := own.keys() & detections.details.keys():
-        raise ValueError(f"details has the key {shortlist(sorted(taken))}, which the file uses itself; rename it")
+        raise ValueError(f"details has the reserved key {shortlist(sorted(taken))}; rename it")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in detections.videos}
-    columns = (detections.video, detections.segments, detections.labels, detections.scores)
-    for video, segment, label, score in zip(*(column.tolist() for column in columns), strict=True):
-        results[detections.videos[video]].append(
-            {"segment": segment, "label": detections.classes[label], "score": score}
-        )
+    for video, start, end, label, score in detections.to_rows():
+        results[video].append({"segment": [start, end], "label": label, "score": score})
     # The version is that of ActivityNet's submission format; other evaluators require the key.
     content = {"version": "VERSION 1.3", "results": results, "external_data": own | detections.details}
     write_json(content, path)
 
 
-def _is_number(value: Any) -> bool:
-    # JSON's integers have no bound, and NaN compares false.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-
-
 def under_names(detections: Detections, wanted: Iterable[str], source: object) -> Detections:
-    """The detections with the wanted names of their videos, where these differ by habits; other names are unchanged.
-
-    Args:
-        detections: of these and maybe other videos.
-        source: of the detections, for messages; matches are logged.
+    """The detections with the wanted names of their videos, where these differ by habits, which is logged.
 
     Raises:
         ValueError: several videos may be meant by a wanted name, or one by several.
     """
     wanted = tuple(wanted)
-    if set(wanted).issuperset(detections.videos) or not (names := new_names(detections.videos, wanted, source)):
+    if set(wanted).issuperset(detections.videos):
         return detections
+    names = new_names(detections.videos, wanted, source)
     return replace(
         detections,
         videos=tuple(names.get(name, name) for name in detections.videos),
@@ -397,11 +382,12 @@ def under_names(detections: Detections, wanted: Iterable[str], source: object) -
     )
 
 
-def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterable[str] = ()) -> list[Detections]:
-    """Sets of detections in which a video has one name: the wanted one, or else that of the first set that has it.
-
-    Arguments and errors are those of :func:`under_names`, for each set.
-    """
+def alike(
+    sets: Sequence[Detections],
+    sources: Sequence[object],
+    wanted: Iterable[str] = (),
+) -> list[Detections]:
+    """The sets with one name for each video: the wanted one, or that of the first set that has it."""
     names = list(wanted)
     found = []
     for one, source in zip(sets, sources, strict=True):
@@ -411,13 +397,8 @@ def alike(sets: Sequence[Detections], sources: Sequence[object], wanted: Iterabl
 
 
 def require_any(detections: Detections, wanted: Collection[str], source: object, truth: object) -> None:
-    """Refuse detections if none is in a wanted video: they would be evaluated as if nothing had been detected.
-
-    Raises:
-        ValueError: there are detections, and all are in other videos.
-    """
+    """Raise a ValueError if there are detections, and all are in other videos than the wanted ones."""
     if len(detections) and set(wanted).isdisjoint(detections.videos):
-        raise ValueError(
-            f"{source}: no detection is in a video of {truth}: {Matching.of(wanted, detections.videos).sides()}; name "
-            "the detections or the subset of these videos"
-        )
+        sides = Matching.of(wanted, detections.videos).sides()
+        remedy = "name the detections or the subset of these videos"
+        raise ValueError(f"{source}: no detection is in a video of {truth}: {sides}; {remedy}")

@@ -1,4 +1,4 @@
-"""Pre-computed features: one array a video, in a folder of ``.npy`` or ``.npz`` files or in a single ``.npz``."""
+"""Pre-computed features: one array a video, in a folder or in a single ``.npz``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,14 +26,12 @@ _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class FeatureStore:
-    """The features of a set of videos, read from disk one video at a time; several processes may share a store.
+    """The features of a set of videos, read one video at a time; several processes may share a store.
 
     Args:
-        path: a folder with a file for each video (``NAME.npy``, or ``NAME.npz`` with one array), or one ``.npz`` file
-            that holds each video's array under the video's name.
+        path: a folder with ``NAME.npy`` or ``NAME.npz`` (of one array) for each video, or one ``.npz`` file.
         channels: C, if known; another width is refused.
-        wanted: the names of all videos that may be asked for. The names of the features may differ by a habit
-            (:mod:`bitad.video.names`).
+        wanted: the names of all videos that may be asked for, which may be variations (:mod:`bitad.video.names`).
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -42,17 +39,20 @@ class FeatureStore:
     """
 
     def __init__(
-        self, path: str | Path, *, channels: int | None = None, wanted: Callable[[], Iterable[str]] = tuple
+        self,
+        path: str | Path,
+        *,
+        channels: int | None = None,
+        wanted: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        self.path, self.channels = Path(path), channels
+        self.path = Path(path)
+        self.channels = channels
         if not self.path.exists():
-            raise FileNotFoundError(
-                f"{self.path}: no such folder or .npz file of features; name the right one, or make it: bitad features"
-            )
+            remedy = "name the right one, or make it: bitad features"
+            raise FileNotFoundError(f"{self.path}: no such folder or .npz file of features; {remedy}")
         if self.path.is_file() and not zipfile.is_zipfile(self.path):
             raise ValueError(
-                f"{self.path}: features are a folder of .npy or .npz files, or one .npz file; this is "
-                f"{signature_of(self.path)}"
+                f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}"
             )
         self._lookup = Lookup(self.path, wanted, self.names)
 
@@ -67,79 +67,57 @@ class FeatureStore:
         """T, the number of rows of a video's features; reads only the array's header.
 
         Raises:
-            FileNotFoundError: the folder has no file for the video.
-            ValueError: the ``.npz`` has no such array, or it does not hold numbers ``[T, C]`` of the right width.
+            FileNotFoundError, ValueError: there are none, or they are no numbers ``[T, C]`` of the right width.
         """
-        with self._open(name) as array:
-            return array.shape[0]
+        with self._open(name) as (_, _, shape):
+            return shape[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A video's features, float32 ``[T, C]``.
-
-        Raises:
-            FileNotFoundError: the folder has no file for the video.
-            ValueError: as :meth:`length`, or a number is not finite.
-        """
-        with self._open(name) as stored:
-            features, where = np.ascontiguousarray(stored.read(), np.float32), stored.where
+        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
+        with self._open(name) as (stream, where, _):
+            stream.seek(0)
+            try:
+                features = np.ascontiguousarray(npy.read_array(stream, allow_pickle=False), np.float32)
+            except _DAMAGED as error:
+                raise ValueError(f"{where}: no array that numpy reads: {error}") from None
         invalid = np.argwhere(~np.isfinite(features))
         if len(invalid):
             row, column = invalid[0]
-            raise ValueError(
-                f"{where}: {features[row, column]} in row {row}, channel {column} ({len(invalid)} such values); "
-                "make finite ones"
-            )
+            value = f"{features[row, column]} in row {row}, channel {column} ({len(invalid)} such values)"
+            raise ValueError(f"{where}: {value}; make finite ones")
         return features
 
-    def file(self, name: str) -> Path:
-        """The file of a video in a folder.
-
-        Raises:
-            FileNotFoundError: the folder has none.
-            ValueError: several may be meant.
-        """
-        if (file := self._file(name)) is not None:
-            return file
-        if (found := self._lookup.find(name)) is not None and (file := self._file(found)) is not None:
-            return file
-        raise FileNotFoundError(
-            f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); make them, or leave it out "
-            f"of the annotations; {self._lookup.sides(name)}"
-        )
-
     def own_name(self, name: str) -> str:
-        """The name of a video's features in a folder.
+        """The name of a video's features, or the given one; raises a ValueError if it is unclear."""
+        names = () if self.path.is_dir() else _array_names(self.path)
+        return name if name in names or self._file(name) is not None else self._lookup.find(name) or name
 
-        Raises:
-            ValueError: several may be meant.
-        """
-        return name if self._file(name) is not None else self._lookup.find(name) or name
+    def file(self, name: str) -> Path:
+        """The file of a video in a folder; raises a FileNotFoundError if there is none."""
+        if (file := self._file(self.own_name(name))) is not None:
+            return file
+        remedy = f"make them, or leave it out; {self._lookup.sides(name)}"
+        raise FileNotFoundError(f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); {remedy}")
 
     def array(self, name: str) -> str:
-        """The name of a video's array in the single ``.npz``.
-
-        Raises:
-            ValueError: there is none, or several may be meant.
-        """
-        if name in (names := _array_names(self.path)):
-            return name
-        if (found := self._lookup.find(name)) is not None:
+        """The name of a video's array in the single ``.npz``; raises a ValueError if there is none."""
+        found = self.own_name(name)
+        names = _array_names(self.path)
+        if found in names:
             return found
-        raise ValueError(
-            f"{self.path}: no array {name!r}; it has {reprlib.repr(sorted(names))}; {self._lookup.sides(name)}"
-        )
+        raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides(name)}")
 
     def _file(self, name: str) -> Path | None:
         files = (self.path / f"{name}{suffix}" for suffix in _SUFFIXES)
         return next((file for file in files if is_file_named(file)), None)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[_Stored]:
-        """A video's array ``[T, C]``, of which only the header has been read."""
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], str, tuple[int, ...]]]:
+        """The bytes of an array ``[T, C]`` after its header, its name in messages, and its shape."""
         file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                yield self._checked(_Stored.of(stream, file.stat().st_size, str(file), file))
+                yield stream, str(file), self._checked_shape(stream, file.stat().st_size, str(file), file)
             return
         if file == self.path:
             member = self.array(name)
@@ -147,86 +125,55 @@ class FeatureStore:
             member = names[0]
         else:
             raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
+        where = f"{file}: {member}"
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
-            size = archive.getinfo(f"{member}.npy").file_size
-            yield self._checked(_Stored.of(stream, size, f"{file}: {member}"))
+            yield stream, where, self._checked_shape(stream, archive.getinfo(f"{member}.npy").file_size, where)
 
-    def _checked(self, array: _Stored) -> _Stored:
-        """Refuse an array that does not hold numbers ``[T, C]`` of the right width."""
-        shape, where = list(array.shape), array.where
-        if len(shape) != 2 or 0 in shape or array.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: {array.dtype} of shape {shape}; features are numbers [T, C]")
+    def _checked_shape(
+        self,
+        stream: IO[bytes],
+        size: int,
+        where: str,
+        file: Path | None = None,
+    ) -> tuple[int, ...]:
+        shape, dtype = _parse_header(stream, size, where, file)
+        if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
+            raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")
         if self.channels is not None and shape[1] != self.channels:
-            raise ValueError(
-                f"{where}: shape {shape} read as [T, C]; {self.channels} channels are expected (data.feature_channels)"
-            )
-        return array
+            remedy = f"{self.channels} channels are expected (data.feature_channels)"
+            raise ValueError(f"{where}: shape {list(shape)} read as [T, C]; {remedy}")
+        return shape
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An array on disk, of which only the header has been read.
-
-    Args:
-        stream: the bytes of an ``.npy`` file.
-        where: the name of the array in messages.
-        shape, dtype: those in the header.
-    """
-
-    stream: IO[bytes]
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, stream: IO[bytes], size: int, where: str, file: Path | None = None) -> _Stored:
-        """Read the header of an array that has ``size`` bytes in all, and compare it with them.
-
-        Raises:
-            ValueError: ``stream`` holds no array, or one of another size than its header states.
-        """
-        try:
-            is_version_1 = npy.read_magic(stream) == (1, 0)
-            shape, _, dtype = (npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0)(stream)
-        except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
-            found = None if file is None else signature_of(file)
-            reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
-            raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
-        # Arrays of objects have no fixed size; FeatureStore refuses their type.
-        claimed, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
-        if any(length < 0 for length in shape):
-            reason = f"its header claims the shape {list(shape)}; write it again"
-            raise ValueError(f"{where}: no array that numpy reads: {reason}")
-        if claimed != actual and not dtype.hasobject:
-            raise ValueError(
-                f"{where}: no array that numpy reads: its header claims {dtype} of shape {list(shape)}, {claimed:,} "
-                f"bytes, but {actual:,} are there; it is damaged or cut off: write it again"
-            )
-        return cls(stream, where, shape, dtype)
-
-    def read(self) -> NDArray[Any]:
-        """The array."""
-        try:
-            self.stream.seek(0)
-            return npy.read_array(self.stream, allow_pickle=False)
-        except _DAMAGED as error:
-            raise ValueError(f"{self.where}: no array that numpy reads: {error}") from None
+def _parse_header(
+    stream: IO[bytes], size: int, where: str, file: Path | None = None
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type in the header of an array, which must have ``size`` bytes in all."""
+    try:
+        is_version_1 = npy.read_magic(stream) == (1, 0)
+        parse = npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0
+        shape, _, dtype = parse(stream)
+    except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
+        found = None if file is None else signature_of(file)
+        reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
+        raise ValueError(f"{where}: no array that numpy reads: {reason}") from None
+    # Arrays of objects have no fixed size; FeatureStore refuses their type.
+    claimed = math.prod(shape) * dtype.itemsize
+    actual = size - stream.tell()
+    if min(shape, default=0) < 0 or (claimed != actual and not dtype.hasobject):
+        claim = f"claims the shape {list(shape)} of {dtype}, {claimed:,} bytes, but {actual:,} are there"
+        remedy = "it is damaged or cut off: write it again"
+        raise ValueError(f"{where}: no array that numpy reads: its header {claim}; {remedy}")
+    return shape, dtype
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an ``.npy`` file, whose size agrees with them; reads only the header.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it holds no array, or one of another size.
-    """
+    """Shape and type of the array in an ``.npy`` file; raises a ValueError for another file."""
     with file.open("rb") as stream:
-        array = _Stored.of(stream, file.stat().st_size, str(file), file)
-    return array.shape, array.dtype
+        return _parse_header(stream, file.stat().st_size, str(file), file)
 
 
 def _array_names(file: Path) -> list[str]:
-    """The names of the arrays in an ``.npz`` file."""
     try:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, file.stat().st_size, str(file), compressed=True)

@@ -1,6 +1,5 @@
 """A folder of features: ``NAME.npy`` of every video, and ``features.json``, which describes them.
 
-:class:`~bitad.data.feature_files.FeatureStore` reads the arrays; ``features.json`` is compared with the configuration.
 Rows are in the order of forward time, in whichever direction the video was played.
 """
 
@@ -45,19 +44,14 @@ class FeatureSettings:
     """Settings of all features of a folder; the first three are keys of ``data`` in a configuration.
 
     Args:
-        feature_stride_frames: video frames from one row to the next.
         feature_offset_frames: frame at the centre of row 0; between frames 0 and 15 that is 7.5.
-        feature_channels: C, width of a row.
         direction: of playback. It changes the values of rows, not their order.
         model: the backbone's size: a published one's name, or ``WIDTHxDEPTH``.
         clip_frames: frames in the transformer's input.
         window_steps: rows in the input of a run's adapters; None: each row is computed from one clip.
-        window_overlap: of neighbouring windows; None without windows.
         pixels: height and width of the frames.
         precision: of the network's matrix products.
-        stored: data type of the rows.
-        checkpoint: name of the weights file.
-        checkpoint_sha256: hash of its content.
+        checkpoint, checkpoint_sha256: name of the weights file, and hash of its content.
     """
 
     __pydantic_config__ = _STRICT
@@ -78,7 +72,8 @@ class FeatureSettings:
 
     def changes(self, now: FeatureSettings) -> list[str]:
         """How others differ from these, ``key was x, is y``. The weights file's hash counts, not its name."""
-        before, after = asdict(self), asdict(now)
+        before = asdict(self)
+        after = asdict(now)
         for values in (before, after):
             sha256 = values.pop("checkpoint_sha256")
             values["checkpoint"] = f"{values['checkpoint']} ({sha256[:12]})"
@@ -127,15 +122,17 @@ class FeatureVideo:
 
     def to_json(self) -> dict[str, Any]:
         """The video's entry in ``features.json``."""
-        return asdict(self) if self.is_recorded else dict(zip(("frames", "fps", "steps"), self.clock, strict=True))
+        if self.is_recorded:
+            return asdict(self)
+        return {"frames": self.frames, "fps": self.fps, "steps": self.steps}
 
 
 @dataclass(frozen=True)
-class _Sidecar:
+class Sidecar:
     """The content of ``features.json``.
 
     Args:
-        records_all: whether arrays of other videos are incomplete. Earlier versions recorded videos at the end only.
+        records_all: whether arrays of other videos are incomplete; in earlier versions they need not be.
     """
 
     __pydantic_config__ = _STRICT
@@ -146,30 +143,20 @@ class _Sidecar:
     records_all: bool = False
 
 
-def read_sidecar(folder: Path) -> tuple[FeatureSettings, dict[str, FeatureVideo]]:
-    """The content of a folder's ``features.json``: the settings of all features, and each video by name.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is not BiTAD's.
-    """
-    content = _read_sidecar(folder)
-    return content.settings, content.videos
-
-
-def _read_sidecar(folder: Path) -> _Sidecar:
+def read_sidecar(folder: Path) -> Sidecar:
+    """The content of a folder's ``features.json``; raises a ValueError if it is not BiTAD's."""
     path = folder / SIDECAR
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe features of BiTAD ('{FORMAT}'); name another folder")
     try:
         # From JSON: objects become dataclasses, and true is no number.
-        return TypeAdapter(_Sidecar).validate_json(json.dumps(content))
+        return TypeAdapter(Sidecar).validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{path} is damaged: {place}: {first['msg']}; correct or restore it, or name another folder"
+            f"{path} is damaged: {place}: {first['msg']}; restore it, or name another folder"
         ) from None
 
 
@@ -186,7 +173,8 @@ class FeatureFolder:
     """
 
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
-        self.path, self.settings = path, settings
+        self.path = path
+        self.settings = settings
         self.videos: dict[str, FeatureVideo] = {}
         self._records_all = True
         self._waiting: dict[str, FeatureVideo] = {}
@@ -197,21 +185,17 @@ class FeatureFolder:
         elif path.is_dir() and any(
             file.suffix in (".npy", ".npz") and not is_leftover(file.name) for file in path.iterdir()
         ):
-            raise ValueError(f"{path} holds features without a {SIDECAR} that describes them; name another folder")
+            raise ValueError(f"{path} holds features without a {SIDECAR}; name another folder")
         elif path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder")
 
     def begin(self) -> None:
-        """Write the settings to ``features.json``; call it in one process only.
-
-        Raises:
-            ValueError: another process has begun with other settings.
-        """
+        """Write the settings to ``features.json``; call it in one process only."""
         remove_leftovers(self.path)
         self._write()
 
     def finish(self, name: str, video: FeatureVideo) -> None:
-        """Mark a video as complete; it is written to ``features.json`` from time to time, and by :meth:`record`."""
+        """Mark a video as complete; ``features.json`` gets it from time to time, and by :meth:`record`."""
         video = replace(video, rows=self._written.pop(name, video.rows))
         if name in self.videos and self.videos[name].to_json() == video.to_json():
             return
@@ -224,11 +208,14 @@ class FeatureFolder:
         if self._waiting:
             self._write()
 
-    def held(self, name: str, video: FeatureVideo, source: Path, damaged: OnDecodeError) -> FeatureVideo | None:
-        """The record of a video whose features are complete and up to date; None: they must be computed.
-
-        Features of an earlier version are kept if they agree with the video as far as they were recorded.
-        """
+    def held(
+        self,
+        name: str,
+        video: FeatureVideo,
+        source: Path,
+        damaged: OnDecodeError,
+    ) -> FeatureVideo | None:
+        """The record of a video whose features are complete and up to date; None: they must be computed."""
         try:
             shape, dtype = read_header(self.file(name))
         except (FileNotFoundError, ValueError):  # none; damaged or cut off
@@ -242,7 +229,8 @@ class FeatureFolder:
             return None
         if record.source is None or record.rows is None:
             return record
-        same_source, same_rows = record.source.now(source), record.rows.now(self.file(name))
+        same_source = record.source.now(source)
+        same_rows = record.rows.now(self.file(name))
         if same_source is None or same_rows is None:
             return None
         return replace(record, source=same_source, rows=same_rows)
@@ -251,12 +239,10 @@ class FeatureFolder:
     def writing(self, name: str, video: FeatureVideo) -> Iterator[Callable[[NDArray[np.float32]], None]]:
         """A function that writes rows ``[t, C]`` of the video, called several times, in order.
 
-        They become the video's file when the block ends, and are removed if it fails.
-
-        Raises:
-            ValueError: a row is not finite as stored.
+        They become the video's file when the block ends, and are removed if it fails or they are not finite.
         """
-        shape, dtype = (video.steps, self.settings.feature_channels), np.dtype(self.settings.stored)
+        shape = (video.steps, self.settings.feature_channels)
+        dtype = np.dtype(self.settings.stored)
         header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with atomic_write(self.file(name)) as partial:
             with partial.open("wb") as stream:
@@ -268,7 +254,9 @@ class FeatureFolder:
                         stored = np.ascontiguousarray(rows, dtype)
                     if not np.isfinite(stored).all():
                         remedy = "; leave out --half" if dtype == np.float16 else ""
-                        raise ValueError(f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}")
+                        raise ValueError(
+                            f"features up to {np.abs(rows).max():g} are not finite in {dtype}{remedy}"
+                        )
                     stream.write(stored.tobytes())
 
                 yield write
@@ -280,25 +268,27 @@ class FeatureFolder:
         return self.path / f"{name}.npy"
 
     def _load(self) -> None:
-        """Load ``features.json``."""
-        before = _read_sidecar(self.path)
+        before = read_sidecar(self.path)
         if changes := before.settings.changes(self.settings):
             raise ValueError(f"{self.path} holds other features: {', '.join(changes)}; name another folder")
-        self.videos, self._records_all = before.videos, before.records_all
+        self.videos = before.videos
+        self._records_all = before.records_all
 
     def _write(self) -> None:
         remedy = "wait until it has ended, or choose another --out"
         with locked(self.path, remedy=remedy, patience_s=_LOCK_TIMEOUT_S):
             if (self.path / SIDECAR).is_file():
                 self._load()
-            self.videos |= {name: video for name, video in self._waiting.items() if self._is_current(name, video)}
+            for name, video in self._waiting.items():
+                if self._is_current(name, video):
+                    self.videos[name] = video
             rows = {name: video.to_json() for name, video in sorted(self.videos.items())}
             content = {"format": FORMAT, "settings": asdict(self.settings), "videos": rows}
             write_json(content | {"records_all": self._records_all}, self.path / SIDECAR)
-        self._waiting, self._recorded = {}, time.monotonic()
+        self._waiting = {}
+        self._recorded = time.monotonic()
 
     def _is_current(self, name: str, video: FeatureVideo) -> bool:
-        """Whether a video's file holds the rows of this process; otherwise the process that replaced it records it."""
         if video.rows is None or video.rows.now(self.file(name)) is not None:
             return True
         log.warning("%s: replaced by another process, whose features are kept", self.file(name))
@@ -311,29 +301,24 @@ _PLACED = ("feature_stride_frames", "feature_offset_frames", "feature_channels")
 _MAY_DIFFER = ("direction", "precision", "stored")
 
 
-def _read_own_sidecar(folder: Path) -> _Sidecar | None:
-    """The content of ``features.json``; None: there is none, or it is another project's.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+def _read_own_sidecar(folder: Path) -> Sidecar | None:
     if not (folder / SIDECAR).is_file():
         return None
     content = read_json(folder / SIDECAR)
-    is_own = isinstance(content, dict) and str(content.get("format")).startswith(FORMAT.rpartition(" ")[0])
-    return _read_sidecar(folder) if is_own else None
+    if isinstance(content, dict) and str(content.get("format")).startswith("bitad features"):
+        return read_sidecar(folder)
+    return None
 
 
 def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:
     """Compare a configuration with the ``features.json`` of its features; return its videos by name.
 
     Raises:
-        ValueError: another stride, offset, width or direction than the configuration's; or the two folders of a pair
-            are of different networks, clips or frame sizes.
+        ValueError: they differ, or the two folders of a pair are of different networks, clips or frame sizes.
     """
     assert data.features is not None
     faults = []
-    found: dict[str, _Sidecar] = {}
+    found: dict[str, Sidecar] = {}
     # Alone, features of reverse playback are the input of a reverse network.
     reverse_alone = data.reversed_features is None and set(views) == {"reverse"}
     for key, folder, wanted in (
@@ -349,10 +334,8 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
             if (stated := getattr(sidecar.settings, name)) != (given := getattr(data, name))
         ]
         if sidecar.settings.direction != wanted and not reverse_alone:
-            faults.append(
-                f"{folder / SIDECAR} says direction {sidecar.settings.direction}, but data.{key} must hold features of "
-                f"{wanted} playback"
-            )
+            stated = f"{folder / SIDECAR} says direction {sidecar.settings.direction}"
+            faults.append(f"{stated}, but data.{key} must hold features of {wanted} playback")
     if not faults and data.reversed_features is not None:
         faults += _differences(data.features, data.reversed_features)
     if faults:
@@ -361,24 +344,20 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
 
 
 def require_same_features(before: DataConfig, now: DataConfig) -> None:
-    """Refuse features of another network, clip length or frame size than a run was trained on.
-
-    Raises:
-        ValueError: they differ by the ``features.json`` of both. If one is missing, nothing is known.
-    """
+    """Raise a ValueError for features of another network, clip length or frame size than in training."""
     for key in ("features", "reversed_features"):
-        trained, given = getattr(before, key), getattr(now, key)
+        trained = getattr(before, key)
+        given = getattr(now, key)
         if trained is None or given is None or trained == given:
             continue
         if faults := _differences(trained, given):
-            raise ValueError(
-                f"data.{key}={given} holds other features than the run was trained on: {'; '.join(faults)}"
-            )
+            raise ValueError(f"data.{key}={given} holds other features than in training: {'; '.join(faults)}")
 
 
 def _differences(one: Path, other: Path) -> list[str]:
     """The settings in which two folders differ but should not; none where one has no ``features.json``."""
-    mine, theirs = _read_own_sidecar(one), _read_own_sidecar(other)
+    mine = _read_own_sidecar(one)
+    theirs = _read_own_sidecar(other)
     if mine is None or theirs is None:
         return []
     same = {key: getattr(mine.settings, key) for key in _MAY_DIFFER}

@@ -1,9 +1,7 @@
-"""Fingerprints of data: a run that is resumed or tested must find the data that it was trained on.
+"""Fingerprints of data: a run that is resumed or tested must find its training's data.
 
-Each video has a digest of its annotation as the run uses it, and one of its file's content. A file of up to 1 MiB is
-hashed completely. Of a larger one the size and 8 samples of 64 KiB are hashed, spread over its length, so that 400
-videos take 3,200 reads and 210 MB at most, whatever their size. Names of folders and times of files do not matter: a
-copy is the same data.
+Each video has a digest of its annotation as the run uses it, and one of its file's content: of all of a file of up to
+1 MiB, and of the size and 8 samples of a larger one, so that 400 videos take 210 MB at most.
 """
 
 from __future__ import annotations
@@ -23,24 +21,23 @@ from bitad.data.sources import annotated_names
 from bitad.runtime.log import shortlist
 from bitad.video.names import VideoFinder
 
-# What is compared (annotations, files) -> name of the video (or of a file that holds all videos) -> digest.
+# Kind of data -> name of the video, or of a file that holds all videos -> digest.
 Fingerprints = dict[str, dict[str, str]]
 
-TRAINING, TEST, SCORES = "training annotations", "test annotations", "video scores"
+TRAINING = "training annotations"
+TEST = "test annotations"
+SCORES = "video scores"
 MISSING = "missing"
 
 _COMPLETE_BYTES = 1 << 20
-_SAMPLE_BYTES, _SAMPLES = 1 << 16, 8
+_SAMPLE_BYTES = 1 << 16
+_SAMPLES = 8
 
 
 def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
-    """The fingerprints of the data that a run uses.
-
-    Args:
-        training: the videos that it is trained on.
-        test: those that it is tested on.
-    """
-    data, trained = config.data, list(training)
+    """The fingerprints of the data that a run is trained and tested on."""
+    data = config.data
+    trained = list(training)
     found: Fingerprints = {
         TRAINING: {video.name: _of_annotation(video) for video in trained},
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
@@ -79,8 +76,9 @@ def is_valid(value: object) -> bool:
 
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
-    """The differences, in a few words each: the kind, how many videos, which. Skips kinds that only one side has."""
-    return [change for kind in now if kind in before and (change := _change(kind, before[kind], now[kind]))]
+    """The differences, in a few words each. Skips kinds that only one side has."""
+    kinds = [kind for kind in now if kind in before]
+    return list(filter(None, (_change(kind, before[kind], now[kind]) for kind in kinds)))
 
 
 def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -88,7 +86,8 @@ def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str
         return kind if before != now else ""
     ways: dict[str, list[str]] = {"changed": [], "gone": [], "new": []}
     for name in dict.fromkeys((*before, *now)):
-        old, new = before.get(name, MISSING), now.get(name, MISSING)
+        old = before.get(name, MISSING)
+        new = now.get(name, MISSING)
         if old != new:
             ways["new" if old == MISSING else "gone" if new == MISSING else "changed"].append(name)
     parts = [f"{len(names)} {way} ({shortlist(names)})" for way, names in ways.items() if names]
@@ -103,7 +102,6 @@ def _of_annotation(video: AnnotatedVideo) -> str:
 
 
 def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
-    """The digest of each video's file, or MISSING if it cannot be read."""
     digests = dict.fromkeys(names, MISSING)
     for name in digests:
         with suppress(OSError, ValueError, KeyError):  # code that needs the file reports what is wrong with it
@@ -112,13 +110,11 @@ def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str,
 
 
 def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """A function that returns the digest of a video's file."""
     find = VideoFinder(folder, wanted)
     return lambda name: _of_file(find(name))
 
 
 def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """A function that returns the digest of a video's features."""
     store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
         return lambda name: _of_file(store.file(name))

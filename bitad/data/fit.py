@@ -83,7 +83,12 @@ class Fit:
 
 
 def fit(
-    videos: Sequence[AnnotatedVideo], grids: Sequence[Grid], *, most_steps: int, unit: int, completeness: float = 0.75
+    videos: Sequence[AnnotatedVideo],
+    grids: Sequence[Grid],
+    *,
+    most_steps: int,
+    unit: int,
+    completeness: float = 0.75,
 ) -> Fit:
     """The windows and the pyramid for a data set on a grid.
 
@@ -113,8 +118,8 @@ def fit(
     found = finest_levels(segments, steps_of, doubling_ranges(levels))
     too_long = lengths * completeness > steps
     missed = tuple(
-        Missed(video.name, label, *video.segments[row].tolist(), _reason(lengths[i], bool(too_long[i]), steps))
-        for i, (video, row, label) in enumerate(_rows(videos))
+        Missed(video.name, label, start, end, _reason(lengths[i], bool(too_long[i]), steps))
+        for i, (video, label, (start, end)) in enumerate(_rows(videos))
         if found[i] < 0 or too_long[i]
     )
     shorter = sizes < steps
@@ -173,10 +178,10 @@ def _reason(length: float, is_too_long: bool, steps: int) -> str:
     return f"{length:.2g} grid steps long, with no grid step inside" if length < 2 else "at the end of its video"
 
 
-def _rows(videos: Sequence[AnnotatedVideo]) -> Iterator[tuple[AnnotatedVideo, int, str]]:
+def _rows(videos: Sequence[AnnotatedVideo]) -> Iterator[tuple[AnnotatedVideo, str, tuple[float, float]]]:
     for video in videos:
-        for row, label in enumerate(video.labels):
-            yield video, row, label
+        for label, (start, end) in zip(video.labels, video.segments.tolist(), strict=True):
+            yield video, label, (start, end)
 
 
 def finest_levels(
@@ -205,7 +210,8 @@ def finest_levels(
         stride = 2**level
         points = stride * (np.floor(middle / stride) + around)  # [n, P]
         central = np.minimum(
-            points - np.maximum(middle - radius * stride, start), np.minimum(middle + radius * stride, end) - points
+            points - np.maximum(middle - radius * stride, start),
+            np.minimum(middle + radius * stride, end) - points,
         )
         farthest = np.maximum(points - start, end - points)
         is_real = (points >= 0) & (points < np.reshape(steps, (-1, 1)))

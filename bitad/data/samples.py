@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitad.data.transforms import Crop, apply_crop, empty_frames
-from bitad.timeline import Direction, Grid, mirror_points, mirror_positions, mirror_segments
+from bitad.timeline import Direction, FloatArray, Grid, IntArray, mirror_points, mirror_positions, mirror_segments
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Sample:
     video: str
     content: Tensor
     grid: Grid
-    segments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    segments: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
+    labels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     view: Direction = "forward"
     colour: NDArray[np.float32] | None = None
     reversed_copy: Tensor | None = None
@@ -85,7 +85,7 @@ class Batch:
     """Windows of one length T, padded after their real steps.
 
     Args:
-        inputs: frames uint8 ``[B, T * k, H, W, 3]`` or features float ``[B, C, T]``, padded by the last or by zeros.
+        inputs: frames uint8 ``[B, T * k, H, W, 3]``, padded by the last, or features float ``[B, C, T]``, by zeros.
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
@@ -123,9 +123,10 @@ class Batch:
 
     def reversed(self) -> Batch:
         """The same windows in the other view: the batch of their :meth:`Sample.reversed`."""
+        inputs = self.inputs if self.reversed_copy is None else self.reversed_copy
         return replace(
             self,
-            inputs=_reverse_steps(self.inputs if self.reversed_copy is None else self.reversed_copy, self.mask),
+            inputs=_reverse_steps(inputs, self.mask),
             segments=self.reversed_segments(),
             reversed_copy=None if self.reversed_copy is None else _reverse_steps(self.inputs, self.mask),
         )
@@ -143,7 +144,8 @@ class Batch:
 def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
     """Inputs of a batch with the real steps of each window in reverse order."""
     frames = inputs.ndim == 5
-    count, length = len(inputs), inputs.shape[1 if frames else 2]
+    count = len(inputs)
+    length = inputs.shape[1 if frames else 2]
     per_step = length // mask.shape[1]
     real = per_step * mask.sum(1, keepdim=True)
     index, _ = mirror_points(torch.arange(length, device=mask.device), 1, real)  # [B, T * k]
@@ -164,7 +166,9 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         identity = np.eye(3, 4, dtype=np.float32)
         colours = [identity if sample.colour is None else sample.colour for sample in samples]
         colour = torch.from_numpy(np.stack(colours))
-    copies = [sample.reversed_copy for sample in samples if sample.reversed_copy is not None]  # all have one, or none
+    copies = [
+        sample.reversed_copy for sample in samples if sample.reversed_copy is not None
+    ]  # all have one, or none
     return Batch(
         inputs=_pad([sample.content for sample in samples], rows),
         mask=torch.arange(length) < steps[:, None],
@@ -180,12 +184,12 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
 
 
 def _pad(contents: Sequence[Tensor], length: int) -> Tensor:
-    """Contents of samples -> inputs of a batch."""
     first = contents[0]
-    frames, shape = first.ndim == 4, (len(contents), length, *first.shape[1:])
-    inputs = empty_frames(*shape) if frames else first.new_zeros(shape)
-    for i, content in enumerate(contents):
-        inputs[i, : len(content)] = content
-        if frames:
-            inputs[i, len(content) :] = content[-1]
-    return inputs if frames else inputs.transpose(1, 2).contiguous()
+    shape = (len(contents), length, *first.shape[1:])
+    is_frames = first.ndim == 4
+    inputs = empty_frames(*shape) if is_frames else first.new_zeros(shape)
+    for row, content in zip(inputs, contents, strict=True):
+        row[: len(content)] = content
+        if is_frames:
+            row[len(content) :] = content[-1]
+    return inputs if is_frames else inputs.transpose(1, 2).contiguous()

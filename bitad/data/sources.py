@@ -22,7 +22,7 @@ from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
-from bitad.timeline import Direction, Grid, ResizedClock, mirror_frames
+from bitad.timeline import Direction, Grid, IntArray, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -31,11 +31,7 @@ from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
-    """All videos, with the classes that networks learn: the data set's own, or a single one for all.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong, or a video has no duration.
-    """
+    """All videos, with the classes that networks learn: the data set's own, or a single one for all."""
     for key, path in (("annotations", data.annotations), ("classes", data.classes)):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
@@ -44,16 +40,12 @@ def read_ground_truth(data: DataConfig) -> Annotations:
 
 
 def annotated_names(data: DataConfig) -> tuple[str, ...]:
-    """The names of all annotated videos; raises like :func:`read_ground_truth`."""
+    """The names of all annotated videos."""
     return tuple(read_ground_truth(data).videos)
 
 
 def read_test_ground_truth(config: Config) -> Annotations:
-    """The test subset, with the classes of the detections: the network's, or those of the video-level scores.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_ground_truth`, and for a subset without videos.
-    """
+    """The test subset, with the network's classes, or those of the video-level scores."""
     data = config.data
     if config.test.video_scores is not None:
         data = data.model_copy(update={"class_agnostic": False})
@@ -74,12 +66,19 @@ class Source(Protocol):
     def grid(self, video: AnnotatedVideo) -> Grid:
         """How the grid lies in the video; reads no content."""
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         """The real steps of a window, in forward order whatever the view.
 
         Args:
             view: which file to read, if there are time-reversed copies.
-            margin: factor by which frames exceed the network's size; frames in between keep their size.
+            margin: factor by which frames may exceed the network's size.
         """
 
 
@@ -88,49 +87,34 @@ class Sampling:
     """Which frames of a video the network sees.
 
     Args:
-        stride_frames: from one grid step to the next.
-        rate_hz: grid steps per second instead; each video gets the nearest stride.
-        steps: grid steps of every video instead.
-        clock: of resized videos, see :meth:`~bitad.timeline.Grid.resized`.
-        frames_per_step: frames read for each grid step.
+        window: of the configuration.
+        rate_hz: grid steps per second instead of the window's stride; each video gets the nearest stride.
     """
 
-    stride_frames: int = 1
+    window: WindowConfig
     rate_hz: float | None = None
-    steps: int | None = None
-    clock: ResizedClock = "centre"
-    frames_per_step: int = 1
-
-    @staticmethod
-    def of(window: WindowConfig, rate_hz: float | None = None) -> Sampling:
-        """The sampling of a configuration, or at ``rate_hz`` grid steps per second."""
-        return Sampling(
-            stride_frames=window.stride_frames,
-            rate_hz=rate_hz,
-            steps=window.resized_steps,
-            clock=window.resized_clock,
-            frames_per_step=window.frames_per_step,
-        )
 
     def grid(self, fps: float, frames: int) -> Grid:
         """The grid of a video with so many frames."""
-        if self.steps is not None:
-            return Grid(fps, 1.0, 0.0, frames).resized(self.steps, self.clock)
-        stride = self.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        if self.window.resized_steps is not None:
+            return Grid(fps, 1.0, 0.0, frames).resized(self.window.resized_steps, self.window.resized_clock)
+        stride = self.window.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
-    def frames(self, grid: Grid, count: int) -> NDArray[np.int64]:
+    def frames(self, grid: Grid, count: int) -> IntArray:
         """The frames of a window in a video of ``count``: int64 ``[V * frames_per_step]``, ascending."""
-        if self.steps is not None and self.clock == "edge":  # still reads the frames in the middle
+        is_resized = self.window.resized_steps is not None
+        if is_resized and self.window.resized_clock == "edge":  # still reads the frames in the middle
             grid = replace(grid, first_frame=grid.first_frame + grid.stride_frames / 2)
         # A resized video's steps lie in the middle of their share of it, others at its start.
-        frames = grid.frames(self.frames_per_step, centred=self.steps is not None)
+        frames = grid.frames(self.window.frames_per_step, centred=is_resized)
         return frames.clip(0, count - 1)  # the last step may be incomplete
 
 
 def _short_side(height: int, width: int, pixels: int, margin: float) -> int | None:
     """The short side of scaled frames for a network of ``pixels``; None: frames keep their size."""
-    available, wanted = min(height, width), round(pixels * margin)
+    available = min(height, width)
+    wanted = round(pixels * margin)
     # Enlarging frames for a margin would add no detail.
     return None if pixels <= available <= wanted else wanted
 
@@ -143,14 +127,14 @@ class VideoFiles:
         find: name of a video -> its file.
         pixels: short side of the network's frames.
         find_reversed: name of a video -> its time-reversed copy, for the reverse view.
-        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
+        damaged: as of :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices.
     """
 
     find: Callable[[str], Path]
     _: KW_ONLY
     pixels: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling
     find_reversed: Callable[[str], Path] | None = None
     damaged: OnDecodeError = "error"
     cache: IndexCache | None = None
@@ -162,11 +146,7 @@ class VideoFiles:
         return self.find_reversed is not None
 
     def index(self, path: Path) -> FrameIndex:
-        """The index of a file's frames, read once.
-
-        Raises:
-            ValueError: the file cannot be read; or it is truncated and ``damaged`` is "error".
-        """
+        """The index of a file's frames, read once."""
         if path not in self._indices:
             index = index_video(path) if self.cache is None else self.cache.index(path)
             require_complete(path, index, self.damaged)
@@ -188,7 +168,14 @@ class VideoFiles:
         found = Clock(self.frames(path) / video_grid.fps)
         return next((f"{path} {detail}" for _, detail in differences(Clock(video.duration_s), found)), None)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         path = self.find(video.name)
         count = self.frames(path)
         frames = self.index(path).nearest(self.sampling.frames(grid, count))
@@ -198,17 +185,15 @@ class VideoFiles:
         return torch.from_numpy(self._decode(reversed_copy, mirror_frames(frames, count), margin))
 
     def _reversed_copy(self, video: AnnotatedVideo) -> Path | None:
-        """The time-reversed copy of a video, if there is one; it must have as many frames."""
         if self.find_reversed is None:
             return None
-        path, reversed_copy = self.find(video.name), self.find_reversed(video.name)
+        path = self.find(video.name)
+        reversed_copy = self.find_reversed(video.name)
         if (count := self.frames(path)) != (copied := self.frames(reversed_copy)):
-            raise ValueError(
-                f"{reversed_copy} has {copied} frames, {path} has {count}; create it again with `bitad reverse`"
-            )
+            raise ValueError(f"{reversed_copy} has {copied} frames, {path} has {count}; repeat `bitad reverse`")
         return reversed_copy
 
-    def _decode(self, path: Path, frames: NDArray[np.int64], margin: float) -> NDArray[np.uint8]:
+    def _decode(self, path: Path, frames: IntArray, margin: float) -> NDArray[np.uint8]:
         with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
             short_side = _short_side(reader.info.height, reader.info.width, self.pixels, margin)
             pixels = reader.read(frames, short_side=short_side)
@@ -237,13 +222,21 @@ class FramesInMemory:
     def grid(self, video: AnnotatedVideo) -> Grid:
         return self.sampling.grid(self.fps, len(self.images))
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         images = self.images[self.sampling.frames(grid, len(self.images))]
         _, height, width, _ = images.shape
         short_side = _short_side(height, width, self.pixels, margin)
         if short_side is None:
             return torch.from_numpy(images)
-        size, scale = scaled_size(height, width, short_side), PictureScaler()
+        size = scaled_size(height, width, short_side)
+        scale = PictureScaler()
         scaled = np.empty((len(images), *size, 3), np.uint8)
         for number, image in enumerate(images):
             # FFmpeg scales each pixel format a little differently; lossless RGB files are decoded to this one.
@@ -258,21 +251,15 @@ class FeatureFiles:
 
     Args:
         store: the files.
-        stride_frames: video frames from one feature to the next.
-        offset_frames: frame at the centre of the first feature's snippet.
-        fps: frame rate of these frames; None: each video's own.
-        steps, clock: as of :class:`Sampling`; features are resized.
+        data, window: of the configuration.
         reversed_store: features of the time-reversed copies, with rows of the same frames.
         described: the videos that the features were extracted from, by the features' names.
     """
 
     store: FeatureStore
+    data: DataConfig
+    window: WindowConfig
     _: KW_ONLY
-    stride_frames: float
-    offset_frames: float
-    fps: float | None = None
-    steps: int | None = None
-    clock: ResizedClock = "centre"
     reversed_store: FeatureStore | None = None
     described: Mapping[str, FeatureVideo] | None = None
 
@@ -285,42 +272,47 @@ class FeatureFiles:
     def grid(self, video: AnnotatedVideo) -> Grid:
         rows = self.store.length(video.name)
         if self.reversed_store is not None and (others := self.reversed_store.length(video.name)) != rows:
-            raise ValueError(
-                f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}; extract "
-                "both with one call of `bitad features --direction both`"
-            )
-        fps = video.clock.rate if self.fps is None else self.fps
+            found = f"{self.reversed_store.path} has {others} rows of {video.name}, {self.store.path} has {rows}"
+            raise ValueError(f"{found}; extract both with `bitad features --direction both`")
+        fps = video.clock.rate if self.data.feature_fps is None else self.data.feature_fps
         if fps is None:
-            raise ValueError(
-                f"annotation of {video.name} has neither `fps` nor `frame`; features need one to be placed in time, or "
-                "data.feature_fps"
-            )
-        grid = Grid(fps, self.stride_frames, self.offset_frames, rows)
-        return grid if self.steps is None else grid.resized(self.steps, self.clock)
+            raise ValueError(f"annotation of {video.name} has neither `fps` nor `frame`; state data.feature_fps")
+        grid = Grid(fps, self.data.feature_stride_frames, self.data.feature_offset_frames, rows)
+        steps = self.window.resized_steps
+        return grid if steps is None else grid.resized(steps, self.window.resized_clock)
 
     def clock_fault(self, video: AnnotatedVideo, video_grid: Grid) -> str | None:
         """How the time that the features cover differs from the annotated one, if it does."""
         fps = video_grid.fps
-        rows = round(video_grid.steps * video_grid.stride_frames / self.stride_frames)  # also of a resized video
+        stride_frames = self.data.feature_stride_frames
+        rows = round(video_grid.steps * video_grid.stride_frames / stride_frames)  # also of a resized video
         if self.described and (made := self.described.get(self.store.own_name(video.name))) is not None:
             if made.steps != rows:
                 return f"{rows} rows of features, {SIDECAR} says {made.steps}"
             # Else the rate is frames over duration, which includes the sound.
-            is_stated = (self.fps or video.fps) is not None
+            is_stated = (self.data.feature_fps or video.fps) is not None
             if is_stated and not same_rate(made.fps, fps):
                 return f"features of {made.fps:.6g} frames a second by {SIDECAR}, placed in time as of {fps:.6g}"
             clock = Clock(video.duration_s, None if is_stated else video.frames)
             if difference := next(differences(clock, Clock(made.frames / made.fps, made.frames)), None):
                 return f"{SIDECAR} says that it {difference[1]}"
-        return coverage_fault(rows, self.stride_frames, self.offset_frames, fps, video.duration_s)
+        return coverage_fault(rows, stride_frames, self.data.feature_offset_frames, fps, video.duration_s)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self,
+        video: AnnotatedVideo,
+        grid: Grid,
+        *,
+        view: Direction = "forward",
+        margin: float = 1.0,
+    ) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store
         features = torch.from_numpy(store.read(video.name))  # [T, C]
-        first_frame = self.offset_frames
-        if self.steps is not None:
+        first_frame = self.data.feature_offset_frames
+        steps = self.window.resized_steps
+        if steps is not None:
             first_frame = self.grid(video).first_frame
-            features = F.interpolate(features.T[None], size=self.steps, mode="linear", align_corners=False)[0].T
+            features = F.interpolate(features.T[None], size=steps, mode="linear", align_corners=False)[0].T
         start = round((grid.first_frame - first_frame) / grid.stride_frames)
         return features[start : start + grid.steps]
 
@@ -342,26 +334,19 @@ FileSource = VideoFiles | FeatureFiles
 
 
 def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
-    """The source of windows that a configuration names.
-
-    Args:
-        cache: of the indices of video files.
-
-    Raises:
-        FileNotFoundError, ValueError: the features do not exist or do not fit the configuration.
-    """
-    data, window = config.data, config.window
+    """The source of windows that a configuration names, with a cache of the indices of video files."""
+    data = config.data
+    window = config.window
     wanted = partial(annotated_names, data)  # called only when a name is not found
-    reversed_files = (data.reversed_videos or data.reversed_features) if "reverse" in config.views else None
+    reversed_files = None
+    if "reverse" in config.views:
+        reversed_files = data.reversed_videos or data.reversed_features
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
         return FeatureFiles(
             open_store(data.features),
-            stride_frames=data.feature_stride_frames,
-            offset_frames=data.feature_offset_frames,
-            fps=data.feature_fps,
-            steps=window.resized_steps,
-            clock=window.resized_clock,
+            data,
+            window,
             reversed_store=None if reversed_files is None else open_store(reversed_files),
             described=require_described(data, config.views),
         )
@@ -370,7 +355,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
     return VideoFiles(
         VideoFinder(data.videos, wanted),
         pixels=config.model.backbone.pixels,
-        sampling=Sampling.of(window),
+        sampling=Sampling(window),
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-# Pairs are computed in chunks of about this many, to bound memory.
+from bitad.timeline import FloatArray, IntArray
+
+# Pairs are computed in chunks, to bound memory.
 _PAIRS_AT_ONCE = 1_000_000
 
 
 def overlap_ranges(
-    groups_a: NDArray[np.int64],  # [n]
-    segments_a: NDArray[np.float64],  # [n, 2]
-    groups_b: NDArray[np.int64],  # [m]
-    segments_b: NDArray[np.float64],  # [m, 2]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    groups_a: IntArray,  # [n]
+    segments_a: FloatArray,  # [n, 2]
+    groups_b: IntArray,  # [m]
+    segments_b: FloatArray,  # [m, 2]
+) -> tuple[IntArray, IntArray, IntArray]:
     """For each row of a, a range that contains the rows of b of its group that overlap it.
 
     Returns ``order`` ``[m]``, the rows of b by group and start, and ``first`` and ``count`` ``[n]``: the rows of b that
@@ -31,20 +32,20 @@ def overlap_ranges(
 
 
 def tiou_pairs(
-    groups_a: NDArray[np.int64],  # [n]
-    segments_a: NDArray[np.float64],  # [n, 2]
-    groups_b: NDArray[np.int64],  # [m]
-    segments_b: NDArray[np.float64],  # [m, 2]
+    groups_a: IntArray,  # [n]
+    segments_a: FloatArray,  # [n, 2]
+    groups_b: IntArray,  # [m]
+    segments_b: FloatArray,  # [m, 2]
     threshold: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[IntArray, IntArray, FloatArray]:
     """The pairs (row of a, row of b) of the same group whose tIoU is at least ``threshold`` > 0, and their tIoU.
 
     tIoU (temporal intersection over union) is the length of the overlap over the length of the union; a segment
-    without length has tIoU 0 with every other. Pairs are ordered by row of a. Memory beyond the result is bounded.
+    without length has tIoU 0 with every other. Pairs are ordered by row of a.
     """
     order, first, count = overlap_ranges(groups_a, segments_a, groups_b, segments_b)
     total = np.cumsum(count)
-    cuts = np.searchsorted(total, np.arange(_PAIRS_AT_ONCE, total[-1] if len(total) else 0, _PAIRS_AT_ONCE))
+    cuts = np.searchsorted(total, np.arange(_PAIRS_AT_ONCE, count.sum(), _PAIRS_AT_ONCE))
     found = []
     for rows in np.split(np.arange(len(groups_a)), cuts):
         a = np.repeat(rows, count[rows])
@@ -53,15 +54,14 @@ def tiou_pairs(
         start_b, end_b = segments_b[b].T
         overlap = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
         union = (end_a - start_a) + (end_b - start_b) - overlap
-        # Segments without length have no overlap; the floor only prevents 0 / 0.
-        tiou = overlap / np.maximum(union, 1e-8)
+        tiou = overlap / np.maximum(union, 1e-8)  # no 0 / 0
         kept = tiou >= threshold
         found.append((a[kept], b[kept], tiou[kept]))
     a, b, tiou = (np.concatenate(column) for column in zip(*found, strict=True))
     return a, b, tiou
 
 
-def ranges(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(first: IntArray, count: IntArray) -> IntArray:
     """``first[0], first[0] + 1, ...`` (``count[0]`` of them), then those of ``first[1]``, and so on."""
     total = np.cumsum(count)
-    return np.arange(total[-1] if len(total) else 0) + np.repeat(first + count - total, count)
+    return np.arange(count.sum()) + np.repeat(first + count - total, count)

@@ -11,9 +11,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitad.config.schema import AugmentationConfig
+
 # Luma weights of ITU-R BT.601, and the matrix to and from its YIQ space, where hue is an angle.
 LUMA = np.array([0.299, 0.587, 0.114])
-TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+TO_YIQ = np.array(
+    [
+        LUMA,
+        [0.5959, -0.2746, -0.3213],
+        [0.2115, -0.5227, 0.3112],
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -33,29 +41,21 @@ def centre_crop(height: int, width: int) -> Crop:
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 
 
-def random_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    flip: float,
-) -> Crop:
+def random_crop(rng: np.random.Generator, height: int, width: int, config: AugmentationConfig) -> Crop:
     """A random rectangle (Szegedy et al. 2015, arXiv:1409.4842).
 
-    Args:
-        area: smallest and largest share of the frame, drawn uniformly.
-        aspect: smallest and largest width / height, drawn on a log scale.
-        flip: probability of a flip.
+    Its share of the frame is drawn uniformly, its width / height on a log scale.
     """
-    flipped = bool(rng.random() < flip)
+    flipped = bool(rng.random() < config.flip)
     for _ in range(10):
-        target = height * width * rng.uniform(*area)
-        ratio = np.exp(rng.uniform(*np.log(aspect)))
-        w, h = round(np.sqrt(target * ratio)), round(np.sqrt(target / ratio))
+        target = height * width * rng.uniform(*config.crop_area)
+        ratio = np.exp(rng.uniform(*np.log(config.crop_aspect)))
+        w = round(np.sqrt(target * ratio))
+        h = round(np.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return Crop(int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w, flipped)
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return Crop(top, left, h, w, flipped)
     return replace(centre_crop(height, width), flip=flipped)
 
 
@@ -69,34 +69,43 @@ def empty_frames(*shape: int, device: torch.device | None = None) -> Tensor:
 
 def apply_crop(frames: NDArray[np.uint8], crop: Crop, pixels: int) -> Tensor:
     """Crops frames ``[T, H, W, 3]``, resizes them to ``[T, pixels, pixels, 3]`` and flips them; uint8."""
-    cut = torch.from_numpy(frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
+    rows = slice(crop.top, crop.top + crop.height)
+    columns = slice(crop.left, crop.left + crop.width)
+    cut = torch.from_numpy(frames[:, rows, columns])
     out = empty_frames(len(frames), pixels, pixels, 3)
     # A few frames at a time, so that intermediate results stay in the cache.
     for part, changed in zip(cut.split(8), out.split(8), strict=True):
         picture = part.permute(0, 3, 1, 2)
         if (crop.height, crop.width) != (pixels, pixels):
             picture = picture.contiguous(memory_format=torch.channels_last)  # resized faster
-            picture = F.interpolate(picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True)
+            picture = F.interpolate(
+                picture, (pixels, pixels), mode="bilinear", align_corners=False, antialias=True
+            )
         if crop.flip:
             picture = picture.flip(3)
         changed.copy_(picture.permute(0, 2, 3, 1))
     return out
 
 
-def random_colour(
-    rng: np.random.Generator, *, brightness: float, contrast: float, saturation: float, hue: float
-) -> NDArray[np.float32]:
+def random_colour(rng: np.random.Generator, config: AugmentationConfig) -> NDArray[np.float32]:
     """A random affine colour transform, float32 ``[3, 4]`` on pixels of 0..255.
 
-    The factors of brightness, contrast and saturation are drawn from [1 - x, 1 + x]; ``hue`` is the largest rotation,
-    in full circles.
+    The factors of brightness, contrast and saturation are drawn from [1 - x, 1 + x]; hue is the largest rotation.
     """
-    b, c, s = (rng.uniform(max(0, 1 - x), 1 + x) for x in (brightness, contrast, saturation))
-    angle = 2 * np.pi * rng.uniform(-hue, hue)
-    rotation = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    shares = (config.brightness, config.contrast, config.saturation)
+    b, c, s = (rng.uniform(max(0, 1 - x), 1 + x) for x in shares)
+    angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
+    rotation = np.array(
+        [
+            [1, 0, 0],
+            [0, np.cos(angle), -np.sin(angle)],
+            [0, np.sin(angle), np.cos(angle)],
+        ]
+    )
     matrix = np.linalg.inv(TO_YIQ) @ rotation @ TO_YIQ
     matrix = b * c * ((s * np.eye(3) + (1 - s) * LUMA) @ matrix)  # saturation moves towards each pixel's grey
-    return np.concatenate([matrix, np.full((3, 1), 127.5 * (1 - c))], 1).astype(np.float32)
+    shift = np.full((3, 1), 127.5 * (1 - c))
+    return np.concatenate([matrix, shift], 1).astype(np.float32)
 
 
 def recolour(frames: Tensor, matrices: Tensor) -> Tensor:

@@ -6,22 +6,28 @@ controls. Finished runs are kept, and interrupted ones resume.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from bitad.config.experiments import EXPERIMENTS
+from bitad.config.loading import load_config
+from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
+from bitad.data import fingerprints
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import reverse_annotation_file
-from bitad.data.sources import Source, build_source, read_test_ground_truth
-from bitad.demo.jobs import Job, cores, train_side_by_side
+from bitad.data.sources import VideoFiles, build_source, read_ground_truth, read_test_ground_truth
 from bitad.demo.playroom import REVERSED, write_data_set
 from bitad.demo.report import DemoResults, write_demo_report, write_full_results
 from bitad.evaluation.direction_sensitivity import called_classes, renamed, sensitivity
@@ -29,20 +35,19 @@ from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.detect import detect, detect_on_reversed_playback
 from bitad.inference.merge import merge
 from bitad.models.build import build_network
-from bitad.reports.comparison import Run, compare
-from bitad.reports.comparison_page import write_comparison
+from bitad.reports.comparison import Run, compare, write_comparison
 from bitad.reports.page import check_page
-from bitad.reports.tables import Cell, Table
+from bitad.reports.tables import Row, Table
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json, write_json
 from bitad.runtime.log import echo
-from bitad.runtime.progress import progress_callback
+from bitad.runtime.progress import Meter, progress_callback
 from bitad.timeline import Direction, Grid
+from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.reverse import reverse_folder
 from bitad.weights.checkpoint import load_checkpoint
 from bitad.weights.loading import load_pretrained
 
-DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 ABLATIONS = (
     ("pair.align=naive", "pair.fusion_init=random"),  # as the research group did
     ("pair.align=naive",),
@@ -51,31 +56,150 @@ ABLATIONS = (
 ONE_PROCESS = Ranks(rank=0, world=1, device=torch.device("cpu"))
 # Of one network on playroom, measured on one core.
 SECONDS_PER_NETWORK_STEP = 0.55
+POLL_SECONDS = 0.5
+
+_PROGRAM = """
+import sys
+from bitad.cli import main
+from bitad.runtime.workers import end_with_input
+end_with_input()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: the arguments of ``bitad train``, and its run."""
+
+    preset: str
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def config(self) -> Config:
+        return load_config(self.preset, self.overrides)
+
+    @property
+    def directory(self) -> Path:
+        return self.config.run_directory
+
+    def needs(self) -> set[Path]:
+        """The run directories or checkpoints that its networks start from."""
+        initial = self.config.init
+        return {path for path in (initial.forward, initial.reverse) if path is not None}
+
+    def videos(self) -> list[AnnotatedVideo]:
+        """The training videos with ground truth."""
+        data = self.config.data
+        videos = read_ground_truth(data).subset(data.training_subset).videos
+        return [video for video in videos.values() if video.labels]
+
+    def network_steps(self) -> int:
+        """The steps of each network together, as a measure of the cost."""
+        training = self.config.training
+        steps = len(self.videos()) * training.windows_per_video // training.batch
+        return training.epochs * steps * len(self.config.views)
+
+    def network_steps_done(self) -> int:
+        metrics = self.directory / METRICS
+        records = read_metrics(metrics) if metrics.exists() else []
+        return int(records[-1]["step"]) * len(self.config.views) if records else 0
+
+    def is_done(self) -> bool:
+        """Whether the run has finished; raises ValueError if it exists with other settings or data."""
+        last = self.directory / "last.pt"
+        if not last.exists():
+            return False
+        saved = load_checkpoint(last)
+        changes = saved.changes(self.config)
+        if saved.config.init != self.config.init:  # not a change for a resumed run, but another run here
+            changes.append(f"init was {saved.config.init}, is {self.config.init}")
+        if saved.data is not None and not changes:
+            truth = read_test_ground_truth(self.config)
+            found = fingerprints.fingerprints(self.config, self.videos(), truth)
+            changes = fingerprints.changes(saved.data, found)
+        if changes:
+            raise ValueError(f"{self.directory} is another run ({'; '.join(changes)}); delete or move it")
+        return saved.epoch == self.config.training.epochs
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts or resumes the training on one thread, with its output in output.txt. It ends with this process."""
+        command = [sys.executable, "-c", _PROGRAM, "train", self.preset, *self.overrides, "--device", "cpu"]
+        if (self.directory / "last.pt").exists():
+            command.append("--resume")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (self.directory / "output.txt").open("wb") as output:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> None:
+    """Runs all jobs in their order; a job waits for those it needs. Finished ones are kept, interrupted ones resume.
+
+    Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn. If one
+    fails, the others stop, to resume in the next call, and the ValueError has its last line.
+    """
+    waiting = [job for job in jobs if not job.is_done()]
+    steps = {job: job.network_steps() for job in waiting}
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+
+    def steps_left() -> int:
+        return sum(steps[job] - job.network_steps_done() for job in (*waiting, *running))
+
+    total = steps_left()
+    with ExitStack() as started, Meter("training", total) as meter:
+        try:
+            while waiting or running:
+                not_done = {job.directory for job in (*waiting, *running)}
+                ready = [job for job in waiting if not (job.needs() & not_done)]
+                for job in ready[: (processes or cores()) - len(running)]:
+                    running[job] = started.enter_context(job.start())
+                    waiting.remove(job)
+                time.sleep(POLL_SECONDS)
+                for job, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    if process.returncode != 0:
+                        output = (job.directory / "output.txt").read_text(errors="replace")
+                        last_line = next(filter(None, reversed(output.split("\n"))), "killed")
+                        raise ValueError(f"training {job.directory.name} failed: {last_line}")
+                    del running[job]
+                names = ", ".join(job.directory.name for job in running)
+                meter.advance(max(0, total - steps_left() - meter.done), note=names)
+        finally:
+            for process in running.values():
+                process.kill()
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of a demo.
-
-    Args:
-        seeds: number of seeds of each default variant.
-        experiments: experiments of two networks, in addition to the baselines.
-        ablations: whether ablations and controls of the experiments are run.
-        overrides, pair_overrides: changes to the presets of one network and of two.
-    """
+    """The size of a demo."""
 
     name: str
-    training: int = 60
+    training: int = 60  # videos
     validation: int = 24
-    seeds: int = 1
-    experiments: tuple[str, ...] = ("3-1", "3-3")
-    ablations: bool = False
-    overrides: tuple[str, ...] = ()
-    pair_overrides: tuple[str, ...] = ()
+    seeds: int = 1  # of each default variant
+    experiments: tuple[str, ...] = ("3-1", "3-3")  # in addition to the baselines
+    ablations: bool = False  # whether to run ablations and controls too
+    overrides: tuple[str, ...] = ()  # of the preset of one network
+    pair_overrides: tuple[str, ...] = ()  # of that of two
 
 
 DEFAULT = Scale("default")
-FULL = Scale("full", seeds=3, experiments=tuple(name for name in EXPERIMENTS if name != "baseline"), ablations=True)
+FULL = Scale(
+    "full",
+    seeds=3,
+    experiments=tuple(name for name in EXPERIMENTS if name != "baseline"),
+    ablations=True,
+)
 _SHORT = ("training.epochs=2", "training.evaluate_every=2")
 SMOKE = Scale("smoke", training=4, validation=2, overrides=_SHORT, pair_overrides=_SHORT)
 
@@ -95,8 +219,8 @@ class Trainings:
     def baseline(self, direction: Direction, seed: int) -> Job:
         """F or B."""
         reversed_copies = f"data.reversed_videos={self.out / 'data' / 'reverse' / 'raw_data'}"
-        overrides = (f"direction={direction}", f"seed={seed}", reversed_copies)
-        return Job("playroom", (*overrides, *self._common(), *self.scale.overrides))
+        own = (f"direction={direction}", f"seed={seed}", reversed_copies)
+        return Job("playroom", (*own, *self._common(), *self.scale.overrides))
 
     def pair(self, experiment: str, seed: int, *changes: str) -> Job:
         """An experiment of two networks; with ``pair.second=forward``, its control of two F with consecutive seeds."""
@@ -114,17 +238,21 @@ class Trainings:
         return Job("playroom-pair", (*overrides, *initial, *self.scale.pair_overrides))
 
     def jobs(self) -> list[Job]:
-        """All trainings: the baselines first, then experiments that start from them, then the longest experiments."""
-        jobs = [self.baseline(direction, seed) for seed in self.seeds for direction in DIRECTIONS]
-        short = [name for name in self.scale.experiments if EXPERIMENTS[name].starts_from == "baselines"]
+        """The baselines, then the experiments that start from them, then the longest experiments."""
+        names = self.scale.experiments
+        short = [name for name in names if EXPERIMENTS[name].starts_from == "baselines"]
+        long = [name for name in names if name not in short]
+        jobs = []
+        for seed in self.seeds:
+            jobs += [self.baseline(direction, seed) for direction in get_args(Direction)]
         jobs += [self.pair(name, seed) for seed in self.seeds for name in short]
         if self.scale.ablations:
-            fusing = [name for name in self.scale.experiments if EXPERIMENTS[name].fusion]
-            jobs += [self.pair(name, seed, "pair.second=forward") for seed in self.seeds for name in fusing]
-            jobs += [self.pair(name, self.seed, *changes) for name in fusing for changes in ABLATIONS]
-        return jobs + [
-            self.pair(name, seed) for seed in self.seeds for name in self.scale.experiments if name not in short
-        ]
+            fusing = [name for name in names if EXPERIMENTS[name].fusion]
+            for seed in self.seeds:
+                jobs += [self.pair(name, seed, "pair.second=forward") for name in fusing]
+            for name in fusing:
+                jobs += [self.pair(name, self.seed, *changes) for changes in ABLATIONS]
+        return jobs + [self.pair(name, seed) for seed in self.seeds for name in long]
 
     def _common(self) -> tuple[str, ...]:
         forward = self.out / "data" / "forward"
@@ -137,60 +265,80 @@ class Trainings:
 
 
 def training_table(jobs: Sequence[Job]) -> Table:
-    """A row per run with its budget, and the estimated total time."""
-    rows: list[tuple[Cell, ...]] = []
+    """The budget of each run, and the estimated total time."""
+    rows: list[Row] = []
+    total = 0
     for job in jobs:
-        left = 0 if job.is_done() else job.network_steps() - job.network_steps_done()
-        minutes = job.network_steps() * SECONDS_PER_NETWORK_STEP / 60
-        rows.append((job.directory.name, job.config.training.epochs, job.network_steps(), minutes, left))
-    total = sum(int(row[-1] or 0) for row in rows) * SECONDS_PER_NETWORK_STEP / 60 / cores()
-    note = f"Steps are counted per network. About {total:.0f} minutes on {cores()} cores, plus the tests."
-    return Table("Trainings", ("run", "epochs", "steps", "budget (minutes)", "steps left"), tuple(rows), (note,))
+        steps = job.network_steps()
+        left = 0 if job.is_done() else steps - job.network_steps_done()
+        minutes = steps * SECONDS_PER_NETWORK_STEP / 60
+        rows.append((job.directory.name, job.config.training.epochs, steps, minutes, left))
+        total += left
+    minutes = total * SECONDS_PER_NETWORK_STEP / 60 / cores()
+    note = f"Steps are counted per network. About {minutes:.0f} minutes on {cores()} cores, plus the tests."
+    columns = ("run", "epochs", "steps", "budget (minutes)", "steps left")
+    return Table("Trainings", columns, rows, [note])
 
 
-def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = None) -> DemoResults:
-    """Runs the demo in the folder ``out``.
-
-    Args:
-        results_file: the Markdown file of a full demo; by default ``out``/results-playroom.md.
-
-    Raises:
-        ValueError: ``out`` holds a demo with other data or a page of something else, or a training failed.
-        OSError: ``out`` is not writable.
-    """
+def run_demo(
+    out: Path,
+    *,
+    scale: Scale,
+    seed: int,
+    results_file: Path | None = None,
+) -> DemoResults:
+    """Runs the demo in ``out``; a full one also writes ``results_file`` (``out``/results-playroom.md)."""
     began = time.monotonic()
     check_page(out / "index.html")
     trainings = Trainings(out, scale, seed)
-    _mark_folder(out, scale, seed)
-    _make_data(out / "data", scale, seed)
+    data_set = {"training": scale.training, "validation": scale.validation, "seed": seed}
+    _mark_folder(out, data_set)
+    _make_data(out / "data", data_set)
     jobs = trainings.jobs()
     print(training_table(jobs).text(), file=sys.stderr)
-    train_side_by_side(jobs, what="training")
-    forward, reverse = trainings.baseline("forward", seed).config, trainings.baseline("reverse", seed).config
-    truth = read_test_ground_truth(forward)
-    pairs = {name: trainings.pair(name, seed).directory for name in scale.experiments if EXPERIMENTS[name].fusion}
-    detections = _detect_all(forward, reverse, pairs, truth)
-    on_reversed = [detections["F on reversed playback"]]
-    on_reversed += [
-        _detect_on_reversed_playback(trainings.baseline("forward", other).directory) for other in trainings.seeds[1:]
-    ]
-    for name, found in detections.items():
-        write_detections(found, out / "detections" / f"{name}.json")
-    tiou = forward.test.tiou
+    train_side_by_side(jobs)
+    forward = [trainings.baseline("forward", each) for each in trainings.seeds]
+    reverse = [trainings.baseline("reverse", each) for each in trainings.seeds]
+    of_f = [read_detections(job.directory / "detections.json") for job in forward]
+    of_b = [read_detections(job.directory / "detections.json") for job in reverse]
+    reversed_playback = []
+    for job in forward:
+        checkpoint = load_checkpoint(job.directory)
+        reversed_playback.append(detect_on_reversed_playback(checkpoint, ONE_PROCESS))
+    found = {
+        "F": of_f[0],
+        "B": of_b[0],
+        "late fusion": merge(of_f[0], of_b[0], method="soft-nms"),
+    }
+    runs = {"F": forward[0].directory, "B": reverse[0].directory}
+    for name in scale.experiments:
+        if EXPERIMENTS[name].fusion:
+            runs[name] = trainings.pair(name, seed).directory
+            for basis, file in Run.read(runs[name]).detection_files().items():
+                found[f"{name}, {basis}"] = read_detections(file).forward()
+    found["F on reversed playback"] = reversed_playback[0]
+    config = forward[0].config
+    truth = read_test_ground_truth(config)
+    found |= _detect_without_cues(config, truth)
+    detections = {}
+    for name, one in found.items():
+        detections[name] = replace(one, details={"result": name})
+        write_detections(detections[name], out / "detections" / f"{name}.json")
+    tiou = config.test.tiou
     results = DemoResults(
         truth=truth,
         detections=detections,
-        evaluations={name: evaluate(truth, found, tiou=tiou) for name, found in detections.items()},
-        reversed_labels=evaluate(renamed(truth, REVERSED), detections["F on reversed playback"], tiou=tiou),
+        evaluations={name: evaluate(truth, one, tiou=tiou) for name, one in detections.items()},
+        reversed_labels=evaluate(renamed(truth, REVERSED), reversed_playback[0], tiou=tiou),
         calls={name: called_classes(truth, detections[name]) for name in ("F", "F on reversed playback")},
         sensitivity=sensitivity(
             truth,
-            forward=[_read_result(trainings.baseline("forward", other)) for other in trainings.seeds],
-            backward=[_read_result(trainings.baseline("reverse", other)) for other in trainings.seeds],
-            reversed_playback=on_reversed,
+            forward=of_f,
+            backward=of_b,
+            reversed_playback=reversed_playback,
             tiou=tiou,
         ),
-        runs={"F": forward.run_directory, "B": reverse.run_directory, **pairs},
+        runs=runs,
         seconds=time.monotonic() - began,
         smoke=scale is SMOKE,
     )
@@ -200,93 +348,58 @@ def run_demo(out: Path, *, scale: Scale, seed: int, results_file: Path | None = 
     if scale.ablations:
         comparison = compare([job.directory for job in jobs])
         write_comparison(out / "comparison", comparison)
-        file = write_full_results(results_file or out / "results-playroom.md", results, comparison)
+        file = results_file or out / "results-playroom.md"
+        write_full_results(file, results, comparison)
         print(f"\n{comparison.table().text()}\n\nsee {file}")
     return results
 
 
-def _mark_folder(out: Path, scale: Scale, seed: int) -> None:
-    """Records the data of the demo in its folder; refuses a folder with other data."""
-    wanted = {"training": scale.training, "validation": scale.validation, "seed": seed}
+def _mark_folder(out: Path, data_set: Mapping[str, int]) -> None:
+    """Records the data set of the demo in its folder; refuses a folder with another."""
     marker = out / "demo.json"
-    if marker.exists():
-        found = read_json(marker)
-        if found != wanted:
-            raise ValueError(f"{out} holds another demo ({found}, not {wanted}); choose another --out or delete it")
-    write_json(wanted, marker)
+    if marker.exists() and (found := read_json(marker)) != data_set:
+        raise ValueError(f"{out} holds another demo ({found}, not {data_set}); choose another --out or delete it")
+    write_json(data_set, marker)
 
 
-def _make_data(data: Path, scale: Scale, seed: int) -> None:
-    """Renders the videos, and writes their time-reversed copies and both annotation files."""
+def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
+    """Writes the videos, their time-reversed copies and both annotation files."""
     forward, reverse = data / "forward", data / "reverse"
     annotations = Path("annotations") / "playroom.json"
     if not (forward / annotations).exists():
         with progress_callback("rendering videos") as on_progress:
-            write_data_set(
-                forward,
-                training=scale.training,
-                validation=scale.validation,
-                seed=seed,
-                workers=cores(),
-                on_progress=on_progress,
-            )
+            write_data_set(forward, **data_set, workers=cores(), on_progress=on_progress)
     with progress_callback("reversing videos") as on_progress:
-        report = reverse_folder(forward / "raw_data", reverse / "raw_data", workers=cores(), on_progress=on_progress)
+        folders = forward / "raw_data", reverse / "raw_data"
+        report = reverse_folder(*folders, workers=cores(), on_progress=on_progress)
     if report.failed:
         raise ValueError(f"some videos cannot be reversed: {report.failed}")
     reverse_annotation_file(forward / annotations, reverse / annotations)
 
 
-def _read_result(job: Job) -> Detections:
-    return read_detections(job.directory / "detections.json").forward()
+class StaticFrames(VideoFiles):
+    """Video files of which each window repeats its middle frame: the static-frame control."""
 
-
-class StaticFrames:
-    """A source that repeats the middle frame of each window: the static-frame control."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def grid(self, video: AnnotatedVideo) -> Grid:
-        return self.source.grid(video)
-
-    @property
-    def has_reversed_copies(self) -> bool:
-        return self.source.has_reversed_copies
-
-    @property
-    def repeated(self) -> int:
-        return self.source.repeated
-
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
-        frames = self.source.read(video, grid, view=view, margin=margin)
+    def read(
+        self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
+    ) -> Tensor:
+        frames = super().read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)
 
 
-def _detect_all(
-    forward: Config, reverse: Config, pairs: Mapping[str, Path], truth: Annotations
-) -> dict[str, Detections]:
-    """Detections by name: F, B, their late fusion, joint experiments, and negative controls."""
-    found = {
-        name: read_detections(config.run_directory / "detections.json")
-        for name, config in (("F", forward), ("B", reverse))
+def _detect_without_cues(config: Config, truth: Annotations) -> dict[str, Detections]:
+    """Negative controls: detections of F without motion, and of a network without training."""
+    torch.manual_seed(config.seed)
+    untrained = build_network(config, len(truth.classes)).eval()
+    load_pretrained(untrained, config)
+    source = build_source(config)
+    settings = {field.name: getattr(source, field.name) for field in fields(source) if field.init}
+    controls = {
+        "F on still windows": (load_checkpoint(config.run_directory).network(), StaticFrames(**settings)),
+        "untrained": (untrained, source),
     }
-    found["late fusion"] = merge(found["F"], found["B"], method="soft-nms")
-    for name, directory in pairs.items():
-        for basis, file in Run.read(directory).detection_files().items():
-            found[f"{name}, {basis}"] = read_detections(file).forward()
-    found["F on reversed playback"] = _detect_on_reversed_playback(forward.run_directory)
-    torch.manual_seed(forward.seed)
-    untrained = build_network(forward, len(truth.classes)).eval()
-    load_pretrained(untrained, forward)
-    detector, source = load_checkpoint(forward.run_directory).network(), build_source(forward)
-    for name, network, frames in (
-        ("F on still windows", detector, StaticFrames(source)),
-        ("untrained", untrained, source),
-    ):
-        found[name] = detect(network, truth, frames, forward, ONE_PROCESS, description=f"testing {name}").merged
-    return {name: replace(detections, details={"result": name}) for name, detections in found.items()}
-
-
-def _detect_on_reversed_playback(run: Path) -> Detections:
-    return detect_on_reversed_playback(load_checkpoint(run), ONE_PROCESS)
+    found = {}
+    for name, (network, frames) in controls.items():
+        results = detect(network, truth, frames, config, ONE_PROCESS, description=f"testing {name}")
+        found[name] = results.merged
+    return found

@@ -13,9 +13,8 @@ from bitad.data.detections import Detections
 from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 from bitad.evaluation.direction_sensitivity import NOTHING, Calls, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
-from bitad.reports.comparison import Comparison
-from bitad.reports.comparison_page import difference_table
-from bitad.reports.page import Kind, PageVideo, Track, write_page
+from bitad.reports.comparison import Comparison, difference_table
+from bitad.reports.page import Kind, page_videos, write_report
 from bitad.reports.plots import (
     plot_class_bars,
     plot_confusion,
@@ -23,11 +22,10 @@ from bitad.reports.plots import (
     plot_sensitivity,
     plot_training_curves,
 )
-from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table, write_markdown
-from bitad.runtime.files import atomic_write, write_json
+from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table
+from bitad.runtime.files import atomic_write
 from bitad.training.metrics import METRICS, read_metrics
 
-SHOWN_VIDEOS = 8
 KINDS = {label: kind_of(label) for label in CLASSES}
 
 INTRODUCTION = """\
@@ -39,45 +37,37 @@ the forward clock (forward basis), on the reverse clock (reverse basis), and bot
 The last rows are negative controls: F on reversed playback (where a rise is a fall), F on static frames, and an \
 untrained network."""
 
-# Names of results in tables, where they differ from those of the detection files.
-TITLES = {"F on still windows": "static-frame control of F"}
+SMOKE_RUN = "\n\nThis was a smoke run, too short to learn anything: its numbers mean nothing."
 
 
 @dataclass(frozen=True)
 class DemoResults:
-    """The results of a demo.
-
-    Args:
-        detections, evaluations: by the name of the result.
-        reversed_labels: F on reversed playback, with time-reversed labels as ground truth.
-        calls: the labels that F predicts for each class, in both playing directions, by the name of the result.
-        runs: run directories of F, B and the experiments, by the name of the result.
-        smoke: whether the demo was too short for its numbers to mean anything.
-    """
+    """The results of a demo; mappings are by the name of the result."""
 
     truth: Annotations
     detections: Mapping[str, Detections]
     evaluations: Mapping[str, Evaluation]
-    reversed_labels: Evaluation
-    calls: Mapping[str, Calls]
+    reversed_labels: Evaluation  # F on reversed playback, against the time-reversed labels
+    calls: Mapping[str, Calls]  # of F, in both playing directions
     sensitivity: Sensitivity
-    runs: Mapping[str, Path]
+    runs: Mapping[str, Path]  # of F, B and the experiments
     seconds: float
-    smoke: bool
+    smoke: bool  # whether the demo was too short for its numbers to mean anything
 
     @property
     def compared(self) -> list[str]:
         """The results in tables and plots of classes: one per detector or experiment, and late fusion."""
-        return ["F", "B", "late fusion", *(name for name in self.evaluations if name.endswith(", merged"))]
+        merged = [name for name in self.evaluations if name.endswith(", merged")]
+        return ["F", "B", "late fusion", *merged]
 
     def table(self) -> Table:
         """mAP of every result."""
-        evaluations = {TITLES.get(name, name): evaluation for name, evaluation in self.evaluations.items()}
-        return evaluation_table(
-            {**evaluations, "F on reversed playback, time-reversed labels": self.reversed_labels},
-            title="Playroom, validation videos: mAP (%)",
-            counts=False,
-        )
+        evaluations = {}
+        for name, evaluation in self.evaluations.items():
+            title = "static-frame control of F" if name == "F on still windows" else name
+            evaluations[title] = evaluation
+        evaluations["F on reversed playback, time-reversed labels"] = self.reversed_labels
+        return evaluation_table(evaluations, title="Playroom, validation videos: mAP (%)", counts=False)
 
 
 def write_demo_report(out: Path, results: DemoResults) -> Path:
@@ -87,63 +77,49 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         sensitivity_table(results.sensitivity, known=KINDS),
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
-    write_markdown(out / "results.md", tables)
-    write_json(
-        {
+    titles: dict[str, tuple[str, Kind]] = {
+        "F": ("Forward (F)", "forward"),
+        "B": ("Reverse (B)", "reverse"),
+    }
+    shown: list[tuple[str, Kind, Detections]] = []
+    for name in results.compared:
+        title, kind = titles.get(name, (name.capitalize(), "merged"))
+        shown.append((title, kind, results.detections[name]))
+    return write_report(
+        out,
+        title="BiTAD demo: playroom",
+        introduction=INTRODUCTION + (SMOKE_RUN if results.smoke else ""),
+        tables=tables,
+        content={
             "seconds": results.seconds,
             "smoke": results.smoke,
             "results": {name: evaluation.to_json() for name, evaluation in results.evaluations.items()},
             "F on reversed playback, time-reversed labels": results.reversed_labels.to_json(),
             "tables": [table.json() for table in tables],
         },
-        out / "results.json",
+        pictures=_draw(out, results),
+        videos=page_videos(results.truth, shown, "data/forward/raw_data/{}.mp4".format),
     )
-    pictures = _draw(out, results)
-    page = out / "index.html"
-    introduction = INTRODUCTION
-    if results.smoke:
-        introduction += "\n\nThis was a smoke run, too short to learn anything: its numbers mean nothing."
-    write_page(
-        page,
-        title="BiTAD demo: playroom",
-        introduction=introduction,
-        tables=tables,
-        pictures=pictures,
-        videos=[_page_video(results, name) for name in list(results.truth.videos)[:SHOWN_VIDEOS]],
-    )
-    return page
-
-
-def _page_video(results: DemoResults, name: str) -> PageVideo:
-    video = results.truth.videos[name]
-    tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
-    titles: dict[str, tuple[str, Kind]] = {"F": ("Forward (F)", "forward"), "B": ("Reverse (B)", "reverse")}
-    for result in results.compared:
-        title, kind = titles.get(result, (result.capitalize(), "merged"))
-        tracks.append(Track.of(title, kind, results.detections[result], name))
-    return PageVideo(name, f"data/forward/raw_data/{name}.mp4", video.duration_s, tracks)
 
 
 def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
-    """The pictures: caption and path relative to ``out``."""
     curves = {name: read_metrics(run / METRICS) for name, run in results.runs.items()}
     plot_training_curves(curves, out / "training.png")
     tiou = 0.5
-    found = {name: precision_recall(results.truth, results.detections[name], tiou=tiou) for name in results.compared}
-    plot_precision_recall(found, out / "precision_recall.png", tiou=tiou)
-    bars = {
-        name: dict(zip(e.classes, (100 * e.ap.mean(1)).tolist(), strict=True))
-        for name, e in ((name, results.evaluations[name]) for name in results.compared)
-    }
+    precision, bars = {}, {}
+    for name in results.compared:
+        precision[name] = precision_recall(results.truth, results.detections[name], tiou=tiou)
+        per_class = results.evaluations[name].per_class
+        bars[name] = {label: 100 * ap for label, ap in per_class.items()}
+    plot_precision_recall(precision, out / "precision_recall.png", tiou=tiou)
     plot_class_bars(bars, out / "classes.png", kinds=KINDS)
     plot_sensitivity(results.sensitivity, out / "sensitivity.png")
-    backward = results.calls["F on reversed playback"]
-    shares = 100 * backward.counts / np.maximum(1, backward.counts.sum(1, keepdims=True))
+    calls = results.calls["F on reversed playback"]
     plot_confusion(
-        shares,
+        100 * calls.counts / np.maximum(1, calls.counts.sum(1, keepdims=True)),
         out / "direction.png",
-        classes=backward.classes,
-        called=(*backward.classes, NOTHING),
+        classes=calls.classes,
+        called=(*calls.classes, NOTHING),
         expected=REVERSED,
         title="Labels that F predicts on reversed playback (%)",
     )
@@ -164,21 +140,18 @@ the data: [playroom.md](playroom.md). {videos} validation videos, {runs} trainin
 """
 
 
-def write_full_results(file: Path, results: DemoResults, comparison: Comparison) -> Path:
-    """Writes the results of all experiments as Markdown, and returns the file."""
+def write_full_results(file: Path, results: DemoResults, comparison: Comparison) -> None:
+    """Writes the results of all experiments as Markdown."""
     seed = min(run.config.seed for run in comparison.runs)
-    head = RESULTS.format(
-        seed="" if seed == 0 else f" with `--seed {seed}`",
-        videos=len(comparison.truth.videos),
-        runs=len(comparison.runs),
-    )
-    tables = (
-        ("## All results", comparison.table()),
-        ("## Difference to the baselines", difference_table(comparison)),
-        ("## First and last losses", comparison.loss_table()),
-        ("## Direction sensitivity", sensitivity_table(results.sensitivity, known=KINDS)),
-    )
+    options = f" with `--seed {seed}`" if seed else ""
+    videos, runs = len(comparison.truth.videos), len(comparison.runs)
+    lines = [RESULTS.format(seed=options, videos=videos, runs=runs)]
+    for heading, table in (
+        ("All results", comparison.table()),
+        ("Difference to the baselines", difference_table(comparison)),
+        ("First and last losses", comparison.loss_table()),
+        ("Direction sensitivity", sensitivity_table(results.sensitivity, known=KINDS)),
+    ):
+        lines.append(f"## {heading}\n\n{table.markdown()}")
     with atomic_write(file) as partial:
-        text = "\n".join([head, *(f"{heading}\n\n{table.markdown()}" for heading, table in tables)])
-        partial.write_text(text, encoding="utf-8")
-    return file
+        partial.write_text("\n".join(lines), encoding="utf-8")

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
-from bitad.evaluation.mean_average_precision import evaluate
+from bitad.evaluation.mean_average_precision import Integers, evaluate
 
 NOTHING = "nothing"
 
@@ -26,65 +25,45 @@ LEARNT, KEPT = 0.1, 0.9
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """Which names the segments of each class were assigned.
+    """How many ground-truth segments of each class (row) were assigned each name (column).
 
-    Args:
-        classes: K class names.
-        counts: int64 ``[K, K + 1]``: number of ground-truth segments of the row's class that got the column's name; the
-            last column counts those that no detection overlaps.
+    The last column counts those that no detection overlaps.
     """
 
     classes: tuple[str, ...]
-    counts: NDArray[np.int64]
+    counts: Integers  # [K, K + 1]
 
     def most_frequent(self, label: str) -> tuple[str, float]:
-        """The most frequent name of a class, and its share of the class's segments.
-
-        Raises:
-            ValueError: the class has no segment.
-        """
+        """The most frequent name of a class, and its share of the class's segments; ValueError if it has none."""
         row = self.counts[self.classes.index(label)]
         if row.sum() == 0:
             raise ValueError(f"class {label} has no ground truth, so it has no name")
         called = int(row.argmax())
         return (*self.classes, NOTHING)[called], float(row[called] / row.sum())
 
-    def segments(self, label: str) -> int:
-        """The number of ground-truth segments of a class."""
-        return int(self.counts[self.classes.index(label)].sum())
-
-    def share(self, label: str, called: str) -> float:
-        """The share of a class's segments that got the name ``called``; 0 if the class has none."""
-        row = self.counts[self.classes.index(label)]
-        return float(row[(*self.classes, NOTHING).index(called)] / max(1, row.sum()))
-
 
 def called_classes(ground_truth: Annotations, detections: Detections, *, tiou: float = 0.5) -> Calls:
-    """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more.
-
-    Args:
-        detections: on either clock; of the same classes.
-    """
+    """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more."""
     classes = ground_truth.classes
     detections = detections.forward().with_classes(classes)
+    number = {name: i for i, name in enumerate(detections.videos)}
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     for video in ground_truth.videos.values():
-        is_known = video.name in detections.videos
-        found = detections.of_video(video.name) if is_known else detections.take(np.zeros(0, np.int64))
+        found = detections.take(detections.video == number.get(video.name, -1))
+        starts, ends = found.segments.T
         for (start, end), label in zip(video.segments, video.labels, strict=True):
-            overlap = np.minimum(end, found.segments[:, 1]) - np.maximum(start, found.segments[:, 0])
-            union = (end - start) + (found.segments[:, 1] - found.segments[:, 0]) - overlap
+            overlap = np.minimum(end, ends) - np.maximum(start, starts)
+            union = (end - start) + (ends - starts) - overlap
             near = np.flatnonzero(overlap >= tiou * union)
-            called = found.labels[near[found.scores[near].argmax()]] if len(near) else len(classes)
+            called = len(classes)
+            if len(near):
+                called = found.labels[near[found.scores[near].argmax()]]
             counts[classes.index(label), called] += 1
     return Calls(classes, counts)
 
 
 def renamed(ground_truth: Annotations, names: Mapping[str, str | None]) -> Annotations:
-    """Ground truth under other labels; segments whose new name is None are left out.
-
-    With the time-reversed labels of classes, this is what a forward detector should detect in reverse playback.
-    """
+    """Ground truth under other labels; segments whose new name is None are left out."""
     videos = {}
     for name, video in ground_truth.videos.items():
         kept = video.take(np.array([names[label] is not None for label in video.labels], bool))
@@ -94,56 +73,31 @@ def renamed(ground_truth: Annotations, names: Mapping[str, str | None]) -> Annot
 
 @dataclass(frozen=True)
 class ClassSensitivity:
-    """One class in forward and reverse playback.
-
-    Args:
-        segments: its ground-truth segments.
-        forward: AP of F, mean over tIoU and networks, 0 to 1.
-        backward: AP of B, likewise.
-        reversed_playback: AP of F on reverse playback, under the class's own name.
-        called: the most frequent name that F assigns there, or ``NOTHING``.
-        called_share: the share of the segments that get that name, 0 to 1.
-        verdict: the kind of class, as far as the networks show it.
-    """
+    """One class in forward and reverse playback; AP is the mean over tIoU and networks, 0 to 1."""
 
     label: str
-    segments: int
-    forward: float
-    backward: float
-    reversed_playback: float
-    called: str
-    called_share: float
+    segments: int  # of the ground truth
+    forward: float  # AP of F
+    backward: float  # AP of B
+    reversed_playback: float  # AP of F on reverse playback, under the class's own name
+    called: str  # the most frequent name that F assigns there, or NOTHING
+    called_share: float  # of the segments that get that name
     verdict: Verdict
 
     @property
-    def learnt(self) -> float:
-        """The mean AP of F and B, each in the direction it was trained for."""
-        return (self.forward + self.backward) / 2
-
-    @property
     def kept(self) -> float | None:
-        """The share of ``learnt`` that F keeps on reverse playback under the class's name; None if that is 0."""
-        return self.reversed_playback / self.learnt if self.learnt > 0 else None
+        """F on reverse playback over the mean AP of F and B; None if that is 0."""
+        learnt = (self.forward + self.backward) / 2
+        return self.reversed_playback / learnt if learnt > 0 else None
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Every class with ground truth, in the annotations' order.
-
-    Args:
-        classes: the result of each.
-        tiou: thresholds; AP is the mean over them.
-        networks: how many F, and how many B, the figures are means of.
-    """
+    """Every class with ground truth, in the annotations' order."""
 
     classes: tuple[ClassSensitivity, ...]
     tiou: tuple[float, ...]
-    networks: tuple[int, int]
-
-    @property
-    def verdicts(self) -> dict[str, Verdict]:
-        """The verdict by class."""
-        return {one.label: one.verdict for one in self.classes}
+    networks: tuple[int, int]  # F and B, of which the figures are means
 
 
 def sensitivity(
@@ -156,34 +110,30 @@ def sensitivity(
 ) -> Sensitivity:
     """Classify classes by how forward networks detect them in reverse playback.
 
-    The rule asks in turn:
+    A class is the first of these that holds:
 
-    1. "swapping": is the class's most frequent name another class, and that class's most frequent name this one? A
-       mistake would not hold both ways, so no threshold is needed.
-    2. "not learnt": do F and B, in the directions they were trained for, reach a mean AP below ``LEARNT``? Then nothing
-       can be kept or lost.
-    3. "symmetric": is the class's most frequent name its own, and does F keep at least ``KEPT`` of the mean AP of F and
-       B? Otherwise it is "irreversible".
-
-    The third question uses AP, as F gives an irreversible action its own name too if no other fits better, but with a
-    worse score or boundaries. ``KEPT`` leaves room for chance: a class's AP differed by a tenth between two trainings
-    of the demo. Classes of few segments may fall on either side; several networks help.
+    1. "swapping": its most frequent name is another class, and that class's most frequent name is this one. A mistake
+       would not hold both ways, so no threshold is needed.
+    2. "not learnt": the mean AP of F and B, in the directions they were trained for, is below ``LEARNT``.
+    3. "symmetric": its most frequent name is its own, and F keeps at least ``KEPT`` of the mean AP of F and B. F also
+       gives an irreversible action its own name if no other fits better, but with a worse score or boundaries.
+       ``KEPT`` leaves room for chance: a class's AP differed by a tenth between two trainings of the demo.
+    4. "irreversible".
 
     Args:
-        forward: detections of F in forward playback; of several networks (seeds), the mean AP counts.
-        backward: detections of B in reverse playback.
-        reversed_playback: detections of the networks of ``forward`` in reverse playback. All on either clock.
-        tiou: thresholds; AP is the mean over them.
+        forward, backward: detections of F in forward and of B in reverse playback, of one or several networks (seeds).
+        reversed_playback: detections of the networks of ``forward`` in reverse playback.
 
     Raises:
         ValueError: no network, another number of ``reversed_playback`` than of ``forward``, or as ``evaluate``.
     """
-    if not forward or not backward or len(forward) != len(reversed_playback):
+    if not (forward and backward and len(forward) == len(reversed_playback)):
         raise ValueError(
             f"{len(forward)} F, {len(backward)} B and {len(reversed_playback)} F on reverse playback; give at least "
             "one F and one B, and each F's detections on reverse playback"
         )
-    evaluations = [evaluate(ground_truth, found, tiou=tiou) for found in (*forward, *backward, *reversed_playback)]
+    detections = (*forward, *backward, *reversed_playback)
+    evaluations = [evaluate(ground_truth, found, tiou=tiou) for found in detections]
     ap = np.stack([evaluation.ap.mean(axis=1) for evaluation in evaluations])  # [networks, K]
     of_f, of_b, of_reversed = np.split(ap, np.cumsum([len(forward), len(backward)]))
     counts = [called_classes(ground_truth, found).counts for found in reversed_playback]
@@ -193,14 +143,17 @@ def sensitivity(
     results = []
     for number, label in enumerate(classes):
         name, share = called[label]
-        f, b, f_reversed = (float(figures[:, number].mean()) for figures in (of_f, of_b, of_reversed))
+        f = float(of_f[:, number].mean())
+        b = float(of_b[:, number].mean())
+        f_reversed = float(of_reversed[:, number].mean())
         learnt = (f + b) / 2
         if name != label and name in called and called[name][0] == label:
             verdict: Verdict = "swapping"
         elif learnt < LEARNT:
             verdict = "not learnt"
         else:
-            verdict = "symmetric" if name == label and f_reversed >= KEPT * learnt else "irreversible"
+            is_kept = name == label and f_reversed >= KEPT * learnt
+            verdict = "symmetric" if is_kept else "irreversible"
         segments = int(evaluations[0].segments[number])
         results.append(ClassSensitivity(label, segments, f, b, f_reversed, name, share, verdict))
     return Sensitivity(tuple(results), evaluations[0].tiou, (len(forward), len(backward)))

@@ -4,10 +4,10 @@ The rule is that of the ActivityNet challenge, as OpenTAD and ActionFormer compu
 all videos are matched by descending score. A detection is a true positive if a ground-truth segment of its video and
 class, not matched before, has a tIoU of at least the threshold; it matches the one with the highest tIoU. Average
 precision is the area under the precision-recall curve after precision is made non-increasing. mAP is the mean over
-classes; average mAP the mean over tIoU thresholds.
+classes; average mAP the mean over tIoU thresholds. All figures are fractions, 0 to 1.
 
-Detections with equal scores keep the order of their file (a stable sort; other evaluators' are not stable, which
-changes the average mAP of rounded scores by up to 0.02 points). All figures are fractions, 0 to 1.
+Detections with equal scores keep the order of their file. (Other evaluators' sorting is not stable, which changes the
+average mAP of rounded scores by up to 0.02 points.)
 """
 
 from __future__ import annotations
@@ -28,48 +28,43 @@ from bitad.data.tiou import tiou_pairs
 from bitad.runtime.files import write_json
 from bitad.runtime.log import shortlist
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
 _SAME_SEGMENT_S = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Ground truth as columns, one row a segment.
+    """Ground truth as columns, one row a segment."""
 
-    Args:
-        videos: the number of each video, by name.
-        classes: the K classes that have a segment.
-        groups: int64 ``[m]``, the number of the segment's pair of video and class.
-        segments: float64 ``[m, 2]``, in seconds.
-        segments_per_class: int64 ``[K]``.
-        dropped: number of segments left out.
-    """
-
-    videos: dict[str, int]
-    classes: tuple[str, ...]
-    groups: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    segments_per_class: NDArray[np.int64]
-    dropped: int
+    videos: dict[str, int]  # number of each video
+    classes: tuple[str, ...]  # the K that have a segment
+    groups: Integers  # [m], one number for each pair of video and class
+    segments: Floats  # [m, 2], in seconds
+    segments_per_class: Integers  # [K]
+    dropped: int  # segments left out
 
     @staticmethod
     def of(annotations: Annotations, *, every_segment: bool = False) -> Truth:
-        """The ground truth of all videos; ``every_segment`` keeps segments without length, and copies of others.
-
-        Raises:
-            ValueError: no segment is left, or a label is none of the annotations' classes.
-        """
+        """The ground truth of all videos; ``every_segment`` also keeps copies and segments without length."""
         videos = list(annotations.videos.values())
         labels = [label for video in videos for label in video.labels]
-        if undeclared := sorted(set(labels) - set(annotations.classes)):
-            raise ValueError(f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes")
         number = {name: i for i, name in enumerate(annotations.classes)}
+        if undeclared := sorted(set(labels) - number.keys()):
+            raise ValueError(
+                f"ground truth of {shortlist(undeclared)}, which is not among the annotations' classes"
+            )
         video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
         label = np.array([number[name] for name in labels], np.int64)
         segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])
-        kept = np.ones(len(label), np.bool_) if every_segment else _distinct(video * len(number) + label, segments)
+        kept = np.ones(len(label), np.bool_)
+        if not every_segment:
+            kept = _distinct(video * len(number) + label, segments)
         if not kept.any():
-            subsets = " and ".join(repr(subset) for subset in dict.fromkeys(video.subset for video in videos))
+            subsets = " and ".join(map(repr, annotations.subsets()))
             raise ValueError(
                 f"the ground truth of subset {subsets} ({len(videos)} videos) has no segment to evaluate against; name "
                 "a subset that has some"
@@ -88,32 +83,21 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The detections of the ground truth's classes, best first.
+    """The detections of the ground truth's classes, best first."""
 
-    Args:
-        rows: int64 ``[n]``, index into the detections.
-        groups: int64 ``[n]``, as those of the ground truth; -1 in videos that it does not have.
-        segments: float64 ``[n, 2]``, in seconds.
-        scores: float64 ``[n]``, descending.
-        labels: int64 ``[n]``, index into the ground truth's classes.
-    """
-
-    rows: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    segments: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    rows: Integers  # [n], index into the detections
+    groups: Integers  # [n], as those of the ground truth; -1 in videos that it does not have
+    segments: Floats  # [n, 2], in seconds
+    scores: Floats  # [n], descending
+    labels: Integers  # [n], index into the ground truth's classes
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
-        """Detections on the forward clock by descending score; those of equal score in the order of the file.
-
-        Args:
-            equals_by_video: whether those of equal score are ordered by the name of their video first.
-        """
+        """Detections on the forward clock; of equal scores in the order of the file, or of videos' names first."""
         number = {name: i for i, name in enumerate(truth.classes)}
-        video = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)[detections.video]
-        label = np.array([number.get(name, -1) for name in detections.classes], np.int64)[detections.labels]
+        videos = np.array([truth.videos.get(name, -1) for name in detections.videos], np.int64)
+        classes = np.array([number.get(name, -1) for name in detections.classes], np.int64)
+        video, label = videos[detections.video], classes[detections.labels]
         rows = np.flatnonzero(label >= 0)
         if equals_by_video:
             place = np.argsort(np.argsort(np.array(detections.videos)))
@@ -128,27 +112,21 @@ class Ranked:
         )
 
 
-def checked_thresholds(tiou: Sequence[float]) -> NDArray[np.float64]:
-    """The tIoU thresholds ``[n_tiou]``.
-
-    Raises:
-        ValueError: there is none, or one is outside (0, 1].
-    """
+def checked_thresholds(tiou: Sequence[float]) -> Floats:
+    """The tIoU thresholds ``[n_tiou]``; raises ValueError if there is none, or one is outside (0, 1]."""
     thresholds = np.array(tiou, np.float64)
     if not (thresholds.size and ((thresholds > 0) & (thresholds <= 1)).all()):
         raise ValueError(f"tIoU thresholds {list(tiou)}; give at least one, each above 0 and at most 1")
     return thresholds
 
 
-def take_turns(
-    first: NDArray[np.int64], count: NDArray[np.int64], candidates: NDArray[np.int64], n_wanted: int
-) -> NDArray[np.int64]:
+def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted: int) -> Integers:
     """Greedy matching: n takers in turn take the first of their candidates that is still free.
 
     Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each of
-    ``n_wanted`` candidates, int64 ``[n_wanted]``, and n where nobody took it. This is the one stable matching in which
-    every candidate prefers the earlier taker, so deferred acceptance (Gale and Shapley 1962) finds it for all classes
-    and videos at once: all takers propose to their next candidate, which keeps the earliest; the others continue.
+    ``n_wanted`` candidates, n where nobody took it. This is the stable matching in which every candidate prefers the
+    earlier taker. Deferred acceptance (Gale and Shapley 1962) finds it for all classes and videos at once: all takers
+    propose to their next candidate, which keeps the earliest; the others continue.
     """
     n = len(first)
     holder = np.full(n_wanted, n)  # n: free
@@ -160,31 +138,30 @@ def take_turns(
         before = holder[wanted]
         np.minimum.at(holder, wanted, proposing)
         after = holder[wanted]
-        refused = np.unique(np.concatenate([proposing[proposing != after], before[(before != after) & (before < n)]]))
+        replaced = before[(before != after) & (before < n)]
+        refused = np.unique(np.concatenate([proposing[proposing != after], replaced]))
         proposing = refused[following[refused] < last[refused]]
     return holder
 
 
-def _distinct(groups: NDArray[np.int64], segments: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which segments to evaluate against, bool ``[m]``: those with a length that do not copy an earlier one."""
+def _distinct(groups: Integers, segments: Floats) -> Mask:
+    """Which segments have a length and do not copy an earlier one, bool ``[m]``."""
     kept = segments[:, 1] > segments[:, 0]
     order = np.lexsort((segments[:, 0], groups))
     copies: list[tuple[int, int]] = []  # (later, earlier) in file order
     # Compare each with its successors by start time, until no start is near.
     for offset in range(1, len(order)):
         a, b = order[:-offset], order[offset:]
-        near = (groups[a] == groups[b]) & (np.abs(segments[a, 0] - segments[b, 0]) <= _SAME_SEGMENT_S)
+        apart = np.abs(segments[a] - segments[b])
+        near = (groups[a] == groups[b]) & (apart[:, 0] <= _SAME_SEGMENT_S)
         if not near.any():
             break
-        near &= np.abs(segments[a, 1] - segments[b, 1]) <= _SAME_SEGMENT_S
-        copies += zip(np.maximum(a, b)[near].tolist(), np.minimum(a, b)[near].tolist(), strict=True)
-    for later, earlier in sorted(copies):  # whether the earlier one is kept is settled by then
-        kept[later] &= not kept[earlier]
+        near &= apart[:, 1] <= _SAME_SEGMENT_S
+        later, earlier = np.maximum(a, b)[near], np.minimum(a, b)[near]
+        copies += zip(later.tolist(), earlier.tolist(), strict=True)
+    for copy, original in sorted(copies):  # whether the original is kept is settled by then
+        kept[copy] &= not kept[original]
     return kept
-
-
-# What Ambiguous intervals are by each rule; that of the THUMOS'14 kit is :mod:`bitad.evaluation.thumos_kit`.
-_AMBIGUOUS_ARE: dict[MapRule, str] = {"activitynet": "a class", "thumos-kit": "left out"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,27 +172,22 @@ class Evaluation:
         rule: how detections were matched and AP was computed.
         classes: the K classes with ground truth, in the annotations' order.
         ap: float64 ``[K, n_tiou]``, average precision, 0 to 1; interpolated by ActivityNet's rule.
-        subsets: the subsets that the ground-truth videos belong to.
-        videos: the number of ground-truth videos.
         segments: int64 ``[K]``, ground-truth segments per class that were used.
-        segments_dropped: ground-truth segments left out: without length, or annotated twice.
+        segments_dropped: those left out: without length, or annotated twice.
         ambiguous: number of Ambiguous intervals. By ActivityNet's rule they are the segments of one more class; by the
             kit's, detections that touch one and match nothing are left out.
         predictions: number of detections of the classes with ground truth.
-        videos_without_prediction: ground-truth videos without a detection of any class.
-        classes_without_ground_truth: classes left out of the mean, as these videos have no segment of them.
-        predictions_by_unknown_video: number of detections in each video without ground truth. By both rules, those of a
-            class with ground truth are false positives: they lower the mAP.
-        predictions_by_unknown_class: number of detections of each class without ground truth. They are ignored.
+        predictions_by_unknown_video: those in each video without ground truth, which are false positives.
+        predictions_by_unknown_class: detections of each class without ground truth, which are ignored.
     """
 
     rule: MapRule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
-    ap: NDArray[np.float64]
+    ap: Floats
     subsets: tuple[str, ...]
     videos: int
-    segments: NDArray[np.int64]
+    segments: Integers
     segments_dropped: int
     ambiguous: int
     predictions: int
@@ -226,16 +198,16 @@ class Evaluation:
 
     @staticmethod
     def of(
-        ap: NDArray[np.float64],
+        ap: Floats,
         truth: Truth,
         ground_truth: Annotations,
         detections: Detections,
         *,
         rule: MapRule,
-        thresholds: NDArray[np.float64],
+        thresholds: Floats,
         ambiguous: int,
     ) -> Evaluation:
-        """The evaluation with ``ap`` ``[K, n_tiou]``; ``truth`` is ``ground_truth`` as columns."""
+        """The evaluation with ``ap``; ``truth`` is ``ground_truth`` as columns."""
         found = {detections.videos[i] for i in np.unique(detections.video)}
         unknown = _counts(detections.classes, detections.labels, set(truth.classes))
         return Evaluation(
@@ -243,7 +215,7 @@ class Evaluation:
             classes=truth.classes,
             tiou=tuple(thresholds.tolist()),
             ap=ap,
-            subsets=tuple(dict.fromkeys(video.subset for video in ground_truth.videos.values())),
+            subsets=tuple(ground_truth.subsets()),
             videos=len(ground_truth.videos),
             segments=truth.segments_per_class,
             segments_dropped=truth.dropped,
@@ -256,7 +228,7 @@ class Evaluation:
         )
 
     @property
-    def map_per_tiou(self) -> NDArray[np.float64]:
+    def map_per_tiou(self) -> Floats:
         """mAP at each tIoU, 0 to 1, ``[n_tiou]``."""
         return self.ap.mean(axis=0)
 
@@ -271,14 +243,15 @@ class Evaluation:
         return dict(zip(self.classes, self.ap.mean(axis=1).tolist(), strict=True))
 
     def __repr__(self) -> str:
-        per_tiou = ", ".join(f"{t:g}: {value:.4f}" for t, value in zip(self.tiou, self.map_per_tiou, strict=True))
+        figures = zip(self.tiou, self.map_per_tiou, strict=True)
+        per_tiou = ", ".join(f"{threshold:g}: {value:.4f}" for threshold, value in figures)
         return (
             f"Evaluation(average_map={self.average_map:.4f}, map_per_tiou={{{per_tiou}}}, "
             f"{len(self.classes)} classes, {self.videos} videos)"
         )
 
     def to_json(self, path: str | Path | None = None) -> dict[str, Any]:
-        """All values in JSON's types; average precisions are fractions. With a path, also written there."""
+        """All values in JSON's types; with a path, also written there."""
         content = {
             "rule": self.rule,
             "average_map": self.average_map,
@@ -289,7 +262,10 @@ class Evaluation:
             "videos": self.videos,
             "segments": dict(zip(self.classes, self.segments.tolist(), strict=True)),
             "segments_dropped": self.segments_dropped,
-            "ambiguous": {"intervals": self.ambiguous, "are": _AMBIGUOUS_ARE[self.rule]},
+            "ambiguous": {
+                "intervals": self.ambiguous,
+                "are": "a class" if self.rule == "activitynet" else "left out",
+            },
             "predictions": self.predictions,
             "videos_without_prediction": list(self.videos_without_prediction),
             "classes_without_ground_truth": list(self.classes_without_ground_truth),
@@ -303,21 +279,13 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecall:
-    """One class's precision-recall curve at one tIoU; point i is of the i + 1 best detections.
+    """One class's precision-recall curve at one tIoU, ``[n]`` each; point i is of the i + 1 best detections."""
 
-    Args:
-        scores: float64 ``[n]``, descending.
-        precision: float64 ``[n]``, true positives / detections.
-        recall: float64 ``[n]``, true positives / ground-truth segments.
-        interpolated: float64 ``[n]``, the best precision at this recall or a higher one.
-        ap: the area under ``interpolated``, 0 to 1.
-    """
-
-    scores: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    interpolated: NDArray[np.float64]
-    ap: float
+    scores: Floats
+    precision: Floats  # true positives / detections
+    recall: Floats  # true positives / ground-truth segments
+    interpolated: Floats  # the best precision at this recall or a higher one
+    ap: float  # the area under it
 
 
 def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[float]) -> Evaluation:
@@ -333,26 +301,34 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     ap = np.zeros((len(truth.classes), len(thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
         hits = correct[:, ranked.labels == label]
-        ap[label] = (_interpolated(_precision(hits)) * hits).sum(axis=1) / segments
-    segments_of = dict(zip(truth.classes, truth.segments_per_class.tolist(), strict=True))
-    ambiguous = sum(segments_of.get(name, 0) for name in UNDECIDED)
+        precision = _interpolated(_precision(hits))
+        ap[label] = (precision * hits).sum(axis=1) / segments
+    ambiguous = int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum())
     return Evaluation.of(
-        ap, truth, ground_truth, detections, rule="activitynet", thresholds=thresholds, ambiguous=ambiguous
+        ap,
+        truth,
+        ground_truth,
+        detections,
+        rule="activitynet",
+        thresholds=thresholds,
+        ambiguous=ambiguous,
     )
 
 
-def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou: float) -> dict[str, PrecisionRecall]:
-    """The precision-recall curve of every class with ground truth, by name, at one tIoU.
-
-    Raises:
-        ValueError: as ``evaluate``.
-    """
+def precision_recall(
+    ground_truth: Annotations,
+    detections: Detections,
+    *,
+    tiou: float,
+) -> dict[str, PrecisionRecall]:
+    """The precision-recall curve of every class with ground truth, by name, at one tIoU; raises as ``evaluate``."""
     truth = Truth.of(ground_truth)
     ranked = Ranked.of(truth, detections.forward())
     correct = _true_positives(truth, ranked, checked_thresholds([tiou]))
     curves = {}
-    for label, (name, segments) in enumerate(zip(truth.classes, truth.segments_per_class, strict=True)):
+    for label, name in enumerate(truth.classes):
         rows = ranked.labels == label
+        segments = truth.segments_per_class[label]
         hits = correct[:, rows]
         precision = _precision(hits)
         interpolated = _interpolated(precision)
@@ -366,8 +342,8 @@ def precision_recall(ground_truth: Annotations, detections: Detections, *, tiou:
     return curves
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the ranked detections are true positives at each threshold, bool ``[n_tiou, n]``."""
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
+    """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
@@ -383,17 +359,17 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64
     return correct[:, :n]
 
 
-def _precision(hits: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _precision(hits: Mask) -> Floats:
     """Precision among the first i + 1, ``[n_tiou, n]``."""
     return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
 
 
-def _interpolated(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The best precision from here on, ``[n_tiou, n]`` (the envelope of VOC 2010 and later)."""
+def _interpolated(precision: Floats) -> Floats:
+    """The best precision from here on, ``[n_tiou, n]`` (as VOC 2010 and later)."""
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
-def _counts(names: Sequence[str], index: NDArray[np.int64], known: set[str]) -> dict[str, int]:
+def _counts(names: Sequence[str], index: Integers, known: set[str]) -> dict[str, int]:
     """The number of rows of each name that is not known."""
     counts = np.bincount(index, minlength=len(names)).tolist()
     return {name: n for name, n in zip(names, counts, strict=True) if n and name not in known}

@@ -124,7 +124,7 @@ def without_overlap(detections: Detections) -> Detections:
     kept = []
     for row in order.tolist():
         times = taken.setdefault(int(detections.video[row]), [])
-        start, end = _longest_free(*segments[row].tolist(), times)
+        start, end = _longest_free(segments[row, 0], segments[row, 1], times)
         if end > start and end - start >= lengths[row] / 2:
             segments[row] = start, end
             insort(times, (start, end))
@@ -151,7 +151,7 @@ def _longest_free(start: float, end: float, taken: Sequence[tuple[float, float]]
 
 
 def _smoothed(values: NDArray[np.float64], segments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values ``[K, S]`` of classes with ``segments`` ``[K, 1]``, smoothed over scores, and towards the classes' mean."""
+    """Values ``[K, S]``, smoothed over scores, and towards the mean of the classes; ``segments`` are ``[K, 1]``."""
     step = float(np.log(SCORES[1] / SCORES[0]))
     reach = round(4 * _SMOOTHING / step)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) * step / _SMOOTHING) ** 2)

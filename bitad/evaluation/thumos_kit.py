@@ -1,19 +1,17 @@
 """mAP by the rule of the THUMOS'14 challenge's own evaluation kit, and how it differs from ActivityNet's.
 
-The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (the kit of the
-challenge itself, of August 2014, took the mean of the best precision at eleven recalls). For one video and class:
+The rule is that of ``TH14evalDet.m`` in the kit of 30 September 2015, whose AP is not interpolated (unlike that of
+August 2014). For one video and class:
 
 * The ground-truth segments take turns, in the order of their file: each takes, of the free detections whose overlap
   with it is *above* the threshold, the one with the largest overlap; of equals, the one with the higher score, then the
-  earlier one. By ActivityNet's rule, the detections take turns, best first. So if several detections fit one action,
-  the kit counts the one that fits best as true, whatever its score; ActivityNet's rule the best-scored one.
-* Detections that no segment took and that overlap an ``Ambiguous`` interval of their video, however little, are left
-  out. All others are false positives, also those in videos without a segment of the class or without ground truth.
+  earlier one. (By ActivityNet's rule, the detections take turns, best first.)
+* Detections that no segment took and that overlap an ``Ambiguous`` interval of their video are left out. All others are
+  false positives, also those in videos without a segment of the class or without ground truth.
 
 Over all videos, by descending score (of equals by the name of the video): AP is the sum of the precision at each true
-positive over the number of ground-truth segments. Every segment of the file counts: a copy of another takes a detection
-of its own, one without length is never matched. Overlap is intersection over the span of both. ``Ambiguous`` is no
-class. The kit needs ground truth of every class; here classes without any are left out of the mean and named.
+positive over the number of ground-truth segments. Every segment counts, also copies and those without length, which are
+never matched. Overlap is intersection over the span of both. Classes without ground truth are left out of the mean.
 
 All figures are fractions, 0 to 1.
 """
@@ -25,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
 from bitad.data.classes import UNDECIDED
@@ -33,7 +30,15 @@ from bitad.data.detections import Detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.formats.parsing import line_segment, read_lines
 from bitad.data.tiou import tiou_pairs
-from bitad.evaluation.mean_average_precision import Evaluation, Ranked, Truth, checked_thresholds, take_turns
+from bitad.evaluation.mean_average_precision import (
+    Evaluation,
+    Floats,
+    Mask,
+    Ranked,
+    Truth,
+    checked_thresholds,
+    take_turns,
+)
 from bitad.runtime.log import shortlist
 
 # Two ways to compute an overlap differ in the last digits; pairs are searched slightly below the threshold.
@@ -45,18 +50,16 @@ def evaluate_by_thumos_kit(
     detections: Detections,
     *,
     tiou: Sequence[float],
-    ambiguous: Mapping[str, NDArray[np.float64]] | None = None,
+    ambiguous: Mapping[str, Floats] | None = None,
 ) -> Evaluation:
     """mAP of ``detections`` against all videos of ``ground_truth`` at the thresholds ``tiou``.
 
     Args:
         ground_truth: its segments labelled ``Ambiguous`` are the ambiguous intervals.
-        detections: of these and maybe other videos, on either clock.
         ambiguous: more such intervals, ``[n, 2]`` in seconds, by video (:func:`read_ambiguous`).
 
     Raises:
-        ValueError: no ground truth, no threshold or one outside (0, 1], reverse detections without durations, or
-            ``ambiguous`` names none of the videos.
+        ValueError: as ``evaluate``, or ``ambiguous`` names none of the videos.
     """
     thresholds = checked_thresholds(tiou)
     detections = detections.forward()
@@ -69,10 +72,12 @@ def evaluate_by_thumos_kit(
     counted = correct | ~_touching(undecided, detections)[ranked.rows]
     ap = np.zeros((len(truth.classes), len(thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
-        hits = correct[:, ranked.labels == label]
-        among = np.cumsum(counted[:, ranked.labels == label], axis=1)
+        rows = ranked.labels == label
+        hits = correct[:, rows]
+        among = np.cumsum(counted[:, rows], axis=1)
         # Where no detection counts yet, there is no hit; the floor only prevents 0 / 0.
-        ap[label] = (hits * np.cumsum(hits, axis=1) / np.maximum(among, 1)).sum(axis=1) / segments
+        precision_at_hits = hits * np.cumsum(hits, axis=1) / np.maximum(among, 1)
+        ap[label] = precision_at_hits.sum(axis=1) / segments
     return Evaluation.of(
         ap,
         truth,
@@ -84,16 +89,12 @@ def evaluate_by_thumos_kit(
     )
 
 
-def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
+def read_ambiguous(path: str | Path) -> dict[str, Floats]:
     """The ambiguous intervals ``[n, 2]`` in seconds, by video.
 
     Args:
-        path: the official ``Ambiguous_test.txt`` (all lines of a ``.txt`` are taken to be such intervals: video, start,
-            end), or annotations with segments labelled ``Ambiguous``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or has no ambiguous interval.
+        path: the official ``Ambiguous_test.txt`` (every line of a ``.txt`` is one: video, start, end), or annotations
+            with segments labelled ``Ambiguous``.
     """
     path = Path(path)
     if path.suffix == ".txt":
@@ -108,52 +109,58 @@ def read_ambiguous(path: str | Path) -> dict[str, NDArray[np.float64]]:
     return intervals
 
 
-def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, NDArray[np.float64]]]:
+def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, Floats]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
-    undecided = {name: np.isin(video.labels, UNDECIDED) for name, video in annotations.videos.items()}
-    decided = replace(
-        annotations,
-        videos={name: video.take(~undecided[name]) for name, video in annotations.videos.items()},
-        classes=tuple(name for name in annotations.classes if name not in UNDECIDED),
-    )
-    return decided, {name: annotations.videos[name].segments[rows] for name, rows in undecided.items() if rows.any()}
+    videos, intervals = {}, {}
+    for name, video in annotations.videos.items():
+        undecided = np.isin(video.labels, UNDECIDED)
+        videos[name] = video.take(~undecided)
+        if undecided.any():
+            intervals[name] = video.segments[undecided]
+    classes = tuple(name for name in annotations.classes if name not in UNDECIDED)
+    return replace(annotations, videos=videos, classes=classes), intervals
 
 
-def _union(
-    own: Mapping[str, NDArray[np.float64]], more: Mapping[str, NDArray[np.float64]], videos: set[str]
-) -> dict[str, NDArray[np.float64]]:
+def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[str]) -> dict[str, Floats]:
     """The ambiguous intervals of both sources in these videos, each once."""
     if not videos & more.keys():
         raise ValueError(
             f"the ambiguous intervals are of {shortlist(list(more))}, but the ground truth has no such video; it has "
             f"{shortlist(sorted(videos), 2)}; give those of the same subset"
         )
-    pairs = {name: (own.get(name, np.empty((0, 2))), more[name]) for name in videos & more.keys()}
-    return {**own, **{name: np.unique(np.concatenate(pair), axis=0) for name, pair in pairs.items()}}
+    union = dict(own)
+    for name in videos & more.keys():
+        both = np.concatenate([own.get(name, np.empty((0, 2))), more[name]])
+        union[name] = np.unique(both, axis=0)
+    return union
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the ranked detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
+    """Which detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
     segments = np.sort(truth.segments, axis=1)
     lowest = float(thresholds.min()) * (1 - _ROUNDING)
     segment, detection, _ = tiou_pairs(truth.groups, segments, ranked.groups, ranked.segments, lowest)
-    starts = np.stack([segments[segment, 0], ranked.segments[detection, 0]])
-    ends = np.stack([segments[segment, 1], ranked.segments[detection, 1]])
+    starts, ends = np.stack([segments[segment], ranked.segments[detection]]).T
     # As the kit computes it, so that an overlap equal to the threshold falls on the same side.
-    overlap = (ends.min(axis=0) - starts.max(axis=0)) / (ends.max(axis=0) - starts.min(axis=0))
+    intersection = ends.min(axis=1) - starts.max(axis=1)
+    overlap = intersection / (ends.max(axis=1) - starts.min(axis=1))
     order = np.lexsort((detection, -overlap, segment))
     segment, detection, overlap = segment[order], detection[order], overlap[order]
     m, n = len(segments), len(ranked.scores)
     first = np.searchsorted(segment, np.arange(m))
-    turns = [np.bincount(segment[overlap > threshold], minlength=m) for threshold in thresholds]
-    return np.stack([take_turns(first, count, detection, n) < m for count in turns])
+    taken = []
+    for threshold in thresholds:
+        count = np.bincount(segment[overlap > threshold], minlength=m)
+        taken.append(take_turns(first, count, detection, n) < m)
+    return np.stack(taken)
 
 
-def _touching(intervals: Mapping[str, NDArray[np.float64]], detections: Detections) -> NDArray[np.bool_]:
+def _touching(intervals: Mapping[str, Floats], detections: Detections) -> Mask:
     """Which detections overlap one of their video's intervals, bool ``[n]``."""
     number = {name: i for i, name in enumerate(detections.videos)}
     known = {number[name]: segments for name, segments in intervals.items() if name in number}
-    groups = np.repeat(np.array(list(known), np.int64), [len(segments) for segments in known.values()])
+    lengths = [len(segments) for segments in known.values()]
+    groups = np.repeat(np.array(list(known), np.int64), lengths)
     segments = np.sort(np.concatenate([np.empty((0, 2)), *known.values()]), axis=1)
     least = float(np.finfo(np.float64).tiny)
     rows, _, _ = tiou_pairs(detections.video, detections.segments, groups, segments, least)

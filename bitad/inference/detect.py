@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitad.config.experiments import RESULTS_OF_PAIRS
 from bitad.config.loading import override_config
-from bitad.config.names import OnDecodeError, OnReadError
+from bitad.config.names import RESULTS_OF_PAIRS, OnDecodeError, OnReadError
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows
@@ -65,7 +64,7 @@ class Results:
         return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
 
     def write(self, out: Path) -> None:
-        """Writes detections.json and, for a pair, each network's file; for one in reverse in reverse time, D - t."""
+        """Writes detections.json and, for a pair, each network's file, in its own time."""
         write_detections(self.merged, out / "detections.json")
         if len(self.bases) > 1:
             files = RESULTS_OF_PAIRS[self.views[1]].values()
@@ -85,19 +84,18 @@ def detect(
     *,
     details: Mapping[str, Any] | None = None,
     description: str = "testing",
-    log_unread: bool = True,
+    list_unread: bool = True,
 ) -> Results:
     """Detects in all videos of ``annotations``; their ground truth is not used.
 
-    Windows are distributed over the processes (videos, with ``test.backbone=video``), and each is decoded once for both
-    views of a pair. Every process gets all detections, on the forward clock.
+    Windows are distributed over the processes, and each is decoded once for both views of a pair. Every process
+    gets all detections, on the forward clock.
 
     Args:
         network: in evaluation mode, on the device of ``ranks``.
-        source: of the windows.
         details: of the detections; unread videos are added.
         description: for the progress display and the log.
-        log_unread: log unread videos, and raise if there are no others.
+        list_unread: log unread videos and list them without detections; raise if there are no others.
 
     Raises:
         ValueError, OSError: a video cannot be read (``test.on_read_error``), or none can.
@@ -109,8 +107,11 @@ def detect(
     stitchers = _stitch_windows(network, windows, ranks, description)
     for unread in ranks.gather(windows.unread):
         windows.leave_out(unread)
-    if log_unread:
-        _log_unread(windows.unread, len(annotations.videos), description, ranks)
+    videos = list(windows.videos)
+    if list_unread:
+        _log_unread(windows.unread, len(videos), description, ranks)
+    else:
+        videos = [name for name in videos if name not in windows.unread]
     all_details = {**(details or {}), **({"unread": windows.unread} if windows.unread else {})}
     relabel = None
     if config.test.video_scores is not None:
@@ -120,7 +121,7 @@ def detect(
     for stitcher, view in zip(stitchers, config.views, strict=True):
         stitcher.leave_out(windows.unread)  # some of their windows may have been read
         view_details = {**all_details, "view": view}
-        found.append(stitcher.detections(annotations.classes, windows.videos, relabel=relabel, details=view_details))
+        found.append(stitcher.detections(annotations.classes, videos, relabel=relabel, details=view_details))
     if len(found) == 1:
         return Results({config.views[0]: found[0]}, config.views, found[0], windows.unread)
     merged = merge(*found, method=config.test.merge, settings=config.test.nms.suppression)
@@ -128,9 +129,9 @@ def detect(
 
 
 def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
-    """For each network, the candidates in all windows, from all processes."""
-    config, settings = windows.config, windows.config.test.nms.suppression
-    # If a video is one window, the reference applies NMS in grid steps, before rounding and clipping.
+    config = windows.config
+    settings = windows.config.test.nms.suppression
+    # If a video is one window, the reference applies NMS before rounding and clipping.
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in config.views]
     predict = predict_videos if config.test.backbone == "video" else _predict_windows
@@ -155,7 +156,6 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
 
 
 def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks: Ranks) -> None:
-    """Logs which of so many videos could not be read; raises if none could."""
     if reasons and len(reasons) == videos:
         name, reason = next(iter(reasons.items()))
         raise ValueError(f"{description}: none of the {videos} videos can be read; {name}: {reason}")
@@ -166,8 +166,9 @@ def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks
             log.warning("%s: %s", name, reason)
 
 
-def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
-    """The predictions for this process's share of all windows."""
+def _predict_windows(
+    network: Network, windows: TestWindows, ranks: Ranks, description: str
+) -> Iterator[WindowOutputs]:
     config = windows.config
     loader = windows.readers.loader(
         windows,
@@ -189,19 +190,21 @@ def _predict_windows(network: Network, windows: TestWindows, ranks: Ranks, descr
 
 
 def _consecutive_batches(first: int, stop: int, *, batch: int, readers: int) -> list[list[int]]:
-    """Windows ``first`` to ``stop`` in batches, in an order that gives each reader, in turn, consecutive ones.
+    """Windows ``first`` to ``stop`` in batches, in an order that gives each reader consecutive ones.
 
     Neighbours overlap, and a reader decodes what they share once.
     """
     batches = [list(range(start, min(start + batch, stop))) for start in range(first, stop, batch)]
     by_reader = np.array_split(np.arange(len(batches)), readers)  # the longer parts first
-    return [batches[own[turn]] for turn in range(len(by_reader[0])) for own in by_reader if turn < len(own)]
+    ordered = []
+    for turn in range(len(by_reader[0])):
+        ordered += [batches[own[turn]] for own in by_reader if turn < len(own)]
+    return ordered
 
 
 def _collate(
     samples: Sequence[Sample | ReadFailure], length: int, multiple: int
 ) -> tuple[Batch | None, dict[str, str]]:
-    """The windows that could be read, if any, and by the video's name why others could not."""
     read = [sample for sample in samples if isinstance(sample, Sample)]
     unread = {sample.video: sample.reason for sample in samples if isinstance(sample, ReadFailure)}
     return collate(read, length, multiple=multiple) if read else None, unread
@@ -215,45 +218,29 @@ def detect_videos(
     network: Network | None = None,
     damaged: OnDecodeError = "error",
     on_read_error: OnReadError = "skip",
-) -> tuple[Detections, dict[str, str]]:
+) -> Detections:
     """Detects in video files, by name, sampled at the rate of the training.
 
-    Memory is bounded by a window, except for 13 bytes per candidate.
-
-    Args:
-        network: of the checkpoint, on the device of ``ranks``; None builds it.
-        damaged: how to handle frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        on_read_error: raise the first error of a video that cannot be read, or skip the video.
-
-    Returns:
-        the detections of all videos that can be read; and by name why others cannot.
-
-    Raises:
-        ValueError: the detector takes features.
-        ValueError, OSError: a video cannot be read, with ``on_read_error="error"``.
+    Memory is bounded by a window, except for 13 bytes per candidate. ``on_read_error`` raises the first error, or
+    skips the video (``Detections.unread``).
     """
     if checkpoint.config.model.backbone is None:
         raise ValueError("this detector takes pre-computed features, not videos; use one trained with a backbone")
     source = VideoFiles(
         videos.__getitem__,
         pixels=checkpoint.config.model.backbone.pixels,
-        sampling=Sampling.of(checkpoint.config.window, checkpoint.rate_hz),
+        sampling=Sampling(checkpoint.config.window, checkpoint.rate_hz),
         damaged=damaged,
     )
     durations_s, failed = _durations(source, videos, ranks, on_read_error)
     if not durations_s:
-        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed}), failed
+        return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed})
     network = checkpoint.network().to(ranks.device) if network is None else network
     results = detect_in_source(checkpoint, network, durations_s, source, ranks, on_read_error=on_read_error)
-    found, failed = results.merged, failed | results.unread
-    of_each = {name: found.of_video(name) for name in durations_s if name not in failed}
-    detections = Detections.from_videos(
-        {name: (one.segments, one.scores, one.labels) for name, one in of_each.items()},
-        classes=found.classes,
-        durations_s={name: durations_s[name] for name in of_each},
-        details=found.details | ({"unread": failed} if failed else {}),
-    )
-    return detections, failed
+    failed |= results.unread
+    if not failed:
+        return results.merged
+    return replace(results.merged, details=results.merged.details | {"unread": failed})
 
 
 def detect_in_source(
@@ -265,28 +252,21 @@ def detect_in_source(
     *,
     on_read_error: OnReadError = "error",
 ) -> Results:
-    """Detects in videos without annotations.
-
-    Args:
-        network: of the checkpoint, on the device of ``ranks``.
-        durations_s: of the videos, by name.
-        source: of their windows.
-        on_read_error: as of :func:`detect_videos`.
-    """
-    annotated = {name: AnnotatedVideo(name, "detect", s, np.zeros((0, 2)), ()) for name, s in durations_s.items()}
+    """Detects in videos of known durations without annotations."""
+    nothing = np.zeros((0, 2))
+    annotated = {name: AnnotatedVideo(name, "detect", s, nothing, ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
     log_rates(grids, checkpoint.rate_hz, checkpoint.config, ranks)
-    # These videos have no video-level scores, and this machine may have no room for workers.
+    # There are no video-level scores of these videos, and maybe no room for workers.
     overrides = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
     config = override_config(checkpoint.config, overrides)
     annotations = Annotations(annotated, checkpoint.classes)
-    return detect(network, annotations, source, config, ranks, description="detecting", log_unread=False)
+    return detect(network, annotations, source, config, ranks, description="detecting", list_unread=False)
 
 
 def _durations(
     source: VideoFiles, videos: Mapping[str, Path], ranks: Ranks, on_read_error: OnReadError
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The seconds of each video, from its index; and by name why others cannot be read."""
     durations_s: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, path in track(videos.items(), "indexing", len(videos), show=ranks.is_main):
@@ -302,10 +282,7 @@ def _durations(
 
 
 def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detections:
-    """A forward network's detections in its test videos played backwards, on the forward clock.
-
-    For :func:`bitad.evaluation.direction_sensitivity.sensitivity`.
-    """
+    """A forward network's detections in its test videos played backwards, on the forward clock."""
     config = checkpoint.config.model_copy(update={"direction": "reverse"})
     description = f"testing {config.run_directory.name} on reversed playback"
     return _detect_in_test_subset(checkpoint, config, ranks, description=description)[1].merged
@@ -314,7 +291,6 @@ def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detecti
 def _detect_in_test_subset(
     checkpoint: Checkpoint, config: Config, ranks: Ranks, **options: Any
 ) -> tuple[Annotations, Results]:
-    """The checkpoint's test subset, and the detections in it under a changed configuration."""
     subset = read_test_ground_truth(checkpoint.config)
     # The run has indexed its videos already.
     source = build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))
@@ -326,21 +302,20 @@ def _detect_in_test_subset(
 def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
     """Detects in the test subset, writes the detections, and evaluates every result; the main one comes last.
 
-    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json in
-    reverse time. If the evaluation fails, the detections stay.
+    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json. If
+    the evaluation fails, the detections stay.
 
     Raises:
-        ValueError: other classes than the network's; clocks disagree; or there is no ground truth.
+        ValueError: other classes or clocks than in training, or no ground truth.
     """
-    config, metrics = checkpoint.config, out / "metrics.json"
+    config = checkpoint.config
+    metrics = out / "metrics.json"
     check_replaceable([metrics, *(out / name for name in DETECTION_FILES)])
     classes = class_names(config)
     if classes != checkpoint.classes:
-        raise ValueError(
-            f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}, but the detector "
-            f"was trained on {', '.join(checkpoint.classes)}; test on its own data set, or name its class list in "
-            "data.classes"
-        )
+        trained = f"the detector was trained on {', '.join(checkpoint.classes)}"
+        has = f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}"
+        raise ValueError(f"{has}, but {trained}; name its class list in data.classes")
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
     subset, results = _detect_in_test_subset(checkpoint, config, ranks, details=details)
     named = results.named()
@@ -360,7 +335,6 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
 
 
 def _log_changed_data(checkpoint: Checkpoint, subset: Annotations) -> None:
-    """Logs how the run's test data have changed."""
     before = of_tests(checkpoint.data or {})
     if before.get(TEST, {}).keys().isdisjoint(subset.videos):
         return  # an older checkpoint, another data set, or another part of it

@@ -1,14 +1,14 @@
-"""Encoders of video frames to features: a VideoMAE over sliding clips, or a trained run's backbone over windows.
+"""Encoders of frames to features: a VideoMAE over sliding clips, or a run's backbone over windows.
 
-Rows of features are in forward order in both directions: row i is about the same frames. For reverse playback the
-frames of each clip or window are reversed before the network, which is not the same as to reverse its features.
+Rows are in forward order in both directions. For reverse playback the frames of each clip or window are reversed
+before the network, which is not the same as to reverse its features.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from bitad.models.vit import Block, VisionTransformer, sinusoid_table
 from bitad.timeline import Direction, Grid
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
+from bitad.weights.formats import TransformerSize
 from bitad.weights.loading import Weights, load_weights
-from bitad.weights.sizes import TransformerSize
 
 # Defaults for the clips of a backbone file.
 CLIP_STRIDE, PIXELS = 4, 224
@@ -34,27 +34,15 @@ CLIP_STRIDE, PIXELS = 4, 224
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a video that goes through the network at once.
+    """A part of a video that goes through the network at once."""
 
-    Args:
-        frames: int64 ``[n]``, the frames to read, ascending.
-        first, stop: the rows of features that it gives, from ``first`` to before ``stop``.
-    """
-
-    frames: NDArray[np.int64]
-    first: int
+    frames: NDArray[np.int64]  # [n], to read, ascending
+    first: int  # row of features
     stop: int
 
 
 class Encoder(ABC):
-    """Frames of a video -> rows of features.
-
-    Args:
-        backbones: the backbone for each playing direction that it can encode.
-        stride_frames: video frames from one row to the next.
-        pixels: height and width of the pictures; a multiple of the patch.
-        file: of the weights.
-    """
+    """Frames of a video -> rows of features, one every ``stride_frames`` frames."""
 
     offset_frames: float  # the frame at the centre of row 0
     window_steps: int | None = None
@@ -63,16 +51,20 @@ class Encoder(ABC):
     def __init__(
         self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
     ) -> None:
-        self.backbones, self.stride_frames, self.pixels, self.file = dict(backbones), stride_frames, pixels, file
+        self.backbones = dict(backbones)
+        self.stride_frames = stride_frames
+        self.pixels = pixels
+        self.file = file
         self.vit = next(iter(self.backbones.values())).vit
         if stride_frames < 1:
             raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
         if pixels < 1 or pixels % self.vit.patch_size:
-            raise ValueError(f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}")
+            raise ValueError(
+                f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}"
+            )
 
     @property
     def direction(self) -> Direction:
-        """The playing direction of the network."""
         return next(iter(self.backbones))
 
     @property
@@ -86,7 +78,6 @@ class Encoder(ABC):
         return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
 
     def to(self, device: torch.device) -> None:
-        """Moves the networks to a device, in evaluation mode."""
         for backbone in self.backbones.values():
             backbone.eval().to(device)
 
@@ -96,34 +87,32 @@ class Encoder(ABC):
 
     @abstractmethod
     def chunks(self, frames: int) -> Iterator[Chunk]:
-        """The chunks of a video, in order; they may share frames with the next one."""
+        """The chunks of a video, in order."""
 
     @abstractmethod
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order in both directions.
+        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order.
 
-        Args:
-            pictures: uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
+        ``pictures`` are uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
         """
 
 
 class ClipEncoder(Encoder):
-    """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15`` over space and time.
+    """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15``.
 
-    No clip goes beyond the video, so the last one ends up to a stride before the video's end. A video shorter than a
-    clip gives one row, with its last frame (in reverse: the first) repeated. The tokens are the last block's: as in the
-    detector, the norm of a published classifier (``fc_norm``) is not applied.
-
-    Args:
-        clips: how many go through the network at once.
+    No clip goes beyond the video. A shorter video gives one row, with its last frame (in reverse: the first) repeated.
+    As in the detector, the norm of a published classifier (``fc_norm``) is not applied.
     """
 
-    def __init__(self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8) -> None:
+    def __init__(
+        self, backbone: VideoBackbone, *, stride_frames: int, pixels: int, file: Path, clips: int = 8
+    ) -> None:
         both: dict[Direction, VideoBackbone] = {"forward": backbone, "reverse": backbone}
         super().__init__(both, stride_frames=stride_frames, pixels=pixels, file=file)
         if clips < 1:
             raise ValueError(f"a batch of {clips} clips; it must be at least 1")
-        self.clips, self.clip_frames = clips, backbone.vit.clip_frames
+        self.clips = clips
+        self.clip_frames = backbone.vit.clip_frames
         self.offset_frames = (self.clip_frames - 1) / 2
 
     def steps(self, frames: int) -> int:
@@ -148,13 +137,8 @@ class ClipEncoder(Encoder):
 class WindowEncoder(Encoder):
     """The input of a run's pyramid, ``[T, C]``: row i is the grid step at frame ``stride * i``, in a window.
 
-    Adapters look along a whole window, so a row depends on the position of its window. Windows are those of testing:
-    they overlap, and the last one ends at the video's end. Each row comes from the window with the nearest middle, of
-    two the earlier one. A video shorter than a window is padded with its last frame (in reverse: the first), as in
-    training.
-
-    Args:
-        run: the trained run; the other settings default to its own.
+    Adapters look along a whole window, so each row comes from the window of testing with the nearest middle, of two
+    the earlier one. A shorter video is padded with its last frame (in reverse: the first).
     """
 
     offset_frames = 0.0
@@ -162,19 +146,20 @@ class WindowEncoder(Encoder):
     window_overlap: float
 
     def __init__(self, run: Checkpoint, stride_frames: int | None = None, pixels: int | None = None) -> None:
-        model, window = run.config.model.backbone, run.config.window
+        model = run.config.model.backbone
+        window = run.config.window
         if model is None:
             raise ValueError(f"{run.source} is a detector on features, without a backbone; give one on videos")
         if window.layout != "sliding":
             raise ValueError(
-                f"{run.source} was trained with window.layout={window.layout}; features are computed in sliding "
-                "windows of one stride: give a run with window.layout=sliding"
+                f"{run.source} has window.layout={window.layout}; give a run with window.layout=sliding"
             )
         stride_frames = window.stride_frames if stride_frames is None else stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
-        self.window_steps, self.window_overlap = window.steps, window.overlap
-        self.frames_per_step = next(iter(self.backbones.values())).frames_per_step
+        self.window_steps = window.steps
+        self.window_overlap = window.overlap
+        self.frames_per_step = window.frames_per_step
         if stride_frames % self.frames_per_step:
             step = f"the run's {self.frames_per_step} frames a step"
             raise ValueError(f"a stride of {stride_frames} frames is not a multiple of {step}")
@@ -193,7 +178,8 @@ class WindowEncoder(Encoder):
             yield Chunk(seen.clip(max=frames - 1), first, stop)  # the last step may have less
 
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        real, length = len(pictures), self.window_steps * self.frames_per_step
+        real = len(pictures)
+        length = self.window_steps * self.frames_per_step
         inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
         if direction == "reverse":
@@ -203,7 +189,7 @@ class WindowEncoder(Encoder):
 
 
 def _played(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
-    """The order ``[length]`` in which ``real`` frames are played; the last one played is repeated."""
+    """The order ``[length]`` in which frames are played; the last one played is repeated."""
     order = np.minimum(np.arange(length), real - 1)
     return order if direction == "forward" else real - 1 - order
 
@@ -217,19 +203,12 @@ def load_encoder(
     pixels: int | None = None,
     clips: int = 8,
 ) -> Encoder:
-    """The encoder of a file of weights.
+    """The encoder of a file of weights; None stands for the defaults, or a run's own settings.
 
     Args:
         path: for sliding clips a VideoMAE file of any known project (``package:NAME``: one of BiTAD's); for windows a
             run or checkpoint, or with a configuration another project's detector.
-        config: of a detector without one.
-        stride_frames: from one row to the next; None: 4, or the run's.
-        clip_frames: of a backbone file's clips; None: 16.
-        pixels: of the pictures; None: 224, or the run's.
         clips: of a backbone file, how many go through the network at once.
-
-    Raises:
-        ValueError: not weights with a backbone, or settings that do not fit it.
     """
     file = weights_path(path)
     found = open_checkpoint(file)
@@ -245,17 +224,20 @@ def load_encoder(
         )
     run = found if isinstance(found, Checkpoint) and config is None else load_checkpoint(file, config)
     if clip_frames not in (None, CLIP_FRAMES):
-        raise ValueError(f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames")
+        raise ValueError(
+            f"{path} sees windows of {run.config.window.steps} steps, not clips of {clip_frames} frames"
+        )
     return WindowEncoder(run, stride_frames, pixels)
 
 
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
-    """The backbone for each playing direction: a single network's for both, its own direction first."""
     if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
-    views, detectors = run.config.views, run.network().detectors
+    views = run.config.views
+    detectors = run.network().detectors
     if len(views) == 1:
-        views, detectors = (*views, "forward", "reverse"), detectors * 3
+        views = (*views, "forward", "reverse")
+        detectors = detectors * 3
     found: dict[Direction, VideoBackbone] = {}
     for view, detector in zip(views, detectors, strict=True):
         assert detector.backbone is not None  # the configuration has one
@@ -264,15 +246,15 @@ def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
 
 
 def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> VideoBackbone:
-    """A transformer without adapters, of the size that its weights show."""
     size = TransformerSize.of(weights)
     if size is None:
         raise ValueError(f"{file}: no transformer of VideoMAE in it")
-    if size.adapters:
+    if size.first_adapter is not None:
         raise ValueError(f"{file} has adapters, but not the length of their windows; give the detector or run")
-    if size.heads is None:
+    if size.name is None:
         raise ValueError(f"{file} holds {size}, with unknown attention heads; known sizes are {', '.join(SIZES)}")
-    tubelet, table = weights["patch_embed.weight"].shape[2], weights.get("pos_embed")
+    tubelet = weights["patch_embed.weight"].shape[2]
+    table = weights.get("pos_embed")
     if clip_frames < 1 or clip_frames % tubelet:
         raise ValueError(f"clips of {clip_frames} frames; the backbone takes a multiple of {tubelet}")
     if table is not None and clip_frames != CLIP_FRAMES:
@@ -280,15 +262,8 @@ def _backbone(weights: Mapping[str, Tensor], file: Path, clip_frames: int) -> Vi
         if not torch.allclose(table, sinusoid_table(table.shape[1], size.dim), atol=1e-3):
             raise ValueError(f"{file}: its position table is learnt, for clips of {CLIP_FRAMES} frames only")
         weights = {name: weight for name, weight in weights.items() if name != "pos_embed"}
-    vit = VisionTransformer(
-        dim=size.dim,
-        depth=size.depth,
-        heads=size.heads,
-        mlp_dim=size.mlp_dim,
-        patch_size=size.patch_size,
-        image_size=PIXELS if size.table_pixels is None else size.table_pixels,
-        clip_frames=clip_frames,
-        tubelet=tubelet,
-    )
+    pixels = PIXELS if size.table_pixels is None else size.table_pixels
+    widths = asdict(SIZES[size.name])
+    vit = VisionTransformer(**widths, image_size=pixels, clip_frames=clip_frames, tubelet=tubelet)
     load_weights(vit, weights, source=str(file), may_lack=r"^pos_embed$")
     return VideoBackbone(vit)

@@ -1,7 +1,7 @@
 """Extraction of the features of many videos, for detectors without a backbone.
 
-The processes share the videos by length. Each video is decoded once, for all clips or windows and both directions, and
-its rows are written chunk by chunk, so memory depends on a chunk, not on the video.
+The processes share the videos. Each video is decoded once for both directions, and its rows are written chunk by
+chunk, so memory depends on a chunk, not on the video.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,14 +29,13 @@ from bitad.runtime.progress import Meter, track
 from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.timeline import Direction
 from bitad.video.decoding import frame_count, require_complete
-from bitad.video.files import is_same_file, list_videos, require_video_file
-from bitad.video.index import FrameIndex
-from bitad.video.indexing import IndexCache, index_video
+from bitad.video.files import VideosReport, is_same_file, list_videos, require_video_file
+from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 
 Item = TypeVar("Item")
 
-# Errors of one video's files. Others (a full disk) concern all videos and end the work.
+# Errors of one video's files. Others (a full disk) end the work.
 _FILE_ERRORS = {
     errno.ENOENT,
     errno.EACCES,
@@ -50,32 +49,8 @@ _FILE_ERRORS = {
 }
 
 
-@dataclass(frozen=True)
-class ExtractionReport:
-    """The videos by name.
-
-    Args:
-        done: their features were computed now.
-        kept: their features were complete.
-        failed: why a video has no features.
-        again: those of ``done`` that replace features of another file, damaged ones, or ones with more repeated frames.
-        unrecorded: those of ``kept`` that an earlier version wrote without a record of their file.
-    """
-
-    done: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: dict[str, str]
-    again: tuple[str, ...] = ()
-    unrecorded: tuple[str, ...] = ()
-
-
 def find_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Video files by name without suffix: the given files, and all videos of the given folders.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, or a folder has no videos.
-        ValueError: two videos have the same name.
-    """
+    """The given files and all videos of the given folders, by name without suffix."""
     videos: dict[str, Path] = {}
     for place in places:
         if not os.path.lexists(place):
@@ -95,12 +70,11 @@ def feature_folders(
     precision: FeaturePrecision = "float32",
     stored: Stored = "float32",
 ) -> dict[Direction, FeatureFolder]:
-    """The folder of each direction's features: ``out`` for one, ``out/forward`` and ``out/reverse`` for two."""
+    """The folder of each direction's features: ``out``, or ``out/forward`` and ``out/reverse``."""
     lacking = [direction for direction in directions if direction not in encoder.backbones]
     if lacking:
-        raise ValueError(
-            f"{encoder.file} has no network for {lacking[0]} playback; only {', '.join(encoder.backbones)}"
-        )
+        known = ", ".join(encoder.backbones)
+        raise ValueError(f"{encoder.file} has no network for {lacking[0]} playback; only {known}")
     sha256 = sha256_of(encoder.file)
     run = f"{encoder.file.parent.name}/" if encoder.window_steps is not None else ""
     return {
@@ -131,31 +105,26 @@ def extract_features(
     videos: Mapping[str, Path],
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
+    cache: IndexCache,
     *,
     damaged: OnDecodeError = "error",
-    cache: IndexCache | None = None,
-) -> ExtractionReport:
-    """Writes the features of videos, in each direction that has a folder; the report is the same on every process.
+) -> VideosReport:
+    """Writes the features of videos, in each direction that has a folder; the same report on all processes.
 
     Existing features are verified and kept. A video that cannot be read does not stop the others.
-
-    Args:
-        videos: files by name.
-        folders: from :func:`feature_folders`.
-        damaged: what to do about frames that cannot be decoded, see :class:`~bitad.video.reader.VideoReader`.
-        cache: of the files' indices, which saves a resumed extraction from reading all files again; None: no cache.
     """
     if ranks.is_main:
         for folder in folders.values():
             folder.begin()
-    if cache is not None:
-        cache.begin()
-    index_of = index_video if cache is None else cache.index
-    examined = _examine(encoder, videos, folders, ranks, index_of, damaged)
+    cache.begin()
+    examined = _examine(encoder, videos, folders, ranks, cache, damaged)
     failed = {name: one for name, one in examined.items() if isinstance(one, str)}
     known = {name: one for name in videos if isinstance(one := examined[name], _Examined)}
     missing = {name: one.missing for name, one in known.items() if one.missing}
-    again = {name for name in missing for view in missing[name] if os.path.exists(folders[view].file(name))}
+    again = set()
+    for name, views in missing.items():
+        if any(os.path.exists(folders[view].file(name)) for view in views):
+            again.add(name)
     ranks.barrier()  # no process writes before all have examined
     shares = deal({name: known[name].video.steps * len(missing[name]) for name in missing}, ranks.world)
     own = {name: known[name].video for name in shares[ranks.rank]}
@@ -169,7 +138,7 @@ def extract_features(
                 wanted = {direction: folders[direction] for direction in missing[name]}
                 try:
                     source = FileIdentity.of(videos[name])
-                    with VideoReader(videos[name], index=index_of(videos[name]), damaged=damaged) as reader:
+                    with VideoReader(videos[name], index=cache.index(videos[name]), damaged=damaged) as reader:
                         _extract(encoder, name, reader, source, video, wanted, ranks.device, meter.advance)
                 except (ValueError, OSError) as error:
                     errors[name] = _describe_error(error, videos[name])
@@ -185,7 +154,7 @@ def extract_features(
     log_repeated_frames(repeated, what, ranks)
     failed |= {name: reason for others in ranks.gather(errors) for name, reason in others.items()}
     kept = tuple(name for name in known if name not in missing)
-    return ExtractionReport(
+    return VideosReport(
         done=tuple(name for name in missing if name not in failed),
         kept=kept,
         failed={name: failed[name] + _remaining_files(name, folders) for name in videos if name in failed},
@@ -195,7 +164,7 @@ def extract_features(
 
 
 def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
-    """Divides work of known sizes into nearly equal shares: the largest first, each to the smallest share."""
+    """Divides work into nearly equal shares: the largest first, each to the smallest share."""
     dealt: list[list[str]] = [[] for _ in range(hands)]
     loads = [(0, hand) for hand in range(hands)]
     for name in sorted(work, key=lambda name: -work[name]):
@@ -205,9 +174,8 @@ def deal(work: Mapping[str, int], hands: int) -> list[list[str]]:
     return dealt
 
 
-@dataclass(frozen=True)
-class _Examined:
-    """A readable video, the directions in which its features are missing, and whether existing ones have a record."""
+class _Examined(NamedTuple):
+    """A readable video, and the state of its existing features."""
 
     video: FeatureVideo
     missing: list[Direction]
@@ -219,10 +187,9 @@ def _examine(
     videos: Mapping[str, Path],
     folders: Mapping[Direction, FeatureFolder],
     ranks: Ranks,
-    index_of: Callable[[Path], FrameIndex],
+    cache: IndexCache,
     damaged: OnDecodeError,
 ) -> dict[str, _Examined | str]:
-    """Checks each video and its existing features in one process; the same on every process, or the error by name."""
     names = list(videos)
     found: dict[str, _Examined | str] = {}
     share = ranks.share(len(names))
@@ -230,7 +197,7 @@ def _examine(
         path = videos[name]
         try:
             require_video_file(path)
-            index = index_of(path)
+            index = cache.index(path)
             require_complete(path, index, damaged)
             frames = frame_count(index, damaged)
             video = FeatureVideo(frames, float(index.rate), encoder.steps(frames))
@@ -238,22 +205,22 @@ def _examine(
         except (ValueError, OSError) as error:
             found[name] = _describe_error(error, path)
             continue
-        records = {view: record for view, record in held.items() if record is not None}
-        for view, record in records.items():
-            folders[view].finish(name, record)
-        missing = [view for view in held if view not in records]
-        found[name] = _Examined(video, missing, all(record.is_recorded for record in records.values()))
+        for view, record in held.items():
+            if record is not None:
+                folders[view].finish(name, record)
+        missing = [view for view, record in held.items() if record is None]
+        is_recorded = all(record is None or record.is_recorded for record in held.values())
+        found[name] = _Examined(video, missing, is_recorded)
     return {name: one for others in ranks.gather(found) for name, one in others.items()}
 
 
 def _remaining_files(name: str, folders: Mapping[Direction, FeatureFolder]) -> str:
-    """The earlier features of a video that stay, for its error."""
     left = [str(folder.file(name)) for folder in folders.values() if os.path.exists(folder.file(name))]
     return f"; {' and '.join(left)} {'were' if len(left) > 1 else 'was'} not replaced" if left else ""
 
 
 def _describe_error(error: ValueError | OSError, path: Path) -> str:
-    """The message of an error of one video; an error that concerns all videos is raised again."""
+    """The message of an error of one video; others are raised again."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     if error.errno not in _FILE_ERRORS:
@@ -272,7 +239,6 @@ def _extract(
     device: torch.device,
     on_rows: Callable[[int, str], None],
 ) -> None:
-    """Writes one video's features to the folder of each direction."""
     chunks = list(encoder.chunks(video.frames))
     with ExitStack() as stack:
         writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
@@ -290,7 +256,7 @@ def _extract(
 
 
 def _pictures(reader: VideoReader, chunks: Sequence[Chunk], pixels: int) -> Iterator[Tensor]:
-    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``; each frame is decoded once."""
+    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``."""
     wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
     for frames in reader.read_windows(wanted, short_side=pixels):
         yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)

@@ -32,29 +32,24 @@ def merge(
     settings: NmsConfig | None = None,
     names: Sequence[str] = (),
 ) -> Detections:
-    """Merge n >= 2 sets of detections; the result is by video, best first.
+    """Merge n >= 2 sets of detections on one clock; the result is by video, best first.
 
     * "soft-nms": the union of all sets, through ``nms`` with these settings.
     * "mean": detections of one video and class form groups, with at most one of each set, and a tIoU of at least
       ``settings.iou_threshold`` between any two. Pairs are taken by descending tIoU, and join the groups of their
-      detections if that is allowed. A group becomes the mean of its segments with the sum of its scores over n.
-    * "product": the same groups, with the n-th root of the product of their scores. Groups that lack a set are dropped.
+      detections if allowed. A group becomes the mean of its segments with the sum of its scores over n.
+    * "product": the same groups, with the n-th root of the product of their scores, if complete.
     * "wsf": weighted segment fusion, one-dimensional weighted boxes fusion (Solovyev, Wang and Gabruseva, Image and
-      Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most, by
-      the same rule. A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike
-      in the paper, detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
+      Vision Computing 2021). By descending score, a detection joins the group of better ones that it overlaps most.
+      A group becomes the score-weighted mean of its segments with the sum of its scores over n. Unlike in the paper,
+      detections of one set never join: soft-NMS leaves weakened copies, which dilute scores.
 
-    A set that lacks a group counts as a score of 0, also if it does not list the video or class; the log names these.
-    All methods except "soft-nms" only use the settings ``iou_threshold``, ``max_segments`` and ``min_score``. The order
-    of sets does not matter, except that of two sets for equal scores or overlaps.
-
-    Args:
-        sets: detections on one clock.
-        settings: None: the defaults, without voting.
-        names: of the sets in errors and the log, such as their files.
+    A set that lacks a group counts as a score of 0. All methods except "soft-nms" only use the settings
+    ``iou_threshold``, ``max_segments`` and ``min_score``. The order of sets decides at most between equal ones.
+    ``names`` are those of the sets in errors and the log. By default there is no voting.
 
     Raises:
-        ValueError: fewer than two sets; different clocks or durations; negative scores; scores on different scales.
+        ValueError: fewer than two sets; other clocks or durations; negative scores or other scales.
     """
     settings = settings or NmsConfig(voting_threshold=0.0)
     if method not in get_args(MergeMethod):
@@ -63,11 +58,14 @@ def merge(
         raise ValueError(f"{len(sets)} set of detections: merging needs at least two")
     names = tuple(names) or tuple(f"set {number}" for number in range(1, len(sets) + 1))
     _check_scores(sets, names)
-    details = {"merged": {"method": method, "settings": _record(settings), "details": [one.details for one in sets]}}
+    record = _record(settings)
+    details = {"merged": {"method": method, "settings": record, "details": [one.details for one in sets]}}
     if differences := _describe_differences(sets, names):
         log.info("%s", differences)
-    # The order decides between equal scores and overlaps; it is fixed for three or more files.
-    order = range(len(sets)) if len(sets) == 2 else sorted(range(len(sets)), key=lambda number: _content(sets[number]))
+    # The order decides between equal scores; it is fixed for three or more files.
+    order = list(range(len(sets)))
+    if len(sets) > 2:
+        order.sort(key=lambda number: _content(sets[number]))
     ordered = [sets[number] for number in order]
     union = Detections.concatenate(ordered, details=details, names=[names[number] for number in order])
     source = np.repeat(np.arange(len(sets)), [len(one) for one in ordered])
@@ -77,31 +75,26 @@ def merge(
 
 
 def _record(settings: NmsConfig) -> dict[str, Any]:
-    """The settings in the details of merged detections."""
     hard = settings.method == "hard"
     return {"soft": not hard, **settings.model_dump(), "method": "gaussian" if hard else settings.method}
 
 
 def _check_scores(sets: Sequence[Detections], names: Sequence[str]) -> None:
-    """Rejects negative scores, and sets whose scores are on different scales."""
     for found, name in zip(sets, names, strict=True):
         if (found.scores < 0).any():
             row = int(found.scores.argmin())
+            where = f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()}"
             raise ValueError(
-                f"{name}: video {found.videos[found.video[row]]}: segment {found.segments[row].tolist()} has score "
-                f"{found.scores[row]:g}; scores must not be negative: turn logits into scores by a sigmoid"
+                f"{where} has score {found.scores[row]:g}; scores must not be negative: use a sigmoid"
             )
     highest = [float(found.scores.max(initial=0.0)) for found in sets]
     high = max(range(len(sets)), key=highest.__getitem__)
     if low := [number for number, score in enumerate(highest) if 0 < score <= 1 < highest[high]]:
-        raise ValueError(
-            f"{names[high]}: scores up to {highest[high]:g}, and {names[low[0]]} up to {highest[low[0]]:g}: they "
-            "are on different scales; bring both to 0 to 1 (by a sigmoid of logits, or by dividing percentages by 100)"
-        )
+        scales = f"scores up to {highest[high]:g}, and {names[low[0]]} up to {highest[low[0]]:g}"
+        raise ValueError(f"{names[high]}: {scales}: they are on different scales; bring both to 0 to 1")
 
 
 def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> str | None:
-    """A line with the videos and classes that only some sets have; None if all have the same."""
     found = []
     for thing, plural, lists in (
         ("video", "videos", [one.videos for one in sets]),
@@ -114,13 +107,12 @@ def _describe_differences(sets: Sequence[Detections], names: Sequence[str]) -> s
                 found.append(f"{name} lacks {count} ({shortlist(missing, most=2)})")
         if union and not set(union).intersection(*lists):
             found.append(f"no {thing} is in all of them")
-    return (
-        f"merging the union; missing videos and classes count as nothing found: {'; '.join(found)}" if found else None
-    )
+    if not found:
+        return None
+    return f"merging the union; missing videos and classes count as nothing found: {'; '.join(found)}"
 
 
 def _content(found: Detections) -> tuple[object, ...]:
-    """A sort key that depends only on the content of a set."""
     columns = (found.scores, found.segments, found.video, found.labels)
     return found.videos, found.classes, *(column.tobytes() for column in columns)
 
@@ -138,7 +130,6 @@ def _nms_by_video(union: Detections, settings: NmsConfig) -> Detections:
 
 
 def _best(merged: Detections, settings: NmsConfig) -> Detections:
-    """The ``max_segments`` best of each video, best first, without those below ``min_score``."""
     order = np.lexsort((-merged.scores, merged.video))
     order = order[merged.scores[order] >= (settings.min_score or 0.0)]
     count = np.bincount(merged.video[order], minlength=len(merged.videos))
@@ -147,13 +138,14 @@ def _best(merged: Detections, settings: NmsConfig) -> Detections:
 
 
 def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, method: MergeMethod) -> Detections:
-    """``union`` with each group merged into its first row; ``source`` ``[n]`` is the number of each row's set."""
+    """``union`` with each group merged into its first row; ``source`` ``[n]`` numbers each row's set."""
     groups = _groups(union, source, threshold, method)
     members = np.argsort(groups, kind="stable")  # by group, then in their order
     _, first, count = np.unique(groups[members], return_index=True, return_counts=True)
     place = np.arange(len(members)) - np.repeat(first, count)
     weight = np.maximum(union.scores, _MIN_WEIGHT) if method == "wsf" else np.ones(len(union))
-    segments, scores = union.segments.copy(), union.scores / n_sets
+    segments = union.segments.copy()
+    scores = union.scores / n_sets
     product = union.scores.copy()
     for number in range(1, n_sets):
         rows = members[place == number]
@@ -165,7 +157,8 @@ def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, me
         product[into] *= union.scores[rows]
     kept = members[place == 0]
     if method == "product":
-        kept, scores = kept[count == n_sets], product ** (1 / n_sets)
+        kept = kept[count == n_sets]
+        scores = product ** (1 / n_sets)
     return replace(union, segments=segments, scores=scores).take(np.sort(kept))
 
 
@@ -181,19 +174,20 @@ def _groups(union: Detections, source: Integers, threshold: float, method: Merge
         a, b, tiou = _pairs_of_sets(some, source[rows], threshold)
         rank = np.empty(len(some), np.int64)
         rank[np.argsort(-some.scores, kind="stable")] = np.arange(len(some))
-        better, worse = np.minimum(rank[a], rank[b]), np.maximum(rank[a], rank[b])
-        # Among equal pairs high scores come first, so that merging a set with itself does not change it.
+        better = np.minimum(rank[a], rank[b])
+        worse = np.maximum(rank[a], rank[b])
+        # High scores come first, so that merging a set with itself does not change it.
         order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
         groups[rows] = rows[_join(a[order], b[order], source[rows])]
     return groups
 
 
 def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tuple[Integers, Integers, Floats]:
-    """The pairs of rows of two sets, in one video and class, that overlap enough, and their tIoU."""
     video_and_class = union.video * len(union.classes) + union.labels
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for number in range(1, int(source.max(initial=0)) + 1):
-        before, own = np.flatnonzero(source < number), np.flatnonzero(source == number)
+        before = np.flatnonzero(source < number)
+        own = np.flatnonzero(source == number)
         a, b, tiou = tiou_pairs(
             video_and_class[before], union.segments[before], video_and_class[own], union.segments[own], threshold
         )
@@ -205,8 +199,8 @@ def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tup
 def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     """The groups ``[n]`` of n rows after pairs (a row a, a row b) have joined them in this order.
 
-    Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its groups never can
-    later, as groups only grow. So all pairs that are the first of both their groups join at once.
+    Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its
+    groups never can later. So all pairs that are the first of both their groups join at once.
     """
     n = len(source)
     groups = np.arange(n)
@@ -214,12 +208,15 @@ def _join(a: Integers, b: Integers, source: Integers) -> Integers:
     pairs = np.arange(len(a))
     while pairs.size:
         one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
-        # Each pair of rows occurs once, and none within a set, so its count shows whether groups may join.
-        complete, needed = one != other, size[one] * size[other]
+        # Each pair of rows occurs once, so the count shows whether groups may join.
+        complete = one != other
+        needed = size[one] * size[other]
         large = np.flatnonzero(complete & (needed > 1))
         _, inverse, count = np.unique(one[large] * n + other[large], return_inverse=True, return_counts=True)
         complete[large] = count[inverse] == needed[large]
-        pairs, one, other = pairs[complete], one[complete], other[complete]
+        pairs = pairs[complete]
+        one = one[complete]
+        other = other[complete]
         first = np.full(n, len(a))
         np.minimum.at(first, one, pairs)
         np.minimum.at(first, other, pairs)

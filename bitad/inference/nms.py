@@ -17,7 +17,6 @@ Integers = NDArray[np.int64]
 # Added to every length, as in the reference: segments without length have an IoU of 0.
 _LENGTH_FLOOR = 1e-6
 
-# The score of a candidate that has been kept or dropped.
 _REMOVED = -1.0
 
 # The table of candidates is compacted after at least this many rounds.
@@ -38,12 +37,12 @@ def nms(
     Raises:
         ValueError: columns of different lengths, or as :func:`check_candidates`.
     """
-    segments, scores = np.asarray(segments, np.float64), np.asarray(scores, np.float64)
+    segments = np.asarray(segments, np.float64)
+    scores = np.asarray(scores, np.float64)
     labels = np.asarray(labels, np.int64)
     if segments.shape != (len(scores), 2) or labels.shape != scores.shape:
-        raise ValueError(
-            f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape} must be [n, 2], [n] and [n]"
-        )
+        shapes = f"segments {segments.shape}, scores {scores.shape} and labels {labels.shape}"
+        raise ValueError(f"{shapes} must be [n, 2], [n] and [n]")
     check_candidates(segments, scores)
     kept, kept_scores = nms_rows(segments, scores, labels, settings)
     kept_segments = segments[kept]
@@ -53,7 +52,7 @@ def nms(
 
 
 def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
-    """The rows of valid candidates that :func:`nms` keeps, and their final scores, best first."""
+    """The rows that :func:`nms` keeps, and their final scores, best first."""
     hard_floor = settings.min_score if settings.method == "hard" else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
     groups = labels[candidates] if settings.multiclass else np.zeros(len(candidates), np.int64)
@@ -64,28 +63,25 @@ def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsCo
 
 
 def check_candidates(segments: Floats, scores: Floats) -> None:
-    """Checks candidates ``[n, 2]`` and ``[n]``.
-
-    Raises:
-        ValueError: a number that is not finite, a segment that ends before it starts, a negative score.
-    """
+    """Raises ValueError unless numbers are finite, segments in order and scores not negative."""
     # Written so that NaN fails too.
-    valid = np.isfinite(segments).all(axis=1) & (segments[:, 1] >= segments[:, 0]) & (scores >= 0) & (scores < np.inf)
+    valid = np.isfinite(segments).all(axis=1)
+    valid &= segments[:, 1] >= segments[:, 0]
+    valid &= (scores >= 0) & (scores < np.inf)
     if not valid.all():
         row = int(np.argmin(valid))
-        raise ValueError(
-            f"segment {segments[row].tolist()} with score {scores[row]} is invalid; all numbers must be finite, the "
-            "end not before the start, and the score not negative"
-        )
+        found = f"segment {segments[row].tolist()} with score {scores[row]}"
+        raise ValueError(f"{found}; numbers must be finite, the end not before the start, the score not negative")
 
 
 def _select_by_group(
     segments: Floats, scores: Floats, groups: Integers, settings: NmsConfig
 ) -> tuple[Integers, Floats]:
-    """The kept rows and their final scores, unordered; groups of similar sizes share a table, to limit padding."""
+    """The kept rows and their final scores, unordered; groups of similar sizes share a table."""
     _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     by_size = np.argsort(-count, kind="stable")
-    kept, first = [(np.empty(0, np.int64), np.empty(0))], 0
+    kept = [(np.empty(0, np.int64), np.empty(0))]
+    first = 0
     while first < len(by_size):
         width = count[by_size[first]]
         similar = int(np.searchsorted(-count[by_size], -width / 2, side="right")) - first
@@ -99,17 +95,20 @@ def _select_by_group(
 
 
 def _rows_by_group(groups: Integers) -> Integers:
-    """A line of ascending rows for each group, padded with -1, int64 ``[groups, rows of the largest]``."""
+    """A line of ascending rows for each group, padded with -1, ``[groups, rows of the largest]``."""
     order = np.argsort(groups, kind="stable")
     _, first, count = np.unique(groups[order], return_index=True, return_counts=True)
     table = np.full((len(first), count.max(initial=0)), -1)
-    table[np.repeat(np.arange(len(first)), count), np.arange(len(groups)) - np.repeat(first, count)] = order
+    line = np.repeat(np.arange(len(first)), count)
+    place = np.arange(len(groups)) - first[line]
+    table[line, place] = order
     return table
 
 
 def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
-    """The kept rows and their final scores. ``table`` ``[K, m]``: the rows that compete, line by line; -1: none."""
-    kept, kept_scores = [np.empty(0, np.int64)], [np.empty(0)]
+    """The kept rows and their final scores. The rows in a line of ``table`` ``[K, m]`` compete; -1: none."""
+    kept = [np.empty(0, np.int64)]
+    kept_scores = [np.empty(0)]
     current = np.where(table >= 0, scores[table], _REMOVED)  # [K, m]
     if settings.method != "hard" and settings.min_score and current.size:
         # The reference drops low scores after it has kept the first segment of each line.
@@ -120,8 +119,9 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
         table, current = _compact(table, current)
         overlaps = _Overlaps(segments, table)
         lines = np.arange(0, current.size, current.shape[1])
-        rows, flat = table.ravel(), current.ravel()
-        # After about a quarter of the longest line has been kept, a smaller table pays off.
+        rows = table.ravel()
+        flat = current.ravel()
+        # After a quarter of the longest line, a smaller table pays off.
         for _ in range(min(rounds, max(_MIN_ROUNDS, current.shape[1] // 4))):
             best = current.argmax(axis=1) + lines  # [K]; of equals the first
             score = flat[best]
@@ -137,9 +137,9 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
 
 
 def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
-    """Removes lines and columns without candidates; the order within a line stays."""
     lines = (current >= 0).any(axis=1)
-    table, current = np.where(current >= 0, table, -1)[lines], current[lines]
+    table = np.where(current >= 0, table, -1)[lines]
+    current = current[lines]
     width = (current >= 0).sum(axis=1).max(initial=0)
     order = np.argsort(current < 0, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(table, order, axis=1), np.take_along_axis(current, order, axis=1)
@@ -148,8 +148,7 @@ def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
 class _Overlaps:
     """Finds the segments of a line that may overlap a given one, by their order in time.
 
-    For 200,000 candidates this takes a twentieth of the time of comparing full lines. A cell is a flat position in
-    ``table``.
+    A cell is a flat position in ``table``.
     """
 
     def __init__(self, segments: Floats, table: Integers) -> None:
@@ -160,24 +159,25 @@ class _Overlaps:
         self.cells = cells[order]
         self.start, self.end = own[order].T
         self.length = self.end - self.start + _LENGTH_FLOOR
-        self.first, self.count = first[order], count[order]
+        self.first = first[order]
+        self.count = count[order]
         self.place = np.zeros(table.size, np.int64)
         self.place[self.cells] = np.arange(len(cells))
 
     def of(self, cells: Integers) -> tuple[Integers, Floats]:
-        """The cells that may overlap these (one per line), and their IoU with the one of their line."""
+        """The cells that may overlap these (one per line), and their IoU with these."""
         place = self.place[cells]
         count = self.count[place]
         which = np.repeat(place, count)
         rival = ranges(self.first[place], count)
-        overlap = np.minimum(self.end[rival], self.end[which]) - np.maximum(self.start[rival], self.start[which])
-        overlap = np.maximum(overlap, 0.0)
+        start = np.maximum(self.start[rival], self.start[which])
+        end = np.minimum(self.end[rival], self.end[which])
+        overlap = np.maximum(end - start, 0.0)
         iou = overlap / (self.length[rival] + self.length[which] - overlap)
         return self.cells[rival], iou
 
 
 def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
-    """The scores ``[r]`` of candidates after a segment with these IoUs to them was kept."""
     match settings.method:
         case "hard":
             return np.where(iou >= settings.iou_threshold, _REMOVED, scores)
@@ -191,10 +191,18 @@ def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
     return np.where((scores < 0) | (decayed < (settings.min_score or 0.0)), _REMOVED, decayed)
 
 
+def overlapping(one: Floats, other: Floats, threshold: float) -> tuple[Integers, Integers]:
+    """The rows of both sets of segments in each pair with at least that tIoU."""
+    groups = [np.zeros(len(segments), np.int64) for segments in (one, other)]
+    a, b, _ = tiou_pairs(groups[0], one, groups[1], other, threshold)
+    return a, b
+
+
 def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
-    """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU, if there are any."""
-    one_group = np.zeros(max(len(kept), len(segments)), np.int64)
-    a, b, _ = tiou_pairs(one_group[: len(kept)], kept, one_group[: len(segments)], segments, threshold)
+    """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU."""
+    a, b = overlapping(kept, segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))
-    sums = np.stack([np.bincount(a, scores[b] * segments[b, side], minlength=len(kept)) for side in (0, 1)], axis=1)
+    sums = np.stack(
+        [np.bincount(a, scores[b] * segments[b, side], minlength=len(kept)) for side in (0, 1)], axis=1
+    )
     return np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1.0)[:, None], kept)

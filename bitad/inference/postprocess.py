@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
-from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, vote
+from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, overlapping, vote
 from bitad.models.heads import Prediction
 from bitad.timeline import Grid, mirror_segments
 
@@ -31,15 +31,9 @@ class Candidates:
 
     @property
     def columns(self) -> tuple[Floats, Floats, Integers]:
-        """Segments, scores and labels."""
         return self.segments, self.scores, self.labels
 
-    def mirrored(self, steps: int) -> Candidates:
-        """The candidates in the other view of a window of ``steps`` real steps; its own inverse."""
-        return replace(self, segments=mirror_segments(self.segments, steps))
-
     def take(self, rows: NDArray[Any]) -> Candidates:
-        """The rows of a boolean mask ``[n]``, or of row numbers in their order."""
         return Candidates(*(column[rows] for column in self.columns))
 
 
@@ -51,43 +45,30 @@ def decode(
     top_k: int = 2000,
     names: Sequence[str] | None = None,
 ) -> list[Candidates]:
-    """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs scoring above the threshold.
+    """Each window's best candidates, best first: at most ``top_k`` (point, class) pairs above the threshold.
 
-    A candidate extends from its point by the predicted distances to both sides, and may extend beyond the window. Equal
-    scores keep the order of points, then of classes.
-
-    Args:
-        prediction: of B windows.
-        score_threshold: on probabilities; at least 0.
-        top_k: of each window.
-        names: of the windows' videos, for errors.
-
-    Raises:
-        ValueError: a score or distance at a real point is not finite.
+    A candidate extends from its point by the predicted distances, maybe beyond the window. Equal scores keep the
+    order of points, then of classes. Raises ValueError if a score or distance is not finite.
     """
     logits, distances, mask, points = prediction
     broken = ((logits.isnan().any(-1) | ~distances.isfinite().flatten(2).all(-1)) & mask).any(1)  # [B]
     if broken.any():
         window = int(broken.nonzero()[0])
         what = f"window {window}" if names is None else f"video {names[window]}"
-        raise ValueError(
-            f"{what}: the network's scores or segments are not finite; use test.precision=fp32 or another checkpoint"
-        )
+        raise ValueError(f"{what}: the network's scores or segments are not finite; use test.precision=fp32")
     classes = logits.shape[-1]
     # -1 is below any threshold, so padded points never become candidates.
     scores = logits.sigmoid().masked_fill(~mask[..., None], -1).flatten(1)  # [B, N * K]
     scores, order = scores.sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :top_k], order[:, :top_k]
+    scores = scores[:, :top_k]
+    order = order[:, :top_k]
     row = order if distances.ndim == 4 else order // classes  # a segment for each class of a point, or one for all
     segments = points.segments(distances).flatten(1, -2).take_along_dim(row[..., None], dim=1)  # [B, top_k, 2]
     counts = (scores > score_threshold).sum(1)
-    rows = zip(*(column.cpu().numpy() for column in (segments.double(), scores.double(), order % classes)), strict=True)
+    columns = segments.double(), scores.double(), order % classes
+    rows = zip(*(column.cpu().numpy() for column in columns), strict=True)
     return [Candidates(s[:n], p[:n], c[:n]) for (s, p, c), n in zip(rows, counts.tolist(), strict=True)]
 
-
-# OpenTAD rounds before and after NMS, also for its published results.
-SECONDS_DECIMALS = 2
-SCORE_DECIMALS = 4
 
 # NMS first tries this many candidates for each segment that it may keep.
 _FIRST_TRY = 8
@@ -96,41 +77,39 @@ _FIRST_TRY = 8
 def to_seconds(
     candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False, rounding: bool = True
 ) -> Candidates:
-    """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video.
-
-    Args:
-        reverse_view: the steps are of the reverse view.
-        rounding: to 2 decimals of a second and 4 of a score.
-    """
+    """A window's candidates in grid steps -> in seconds on the video's forward clock, clipped to the video."""
+    segments, scores, labels = candidates.columns
+    segments = segments.astype(np.float64)
     if reverse_view:
-        candidates = candidates.mirrored(grid.steps)
-    segments = np.clip(grid.to_seconds(candidates.segments), 0.0, duration_s)
-    moved = Candidates(segments, candidates.scores, candidates.labels)
+        segments = mirror_segments(segments, grid.steps)
+    segments = np.clip(grid.to_seconds(segments), 0.0, duration_s)
+    moved = Candidates(segments, scores.astype(np.float64), labels.astype(np.int64))
     return _round(moved) if rounding else moved
 
 
 def stitch(windows: Iterable[Candidates], settings: NmsConfig | None, *, rounding: bool = True) -> Candidates:
-    """One video's detections, best first, from the candidates of all its windows.
+    """One video's detections, best first, from the candidates of all its windows, in seconds.
 
-    Args:
-        windows: in seconds, see :func:`to_seconds`; iterated several times. Equal scores keep their order.
-        settings: of the NMS; None keeps everything.
-        rounding: of the result, as in :func:`to_seconds`.
-
-    Raises:
-        ValueError: as :func:`~bitad.inference.nms.nms`.
+    The windows are iterated several times. Equal scores keep their order. No settings keep everything.
     """
-    merged = (
-        suppress_overlaps(_concatenate(windows), None) if settings is None else _nms_over_windows(windows, settings)
-    )
+    if settings is None:
+        merged = suppress_overlaps(_concatenate(windows), None)
+    else:
+        merged = _nms_over_windows(windows, settings)
     return _round(merged) if rounding else merged
 
 
-def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
-    """:func:`~bitad.inference.nms.nms` of the candidates of all windows, in bounded memory.
+def _round(candidates: Candidates) -> Candidates:
+    """Candidates rounded as by OpenTAD, before and after NMS."""
+    segments, scores, labels = candidates.columns
+    return Candidates(np.round(segments, 2), np.round(scores, 4), labels)
 
-    NMS never raises a score. So candidates after the last kept one, by score and then by order, do not change the
-    result. The best candidates are tried first, then more, until all kept ones come before those not tried.
+
+def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Candidates:
+    """NMS of the candidates of all windows, in bounded memory.
+
+    NMS never raises a score. So candidates after the last kept one do not change the result. The best are
+    tried first, then more, until all kept ones come before those not tried.
     """
     count = _FIRST_TRY * settings.max_segments
     while True:
@@ -152,11 +131,12 @@ def _nms_over_windows(windows: Iterable[Candidates], settings: NmsConfig) -> Can
 
 
 def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, int]:
-    """The lowest score of the ``count`` best candidates, and how many of these have it; -inf, 0: these are all."""
+    """The lowest of the ``count`` best scores, and how many candidates have it; -inf, 0: these are all."""
     best, total = np.empty(0), 0
     for window in windows:
         check_candidates(window.segments, window.scores)
-        best, total = np.concatenate((best, window.scores)), total + len(window)
+        best = np.concatenate((best, window.scores))
+        total = total + len(window)
         if len(best) > 2 * count:
             best = np.partition(best, len(best) - count)[-count:]
     if total <= count:
@@ -166,14 +146,12 @@ def _floor_of_best(windows: Iterable[Candidates], count: int) -> tuple[float, in
 
 
 def _voters(window: Candidates, kept: Candidates, threshold: float) -> Candidates:
-    """The candidates of a window whose tIoU to a kept segment is at least the threshold."""
-    one_group = np.zeros(max(len(window), len(kept)), np.int64)
-    rows, _, _ = tiou_pairs(one_group[: len(window)], window.segments, one_group[: len(kept)], kept.segments, threshold)
+    rows, _ = overlapping(window.segments, kept.segments, threshold)
     return window.take(np.unique(rows))
 
 
 def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: int = 0) -> Candidates:
-    """The candidates of all windows with scores above ``floor``, and the first ``ties`` with that score."""
+    """The candidates with scores above ``floor``, and the first ``ties`` with that score."""
     parts = []
     for window in windows:
         chosen = window.scores > floor
@@ -182,27 +160,14 @@ def _concatenate(windows: Iterable[Candidates], floor: float = -np.inf, ties: in
         ties -= len(equal)
         parts.append(window.take(chosen))
     nothing = Candidates(np.empty((0, 2)), np.empty(0), np.empty(0, np.int64))
-    return Candidates(*map(np.concatenate, zip(nothing.columns, *(part.columns for part in parts), strict=True)))
+    columns = zip(nothing.columns, *(part.columns for part in parts), strict=True)
+    return Candidates(*map(np.concatenate, columns))
 
 
 def suppress_overlaps(candidates: Candidates, settings: NmsConfig | None) -> Candidates:
-    """NMS of candidates on one clock, in any unit, best first; None keeps everything."""
     if settings is not None:
         return Candidates(*nms(*candidates.columns, settings))
     return candidates.take(np.argsort(-candidates.scores, kind="stable"))
-
-
-class _Window(NamedTuple):
-    """A window's candidates in the smallest types that hold them exactly: 13 bytes each, 32 in seconds."""
-
-    candidates: Candidates
-    grid: Grid
-    reverse_view: bool
-
-
-def _pack(candidates: Candidates) -> Candidates:
-    labels = candidates.labels.astype(np.min_scalar_type(candidates.labels.max(initial=0)))
-    return Candidates(_to_single(candidates.segments), _to_single(candidates.scores), labels)
 
 
 def _to_single(values: NDArray[Any]) -> NDArray[Any]:
@@ -212,48 +177,42 @@ def _to_single(values: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class _WindowsInSeconds:
-    """The windows of a video, unpacked and converted to seconds in each iteration."""
+class _Windows:
+    """The windows of a video, converted to seconds in each iteration."""
 
-    windows: Sequence[_Window]
-    duration_s: float
-    rounding: bool
+    convert: Sequence[Callable[[], Candidates]]
 
     def __iter__(self) -> Iterator[Candidates]:
-        for packed, grid, reverse_view in self.windows:
-            segments, scores, labels = packed.columns
-            found = Candidates(segments.astype(np.float64), scores.astype(np.float64), labels.astype(np.int64))
-            yield to_seconds(found, grid, self.duration_s, reverse_view=reverse_view, rounding=self.rounding)
+        return (convert() for convert in self.convert)
 
 
 class Stitcher:
-    """Turns the windows of videos, in any order, into detections; one that is added twice counts once.
-
-    Args:
-        settings: of the NMS over the windows of a video; None keeps everything.
-        rounding: as in :func:`to_seconds`.
-    """
+    """Turns the windows of videos, in any order, into detections; one added twice counts once."""
 
     def __init__(self, settings: NmsConfig | None, *, rounding: bool = True) -> None:
-        self.settings, self.rounding = settings, rounding
-        self.windows: dict[str, dict[float, _Window]] = {}  # of each video, by first frame
+        self.settings = settings
+        self.rounding = rounding
+        self.windows: dict[str, dict[float, Callable[[], Candidates]]] = {}  # of each video, by first frame
         self.durations_s: dict[str, float] = {}
 
     def add(
         self, video: str, candidates: Candidates, grid: Grid, duration_s: float, *, reverse_view: bool = False
     ) -> None:
-        """Adds the candidates of one window; arguments as in :func:`to_seconds`."""
-        self.windows.setdefault(video, {})[grid.first_frame] = _Window(_pack(candidates), grid, reverse_view)
+        """Adds the candidates of one window, in the smallest exact types: 13 bytes each."""
+        segments, scores, labels = candidates.columns
+        smallest = labels.astype(np.min_scalar_type(labels.max(initial=0)))
+        packed = Candidates(_to_single(segments), _to_single(scores), smallest)
+        self.windows.setdefault(video, {})[grid.first_frame] = partial(
+            to_seconds, packed, grid, duration_s, reverse_view=reverse_view, rounding=self.rounding
+        )
         self.durations_s[video] = duration_s
 
     def update(self, other: Stitcher) -> None:
-        """Adds the windows of another one, from another process for example."""
         for video, windows in other.windows.items():
             self.windows.setdefault(video, {}).update(windows)
         self.durations_s.update(other.durations_s)
 
     def leave_out(self, videos: Iterable[str]) -> None:
-        """Removes the windows of these videos."""
         for video in videos:
             self.windows.pop(video, None)
 
@@ -261,35 +220,23 @@ class Stitcher:
         """One video's detections, best first; none if it has no windows."""
         windows = self.windows.get(name, {})
         in_order = [windows[frame] for frame in sorted(windows)]
-        in_seconds = _WindowsInSeconds(in_order, self.durations_s.get(name, 0.0), self.rounding)
-        return stitch(in_seconds, self.settings, rounding=self.rounding)
+        return stitch(_Windows(in_order), self.settings, rounding=self.rounding)
 
     def detections(
         self,
         classes: Sequence[str],
-        videos: Iterable[str] | None = None,
+        videos: Iterable[str],
         *,
         relabel: Callable[[Candidates, str], Candidates] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Detections:
-        """All videos' detections on the forward clock.
-
-        Args:
-            classes: names of the labels.
-            videos: which ones, in this order; None: all, sorted by name.
-            relabel: (a video's candidates, its name) -> candidates with these classes.
-            details: see :class:`~bitad.data.detections.Detections`.
-        """
-        names = sorted(self.windows) if videos is None else list(videos)
-        found = {name: self.video(name) if relabel is None else relabel(self.video(name), name) for name in names}
+        """The detections of videos on the forward clock; ``relabel`` changes candidates, given a video's name."""
+        found = {name: self.video(name) for name in videos}
+        if relabel is not None:
+            found = {name: relabel(merged, name) for name, merged in found.items()}
         return Detections.from_videos(
             {name: merged.columns for name, merged in found.items()},
             classes=classes,
-            durations_s={name: self.durations_s[name] for name in names if name in self.durations_s},
+            durations_s={name: self.durations_s[name] for name in found if name in self.durations_s},
             details=details,
         )
-
-
-def _round(candidates: Candidates) -> Candidates:
-    segments, scores, labels = candidates.columns
-    return Candidates(np.round(segments, SECONDS_DECIMALS), np.round(scores, SCORE_DECIMALS), labels)

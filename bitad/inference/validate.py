@@ -23,16 +23,16 @@ _CLOCK_SETTINGS = ("data.feature_stride_frames", "data.feature_offset_frames", "
 
 
 def validate_data(
-    windows: TrainingWindows, test: Annotations, source: FileSource, indices: IndexCache, config: Config, ranks: Ranks
+    windows: TrainingWindows,
+    test: Annotations,
+    source: FileSource,
+    indices: IndexCache,
+    config: Config,
+    ranks: Ranks,
 ) -> None:
     """Opens every video without decoding it; removes unreadable training videos from the windows.
 
-    Args:
-        test: videos to test on, which must have ground truth.
-        source: of the windows; it keeps its indices in ``indices``.
-
-    Raises:
-        ValueError, OSError: the first fault (``on_read_error``), with the number of others; or clocks disagree.
+    Raises the first error (``on_read_error``), with the number of others; ValueError if clocks disagree.
     """
     Truth.of(test)
     videos = [*windows.videos, *test.videos.values()]
@@ -70,14 +70,7 @@ def validate_data(
 
 
 def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_hz: float, ranks: Ranks) -> None:
-    """Compares durations and rates of every test video that can be read.
-
-    Args:
-        rate_hz: grid steps per second in training.
-
-    Raises:
-        ValueError: the clocks disagree, unless ``data.allow_clock_mismatch``.
-    """
+    """Compares durations and rates of every test video that can be read; ValueError if they disagree."""
     grids = {}
     for video in test.videos.values():
         with suppress(ValueError, OSError):
@@ -87,13 +80,13 @@ def validate_clocks(test: Annotations, source: FileSource, config: Config, rate_
 
 
 def log_rates(grids: Mapping[str, Grid], trained_hz: float, config: Config, ranks: Ranks) -> None:
-    """Logs the videos whose grid steps per second differ much from training; not if they are resized."""
+    """Logs the videos whose grid steps per second differ much from training."""
     if config.window.layout == "resized" or not ranks.is_main:
         return
-    rates = {name: grid.fps / grid.stride_frames for name, grid in grids.items()}
-    far = [f"{name} ({fault})" for name, rate in rates.items() if (fault := rate_fault(rate, trained_hz)) is not None]
+    faults = {name: rate_fault(grid.fps / grid.stride_frames, trained_hz) for name, grid in grids.items()}
+    far = [f"{name} ({fault})" for name, fault in faults.items() if fault is not None]
     if far:
-        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(rates), shortlist(far))
+        log.warning("videos at another rate than in training, %d of %d: %s", len(far), len(grids), shortlist(far))
 
 
 def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) -> Grid:
@@ -102,9 +95,12 @@ def _grid(source: FileSource, video: AnnotatedVideo, timeout_s: float | None) ->
 
 
 def _compare_clocks(
-    videos: Mapping[str, AnnotatedVideo], grids: Mapping[str, Grid], source: FileSource, config: Config, ranks: Ranks
+    videos: Mapping[str, AnnotatedVideo],
+    grids: Mapping[str, Grid],
+    source: FileSource,
+    config: Config,
+    ranks: Ranks,
 ) -> None:
-    """Raises for clocks that disagree, or logs them if that is allowed."""
     faults: dict[str, str] = {}
     for name, grid in grids.items():
         fault = source.clock_fault(videos[name], grid)
@@ -115,10 +111,8 @@ def _compare_clocks(
     late = sum(int((video.segments[:, 0] >= video.duration_s).sum()) for video in videos.values())
     segments = sum(len(video.labels) for video in videos.values())
     if 2 * late > segments:
-        problems.append(
-            f"{config.data.annotations}: {late} of {segments} segments start after the end of their video; they must "
-            "be in seconds, and may be in frames"
-        )
+        starts = f"{late} of {segments} segments start after the end of their video"
+        problems.append(f"{config.data.annotations}: {starts}; they must be in seconds, and may be in frames")
     if problems and not config.data.allow_clock_mismatch:
         raise ValueError(f"{'; '.join(problems)}; or continue with data.allow_clock_mismatch=true")
     for problem in problems if ranks.is_main else ():
@@ -126,7 +120,6 @@ def _compare_clocks(
 
 
 def _log_segments_outside(windows: TrainingWindows, grids: Mapping[str, Grid]) -> None:
-    """Logs the training videos with segments outside their content."""
     outside = {}
     for video in windows.videos:
         if video.name in grids:

@@ -1,7 +1,7 @@
 """Video-level class scores of an external classifier, which label what a class-agnostic detector finds.
 
 Each segment gets each of the video's top classes, with the square root of the product of both scores, as in
-ActionFormer and OpenTAD's ``StandardClassifier``. (Its other classifiers use the product, which ranks alike.)
+ActionFormer and OpenTAD.
 """
 
 from __future__ import annotations
@@ -24,33 +24,25 @@ from bitad.video.names import Matching, renamed
 
 @dataclass(frozen=True, eq=False)
 class VideoScores:
-    """The scores of each class in each video."""
-
     source: str  # the file, for errors
     classes: tuple[str, ...]  # K names
     scores: Mapping[str, NDArray[np.float64]]  # [K] by video, not negative
 
     def under_names(self, wanted: Iterable[str]) -> VideoScores:
-        """The scores by these names of videos; see :func:`~bitad.video.names.renamed`."""
         return replace(self, scores=renamed(self.scores, wanted, self.source))
 
     def of_video(self, name: str) -> NDArray[np.float64]:
-        """A video's scores ``[K]``; raises ValueError if there are none."""
         if name not in self.scores:
-            raise ValueError(
-                f"{self.source}: no scores of video {name} among those of {len(self.scores)} videos; score every "
-                f"video of the test subset; {Matching.of([name], self.scores).sides()}"
-            )
+            found = f"no scores of video {name} among those of {len(self.scores)} videos"
+            sides = Matching.of([name], self.scores).sides()
+            raise ValueError(f"{self.source}: {found}; score every video of the test subset; {sides}")
         return self.scores[name]
 
     def with_classes(self, classes: Sequence[str]) -> VideoScores:
-        """The scores of these classes in this order; raises ValueError if one has no scores."""
         number = {name: i for i, name in enumerate(self.classes)}
         if missing := [name for name in classes if name not in number]:
-            raise ValueError(
-                f"{self.source}: no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}; "
-                "use the data set's names"
-            )
+            found = f"no scores of class {shortlist(missing)}; its classes are {shortlist(self.classes)}"
+            raise ValueError(f"{self.source}: {found}; use the data set's names")
         columns = np.array([number[name] for name in classes], np.int64)
         chosen = {name: scores[columns] for name, scores in self.scores.items()}
         return replace(self, classes=tuple(classes), scores=chosen)
@@ -58,12 +50,8 @@ class VideoScores:
     def label(self, candidates: Candidates, video: str, *, top_k: int = 2) -> Candidates:
         """A video's candidates, once for each of the video's ``top_k`` classes, best first.
 
-        Labels become indices into ``classes``, scores sqrt(candidate's * video's). The candidates' own labels are
-        ignored: apply NMS across classes first. A class with a video score of 0 is not used. Of equal scores the better
-        class comes first, then the first candidate.
-
-        Raises:
-            ValueError: the video has no scores, or ``top_k`` is below 1.
+        Labels become indices into ``classes``, scores sqrt(candidate's * video's). Apply NMS across classes first. A
+        class with a score of 0 is not used. Of equal scores the better class comes first, then the first candidate.
         """
         if top_k < 1:
             raise ValueError(f"the top {top_k} classes of a video label nothing; use at least 1")
@@ -71,8 +59,9 @@ class VideoScores:
         top = np.argsort(-of_video, kind="stable")[:top_k]
         top = top[of_video[top] > 0]
         scores = np.sqrt(of_video[top, None] * candidates.scores).ravel()  # [k * n]
-        labelled = Candidates(np.tile(candidates.segments, (len(top), 1)), scores, np.repeat(top, len(candidates)))
-        return labelled.take(np.argsort(-scores, kind="stable"))
+        segments = np.tile(candidates.segments, (len(top), 1))
+        labels = np.repeat(top, len(candidates))
+        return Candidates(segments, scores, labels).take(np.argsort(-scores, kind="stable"))
 
 
 def read_video_scores(path: str | Path) -> VideoScores:
@@ -80,73 +69,54 @@ def read_video_scores(path: str | Path) -> VideoScores:
 
     For each video, its ``results`` hold a list of numbers in the order of the file's ``class`` (or ``classes``) names
     (OpenTAD's files; TCANet's HACS results nest it in another list); an object of numbers by class name; or a list of
-    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0 and the list of class
-    names is optional.
+    ``{"label": name, "score": number}`` (ActivityNet's). In the last two, missing classes score 0.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the first defect, with file, video and value; negative scores.
+        ValueError: the first defect, with file, video and value.
     """
     content = read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     if not (isinstance(results, dict) and results):
-        raise ValueError(
-            f'{path}: no "results" object with videos in this file; video scores are {{"results": {{video: [...]}}, '
-            '"class": [...]}'
-        )
+        example = '{"results": {video: [...]}, "class": [...]}'
+        raise ValueError(f'{path}: no "results" object with videos in this file; video scores are {example}')
     declared = content.get("class", content.get("classes"))
-    if declared is not None and not (isinstance(declared, list) and all(isinstance(name, str) for name in declared)):
-        raise ValueError(f"{path}: class {reprlib.repr(declared)} is not a list of names")
-    if declared is not None and len(set(declared)) < len(declared):
-        raise ValueError(f"{path}: a name occurs twice in its list of classes, {reprlib.repr(declared)}")
-    try:
-        parsed = {video: _parse(video, scores, declared) for video, scores in results.items()}
-        classes = tuple(sorted(set().union(*parsed.values())) if declared is None else declared)
-        scores = {video: _to_array(video, by_name, classes) for video, by_name in parsed.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if declared is not None:
+        is_names = isinstance(declared, list) and all(isinstance(name, str) for name in declared)
+        if not is_names or len(set(declared)) < len(declared):
+            raise ValueError(f"{path}: class {reprlib.repr(declared)} is not a list of names that occur once")
+    parsed = {video: _parse(scores, declared, f"{path}: video {video}") for video, scores in results.items()}
+    classes = tuple(sorted(set().union(*parsed.values())) if declared is None else declared)
+    scores = {
+        video: np.array([by_name.get(name, 0.0) for name in classes], np.float64)  # [K]
+        for video, by_name in parsed.items()
+    }
     return VideoScores(str(path), classes, scores)
 
 
-def _parse(video: str, scores: Any, declared: list[str] | None) -> dict[str, float]:
-    """A video's scores by class name, from any of the forms."""
+def _parse(scores: Any, declared: list[str] | None, where: str) -> dict[str, float]:
     if isinstance(scores, list) and len(scores) == 1 and isinstance(scores[0], list):
         scores = scores[0]
     if isinstance(scores, dict):
         pairs = list(scores.items())
-    elif isinstance(scores, list) and (scores or declared is None) and all(isinstance(row, dict) for row in scores):
+    elif not isinstance(scores, list):
+        raise ValueError(f"{where}: {reprlib.repr(scores)} are not scores; they must be a list or an object")
+    elif (scores or declared is None) and all(isinstance(row, dict) for row in scores):
         pairs = [(row.get("label"), row.get("score")) for row in scores]
-    elif isinstance(scores, list):
-        if declared is None:
-            raise ValueError(f'video {video} has scores without names, and the file has no "class" list of names')
-        if len(scores) != len(declared):
-            raise ValueError(f"video {video} has {len(scores)} scores for the {len(declared)} classes of the file")
-        pairs = list(zip(declared, scores, strict=True))
+    elif declared is None:
+        raise ValueError(f'{where} has scores without names, and the file has no "class" list of names')
+    elif len(scores) != len(declared):
+        raise ValueError(f"{where} has {len(scores)} scores for the {len(declared)} classes of the file")
     else:
-        raise ValueError(f"video {video}: {reprlib.repr(scores)} are not scores; they must be a list or an object")
+        pairs = list(zip(declared, scores, strict=True))
     for label, score in pairs:
-        if not (isinstance(label, str) and _is_number(score)):
-            raise ValueError(
-                f"video {video}: class {reprlib.repr(label)} has the score {reprlib.repr(score)}, no number"
-            )
+        is_number = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+        if not (isinstance(label, str) and is_number and score >= 0):
+            found = f"class {reprlib.repr(label)} has the score {reprlib.repr(score)}"
+            raise ValueError(f"{where}: {found}, no number from 0 up; apply a softmax to logits")
     by_name = dict(pairs)
     if len(by_name) < len(pairs):
-        raise ValueError(f"video {video} scores a class twice")
+        raise ValueError(f"{where} scores a class twice")
     if declared is not None and (unknown := sorted(by_name.keys() - set(declared))):
-        raise ValueError(f"video {video} scores {shortlist(unknown)}, which the file's list of classes lacks")
+        raise ValueError(f"{where} scores {shortlist(unknown)}, which the file's list of classes lacks")
     return by_name
-
-
-def _to_array(video: str, by_name: Mapping[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
-    """The scores ``[K]`` of a video, whose file may name only some classes."""
-    values = np.array([by_name.get(name, 0.0) for name in classes], np.float64)
-    if (values < 0).any():
-        worst = int(values.argmin())
-        raise ValueError(
-            f"video {video}: class {classes[worst]} has the negative score {values[worst]}; apply a softmax to logits"
-        )
-    return values
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,11 +1,9 @@
 """Runs the backbone once over each video, and pyramid and head in windows: ``test.backbone=video``.
 
-Sliding windows that overlap by half show each frame twice to the backbone, which takes nearly all the time. Here the
-windows are cut out of features that the backbone computes as over one window of the video's length. So adapters see
-across the borders of windows, unlike in training and with ``test.backbone=window``.
+The backbone's features are those of one window of the video's length: adapters see across the borders of windows.
 
-A video is read in consecutive chunks. Each block of the transformer passes on a clip's tokens when those of the next
-clip have come, and keeps a few clips between chunks. So a chunk bounds the memory, except for the features.
+A video is read in chunks, which bound the memory, except for the features. Each block of the transformer passes on
+a clip's tokens when those of the next clip have come.
 """
 
 from __future__ import annotations
@@ -21,23 +19,20 @@ from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.dataset import TestWindows
 from bitad.data.samples import ReadFailure, Sample
 from bitad.inference.extract import deal
-from bitad.models.adapters import Bottleneck
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, Output
-from bitad.models.vit import Block, TokenGrid
+from bitad.models.vit import Block, TemporalAdapter, TokenGrid
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.progress import track
 from bitad.timeline import Grid
 
-# A chunk takes the memory of a batch, but is not shorter than AdaTAD's window: its borders repeat some work.
+# At least AdaTAD's window, as the borders of a chunk repeat some work.
 CHUNK_FRAMES = 768
 
 
 class WindowOutputs(NamedTuple):
-    """The predictions of each network for some windows."""
-
     videos: list[str]  # per window
     grids: list[Grid]
     predictions: tuple[Prediction, ...]  # per network
@@ -46,18 +41,16 @@ class WindowOutputs(NamedTuple):
 class FeatureStream:
     """The features of one view of a video, whose frames come in chunks in forward order.
 
-    They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last.
-
-    Args:
-        backbone: in evaluation mode.
-        frames: of the video.
-        length: of the padded view, in frames; a multiple of the transformer's clip.
-        reverse: the view plays backwards.
+    They equal ``backbone(view[None])`` up to rounding. The view is all frames in playing order, padded by the last to
+    ``length`` frames.
     """
 
     def __init__(self, backbone: VideoBackbone, *, frames: int, length: int, reverse: bool = False) -> None:
-        self.backbone, self.reverse = backbone, reverse
-        self.frames, self.length, self.expected = frames, length, frames
+        self.backbone = backbone
+        self.reverse = reverse
+        self.frames = frames
+        self.length = length
+        self.expected = frames
         self.rest: Tensor | None = None  # frames of an incomplete clip
         self.grid: TokenGrid | None = None
         self.stages = [_Stage(block, reverse=reverse) for block in backbone.vit.blocks]
@@ -89,7 +82,6 @@ class FeatureStream:
         return features
 
     def _padded(self, frames: Tensor) -> Tensor:
-        """The rest of the previous frames, these, and the padding."""
         parts = [frames] if self.rest is None else [self.rest, frames]
         padding = (self.length - self.frames, -1, -1, -1)
         if self.reverse and self.expected == self.frames:
@@ -106,9 +98,9 @@ class FeatureStream:
 
 
 class _Stage:
-    """One block over clips that come in groups: it passes on those whose neighbours have come on both sides.
+    """One block over clips that come in groups: it passes on those whose neighbours have come.
 
-    Attention and MLP see each clip once; the adapters, a twentieth of the cost, see clips at the borders again.
+    Attention and MLP see each clip once; the adapters see clips at the borders again.
     """
 
     def __init__(self, block: nn.Module, *, reverse: bool) -> None:
@@ -117,13 +109,13 @@ class _Stage:
         self.adapters = [adapter for adapter in (block.adapter, block.bi_adapter) if adapter is not None]
         self.reach = 0  # how far the adapters see to either side, in tubelets
         for adapter in self.adapters:
-            assert isinstance(adapter, Bottleneck)
+            assert isinstance(adapter, TemporalAdapter)
             self.reach += adapter.depthwise.kernel_size[0] // 2
-        self.kept: Tensor | None = None  # clips before their adapters, which the next ones need as neighbours
+        self.kept: Tensor | None = None  # clips before their adapters, as neighbours of the next
         self.done = 0  # how many of these have been passed on
 
     def push(self, clips: Tensor, grid: TokenGrid, *, last: bool) -> Tensor:
-        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones; all after the ``last``."""
+        """Tokens of the next clips ``[n, t*h*w, C]`` -> those of the finished ones."""
         if len(clips):
             clips = self.block.run_chunks(clips)
         if not self.adapters:
@@ -131,25 +123,33 @@ class _Stage:
         reach = -(-self.reach // grid.time)  # in clips
         if self.kept is not None:
             clips = torch.cat((self.kept, clips))
-        first, stop = self.done, len(clips) if last else max(self.done, len(clips) - reach)
+        first = self.done
+        stop = len(clips) if last else max(self.done, len(clips) - reach)
         before = max(0, stop - reach)
-        self.kept, self.done = clips[before:].clone(), stop - before
+        self.kept = clips[before:].clone()
+        self.done = stop - before
         if first == stop:
             return clips[:0]
-        played, grid = clips.flip(0) if self.reverse else clips, grid._replace(clips=len(clips))
+        played = clips.flip(0) if self.reverse else clips
+        grid = grid._replace(clips=len(clips))
         for adapter in self.adapters:
             played = adapter(played, grid)
         return (played.flip(0) if self.reverse else played)[first:stop]
 
 
-def predict_videos(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> Iterator[WindowOutputs]:
-    """The predictions for all windows of this process's videos; unreadable ones are added to ``windows.unread``.
+def predict_videos(
+    network: Network, windows: TestWindows, ranks: Ranks, description: str
+) -> Iterator[WindowOutputs]:
+    """The predictions for all windows of this process's videos.
 
-    The network is in evaluation mode, and its backbones are independent (not experiment 2x).
+    The backbones of the network are independent (not experiment 2x).
     """
     config, grids = windows.config, windows.grids
     mine = set(deal({name: grid.steps for name, grid in grids.items()}, ranks.world)[ranks.rank])
-    chunks = [(windows.videos[name], chunk) for name in grids if name in mine for chunk in _chunks(grids[name], config)]
+    chunks = []
+    for name in grids:
+        if name in mine:
+            chunks += [(windows.videos[name], chunk) for chunk in _chunks(grids[name], config)]
     on_features = network.without_backbones().eval()
     # Without batches, the loader's processes call ``collate_fn`` on each item.
     loader = windows.readers.loader(chunks, batch_size=None, collate_fn=windows.read)
@@ -182,11 +182,13 @@ def _features(
 ) -> list[Tensor] | ReadFailure:
     """Each network's features ``[C, T]`` of a video, in the order of its view."""
     per_step = config.window.frames_per_step
-    frames, length = per_step * video_grid.steps, per_step * _padded_steps(video_grid.steps, config)
+    frames = per_step * video_grid.steps
+    length = per_step * _padded_steps(video_grid.steps, config)
     streams = []
     for detector, view in zip(detectors, config.views, strict=True):
         assert detector.backbone is not None  # checked by the configuration
-        streams.append(FeatureStream(detector.backbone, frames=frames, length=length, reverse=view == "reverse"))
+        reverse = view == "reverse"
+        streams.append(FeatureStream(detector.backbone, frames=frames, length=length, reverse=reverse))
     for sample in samples:
         if isinstance(sample, ReadFailure):
             return sample
@@ -202,11 +204,11 @@ def _features(
 def _predict(
     network: Network, features: Sequence[Tensor], grids: Sequence[Grid], video_grid: Grid, config: Config
 ) -> tuple[Prediction, ...]:
-    """Each network's predictions for a batch of windows of a video, from the video's features in each view."""
     length = _padded_steps(grids[0].steps, config)
     inputs = []
     for view, rows in zip(config.views, features, strict=True):
-        starts = [round((grid.first_frame - video_grid.first_frame) / video_grid.stride_frames) for grid in grids]
+        offsets = [grid.first_frame - video_grid.first_frame for grid in grids]
+        starts = [round(offset / video_grid.stride_frames) for offset in offsets]
         if view == "reverse":
             starts = [video_grid.steps - start - grid.steps for start, grid in zip(starts, grids, strict=True)]
         inputs.append(torch.stack([rows[:, start : start + length] for start in starts]))
@@ -217,5 +219,4 @@ def _predict(
 
 
 def _padded_steps(steps: int, config: Config) -> int:
-    """The grid steps of a padded window, or of a padded video as one window."""
     return max(config.window.steps, -(-steps // config.clip_steps) * config.clip_steps)

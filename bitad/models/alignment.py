@@ -1,9 +1,7 @@
-"""Two networks, one clock: the prediction of a network that watches in the other direction, in one's own view.
+"""Two networks, one clock: the other network's prediction, in one's own view.
 
-The other view shows the V real steps of the same window in the opposite order, padding at the end in both. The times
-are :func:`bitad.timeline.mirror_points`'s; here rows are gathered by them. One function serves both directions: network
-B's predictions on the forward clock, network F's on the reverse clock. Experiment 2x aligns tokens of the two backbones
-block by block (:func:`joint_forward`).
+The other view shows the V real steps of the same window in the opposite order, padding at the end in both;
+:func:`bitad.timeline.mirror_points` maps the points. Experiment 2x aligns tokens of the two backbones block by block.
 """
 
 from __future__ import annotations
@@ -25,21 +23,10 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     """Maps the prediction of the other view's network to the points of this view.
 
     Every point takes the prediction of the nearest real point of its level in the other view, with the two distances
-    swapped: the distance to the action's end there is the distance to its start here. ``"exact"`` also corrects them
-    by the gap g between the two points, in strides (``start = end' - g``, ``end = start' + g``, floored at 0), so a
-    segment keeps its place. ``"naive"`` is the research group's first implementation, kept for comparison: each level
-    is reversed as a whole, padding included, and the distances are swapped. That is up to ``stride - 1`` steps off on
-    full windows, and shifted by the padding's length on others.
-
-    Args:
-        prediction: of the other view.
-        how: see above.
-
-    Returns:
-        the same shapes; the mask, which depends on the windows' lengths alone, and the points are the argument's.
-
-    Raises:
-        ValueError: if there is no such alignment.
+    swapped. ``"exact"`` also corrects them by the gap g between the two points, in strides (``start = end' - g``,
+    ``end = start' + g``, floored at 0), so a segment keeps its place. ``"naive"`` is the research group's first
+    implementation: it reverses each level with its padding. That is up to ``stride - 1`` steps off on full windows, and
+    shifted by the padding's length on others.
     """
     if how not in get_args(Alignment):
         raise ValueError(f"alignment {how!r} is not one of {', '.join(get_args(Alignment))}")
@@ -53,26 +40,24 @@ def aligned(prediction: Prediction, *, how: Alignment = "exact") -> Prediction:
     steps = mask[:, : points.sizes[0]].sum(1, keepdim=True)  # V, [B, 1]
     index, gap = mirror_points(number, stride, steps)  # [B, N]
     rows = (rows - number + index)[..., None]  # [B, N, 1]
-    gap = gap.to(distances.dtype)
-    per_class = distances.ndim == 4
-    met = distances.take_along_dim(rows[..., None] if per_class else rows, dim=1)
-    to_end, to_start = met.unbind(-1)  # this view's names; the order is the other's
-    gap = gap[..., None] if per_class else gap
-    return prediction._replace(
-        logits=logits.take_along_dim(rows, dim=1),
-        distances=torch.stack((to_start - gap, to_end + gap), dim=-1).relu(),
-    )
+    logits, gap = logits.take_along_dim(rows, dim=1), gap.to(distances.dtype)
+    if distances.ndim == 4:  # per class
+        rows, gap = rows[..., None], gap[..., None]
+    to_end, to_start = distances.take_along_dim(rows, dim=1).unbind(
+        -1
+    )  # this view's names; the order is the other's
+    distances = torch.stack((to_start - gap, to_end + gap), dim=-1).relu()
+    return prediction._replace(logits=logits, distances=distances)
 
 
 class TubeletAlignment(NamedTuple):
-    """Which tubelet of the other view each tubelet of a batch of windows meets, n of them in a window.
+    """Which tubelet of the other view each of the n tubelets of a window meets.
 
-    A window's V real frames are its first ceil(V / tubelet) tubelets; the rest is padding. In views that mirror one
-    another, these real tubelets meet in the opposite order: on the same frames where the tubelet divides V, else up to
-    ``tubelet - 1`` frames off. It holds from either view to the other.
+    A window's V real frames are its first ceil(V / tubelet) tubelets. In mirrored views they meet in the opposite
+    order: on the same frames where the tubelet divides V, else up to ``tubelet - 1`` frames off.
 
     Args:
-        tubelet: its number in the other view, ``[B, n]``; of padded ones it means nothing.
+        tubelet: its number in the other view, ``[B, n]``; meaningless for padded ones.
         real: bool ``[B, n]``; padded tubelets meet nothing.
     """
 
@@ -81,18 +66,14 @@ class TubeletAlignment(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor, tubelet: int, *, mirrored: bool) -> TubeletAlignment:
-        """Of windows with the mask ``[B, T]``, true at the real frames, in tubelets of as many frames.
-
-        Args:
-            mirrored: the other view shows the real frames in the opposite order; else in the same.
-        """
+        """Of windows with the mask ``[B, T]``, true at the real frames; ``mirrored``: in opposite order."""
         numbers = torch.arange(mask.shape[1] // tubelet, device=mask.device)
         count = -(-mask.sum(1, keepdim=True) // tubelet)  # real tubelets, [B, 1]
         index = mirror_points(numbers, 1, count)[0] if mirrored else numbers.expand(len(mask), -1)
         return cls(index, numbers < count)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros where it has nothing."""
+        """The other view's tokens ``[B * clips, t*h*w, C]`` on this view's clock; zeros in the padding."""
         windows, count = self.tubelet.shape
         rows = self.tubelet + count * torch.arange(windows, device=x.device)[:, None]
         met = x.reshape(windows * count, -1).index_select(0, rows.flatten())
@@ -110,27 +91,26 @@ def joint_forward(
 ) -> tuple[Tensor, Tensor]:
     """Two views of the same windows through two backbones of one architecture.
 
-    Behind each block and its own adapters, each network's cross adapter sees the tokens that the other network has
-    there, before its cross adapter, at the aligned time. New cross adapters change nothing.
+    After each block and its own adapters, each network's cross adapter sees the other network's tokens at the aligned
+    time, before its cross adapter.
 
     Args:
-        first, second: the backbones. What they recompute in the backward pass they recompute with their cross adapters;
-            if they differ in it, their blocks.
-        frames: of the first's view and of the second's, each ``[B, T * k, H, W, 3]``, k of each grid step.
+        first, second: the backbones. If their checkpointing differs, both recompute their blocks.
+        frames: each ``[B, T * k, H, W, 3]``, k of each grid step.
         mask: bool ``[B, T]``, true at the V real steps, the first ones in both views.
-        cross_adapters: of the first and of the second; one :class:`~bitad.models.adapters.CrossAdapter` a block.
-        mirrored: the second view shows the real frames in the opposite order; else both views show the same.
+        cross_adapters: one :class:`~bitad.models.vit.CrossAdapter` a block.
+        mirrored: the second view shows the real frames in the opposite order.
 
     Returns:
         the features of both, ``[B, C, T]`` each, on its own view's clock.
 
     Raises:
-        ValueError: if the views and the mask are not of the same windows, or as :class:`VideoBackbone`.
+        ValueError: views and mask are not of the same windows, or do not fill clips.
     """
     mask = mask.repeat_interleave(first.frames_per_step, dim=1)  # of frames
     if frames[0].shape != frames[1].shape or mask.shape != frames[0].shape[:2]:
         raise ValueError(
-            f"views of shapes {list(frames[0].shape)} and {list(frames[1].shape)} with a mask of {list(mask.shape)}; "
+            f"views {list(frames[0].shape)} and {list(frames[1].shape)} with a mask {list(mask.shape)}; "
             "give both views of the same windows [B, T, H, W, 3] and their mask [B, T]"
         )
     (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])
@@ -139,7 +119,9 @@ def joint_forward(
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
     depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
     for before, depth in pairwise((None, *depths, None)):
-        x, y = run_checkpointed(_step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing)
+        x, y = run_checkpointed(
+            _step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing
+        )
     shape = (grid.time, grid.height, grid.width)
     return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
 
@@ -155,14 +137,14 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """Runs the adapters and cross adapters of one depth, then attention and MLP of the next.
 
-    Args:
-        before, depth: of the two depths, a block of each network and a cross adapter of each; None before the first
-            and after the last.
+    A depth has a block of each network and a cross adapter of each.
     """
     if before is not None:
         block_x, block_y, cross_x, cross_y = before
         x, y = block_x.adapt(x, grid), block_y.adapt(y, grid)
-        x, y = cross_x(x, meeting.tokens(y), grid), cross_y(y, meeting.tokens(x), grid)
+        x, y = cross_x(x, grid, meeting.tokens(y)), cross_y(y, grid, meeting.tokens(x))
     if depth is not None:
-        x, y = (block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True))
+        x, y = (
+            block.run_chunks(z, checkpointing=checkpointing) for block, z in zip(depth[:2], (x, y), strict=True)
+        )
     return x, y

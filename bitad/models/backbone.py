@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,35 +17,22 @@ _CLIPS_AT_A_TIME = 4
 class VideoBackbone(nn.Module):
     """Frames of windows -> a feature per grid step.
 
-    Normalises the pixels, cuts windows into the transformer's clips, averages its tokens over space and interpolates
-    them linearly from tubelets to grid steps, as AdaTAD does.
-
-    Args:
-        vit: the transformer.
-        frames_per_step: frames of a grid step.
-        mean, std: of the pixels, RGB, on 0..255.
+    Normalises pixels, cuts windows into clips, averages the transformer's tokens over space and interpolates them from
+    tubelets to grid steps, as AdaTAD does.
     """
 
-    def __init__(
-        self,
-        vit: VisionTransformer,
-        *,
-        frames_per_step: int = 1,
-        mean: Sequence[float] = PIXEL_MEAN,
-        std: Sequence[float] = PIXEL_STD,
-    ) -> None:
+    def __init__(self, vit: VisionTransformer, *, frames_per_step: int = 1) -> None:
         super().__init__()
         self.vit, self.frames_per_step = vit, frames_per_step
         # Constants, not weights: checkpoints do not hold them.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes frames.
 
         Args:
-            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step; T * k a multiple of the
-                transformer's clip.
+            frames: ``[B, T * k, H, W, 3]``, RGB, uint8 or float on 0..255, k of each grid step.
 
         Returns:
             features ``[B, C, T]``, at least single precision.
@@ -59,34 +44,24 @@ class VideoBackbone(nn.Module):
         return self.features(self.vit.encode(tokens, grid), grid.clips)
 
     def begin(self, frames: Tensor) -> tuple[Tensor, TokenGrid]:
-        """The input of the transformer's first block: tokens of all clips, and their layout.
-
-        Normalises and embeds a few clips at a time: in single precision they take four times the memory of the frames.
-
-        Raises:
-            ValueError: as :meth:`forward`.
-        """
+        """The input of the transformer's first block: tokens of all clips, and their layout."""
         clips, per_window = self._cut(frames)
+        # In single precision they take four times the memory of the frames: a few at a time.
         chunks = [self.vit.begin(self._normalise(chunk), per_window) for chunk in clips.split(_CLIPS_AT_A_TIME)]
         return torch.cat([tokens for tokens, _ in chunks]), chunks[0][1]
 
     def clips(self, frames: Tensor) -> tuple[Tensor, int]:
-        """Frames ``[B, T, H, W, 3]`` -> the transformer's input: clips ``[B * n, 3, t, H, W]`` and n, T / t.
-
-        Raises:
-            ValueError: the frames do not fill clips.
-        """
+        """Frames ``[B, T, H, W, 3]`` -> normalised clips ``[B * n, 3, t, H, W]``, and n."""
         clips, per_window = self._cut(frames)
         return self._normalise(clips), per_window
 
     def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
-        """As :meth:`clips`, without normalising."""
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
         length = frames.shape[1]
         if length % self.vit.clip_frames:
             raise ValueError(
-                f"window of {length} frames is not a multiple of the backbone's clip of {self.vit.clip_frames}; "
+                f"window of {length} frames is not a multiple of the clip of {self.vit.clip_frames}; "
                 f"use {-(-length // self.vit.clip_frames) * self.vit.clip_frames}"
             )
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
@@ -96,8 +71,10 @@ class VideoBackbone(nn.Module):
         return (clips - self.get_buffer("mean")) / self.get_buffer("std")
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
-        """The transformer's tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
-        features = tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)  # [B, C, n * t]
+        """Tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""
+        features = (
+            tokens.mean((2, 3)).unflatten(0, (-1, per_window)).flatten(1, 2).transpose(1, 2)
+        )  # [B, C, n * t]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         length = per_window * self.vit.clip_frames // self.frames_per_step
         return F.interpolate(features, size=length, mode="linear", align_corners=False)

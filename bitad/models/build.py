@@ -1,4 +1,4 @@
-"""Configuration -> network: the only place that assembles modules, and the only one that says what trains."""
+"""Configuration -> network: assembles modules, and sets what trains."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bitad.config.names import Checkpointing, FusionInit, Precision
+from bitad.config.names import Checkpointing, Precision
 from bitad.config.schema import BackboneConfig, Config
-from bitad.models.adapters import CrossAdapter, TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
 from bitad.models.heads import DetectionHead, Head
@@ -22,19 +21,19 @@ from bitad.models.network import Detector, Network, Pair, Side
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Within, matrix products and convolutions of this thread are done in a precision; weights are left as they are."""
+    """Within, matrix products and convolutions of this thread are done in a precision."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 class OwnRandomNumbers(TorchFunctionMode):
-    """Within, this thread draws initial weights from a generator of its own, not from the process's."""
+    """Within, this thread draws initial weights from its own generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,10 +47,7 @@ class OwnRandomNumbers(TorchFunctionMode):
 
 
 def build_network(config: Config, num_classes: int) -> Network:
-    """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set to what trains.
-
-    Weights are not loaded: see :func:`load_pretrained` and :func:`bitad.training.checkpoints.load_initial`.
-    """
+    """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set."""
     if config.design.networks == 1:
         network: Network = _detector(config, num_classes)
     else:
@@ -122,12 +118,8 @@ def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
     return VideoBackbone(vit, frames_per_step=config.window.frames_per_step)
 
 
-class _FusionBuilder(Protocol):
-    def __call__(self, points: int, *, init: FusionInit) -> Fusion: ...
-
-
-# By their names in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
-# experiment): what builds them. A builder's first argument is its own section of the configuration.
+# Builders by name in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
+# experiment). The first argument is the own section of the configuration, or the number of points.
 BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {"videomae": _videomae}
 PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {
     "transformer": FeaturePyramid.from_config,
@@ -137,23 +129,26 @@ HEADS: dict[str, Callable[[Any, Config, int, Sequence[int]], Head]] = {
     "actionformer": DetectionHead.from_config,
     "trident": TridentHead.from_config,
 }
-FUSIONS: dict[str, _FusionBuilder] = {"columns": ColumnFusion, "convolution": ConvolutionFusion, "mean": MeanFusion}
+FUSIONS: dict[str, Callable[..., Fusion]] = {
+    "columns": ColumnFusion,
+    "convolution": ConvolutionFusion,
+    "mean": MeanFusion,
+}
 
 
 def _compile_blocks(vit: VisionTransformer) -> None:
-    """Has each block compiled when it is first used; in place, so that no parameter changes its name."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # what PyTorch takes
+    """Has each block compiled at its first use, in place: parameters keep their names."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as PyTorch
     if shutil.which(compiler) is None:
         raise ValueError(
-            f"model.backbone.compile needs a C++ compiler, and there is no {compiler} on this machine; install one, "
-            "name another in CXX, or use model.backbone.compile=false"
+            f"model.backbone.compile needs a C++ compiler, and there is no {compiler}; install one, name another in "
+            "CXX, or use model.backbone.compile=false"
         )
     for block in vit.blocks:
         block.compile()
 
 
 def checkpointing_of(config: Config) -> Checkpointing:
-    """What the backward passes of a configuration's backbone recompute."""
     backbone = config.model.backbone
     if backbone is None:
         return "none"
@@ -161,8 +156,7 @@ def checkpointing_of(config: Config) -> Checkpointing:
 
 
 def _set_what_trains(network: nn.Module, config: Config) -> None:
-    """Everything but the pre-trained transformer, of which the adapters alone; or, in experiments that add modules to
-    finished networks, these modules alone."""
+    """Trains all but the pre-trained transformer; or only the modules added to finished networks."""
     for name, parameter in network.named_parameters():
         if config.trains_detectors:
             trains = ".vit." not in f".{name}" or is_adapter(name)

@@ -1,13 +1,11 @@
-"""Fusion of two networks' predictions on one clock: experiments 3-1, 3-2 and 3-3 of the research group that BiTAD
-implements.
+"""Fusion of two networks' predictions on one clock: experiments 3-1, 3-2 and 3-3 of the research group.
 
 Each takes one's own prediction and the other network's, aligned to one's own clock
 (:func:`bitad.models.alignment.aligned`), and gives a prediction at one's own points. The layers along the point
 axis fix N, the number of points, so a fusion serves windows of the training length only.
 
-``init="mean"`` starts each as the mean of the two predictions, from which training departs. ``"random"`` is the group's
-own start: noise around 0 in place of two trained predictions, distances that a ReLU cuts off at half the points. Their
-losses stayed above 100 with it.
+``init="mean"`` starts each as the mean of the two predictions. ``"random"`` is the group's own start: noise around 0
+instead of two trained predictions. Their losses stayed above 100 with it.
 """
 
 from __future__ import annotations
@@ -23,19 +21,17 @@ from bitad.models.heads import Prediction
 
 
 class PointLayer(nn.Module):
-    """One fully connected layer along the point axis, 2N -> N, the same for every column; without bias.
+    """A linear layer along the point axis, 2N -> N, the same for every column, without bias.
 
     Args:
         points: N.
         init: ``"mean"``: the mean of both inputs, ``W = [I/2 | I/2]``; ``"random"``: as :class:`torch.nn.Linear`.
-
-    Raises:
-        ValueError: if there is no such initialisation.
     """
 
     def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
         super().__init__()
-        _check_init(init)
+        if init not in get_args(FusionInit):
+            raise ValueError(f"fusion initialisation {init!r} is not one of {', '.join(get_args(FusionInit))}")
         self.points = points
         self.linear = nn.Linear(2 * points, points, bias=False)
         if init == "mean":
@@ -51,16 +47,12 @@ class PointLayer(nn.Module):
 
         Returns:
             of the same shape; rows of padded points mean nothing.
-
-        Raises:
-            ValueError: if N is not the layer's.
         """
-        for table in (own, other):
-            if table.shape[1] != self.points:
-                raise ValueError(
-                    f"predictions at {table.shape[1]} points for a fusion of {self.points}; "
-                    "use windows of the training length"
-                )
+        if mask.shape[1] != self.points:
+            raise ValueError(
+                f"predictions at {mask.shape[1]} points for a fusion of {self.points}; "
+                "use windows of the training length"
+            )
         with torch.autocast(own.device.type, enabled=False):
             both = [_real_rows(table.flatten(2), mask) for table in (own, other)]
             rows = torch.cat(both, dim=1)  # [B, 2N, M]
@@ -71,18 +63,12 @@ class PointLayer(nn.Module):
 class LogitConvolution(nn.Module):
     """A 3-D convolution over (network, point, class), one channel in and out; without bias.
 
-    It sees a point's neighbours in the list of all points and a class's in the list of classes.
-
-    Args:
-        init: ``"mean"``: the two centre taps 1/2, the rest 0; ``"random"``: as :class:`torch.nn.Conv3d`.
-
-    Raises:
-        ValueError: if there is no such initialisation.
+    It sees a point's neighbours in the list of all points and a class's in the list of classes. ``init="mean"``: the
+    two centre taps 1/2, the rest 0; ``"random"``: as :class:`torch.nn.Conv3d`.
     """
 
-    def __init__(self, *, init: FusionInit = "mean") -> None:
+    def __init__(self, *, init: FusionInit) -> None:
         super().__init__()
-        _check_init(init)
         self.conv = nn.Conv3d(1, 1, (2, 3, 3), padding=(0, 1, 1), bias=False)
         if init == "mean":
             with torch.no_grad():
@@ -104,17 +90,9 @@ class Fusion(nn.Module, ABC):
         """The fused logits and distances, of the shapes of the arguments'; those of padded points mean nothing."""
 
     def forward(self, own: Prediction, other: Prediction) -> Prediction:
-        """Fuses.
+        """Fuses two predictions of the same shapes on one clock, in single precision at least.
 
-        Args:
-            own: its mask and points become the result's.
-            other: the other network's on the same clock, of the same shapes.
-
-        Returns:
-            of the same shapes, in single precision at least; distances >= 0; padded points are zero.
-
-        Raises:
-            ValueError: if N is not the one that the fusion was made for.
+        Distances are >= 0, padded points zero. Raises ValueError if N is not the one that the fusion was made for.
         """
         logits, distances = self.combine(own, other)
         # One table: how a sigmoid rounds depends on how its argument lies in memory.
@@ -126,12 +104,7 @@ class Fusion(nn.Module, ABC):
 
 
 class ColumnFusion(Fusion):
-    """Experiment 3-1: distances and logits side by side, ``[2N, 2 + K]``, through one layer along the points.
-
-    Args:
-        points: N.
-        init: see the module.
-    """
+    """Experiment 3-1: distances and logits side by side, ``[2N, 2 + K]``, through one layer along the points."""
 
     def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
         super().__init__()
@@ -144,14 +117,20 @@ class ColumnFusion(Fusion):
         return fused[..., -classes:], fused[..., :-classes].reshape(own.distances.shape)
 
 
-class ConvolutionFusion(Fusion):
-    """Experiment 3-2: distances ``[2N, 2]`` through a layer along the points, logits ``[2, N, K]`` through a 3-D
-    convolution.
+class MeanFusion(Fusion):
+    """Experiment 3-3: distances ``[2N, 2]`` through a layer along the points; the mean of the logits."""
 
-    Args:
-        points: N.
-        init: see the module.
-    """
+    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
+        super().__init__()
+        self.distances = PointLayer(points, init=init)
+
+    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
+        distances = self.distances(own.distances, other.distances, own.mask)
+        return (own.logits + other.logits) / 2, distances
+
+
+class ConvolutionFusion(Fusion):
+    """Experiment 3-2: as 3-3, but the logits ``[2, N, K]`` go through a 3-D convolution."""
 
     def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
         super().__init__()
@@ -163,28 +142,6 @@ class ConvolutionFusion(Fusion):
         return self.logits(own.logits, other.logits, own.mask), distances
 
 
-class MeanFusion(Fusion):
-    """Experiment 3-3: distances ``[2N, 2]`` through a layer along the points; the mean of the logits.
-
-    Args:
-        points: N.
-        init: of the layer, see the module.
-    """
-
-    def __init__(self, points: int, *, init: FusionInit = "mean") -> None:
-        super().__init__()
-        self.distances = PointLayer(points, init=init)
-
-    def combine(self, own: Prediction, other: Prediction) -> tuple[Tensor, Tensor]:
-        distances = self.distances(own.distances, other.distances, own.mask)
-        return (own.logits + other.logits) / 2, distances
-
-
 def _real_rows(table: Tensor, mask: Tensor) -> Tensor:
     """A table ``[B, N, M]`` with zeros at padded points, in single precision at least."""
     return table.to(torch.promote_types(table.dtype, torch.float32)).masked_fill(~mask[..., None], 0)
-
-
-def _check_init(init: str) -> None:
-    if init not in get_args(FusionInit):
-        raise ValueError(f"fusion initialisation {init!r} is not one of {', '.join(get_args(FusionInit))}")

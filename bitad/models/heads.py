@@ -1,5 +1,5 @@
-"""Anchor-free heads: at every point of the pyramid, which actions are going on, and how far away their start and their
-end are. Here are what all heads have in common, and ActionFormer's (Zhang et al. 2022, arXiv:2202.07925).
+"""Anchor-free heads: classes and distances to start and end at every point. The base class, and ActionFormer's head
+(Zhang et al. 2022, arXiv:2202.07925).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class Points:
     Args:
         position: ``[N]``, in grid steps: ``stride * j`` for the j-th point of its level.
         stride: ``[N]``, in grid steps.
-        low, high: ``[N]``, in grid steps: in training a point is responsible for segments whose farther end is at
-            least ``low`` and at most ``high`` away.
+        low, high: ``[N]``, in grid steps: the range of distances to the farther end of a point's segments.
         sizes: the number of points of each level.
     """
 
@@ -43,7 +42,6 @@ class Points:
         ranges: Sequence[tuple[float, float]],
         device: torch.device | None = None,
     ) -> Points:
-        """The points of levels with ``sizes`` positions at ``strides``, responsible for ``ranges`` (low, high)."""
         counts = torch.tensor(sizes)
         levels = torch.tensor([(stride, *limits) for stride, limits in zip(strides, ranges, strict=True)])
         stride, low, high = levels.float().repeat_interleave(counts, dim=0).unbind(1)
@@ -63,13 +61,13 @@ class Points:
 
 
 class Prediction(NamedTuple):
-    """What a detector says about a batch of windows; N points, K classes.
+    """The output of a detector for a batch of windows; N points, K classes.
 
     Args:
         logits: ``[B, N, K]``.
         distances: to the start and to the end of the action, in strides of the point, >= 0: ``[B, N, 2]``, or
             ``[B, N, K, 2]`` where they depend on the class.
-        mask: bool ``[B, N]``; the rest are points in the padding, whose values mean nothing.
+        mask: bool ``[B, N]``; false in the padding, where values mean nothing.
         points: where the N points lie.
     """
 
@@ -80,12 +78,11 @@ class Prediction(NamedTuple):
 
 
 class RecoveringReLU(torch.autograd.Function):
-    """ReLU of channels ``[..., C]``, whose gradient reaches a channel that would get none.
+    """ReLU of channels ``[..., C]``, with a gradient for a channel that would get none.
 
-    Where a channel is negative at all points that have a gradient, it passes at those where a step against it makes
-    the channel larger; everywhere else this is the plain ReLU, forwards and backwards. One network in sixteen begins
-    with a distance that is cut off at nearly all points (its inputs, all positive, decide the sign together); it could
-    stay so to the end, and the network found no start (or no end) of any action.
+    Where a channel is negative at all points that have a gradient, it passes where a step makes the channel larger. One
+    network in sixteen begins with a distance that is cut off at nearly all points, and without this could find no start
+    (or no end) of any action.
     """
 
     @staticmethod
@@ -103,13 +100,12 @@ class RecoveringReLU(torch.autograd.Function):
 class Tower(nn.Module):
     """Convolutions and an output layer, the same for every level."""
 
-    def __init__(self, channels: int, outputs: int, *, convs: int, kernel_size: int) -> None:
+    def __init__(self, channels: int, outputs: int, *, convs: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.convs = nn.ModuleList(MaskedConv(channels, channels, kernel_size=kernel_size) for _ in range(convs))
         self.output = nn.Conv1d(channels, outputs, kernel_size, padding=kernel_size // 2)
 
     def fill_bias(self, value: float) -> None:
-        """Sets the bias of the output layer."""
         assert self.output.bias is not None
         nn.init.constant_(self.output.bias, value)
 
@@ -123,29 +119,26 @@ class Tower(nn.Module):
 
 
 class Head(nn.Module, ABC):
-    """Levels of a pyramid -> prediction.
+    """Levels of a pyramid -> prediction of K classes.
 
     Args:
-        classes: K.
         strides: of the levels, in grid steps.
         ranges: (low, high) of each level in grid steps, see :class:`Points`.
-
-    Raises:
-        ValueError: if these are not as many as the strides.
     """
 
     def __init__(self, classes: int, *, strides: Sequence[int], ranges: Sequence[tuple[float, float]]) -> None:
         super().__init__()
         self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
         if len(self.ranges) != len(self.strides):
-            raise ValueError(f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each")
+            raise ValueError(
+                f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each"
+            )
 
     @abstractmethod
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         """The logits and distances of a :class:`Prediction` at the points of all levels."""
 
     def forward(self, levels: Sequence[Level]) -> Prediction:
-        """``levels`` as a :class:`~bitad.models.pyramid.Pyramid` returns them, one for each stride."""
         logits, distances = self.predict(levels)
         sizes = [level.mask.shape[1] for level in levels]
         return Prediction(
@@ -157,13 +150,9 @@ class Head(nn.Module, ABC):
 
 
 class DetectionHead(Head):
-    """ActionFormer's head: one segment at each point.
+    """ActionFormer's head: one segment at each point; two towers of ``convs`` convolutions.
 
-    Args:
-        channels: of the levels.
-        classes, strides, ranges: see :class:`Head`.
-        convs, kernel_size: of the two towers.
-        prior_probability: what an untrained head says of every class at every point (Lin et al. 2017).
+    ``prior_probability`` is an untrained head's of every class at every point (Lin et al. 2017).
     """
 
     def __init__(
@@ -174,12 +163,10 @@ class DetectionHead(Head):
         strides: Sequence[int],
         ranges: Sequence[tuple[float, float]],
         convs: int = 2,
-        kernel_size: int = 3,
         prior_probability: float = 0.01,
     ) -> None:
         super().__init__(classes, strides=strides, ranges=ranges)
-        self.classification = Tower(channels, classes, convs=convs, kernel_size=kernel_size)
-        self.regression = Tower(channels, 2, convs=convs, kernel_size=kernel_size)
+        self.classification, self.regression = (Tower(channels, outputs, convs=convs) for outputs in (classes, 2))
         self.scales = nn.Parameter(torch.ones(len(strides)))
         self.classification.fill_bias(math.log(prior_probability / (1 - prior_probability)))
         self.regression.fill_bias(0.0)
@@ -188,7 +175,6 @@ class DetectionHead(Head):
     def from_config(
         cls, own: ActionFormerHeadConfig, config: Config, classes: int, strides: Sequence[int]
     ) -> DetectionHead:
-        """The head of a configuration (``own`` is its ``model.head``), for levels of these strides."""
         model = config.model
         return cls(
             model.channels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ class Output(NamedTuple):
     """The output of a network for a batch of windows.
 
     Args:
-        predictions: of each detector, on the clock of its view; fused where there is a fusion.
+        predictions: of each detector, on the clock of its view; fused if there is a fusion.
         own: the same before fusion.
         aligned: for each detector, the other detector's prediction on its clock; None where nothing is aligned.
     """
@@ -46,14 +46,11 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
-        """Detects in a batch of windows.
+        """Detects in a batch of windows; errors as :meth:`Detector.predict`.
 
         Args:
             views: the windows in each detector's view, see :meth:`Detector.predict`.
-            mask: bool ``[B, T]``, true at the real steps; the same for all views, whose padding is at the end.
-
-        Raises:
-            ValueError: views and mask do not fit the network or one another.
+            mask: bool ``[B, T]``, true at the real steps; the same for all views, with padding at the end.
         """
 
     @abstractmethod
@@ -61,10 +58,7 @@ class Network(nn.Module, ABC):
         """The same pyramids, heads and fusions (not copies), for features as input."""
 
     def share_frozen(self) -> None:
-        """Keeps one copy of the weights that are frozen and equal in all detectors: the pre-trained transformer.
-
-        Call this after the weights are loaded and moved to their device.
-        """
+        """Keeps one copy of frozen weights that are equal in all detectors; call it after loading them."""
         first, *others = self.parts.values()
         shared = dict(first.named_parameters())
         for name, parameter in (item for other in others for item in other.named_parameters()):
@@ -74,13 +68,7 @@ class Network(nn.Module, ABC):
 
 
 class Detector(Network):
-    """Backbone (or features from disk), pyramid and head.
-
-    Args:
-        backbone: frames -> features; None if the inputs are features.
-        pyramid: features -> levels.
-        head: levels -> prediction.
-    """
+    """Backbone (None if the inputs are features), pyramid and head."""
 
     def __init__(self, *, backbone: VideoBackbone | None, pyramid: Pyramid, head: Head) -> None:
         super().__init__()
@@ -118,7 +106,7 @@ class Detector(Network):
         return self.predict_features(self.features(inputs), mask)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """The pyramid's input ``[B, C, T]``; inputs and errors as :meth:`predict`."""
+        """The pyramid's input ``[B, C, T]``, from inputs as in :meth:`predict`."""
         if self.backbone is None and inputs.ndim != 3:
             raise ValueError(
                 f"inputs of shape {list(inputs.shape)} to a detector without a backbone; give features [B, C, T]"
@@ -127,7 +115,7 @@ class Detector(Network):
         return features
 
     def predict_features(self, features: Tensor, mask: Tensor) -> Prediction:
-        """Detects in features ``[B, C, T]``; mask and errors as :meth:`predict`."""
+        """Detects in features ``[B, C, T]``."""
         if mask.shape != (features.shape[0], features.shape[2]):
             raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
         prediction: Prediction = self.head(self.pyramid(features, mask))
@@ -145,8 +133,8 @@ class Side(nn.Module):
 
     Args:
         network: the detector.
-        cross_adapters: one after each block of its backbone, on the tokens of both sides (experiment 2x).
-        fusion: of this detector's prediction with the other's, on this detector's clock (experiments 3-x).
+        cross_adapters: one after each block of its backbone (experiment 2x).
+        fusion: with the other's prediction, on this detector's clock (experiments 3-x).
     """
 
     def __init__(
@@ -165,10 +153,12 @@ class Pair(Network):
         first: sees the windows in forward playback.
         second: sees them in reverse playback, or in forward playback too (the control).
         mirrored: whether the second view is the first view reversed.
-        align: how predictions are aligned, see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
+        align: see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
     """
 
-    def __init__(self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None) -> None:
+    def __init__(
+        self, first: Side, second: Side, *, mirrored: bool = True, align: Alignment | None = None
+    ) -> None:
         super().__init__()
         self.first, self.second = first, second
         self.mirrored, self.align = mirrored, align
@@ -190,7 +180,8 @@ class Pair(Network):
         return Pair(first, second, mirrored=self.mirrored, align=self.align)
 
     def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
-        own = self._own(views, mask)
+        features = zip(self.detectors, self._features(views, mask), strict=True)
+        own = tuple(detector.predict_features(one, mask) for detector, one in features)
         if self.align is None:
             return Output(own, own)
         other = tuple(aligned(one, how=self.align) if self.mirrored else one for one in reversed(own))
@@ -200,21 +191,13 @@ class Pair(Network):
         )
         return Output(fused, own, other)
 
-    def _own(self, views: Sequence[Tensor], mask: Tensor) -> tuple[Prediction, ...]:
-        """The prediction of each detector, before fusion."""
+    def _features(self, views: Sequence[Tensor], mask: Tensor) -> Iterable[Tensor]:
+        """The features of each detector; without cross adapters, computed one after the other."""
         one, two = self.sides
         if one.cross_adapters is None or two.cross_adapters is None:
-            return tuple(detector.predict(inputs, mask) for detector, inputs in zip(self.detectors, views, strict=True))
+            return (detector.features(inputs) for detector, inputs in zip(self.detectors, views, strict=True))
         assert one.network.backbone is not None  # cross adapters follow its blocks
         assert two.network.backbone is not None
-        features = joint_forward(
-            one.network.backbone,
-            two.network.backbone,
-            (views[0], views[1]),
-            mask,
-            (one.cross_adapters, two.cross_adapters),
-            mirrored=self.mirrored,
-        )
-        return tuple(
-            detector.predict_features(mine, mask) for detector, mine in zip(self.detectors, features, strict=True)
-        )
+        backbones, frames = (one.network.backbone, two.network.backbone), (views[0], views[1])
+        cross_adapters = one.cross_adapters, two.cross_adapters
+        return joint_forward(*backbones, frames, mask, cross_adapters, mirrored=self.mirrored)

@@ -1,15 +1,14 @@
-"""Feature pyramids: a window's features at every stride. Here are what all have in common, and ActionFormer's (Zhang et
-al. 2022, arXiv:2202.07925), of transformer blocks.
+"""Feature pyramids: a window's features at every stride; the base class, and ActionFormer's of transformer blocks
+(Zhang et al. 2022, arXiv:2202.07925).
 
 Convolutions embed the features, blocks relate them, and each further block halves the resolution; a layer norm per
-level ends it (OpenTAD's identity neck). Every position knows whether it is real or padding, and there are two
-ways to treat the padding:
+level ends it (OpenTAD's identity neck). There are two ways to treat padding:
 
-* ``"reference"``: as ActionFormer and OpenTAD do. The biases of the transformer blocks' first norm and of the levels'
-  norms make padded positions non-zero, and the next convolution carries them into the last real position. Published
-  weights were trained, and give their numbers, with it.
-* ``"strict"``: what stands in the padding never reaches a real position, so a window's result depends on its real
-  steps only. This is what makes a reversed window the exact mirror image of a forward one.
+* ``"reference"``: as ActionFormer and OpenTAD do. The biases of the blocks' first norm and of the levels' norms make
+  padded positions non-zero, and the next convolution carries them into the last real position. Published weights were
+  trained with it.
+* ``"strict"``: padding never reaches a real position. So a reversed window gives the exact mirror image of a forward
+  one.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ class MaskedConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 3) -> None:
         super().__init__()
-        # The norm's bias makes one here superfluous.
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = ChannelNorm(out_channels, eps=1e-6)
 
@@ -56,7 +54,7 @@ class MaskedConv(nn.Module):
 
 
 class AffineDropPath(nn.Module):
-    """Drop path behind a learned scale for each channel (LayerScale, Touvron et al. 2021); without one where None."""
+    """Drop path after LayerScale (Touvron et al. 2021), if not None."""
 
     def __init__(self, channels: int, *, drop_path: float, layer_scale: float | None) -> None:
         super().__init__()
@@ -68,8 +66,7 @@ class AffineDropPath(nn.Module):
 
 
 class ConvProjection(nn.Module):
-    """Queries, keys or values: a depthwise convolution, which also down-samples and tells neighbours apart (position
-    embeddings are rarely used), a layer norm, a linear map."""
+    """Queries, keys or values: a depthwise convolution, a layer norm, a linear map."""
 
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -78,26 +75,17 @@ class ConvProjection(nn.Module):
         self.pointwise = _pointwise(channels, channels)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x [B, C, T]`` and the mask of the *output* ``[B, T / stride]`` -> ``[B, C, T / stride]``."""
+        """``x [B, C, T]``, mask of the *output* ``[B, T / stride]`` -> ``[B, C, T / stride]``."""
         return self.pointwise(self.norm(self.depthwise(x) * mask[:, None]))
 
 
 class MaskedAttention(nn.Module):
-    """Multi-head self-attention over the real positions: all of them, or those within a window.
-
-    Args:
-        channels: C, a multiple of ``heads``.
-        stride: of the queries, keys and values.
-        window: how many positions each one sees, itself in the middle (odd); None: all.
-        dropout: rate on the output.
-    """
+    """Self-attention over the real positions, or those of an odd ``window`` around each."""
 
     def __init__(self, channels: int, heads: int, *, stride: int, window: int | None, dropout: float) -> None:
         super().__init__()
         self.heads, self.stride, self.window = heads, stride, window
-        self.query = ConvProjection(channels, stride=stride)
-        self.key = ConvProjection(channels, stride=stride)
-        self.value = ConvProjection(channels, stride=stride)
+        self.query, self.key, self.value = (ConvProjection(channels, stride=stride) for _ in range(3))
         self.proj = _pointwise(channels, channels)
         self.dropout = nn.Dropout(dropout)
 
@@ -118,12 +106,8 @@ class MaskedAttention(nn.Module):
 def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) -> Tensor:
     """Attention in which each position sees the real ones at most ``window // 2`` away.
 
-    The queries are cut into blocks, and each block meets only the keys it can reach: time and memory grow with
-    ``T * window``, not with ``T * T``.
-
-    Args:
-        q, k, v: ``[B, heads, T, C]``.
-        mask: bool ``[B, T]``. The result at masked positions is of no use.
+    Each block of queries meets only the keys it can reach: time and memory grow with ``T * window``, not ``T * T``.
+    ``q, k, v [B, heads, T, C]``, ``mask [B, T]``; padded results mean nothing.
     """
     reach, block, length = window // 2, max(window, 16), q.shape[2]
     tail = -length % block
@@ -145,28 +129,19 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) 
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block on ``[B, C, T]``; with ``stride`` 2 it halves T, and the skip path pools by maximum.
-
-    Args:
-        channels, heads: width and number of attention heads.
-        stride: 1 or 2.
-        window: see :class:`MaskedAttention`.
-        dropout: rate in the MLP and after the attention.
-        drop_path, layer_scale: see :class:`AffineDropPath`.
-        padding: see the module.
-    """
+    """Pre-norm transformer block on ``[B, C, T]``; with ``stride`` 2, it halves T."""
 
     def __init__(
         self,
         channels: int,
         heads: int,
         *,
-        stride: int = 1,
-        window: int | None = None,
-        dropout: float = 0.0,
-        drop_path: float = 0.1,
-        layer_scale: float | None = 1e-4,
-        padding: Padding = "reference",
+        stride: int,
+        window: int | None,
+        dropout: float,
+        drop_path: float,
+        layer_scale: float | None,
+        padding: Padding,
     ) -> None:
         super().__init__()
         self.stride, self.strict = stride, padding == "strict"
@@ -197,8 +172,7 @@ class TransformerBlock(nn.Module):
 def halved(x: Tensor, mask: Tensor, *, strict: bool) -> Level:
     """Every second position, the maximum of three: ``x [B, C, T]``, ``mask [B, T]`` -> a level of T / 2.
 
-    Args:
-        strict: padding has no part in the maximum, and comes out as 0; otherwise it counts with its values.
+    With ``strict``, padding has no part in the maximum, and becomes 0.
     """
     if not strict:
         return Level(F.max_pool1d(x, 3, stride=2, padding=1), mask[:, ::2])
@@ -208,12 +182,11 @@ def halved(x: Tensor, mask: Tensor, *, strict: bool) -> Level:
 
 
 class PyramidOptions(TypedDict, total=False):
-    """What every :class:`Pyramid` takes beside its own options."""
+    """The options of every :class:`Pyramid`."""
 
     max_length: Required[int]
     levels: int
     embed_convs: int
-    kernel_size: int
     stem_blocks: int
     position_embedding: bool
     input_dropout: float
@@ -225,20 +198,15 @@ class Pyramid(nn.Module):
     """Features of a window -> a list of levels; level l has the stride ``2**l``.
 
     Args:
-        in_channels: of the features.
         channels: C, of every level.
         stem: makes a block at full resolution.
         branch: makes the block that halves the resolution and ends in a level, from 1 on.
         length_multiple: inputs longer than ``max_length`` are padded to a multiple of it.
         max_length: T in grid steps; shorter inputs are padded to it.
-        levels: how many.
-        embed_convs, kernel_size: of the embedding.
         stem_blocks: blocks at full resolution.
-        position_embedding: add a sinusoid over the T positions, scaled by 1/sqrt(C), to what the stem sees; longer
-            inputs get it stretched.
-        input_dropout: rate at which whole channels of the features are dropped.
-        level_norms: end each level with a layer norm; without, as ActionFormer's ``fpn_with_ln: false``, a level is
-            what its block returns.
+        position_embedding: add a sinusoid, scaled by 1/sqrt(C), to the stem's input; longer inputs get it stretched.
+        input_dropout: rate at which channels of the features are dropped.
+        level_norms: end each level with a layer norm (ActionFormer's ``fpn_with_ln``).
         padding: see the module.
 
     Raises:
@@ -256,7 +224,6 @@ class Pyramid(nn.Module):
         max_length: int,
         levels: int = 6,
         embed_convs: int = 2,
-        kernel_size: int = 3,
         stem_blocks: int = 2,
         position_embedding: bool = False,
         input_dropout: float = 0.0,
@@ -275,10 +242,12 @@ class Pyramid(nn.Module):
                 f"window {max_length} is not a multiple of the coarsest stride {self.strides[-1]}; use {nearest}"
             )
         self.input_dropout = nn.Dropout1d(input_dropout)
-        table = sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
+        table = (
+            sinusoid_table(max_length, channels).transpose(1, 2) / channels**0.5 if position_embedding else None
+        )
         self.register_buffer("positions", table, persistent=False)  # [1, C, T], a constant
         self.embed = nn.ModuleList(
-            MaskedConv(channels if i else in_channels, channels, kernel_size=kernel_size) for i in range(embed_convs)
+            MaskedConv(channels if i else in_channels, channels) for i in range(embed_convs)
         )
         self.stem = nn.ModuleList(stem() for _ in range(stem_blocks))
         self.branch = nn.ModuleList(branch(level) for level in range(1, levels))
@@ -287,17 +256,17 @@ class Pyramid(nn.Module):
         )
 
     def padded_length(self, length: int) -> int:
-        """The number of level-0 positions that an input of ``length`` grid steps gets."""
+        """The number of level-0 positions of an input of ``length`` grid steps."""
         if length <= self.max_length:
             return self.max_length
         return -(-length // self.length_multiple) * self.length_multiple
 
     def project(self, features: Tensor, mask: Tensor) -> list[Level]:
-        """The levels before their norms. Arguments as in :meth:`forward`."""
+        """The levels before their norms."""
         if features.shape[1] != self.in_channels:
             raise ValueError(
                 f"features have {features.shape[1]} channels, the pyramid takes {self.in_channels}; "
-                "set its input width to that of the features"
+                "set data.feature_channels"
             )
         pad = self.padded_length(features.shape[2]) - features.shape[2]
         x, mask = F.pad(features, (0, pad)), F.pad(mask, (0, pad))
@@ -323,15 +292,7 @@ class Pyramid(nn.Module):
         return F.interpolate(table, size=length, mode="linear", align_corners=False)
 
     def forward(self, features: Tensor, mask: Tensor) -> list[Level]:
-        """Builds the pyramid.
-
-        Args:
-            features: ``[B, in_channels, T]``.
-            mask: bool ``[B, T]``, true at the window's real steps; at least one a sample.
-
-        Returns:
-            finest level first: features ``[B, C, T_l]``, mask ``[B, T_l]``, with ``T_0 = padded_length(T)``.
-        """
+        """Features ``[B, in_channels, T]``, mask ``[B, T]`` -> levels, finest first, ``T_0 = padded_length(T)``."""
         levels = [
             Level(norm(x), mask) for norm, (x, mask) in zip(self.norms, self.project(features, mask), strict=True)
         ]
@@ -341,7 +302,7 @@ class Pyramid(nn.Module):
 
 
 def options_of(config: Config) -> PyramidOptions:
-    """Those that a configuration gives to the pyramid of any type."""
+    """The options in a configuration."""
     model = config.model
     return {
         "max_length": config.window.steps,
@@ -358,14 +319,7 @@ def options_of(config: Config) -> PyramidOptions:
 class FeaturePyramid(Pyramid):
     """ActionFormer's pyramid, of transformer blocks.
 
-    Args:
-        in_channels, channels, options: see :class:`Pyramid`.
-        heads: attention heads.
-        window: attention window in positions of its level: one for all levels, or one a level; None sees everything.
-        dropout, drop_path, layer_scale: see :class:`TransformerBlock`.
-
-    Raises:
-        ValueError: for sizes that do not fit together.
+    ``window`` is the attention window in positions, of all levels or each; None sees everything.
     """
 
     def __init__(
@@ -414,7 +368,6 @@ class FeaturePyramid(Pyramid):
 
     @classmethod
     def from_config(cls, own: TransformerPyramidConfig, config: Config, in_channels: int) -> FeaturePyramid:
-        """The pyramid of a configuration; ``own`` is its ``model.pyramid``."""
         model = config.model
         return cls(
             in_channels,
@@ -429,7 +382,7 @@ class FeaturePyramid(Pyramid):
 
 
 def _pointwise(in_channels: int, out_channels: int) -> nn.Conv1d:
-    """A linear map of the channels of ``[B, C, T]``; its bias starts at zero, as in ActionFormer."""
+    """A linear map of the channels; its bias starts at zero, as in ActionFormer."""
     conv = nn.Conv1d(in_channels, out_channels, 1)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

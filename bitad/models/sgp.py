@@ -83,7 +83,9 @@ class SgpBlock(nn.Module):
         self.wide = _depthwise(channels, wide_window, std=init_std)
         self.drop_path_out = AffineDropPath(channels, drop_path=drop_path, layer_scale=layer_scale)
         self.group_norm = MaskedGroupNorm(groups, channels)
-        self.mlp = nn.Sequential(nn.Conv1d(channels, mlp_channels, 1), nn.GELU(), nn.Conv1d(mlp_channels, channels, 1))
+        self.mlp = nn.Sequential(
+            nn.Conv1d(channels, mlp_channels, 1), nn.GELU(), nn.Conv1d(mlp_channels, channels, 1)
+        )
         self.drop_path_mlp = AffineDropPath(channels, drop_path=drop_path, layer_scale=layer_scale)
 
     def forward(self, x: Tensor, mask: Tensor) -> Level:  # [B, C, T], [B, T] -> [B, C, T / stride]
@@ -98,7 +100,9 @@ class SgpBlock(nn.Module):
             mean = y.mean(2, keepdim=True)
         branch = self.fc(y) * F.relu(self.phi(mean)) + (self.narrow(y) + self.wide(y)) * self.psi(y) + y
         x = x * keep + self.drop_path_out(branch)
-        x = x + self.drop_path_mlp(self.mlp(self.group_norm.masked(x, mask) if self.strict else self.group_norm(x)))
+        x = x + self.drop_path_mlp(
+            self.mlp(self.group_norm.masked(x, mask) if self.strict else self.group_norm(x))
+        )
         return Level(x * keep if self.strict else x, mask)
 
 

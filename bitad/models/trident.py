@@ -60,7 +60,9 @@ class TridentHead(Head):
             tower.fill_bias(0.0)
 
     @classmethod
-    def from_config(cls, own: TridentHeadConfig, config: Config, classes: int, strides: Sequence[int]) -> TridentHead:
+    def from_config(
+        cls, own: TridentHeadConfig, config: Config, classes: int, strides: Sequence[int]
+    ) -> TridentHead:
         """The head of a configuration (``own`` is its ``model.head``), for levels of these strides."""
         model = config.model
         return cls(

@@ -1,19 +1,17 @@
-"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602), as AdaTAD uses it (Liu et al. 2024,
-arXiv:2311.17241), with activation checkpointing.
+"""VideoMAE's vision transformer (Tong et al. 2022, arXiv:2203.12602) with the temporal adapters of AdaTAD (Liu et al.
+2024, arXiv:2311.17241), cross adapters between two networks, and activation checkpointing.
 
-A window of frames is cut into clips of 16 frames. A clip becomes tubelets of 2 frames x patch x patch pixels, and the
-transformer encodes each clip alone. Temporal adapters, at most two after each block, mix tokens over the time of the
-window; no other layer sees beyond its clip. The output is not normalised (the ``fc_norm`` of published files belongs to
-their classifier), and the bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
+The transformer encodes each clip of 16 frames alone. Adapters, at most two after each block, mix tokens over the time
+of the window. The output is not normalised (the ``fc_norm`` of published files belongs to their classifier), and the
+bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
 
-So adapters, which see the window, alternate with blocks, which see clips. :func:`run_checkpointed` runs the adapters of
-one block and the next block, and keeps only their input. The backward pass recomputes the adapters first;
-:func:`run_in_chunks` then recomputes the block a few clips at a time, so that only the activations of a few clips of
-one block exist at once.
+:func:`run_checkpointed` runs the adapters of one block and the next block, and keeps only their input. The backward
+pass recomputes the adapters first, then the block a few clips at a time (:func:`run_in_chunks`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -32,17 +30,16 @@ from bitad.runtime.environment import give_back_holes
 Result = TypeVar("Result")
 
 _aten = torch.ops.aten
-# `selective` keeps the output of attention: expensive to recompute, and no larger than its input. Layers before frozen
-# weights are cheap to recompute, and their outputs are three and four times as large.
+# `selective` keeps the output of attention: expensive to recompute, and no larger than its input.
 _ATTENTION = [
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
 ]
-
-
-# Whether this thread recomputes a function of `run_checkpointed`. Its output is then not used.
+# Attributes that hold adapters: the first and the second after a block, and those between two networks.
+_ADAPTERS = frozenset({"adapter", "bi_adapter", "cross_adapters"})
+# Whether this thread recomputes a function of `run_checkpointed`, without use for its output.
 _is_recomputing: ContextVar[bool] = ContextVar("is_recomputing", default=False)
 
 
@@ -65,15 +62,14 @@ def run_checkpointed(function: Callable[..., Result], *inputs: object, checkpoin
     return result
 
 
-def run_in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
-    """``module`` on ``size`` rows of x at a time; with checkpointing, the backward pass recomputes chunk by chunk.
-
-    Call it at the end of a function of :func:`run_checkpointed`. Rows must not depend on one another.
-    """
+def run_in_chunks(
+    module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing
+) -> Tensor:
+    """``module`` on ``size`` independent rows at a time, at the end of a function of :func:`run_checkpointed`."""
     chunks = x.split(size)
     if checkpointing == "none" or not torch.is_grad_enabled():
         return torch.cat([module(chunk) for chunk in chunks])
-    # The outer recomputation needs only the chunks; their own checkpoints then recompute what is inside, one by one.
+    # The outer recomputation needs only the chunks; their own checkpoints recompute what is inside.
     run = nn.Identity() if _is_recomputing.get() else module
     contexts = noop_context_fn
     if checkpointing == "selective":
@@ -82,7 +78,7 @@ def run_in_chunks(module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, c
 
 
 class TokenGrid(NamedTuple):
-    """The layout of a window's tokens: ``clips`` clips of ``time`` x ``height`` x ``width`` tokens each."""
+    """A window's tokens: ``clips`` clips of ``time`` x ``height`` x ``width``."""
 
     clips: int
     time: int
@@ -91,15 +87,79 @@ class TokenGrid(NamedTuple):
 
 
 def sinusoid_table(positions: int, dim: int) -> Tensor:
-    """Fixed position table ``[1, positions, dim]``: sines on even channels, cosines on odd (Vaswani et al. 2017)."""
+    """Sines on even channels, cosines on odd, ``[1, positions, dim]`` (Vaswani et al. 2017)."""
     channel = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(positions, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
     return table.float()[None]
 
 
+def is_adapter(name: str) -> bool:
+    """Whether the parameter with this dotted name belongs to an adapter."""
+    return not _ADAPTERS.isdisjoint(name.split("."))
+
+
+class TemporalAdapter(nn.Module):
+    """Mixes each token with its neighbours in time, across the clips of a window.
+
+    ``x + gamma * up(h + pointwise(depthwise(h)))`` with ``h = gelu(down(x))``; a new adapter changes nothing.
+
+    Args:
+        dim: C, width of the tokens.
+        reduction: the adapter works in ``dim // reduction`` channels.
+        kernel_size: of the temporal convolution, in tubelets; odd.
+    """
+
+    down_other: nn.Linear  # of cross adapters alone
+
+    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"adapter kernel {kernel_size} has no middle; use an odd size")
+        hidden = dim // reduction
+        self.down = nn.Linear(dim, hidden)
+        # In 2-D, it reads tokens in their memory layout: 10-20x faster on a CPU than 1-D.
+        self.depthwise = nn.Conv2d(hidden, hidden, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=hidden)
+        self.pointwise = nn.Linear(hidden, hidden)
+        self.up = nn.Linear(hidden, dim)
+        self.gamma = nn.Parameter(self.up.weight.new_ones(1))
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        nn.init.normal_(self.depthwise.weight, std=math.sqrt(2 / kernel_size))
+        nn.init.normal_(self.pointwise.weight, std=math.sqrt(2 / hidden))
+        for layer in (self.down, self.depthwise, self.pointwise, self.up):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor, grid: TokenGrid, other: Tensor | None = None) -> Tensor:
+        """Tokens ``[B * clips, t*h*w, C]`` -> the same shape; ``other``: see :class:`CrossAdapter`."""
+        narrow = self.down(x)
+        if other is not None:
+            narrow = narrow + self.down_other(other)
+        hidden = F.gelu(narrow)
+        # [B, C', time of the window, places]
+        h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(
+            0, 3, 1, 2
+        )
+        context = self.pointwise(self.depthwise(h).permute(0, 2, 3, 1)).reshape(hidden.shape)
+        # Gamma scales the weights: autograd would keep their larger output.
+        return x + F.linear(hidden + context, self.up.weight * self.gamma, self.up.bias * self.gamma)
+
+
+class CrossAdapter(TemporalAdapter):
+    """A temporal adapter that also takes the other network's tokens: ``h = gelu(down(x) + down_other(other))``.
+
+    Where these are 0, it is a temporal adapter.
+    """
+
+    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
+        super().__init__(dim, reduction=reduction, kernel_size=kernel_size)
+        self.down_other = nn.Linear(dim, dim // reduction, bias=False)
+        nn.init.trunc_normal_(self.down_other.weight, std=0.02)
+
+
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples (stochastic depth, Huang et al. 2016); identity in evaluation mode."""
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for samples."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -133,10 +193,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; its adapter and its second adapter (experiment 2) follow it, if given."""
+    """One pre-norm transformer block, and the adapters that follow it."""
 
-    # Output of the widest layer for a chunk of clips on a CPU. The activations of a few clips stay in the caches, and
-    # layers reuse their memory. None: all clips at once, as on a GPU.
+    # The widest layer's output for a chunk of clips on a CPU stays in the caches. None: all clips.
     chunk_bytes: int | None = 20 * 2**20
 
     def __init__(
@@ -160,12 +219,12 @@ class Block(nn.Module):
         self.bi_adapter = bi_adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block without its adapters, over each clip alone: tokens ``[n, t*h*w, C]`` -> the same shape."""
+        """The block without its adapters: tokens ``[n, t*h*w, C]`` -> the same shape."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def run_chunks(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
-        """:meth:`forward`; on a CPU, as many clips at a time as fit its caches."""
+        """:meth:`forward`, on a CPU as many clips at a time as fit its caches."""
         size = len(x)
         if x.device.type == "cpu" and self.chunk_bytes is not None:
             give_back_holes()  # left by the block before
@@ -174,14 +233,14 @@ class Block(nn.Module):
         return run_in_chunks(self, x, size, checkpointing=checkpointing)
 
     def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The adapters, over the time of windows: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
+        """The adapters: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
         for adapter in (self.adapter, self.bi_adapter):
             if adapter is not None:
                 x = adapter(x, grid)
         return x
 
     def initialise(self) -> None:
-        """Truncated normal of 0.02 for linear maps, as VideoMAE; adapters initialise their own weights."""
+        """Truncated normal of 0.02 for linear maps, as VideoMAE."""
         for module in (*self.attn.modules(), *self.mlp.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -194,15 +253,13 @@ class VisionTransformer(nn.Module):
 
     Args:
         dim, depth, heads, mlp_dim, patch_size: see :class:`VitSize`.
-        image_size: pixels of the square picture that the position table is for; for other sizes the table is resized
-            bicubically over space, as AdaTAD does (recomputing the sinusoid would not match).
+        image_size: pixels of the position table's square picture; for other sizes it is resized bicubically.
         clip_frames: frames of one clip; a multiple of ``tubelet``.
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
-        adapters: one module for each block, or none for it; or None. Called as ``adapter(tokens, grid)``.
-        bi_adapters: the same, each after the block's adapter.
-        checkpointing: the activations to keep for the backward pass, which recomputes the others: all ("none"), the
-            blocks' inputs ("blocks"), or also the outputs of attention ("selective").
+        adapters, bi_adapters: for each block a module or None, called as ``adapter(tokens, grid)`` after it.
+        checkpointing: the backward pass recomputes all but the blocks' inputs ("blocks"), or all but these and the
+            outputs of attention ("selective").
     """
 
     def __init__(
@@ -224,9 +281,6 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of its {heads} attention heads")
-        for modules, what in ((adapters, "adapters"), (bi_adapters, "second adapters")):
-            if modules is not None and len(modules) != depth:
-                raise ValueError(f"{len(modules)} {what} for {depth} blocks; give one for each block")
         self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
         self.table_size = image_size // patch_size
         self.checkpointing: Checkpointing = checkpointing
@@ -253,10 +307,8 @@ class VisionTransformer(nn.Module):
         return table.permute(0, 2, 3, 1).flatten(0, 2)[None]
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``. One matrix product: faster on a CPU than conv3d.
-
-        As a strided convolution, it ignores pixels at the right and at the bottom that fill no patch.
-        """
+        """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``; ignores pixels that fill no patch."""
+        # One matrix product: faster on a CPU than conv3d.
         dt, p = self.tubelet, self.patch_size
         clips = clips[..., : clips.shape[3] // p * p, : clips.shape[4] // p * p]
         b, c, frames, height, width = clips.shape
@@ -265,14 +317,11 @@ class VisionTransformer(nn.Module):
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
     def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
-        """The input of the first block: tokens ``[B * clips_per_window, t*h*w, C]``, and their layout.
-
-        Arguments and errors as :meth:`forward`.
-        """
+        """The input of the first block: tokens ``[B * clips_per_window, t*h*w, C]``, and their layout."""
         if clips.shape[2] != self.clip_frames or min(clips.shape[3:]) < self.patch_size:
             raise ValueError(
-                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; the backbone takes "
-                f"{self.clip_frames} frames and sides of at least {self.patch_size} pixels"
+                f"clips of {clips.shape[2]} frames of {clips.shape[3]}x{clips.shape[4]} pixels; "
+                f"the backbone takes {self.clip_frames} frames and sides of at least {self.patch_size} pixels"
             )
         tokens = self.embed(clips)
         _, time, height, width, _ = tokens.shape
@@ -283,8 +332,7 @@ class VisionTransformer(nn.Module):
         """Encodes clips.
 
         Args:
-            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised, the clips of a window in order of time;
-                T = ``clip_frames``; H and W should be multiples of the patch size, see :meth:`embed`.
+            clips: float ``[B * clips_per_window, 3, T, H, W]``, normalised, the clips of a window in order of time.
             clips_per_window: consecutive clips that the adapters see as one window.
 
         Returns:

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config.experiments import EXPERIMENTS, RESULTS_OF_PAIRS
 from bitad.config.loading import differences, load_config
-from bitad.config.names import MergeMethod
+from bitad.config.names import EXPERIMENTS, RESULTS_OF_PAIRS, MergeMethod
 from bitad.config.schema import Config
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
 from bitad.data.sources import read_test_ground_truth
+from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
-from bitad.reports.tables import Cell, Table, evaluation_notes
+from bitad.reports.page import Kind, page_videos, write_report
+from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
+from bitad.reports.tables import Cell, Row, Table, evaluation_notes, sensitivity_table
+from bitad.runtime.distributed import Ranks
 from bitad.training.metrics import METRICS, read_metrics
+from bitad.video.names import VideoFinder
+from bitad.weights.checkpoint import load_checkpoint
 
-# The file that earlier versions wrote for the second network of a control, although it is in forward time.
+# The file that earlier versions wrote for the second network of a control.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
 
-
-def label_of(config: Config) -> str:
-    """The name of a run in tables, without its seed: "F", "B", "3-1", "3-1, naive, random", ..."""
-    if config.design.networks == 1:
-        return "F" if config.direction == "forward" else "B"
-    words = (
-        (config.pair.second == "forward", "two forward networks"),
-        (config.pair.align == "naive", "naive"),
-        (config.pair.fusion_init == "random", "random"),
-        (config.pair.train_detector, "detector too"),
-    )
-    return ", ".join([config.experiment, *(word for holds, word in words if holds)])
+# Groups of results.
+BASELINES = "baselines"
+UNTRAINED = "no training"
+TRAINED_PAIRS = "experiments"
+VARIANTS = "ablations and controls"
+GROUPS = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,7 @@ class Run:
 
     @staticmethod
     def read(directory: Path) -> Run:
-        """The run in a directory.
-
-        Raises:
-            FileNotFoundError: it is not a run directory.
-            ConfigError: its configuration is invalid.
-        """
+        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_config``."""
         if not (directory / "config.yaml").is_file():
             raise FileNotFoundError(
                 f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
@@ -61,75 +57,57 @@ class Run:
 
     @property
     def label(self) -> str:
-        return label_of(self.config)
-
-    @property
-    def is_ablation(self) -> bool:
-        """Whether it differs from the defaults of its experiment."""
-        return self.config.design.networks == 2 and self.config.variant != self.config.experiment
-
-    @property
-    def rank(self) -> tuple[bool, int, str]:
-        """The sort key in tables: baselines, experiments in their order, then ablations and controls."""
+        """The name in tables, without the seed: "F", "B", "3-1", "3-1, naive, random", ..."""
         config = self.config
-        return self.is_ablation, list(EXPERIMENTS).index(config.experiment), config.variant
+        if config.design.networks == 1:
+            return "F" if config.direction == "forward" else "B"
+        words = (
+            (config.pair.second == "forward", "two forward networks"),
+            (config.pair.align == "naive", "naive"),
+            (config.pair.fusion is not None, f"{config.pair.fusion} fusion"),
+            (config.pair.fusion_init == "random", "random"),
+            (config.pair.train_detector, "detector too"),
+        )
+        return ", ".join([config.experiment, *(word for holds, word in words if holds)])
+
+    @property
+    def group(self) -> str:
+        """The group in tables; ablations and controls differ from the defaults of their experiment."""
+        config = self.config
+        if config.design.networks == 1:
+            return BASELINES
+        return TRAINED_PAIRS if config.variant == config.experiment else VARIANTS
 
     def detection_files(self) -> dict[str, Path]:
-        """The detection files by the name of their result; one network has one, named "".
-
-        Raises:
-            FileNotFoundError: one is missing.
-        """
-        names = (
-            {"": "detections.json"} if self.config.design.networks == 1 else RESULTS_OF_PAIRS[self.config.pair.second]
-        )
-        files = {what: self.directory / name for what, name in names.items()}
-        for what, name in names.items():
-            if not files[what].is_file() and (earlier := self.directory / _EARLIER.get(name, name)).is_file():
-                files[what] = earlier
-        for path in files.values():
-            if not path.is_file():
+        """The detection files by the name of their result; one network has one, named ""."""
+        names: Mapping[str, str] = {"": "detections.json"}
+        if self.config.design.networks == 2:
+            names = RESULTS_OF_PAIRS[self.config.pair.second]
+        files = {}
+        for result, name in names.items():
+            path = self.directory / name
+            earlier = self.directory / _EARLIER.get(name, name)
+            files[result] = path if path.is_file() else earlier
+            if not files[result].is_file():
                 raise FileNotFoundError(
-                    f"run {self.directory} has no {path.name} yet; finish its training first (bitad train ... --resume)"
+                    f"run {self.directory} has no {name} yet; finish its training first (bitad train ... --resume)"
                 )
         return files
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of its ``metrics.jsonl``, if there is one. Raises as ``read_metrics``."""
+        """The records of its ``metrics.jsonl``, if there is one."""
         path = self.directory / METRICS
         return read_metrics(path) if path.is_file() else []
 
-    def ground_truth(self) -> Annotations:
-        """The annotations of its test subset.
-
-        Raises:
-            FileNotFoundError: the annotation file does not exist.
-            ValueError: it cannot be read, or no video is in the test subset.
-        """
-        data = self.config.data
-        for path in (data.annotations, data.classes):
-            if path is not None and not path.is_file():
-                raise FileNotFoundError(
-                    f"the ground truth of run {self.directory}, {path}, does not exist; run this command "
-                    "where the run was trained, or correct its config.yaml"
-                )
-        return read_test_ground_truth(self.config)
+    def losses(self) -> list[dict[str, Any]]:
+        """Those of its training steps."""
+        return [record for record in self.records() if record["kind"] == "training"]
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs in the order of tables.
-
-    Raises:
-        FileNotFoundError: as ``Run.read``.
-        ValueError: no run, a directory given twice, or two runs of one name, variant and seed.
-    """
+    """The runs in the order of tables; raises ValueError for two of one name, variant and seed."""
     if not directories:
         raise ValueError("no runs to compare; give at least one run directory")
-    seen: set[Path] = set()
-    for directory in directories:
-        if directory.resolve() in seen:
-            raise ValueError(f"run {directory} is given twice; give it once")
-        seen.add(directory.resolve())
     runs = [Run.read(directory) for directory in directories]
     known: dict[tuple[str, str, int], Run] = {}
     for run in runs:
@@ -140,74 +118,59 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
                 f"{first.directory} and {run.directory} are both {config.name}-{config.variant} with seed "
                 f"{config.seed}; leave one out, or train it with another name or seed"
             )
-    return sorted(runs, key=lambda run: (run.rank, run.config.name, run.config.seed))
+
+    def place(run: Run) -> tuple[Any, ...]:
+        number = list(EXPERIMENTS).index(run.config.experiment)
+        return run.group == VARIANTS, number, run.config.variant, run.config.name, run.config.seed
+
+    return sorted(runs, key=place)
 
 
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
-    """The ground truth of all runs.
-
-    Raises:
-        ValueError: the runs were tested on different videos, segments or classes, or at different tIoU.
-    """
-    first, *others = runs
-    truths: dict[tuple[Any, ...], Annotations] = {}
-
-    def truth_of(run: Run) -> Annotations:
-        data = run.config.data
-        key = (data.annotations, data.classes, data.test_subset)
-        if key not in truths:
-            truths[key] = run.ground_truth()
-        return truths[key]
-
-    for run in others:
-        if run.config.test.tiou != first.config.test.tiou:
+    """The test subset of all runs; raises ValueError if they differ in videos, segments, classes or tIoU."""
+    truths: dict[tuple[object, ...], Annotations] = {}
+    first = runs[0]
+    for run in runs:
+        data, test = run.config.data, run.config.test
+        key = (data.annotations, data.classes, data.test_subset, data.class_agnostic, test.video_scores)
+        try:
+            truth = truths[key] = truths.get(key) or read_test_ground_truth(run.config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"run {run.directory}: {error} in its config.yaml") from None
+        common = next(iter(truths.values()))
+        if test.tiou != first.config.test.tiou or _contents(truth) != _contents(common):
             raise ValueError(
-                f"run {first.directory} was tested at tIoU {_tiou(first)}, run {run.directory} at "
-                f"{_tiou(run)}; compare runs that were tested in the same way"
+                f"run {run.directory} was tested on {_test_of(run)}, run {first.directory} on {_test_of(first)}; "
+                "compare runs of one test set and tIoU"
             )
-        if _contents(truth_of(run)) != _contents(truth_of(first)):
-            mine, its = first.config.data, run.config.data
-            raise ValueError(
-                f"run {first.directory} was tested on different ground truth ({mine.annotations}, subset "
-                f"{mine.test_subset}) than run {run.directory} ({its.annotations}, subset {its.test_subset}); compare "
-                "runs of one test set"
-            )
-    return truth_of(first)
+    return common
 
 
-def _tiou(run: Run) -> str:
-    return ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
+def _test_of(run: Run) -> str:
+    data = run.config.data
+    tiou = ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
+    return f"subset {data.test_subset} of {data.annotations} at tIoU {tiou}"
 
 
 def _contents(truth: Annotations) -> tuple[Any, ...]:
-    def of_video(video: AnnotatedVideo) -> tuple[Any, ...]:
-        return video.name, video.duration_s, video.segments.tolist(), video.labels
+    videos = []
+    for video in truth.videos.values():
+        videos.append((video.name, video.duration_s, video.segments.tolist(), video.labels))
+    return truth.classes, sorted(videos)
 
-    return truth.classes, sorted(of_video(video) for video in truth.videos.values())
 
-
-BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS = "baselines", "no training", "experiments", "ablations and controls"
-
-# Keys in which runs of one row may differ although they have the same recipe.
+# Keys that are not part of a recipe.
 _NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A row of the comparison.
-
-    Args:
-        group: baselines, no training, experiments, or ablations and controls.
-        evaluations: by seed, or by both seeds of two fused baselines.
-        files: the detection files by seed, if they are from runs.
-        pair: whether two networks were trained together.
-    """
+    """A row of the comparison; evaluations are by seed, or by both seeds of two fused baselines."""
 
     label: str
     group: str
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    pair: bool = False
+    files: dict[str, Path] = field(default_factory=dict)  # of detections by seed, if they are from runs
 
     @property
     def averages(self) -> list[float]:
@@ -216,97 +179,83 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """The mean over seeds of the average mAP in percent."""
+        """The mean over seeds."""
         return float(np.mean(self.averages))
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the average mAP over seeds in percent points; None for one seed."""
+        """The standard deviation over seeds in percent points; None for one seed."""
         return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
-
-    @property
-    def map_per_tiou(self) -> list[float]:
-        """The mean over seeds of mAP at each tIoU in percent."""
-        per_seed = [100 * evaluation.map_per_tiou for evaluation in self.evaluations.values()]
-        means: list[float] = np.mean(per_seed, axis=0).tolist()
-        return means
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs with the same ground truth, and their results in the order of tables.
-
-    Args:
-        runs: in the order of tables.
-    """
+    """Runs with the same ground truth, and their results, both in the order of tables."""
 
     runs: tuple[Run, ...]
     truth: Annotations
     results: tuple[Result, ...]
 
-    @property
-    def best_baseline(self) -> Result | None:
-        """The better of F and B by its mean, if there is one."""
-        return max((r for r in self.results if r.group == BASELINES), key=lambda r: r.mean, default=None)
+    def best(self, *groups: str, label: str = "") -> Result | None:
+        """The best result of some groups, among those whose label begins with ``label``."""
+        results = (r for r in self.results if r.group in groups and r.label.startswith(label))
+        return max(results, key=lambda r: r.mean, default=None)
 
-    @property
-    def best_pair(self) -> Result | None:
-        """The best result of two networks trained together, if there is one."""
-        return max((r for r in self.results if r.pair), key=lambda r: r.mean, default=None)
+    def by_label(self) -> dict[str, list[Run]]:
+        """The seeds of each variant."""
+        runs: dict[str, list[Run]] = {}
+        for run in self.runs:
+            runs.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
+        return runs
 
     def table(self) -> Table:
         """Every result: mAP in percent at each tIoU and the average, mean and spread over seeds."""
+        rows: list[Row] = []
+        evaluations = {}
+        for r in self.results:
+            per_tiou = [100 * evaluation.map_per_tiou for evaluation in r.evaluations.values()]
+            means = np.mean(per_tiou, axis=0).tolist()
+            rows.append((r.label, *means, r.mean, r.spread, min(r.averages), len(r.evaluations)))
+            for seed, evaluation in r.evaluations.items():
+                evaluations[f"{r.label}, seed {seed}"] = evaluation
         tiou = self.runs[0].config.test.tiou
-        rows: list[tuple[Cell, ...]] = [
-            (r.label, *r.map_per_tiou, r.mean, r.spread, min(r.averages), len(r.evaluations)) for r in self.results
-        ]
-        measured = (*(f"{threshold:.4g}" for threshold in tiou), "average")
-        return Table(
-            "mAP (%)",
-            ("result", *measured, "spread", "lowest seed", "seeds"),
-            tuple(rows),
-            notes=(*self._column_notes(), *self._evaluation_notes(), *self._recipe_notes()),
-            best=measured if len(rows) > 1 else (),
-        )
+        measured = [*(f"{threshold:.4g}" for threshold in tiou), "average"]
+        about = evaluation_notes(evaluations, counts=False)
+        notes = [*self._column_notes(), *about, *self._recipe_notes()]
+        columns = ["result", *measured, "spread", "lowest seed", "seeds"]
+        return Table("mAP (%)", columns, rows, notes, best=measured if len(rows) > 1 else ())
 
     def loss_table(self) -> Table:
         """The first and last losses of the two networks of each variant; means over seeds."""
-        rows: list[tuple[Cell, ...]] = []
-        pairs = self._by_label(lambda run: run.config.design.networks == 2)
-        two_forward = any(run.config.pair.second == "forward" for runs in pairs.values() for run in runs)
-        names = ("first network", "second network") if two_forward else ("forward basis", "reverse basis")
-        for label, runs in pairs.items():
-            records = [found for run in runs if (found := _training_records(run))]
-            if records:
-                first = [found[0]["loss"] for found in records]
-                bases = [tuple(found[0]["losses"].values()) for found in records if found[0].get("losses")]
+        rows: list[Row] = []
+        names = ("forward basis", "reverse basis")
+        for label, runs in self.by_label().items():
+            if runs[0].group == BASELINES:
+                continue
+            if runs[0].config.pair.second == "forward":
+                names = ("first network", "second network")
+            seeds = [records for run in runs if (records := run.losses())]
+            if seeds:
+                first = [records[0] for records in seeds]
+                total = _mean([record["loss"] for record in first])
+                bases = [record["losses"].values() for record in first if record.get("losses")]
                 each = [_mean(column) for column in zip(*bases, strict=True)] or [None, None]
-                final = [np.mean([r["loss"] for r in found[-max(1, len(found) // 10) :]]) for found in records]
-                rows.append((label, _mean(first), *each, _mean(final), len(records)))
-        return Table(
-            "Training losses of two networks",
-            ("run", "first step", *(f"first, {name}" for name in names), "at the end", "seeds"),
-            tuple(rows),
-            notes=(
-                "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
-                "the mean over the last tenth of the recorded steps.",
-                *(
-                    "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."
-                    for row in rows
-                    if row[0] == "1-1"
-                ),
-            ),
-        )
-
-    def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """The records of the first seed with records of each variant, by group and label."""
-        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for label, runs in self._by_label(lambda run: True).items():
-            for run in runs:
-                if _training_records(run):
-                    found.setdefault(_group(run), {})[label] = run.records()
-                    break
-        return found
+                final = []
+                for records in seeds:
+                    last = records[-max(1, len(records) // 10) :]
+                    final.append(np.mean([record["loss"] for record in last]))
+                rows.append((label, total, *each, _mean(final), len(seeds)))
+        notes = [
+            "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
+            "the mean over the last tenth of the recorded steps."
+        ]
+        if any(row[0] == "1-1" for row in rows):
+            notes.append(
+                "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."
+            )
+        first_losses = (f"first, {name}" for name in names)
+        columns = ("run", "first step", *first_losses, "at the end", "seeds")
+        return Table("Training losses of two networks", columns, rows, notes)
 
     def json(self) -> dict[str, Any]:
         """All content, unrounded."""
@@ -333,113 +282,262 @@ class Comparison:
             "tables": [self.table().json(), self.loss_table().json()],
         }
 
-    def _by_label(self, wanted: Callable[[Run], bool]) -> dict[str, list[Run]]:
-        by_label: dict[str, list[Run]] = {}
-        for run in filter(wanted, self.runs):
-            by_label.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
-        return by_label
-
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
-        if any(len(r.evaluations) > 1 for r in self.results):
+        of_seeds = [r.label for r in self.results if len(r.evaluations) > 1]
+        if of_seeds:
             yield "Spread: the standard deviation (n - 1) of the average over seeds."
-        if any("another F" in r.label and len(r.evaluations) > 1 for r in self.results):
+        if any("another F" in label for label in of_seeds):
             yield "The control fuses the F of each seed with that of the next, so its pairs share networks."
-        if (best := self.best_baseline) and any(r.group != BASELINES for r in self.results):
+        if (best := self.best(BASELINES)) and any(r.group != BASELINES for r in self.results):
             less = "" if best.spread is None else f"; minus its spread: {best.mean - best.spread:.2f}"
             yield f"The best baseline is {best.label}: {best.mean:.2f}{less}."
 
-    def _evaluation_notes(self) -> list[str]:
-        return evaluation_notes(
-            {f"{r.label}, seed {seed}": e for r in self.results for seed, e in r.evaluations.items()}, counts=False
-        )
-
     def _recipe_notes(self) -> Iterator[str]:
         """The variants whose seeds were trained with different recipes."""
-        for label, runs in self._by_label(lambda run: True).items():
+        for label, runs in self.by_label().items():
             first, *others = (run.config.model_dump(mode="json") for run in runs)
-            keys = {
-                key for other in others for key, _, _ in differences(first, other) if not key.startswith(_NO_RECIPE)
-            }
+            keys = set()
+            for other in others:
+                for key, _, _ in differences(first, other):
+                    if not key.startswith(_NO_RECIPE):
+                        keys.add(key)
             if keys:
                 yield f"{label}: the seeds also differ in {', '.join(sorted(keys))}."
 
 
-def compare(runs: Sequence[Path], *, on_progress: Callable[[int, int], None] | None = None) -> Comparison:
+def compare(
+    runs: Sequence[Path],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
-    Late fusion merges the F and the B of each seed, by every method; its control merges the F of each seed and of the
-    next.
-
-    Args:
-        runs: run directories, in any order.
-        on_progress: called with (results evaluated, results in total).
+    Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
 
     Raises:
-        FileNotFoundError: a folder is not a run directory, or a run has no detections.
-        ValueError: a run is given twice, or runs were tested on different ground truth or at different tIoU.
+        FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
+        ValueError: a run is given twice, or runs were tested on different ground truth or tIoU.
     """
     found = read_runs(runs)
-    files = [(run, what, path) for run in found for what, path in run.detection_files().items()]
+    files = [(run, name, path) for run in found for name, path in run.detection_files().items()]
     truth = common_ground_truth(found)
-    tiou = found[0].config.test.tiou
     fusions = list(_fusions(found))
     results: dict[str, Result] = {}
     baselines: dict[Path, Detections] = {}
 
-    def add(row: Result, seed: str, detections: Detections) -> None:
-        row.evaluations[seed] = evaluate(truth, detections, tiou=tiou)
-        if on_progress is not None:
-            on_progress(sum(len(r.evaluations) for r in results.values()), len(files) + len(fusions))
+    def add(label: str, group: str, seed: str, detections: Detections) -> Result:
+        result = results.setdefault(label, Result(label, group))
+        result.evaluations[seed] = evaluate(truth, detections, tiou=found[0].config.test.tiou)
+        done = sum(len(r.evaluations) for r in results.values())
+        on_progress(done, len(files) + len(fusions))
+        return result
 
-    for run, what, path in files:
-        detections = under_names(read_detections(path).forward(), truth.videos, path)
+    for run, name, path in files:
+        detections = _read_forward(path, truth)
         require_any(detections, truth.videos, path, "the runs' ground truth")
-        label = _with_run_name(", ".join(filter(None, (run.label, what))), run, found)
-        row = results.setdefault(label, Result(label, _group(run), pair=bool(what)))
-        row.files[str(run.config.seed)] = path
-        add(row, str(run.config.seed), detections)
-        if not what:
+        label = _with_run_name(", ".join(filter(None, (run.label, name))), run, found)
+        seed = str(run.config.seed)
+        add(label, run.group, seed, detections).files[seed] = path
+        if run.group == BASELINES:
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
-        settings = one.config.test.nms.suppression
-        merged = merge(baselines[one.directory], baselines[other.directory], method=method, settings=settings)
-        add(results.setdefault(label, Result(label, UNTRAINED)), seeds, merged)
-    order = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
-    return Comparison(tuple(found), truth, tuple(sorted(results.values(), key=lambda r: order.index(r.group))))
+        sets = baselines[one.directory], baselines[other.directory]
+        merged = merge(*sets, method=method, settings=one.config.test.nms.suppression)
+        add(label, UNTRAINED, seeds, merged)
+    ordered = sorted(results.values(), key=lambda r: GROUPS.index(r.group))
+    return Comparison(tuple(found), truth, tuple(ordered))
+
+
+def _read_forward(path: Path, truth: Annotations) -> Detections:
+    """The detections of a file on the forward clock, with the video names of the ground truth."""
+    return under_names(read_detections(path).forward(), truth.videos, path)
 
 
 def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
     """The late fusions and controls of the baselines: label, seeds, both runs and the method."""
     for name in dict.fromkeys(run.config.name for run in runs):
-        mine = [run for run in runs if run.config.name == name and run.config.design.networks == 1]
-        forward = [run for run in mine if run.config.direction == "forward"]
-        reverse = {run.config.seed: run for run in mine if run.config.direction == "reverse"}
+        mine = [run for run in runs if run.config.name == name]
+        forward = [run for run in mine if run.label == "F"]
+        reverse = {run.config.seed: run for run in mine if run.label == "B"}
         following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
-        fused = [(run, reverse[run.config.seed]) for run in forward if run.config.seed in reverse]
+        fused = []
+        for run in forward:
+            if run.config.seed in reverse:
+                fused.append((run, reverse[run.config.seed]))
         controls = list(zip(forward, following, strict=False))
         for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
             for method in get_args(MergeMethod):
+                label = f"{title}, {method}"
                 for one, other in pairs:
                     seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
-                    yield _with_run_name(f"{title}, {method}", one, runs), " + ".join(seeds), one, other, method
-
-
-def _group(run: Run) -> str:
-    if run.config.design.networks == 1:
-        return BASELINES
-    return VARIANTS if run.is_ablation else TRAINED_PAIRS
+                    yield _with_run_name(label, one, runs), " + ".join(seeds), one, other, method
 
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
     """The label, with the name of the run if the runs have several names."""
-    return label if len({other.config.name for other in runs}) == 1 else f"{label} ({run.config.name})"
-
-
-def _training_records(run: Run) -> list[dict[str, Any]]:
-    return [record for record in run.records() if record["kind"] == "training"]
+    names = {other.config.name for other in runs}
+    return label if len(names) == 1 else f"{label} ({run.config.name})"
 
 
 def _mean(values: Sequence[float]) -> Cell:
     mean = float(np.mean(values))
     return mean if np.isfinite(mean) else "not finite"
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """The differences of results of two networks to the best baseline, late fusion and control.
+
+    The control is the same experiment with two forward networks, if there is one, or else late fusion of two F.
+    """
+    by_label = {result.label: result for result in comparison.results}
+    best = comparison.best(BASELINES)
+    late = comparison.best(UNTRAINED, label="late fusion")
+    two_forward = comparison.best(UNTRAINED, label="control")
+    rows: list[Row] = []
+    other_seeds: dict[str, int] = {}  # compared results with another number of seeds
+    for result in comparison.results:
+        if result.group != TRAINED_PAIRS:
+            continue
+        seeds = len(result.evaluations)
+        differences = []
+        for other in (best, late, by_label.get(_control_of(result.label), two_forward)):
+            differences.append(None if other is None else f"{result.mean - other.mean:+.2f}")
+            if other is not None and len(other.evaluations) != seeds:
+                other_seeds[other.label] = len(other.evaluations)
+        reaches = None
+        if best is not None:
+            reaches = "yes" if result.mean >= best.mean - (best.spread or 0.0) else "no"
+        rows.append((result.label, result.mean, *differences, reaches, seeds))
+    notes = []
+    compared = {
+        "Best baseline": best,
+        "Late fusion": late,
+        "Control without fusion": two_forward,
+    }
+    for name, other in compared.items():
+        if other is not None:
+            notes.append(f"{name}: {other.label}, {other.mean:.2f}.")
+    if controls := [label for label in map(_control_of, by_label) if label in by_label]:
+        notes.append(
+            f"Control of a fusion: the same experiment with two forward networks, such as {controls[0]!r}."
+        )
+    if other_seeds:
+        seeds_of = ", ".join(f"{label} {count}" for label, count in other_seeds.items())
+        notes.append(f"Not over the same seeds as the results compared with it: {seeds_of}.")
+    notes.append("Within spread: at least the best baseline minus its standard deviation over seeds.")
+    columns = ("− best baseline", "− late fusion", "− control", "within spread", "seeds")
+    return Table(
+        "Average mAP (%): difference to the baselines",
+        ("result", "average", *columns),
+        rows,
+        notes,
+    )
+
+
+def _control_of(label: str) -> str:
+    """The label of the control: "3-1, forward basis" -> "3-1, two forward networks, first network"."""
+    experiment, _, basis = label.partition(", ")
+    name = {"forward basis": "first network", "reverse basis": "second network"}.get(basis, basis)
+    return f"{experiment}, two forward networks, {name}"
+
+
+INTRODUCTION = """\
+F is a detector trained on forward playback, B one trained on reverse playback. Late fusion merges the detections of \
+both without training; the control merges those of two F with different seeds. A joint experiment is useful if it \
+beats both. It has three results: the forward basis, the reverse basis, and both merged."""
+
+
+def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
+    """The direction sensitivity by all compared baselines; tests F on reversed playback."""
+    truth = comparison.truth
+    detections: dict[str, list[Detections]] = {"F": [], "B": []}
+    reversed_playback = []
+    for run in comparison.runs:
+        if run.group == BASELINES:
+            detections[run.label].append(_read_forward(run.detection_files()[""], truth))
+    if not all(detections.values()):
+        raise ValueError("direction sensitivity needs runs of F and of B; give both")
+    for run in comparison.runs:
+        if run.label == "F":
+            checkpoint = load_checkpoint(run.directory)
+            reversed_playback.append(detect_on_reversed_playback(checkpoint, ranks))
+    return sensitivity(
+        truth,
+        forward=detections["F"],
+        backward=detections["B"],
+        reversed_playback=reversed_playback,
+        tiou=comparison.runs[0].config.test.tiou,
+    )
+
+
+def write_comparison(
+    out: Path,
+    comparison: Comparison,
+    sensitivity: Sensitivity | None = None,
+) -> Path:
+    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
+    tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
+    if sensitivity is not None:
+        tables.append(sensitivity_table(sensitivity))
+    shown: dict[str, tuple[Kind, Path]] = {}
+    for run in comparison.runs:
+        if run.group == BASELINES:
+            kind: Kind = "forward" if run.label == "F" else "reverse"
+            shown.setdefault(run.label, (kind, run.detection_files()[""]))
+    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
+        shown[best.label] = ("merged", next(iter(best.files.values())))
+    results = []
+    for label, (kind, path) in shown.items():
+        results.append((label, kind, _read_forward(path, comparison.truth)))
+    return write_report(
+        out,
+        title="BiTAD: runs compared",
+        introduction=INTRODUCTION,
+        tables=[table for table in tables if table.rows],
+        content=comparison.json(),
+        pictures=_draw(out, comparison, sensitivity),
+        videos=page_videos(comparison.truth, results, partial(_media, out, comparison)),
+    )
+
+
+def _draw(
+    out: Path,
+    comparison: Comparison,
+    sensitivity: Sensitivity | None,
+) -> list[tuple[str, str]]:
+    groups: dict[str, dict[str, list[float]]] = {}
+    for result in comparison.results:
+        groups.setdefault(result.group, {})[result.label] = result.averages
+    best = comparison.best(BASELINES)
+    reference = None if best is None else (best.label, best.mean)
+    plot_comparison(groups, out / "comparison.png", reference=reference)
+    caption = "Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline."
+    pictures = [(caption, "comparison.png")]
+    if sensitivity is not None:
+        plot_sensitivity(sensitivity, out / "sensitivity.png")
+        caption = "Average precision of each class, by its direction sensitivity."
+        pictures.append((caption, "sensitivity.png"))
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of the first seed, by group and label
+    for label, runs in comparison.by_label().items():
+        if trained := next((run for run in runs if run.losses()), None):
+            curves.setdefault(trained.group, {})[label] = trained.records()
+    for group, of_group in curves.items():
+        name = f"training-{group.replace(' ', '-')}.png"
+        plot_training_curves(of_group, out / name)
+        loss = "loss" if group == BASELINES else "loss (the sum of both networks)"
+        caption = f"Training of the {group}, the first seed of each: {loss} and average mAP."
+        pictures.append((caption, name))
+    return pictures
+
+
+def _media(out: Path, comparison: Comparison, name: str) -> str | None:
+    """The file of a video relative to the page, if it is in the page's folder."""
+    for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
+        if folder is not None and folder.is_dir():
+            find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
+            try:
+                return find(name).resolve().relative_to(out.resolve()).as_posix()
+            except (FileNotFoundError, ValueError):  # the folder lacks the video, or is elsewhere
+                continue
+    return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 import bitad
 from bitad.config.names import OnDecodeError
@@ -22,60 +22,35 @@ from bitad.video.writer import write_preview
 MAX_LINES = 3
 
 
-def write_srt(
-    path: Path,
-    segments: NDArray[np.float64],
-    labels: Sequence[str],
-    scores: NDArray[np.float64],
-    *,
-    min_score: float,
-) -> None:
+def write_srt(path: Path, track: Track, *, min_score: float) -> None:
     """Writes a SubRip file with cues that never overlap: a new cue begins wherever the detected classes change.
 
     A cue has a line for each class, the best-scored first, at most three.
-
-    Args:
-        segments: float64 ``[n, 2]``, start and end in seconds on the forward clock, in any order.
-        min_score: detections below it are left out.
-
-    Raises:
-        ValueError: columns of different lengths, or times that are not finite.
     """
-    if segments.shape != (len(labels), 2) or scores.shape != (len(labels),):
-        raise ValueError(
-            f"segments {segments.shape} and scores {scores.shape} do not match {len(labels)} labels;"
-            " give segments [n, 2], scores [n] and n labels"
-        )
-    if not np.isfinite(segments).all():
-        row = int(np.argmin(np.isfinite(segments).all(axis=1)))
-        raise ValueError(f"segment {row} is {segments[row].tolist()}; give finite times in seconds")
-    kept = np.flatnonzero(scores >= min_score)
-    kept = kept[np.argsort(-scores[kept], kind="stable")]  # the best first, also in every cue
-    times_ms = np.round(1000 * segments[kept].clip(min=0)).astype(np.int64)
-    names = [_plain(labels[i]) for i in kept.tolist()]
-    lines = [f"{name} {score:.2f}" for name, score in zip(names, scores[kept].tolist(), strict=True)]
+    assert track.scores is not None
+    kept = np.argsort(-track.scores, kind="stable")  # the best first, also in every cue
+    kept = kept[track.scores[kept] >= min_score]
+    starts, ends = np.round(1000 * track.segments[kept].clip(min=0)).astype(np.int64).T
+    names = [_plain(track.labels[i]) for i in kept]
+    scores = track.scores[kept]
     cues: list[tuple[int, int, str]] = []
-    boundaries = np.unique(times_ms)
-    for start, end in zip(boundaries[:-1].tolist(), boundaries[1:].tolist(), strict=True):
-        happening = np.flatnonzero((times_ms[:, 0] <= start) & (times_ms[:, 1] >= end))
+    for start, end in pairwise(np.unique([starts, ends]).tolist()):
         best: dict[str, str] = {}
-        for i in happening:
-            best.setdefault(names[i], lines[i])
+        for i in np.flatnonzero((starts <= start) & (ends >= end)):
+            best.setdefault(names[i], f"{names[i]} {scores[i]:.2f}")
         text = "\n".join(list(best.values())[:MAX_LINES])
         if cues and cues[-1][1:] == (start, text):
             start = cues.pop()[0]
         if text:
             cues.append((start, end, text))
-    blocks = [
-        f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n"
-        for number, (start, end, text) in enumerate(cues, start=1)
-    ]
+    blocks = []
+    for number, (start, end, text) in enumerate(cues, start=1):
+        blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n")
     with atomic_write(path) as partial_file:
         partial_file.write_text("\n".join(blocks), encoding="utf-8")
 
 
 def _clock(milliseconds: int) -> str:
-    """``hh:mm:ss,mmm``."""
     seconds, milliseconds = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -87,9 +62,7 @@ def _plain(label: str) -> str:
     return printable(" ".join(label.split())).replace("<", "‹").replace(">", "›")
 
 
-# Marks the detections.json of a report.
-_MADE_BY = "made_by"
-_DETECT = "bitad detect"
+_MARK = {"made_by": "bitad detect"}  # in the detections.json of a report
 _PAGE, _MEDIA = "index.html", "media"
 
 
@@ -101,13 +74,7 @@ def check_detection_report(
     overwrite: bool = False,
     inputs: Iterable[Path] = (),
 ) -> None:
-    """Checks, before anything is detected, that :func:`write_detection_report` can and may write its files.
-
-    Args:
-        videos: the files, by name.
-        min_score: of subtitles and page.
-        overwrite: replace the files of an earlier report; other files are never replaced.
-        inputs: other files that are read.
+    """Checks in advance that :func:`write_detection_report` can and may write its files.
 
     Raises:
         ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
@@ -124,67 +91,48 @@ def check_detection_report(
             f"{shortlist(existing, most=1)} would be overwritten; choose another --out, or replace the files of an "
             "earlier `bitad detect` with --overwrite"
         )
-    own = _earlier_files(out)
-    if foreign := [path for path in existing if path not in own]:
-        raise ValueError(f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out")
+    if foreign := [path for path in existing if path not in _earlier_files(out)]:
+        raise ValueError(
+            f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out"
+        )
 
 
 def write_detection_report(
-    out: Path, detections: Detections, videos: Mapping[str, Path], *, min_score: float, damaged: OnDecodeError = "error"
+    out: Path,
+    detections: Detections,
+    videos: Mapping[str, Path],
+    *,
+    min_score: float,
+    damaged: OnDecodeError = "error",
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
-    The page shows previews, because browsers do not play every video. Other files of an earlier report are removed.
-
-    Args:
-        videos: the files of the detections' videos, by name.
-        min_score: of the subtitles, and initially of the page.
-        damaged: what to do with frames of a preview that cannot be decoded.
-
-    Returns:
-        the page, and for each video without a preview the reason.
+    Browsers do not play every video, but they play the previews. Other files of an earlier report are removed.
+    Returns the page, and for each video without a preview the reason.
     """
     earlier = _earlier_files(out)
-    details = {_MADE_BY: _DETECT, "version": bitad.__version__} | detections.details
+    details = {**_MARK, "version": bitad.__version__} | detections.details
     write_detections(replace(detections, details=details), out / "detections.json")
-    tracks = {}
-    for name in detections.videos:
-        track = tracks[name] = Track.of("Detections", "detection", detections, name)
-        assert track.scores is not None
-        write_srt(out / f"{name}.srt", track.segments, track.labels, track.scores, min_score=min_score)
-    without = dict(_write_previews(out, detections.videos, videos, damaged))
-    page = out / _PAGE
-    best = float(np.max(detections.scores, initial=0.0))
-    write_page(
-        page,
-        title="Detected actions",
-        introduction=f"Classes: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}.",
-        videos=[
-            PageVideo(
-                name,
-                None if name in without else f"{_MEDIA}/{name}.mp4",
-                detections.durations_s[name],
-                [track],
-            )
-            for name, track in tracks.items()
-        ],
-        min_score=min_score,
-    )
-    for path in set(earlier) - set(_files(out, set(detections.videos) - without.keys())):
-        path.unlink()
-    return page, without
-
-
-def _write_previews(
-    out: Path, names: Iterable[str], videos: Mapping[str, Path], damaged: OnDecodeError
-) -> Iterator[tuple[str, str]]:
-    """Writes previews; yields the videos whose preview failed, and the reasons."""
-    for name in names:
+    tracks = {name: Track.of("Detections", "detection", detections, name) for name in detections.videos}
+    for name, track in tracks.items():
+        write_srt(out / f"{name}.srt", track, min_score=min_score)
+    without: dict[str, str] = {}
+    on_page = []
+    for name, track in tracks.items():
+        media: str | None = f"{_MEDIA}/{name}.mp4"
         try:
             with progress_callback(f"preview of {name}") as on_progress:
                 write_preview(videos[name], out / _MEDIA / f"{name}.mp4", damaged=damaged, on_progress=on_progress)
         except (OSError, ValueError) as error:
-            yield name, str(error)
+            media, without[name] = None, str(error)
+        on_page.append(PageVideo(name, media, detections.durations_s[name], [track]))
+    best = float(np.max(detections.scores, initial=0.0))
+    introduction = f"Classes: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}."
+    page = out / _PAGE
+    write_page(page, title="Detected actions", introduction=introduction, videos=on_page, min_score=min_score)
+    for path in set(earlier) - set(_files(out, set(detections.videos) - without.keys())):
+        path.unlink()
+    return page, without
 
 
 def _earlier_files(out: Path) -> list[Path]:
@@ -193,14 +141,17 @@ def _earlier_files(out: Path) -> list[Path]:
         found = read_detections(out / "detections.json")
     except (OSError, ValueError):
         return []
-    if found.details.get(_MADE_BY) != _DETECT:
+    if not _MARK.items() <= found.details.items():
         return []
     # The file may come from anyone: it must not name files outside the folder, or a page of something else.
     names = [name for name in found.videos if name == Path(name).name]
-    return [path for path in _files(out, names) if path.is_file() and (path.name != _PAGE or is_own_page(path))]
+    files = [path for path in _files(out, names) if path.is_file()]
+    return [path for path in files if path.name != _PAGE or is_own_page(path)]
 
 
 def _files(out: Path, names: Iterable[str]) -> list[Path]:
     """The files of a report on these videos."""
-    of_videos = [path for name in names for path in (out / f"{name}.srt", out / _MEDIA / f"{name}.mp4")]
-    return [out / "detections.json", out / _PAGE, *of_videos]
+    files = [out / "detections.json", out / _PAGE]
+    for name in names:
+        files += [out / f"{name}.srt", out / _MEDIA / f"{name}.mp4"]
+    return files

@@ -6,16 +6,17 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bitad.config.loading import load_config
 from bitad.config.names import OnDecodeError
-from bitad.config.schema import Config
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.config.schema import CLIP_FRAMES, Config, WindowConfig
+from bitad.data.annotations import Annotations
 from bitad.data.convert import convert_annotations
 from bitad.data.fit import STRIDES, Fit, choose, fit
 from bitad.data.formats.database import write_annotations
@@ -78,7 +79,14 @@ BACKBONES = {
                 "table_pixels": 64,
             },
         },
-        {"batch": 2, "reference_batch": 2, "lr": 1e-3, "adapter_lr": 1e-3, "ema_decay": 0.99, "loss_normaliser": 50}
+        {
+            "batch": 2,
+            "reference_batch": 2,
+            "lr": 1e-3,
+            "adapter_lr": 1e-3,
+            "ema_decay": 0.99,
+            "loss_normaliser": 50,
+        }
         | {"warmup_epochs": 0.5, "augmentation": {"crop_area": [0.8, 1.0], "crop_aspect": [0.9, 1.1]}},
     ),
     "s": _videomae("s", "hub:MCG-NJU/videomae-small-finetuned-kinetics", 2e-4),
@@ -114,12 +122,22 @@ class NewConfig:
             ("window.steps", f"{window.steps}", f"{chosen.window_s:.3g} s; {100 * chosen.padding:.0f} % padding"),
             ("model.levels", f"{chosen.levels}", _levels_text(chosen)),
             ("window.crop", f"{list(chosen.crop)}", "share of a video shorter than a window"),
-            ("training.windows_per_video", f"{chosen.windows_per_video}", "random windows of each video in an epoch"),
+            (
+                "training.windows_per_video",
+                f"{chosen.windows_per_video}",
+                "random windows of each video in an epoch",
+            ),
             ("training.epochs", f"{self.config.training.epochs}", ""),
         )
         settings = Table(f"Chosen settings, in {self.path}", ("key", "value", "reason"), rows)
         alternatives = tuple(
-            (name, f"{one.steps}", f"{one.window_s:.3g} s", f"{len(one.missed)}", f"{one.rate_hz / chosen.rate_hz:.2g}")
+            (
+                name,
+                f"{one.steps}",
+                f"{one.window_s:.3g} s",
+                f"{len(one.missed)}",
+                f"{one.rate_hz / chosen.rate_hz:.2g}",
+            )
             for name, one in self.others.items()
         )
         columns = ("change", "window.steps", "window", "segments without a point", "cost")
@@ -166,15 +184,20 @@ def new_config(
     find = VideoFinder(videos, lambda: tuple(annotations.videos))
     annotations, subsets, note = with_subsets(annotations, share=share, seed=seed)
     notes += note
-    is_changed = annotations != converted.annotations or converted.format != "native"
-    target = out.with_suffix(".json") if is_changed or Path(src).is_dir() else Path(src)
+    # The file is used as it is, if nothing had to be completed, left out or split off.
+    is_same = converted.format == "native" and not (converted.report or note) and Path(src).is_file()
+    target = Path(src) if is_same else out.with_suffix(".json")
     for path in (out, *([target] if target != Path(src) else [])):
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
-    source = VideoFiles(find, pixels=1, damaged=damaged)
+    source = VideoFiles(find, pixels=1, sampling=Sampling(WindowConfig(stride_frames=1)), damaged=damaged)
     used = [video for video in annotations.videos.values() if video.labels]
-    clips = 16
-    fits = {stride: _fit_at(used, source, stride, choice.most_steps, clips) for stride in STRIDES}
+    frames = [source.grid(video) for video in used]
+    fits = {}
+    for stride in STRIDES:
+        sampling = Sampling(WindowConfig(stride_frames=stride))
+        grids = [sampling.grid(grid.fps, grid.steps) for grid in frames]
+        fits[stride] = fit(used, grids, most_steps=choice.most_steps, unit=CLIP_FRAMES)
     stride = choose(fits, used)
     config = _config(out, target, videos, annotations, subsets, backbone, stride, fits[stride])
     if target != Path(src):
@@ -182,19 +205,12 @@ def new_config(
     with atomic_write(out) as partial:
         partial.write_text(config, encoding="utf-8")
     others = {f"window.stride_frames={one}": fits[one] for one in _neighbours(stride)}
-    from bitad.config.loading import load_config
-
     return NewConfig(out, load_config(str(out)), target, fits[stride], others, tuple(notes))
 
 
 def _neighbours(stride: int) -> list[int]:
     place = STRIDES.index(stride)
     return [one for one in STRIDES[max(0, place - 2) : place + 3] if one != stride]
-
-
-def _fit_at(videos: Sequence[AnnotatedVideo], source: VideoFiles, stride: int, most_steps: int, unit: int) -> Fit:
-    source = replace(source, sampling=Sampling(stride_frames=stride))
-    return fit(videos, [source.grid(video) for video in videos], most_steps=most_steps, unit=unit)
 
 
 def with_subsets(
@@ -265,7 +281,7 @@ def _count(annotations: Annotations, subset: str) -> int:
 
 def _relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder."""
-    return Path(os.path.relpath(path, folder or Path())).as_posix()
+    return Path(os.path.relpath(str(path), str(folder))).as_posix()
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -282,13 +298,14 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _yaml(values: Mapping[str, tuple[Any, str]]) -> str:
     """Nested YAML of dotted keys, with comments."""
     lines: list[str] = []
-    open_sections: tuple[str, ...] = ()
-    for dotted in sorted(values, key=lambda key: key.split(".")[0] != "name"):
-        *sections, key = dotted.split(".")
-        shared = len(os.path.commonprefix([open_sections, tuple(sections)]))
-        lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
-        value, comment = values[dotted]
+    sections: list[str] = []
+    for dotted, (value, comment) in values.items():
+        *path, key = dotted.split(".")
+        for depth, section in enumerate(path):
+            if sections[: depth + 1] != path[: depth + 1]:
+                sections = path[: depth + 1]
+                lines.append(f"{'  ' * depth}{section}:")
+        sections = path
         text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
-        lines.append(f"{'  ' * len(sections)}{key}: {text}" + (f"  # {comment}" if comment else ""))
-        open_sections = tuple(sections)
+        lines.append(f"{'  ' * len(path)}{key}: {text}" + (f"  # {comment}" if comment else ""))
     return "\n".join(lines) + "\n"

@@ -1,15 +1,14 @@
 """One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk: style, script and data are in the file; media files are beside it and linked relatively.
+It opens from disk: style, script and data are in the file, media files beside it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -19,84 +18,68 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 import bitad
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
+from bitad.evaluation.mean_average_precision import Floats
 from bitad.reports.tables import Table
-from bitad.runtime.files import atomic_write
+from bitad.runtime.files import atomic_write, write_json
 
-# Detections of a track on a page, by descending score; the page also shows their total number.
+# The best detections of a track on a page, which also shows their total number.
 TOP_K = 1000
+SHOWN_VIDEOS = 8  # on the page of a report
 
 Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One row of timelines: the segments of one result in a video.
-
-    Args:
-        name: as shown ("Forward (F)").
-        kind: the kind of result; it sets the colour of the row.
-        segments: float64 ``[n, 2]``, start and end in seconds on the forward clock.
-        scores: float64 ``[n]``, 0 to 1; None for ground truth, which the page does not filter by score.
-
-    Raises:
-        ValueError: columns of different lengths, an unknown kind, ends before starts, or scores outside [0, 1].
-    """
+    """One row of timelines: the segments of one result in a video. Raises ValueError for wrong columns."""
 
     name: str
     kind: Kind
-    segments: NDArray[np.float64]
+    segments: Floats  # [n, 2], start and end in seconds on the forward clock
     labels: Sequence[str]
-    scores: NDArray[np.float64] | None = None
+    scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
 
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
-        """The detections in one video."""
         found = detections.of_video(video)
-        return Track(name, kind, found.segments, [found.classes[label] for label in found.labels], found.scores)
+        labels = [found.classes[label] for label in found.labels]
+        return Track(name, kind, found.segments, labels, found.scores)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"track {self.name!r} has kind {self.kind!r}; use one of {', '.join(get_args(Kind))}")
         count = len(self.labels)
-        if self.segments.shape != (count, 2) or (self.scores is not None and self.scores.shape != (count,)):
-            scores = "none" if self.scores is None else self.scores.shape
+        scores = np.ones(count) if self.scores is None else self.scores
+        if self.segments.shape != (count, 2) or scores.shape != (count,):
             raise ValueError(
-                f"track {self.name!r}: segments {self.segments.shape}, scores {scores}, but {count} labels;"
-                " give segments [n, 2], scores [n] and n labels"
+                f"track {self.name!r}: segments {self.segments.shape} and scores {scores.shape}, but {count} labels"
             )
-        sound = np.isfinite(self.segments).all(axis=1) & (self.segments[:, 0] <= self.segments[:, 1])
-        if not sound.all():
-            row = int(np.argmin(sound))
-            raise ValueError(f"track {self.name!r}: segment {row} is {self.segments[row].tolist()}; give start <= end")
-        if self.scores is not None and not (sound := (self.scores >= 0) & (self.scores <= 1)).all():
-            row = int(np.argmin(sound))
-            raise ValueError(f"track {self.name!r}: score {row} is {self.scores[row]}; give scores from 0 to 1")
+        starts, ends = self.segments.T
+        sound = np.isfinite(starts) & np.isfinite(ends) & (starts <= ends) & (scores >= 0) & (scores <= 1)
+        for row in np.flatnonzero(~sound):
+            raise ValueError(
+                f"track {self.name!r}: segment {row} is {self.segments[row].tolist()} with score {scores[row]}; give "
+                "start <= end and a score from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
 class PageVideo:
-    """A video and its rows of timelines.
-
-    Args:
-        media: path of an H.264 mp4 relative to the page's folder, with ``/`` between parts; None without one.
-
-    Raises:
-        ValueError: a path that is not relative, or a duration that is not positive.
-    """
+    """A video and its rows of timelines. Raises ValueError for a wrong path or duration."""
 
     name: str
-    media: str | None
+    media: str | None  # an H.264 mp4, relative to the page's folder
     duration_s: float
     tracks: Sequence[Track]
 
     def __post_init__(self) -> None:
         if self.media is not None:
             _check_relative(self.media)
-        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
+        if not 0 < self.duration_s < float("inf"):
             raise ValueError(f"video {self.name!r} has a duration of {self.duration_s} s; give a positive one")
 
 
@@ -113,28 +96,17 @@ def write_page(
     """Writes the page. Media files are not copied; the page notes which of them are missing when it is written.
 
     Args:
-        path: the HTML file; a missing folder is created.
         introduction: plain text; an empty line starts a paragraph.
         pictures: caption and path relative to the page's folder.
-        videos: the first one is shown initially.
-        min_score: the initial minimum score of detections.
-
-    Raises:
-        ValueError: a picture's path is not relative, or ``min_score`` is not in [0, 1].
     """
-    if not 0 <= min_score <= 1:
-        raise ValueError(f"min_score is {min_score}; give a score from 0 to 1")
-    sections = [
-        ("videos", "Videos", bool(videos)),
-        ("tables", "Results", bool(tables)),
-        ("pictures", "Figures", bool(pictures)),
-    ]
-    links = [f'<a href="#{anchor}">{name}</a>' for anchor, name, present in sections if present]
+    sections = (("videos", "Videos", videos), ("tables", "Results", tables), ("pictures", "Figures", pictures))
+    links = [f'<a href="#{anchor}">{heading}</a>' for anchor, heading, content in sections if content]
+    paragraphs = map(str.strip, introduction.split("\n\n"))
     page = Template(_part("page.html.in")).substitute(
         version=escape(bitad.__version__),
         title=escape(title),
         style=_part("page.css"),
-        introduction="\n".join(f"<p>{escape(text.strip())}</p>" for text in introduction.split("\n\n") if text.strip()),
+        introduction="\n".join(f"<p>{escape(text)}</p>" for text in paragraphs if text),
         navigation=f'<nav aria-label="Parts of this page">{"".join(links)}</nav>' if len(links) > 1 else "",
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
@@ -144,6 +116,41 @@ def write_page(
     )
     with atomic_write(path) as partial_file:
         partial_file.write_text(page, encoding="utf-8")
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    introduction: str,
+    tables: Sequence[Table],
+    content: Mapping[str, Any],
+    pictures: Sequence[tuple[str, str]],
+    videos: Sequence[PageVideo],
+) -> Path:
+    """Writes ``out``/results.md, results.json with ``content``, and the page ``out``/index.html, which is returned."""
+    with atomic_write(out / "results.md") as partial_file:
+        partial_file.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_json(content, out / "results.json")
+    page = out / "index.html"
+    write_page(page, title=title, introduction=introduction, tables=tables, pictures=pictures, videos=videos)
+    return page
+
+
+def page_videos(
+    truth: Annotations,
+    results: Sequence[tuple[str, Kind, Detections]],
+    media: Callable[[str], str | None],
+) -> list[PageVideo]:
+    """The first videos, with tracks of ground truth and results (name, kind, detections)."""
+    videos = []
+    for name, video in list(truth.videos.items())[:SHOWN_VIDEOS]:
+        tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
+        for title, kind, found in results:
+            if name in found:
+                tracks.append(Track.of(title, kind, found, name))
+        videos.append(PageVideo(name, media(name), video.duration_s, tracks))
+    return videos
 
 
 def is_own_page(path: Path) -> bool:
@@ -156,11 +163,7 @@ def is_own_page(path: Path) -> bool:
 
 
 def check_page(path: Path) -> None:
-    """Checks that a page can be written: an existing file must be a page of BiTAD.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Raises ValueError if there is a file that is no page of BiTAD."""
     if os.path.lexists(path) and not is_own_page(path):
         raise ValueError(f"{path} was not written by BiTAD and is not overwritten; choose another folder")
 
@@ -188,7 +191,9 @@ def _picture(caption: str, path: str) -> str:
 def _check_relative(path: str) -> None:
     # A Windows drive and a URL's scheme both start with letters and a colon.
     if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
-        raise ValueError(f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`")
+        raise ValueError(
+            f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`"
+        )
 
 
 def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[s
         "videos": [
             {
                 "name": video.name,
-                "media": None if video.media is None else quote(video.media),
+                "media": video.media and quote(video.media),
                 "absent": _absent(video.media, folder),
                 "duration": round(video.duration_s, 3),
                 "tracks": [_columns(track, number) for track in video.tracks],
@@ -218,7 +223,7 @@ def _absent(media: str | None, folder: Path) -> str:
 
 
 def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
-    """The best rows of a track by descending score (of ground truth, all rows by start), for the page's script."""
+    """The best rows of a track by descending score (of ground truth, all by start)."""
     starts = track.segments[:, 0]
     if track.scores is None:
         order = np.argsort(starts, kind="stable")

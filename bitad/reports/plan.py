@@ -1,12 +1,7 @@
 """The cost of a training, computed without weights, videos or a GPU.
 
-* Counted, on the network that would train: parameters, floating-point operations, steps, learning rates.
-* Simulated: the peak memory of a training step, by running it on fake tensors (:mod:`bitad.training.step_cost`). A GPU
-  is assumed to keep the activations that a CPU keeps.
-* Estimated: the memory of the optimizer's step, beside weights, gradients and moments.
-* Left out: the memory of a process without a network, temporary memory inside kernels, the reserve of the allocator.
-
-docs/scaling.md compares the result with measurements.
+Memory is that of a step on fake tensors (:mod:`bitad.training.step_cost`), as on a CPU, or of the optimizer's step,
+which is estimated. docs/scaling.md compares the result with measurements.
 """
 
 from __future__ import annotations
@@ -14,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +18,9 @@ from bitad.config.names import PlanDevice
 from bitad.config.schema import Config
 from bitad.data.classes import read_classes
 from bitad.data.sources import read_ground_truth
-from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
-from bitad.reports.tables import Cell, Table
+from bitad.models.vit import is_adapter
+from bitad.reports.tables import Row, Table
 from bitad.runtime.distributed import Ranks
 from bitad.training.optimizer import LearningRates
 from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
@@ -37,7 +31,6 @@ _ASSUMED_CLASSES = 20
 # The share of a device's memory for its context and the losses of its allocator.
 _RESERVE = 0.1
 _MIB, _GIB = 2**20, 2**30
-
 
 # The memory that programs see, in GiB.
 GPU_MEMORY_GIB = {
@@ -63,29 +56,20 @@ class Size:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The cost of a run.
-
-    Args:
-        processes: number of processes that train together.
-        sizes: parameters, by the names of the network and the part.
-        weight_bytes: of all parameters and buffers; shared ones count once.
-        costs: of a step, for every checkpointing policy and precision; that of the configuration first.
-        videos, windows, steps: training videos with ground truth, windows and steps per epoch; None if unknown.
-        left_out: figures that cannot be computed, and why.
-    """
+    """The cost of a run."""
 
     config: Config
-    processes: int
+    processes: int  # that train together
     classes: int
-    sizes: dict[str, dict[str, Size]]
-    weight_bytes: int
+    sizes: dict[str, dict[str, Size]]  # by the names of the network and the part
+    weight_bytes: int  # of all parameters and buffers; shared ones count once
     device: PlanDevice
-    costs: tuple[StepCost, ...]
+    costs: tuple[StepCost, ...]  # for every checkpointing policy and precision; that of the configuration first
     rates: LearningRates
-    videos: int | None
-    windows: int | None
-    steps: int | None
-    left_out: tuple[str, ...]
+    videos: int | None  # with ground truth, for training; None if unknown
+    windows: int | None  # per epoch
+    steps: int | None  # per epoch
+    left_out: tuple[str, ...]  # figures that cannot be computed, and why
 
     @property
     def trainable(self) -> int:
@@ -97,7 +81,11 @@ class TrainingPlan:
         """Memory that is in use all the time, by its purpose."""
         each = 4 * self.trainable
         shards = self.processes if self.config.training.shard else 1
-        fixed = {"weights": self.weight_bytes, "their moving average": each, "Adam's moments": 2 * each}
+        fixed = {
+            "weights": self.weight_bytes,
+            "their moving average": each,
+            "Adam's moments": 2 * each,
+        }
         return {name: -(-count // shards) for name, count in fixed.items()}
 
     def peak_bytes(self, cost: StepCost) -> int:
@@ -134,49 +122,47 @@ class TrainingPlan:
             training = self.config.training.model_copy(update={"batch": batch})
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
-                yield step_cost(config, self.classes, checkpointing=policy, precision=precision, device=self.device)
+                yield step_cost(
+                    config, self.classes, checkpointing=policy, precision=precision, device=self.device
+                )
 
     def tables(self) -> tuple[Table, ...]:
         """Parameters, floating-point operations, memory and GPUs."""
         return self._parameters(), self._operations(), self._memory(), self._gpus()
 
     def _parameters(self) -> Table:
-        parts = [part for part in PARTS if any(part in sizes for sizes in self.sizes.values())]
-        numbers = [list(self._of_part(part)) for part in parts]
-        numbers.append([sum(column) for column in zip(*numbers, strict=True)])
-        rows: list[tuple[Cell, ...]] = [(part, *row) for part, row in zip((*parts, "all"), numbers, strict=True)]
-        columns = [f"{name}{what}" for name in self.sizes for what in ("", ", trained")]
+        columns = ["part"]
+        numbers: dict[str, list[int]] = {part: [] for part in (*PARTS, "all")}
+        for name, sizes in self.sizes.items():
+            columns += [name, f"{name}, trained"]
+            for part in PARTS:
+                size = sizes.get(part, Size(0, 0))
+                numbers[part] += [size.all, size.trainable]
+            numbers["all"] += [
+                sum(size.all for size in sizes.values()),
+                sum(size.trainable for size in sizes.values()),
+            ]
         notes = [f"{self.classes} classes."]
         if len(self.sizes) > 1 and _shares_frozen(self.config):
             notes.append("Both networks share the frozen backbone.")
-        return Table("Parameters", ("part", *columns), tuple(rows), tuple(notes))
-
-    def _of_part(self, part: str) -> Iterator[int]:
-        for sizes in self.sizes.values():
-            size = sizes.get(part, Size(0, 0))
-            yield from (size.all, size.trainable)
+        rows: list[Row] = [(part, *row) for part, row in numbers.items() if any(row)]
+        return Table("Parameters", columns, rows, notes)
 
     def _operations(self) -> Table:
+        rows: list[Row] = [("forward", self.costs[0].forward_flops / self.costs[0].batch / 1e9)]
         by_policy = {cost.checkpointing: cost for cost in self.costs}
-        rows: list[tuple[Cell, ...]] = [("forward", self.costs[0].forward_flops / self.costs[0].batch / 1e9)]
-        rows += [
-            (f"training step, checkpointing {policy}", cost.flops / cost.batch / 1e9)
-            for policy, cost in sorted(by_policy.items(), key=lambda item: item[1].flops)
-        ]
+        for cost in sorted(by_policy.values(), key=lambda cost: cost.flops):
+            rows.append((f"training step, checkpointing {cost.checkpointing}", cost.flops / cost.batch / 1e9))
         note = "A multiplication with its addition counts as two; of matrix products, convolutions and attention"
         note += "." if len(self.sizes) == 1 else ", in both networks."
-        return Table("Floating-point operations per window", ("part", "GFLOP"), tuple(rows), (note,))
+        return Table("Floating-point operations per window", ("part", "GFLOP"), rows, [note])
 
     def _memory(self) -> Table:
-        rows = [
-            (
-                f"{cost.checkpointing}, {cost.precision}",
-                round(cost.activation_bytes / _MIB),
-                round(cost.peak_bytes / _MIB),
-                round(self.peak_bytes(cost) / _MIB),
-            )
-            for cost in self.costs
-        ]
+        rows: list[Row] = []
+        for cost in self.costs:
+            counts = (cost.activation_bytes, cost.peak_bytes, self.peak_bytes(cost))
+            mib = [round(count / _MIB) for count in counts]
+            rows.append((f"{cost.checkpointing}, {cost.precision}", *mib))
         fixed = ", ".join(f"{what} {count / _MIB:,.0f} MiB" for what, count in self.fixed_bytes.items())
         notes = (
             f"Total: including {fixed}. The first row is the configuration.",
@@ -186,29 +172,32 @@ class TrainingPlan:
             "context and the reserve of its allocator.",
         )
         batch = self.config.training.batch
-        title = f"Memory of a training process, batches of {batch} {'window' if batch == 1 else 'windows'} (MiB)"
-        return Table(title, ("checkpointing, precision", "activations", "step", "total"), tuple(rows), notes)
+        windows = "window" if batch == 1 else "windows"
+        title = f"Memory of a training process, batches of {batch} {windows} (MiB)"
+        return Table(title, ("checkpointing, precision", "activations", "step", "total"), rows, notes)
 
     def _gpus(self) -> Table:
-        rows = tuple((name, gib, self._changes_to_fit(gib << 30)) for name, gib in GPU_MEMORY_GIB.items())
+        rows: list[Row] = []
+        for name, gib in GPU_MEMORY_GIB.items():
+            fits = "no"
+            for cost in reversed(self.costs):
+                if self._fits(cost, gib * _GIB):
+                    fits = _changes(self.costs[0], cost) or "yes"
+            rows.append((name, gib, fits))
         note = "Fits: yes as configured, or the changes needed, in nine tenths of the memory. Simulated, not measured."
-        return Table("Fit into one GPU of each kind", ("GPU", "GiB", "fits"), rows, (note,))
-
-    def _changes_to_fit(self, device_bytes: int) -> str:
-        """The first of the simulated steps that fits, as changes of the configuration."""
-        fitting = next((cost for cost in self.costs if self._fits(cost, device_bytes)), None)
-        return "no" if fitting is None else _changes(self.costs[0], fitting) or "yes"
+        return Table("Fit into one GPU of each kind", ("GPU", "GiB", "fits"), rows, [note])
 
     def lines(self) -> list[str]:
         """Learning rates, steps, and what is left out, as sentences."""
-        lines = [f"{self.rates}."]
+        rates = str(self.rates)
+        lines = [f"{rates[0].upper()}{rates[1:]}."]
         if self.steps is not None:
             epochs = self.config.training.epochs
             lines.append(
                 f"{self.videos} training videos, {self.windows} windows and {self.steps} steps per epoch; "
                 f"{self.steps * epochs} steps in {epochs} epochs."
             )
-        return [line[0].upper() + line[1:] for line in lines] + [f"Left out: {what}." for what in self.left_out]
+        return [*lines, *(f"Left out: {what}." for what in self.left_out)]
 
     def to_json(self) -> dict[str, Any]:
         """All figures, in bytes, parameters and floating-point operations (per batch)."""
@@ -238,24 +227,23 @@ def plan_training(
     device: PlanDevice = "gpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingPlan:
-    """Computes the cost of a run. Reads only the annotations; without them, figures that need them are left out.
-
-    Args:
-        config: the run; neither its videos or features nor its weights need exist.
-        processes: number of processes that train together.
-        on_progress: called with (steps simulated, steps to simulate).
-
-    Raises:
-        ValueError: the annotations cannot be read, or there are fewer windows than a batch.
-    """
+    """Computes the cost of a run from its annotations; without them, figures that need them are left out."""
     if processes < 1:
         raise ValueError(f"{processes} processes cannot train; use 1 or more")
     training = config.training
     classes, videos, left_out = _data(config)
     windows = None if videos is None else videos * training.windows_per_video
-    ranks = Ranks(0, processes, torch.device("cpu"))
-    sampler = partial(EpochSampler, batch=training.batch, ranks=ranks, seed=config.seed, accumulate=training.accumulate)
-    steps = None if windows is None else sampler(windows).steps
+    steps = None
+    if windows is not None:
+        ranks = Ranks(0, processes, torch.device("cpu"))
+        sampler = EpochSampler(
+            windows,
+            batch=training.batch,
+            ranks=ranks,
+            seed=config.seed,
+            accumulate=training.accumulate,
+        )
+        steps = sampler.steps
     network = network_on_meta(config, classes)
     # fp16 needs the memory of bf16. The configuration's precision comes first.
     precisions = sorted(PRECISIONS, key=lambda precision: (precision == "fp32") != (training.precision == "fp32"))
@@ -283,8 +271,14 @@ def plan_training(
 def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
     """Number of classes, training videos with ground truth if known, and the figures left out."""
     data = config.data
-    files: list[tuple[str, Path | None]] = [("data.annotations", data.annotations), ("data.classes", data.classes)]
-    missing = [f"{key} ({path} does not exist)" for key, path in files if path is not None and not path.is_file()]
+    files: dict[str, Path | None] = {
+        "data.annotations": data.annotations,
+        "data.classes": data.classes,
+    }
+    missing = []
+    for key, path in files.items():
+        if path is not None and not path.is_file():
+            missing.append(f"{key} ({path} does not exist)")
     if not missing:
         annotations = read_ground_truth(data)
         training = annotations.subset(data.training_subset).videos.values()
@@ -299,40 +293,39 @@ def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
 
 
 def _sizes(network: Network, config: Config) -> dict[str, dict[str, Size]]:
-    """Parameters by network and part."""
     sizes: dict[str, dict[str, Size]] = {name: {} for name in config.learner_names}
     for name, module in zip(config.learner_names, network.parts.values(), strict=True):
         for path, parameter in module.named_parameters():
             part = _part(path)
             before, count = sizes[name].get(part, Size(0, 0)), parameter.numel()
-            sizes[name][part] = Size(before.all + count, before.trainable + count * parameter.requires_grad)
+            trainable = count if parameter.requires_grad else 0
+            sizes[name][part] = Size(before.all + count, before.trainable + trainable)
     return sizes
 
 
 def _part(path: str) -> str:
-    """The part of a network that a parameter belongs to."""
+    """A parameter's part of the network."""
     if is_adapter(path):
         return "adapters"
     return next(part for part in PARTS if part in path.split("."))
 
 
 def _shares_frozen(config: Config) -> bool:
-    """Whether two networks share a frozen backbone: a pre-trained one, or that of two baselines."""
+    """Whether two networks share a frozen backbone: pre-trained, or that of two baselines."""
     backbone = config.model.backbone
-    return backbone is not None and (backbone.weights is not None or config.design.starts_from == "baselines")
+    if backbone is None:
+        return False
+    return backbone.weights is not None or config.design.starts_from == "baselines"
 
 
 def _weight_bytes(network: Network, config: Config) -> int:
-    """Bytes of parameters and buffers; those that two networks share (:meth:`Pair.share_frozen`) count once."""
-    count = sum(4 * parameter.numel() for parameter in network.parameters())
-    count += sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
-    if _shares_frozen(config):
-        count -= sum(
-            4 * parameter.numel()
-            for part in list(network.parts.values())[1:]
-            for path, parameter in part.named_parameters()
-            if _part(path) == "backbone" and not parameter.requires_grad
-        )
+    """Bytes of parameters and buffers; shared ones (:meth:`Pair.share_frozen`) count once."""
+    count = sum(buffer.untyped_storage().nbytes() for buffer in network.buffers())
+    for number, part in enumerate(network.parts.values()):
+        for path, parameter in part.named_parameters():
+            is_frozen = _part(path) == "backbone" and not parameter.requires_grad
+            if number == 0 or not is_frozen or not _shares_frozen(config):
+                count += 4 * parameter.numel()
     return count
 
 

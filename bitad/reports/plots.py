@@ -1,7 +1,6 @@
 """Plots of training and results in one style; each function writes one PNG or SVG file.
 
-The first three runs or results are blue, orange and green: F, B and their merged result. All functions raise a
-ValueError if there is nothing to plot, or the path ends in neither .png nor .svg.
+All functions raise a ValueError if there is nothing to plot, or the path ends in neither .png nor .svg.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.runtime.files import atomic_write
 
+# Blue, orange and green are F, B and their merged result.
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
 _DASHES = ("-", "--", ":")  # of curves that share a colour
 
-# For Korean, Chinese or Japanese class names, which matplotlib's default font lacks.
+# For Korean, Chinese or Japanese names, which the default font lacks.
 _EAST_ASIAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
-# Any, because the type of the keys differs between versions of matplotlib.
+# Any, because the keys' type differs between versions of matplotlib.
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": _QUIET,
@@ -64,54 +64,55 @@ _STYLE: Any = {
 
 
 def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Loss by step, as recorded and smoothed, beside average mAP by epoch.
-
-    Args:
-        runs: by name, the records of their ``metrics.jsonl``: those of kind "training" with ``step`` and ``loss``,
-            those of kind "evaluation" with ``epoch`` and ``average_map`` (a fraction).
-    """
-    _need(runs, "run")
+    """Loss by step, as recorded and smoothed, beside average mAP by epoch; from the records of each run."""
+    if not runs:
+        raise ValueError("a plot of trainings needs at least one run")
     with _figure(path, width=7.6, height=3.1) as figure:
         left, right = figure.subplots(1, 2)
         for number, (name, records) in enumerate(runs.items()):
-            colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
+            style: dict[str, Any] = {
+                "color": _colour(number),
+                "linestyle": _DASHES[number // len(COLOURS) % len(_DASHES)],
+                "linewidth": 1.8,
+            }
             training = [record for record in records if record["kind"] == "training"]
             steps = np.array([record["step"] for record in training], float)
             losses = np.array([record["loss"] for record in training], float)
-            left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
-            left.plot(steps, smoothed(losses), color=colour, linestyle=dashes, linewidth=1.8, label=name)
+            left.plot(steps, losses, color=_colour(number), alpha=0.22, linewidth=0.8)
+            left.plot(steps, smoothed(losses), label=name, **style)
             tests = [record for record in records if record["kind"] == "evaluation"]
-            epochs, averages = [r["epoch"] for r in tests], [100 * r["average_map"] for r in tests]
-            right.plot(epochs, averages, marker="o", markersize=4, linestyle=dashes, color=colour, linewidth=1.8)
+            epochs = [record["epoch"] for record in tests]
+            averages = [100 * record["average_map"] for record in tests]
+            right.plot(epochs, averages, marker="o", markersize=4, **style)
         left.set(title="Training loss", xlabel="step", ylabel="loss")
         left.set_ylim(bottom=0)
         right.set(title="Average mAP on the test subset", xlabel="epoch", ylabel="average mAP (%)")
         right.set_ylim(bottom=0)
         right.xaxis.get_major_locator().set_params(integer=True)
         if not any(line.get_xdata().size for line in right.lines):
-            label = right.text(0.5, 0.5, "no evaluation recorded", color=_QUIET, transform=right.transAxes)
-            label.set(ha="center", va="center")
+            label = right.text(0.5, 0.5, "no evaluation recorded", transform=right.transAxes)
+            label.set(ha="center", va="center", color=_QUIET)
         left.legend(loc="upper right")
 
 
-def plot_precision_recall(results: Mapping[str, Mapping[str, PrecisionRecall]], path: Path, *, tiou: float) -> None:
-    """A panel per class: precision over recall of each result, and its AP.
-
-    Args:
-        results: by name of the result and class, as ``precision_recall`` gives them.
-    """
-    _need(results, "result")
-    classes = list(dict.fromkeys(name for curves in results.values() for name in curves))
-    _need(classes, "class with ground truth")
+def plot_precision_recall(
+    results: Mapping[str, Mapping[str, PrecisionRecall]],
+    path: Path,
+    *,
+    tiou: float,
+) -> None:
+    """A panel per class: precision over recall of each result by name and class, and its AP."""
+    classes = _classes(results)
     columns = min(5, len(classes))
     rows = -(-len(classes) // columns)
     with _figure(path, width=max(4.5, 1.55 * columns), height=1.5 * rows + 0.9) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for panel, name in zip(panels.flat, classes, strict=False):
-            for k, (curves, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
+            for k, curves in enumerate(results.values()):
                 if name in curves:
-                    _plot_curve(panel, curves[name], colour, line=len(results) - 1 - k)
-            panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+                    _plot_curve(panel, curves[name], _colour(k), len(results) - 1 - k)
+            panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03))
+            panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for panel in panels.flat[len(classes) :]:
             panel.set_axis_off()
         figure.supxlabel("recall", fontsize=9.5, color=_QUIET)
@@ -126,39 +127,36 @@ def plot_class_bars(
     kinds: Mapping[str, str] | None = None,
     title: str = "Average precision per class",
 ) -> None:
-    """A bar per class and result; classes are grouped by kind.
-
-    Args:
-        results: by name of the result and class, a value in percent; missing classes have no bar.
-    """
-    _need(results, "result")
+    """A bar in percent per result and class; classes are grouped by kind."""
     kinds = kinds or {}
-    classes = list(dict.fromkeys(name for figures in results.values() for name in figures))
-    _need(classes, "class")
     groups: dict[str, list[str]] = {}
-    for name in classes:
+    for name in _classes(results):
         groups.setdefault(kinds.get(name, ""), []).append(name)
-    # Positions 0, 1, 2 ..., with an additional 0.5 between kinds.
-    order = [name for group in groups.values() for name in group]
-    gaps = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
-    place = dict(zip(order, np.arange(len(order)) + 0.5 * gaps, strict=True))
+    place: dict[str, float] = {}
+    for gap, group in enumerate(groups.values()):
+        for name in group:
+            place[name] = len(place) + 0.5 * gap
     bar = 0.8 / len(results)
-    with _figure(path, width=max(5.0, 0.66 * len(order) + 1.4), height=3.3) as figure:
+    with _figure(path, width=max(5.0, 0.66 * len(place) + 1.4), height=3.3) as figure:
         axes = figure.subplots()
-        for k, (figures, colour) in enumerate(zip(results.values(), _colours(len(results)), strict=True)):
+        for k, figures in enumerate(results.values()):
             shift = (k - (len(results) - 1) / 2) * bar
-            axes.bar([place[name] + shift for name in figures], list(figures.values()), 0.92 * bar, color=colour)
-        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.6, max(place.values()) + 0.6))
-        axes.set_xticks(list(place.values()), order, rotation=0 if len(order) <= 12 else 40)
+            places = [place[name] + shift for name in figures]
+            axes.bar(places, list(figures.values()), 0.92 * bar, color=_colour(k))
+        axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20))
+        axes.set_xlim(-0.6, max(place.values()) + 0.6)
+        rotation = 0 if len(place) <= 12 else 40
+        axes.set_xticks(list(place.values()), list(place), rotation=rotation)
         axes.grid(visible=False, axis="x")
         for kind, group in groups.items():
             middle = (place[group[0]] + place[group[-1]]) / 2
-            axes.text(middle, 107, kind, ha="center", va="top", color=_QUIET, fontstyle="italic")
+            label = axes.text(middle, 107, kind, ha="center", va="top")
+            label.set(color=_QUIET, fontstyle="italic")
         _legend(figure, list(results), title)
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
-    """Bars per class, grouped by verdict: AP of F, B, and F on reversed playback with the original labels."""
+    """AP of F, B, and F on reversed playback with the original labels, by class and verdict."""
     order = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     plot_class_bars(
         {
@@ -167,7 +165,7 @@ def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
             "F on reversed playback": {one.label: 100 * one.reversed_playback for one in order},
         },
         path,
-        kinds=sensitivity.verdicts,
+        kinds={one.label: one.verdict for one in order},
         title="Direction sensitivity",
     )
 
@@ -178,33 +176,37 @@ def plot_comparison(
     *,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Average mAP of each result, top to bottom: a dot per seed, a bar at the mean, a colour per group.
-
-    Args:
-        groups: by name of the group and of the result, the seeds' average mAP in percent.
-        reference: name and average mAP in percent of the result to compare with, drawn as a line.
-    """
-    results = [(name, figures, k) for k, group in enumerate(groups.values()) for name, figures in group.items()]
-    _need([name for name, _, _ in results], "result")
-    for name, figures, _ in results:
-        _need(list(map(str, figures)), f"value of {name}")
-    height = 0.21 * (len(results) + 0.6 * len(groups)) + 1.1
+    """Average mAP in percent, by group and result: a dot per seed, a bar at the mean; a line at the reference."""
+    names = [name for group in groups.values() for name in group]
+    if not names or not all(figures for group in groups.values() for figures in group.values()):
+        raise ValueError("a plot needs at least one result, and each result needs at least one value")
+    height = 0.21 * (len(names) + 0.6 * len(groups)) + 1.1
     with _figure(path, width=7.6, height=height) as figure:
         axes = figure.subplots()
-        colours = _colours(len(groups))
-        places = [row + 0.6 * k for row, (_, _, k) in enumerate(results)]
-        for place, (_, figures, k) in zip(places, results, strict=True):
-            colour, mean = colours[k], float(np.mean(figures))
-            axes.plot(figures, [place] * len(figures), "o", color=colour, alpha=0.45, markersize=4.5, markeredgewidth=0)
-            axes.plot([mean, mean], [place - 0.36, place + 0.36], color=colour, linewidth=2.2, solid_capstyle="butt")
+        places: list[float] = []
+        for k, group in enumerate(groups.values()):
+            for figures in group.values():
+                place = len(places) + 0.6 * k
+                mean = float(np.mean(figures))
+                colour = _colour(k)
+                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colour)
+                dots.set(alpha=0.45, markersize=4.5, markeredgewidth=0)
+                bar = [place - 0.36, place + 0.36]
+                axes.plot([mean, mean], bar, color=colour, linewidth=2.2, solid_capstyle="butt")
+                places.append(place)
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
-            top = axes.get_xaxis_transform()
-            label = axes.annotate(f"{name}: {value:.2f}", (value, 1), (3, 2), xycoords=top, textcoords="offset points")
+            label = axes.annotate(
+                f"{name}: {value:.2f}",
+                (value, 1),
+                (3, 2),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+            )
             label.set(color=_QUIET, fontsize=8.5)
         axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
-        axes.set_yticks(places, [name for name, _, _ in results])
+        axes.set_yticks(places, names)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         _legend(figure, list(groups), "Average mAP")
@@ -216,38 +218,23 @@ def plot_confusion(
     *,
     classes: Sequence[str],
     called: Sequence[str],
-    expected: Mapping[str, str | None] | None = None,
+    expected: Mapping[str, str | None],
     title: str,
 ) -> None:
-    """A heat map of the predicted labels of each class.
-
-    Args:
-        shares: float64 ``[K, M]``, in percent: rows are true classes, columns predicted labels.
-        called: the M columns' names, for instance the classes and "nothing".
-        expected: by class, the column to frame (its time-reversed label), or None.
-
-    Raises:
-        ValueError: names that do not match the shares, or an expected name without column.
-    """
-    if shares.shape != (len(classes), len(called)) or not shares.size:
-        raise ValueError(
-            f"shares {shares.shape} do not match {len(classes)} classes and {len(called)} predicted labels"
-        )
-    framed = {name: target for name, target in (expected or {}).items() if target is not None}
-    if unknown := set(framed.values()) - set(called):
-        raise ValueError(f"{sorted(unknown)[0]!r} is expected but is not a column; the columns are {', '.join(called)}")
+    """A heat map ``[K, M]`` in percent: a row per class, a column per predicted label, expected ones framed."""
     rows, columns = shares.shape
     with _figure(path, width=0.5 * columns + 2.0, height=0.38 * rows + 1.5) as figure:
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=115, aspect="auto")
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
-            colour = "white" if share > 60 else _TEXT
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=colour)
+            label = axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9)
+            label.set_color("white" if share > 60 else _TEXT)
         for row, name in enumerate(classes):
-            if name in framed:
-                corner = (list(called).index(framed[name]) - 0.5, row - 0.5)
-                axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8))
+            if (partner := expected.get(name)) is not None:
+                corner = (called.index(partner) - 0.5, row - 0.5)
+                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8)
+                axes.add_patch(frame)
         axes.set(title=title, xlabel="predicted label (% of the class's segments)", ylabel="class")
         axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(rows), classes)
@@ -257,17 +244,18 @@ def plot_confusion(
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The centred moving mean of ``[n]`` values over about n / 30 of them, fewer near the ends."""
-    width = 2 * (len(values) // 60) + 1
-    kernel = np.ones(width)
-    if width == 1:
+    """The centred moving mean over about n / 30 of n values, fewer near the ends."""
+    kernel = np.ones(2 * (len(values) // 60) + 1)
+    if len(kernel) == 1:
         return values
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    sums = np.convolve(values, kernel, "same")
+    counts = np.convolve(np.ones(len(values)), kernel, "same")
+    return sums / counts
 
 
 @contextmanager
 def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure in the common style, size in inches, which is written to ``path`` when the block ends."""
+    """A figure in the common style, size in inches; writes it to ``path`` when the block ends."""
     form = path.suffix.lower().lstrip(".")
     if form not in ("png", "svg"):
         raise ValueError(f"{path.name} is neither .png nor .svg; use one of these suffixes")
@@ -275,33 +263,38 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         installed = {font.name for font in font_manager.fontManager.ttflist}
+        families = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)]
         for text in figure.findobj(Text):
             if isinstance(text, Text) and not text.get_text().isascii():
-                text.set_fontfamily(["DejaVu Sans", *(name for name in _EAST_ASIAN if name in installed)])
+                text.set_fontfamily(families)
         with atomic_write(path) as partial_file:
-            figure.savefig(partial_file, format=form, metadata={"Date": None} if form == "svg" else None)
+            metadata = {"Date": None} if form == "svg" else None
+            figure.savefig(partial_file, format=form, metadata=metadata)
 
 
-def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, *, line: int) -> None:
-    # The curve begins at recall 0 with its best precision and ends at the last true positive.
-    recall = np.concatenate([[0.0], curve.recall])
-    precision = np.concatenate([curve.interpolated[:1], curve.interpolated])
+def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> None:
     if curve.recall.size:
+        recall = np.insert(curve.recall, 0, 0.0)
+        precision = np.insert(curve.interpolated, 0, curve.interpolated[0])
         panel.plot(recall, precision, color=colour, linewidth=1.5, clip_on=False)
-    panel.text(0.05, 0.07 + 0.13 * line, f"{100 * curve.ap:.0f}", color=colour, fontsize=8.5, transform=panel.transAxes)
+    place = 0.05, 0.07 + 0.13 * line
+    label = panel.text(*place, f"{100 * curve.ap:.0f}", transform=panel.transAxes)
+    label.set(color=colour, fontsize=8.5)
 
 
 def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
-    """The title at the top left, and the colours at the top right."""
-    handles = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
+    handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
 
 
-def _need(things: Mapping[str, Any] | Sequence[str], what: str) -> None:
-    if not things:
-        raise ValueError(f"a plot needs at least one {what}")
+def _classes(results: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The classes of all results, each once."""
+    classes = list(dict.fromkeys(name for figures in results.values() for name in figures))
+    if not classes:
+        raise ValueError("a plot of classes needs at least one result with a class")
+    return classes

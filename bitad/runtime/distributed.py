@@ -1,11 +1,10 @@
 """The processes of a run: one, or those that torchrun started. All rank checks are here.
 
-With FSDP2 (Zhao et al. 2023, arXiv:2304.11277, in PyTorch's second form) weights, gradients, averages and the
-optimiser's state are DTensors. Elementwise work uses this process's shard (:func:`local_shard`); files contain the full
-tensor (:func:`full_tensor`), so a checkpoint does not depend on the number of processes.
+With FSDP2 (Zhao et al. 2023, arXiv:2304.11277) weights, gradients, averages and the optimiser's state are DTensors.
+Elementwise work uses this process's shard; files contain full tensors, so a checkpoint does not depend on the number
+of processes.
 
-:class:`Watch` ends the other processes when one has gone: not all collectives notice closed connections, and a process
-that hangs closes none.
+:class:`Watch` ends the other processes when one has gone: not all collectives notice that.
 """
 
 from __future__ import annotations
@@ -20,34 +19,43 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bitad.runtime.log import log_last
-from bitad.runtime.signals import Stopped
+from bitad.runtime.workers import Stopped
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor, by an attribute: importing the class takes half a second."""
+    return hasattr(tensor, "device_mesh")
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharing its memory; the tensor itself if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """This process's shard of a tensor, sharing its memory."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered on every process, all of which must call this; others unchanged."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    """A sharded tensor gathered on every process, all of which must call this."""
+    return tensor.full_tensor().cpu() if _is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Shard a full tensor like another one of its shape."""
-    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+    if not _is_sharded(other) or tensor.shape != other.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
@@ -60,11 +68,9 @@ class Watch:
     """A thread that writes this process's heartbeat, and ends this process when another one has gone.
 
     Args:
-        store: a store that all processes reach.
-        rank, world: this process's rank, and the number of processes.
         beat_s: seconds between heartbeats.
         gone_s: seconds without a heartbeat after which a process counts as gone.
-        end: called with a line that names the process; ends this process, whatever it waits for.
+        end: called with a line that names the process.
     """
 
     def __init__(
@@ -141,8 +147,7 @@ _CONSTANT_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 
-# torchrun reports the first process that ends. One that has lost another waits this many seconds, so that the report
-# names the other.
+# torchrun reports the first process that ends: one that has lost another waits.
 _HEAD_START_S = 1.0
 
 
@@ -160,15 +165,17 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, model: nn.Module, *, parts: Iterable[nn.Module] | None = None) -> nn.Module:
-        """Wrap a model for training by all processes, with averaged gradients; one process returns it unchanged.
+        """Wrap a model for training by all processes, with averaged gradients.
 
         Args:
-            parts: modules of the model, inner ones first, to shard with FSDP2: the full weights of a part exist only
-                while it computes. None: every process keeps all weights.
+            parts: modules to shard with FSDP2, inner ones first: the full weights of a part exist only while it
+                computes. None: every process keeps all weights.
         """
         if self.world == 1:
             return model
         if parts is not None:
+            from torch.distributed.fsdp import fully_shard
+
             # Changing a module's output in place would be an error if it is a view; no code does.
             warnings.filterwarnings("ignore", r"(?s).*returned a view tensor", UserWarning)
             mesh = init_device_mesh(self.device.type, (self.world,))
@@ -176,7 +183,9 @@ class Ranks:
                 fully_shard(part, mesh=mesh)
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS)
+        return DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, **_CONSTANT_BUFFERS
+        )
 
     def share(self, total: int) -> range:
         """The indices of this rank's share of ``total`` items; every item belongs to one rank."""
@@ -198,17 +207,12 @@ class Ranks:
         return number
 
     def barrier(self) -> None:
-        """Wait until every rank has called this."""
         if self.world > 1:
             dist.barrier()
 
 
 def choose_device(device: str | None = None, number: int = 0) -> torch.device:
-    """The device to compute on: "cpu", "cuda" (the GPU ``number``) or "cuda:1"; None: a GPU if available.
-
-    Raises:
-        ValueError: the device does not exist.
-    """
+    """The device to compute on: "cpu", "cuda" (the GPU ``number``) or "cuda:1"; None: a GPU if available."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -229,7 +233,7 @@ def choose_device(device: str | None = None, number: int = 0) -> torch.device:
 def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
 
-    ``device`` is as in :func:`choose_device`; with "cuda" each process takes the GPU of its local rank.
+    With the device "cuda" each process takes the GPU of its local rank.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -243,7 +247,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     watch = Watch(store, rank, world)
     try:
-        # Processes may wait long for rank 0 to write or for the last one to test; the watch notices dead ones.
+        # Processes may wait long for each other; the watch notices dead ones.
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=7))
         watch.start()
@@ -260,8 +264,8 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 
 def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass of a model from :meth:`Ranks.wrap`: the last one of a step averages gradients."""
-    if isinstance(model, FSDPModule):
+    """A context for a backward pass: the last one of a step averages the processes' gradients."""
+    if _is_fsdp(model):
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
         no_sync: AbstractContextManager[None] = model.no_sync()
@@ -269,7 +273,10 @@ def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[Non
     return nullcontext()
 
 
+def _is_fsdp(model: nn.Module) -> TypeGuard[FSDPModule]:
+    return hasattr(model, "set_requires_gradient_sync")
+
+
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether PyTorch raised an error because another process has gone."""
     lost = re.search(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket", str(error))
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and lost is not None)

@@ -1,8 +1,7 @@
 """The environment of a run: versions, threads, restarts, and the CPU allocator.
 
-glibc returns the memory of large tensors to the system when they are freed, and the next tensors fault it in again: a
-quarter of a transformer's time. If it keeps the memory instead, holes between live tensors may fit nothing. So it keeps
-memory, and returns holes where many are likely and large allocations follow. This needs glibc 2.33 or later.
+By default glibc returns the memory of large tensors to the system, and the next tensors fault it in again: a quarter
+of a transformer's time. Here it keeps memory, and returns holes before large allocations. Needs glibc 2.33.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def environment(ranks: Ranks) -> dict[str, Any]:
-    """Versions, device, processes and command of a run."""
     return {
         "bitad": bitad.__version__,
         "python": sys.version.split()[0],
@@ -48,13 +46,13 @@ def environment(ranks: Ranks) -> dict[str, Any]:
 
 
 def launcher() -> str | None:
-    """The torchrun that started this process, by its run id or else by its host and process; None without torchrun."""
+    """The torchrun that started this process; None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{platform.node()} {os.getppid()}" if run == "none" else run
 
 
 def is_restarted(directory: Path) -> bool:
-    """Whether the torchrun that started the run in a directory has restarted it, so that it must be resumed."""
+    """Whether torchrun has restarted the run in a directory, so that it must be resumed."""
     place = directory / ENVIRONMENT
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not place.exists():
         return False
@@ -62,17 +60,16 @@ def is_restarted(directory: Path) -> bool:
 
 
 def set_up_process(threads: int | None) -> None:
-    """Set the allocator, and the number of CPU threads if it is configured, not left to torchrun or the environment."""
+    """Set the allocator and, if configured, the number of CPU threads."""
     if threads is not None:
         torch.set_num_threads(threads)
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """From now on the allocator keeps freed memory, except of the largest tensors."""
     libc = _glibc()
     if libc is not None:
-        # By default glibc adapts to the sizes it sees, so that a run's peak depends on what came first.
+        # By default glibc adapts, so that a run's peak depends on what came first.
         for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
             libc.mallopt(option, _KEPT_BYTES)
 
@@ -86,7 +83,7 @@ def give_back_holes() -> None:
 
 
 class _MemoryUse(ctypes.Structure):
-    """The result of mallinfo2: ten sizes; the ninth is the size of the holes."""
+    """The result of mallinfo2: ten sizes."""
 
     _fields_ = (("_more", ctypes.c_size_t * 8), ("holes", ctypes.c_size_t), ("_top", ctypes.c_size_t))
 
@@ -103,13 +100,11 @@ def _glibc() -> Any:
 
 
 def log_repeated_frames(count: int, what: str, ranks: Ranks) -> None:
-    """Log how many damaged frames all processes have replaced by another one."""
     if (total := sum(ranks.gather(count))) and ranks.is_main:
         log.warning("%s: %d damaged frames, each replaced by the last good one", what, total)
 
 
 def log_skipped_windows(reasons: Counter[str], what: str, ranks: Ranks) -> None:
-    """Log how many windows of which videos all processes could not read."""
     total = sum(ranks.gather(reasons), Counter[str]())
     if total and ranks.is_main:
         log.warning("%s: %d windows could not be read and were replaced by others", what, total.total())

@@ -1,4 +1,4 @@
-"""Files and folders: listings, atomic writes, text and JSON, and checks of output places before the work."""
+"""Files and folders: listings, atomic writes, text, JSON, and checks of outputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import secrets
 import tempfile
 import zlib
@@ -19,19 +20,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import SMALL_BYTES, check_expansion, signature_of
 
-# Of macOS archives and Windows. Other files of macOS (._NAME, .DS_Store) and temporary files are hidden.
+# Of macOS archives and Windows.
 _LEFTOVERS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 
 
 def is_leftover(name: str) -> bool:
-    """Whether listings skip a file or folder, as it is hidden or created by a file manager."""
+    """Whether a file or folder is hidden, or created by a file manager."""
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
 def is_listed(folder: Path, path: Path) -> bool:
-    """Whether listings of a folder show a path in it."""
     return not any(is_leftover(part) for part in path.relative_to(folder).parts)
 
 
@@ -53,10 +54,7 @@ def _names_in(folder: str, mtime_ns: int) -> frozenset[str]:
 def walk(
     folder: Path, *, but: Path | None = None, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like ``os.walk``, but sorted, without leftovers, through links, into each folder once and not into ``but``.
-
-    ``on_error`` is called with the error of a sub-folder that cannot be listed, which is then skipped.
-    """
+    """Like ``os.walk``, but sorted, without leftovers, through links, into each folder once and not into ``but``."""
     seen = {os.path.realpath(folder)}
     if but is not None:
         seen.add(os.path.realpath(but))
@@ -80,10 +78,10 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{4})[0-9a-f]{12}\.\d+\.tmp")
 
 @contextmanager
 def atomic_write(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
-    """Write a file atomically: yields a temporary file beside ``path`` that replaces it when the block succeeds.
+    """Write a file atomically: yields a temporary file that replaces ``path`` when the block succeeds.
 
-    Readers see the old file or the new one. If ``path`` is a link, the link is replaced, not its target. With
-    ``synced`` the file is on disk before it is renamed, which also holds if the machine goes down.
+    If ``path`` is a link, the link is replaced, not its target. With ``synced`` the file is on disk before it is
+    renamed, which also holds if the machine goes down.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +129,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes of this machine have left in a folder (see ``atomic_write``).
+    """Remove the temporary files that killed processes of this machine have left in a folder.
 
     Call it before this process writes there: an earlier process may have had the same number.
     """
@@ -163,7 +161,6 @@ _MAYBE_TEXT = {"text", "empty", "unknown"} | _MAYBE_JSON
 # Half of a surrogate pair, escaped or not. It cannot be printed without the other half.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _CHUNK_BYTES = 2**20
-_MOST_REPEATED_KEYS = 5  # named in an error
 
 
 class RepeatedKeyError(ValueError):
@@ -179,11 +176,9 @@ class NotJsonError(ValueError):
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark; errors call its content ``what``.
+    """Read a text file in UTF-8; errors call its content ``what``.
 
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it cannot be read, or is another type of file.
+    Raises FileNotFoundError, or ValueError if it cannot be read or is another type of file.
     """
     path = Path(path)
     try:
@@ -215,9 +210,7 @@ def _is_json(data: bytes) -> bool:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; decompress it if its name ends in ``.gz``.
 
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it cannot be read, is not JSON, expands too much, or has a key twice in one object.
+    Raises FileNotFoundError, or ValueError if it cannot be read, is not JSON, expands too much or has a key twice.
     """
     path = Path(path)
     try:
@@ -233,7 +226,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:  # such as a folder
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except NotJsonError as error:
-        raise NotJsonError(f"{path}: not a JSON file: {_actual_type(path) or error.reason}", error.reason) from None
+        raise NotJsonError(
+            f"{path}: not a JSON file: {_actual_type(path) or error.reason}", error.reason
+        ) from None
 
 
 def _decompress(path: Path) -> bytes:
@@ -265,22 +260,16 @@ def _actual_type(path: Path) -> str | None:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parse JSON; errors call it ``where``. Of repeated keys all but the last would be lost, so they are errors.
-
-    Raises:
-        NotJsonError: it is not JSON.
-        RepeatedKeyError: an object has a key twice.
-    """
+    """Parse JSON; errors call it ``where``. Of repeated keys all but the last would be lost, so they are errors."""
     data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     try:
         content = json.loads(data, object_pairs_hook=_unique_dict)
         if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode()
-    except RepeatedKeyError:
-        keys = _describe_repeated(data)
-        raise RepeatedKeyError(f"{where}: {keys}; only the last of each would count: keep one") from None
+    except RepeatedKeyError as error:
+        raise RepeatedKeyError(f"{where}: key {error}; only the last would count: keep one") from None
     except (ValueError, RecursionError) as error:
-        reason = _describe_json_error(error)
+        reason = str(error).partition(";")[0]  # Python's remedy is for programmers
         raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None
     return content
 
@@ -288,46 +277,10 @@ def parse_json(data: bytes | str, where: str) -> Any:
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise RepeatedKeyError
+        counts = Counter(key for key, _ in pairs)
+        keys = shortlist([key for key in counts if counts[key] > 1], quote=json.dumps)
+        raise RepeatedKeyError(f"{keys} occurs more than once in {reprlib.repr(content)}")
     return content
-
-
-def _describe_json_error(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return str(error)
-    if isinstance(error, UnicodeError):
-        return "it is not UTF-8, or has half of a character"
-    if isinstance(error, RecursionError):
-        return "its lists and objects are nested too deeply"
-    return "it has an integer with too many digits"
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """All entries of a JSON object."""
-
-
-def _describe_repeated(data: bytes) -> str:
-    found = [
-        f"key {json.dumps(key, ensure_ascii=False)} occurs {count} times in {place}"
-        for place, entries in _json_objects(json.loads(data, object_pairs_hook=_Pairs))
-        for key, count in Counter(key for key, _ in entries).items()
-        if count > 1
-    ]
-    more = f"; and {len(found) - _MOST_REPEATED_KEYS} more such keys" if len(found) > _MOST_REPEATED_KEYS else ""
-    return "; ".join(found[:_MOST_REPEATED_KEYS]) + more
-
-
-def _json_objects(content: Any) -> Iterator[tuple[str, _Pairs]]:
-    """All objects of a document with their paths: ``database.video_1.annotations[3]``."""
-    stack = [("", content)]
-    while stack:
-        place, value = stack.pop()
-        if isinstance(value, _Pairs):
-            yield place or "the document", value
-            inner = [(f"{place}.{key}" if place else key, item) for key, item in value]
-        else:
-            inner = [(f"{place}[{number}]", item) for number, item in enumerate(value)]
-        stack += [pair for pair in reversed(inner) if isinstance(pair[1], list)]
 
 
 def write_json(content: Any, path: str | Path) -> None:
@@ -340,11 +293,9 @@ def write_json(content: Any, path: str | Path) -> None:
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
-    """Check that results can be written to a folder, which may be missing; create nothing.
+    """Check that results can be written to a folder, which may be missing.
 
-    Raises:
-        ValueError: it is a file or in one, or its name is not UTF-8.
-        OSError: it is not writable.
+    Raises OSError if it is not writable, ValueError if it is a file or in one, or its name is not UTF-8.
     """
     try:
         str(folder).encode()
@@ -359,20 +310,22 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise OSError(f"{option} {folder}: cannot write to {place}: {error.strerror}; give another folder") from None
+        raise OSError(
+            f"{option} {folder}: cannot write to {place}: {error.strerror}; give another folder"
+        ) from None
 
 
-def check_file(file: Path, option: str = "--out", inputs: Iterable[Path] = ()) -> None:
-    """Check that an output file can be written and replaces no input. Raises like :func:`check_folder`."""
+def check_file(file: Path, option: str = "--out", inputs: Iterable[Path | None] = ()) -> None:
+    """Check that an output file can be written and replaces no input."""
     if file.is_dir():
         raise ValueError(f"{option} {file}: it is a folder; give the name of a file")
     check_folder(file.parent, option)
     check_not_inputs([file], inputs)
 
 
-def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     """Raise ValueError if an output is an input, perhaps by another name."""
-    existing = [path for path in inputs if path.is_file()]
+    existing = [path for path in inputs if path is not None and path.is_file()]
     for output in outputs:
         for path in existing if output.exists() else []:
             if output.samefile(path):

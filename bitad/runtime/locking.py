@@ -1,8 +1,8 @@
 """A lock on a folder, so that only one process writes there. It ends with the process.
 
-The operating system locks the file `bitad.lock` of the folder, on shared disks (NFS 4, Lustre, SMB) also between
-machines. The file records the holder, and its time changes every few seconds while the holder is alive. This record
-decides where the file system has no locks, or only locks within a machine.
+The operating system locks the file `bitad.lock`, on shared disks (NFS 4, Lustre, SMB) also between machines. The
+file records the holder, and its time changes while the holder is alive. This record decides where the file system
+has no locks, or only locks within a machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESTART_S = 100.0
 _BEAT_S = 5.0
 _GONE_S = 20.0  # a holder without a beat for this long has ended
 _SETTLE_S = 2.0
-_SECONDS_BETWEEN_TRIES = 0.2
+_RETRY_S = 0.2
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _IS_LOCKED = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
@@ -54,15 +54,14 @@ class InUse(ValueError):
 
 @contextmanager
 def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: float = 0.0) -> Iterator[None]:
-    """Within this context this process has the folder's lock. A missing folder is created, and removed if empty.
+    """Within this context this process has the folder's lock. A missing folder is created.
 
     Args:
-        remedy: what to do if another process has the lock, for the error.
-        option: the option that names the folder, for the error.
+        remedy, option: for errors: what to do, and what names the folder.
         patience_s: seconds to wait for the lock.
 
     Raises:
-        InUse: another process has the lock; names its machine, process and start.
+        InUse: another process has the lock.
         ValueError, OSError: the folder cannot be created or written to, or the lock is not a regular file.
     """
     check_folder(folder, option)
@@ -74,7 +73,7 @@ def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: floa
         while (lock := _Lock.acquire(path)) is None:
             if time.monotonic() >= end:
                 raise InUse(f"{folder} is in use by {_describe_holder(path)}; {remedy}")
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            time.sleep(_RETRY_S)
         try:
             yield
         finally:
@@ -86,7 +85,7 @@ def locked(folder: Path, *, remedy: str, option: str = "--out", patience_s: floa
 
 
 class _Lock:
-    """The lock that this process holds; ``is_enforced`` if the operating system keeps other processes out."""
+    """The lock of this process; ``is_enforced`` if the operating system keeps others out."""
 
     def __init__(self, path: Path, descriptor: int, *, is_enforced: bool) -> None:
         self.path, self.descriptor, self.is_enforced = path, descriptor, is_enforced
@@ -97,7 +96,7 @@ class _Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> _Lock | None:
-        """Acquire the lock of a file, which is created if missing; None if another process has it."""
+        """Acquire the lock; None if another process has it."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         while True:
             descriptor, is_acquired, is_enforced = os.open(path, flags, 0o666), False, True
@@ -127,7 +126,7 @@ class _Lock:
     def _write_record(self) -> bool:
         """Record this process as the holder; False if another process is it."""
         before = _read(self.path)
-        is_here = _parse(before).get("host") == platform.node()
+        is_here = before.startswith(self.record.partition(b", ")[0])  # its holder is on this machine
         if before and not (self.is_enforced and is_here) and _is_beating(self.path):
             return False
         os.ftruncate(self.descriptor, 0)
@@ -138,7 +137,8 @@ class _Lock:
             if _read(self.path) != self.record:
                 return False
             log.warning(
-                "%s: this file system has no locks; only this file shows other processes that it is in use", self.path
+                "%s: this file system has no locks; only this file shows other processes that it is in use",
+                self.path,
             )
         _held.add(self.descriptor)
         self._thread.start()
@@ -154,7 +154,6 @@ class _Lock:
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Release the lock and remove its file."""
         self._released.set()
         self._thread.join()
         _held.discard(self.descriptor)
@@ -167,7 +166,7 @@ _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    # A forked process shares the open file and with it the lock, which must not outlive its holder.
+    # A forked process shares the lock, which must not outlive its holder.
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -185,22 +184,20 @@ def _is_file(path: Path, descriptor: int) -> bool:
 
 
 def _is_beating(path: Path) -> bool:
-    """Whether the holder is alive, so that the file changes."""
     end = time.monotonic() + _GONE_S
     first = _state(path)
     while time.monotonic() < end:
-        time.sleep(_SECONDS_BETWEEN_TRIES)
+        time.sleep(_RETRY_S)
         if _state(path) != first:
             return bool(_read(path))  # empty: it has been released
     return False
 
 
 def _state(path: Path) -> tuple[bytes, int]:
-    content = _read(path)  # opening it makes a shared disk refresh the time
     try:
-        return content, path.stat().st_mtime_ns
+        return path.read_bytes(), path.stat().st_mtime_ns  # opening it makes a shared disk refresh the time
     except OSError:
-        return content, 0
+        return b"", 0
 
 
 def _read(path: Path) -> bytes:
@@ -210,17 +207,10 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _parse(record: bytes) -> dict[str, object]:
-    try:
-        content = json.loads(record)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _describe_holder(path: Path) -> str:
-    time.sleep(_SECONDS_BETWEEN_TRIES)  # a new holder may not have written its record yet
-    record = _parse(_read(path))
-    if not {"host", "pid", "since"} <= record.keys():
+    time.sleep(_RETRY_S)  # a new holder may not have written its record yet
+    try:
+        record = json.loads(_read(path))
+        return f"process {record['pid']} on {record['host']} since {record['since']}"
+    except (ValueError, LookupError, TypeError):
         return "another process"
-    return f"process {record['pid']} on {record['host']} since {record['since']}"

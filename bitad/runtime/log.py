@@ -18,33 +18,31 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TextIO
 
-# It has no handler of its own: in a program that configures no logging, Python prints warnings to standard error.
+# Without a handler, in a program that configures no logging, Python prints warnings.
 log = logging.getLogger("bitad")
 
 LOG_FILE = "log.txt"  # in a run directory
 
-# Control characters, Unicode line ends, marks that reverse text, and surrogates (undecodable bytes of file names).
+# Control characters, Unicode line ends, marks that reverse text, and surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    r"""Escape every character that can control a terminal: ESC becomes ``\x1b``. Characters in ``keep`` stay."""
-    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
+    r"""Escape characters that can control a terminal, except ``keep``: ESC becomes ``\x1b``."""
 
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
 
-def _escape(character: str) -> str:
-    code = ord(character)
-    return _ESCAPES.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    return _UNPRINTABLE.sub(escaped, str(text))
 
 
 def quoted(name: str) -> str:
-    """A name in quotes, in ASCII if it is not in the usual Unicode form (NFC) and looks like another."""
+    """A name in quotes, in ASCII if its Unicode form is unusual (not NFC)."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
 def shortlist(names: Iterable[Any], most: int = 3, *, quote: Callable[[Any], str] = str) -> str:
-    """The first few names, each as ``quote`` writes it, and how many more there are: ``a, b, c and 4 more``."""
+    """The first few names, and how many more there are: ``a, b, c and 4 more``."""
     texts = [quote(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
@@ -56,10 +54,7 @@ def echo(*lines: object, file: TextIO | None = None) -> None:
 
 
 def decode_argument(argument: str) -> str:
-    """Decode a command-line argument as UTF-8, even where the locale has another encoding.
-
-    There Python keeps undecodable bytes as surrogates. They find a file by its name but equal no text in a file.
-    """
+    """Decode a command-line argument as UTF-8, even where the locale has another encoding."""
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
@@ -83,7 +78,7 @@ class _Pipe(io.FileIO):
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Within this context any text can be printed: unencodable characters are escaped, closed pipes discard it."""
+    """Within this context any text can be printed, also to closed pipes."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_tolerant, before)
     try:
@@ -96,7 +91,6 @@ def tolerant_output() -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO) -> TextIO:
-    """A stream to the same file that accepts any text; a stream without a file (in tests) stays."""
     if not isinstance(stream, io.TextIOWrapper):  # None if it was closed before the program started
         return stream
     raw = getattr(stream.buffer, "raw", stream.buffer)  # the latter with python -u
@@ -144,17 +138,6 @@ def _configured(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
-def set_up_logging(directory: Path | None, *, show: bool = True) -> None:
-    """Send the log to standard error and to `log.txt` of a run directory. ``show=False`` turns it off."""
-    for handler in log.handlers:
-        handler.close()
-    log.handlers = [_configured(logging.StreamHandler())] if show else []
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if directory is not None and show:
-        add_log_file(directory)
-
-
 @contextmanager
 def command_logging() -> Iterator[None]:
     """Within this context the log goes to standard error, and Python's warnings go to the log.
@@ -175,11 +158,6 @@ def command_logging() -> Iterator[None]:
         log.handlers, log.level, warnings.showwarning = before
 
 
-def is_logging() -> bool:
-    """Whether this process has set up the log, as commands do."""
-    return bool(log.handlers)
-
-
 def _log_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
@@ -187,7 +165,7 @@ def _log_warning(
 
 
 def add_log_file(directory: Path) -> None:
-    """Also write the log to `log.txt` of a directory. All processes of a run may call this: lines are appended."""
+    """Also append the log to `log.txt` of a directory; all processes of a run may do so."""
     directory.mkdir(parents=True, exist_ok=True)
     file = _configured(_LogFile(directory / LOG_FILE, encoding="utf-8", delay=True))
     for handler in log.handlers:
@@ -200,7 +178,7 @@ def add_log_file(directory: Path) -> None:
 
 @contextmanager
 def log_file(directory: Path) -> Iterator[None]:
-    """Within this context the log is also written to `log.txt` of a directory; other handlers are not affected."""
+    """Within this context the log is also written to `log.txt` of a directory."""
     file = _configured(_LogFile(directory / LOG_FILE, encoding="utf-8", delay=True))
     level, shown = log.level, log.getEffectiveLevel()
 
@@ -223,14 +201,14 @@ _logged_once: set[str] = set()
 
 
 def log_once(line: str, level: int = logging.INFO) -> None:
-    """Log a line unless this command (or this process, without a command) has logged it before."""
+    """Log a line unless this command, or else this process, has logged it before."""
     if line not in _logged_once:
         _logged_once.add(line)
         log.log(level, "%s", line)
 
 
 def log_last(line: str) -> None:
-    """Print a process's last line to standard error, and write it to the log file if that is possible."""
+    """Print a process's last line, and write it to the log file if possible."""
     print(printable(line), file=sys.stderr, flush=True)
     for handler in log.handlers:
         if isinstance(handler, _LogFile):

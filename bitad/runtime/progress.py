@@ -1,4 +1,4 @@
-"""Progress and remaining time of long work: a bar in a terminal, otherwise a plain line every few seconds."""
+"""Progress and remaining time: a bar in a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def progress_shown(show: bool) -> Iterator[None]:
 
 
 class Meter:
-    """Shows the progress of ``total`` items of work on standard error, unless ``show`` is False (on ranks above 0)."""
+    """Shows the progress of ``total`` items of work on standard error."""
 
     def __init__(self, what: str, total: int, *, show: bool = True) -> None:
         self.what, self.total, self.done, self.note = printable(what), total, 0, ""
@@ -83,7 +83,7 @@ def track(items: Iterable[Item], what: str, total: int, *, show: bool = True) ->
 
 @contextmanager
 def progress_callback(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Within this context, a function that shows progress when called with (items done, items in all)."""
+    """Within this context, a function (items done, items in all) that shows progress."""
     with ExitStack() as stack:
         meters: list[Meter] = []
 

@@ -14,13 +14,15 @@ from typing import BinaryIO
 from bitad.runtime.log import shortlist
 
 _HEAD_BYTES = 4096
-# An index of shards is small; larger files are not searched for one.
+# Larger files are not searched for an index of shards.
 _INDEX_BYTES = 2**24
+# The last bytes of the index of a TensorFlow checkpoint.
+_TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The type of a file: ``kind`` for code ("gzip"), and for messages a description ("a gzip file") and a remedy."""
+    """The type of a file: ``kind`` for code, a description and a remedy for messages."""
 
     kind: str
     description: str
@@ -34,75 +36,65 @@ _DOWNLOAD = "download the file itself again"
 _EXTRACT = "decompress it first"
 _CONVERT = "convert it with the framework that wrote it"
 _MEMBER = "extract it and name the file inside"
-_SAVE = "save its state_dict() with torch.save"
+_SAVE = "load it in its project and save its state_dict() with torch.save"
+_OTHER = "name another file"
 
-# (pattern of the first bytes, type); the first match counts.
-_BY_HEAD: tuple[tuple[bytes, Signature], ...] = (
+# (pattern of the first bytes, the fields of the type); the first match counts.
+_BY_HEAD: tuple[tuple[bytes, str, str, str], ...] = (
     (
         rb"version https://git-lfs\.github\.com/spec/",
-        Signature("git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` in its repository"),
+        "git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "run `git lfs pull` in its repository",
     ),
     (
         rb"[^\n]{0,200}/annex/objects/",
-        Signature("git-annex", "a git-annex pointer, not the file itself", "run `git annex get` in its repository"),
+        "git-annex",
+        "a git-annex pointer, not the file itself",
+        "run `git annex get` in its repository",
     ),
     (
         rb"(?is)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,1000}?-->\s*)?<(!doctype\s+html|html|head|body|meta|title|script)",
-        Signature("html", "an HTML page, as a login or an error gives one", _DOWNLOAD),
+        "html",
+        "an HTML page, as a login or an error gives one",
+        _DOWNLOAD,
     ),
-    (
-        rb"(\xef\xbb\xbf)?\s*<(\?xml|Error>)",
-        Signature("xml", "an XML document, as a failed download gives one", _DOWNLOAD),
-    ),
-    (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00[^\x00]", Signature("utf-16", "a text in UTF-16", "save it as UTF-8")),
-    (rb"\x1f\x8b", Signature("gzip", "a gzip file", _EXTRACT)),
-    (rb"BZh[1-9]", Signature("bzip2", "a bzip2 file", _EXTRACT)),
-    (rb"\xfd7zXZ\x00", Signature("xz", "an xz file", _EXTRACT)),
-    (rb"\x28\xb5\x2f\xfd", Signature("zstd", "a Zstandard file", _EXTRACT)),
-    (rb"7z\xbc\xaf\x27\x1c", Signature("7z", "a 7z archive", _MEMBER)),
-    (rb"Rar!\x1a\x07", Signature("rar", "a RAR archive", _MEMBER)),
-    (rb"(?s).{257}ustar", Signature("tar", "a tar archive", _MEMBER)),
-    (rb"\x89HDF\r\n\x1a\n", Signature("hdf5", "an HDF5 file, as h5py and Keras write", _CONVERT)),
-    (rb"\x93NUMPY", Signature("npy", "a NumPy array", "give it a name that ends in .npy where features are read")),
-    (rb"MATLAB 5\.0", Signature("matlab", "a MATLAB file", _CONVERT)),
-    (rb"GGUF", Signature("gguf", "a GGUF file", _CONVERT)),
-    (rb"(?s)\x08\x01\x12", Signature("tensorflow", "a TensorFlow model", _CONVERT)),
-    (rb"model_checkpoint_path:", Signature("tensorflow", "TensorFlow's list of checkpoints", _CONVERT)),
-    (rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a]", Signature("onnx", "an ONNX model", _CONVERT)),
+    (rb"(\xef\xbb\xbf)?\s*<(\?xml|Error>)", "xml", "an XML document, as a failed download gives one", _DOWNLOAD),
+    (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00[^\x00]", "utf-16", "a text in UTF-16", "save it as UTF-8"),
+    (rb"\x1f\x8b", "gzip", "a gzip file", _EXTRACT),
+    (rb"BZh[1-9]", "bzip2", "a bzip2 file", _EXTRACT),
+    (rb"\xfd7zXZ\x00", "xz", "an xz file", _EXTRACT),
+    (rb"\x28\xb5\x2f\xfd", "zstd", "a Zstandard file", _EXTRACT),
+    (rb"7z\xbc\xaf\x27\x1c", "7z", "a 7z archive", _MEMBER),
+    (rb"Rar!\x1a\x07", "rar", "a RAR archive", _MEMBER),
+    (rb"(?s).{257}ustar", "tar", "a tar archive", _MEMBER),
+    (rb"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file, as h5py and Keras write", _CONVERT),
+    (rb"\x93NUMPY", "npy", "a NumPy array", "give it a name that ends in .npy where features are read"),
+    (rb"MATLAB 5\.0", "matlab", "a MATLAB file", _CONVERT),
+    (rb"GGUF", "gguf", "a GGUF file", _CONVERT),
+    (rb"(?s)\x08\x01\x12", "tensorflow", "a TensorFlow model", _CONVERT),
+    (rb"model_checkpoint_path:", "tensorflow", "TensorFlow's list of checkpoints", _CONVERT),
+    (rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a]", "onnx", "an ONNX model", _CONVERT),
     (
         rb"(?s)\x80.(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-        Signature("pytorch", "a PyTorch file in the format before 1.6", "give it a name that ends in .pth"),
+        "pytorch",
+        "a PyTorch file in the format before 1.6",
+        "give it a name that ends in .pth",
     ),
-    (
-        rb"\x80[\x02-\x05]",
-        Signature("pickle", "a Python pickle not written by torch.save", f"load it in its project and {_SAVE}"),
-    ),
-    (rb"%PDF", Signature("pdf", "a PDF document", _DOWNLOAD)),
-    (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8", Signature("picture", "a picture", "name another file")),
-    (rb"(?s).{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", Signature("video", "a video", "name another file")),
+    (rb"\x80[\x02-\x05]", "pickle", "a Python pickle not written by torch.save", _SAVE),
+    (rb"%PDF", "pdf", "a PDF document", _DOWNLOAD),
+    (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8", "picture", "a picture", _OTHER),
+    (rb"(?s).{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", "video", "a video", _OTHER),
 )
-_EMPTY = Signature("empty", "empty: it has no bytes", "write or download it again")
-_ZEROS = Signature("zeros", "zero bytes only at its start", "its download or copy stopped early: repeat it")
-_SAFETENSORS = Signature("safetensors", "a safetensors file", "give it a name that ends in .safetensors")
-_JSON = Signature("json", "a JSON text", "name another file")
-_TEXT = Signature("text", "a text", "name another file")
-_TENSORFLOW = Signature("tensorflow", "a TensorFlow checkpoint's index", _CONVERT)
-_UNKNOWN = Signature("unknown", "of an unknown type, or damaged at its start", "check where it comes from")
-# The last bytes of the index of a TensorFlow checkpoint.
-_TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 
-# (pattern in a member's name, type of the zip archive); the first match counts.
-_BY_MEMBER: tuple[tuple[str, Signature], ...] = (
-    (
-        r"/constants\.pkl$|/code/__torch__",
-        Signature("torchscript", "a TorchScript model, which contains code", f"load it in its project and {_SAVE}"),
-    ),
-    (r"/data\.pkl$", Signature("pytorch", "a PyTorch file", "give it a name that ends in .pt")),
-    (r"\.npy$", Signature("npz", "a NumPy .npz archive", "give it a name that ends in .npz where features are read")),
-    (r"^model\.weights\.h5$", Signature("keras", "a Keras model", _CONVERT)),
+# (pattern in a member's name, the fields of the type of the zip archive); the first match counts.
+_BY_MEMBER: tuple[tuple[str, str, str, str], ...] = (
+    (r"/constants\.pkl$|/code/__torch__", "torchscript", "a TorchScript model, which contains code", _SAVE),
+    (r"/data\.pkl$", "pytorch", "a PyTorch file", "give it a name that ends in .pt"),
+    (r"\.npy$", "npz", "a NumPy .npz archive", "give it a name that ends in .npz where features are read"),
+    (r"^model\.weights\.h5$", "keras", "a Keras model", _CONVERT),
+    ("", "zip", "a zip archive", _MEMBER),
 )
-_ZIP = Signature("zip", "a zip archive", _MEMBER)
-_CUT_ZIP = Signature("cut zip", "a zip archive (such as a PyTorch or .npz file), damaged or cut off", _DOWNLOAD)
 
 
 def signature_of(path: str | Path) -> Signature:
@@ -117,34 +109,36 @@ def signature_in(file: BinaryIO) -> Signature:
     head = file.read(_HEAD_BYTES)
     size = file.seek(0, 2)
     if not head:
-        return _EMPTY
+        return Signature("empty", "empty: it has no bytes", "write or download it again")
     if not head.strip(b"\x00"):
-        return _ZEROS
+        return Signature("zeros", "zero bytes only at its start", "its download or copy stopped early: repeat it")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip(file)
-    for pattern, signature in _BY_HEAD:
+    for pattern, *fields in _BY_HEAD:
         if re.match(pattern, head):
-            return signature
+            return Signature(*fields)
     header = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 2 <= header <= size - 8:
-        return _SAFETENSORS
+        return Signature("safetensors", "a safetensors file", "give it a name that ends in .safetensors")
     file.seek(max(size - len(_TABLE_END), 0))
     if file.read() == _TABLE_END:
-        return _TENSORFLOW
+        return Signature("tensorflow", "a TensorFlow checkpoint's index", _CONVERT)
     if not _is_text(head):
-        return _UNKNOWN
+        return Signature("unknown", "of an unknown type, or damaged at its start", "check where it comes from")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return _index_of_shards(file, size) or _JSON
-    return _TEXT
+        return _index_of_shards(file, size) or Signature("json", "a JSON text", _OTHER)
+    return Signature("text", "a text", _OTHER)
 
 
 def _zip(file: BinaryIO) -> Signature:
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            names = ["", *archive.namelist()]
     except Exception:  # damaged bytes can raise anything
-        return _CUT_ZIP
-    return next((signature for pattern, signature in _BY_MEMBER if any(re.search(pattern, n) for n in names)), _ZIP)
+        return Signature(
+            "cut zip", "a zip archive (such as a PyTorch or .npz file), damaged or cut off", _DOWNLOAD
+        )
+    return next(Signature(*fields) for pattern, *fields in _BY_MEMBER if any(re.search(pattern, n) for n in names))
 
 
 def _is_text(head: bytes) -> bool:
@@ -168,17 +162,15 @@ def _index_of_shards(file: BinaryIO, size: int) -> Signature | None:
     return Signature(
         "shards",
         f"an index of shards, which names the files with the weights{names}",
-        "merge the shards: load each, update one dict, save it with torch.save or safetensors",
+        "merge the shards into one dict and save it with torch.save or safetensors",
     )
 
 
-# JSON of detections compresses 3 to 10 times, features hardly, and the detections of the largest published test sets
-# are some 100 MB. Files beyond these limits are not read.
+# JSON of detections compresses 3 to 10 times, and the largest published ones have some 100 MB.
 MOST_BYTES = 2**30
 MOST_TIMES = 50
 # Files that expand to this size or less are always read.
 SMALL_BYTES = 2**26
-
 
 _FOLDER = 0x10  # of a member's attributes in a zip file, as in MS-DOS
 
@@ -188,25 +180,16 @@ class UnsoundFileError(ValueError):
 
 
 def check_expansion(expanded: int, stored: int, where: str) -> None:
-    """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size.
-
-    Raises:
-        UnsoundFileError: ``stored`` bytes on disk expand to ``expanded``, so far or as stated; calls them ``where``.
-    """
+    """Refuse data that expand beyond :data:`MOST_BYTES`, or beyond 64 MiB and :data:`MOST_TIMES` their size."""
     if expanded > MOST_BYTES or (expanded > SMALL_BYTES and expanded > MOST_TIMES * stored):
         raise UnsoundFileError(
             f"{where}: {stored:,} compressed bytes expand to {expanded:,} or more; at most {MOST_BYTES // 2**20} MiB "
-            f"and {MOST_TIMES} times the compressed size are read; if you trust the file, decompress it"
+            f"and {MOST_TIMES} times their size are read; if you trust the file, decompress it"
         )
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed: bool) -> None:
-    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory.
-
-    Raises:
-        UnsoundFileError: a name occurs twice, or a member is a folder, is encrypted, is compressed in another way,
-            expands too much or states a size that a file of ``size`` bytes cannot have.
-    """
+    """Refuse an archive that NumPy (``compressed``) or PyTorch cannot have written, by its directory."""
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
         if count > 1:
@@ -214,12 +197,16 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
         name, method = f"{where}: {member.filename}", member.compress_type
-        if member.external_attr & _FOLDER or member.is_dir():  # PyTorch reads nothing of it, and leaves memory as it is
+        if (
+            member.external_attr & _FOLDER or member.is_dir()
+        ):  # PyTorch reads nothing of it, and leaves memory as it is
             raise UnsoundFileError(f"{name} is marked as a folder; the file is damaged, get it again")
         if member.flag_bits & 1:
             raise UnsoundFileError(f"{name} is encrypted; write it without a password")
         if method not in allowed:
-            how = f"compressed by zip's method {method}, which NumPy does not write; write it again with numpy.savez"
+            how = (
+                f"compressed by zip's method {method}, which NumPy does not write; write it again with numpy.savez"
+            )
             never = "compressed, which PyTorch never does; write it again with torch.save"
             raise UnsoundFileError(f"{name} is {how if compressed else never}")
         if method != zipfile.ZIP_STORED:
@@ -227,12 +214,14 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
         elif member.file_size != member.compress_size:
             raise UnsoundFileError(f"{name} claims {member.file_size:,} bytes, but has {member.compress_size:,}")
     if (held := sum(member.compress_size for member in members)) > size:
-        raise UnsoundFileError(f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged")
+        raise UnsoundFileError(
+            f"{where}: its members claim {held:,} bytes, but the file has {size:,}; it is damaged"
+        )
 
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file's SHA-256, and size and time so that an unchanged file need not be read again. Time is not compared."""
+    """A file's SHA-256, and size and time, by which an unchanged file need not be read again."""
 
     size: int
     mtime_ns: int = field(compare=False)
@@ -240,7 +229,6 @@ class FileIdentity:
 
     @classmethod
     def of(cls, path: Path) -> FileIdentity:
-        """Read a file. Raises OSError if that fails, ValueError if the file changes meanwhile."""
         before = path.stat()
         identity = cls(before.st_size, before.st_mtime_ns, sha256_of(path))
         identity.require_unchanged(path)
@@ -266,6 +254,5 @@ class FileIdentity:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

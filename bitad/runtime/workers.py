@@ -1,7 +1,6 @@
-"""Jobs in other processes, and time limits.
+"""Jobs in other processes, time limits, and stop requests by signals.
 
-``concurrent.futures`` fails all jobs when one process dies, and its processes outlive a killed parent. Here a dead
-process is replaced, and no process outlives its parent.
+Unlike with ``concurrent.futures``, a dead process is replaced, and no process outlives its parent.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
-from bitad.runtime.log import command_logging, is_logging
+from bitad.runtime.log import command_logging, log
 
 Result = TypeVar("Result")
 
 MOST_WORKERS = 4096
-# A process removes its temporary files before it ends; it is killed after this time.
+# To remove temporary files; then a process is killed.
 _SECONDS_TO_END = 10.0
 
 
@@ -31,10 +30,13 @@ _SECONDS_TO_END = 10.0
 def time_limit(seconds: float | None, what: str) -> Iterator[None]:
     """Raise TimeoutError if the block, whose work is ``what``, takes longer. None: no limit.
 
-    The limit needs a timer, which only the main thread has, and not on Windows. It does not interrupt a system call
-    that cannot be interrupted (a dead network drive).
+    Only the main thread has a limit, and not on Windows. Reading from a dead network drive is not interrupted.
     """
-    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        seconds is None
+        or not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 
@@ -54,7 +56,6 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
 
 
 def worker_count(workers: int | str) -> int:
-    """Validate a number of processes; ValueError if it is not 0 to :data:`MOST_WORKERS`."""
     text = str(workers)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MOST_WORKERS):
         raise ValueError(f"{text[:40]!r} is not a number of workers; give 0 (this process) to {MOST_WORKERS}")
@@ -64,20 +65,22 @@ def worker_count(workers: int | str) -> int:
 def in_processes(
     work: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], *, workers: int
 ) -> Generator[tuple[int, Result | Exception]]:
-    """Call ``work(*job)`` for every job in new processes, or in this one, and yield results as they arrive.
+    """Call ``work(*job)`` for every job in new processes, and yield results as they arrive.
 
-    If a process dies (killed for lack of memory), its job fails with ``ChildProcessError`` and the process is replaced.
-    If the loop over the results ends early, or this process dies, the processes remove their temporary files and end.
+    If a process dies (of lack of memory), its job fails with ``ChildProcessError`` and the process is replaced. If the
+    loop over the results ends early, the processes remove their temporary files and end.
 
     Args:
         work: a function that other processes can import.
-        workers: number of processes, see :func:`worker_count`; 0 runs the jobs in this process, in order.
+        workers: number of processes; 0 runs the jobs in this process, in order.
 
     Yields:
         a job's index, and its result or exception.
     """
     worker_count(workers)
-    return _in_workers(work, jobs, workers) if workers else ((i, _attempt(work, job)) for i, job in enumerate(jobs))
+    return (
+        _in_workers(work, jobs, workers) if workers else ((i, _attempt(work, job)) for i, job in enumerate(jobs))
+    )
 
 
 def _attempt(work: Callable[..., Result], job: tuple[Any, ...]) -> Result | Exception:
@@ -119,14 +122,14 @@ def _in_workers(
 
 
 class _Worker(Generic[Result]):
-    """A process for one job after another; ``connection`` is readable when it has a result or ends."""
+    """A process for jobs; ``connection`` is readable when it has a result or ends."""
 
     def __init__(self, work: Callable[..., Result]) -> None:
         # A new interpreter: a forked copy of a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         self.connection, childs = context.Pipe()
         self.number, self.is_alive = -1, True
-        self._process = context.Process(target=_serve, args=(childs, work, is_logging()), daemon=True)
+        self._process = context.Process(target=_serve, args=(childs, work, bool(log.handlers)), daemon=True)
         self._process.start()
         childs.close()  # so that the connection ends with the process
 
@@ -143,8 +146,12 @@ class _Worker(Generic[Result]):
             self.is_alive = False
             self._process.join(_SECONDS_TO_END)
             code = self._process.exitcode
-            how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
-            return ChildProcessError(f"its worker process {how}; check that there is enough memory, and run this again")
+            how = (
+                f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+            )
+            return ChildProcessError(
+                f"its worker process {how}; check that there is enough memory, and run this again"
+            )
 
     def terminate(self) -> None:
         if self._process.is_alive():
@@ -161,17 +168,17 @@ class _Worker(Generic[Result]):
 
 
 def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None:
-    with command_logging() if logs else nullcontext():  # as in the parent, whose handlers a new process does not have
-        _serve_jobs(connection, work)
-
-
-def _serve_jobs(connection: Connection, work: Callable[..., Any]) -> None:
     # Ctrl-C reaches all processes; the parent then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     end_when(lambda: wait([parent.sentinel]))
-    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent has finished or died; asked to end
+    with (
+        command_logging()
+        if logs
+        else nullcontext(),  # as in the parent, whose handlers a new process does not have
+        suppress(EOFError, OSError, KeyboardInterrupt),  # the parent has finished or died; asked to end
+    ):
         while True:
             result = _attempt(work, connection.recv())
             try:
@@ -182,7 +189,7 @@ def _serve_jobs(connection: Connection, work: Callable[..., Any]) -> None:
 
 
 def end_with_input() -> None:
-    """End this process when its standard input ends: a pipe from the parent, which never writes to it."""
+    """End this process when its standard input, a pipe from the parent, ends."""
     end_when(lambda: os.read(0, 1))
 
 
@@ -203,3 +210,61 @@ def end_when(wait_for_parent: Callable[[], object]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A training has stopped on request; ``where`` says how far it is and how to resume."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(where)
+        self.status = 128 + number  # as in shells
+
+
+class Stop:
+    """The stop request to this process: the first signal is noted, the second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._where: str | None = None
+
+    @contextmanager
+    def interruptible(self, where: str) -> Iterator[None]:
+        """Within this context the first signal raises Stopped with ``where``, as no work is lost."""
+        if self.asked:
+            raise Stopped(self.asked, where)
+        self._where = where
+        try:
+            yield
+        finally:
+            self._where = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self._where is not None:
+            raise Stopped(number, self._where)
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = number
+
+
+@contextmanager
+def catch_signals() -> Iterator[Stop]:
+    """Within this context, SIGTERM and SIGINT are stop requests in the main thread."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals(worker: int) -> None:
+    """Initialise a data loader's worker, whose parent handles the signals."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saving, resuming, starting from baselines; and the lock on the run directory."""
+"""The checkpoints of a run, baselines to start from, and the lock on the run directory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitad.config.loading import differences
 from bitad.config.schema import Config
 from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
@@ -23,9 +21,9 @@ from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
 from bitad.timeline import Direction
 from bitad.weights.checkpoint import (
-    OF_THE_TRAINING,
     Checkpoint,
     class_names,
+    input_differences,
     load_checkpoint,
     open_checkpoint,
     save_checkpoint,
@@ -35,23 +33,14 @@ from bitad.weights.loading import BackboneError, BackboneFile, load_weights, wit
 
 
 class CheckpointManager:
-    """The checkpoints in a run directory: `best.pt`, `last.pt`, the ones before it, `last-1.pt`, `last-2.pt`, ...
-
-    Args:
-        directory: of the run.
-        keep: how many checkpoints there are to resume from.
-    """
+    """The checkpoints of a run: `best.pt`, and ``keep`` to resume from: `last.pt`, `last-1.pt`, ..."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.best = directory / "best.pt"
         self._last = [directory / ("last.pt" if age == 0 else f"last-{age}.pt") for age in range(keep)]
+        self.last = self._last[0]  # the newest
         self._backbone: BackboneFile | None = None
         self._backbone_path = directory / BACKBONE_FILE
-
-    @property
-    def last(self) -> Path:
-        """The path of the newest checkpoint."""
-        return self._last[0]
 
     @property
     def files(self) -> list[Path]:
@@ -63,17 +52,17 @@ class CheckpointManager:
         """Whether there is a run to resume."""
         return any(path.exists() for path in self._last)
 
-    def require(self) -> None:
-        """Raises FileNotFoundError if there is no run to resume."""
-        if not self.exists:
+    def require(self, *, resume: bool = True) -> None:
+        """Raises an error if there is no run to resume, or a new run would overwrite one."""
+        if resume and not self.exists:
             raise FileNotFoundError(f"no run to resume: {self.last} does not exist; start it without --resume")
-
-    def in_the_way(self) -> ValueError:
-        """The error of a new run where this one exists."""
-        return ValueError(f"run {self.last.parent} exists; use --resume, or choose another name, seed or output")
+        if self.exists and not resume:
+            raise ValueError(
+                f"run {self.last.parent} exists; use --resume, or choose another name, seed or output"
+            )
 
     def newest(self) -> tuple[Checkpoint, Path]:
-        """The newest readable checkpoint, and its file; the faults of newer ones are logged.
+        """The newest readable checkpoint, and its file; logs the faults of newer ones.
 
         Raises:
             FileNotFoundError: there is none, or no file of its frozen transformer.
@@ -97,15 +86,15 @@ class CheckpointManager:
         raise AssertionError("the last one was returned or raised")
 
     def save_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Writes the frozen transformer of a network, unless its file is right; checkpoints then refer to it."""
+        """Writes the frozen transformer of a network; checkpoints then refer to it."""
         self._backbone = BackboneFile.write(state, self._backbone_path)
 
     def save_last(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
-        """Writes the newest checkpoint and removes the oldest; ``again``: it replaces the newest one."""
+        """Writes the newest checkpoint and removes the oldest; ``again``: replaces the newest."""
         self._save(checkpoint, self.last, before=None if again else self._rotate)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes the best network, without the state that only a resumed run needs."""
+        """Writes the best network, without the state for resuming."""
         self._save(replace(checkpoint, training=None), self.best)
 
     def _save(self, checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
@@ -114,14 +103,14 @@ class CheckpointManager:
         save_checkpoint(checkpoint, path, backbone=self._backbone, before=before)
 
     def _rotate(self) -> None:
-        """Makes room for a new checkpoint, already written; a run killed in between can be resumed."""
+        """Makes room for a new checkpoint; a run killed in between can be resumed."""
         for newer, older in reversed(list(zip(self._last, self._last[1:], strict=False))):
             if newer.exists():
                 _link_or_move(newer, older)
 
 
 def _link_or_move(path: Path, other: Path) -> None:
-    """Gives a file a second name, so that the first one stays until it is replaced."""
+    """Gives a file a second name; the first one stays until it is replaced."""
     try:
         with atomic_write(other) as partial:
             partial.unlink()  # a link needs a free name
@@ -156,36 +145,32 @@ def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
 
 
 def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool) -> None:
-    """Raises ValueError if the data have changed since the checkpoint; with ``allow`` it is logged, if ``show``."""
+    """Raises ValueError if the data have changed; with ``allow``, logs it if ``show``."""
     if saved.data is None:
         if show:
-            log.warning("%s has no fingerprints of its data: whether they have changed is not checked", saved.source)
+            log.warning("%s has no fingerprints of its data; changes are not checked", saved.source)
         return
     changed = changes(saved.data, now)
     if not changed:
         return
     fault = f"the data have changed since {saved.source} was written: {'; '.join(changed)}"
     if not allow:
-        raise ValueError(
-            f"{fault}; resume with the original data, start another run, or resume on the changed data with "
-            "--allow-changed-data"
-        )
+        raise ValueError(f"{fault}; resume with the original data, start another run, or use --allow-changed-data")
     if show:
         log.warning("%s; resumed on the changed data (--allow-changed-data)", fault)
 
 
 def load_saved_weights(network: Network, saved: Checkpoint, classes: tuple[str, ...]) -> None:
-    """Loads the averaged weights of a checkpoint into a network; ValueError if they are of other classes."""
+    """Loads the averaged weights of a checkpoint; ValueError if they are of other classes."""
     if saved.classes != classes:
         raise ValueError(
-            f"{saved.source} was trained on the classes {saved.classes}, not {classes}; resume "
-            "with the class list that it was trained with, or start another run"
+            f"{saved.source} was trained on the classes {saved.classes}, not {classes}; "
+            "resume with the original class list, or start another run"
         )
     load_weights(network, saved.model, source=saved.source)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process' random numbers."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -193,7 +178,6 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restores a :func:`random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -204,8 +188,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
-        ValueError: one is not a baseline of that direction, or has other classes, windows or layers than this run;
-            another project's detector does not show its direction and windows.
+        ValueError: one is no baseline of that direction, or has other classes, windows or layers.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
@@ -221,13 +204,30 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         elif found.format.kind == "detector":
             weights = found.tensors
         else:
-            raise ValueError(f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline")
+            raise ValueError(
+                f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline"
+            )
         # The second adapters are new; a baseline has none.
         lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction) -> Iterator[str]:
+# What a run and its baselines must have in common.
+_COMMON_KEYS = (
+    "window.steps",
+    "window.stride_frames",
+    "window.frames_per_step",
+    "data.feature_channels",
+    "data.feature_stride_frames",
+    "data.feature_offset_frames",
+    "data.feature_fps",
+    "model",
+)
+
+
+def _mismatches(
+    checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction
+) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
     if theirs.design.networks != 1:
@@ -237,27 +237,15 @@ def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...]
         yield f"it watches {theirs.direction} playback, this network {view}"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
-    for key, old, new in differences(_common_keys(theirs), _common_keys(config)):
-        if key not in OF_THE_TRAINING:
-            yield f"{key} is {old} there and {new} here"
-
-
-def _common_keys(config: Config) -> dict[str, Any]:
-    """The part of a configuration that a run and its baselines must have in common."""
-    return {
-        "window": config.window.model_dump(include={"steps", "stride_frames", "frames_per_step"}),
-        "data": config.data.model_dump(
-            include={"feature_channels", "feature_stride_frames", "feature_offset_frames", "feature_fps"}
-        ),
-        "model": config.model.model_dump(mode="json"),
-    }
+    for key, old, new in input_differences(theirs, config, _COMMON_KEYS):
+        yield f"{key} is {old} there and {new} here"
 
 
 @contextmanager
 def lock_folder(
     folder: Path, ranks: Ranks, *, remedy: str = OTHER_OUT, option: str = "--out", patience_s: float = 0.0
 ) -> Iterator[None]:
-    """As :func:`bitad.runtime.locking.locked`, for all ranks: rank 0 holds the lock, every rank raises its error."""
+    """As :func:`bitad.runtime.locking.locked`: rank 0 holds the lock, every rank raises its error."""
     with ExitStack() as held:
         fault: ValueError | OSError | None = None
         if ranks.is_main:
@@ -275,10 +263,9 @@ def lock_folder(
 
 @contextmanager
 def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
-    """Keeps other processes from writing in the run directory.
+    """Keeps other processes from writing in the run directory; yields whether the run is resumed.
 
-    Yields:
-        whether the run is resumed: if the user asks for it, or torchrun restarts it after a failure.
+    A run is resumed if the user asks for it, or torchrun restarts it after a failure.
 
     Raises:
         ValueError: another process has locked the directory.
@@ -288,7 +275,7 @@ def lock_run(config: Config, ranks: Ranks, *, resume: bool) -> Iterator[bool]:
     keeper = CheckpointManager(directory, config.training.keep_last)
     if resume:
         keeper.require()  # before a mistyped name makes a folder
-    # The processes before these may still be ending, or the lock may be of a machine that went down.
+    # Former processes may still be ending, or the lock may be of a machine that went down.
     patience_s = 0.0 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else RESTART_S
     remedy = "wait until that has ended, or choose another name, seed or output"
     with lock_folder(directory, ranks, remedy=remedy, option="output", patience_s=patience_s):

@@ -1,6 +1,5 @@
-"""ActionFormer's losses and label assignment (Zhang et al. 2022, arXiv:2202.07925): focal loss, DIoU loss, targets.
-
-TriDet (Shi et al. 2023, arXiv:2303.07347) weights the focal loss by tIoU.
+"""Losses and label assignment of ActionFormer (Zhang et al. 2022, arXiv:2202.07925) and TriDet (Shi et al. 2023,
+arXiv:2303.07347), which weights the focal loss by tIoU.
 """
 
 from __future__ import annotations
@@ -15,9 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitad.models.heads import Points, Prediction
 
-# Segments are equally short if their lengths differ by at most this, in grid steps (OpenTAD's value): THUMOS14
-# annotates some segments once per class.
+# Segments are equally short if their lengths differ by at most this, in grid steps (OpenTAD's value).
 SAME_LENGTH = 1e-3
+_MOMENTUM = 0.9  # of the moving average of positive points
+_EPS = 1e-7  # the smallest denominator
+# The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
+_LEAST_TIOU = 1e-4
 
 
 class Targets(NamedTuple):
@@ -25,7 +27,7 @@ class Targets(NamedTuple):
 
     Args:
         class_targets: float ``[B, N, K]``, 0 or 1; a point can have several classes.
-        distances: ``[B, N, 2]``, to the start and to the end of a point's segment, in strides; 0 without a segment.
+        distances: ``[B, N, 2]``, to start and end of a point's segment, in strides; 0 without one.
         positive: bool ``[B, N]``, the points with a segment.
     """
 
@@ -34,11 +36,9 @@ class Targets(NamedTuple):
     positive: Tensor
 
     def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
-        """The distances of a prediction that train, and their targets: one per point, or one per class of a point.
+        """The distances that train, bool ``[B, N]``, and their targets ``[B, N, 2]``.
 
-        Returns:
-            bool ``[B, N]`` and distances ``[B, N, 2]``; of distances that depend on the class, bool ``[B, N, K]`` and
-            distances ``[B, N, 1, 2]``.
+        Where distances depend on the class: bool ``[B, N, K]`` and ``[B, N, 1, 2]``.
         """
         positive, distances = self.positive & prediction.mask, self.distances.to(prediction.distances.dtype)
         if prediction.distances.ndim == 3:
@@ -57,20 +57,19 @@ def assign(
 ) -> Targets:
     """Assigns ground truth to points.
 
-    A point takes a segment if it lies strictly inside, less than ``radius`` strides from the middle, and if the farther
-    end is within the point's range, limits included. Of several segments it takes the shortest, or the first of equally
-    short ones; its classes are those of all equally short ones.
+    A point takes a segment if it lies strictly inside, less than ``radius`` strides from the middle, and the farther
+    end is within the point's range. Of several segments it takes the shortest, or the first of equally short ones; its
+    classes are those of all equally short ones.
 
     Args:
-        points: the N points.
         segments: for each window ``[n, 2]`` in grid steps; n may be 0.
         labels: for each window, int ``[n]``.
-        num_classes: K.
-        radius: around a segment's middle, in strides of the point.
     """
     device, dtype = points.position.device, points.position.dtype
     # Padded with at least one empty segment per window; no point lies strictly inside it.
-    ends = pad_sequence([F.pad(s.to(device, dtype).reshape(-1, 2), (0, 0, 0, 1)) for s in segments], batch_first=True)
+    ends = pad_sequence(
+        [F.pad(s.to(device, dtype).reshape(-1, 2), (0, 0, 0, 1)) for s in segments], batch_first=True
+    )
     classes = pad_sequence([F.pad(c.to(device).long(), (0, 1)) for c in labels], batch_first=True)  # [B, M]
 
     start, end = ends[:, None].unbind(-1)  # [B, 1, M]
@@ -107,8 +106,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     """Focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002), elementwise.
 
     Args:
-        logits: of any shape.
-        targets: of the same shape, on 0..1.
+        targets: on 0..1.
         alpha: weight of positives; that of negatives is ``1 - alpha``.
         gamma: the exponent that lowers the weight of well classified elements.
     """
@@ -119,57 +117,39 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     return weight * error**gamma * cross_entropy
 
 
-def tiou_of_distances(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """tIoU of segments around the same point, elementwise.
-
-    Both are distances >= 0 from that point to start and end, in any unit, so the segments overlap.
-
-    Args:
-        distances, targets: ``[..., 2]``.
-        eps: smallest denominator.
-
-    Returns:
-        ``[...]``, on 0..1.
-    """
+def tiou_of_distances(distances: Tensor, targets: Tensor) -> Tensor:
+    """tIoU of segments around the same point: distances >= 0 to start and end ``[..., 2]`` -> ``[...]``."""
     intersection = torch.minimum(distances, targets).sum(-1)
     union = (distances + targets).sum(-1) - intersection
-    return intersection / union.clamp(min=eps)
+    return intersection / union.clamp(min=_EPS)
 
 
-def diou_loss(distances: Tensor, targets: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287), elementwise; arguments as :func:`tiou_of_distances`; on 0..2."""
-    tiou = tiou_of_distances(distances, targets, eps=eps)
+def diou_loss(distances: Tensor, targets: Tensor) -> Tensor:
+    """1 - DIoU (Zheng et al. 2020, arXiv:1911.08287), on 0..2; arguments as :func:`tiou_of_distances`."""
+    tiou = tiou_of_distances(distances, targets)
     enclosing = torch.maximum(distances, targets).sum(-1)
     offset = (targets - distances).diff(dim=-1).squeeze(-1) / 2  # between the two middles
-    return 1 - tiou + offset**2 / (enclosing**2).clamp(min=eps)
-
-
-# The least tIoU in a weight: the gradient of a power below 1 is infinite at 0.
-_LEAST_TIOU = 1e-4
+    return 1 - tiou + offset**2 / (enclosing**2).clamp(min=_EPS)
 
 
 class DetectionLoss(nn.Module):
     """The loss of a batch of windows.
 
-    Both losses are sums over the batch's real points, divided by the number of positive points: in training by its
-    moving average (a buffer, which checkpoints hold), in evaluation by the batch's. The batches of several processes
-    count as one: the mean of their losses is the loss of one process with all windows.
+    Both losses are sums over the batch's real points, divided by the number of positive points, in training by its
+    moving average (a buffer). The batches of several processes count as one: the mean of their losses is the loss of
+    one process with all windows.
 
     Args:
-        momentum: of the moving average.
         initial_normaliser: the first value of the moving average.
         label_smoothing: the share of a class target that is spread over all classes.
         regression_weight: of the regression in the total.
-        iou_weight_power: the tIoU of a point's predicted segment to this power weights the classification loss of its
-            classes, and so also trains the segment; 0: weight 1.
-        processes: number of processes that train together.
-        total: a number of this process -> its sum over all processes.
+        iou_weight_power: the tIoU of a point's predicted segment to this power weights the loss of its classes.
+        total: a number of this process -> its sum over all ``processes``.
     """
 
     def __init__(
         self,
         *,
-        momentum: float = 0.9,
         initial_normaliser: float = 100.0,
         label_smoothing: float = 0.0,
         regression_weight: float = 1.0,
@@ -178,7 +158,6 @@ class DetectionLoss(nn.Module):
         total: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
         super().__init__()
-        self.momentum = momentum
         self.label_smoothing = label_smoothing
         self.regression_weight = regression_weight
         self.iou_weight_power = iou_weight_power
@@ -186,12 +165,7 @@ class DetectionLoss(nn.Module):
         self.register_buffer("normaliser", torch.tensor(float(initial_normaliser)))
 
     def forward(self, prediction: Prediction, targets: Targets, *, normaliser: Tensor | None = None) -> Losses:
-        """The losses of a prediction.
-
-        Args:
-            normaliser: of a step with several batches (:meth:`normaliser_of`), whose losses add up to the step's; None:
-                the step has one batch.
-        """
+        """The losses; in a step of several batches, with the step's :meth:`normaliser_of`."""
         logits, distances, mask, _ = prediction
         if normaliser is None:
             normaliser = self.normaliser_of((targets.positive & mask).sum())
@@ -210,11 +184,10 @@ class DetectionLoss(nn.Module):
         return Losses(classification, regression, classification + self.regression_weight * regression)
 
     def agreement(self, prediction: Prediction, other: Prediction, targets: Targets) -> Tensor:
-        """How far two predictions on one clock are apart, in units of the last :meth:`forward`; 0 where they agree.
+        """The disagreement of two predictions on one clock, normalised as the last :meth:`forward`.
 
-        The squared difference of the probabilities over all points and classes, and 1 - DIoU of the segments where
-        there are targets. It draws both predictions towards each other, as in mutual learning (Zhang et al. 2018,
-        arXiv:1706.00384), whose divergence is not symmetric.
+        The squared difference of probabilities, plus 1 - DIoU where there are targets: a symmetric form of mutual
+        learning (Zhang et al. 2018, arXiv:1706.00384).
         """
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
         taught, _ = targets.of_distances(prediction)
@@ -224,15 +197,11 @@ class DetectionLoss(nn.Module):
         return total
 
     def normaliser_of(self, positives: Tensor) -> Tensor:
-        """The normaliser of a step; in training mode, updates the moving average.
-
-        Args:
-            positives: scalar, the number of positive points in this process; training mode adds those of the others.
-        """
+        """The normaliser of a step with this process's number of positive points."""
         dtype = self.get_buffer("normaliser").dtype
         if not self.training:
             return positives.clamp(min=1).to(dtype)
         current = self.total(positives).clamp(min=1).to(dtype)
-        average = self.momentum * self.get_buffer("normaliser") + (1 - self.momentum) * current
+        average = _MOMENTUM * self.get_buffer("normaliser") + (1 - _MOMENTUM) * current
         self.get_buffer("normaliser").copy_(average)
         return average / self.processes  # as gradients are averaged over processes, not added

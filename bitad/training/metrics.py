@@ -15,7 +15,6 @@ from bitad.training.losses import Losses
 from bitad.training.step import StepOutput
 
 METRICS = "metrics.jsonl"  # of a run directory
-
 # The numbers that a record of each kind must have.
 _NUMBERS = {"training": ("step", "loss"), "evaluation": ("step", "epoch", "average_map")}
 
@@ -26,13 +25,9 @@ def metrics_line(record: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, in order; null is NaN.
+    """The records of a file, in order; null is NaN. ValueError if a line is not a record.
 
     A last line without a line end is ignored: a run is writing it, or died while writing it.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a line is not a record.
     """
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -40,13 +35,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
-        record = _null_to_nan(json.loads(line))
+        record = json.loads(line, object_hook=_null_to_nan)
         is_valid = all(isinstance(record[name], int | float) for name in _NUMBERS[record["kind"]])
     except (ValueError, KeyError, TypeError, RecursionError):
         is_valid = False
     if not is_valid:
-        raise ValueError(f"{where} is not a record of a run; correct or remove the line, or remove the file")
+        raise ValueError(f"{where} is not a record of a run; correct the line, or remove it or the file")
     return dict(record)
+
+
+def _null_to_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in record.items()}
 
 
 def _nan_to_null(value: Any) -> Any:
@@ -55,19 +54,8 @@ def _nan_to_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _null_to_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null_to_nan(one) for key, one in value.items()}
-    return math.nan if value is None else value
-
-
 class Records:
-    """Writes the records of a run.
-
-    Args:
-        directory: of the run.
-        ranks: the processes of the run; rank 0 writes.
-    """
+    """Writes the records of a run, on rank 0."""
 
     def __init__(self, directory: Path, ranks: Ranks) -> None:
         self.path, self.ranks = directory / METRICS, ranks
@@ -96,7 +84,6 @@ class Records:
         self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends a record."""
         if not self.ranks.is_main:
             return
         try:
@@ -107,14 +94,9 @@ class Records:
             raise
 
     def drop_after_checkpoint(self, step: int, *, untested: bool) -> None:
-        """Drops the records that a run wrote after its last checkpoint, and half a line at the end.
+        """Drops records after ``step``, that of the last checkpoint, and half a line at the end.
 
-        Args:
-            step: of the checkpoint.
-            untested: the evaluation of the checkpoint is still to come.
-
-        Raises:
-            ValueError: a line is not a record.
+        ``untested``: the evaluation of the checkpoint is still to come.
         """
         if not self.path.exists():
             return

@@ -13,8 +13,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from bitad.config.schema import TrainingConfig
-from bitad.models.adapters import is_adapter
 from bitad.models.fusion import Fusion
+from bitad.models.vit import is_adapter
 from bitad.runtime.distributed import local_shard
 
 # Weight decay applies to the weights of linear maps and convolutions; not to norms, biases and scales.
@@ -23,10 +23,7 @@ DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Learning rates for ``reference_batch`` windows per step, scaled linearly to ``effective_batch``.
-
-    The linear rule is that of Goyal et al. 2017 (arXiv:1706.02677).
-    """
+    """Learning rates for ``reference_batch`` windows, scaled linearly (Goyal et al. 2017, arXiv:1706.02677)."""
 
     lr: float
     adapter_lr: float
@@ -56,11 +53,8 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
     """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
     Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
-    (as Yang et al. 2021, arXiv:2203.03466, do for hidden layers with Adam): their inputs are nearly equal (a trained
-    head's logits are about -5 at most points), so a step of Adam at the full rate would change each output by about a
-    thousand times the rate.
-
-    Each group has its name under ``name``.
+    (Yang et al. 2021, arXiv:2203.03466): their inputs are nearly equal, so a step at the full rate would change each
+    output by about a thousand times the rate.
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
     fused = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
@@ -86,7 +80,7 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
             }
             for (what, lr, decay), parameters in groups.items()
         ],
-        # All parameters at once. On a CPU, `foreach` is bit-equal to one after the other; `fused` is not.
+        # On a CPU, `foreach` is bit-equal to one parameter after the other; `fused` is not.
         fused=on_gpu,
         foreach=not on_gpu,
     )
@@ -107,12 +101,8 @@ def build_schedule(optimizer: AdamW, *, warmup_steps: int, total_steps: int) -> 
 class Ema:
     """The moving average of a model's trainable parameters, from their current values on.
 
-    The decay rises as ``(1 + n) / (10 + n)`` with the number of updates n up to ``decay`` (as in TensorFlow's
-    ExponentialMovingAverage), so that the initial weights do not dominate a short training.
-
-    Args:
-        model: with ``requires_grad`` set.
-        decay: share of the average that an update keeps.
+    The decay rises as ``(1 + n) / (10 + n)`` with the number of updates n up to ``decay``, as in TensorFlow, so that
+    the initial weights do not dominate a short training.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:

@@ -18,11 +18,10 @@ from torch.utils._pytree import tree_map_only
 from bitad.config.schema import Config
 from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
-from bitad.models.adapters import Bottleneck
 from bitad.models.build import autocast, build_network
 from bitad.models.heads import Points
 from bitad.models.network import Network
-from bitad.models.vit import Block
+from bitad.models.vit import Block, TemporalAdapter
 from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
@@ -35,7 +34,7 @@ class StepOutput(NamedTuple):
         losses: by learner; detached.
         agreement: the weighted agreement loss of experiment 1x; None elsewhere.
         norms: of the gradients before clipping, by learner; not finite if the step was skipped.
-        fault: which gradients were not finite; None if all were, or if a lower loss scale of fp16 will help.
+        fault: which gradients were not finite, unless a lower loss scale of fp16 will help.
     """
 
     losses: dict[str, Losses]
@@ -53,11 +52,6 @@ class Learner:
     """The loss, optimizer, schedule and moving average of a detector and the modules added to it.
 
     A pair has two learners. Only the loss of a joint experiment connects them.
-
-    Args:
-        name: ``forward`` or ``reverse``; in the control ``first`` or ``second``.
-        prefix: of the module's parameters in the network.
-        steps_per_epoch: of the schedule.
     """
 
     def __init__(
@@ -92,11 +86,11 @@ class Learner:
         self.ema = Ema(module, decay=self.config.ema_decay)
 
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
-        """The targets of windows in this learner's view, see :func:`assign`."""
+        """The targets of windows in this learner's view."""
         return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
 
     def clip(self) -> float:
-        """Clips the gradients, and returns their norm before clipping, which may not be finite."""
+        """Clips the gradients; returns their norm before clipping, which may not be finite."""
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
 
@@ -108,12 +102,12 @@ class Learner:
     def advance(self) -> None:
         """Sets the learning rate of the next step."""
         with warnings.catch_warnings():
-            # PyTorch warns if the first step was skipped; the schedule counts skipped steps too.
+            # The schedule counts skipped steps too.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights."""
         parameters = dict(self.module.named_parameters())
         return {
             "raw": {name: full_tensor(parameters[name].detach()) for name in self.ema.average},
@@ -150,12 +144,7 @@ class Learner:
 
 
 class TrainStep:
-    """Takes training steps: forward and backward passes, and updates of weights and averages.
-
-    Args:
-        network: on the device of ``ranks``, with its initial weights.
-        steps_per_epoch: of the schedule.
-    """
+    """Takes training steps with a network that is on the device of ``ranks``."""
 
     def __init__(
         self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
@@ -171,19 +160,20 @@ class TrainStep:
         self.points = network.detectors[0].points(config.window.steps, ranks.device)
 
     def _wrap_models(self) -> list[nn.Module]:
-        """The model of each backward pass (the pair, or each detector), wrapped for distributed training."""
+        """The model of each backward pass, wrapped for distributed training."""
         models = [self.network] if self.config.design.joint else list(self.network.detectors)
         if not self.config.training.shard:
             return [self.ranks.wrap(model) for model in models]
         # Inner modules first.
-        units = [[one for one in model.modules() if isinstance(one, Block | Bottleneck)][::-1] for model in models]
+        units = [
+            [one for one in model.modules() if isinstance(one, Block | TemporalAdapter)][::-1] for model in models
+        ]
         return [self.ranks.wrap(model, parts=parts) for model, parts in zip(models, units, strict=True)]
 
     def __call__(self, batches: Sequence[Batch]) -> StepOutput:
-        """One step of every learner, by the gradient of all windows of the batches (on any device).
+        """One step of every learner, by the gradient of all windows of the batches.
 
-        Two detectors that share no graph take turns, so that only one has activations at a time. Each gradient is that
-        of the sum of both losses.
+        Two detectors that share no graph take turns, so that only one has activations at a time.
         """
         normalisers = self._normalisers(batches)
         losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
@@ -215,13 +205,7 @@ class TrainStep:
     def losses(
         self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of a forward pass, by learner, and the weighted agreement in experiment 1x.
-
-        Args:
-            index: of the model.
-            views: a batch in each detector's view, on the device.
-            normalisers: of each learner, see :class:`DetectionLoss`.
-        """
+        """The losses of a model, by learner, and the weighted agreement, for a batch in each detector's view."""
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
@@ -258,7 +242,7 @@ class TrainStep:
         return normalisers
 
     def _update(self, learners: Sequence[Learner]) -> dict[str, float]:
-        """Updates learners by their gradients if all are finite; returns the norms of the gradients."""
+        """Updates learners if all gradients are finite; returns their norms."""
         for learner in learners:
             self.scaler.unscale_(learner.optimizer)
         norms = {learner.name: learner.clip() for learner in learners}
@@ -270,7 +254,6 @@ class TrainStep:
         return norms
 
     def _find_fault(self, step: StepOutput) -> str | None:
-        """Which gradients were not finite; None where a lower loss scale of fp16 will help."""
         faults = [name for name, norm in step.norms.items() if not math.isfinite(norm)]
         if not faults or (math.isfinite(step.loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             return None
@@ -296,14 +279,16 @@ class TrainStep:
         """The weights of the network; trainable ones are averaged."""
         averaged = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         for learner in self.learners:
-            averaged |= {learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()}
+            averaged |= {
+                learner.prefix + name: full_tensor(tensor) for name, tensor in learner.ema.average.items()
+            }
         return averaged
 
     @contextmanager
     def averaged_network(self) -> Iterator[Network]:
-        """The network with the averaged weights, in evaluation mode; a copy if weights are sharded."""
+        """The averaged network in evaluation mode; a copy if weights are sharded."""
         if self.config.training.shard and self.ranks.world > 1:
-            # Ranks test different numbers of windows, so they cannot gather weights together.
+            # Ranks test different numbers of windows, and cannot gather weights together.
             with torch.random.fork_rng(devices=[]):  # the training's random numbers must not change
                 copy = build_network(self.config, self.num_classes)
             copy.load_state_dict(self.averaged_weights())
@@ -316,7 +301,7 @@ class TrainStep:
             yield self.network
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a resumed run, without the averaged weights, which the checkpoint holds."""
+        """The state of a resumed run, without the averaged weights."""
         learners = {learner.name: learner.state_dict() for learner in self.learners}
         return {"learners": learners, "scaler": self.scaler.state_dict()}
 

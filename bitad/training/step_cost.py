@@ -1,8 +1,4 @@
-"""The cost of a training step, from a real step on fake tensors, without memory and computation.
-
-Counts floating-point operations, and the bytes of all tensors that the step creates and frees. The optimizer's work is
-not included.
-"""
+"""The cost of a training step, from a real step on fake tensors: operations and bytes, without the optimizer's."""
 
 from __future__ import annotations
 
@@ -36,23 +32,14 @@ _EQUIVALENT_KERNELS = {
 
 
 def fake_tensor_mode() -> FakeTensorMode:
-    """A mode that creates fake tensors: they have a shape, a type and a device but no content.
-
-    PyTorch treats them as CPU tensors: same kernels, autocast types, and tensors kept for the backward pass. (The
-    ``meta`` device has neither autocast nor a CPU's choice of attention.)
-    """
-    # Small tensors that a network creates, such as the positions of points, stay real.
+    """A mode that creates tensors without content, as on a CPU; small tensors within a network stay real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class OpCounter(TorchDispatchMode):
-    """Within, counts floating-point operations, and the bytes of tensors created and not yet freed.
+    """Within, counts the operations of :func:`count_flops`, and bytes of storages created and not yet freed.
 
-    Operations are those of :func:`count_flops`; bytes are those of storages, without the workspace of kernels and the
-    reserve of the allocator.
-
-    Args:
-        exclude: existing tensors, which do not count.
+    ``exclude``: existing tensors, which do not count.
     """
 
     def __init__(self, *exclude: Tensor | nn.Module) -> None:
@@ -91,10 +78,7 @@ class OpCounter(TorchDispatchMode):
 
 
 def count_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object) -> int:
-    """Floating-point operations of a call in a dispatch mode: matrix products, convolutions and attention.
-
-    As :class:`torch.utils.flop_counter.FlopCounterMode` (a multiply-add is two), and with the CPU's attention.
-    """
+    """Floating-point operations of a call in a dispatch mode, as ``FlopCounterMode``, with the CPU's attention."""
     kernel = _EQUIVALENT_KERNELS.get(func.overloadpacket, func.overloadpacket)
     return int(flop_registry[kernel](*args, **kwargs, out_val=out)) if kernel in flop_registry else 0
 
@@ -104,7 +88,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({one._cdata: one.nbytes() for one in (tensor.untyped_storage() for tensor in tensors)}.values())
 
 
-# Values of `model.backbone.checkpointing`, in the order of how much they recompute in the backward pass.
+# Values of `model.backbone.checkpointing`, by how much they recompute.
 POLICIES: list[Checkpointing] = ["none", "selective", "blocks"]
 # Of autocast; weights, gradients and averages are in single precision.
 PRECISIONS: list[Precision] = ["fp32", "bf16"]
@@ -120,7 +104,7 @@ class StepCost:
         batch: windows.
         forward_flops: of the forward passes of all networks.
         flops: of the step, with the recomputation in the backward pass.
-        activation_bytes: kept for the backward pass; if detectors take turns, of the one with the most.
+        activation_bytes: kept for the backward pass, of detectors that take turns the largest.
         peak_bytes: the maximum of inputs, activations, gradients and temporary tensors.
     """
 
@@ -136,11 +120,7 @@ class StepCost:
 def step_cost(
     config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
 ) -> StepCost:
-    """The cost of a training step with a checkpointing policy and a precision.
-
-    Args:
-        device: a GPU processes all clips in a block at once, a CPU a few at a time.
-    """
+    """The cost of a training step; a GPU processes all clips at once, a CPU a few at a time."""
     config = _with_backbone(config, checkpointing=checkpointing)
     training = config.training.model_copy(update={"precision": precision, "shard": False})
     config = config.model_copy(update={"training": training})
@@ -152,7 +132,9 @@ def step_cost(
     mode = fake_tensor_mode()
     with mode:
         network.to_empty(device="cpu")
-    step = _FakeTrainStep(network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1)
+    step = _FakeTrainStep(
+        network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1
+    )
     with mode:
         for learner in step.learners:
             learner.loss.to_empty(device="cpu")
@@ -177,8 +159,6 @@ def step_cost(
 
 
 class _FakeTrainStep(TrainStep):
-    """A training step on fake tensors."""
-
     def network_input(self, view: Batch) -> Tensor:
         # The change of colour is a copy, which is computed in small parts.
         return view.inputs if view.colour is None else view.inputs.clone()
@@ -210,7 +190,7 @@ def _fake_batch(config: Config, mode: FakeTensorMode) -> Batch:
 
 
 def network_on_meta(config: Config, classes: int) -> Network:
-    """The network of a configuration for K classes, on the ``meta`` device, without weights."""
+    """The network of a configuration on the ``meta`` device, without weights."""
     with torch.device("meta"):
         return build_network(_with_backbone(config, compile=False), classes)
 

@@ -35,7 +35,7 @@ from bitad.runtime.environment import (
 from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
 from bitad.runtime.progress import Meter
-from bitad.runtime.signals import Stop, Stopped, catch_signals
+from bitad.runtime.workers import Stop, Stopped, catch_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
     check_data,
@@ -59,8 +59,6 @@ class Trainer:
     """One run of a configuration, new or resumed.
 
     Args:
-        config: of the run.
-        ranks: the processes of the run.
         resume: resume from the run's `last.pt`; without it, an existing run is never overwritten.
         allow_changed_data: resume although the data have changed, and log the changes.
 
@@ -68,7 +66,7 @@ class Trainer:
         epoch: finished epochs.
         epoch_step: steps taken in the current epoch.
         step: steps taken in all epochs.
-        saved_step: the same of the checkpoint to resume from.
+        saved_step: ``step`` of the checkpoint to resume from.
         nonfinite_steps: skipped in a row.
         best: the best average mAP so far.
         is_untested: the last finished epoch has an evaluation to come.
@@ -77,7 +75,9 @@ class Trainer:
         ValueError, FileNotFoundError: data, weights or checkpoint do not fit.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks, *, resume: bool = False, allow_changed_data: bool = False
+    ) -> None:
         self.config, self.ranks = config, ranks
         self.directory = config.run_directory
         self.checkpoints = CheckpointManager(self.directory, config.training.keep_last)
@@ -88,8 +88,6 @@ class Trainer:
         saved = self._find_checkpoint(resume)
         self._set_up_data(saved, allow_changed_data)
         self._set_up_network(saved)
-        num_classes, steps = len(self.annotations.classes), self.sampler.steps
-        self.train_step = TrainStep(self.network, config, ranks, num_classes=num_classes, steps_per_epoch=steps)
         if saved is not None:
             self._resume(saved)
 
@@ -97,10 +95,9 @@ class Trainer:
         """The checkpoint to resume from; None for a new run."""
         written = ("config.yaml", ENVIRONMENT, LOG_FILE, METRICS, *DETECTION_FILES)
         check_replaceable([*self.checkpoints.files, *(self.directory / name for name in written)])
+        self.checkpoints.require(resume=resume)
         if resume:
             return saved_run(self.checkpoints, self.config)
-        if self.checkpoints.exists:
-            raise self.checkpoints.in_the_way()
         require_pretrained(self.config)
         return None
 
@@ -129,14 +126,18 @@ class Trainer:
 
     def _set_up_network(self, saved: Checkpoint | None) -> None:
         torch.manual_seed(self.config.seed)  # the same weights on every rank
-        self.network = build_network(self.config, len(self.annotations.classes))
+        classes = self.annotations.classes
+        self.network = build_network(self.config, len(classes))
         if saved is None:
             self._load_initial_weights()
         else:
-            load_saved_weights(self.network, saved, self.annotations.classes)
+            load_saved_weights(self.network, saved, classes)
         torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
         self.network.to(self.ranks.device)
         self.network.share_frozen()
+        self.train_step = TrainStep(
+            self.network, self.config, self.ranks, num_classes=len(classes), steps_per_epoch=self.sampler.steps
+        )
 
     def _load_initial_weights(self) -> None:
         if self.config.design.starts_from == "backbone":
@@ -227,11 +228,7 @@ class Trainer:
         log_skipped_windows(skipped, what, self.ranks)
 
     def _take_step(self, batches: Sequence[Batch]) -> StepOutput:
-        """One training step; a step with gradients that are not finite is skipped.
-
-        Raises:
-            ValueError: too many steps in a row were skipped.
-        """
+        """One training step; ValueError if too many in a row had gradients that are not finite."""
         step = self.train_step(batches)
         if step.fault is None:
             self.nonfinite_steps = 0
@@ -248,11 +245,7 @@ class Trainer:
         raise ValueError(f"{fault}; {remedy}, or start another run with a lower training.lr")
 
     def _save_or_stop(self) -> None:
-        """Saves a checkpoint if one is due, and stops the run if any process got a signal.
-
-        Raises:
-            Stopped: a process got a signal; all stop after the same step.
-        """
+        """Saves a checkpoint if one is due; raises Stopped if any process got a signal."""
         is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device)))
         every = self.config.training.checkpoint_steps
         if is_stopping or (every is not None and self.step % every == 0):
@@ -283,7 +276,6 @@ class Trainer:
         self._save(checkpoint, again=True)
 
     def _evaluate(self) -> Evaluation:
-        """Tests the averaged weights on the test subset."""
         start = time.monotonic()
         with self.train_step.averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
@@ -312,7 +304,6 @@ class Trainer:
         return evaluation
 
     def _checkpoint(self) -> Checkpoint:
-        """The current state: averaged weights to test with, and the rest to resume from."""
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
@@ -332,7 +323,6 @@ class Trainer:
         )
 
     def _save(self, checkpoint: Checkpoint, *, again: bool = False) -> None:
-        """Saves the newest checkpoint; ``again``: a second time, with its evaluation."""
         assert checkpoint.training is not None
         checkpoint.training |= {"best": self.best, "untested": self.is_untested}
         if self.ranks.is_main:
@@ -374,14 +364,8 @@ def open_run(
 ) -> Iterator[Trainer]:
     """Within, these processes hold the run directory, and the yielded trainer is ready to run.
 
-    PyTorch's random numbers and number of threads are afterwards what they were before.
-
-    Args:
-        device: see :func:`~bitad.runtime.distributed.process_group`.
-        config, resume, allow_changed_data: see :class:`Trainer`. A run that torchrun restarts is resumed in any case.
-
-    Raises:
-        ValueError, FileNotFoundError: as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
+    Restores PyTorch's random numbers and number of threads. Resumes a run that torchrun restarts in any case.
+    Arguments and errors as :class:`Trainer` and :func:`~bitad.training.checkpoints.lock_run`.
     """
     threads = torch.get_num_threads()
     set_up_process(config.threads)
@@ -399,17 +383,8 @@ def open_run(
 class EpochSampler(Sampler[list[int]]):
     """This rank's batches of an epoch, in an order of windows that depends on (seed, epoch) alone.
 
-    A step takes the next windows in that order, with any number of processes and batches. Windows that fill no step are
-    not seen in this epoch.
-
-    Args:
-        windows: of an epoch.
-        batch: windows per batch.
-        accumulate: batches per step.
-
-    Attributes:
-        epoch: which one.
-        first_step: of the epoch; the steps before it were taken already.
+    A step takes the next windows in that order; windows that fill no step are not seen. Iteration begins at
+    ``first_step`` of ``epoch``.
     """
 
     def __init__(self, windows: int, batch: int, ranks: Ranks, seed: int, *, accumulate: int = 1) -> None:

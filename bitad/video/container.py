@@ -1,11 +1,10 @@
 """Opens video files with FFmpeg, reads their packets, and finds out whether a file is truncated.
 
-FFmpeg takes a name such as ``http:host.mp4`` or ``concat:a|b`` for an address, and some formats (playlists, session
-descriptions, scripts) refer to other files. A video file must never make the reader open anything else, so this module
+FFmpeg takes a name such as ``http:host.mp4`` for an address, and some formats refer to other files. So this module
 alone opens files, by absolute path and in a list of formats.
 
-A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere a
-decoder may complete half a picture without an error, so the last picture is decoded again in ways that reveal it.
+A truncated file ends in an incomplete packet. FFmpeg drops or marks it where the container states lengths. Elsewhere
+the last picture is decoded again in ways that reveal it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, TypeAlias, cast
 
 import av
 import numpy as np
@@ -29,25 +28,71 @@ from numpy.typing import NDArray
 
 from bitad.runtime.signatures import signature_of
 
+VideoPacket: TypeAlias = "Packet[VideoStream]"
+
 # FFmpeg's names of the accepted formats: they contain video and consist of one file.
 FORMATS = (
-    *("mov", "mp4", "matroska", "webm", "avi", "flv", "live_flv", "kux", "asf", "asf_o", "mpegts", "mpeg", "mpegvideo"),
-    *("h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "av1", "obu", "ivf", "vc1", "vc1test", "dirac", "cavsvideo"),
-    *("avs2", "avs3", "mjpeg", "mjpeg_2000", "mpjpeg", "ogg", "nut", "nuv", "nsv", "mxf", "gxf", "lxf", "dv", "wtv"),
+    *(
+        "mov",
+        "mp4",
+        "matroska",
+        "webm",
+        "avi",
+        "flv",
+        "live_flv",
+        "kux",
+        "asf",
+        "asf_o",
+        "mpegts",
+        "mpeg",
+        "mpegvideo",
+    ),
+    *(
+        "h261",
+        "h263",
+        "h264",
+        "hevc",
+        "vvc",
+        "evc",
+        "m4v",
+        "av1",
+        "obu",
+        "ivf",
+        "vc1",
+        "vc1test",
+        "dirac",
+        "cavsvideo",
+    ),
+    *(
+        "avs2",
+        "avs3",
+        "mjpeg",
+        "mjpeg_2000",
+        "mpjpeg",
+        "ogg",
+        "nut",
+        "nuv",
+        "nsv",
+        "mxf",
+        "gxf",
+        "lxf",
+        "dv",
+        "wtv",
+    ),
     *("rm", "ivr", "ty", "pva", "dhav", "swf", "gif", "apng", "amv", "yuv4mpegpipe", "roq", "smk", "bink", "flic"),
 )
 
 # Formats of several files, and references in QuickTime files, use the file protocol too.
 _READ_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), "enable_drefs": "0"}
 
-# Containers that state each packet's length, and containers that state when each frame is shown.
+# Containers that state each packet's length, and when each frame is shown.
 _WITH_LENGTHS = {"mp4", "matroska", "avi", "flv", "asf"}
 _WITH_TIMES = {"mp4", "matroska", "mpegts", "flv", "asf"}
 
 # Even in these not every packet has a time of its own.
 _PACKETS_TRIED = 32
 
-# The first bytes of a recording, for containers where FFmpeg may stop at the end of the first of several.
+# The first bytes of a recording, where FFmpeg may stop after the first of several.
 _FIRST_BYTES = {
     "flv": b"FLV\x01",
     "matroska": b"\x1a\x45\xdf\xa3",
@@ -82,20 +127,19 @@ def open_input(path: Path, options: Mapping[str, str] | None = None) -> InputCon
         return av.open(str(path.absolute()), options={**(options or {}), **_READ_OPTIONS})
     except av.ArgumentError:
         raise ValueError(
-            f"{path}: not a video that FFmpeg can read from this file alone (pictures, sound, subtitles, playlists and "
-            "scripts are not read)"
+            f"{path}: not a video that FFmpeg can read from this file alone; name a video file"
         ) from None
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}") from None
+        raise ValueError(
+            f"{path}: not a video that FFmpeg can read: {_actual_type(path) or error.strerror}"
+        ) from None
 
 
-def open_output(path: Path, container: str, options: Mapping[str, str] | None = None) -> OutputContainer:
-    """Open a file to write, in FFmpeg's format ``container`` with its ``options``."""
-    return av.open(str(path.absolute()), "w", format=container, options=dict(options or {}))
+def open_output(path: Path, container: str, options: dict[str, str]) -> OutputContainer:
+    return av.open(str(path.absolute()), "w", format=container, options=options)
 
 
 def _actual_type(path: Path) -> str | None:
-    """The type of a file that is not a video; None if FFmpeg's own error is better."""
     found = signature_of(path)
     return None if found.kind in ("video", "picture", "text", "unknown", "empty", "zeros") else f"it is {found}"
 
@@ -105,14 +149,14 @@ def _formats(container: InputContainer) -> set[str]:
 
 
 class Film(NamedTuple):
-    """The index of the stream to read, and a sentence about other films in the file ("" if there are none)."""
+    """The index of a stream, and a sentence about other films in the file."""
 
     stream: int
     note: str = ""
 
 
 def find_film(path: Path) -> Film:
-    """Choose the stream that FFmpeg would choose, but never a cover, nor a still if there is a film."""
+    """The stream that FFmpeg would choose, but never a cover, nor a still beside a film."""
     with open_input(path) as container:
         films = [stream for stream in container.streams.video if not stream.disposition & _COVER]
         if not films:
@@ -124,7 +168,7 @@ def find_film(path: Path) -> Film:
         if len(films) > 1:
             pictures = _count_pictures(container, films)
             films = [stream for stream in films if pictures[stream.index] == max(pictures.values())]
-        chosen = next((stream for stream in films if stream is best), None) or max(films, key=_prominence)
+        chosen = best if best is not None and best in films else max(films, key=_prominence)
         if len(films) == 1:
             return Film(chosen.index)
         sizes = ", ".join(f"stream {s.index} ({s.codec_context.width}x{s.codec_context.height})" for s in films)
@@ -150,13 +194,8 @@ def _prominence(stream: VideoStream) -> tuple[bool, int, int]:
     return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, context.width * context.height
 
 
-def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple[InputContainer, VideoStream]:
-    """Open a file and one of its video streams, by default the one that :func:`find_film` chooses.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: FFmpeg cannot read it, or it has no video stream that FFmpeg can decode.
-    """
+def open_video(path: Path, stream: int | None = None) -> tuple[InputContainer, VideoStream]:
+    """Open one video stream of a file, by default that of :func:`find_film`. Raises like :func:`open_input`."""
     if stream is None:
         stream = find_film(path).stream
     container = open_input(path)
@@ -164,16 +203,13 @@ def open_video(path: Path, stream: int | None = None, threads: int = 1) -> tuple
     if film is None or film.codec_context is None:
         container.close()
         raise ValueError(f"{path}: its stream {stream} is not a video; the file has changed while it was read")
-    film.codec_context.thread_count = threads
-    film.codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
+    film.codec_context.thread_count = 1
+    film.codec_context.thread_type = "NONE"
     return container, film
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The stream's packets in storage order, up to the end or the first read error.
-
-    The last packet is empty: it flushes the decoder.
-    """
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+    """The packets in storage order, up to the end or the first read error; the last is empty."""
     remaining = container.demux(stream)
     while True:
         try:
@@ -186,22 +222,22 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
         yield packet
 
 
-def _packet(content: bytes, stream: VideoStream) -> Packet[VideoStream]:
-    packet = cast("Packet[VideoStream]", Packet(content))
+def _packet(content: bytes, stream: VideoStream) -> VideoPacket:
+    packet = cast("VideoPacket", Packet(content))
     packet.stream = stream
     return packet
 
 
-def decode(packet: Packet[VideoStream]) -> tuple[list[VideoFrame], bool]:
-    """The pictures that the decoder outputs for a packet, and whether the packet is good."""
+def decode(packet: VideoPacket) -> tuple[list[VideoFrame], bool]:
+    """The decoded pictures, and whether the packet is good."""
     try:
         return list(packet.decode()), not packet.is_corrupt
     except av.FFmpegError:
         return [], False
 
 
-def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-    """Replace the times of packets by their numbers, which the decoder passes on to the pictures."""
+def numbered(stored: Iterable[VideoPacket]) -> Iterator[VideoPacket]:
+    """Replace the times of packets by their numbers, which the decoder passes on."""
     number = 0
     for packet in stored:
         if packet.size:
@@ -210,10 +246,8 @@ def numbered(stored: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStre
         yield packet
 
 
-def joined(
-    stored: Iterable[Packet[VideoStream]], stream: VideoStream, joins: NDArray[np.int64]
-) -> Iterator[Packet[VideoStream]]:
-    """Put a file's packets on one clock by a ``FrameIndex``'s ``joins``; empty packets flush the decoder."""
+def joined(stored: Iterable[VideoPacket], stream: VideoStream, joins: NDArray[np.int64]) -> Iterator[VideoPacket]:
+    """Put packets on one clock by a ``FrameIndex``'s ``joins``; empty ones flush the decoder."""
     offsets = dict(joins.tolist())
     number = offset = 0
     for packet in stored:
@@ -227,13 +261,10 @@ def joined(
         yield packet
 
 
-def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tuple[VideoFrame | None, list[list[float]]]:
-    """The first picture of a file, and the times in ticks of the first pictures of each part; NaN where missing.
-
-    Args:
-        starts: the first packet of each part, counted from 0.
-        many: pictures of each part.
-    """
+def first_times(
+    path: Path, film: int, starts: Sequence[int], many: int
+) -> tuple[VideoFrame | None, list[list[float]]]:
+    """The first picture, and the times in ticks of the first ``many`` pictures of each part."""
     container, stream = open_video(path, film)
     first: VideoFrame | None = None
     times: list[list[float]] = [[]]
@@ -251,11 +282,8 @@ def first_times(path: Path, film: int, starts: Sequence[int], many: int) -> tupl
     return first, [part[:many] for part in times[: len(starts)]]
 
 
-def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """The pictures of a file until one is damaged or may depend on a damaged one: None.
-
-    Without times, frames after a damaged one cannot be counted.
-    """
+def pictures_until_damage(stored: Iterable[VideoPacket], stream: VideoStream) -> Iterator[VideoFrame | None]:
+    """The pictures of a file until one is damaged or may depend on a damaged one: None."""
     held: deque[VideoFrame] = deque()
     for packet in stored:
         pictures, is_good = decode(packet)
@@ -270,12 +298,11 @@ def pictures_until_damage(stored: Iterable[Packet[VideoStream]], stream: VideoSt
 
 
 def states_times(container: InputContainer) -> bool:
-    """Whether a container states when each frame is shown; otherwise FFmpeg computes it."""
     return bool(_formats(container) & _WITH_TIMES)
 
 
 def states_presentation(path: Path, film: int) -> bool:
-    """Whether any of the first packets states when it is shown, not only when it is decoded."""
+    """Whether any of the first packets states when it is shown."""
     with open_input(path, {"fflags": "nofillin"}) as container:
         stated = (packet.pts is not None for packet in container.demux(container.streams[film]) if packet.size)
         try:
@@ -285,7 +312,6 @@ def states_presentation(path: Path, film: int) -> bool:
 
 
 def wraps_after(container: InputContainer) -> int | None:
-    """The ticks after which a container's times restart at 0; None if they do not."""
     return 2**33 if _formats(container) & {"mpegts", "mpeg"} else None
 
 
@@ -306,10 +332,7 @@ def is_truncated(path: Path, container: InputContainer) -> bool | None:
 
 
 def has_unread_recording(path: Path, container: InputContainer, end: int) -> bool:
-    """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`.
-
-    ``end`` is a lower bound of the last packet's end, in bytes.
-    """
+    """Whether another recording follows those that FFmpeg reads, as in files joined by `cat`."""
     formats, size = _formats(container), path.stat().st_size
     with path.open("rb") as file:
         if "mp4" in formats:
@@ -328,7 +351,6 @@ def _contains(file: BinaryIO, start: int, sought: bytes) -> bool:
 
 
 def needs_other_files(path: Path, container: InputContainer) -> bool:
-    """Whether a file states that some of its data is in another one, like QuickTime's reference movies."""
     if "mp4" not in _formats(container):
         return False
     with path.open("rb") as file:
@@ -365,12 +387,11 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _transport_packet(file: BinaryIO) -> int:
-    """The length of a transport stream's packets, in bytes; cameras add a time stamp of four bytes."""
     return 188 if file.read(1) == b"\x47" else 192
 
 
 def _sector(file: BinaryIO) -> int | None:
-    """The sector length of a program stream, in bytes: a DVD's or a Video CD's, or None."""
+    """The sector length of a DVD's or a Video CD's program stream, in bytes."""
     second = file.read(2**20).find(b"\x00\x00\x01\xba", 4)  # the first pack begins the file
     return next((sector for sector in (2048, 2324) if second > 0 and second % sector == 0), None)
 
@@ -394,10 +415,7 @@ def _segment_end(file: BinaryIO) -> int | None:
 
 
 def ends_in_complete_picture(path: Path, container: InputContainer, film: int, keyframe: int | None) -> bool:
-    """Whether the last stored picture is complete, also in containers that do not state its length.
-
-    ``keyframe`` is the time of the last keyframe in ticks; None decodes from the start.
-    """
+    """Whether the last stored picture is complete, decoded from a keyframe's time or the start."""
     if _formats(container) & _WITH_LENGTHS:
         return True
     if is_truncated(path, container):
@@ -407,12 +425,12 @@ def ends_in_complete_picture(path: Path, container: InputContainer, film: int, k
 
 
 def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]:
-    """Which of these last packets of groups of pictures, counted from 0, are complete.
+    """Which of these last packets of groups of pictures are complete.
 
     FFmpeg marks packets before a break in the stream as damaged, even where recordings are joined.
     """
     container, stream = open_video(path, film)
-    group: list[Packet[VideoStream]] = []
+    group: list[VideoPacket] = []
     complete = set()
     with container:
         stream.codec_context.options = {"err_detect": "explode"}
@@ -427,7 +445,6 @@ def complete_at_breaks(path: Path, film: int, ends: Collection[int]) -> set[int]
 
 
 def _is_complete(codec: str, decode_padded: Callable[[bytes], list[bytes] | None]) -> bool:
-    """Whether a picture decodes without errors, also if bytes follow it."""
     plain = decode_padded(b"")
     if plain is None or codec not in _SELF_DELIMITING:  # other codecs report every error
         return plain is not None
@@ -449,18 +466,20 @@ def _decode_end(path: Path, film: int, keyframe: int | None, padding: bytes) -> 
     return None if keyframe is None else _decode_end(path, film, None, padding)
 
 
-def _decode_last(stream: VideoStream, group: Iterable[Packet[VideoStream]], padding: bytes) -> list[bytes] | None:
+def _decode_last(stream: VideoStream, group: Iterable[VideoPacket], padding: bytes) -> list[bytes] | None:
     """The last pictures of some packets with bytes added; None if they have errors."""
     context = stream.codec_context
     context.flush_buffers()
-    last: Packet[VideoStream] | None = None
+    last: VideoPacket | None = None
     for packet in group:
         if last is not None:
             decode(last)
         last = packet
     assert last is not None
     padded = _packet(bytes(last) + padding, stream)
-    padded.pts, padded.dts, padded.time_base = last.pts, last.dts, last.time_base
+    padded.pts = last.pts
+    padded.dts = last.dts
+    padded.time_base = last.time_base
     pictures, is_good = decode(padded)
     try:
         pictures += context.decode(None)

@@ -1,24 +1,21 @@
 """Decodes a video in order from any keyframe, and omits damaged frames.
 
-A seek lands near the requested time, so packets are skipped until the right keyframe. A decoder conceals damaged
-packets, so every picture that may depend on one counts as damaged, up to the next keyframe.
+A seek lands near the requested time, so packets are skipped until the right keyframe. A decoder conceals
+damage, so every picture that may depend on a damaged packet counts as damaged.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
-from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.log import shortlist
-from bitad.video.container import decode, joined, open_video, packets, pictures_until_damage
+from bitad.video.container import VideoPacket, decode, joined, open_video, packets, pictures_until_damage
 from bitad.video.index import FrameIndex
 
 REMEDY = (
@@ -27,21 +24,7 @@ REMEDY = (
 )
 
 
-def describe_frames(numbers: Iterable[int]) -> str:
-    """Describe frame numbers: "frame 7", "frames 7, 9 to 12"."""
-    numbers = sorted(numbers)
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    texts = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
-    return f"frame{'s' if len(numbers) > 1 else ''} {shortlist(texts, 4)}"
-
-
 def describe_loss(index: FrameIndex) -> str:
-    """Describe what a truncated file has lost."""
     return f"about {index.lost} frame{'s' if index.lost > 1 else ''} after frame {index.frames - 1} lost"
 
 
@@ -61,29 +44,24 @@ class _SeekError(Exception):
 
 
 class PictureStream:
-    """The pictures of a video file in order.
+    """The pictures of a video file, from frame ``position`` on; decoding began at frame ``begun``."""
 
-    Attributes:
-        container, stream: the open file and its video stream.
-        begun: the frame at which decoding began.
-        position: the next frame.
-    """
-
-    def __init__(self, path: Path, index: FrameIndex, threads: int = 1) -> None:
-        self._path, self._index, self._threads = path, index, threads
-        self.container, self.stream = open_video(path, index.stream, threads)
+    def __init__(self, path: Path, index: FrameIndex) -> None:
+        self._path = path
+        self._index = index
+        self.container, self.stream = open_video(path, index.stream)
         self._can_seek = not len(index.joins)  # in a joined file a time may occur in each part
         self._unwanted: frozenset[int] = frozenset()
         self.begun = self.position = 0
         self._pictures = self._from_start()
 
     def close(self) -> None:
-        # The generator and this object refer to each other: without this both would wait for the garbage collector.
+        # The generator and this object refer to each other: break the cycle.
         self._pictures = iter(())
         self.container.close()
 
     def want(self, frames: Collection[int]) -> None:
-        """Announce the next frames to read; others between them may come as None, like damaged ones."""
+        """Announce the next frames to read; others between them may come as None."""
         if self._unwanted and self.position <= max(self._unwanted):
             self.begin(self._index.keyframe(self.position))  # a skipped frame may be wanted now
         between = range(min(frames), max(frames)) if frames else ()
@@ -101,7 +79,8 @@ class PictureStream:
         try:
             picture = next(self._pictures)
         except _SeekError:
-            self._can_seek, position = False, self.position
+            self._can_seek = False
+            position = self.position
             self.begin(self.begun)
             while self.position < position:
                 self.next()
@@ -116,16 +95,17 @@ class PictureStream:
         pictures = pictures_until_damage(stored, self.stream)
         return (next(pictures, None) for _ in range(self._index.frames))
 
-    def _reopened(self) -> Iterator[Packet[VideoStream]]:
+    def _reopened(self) -> Iterator[VideoPacket]:
         self.container.close()
-        self.container, self.stream = open_video(self._path, self._index.stream, self._threads)
+        self.container, self.stream = open_video(self._path, self._index.stream)
         return packets(self.container, self.stream)
 
-    def _from_keyframe(self, keyframe: int) -> Iterator[Packet[VideoStream]]:
+    def _from_keyframe(self, keyframe: int) -> Iterator[VideoPacket]:
         """The packets from a keyframe on. A seek may land after it; then seek further back."""
         index = self._index
         assert index.times is not None
-        time, place = int(index.times[keyframe]), int(index.keyframes.searchsorted(keyframe))
+        time = int(index.times[keyframe])
+        place = int(index.keyframes.searchsorted(keyframe))
         for back in (0, 1, 4, 16) if self._can_seek else ():
             if back > place:
                 break
@@ -144,8 +124,8 @@ class PictureStream:
             yield first
         yield from remaining
 
-    def _verified(self, remaining: Iterator[Packet[VideoStream]], keyframe: int) -> Iterator[Packet[VideoStream]]:
-        """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess their times."""
+    def _verified(self, remaining: Iterator[VideoPacket], keyframe: int) -> Iterator[VideoPacket]:
+        """The packets after a keyframe's, if they match the index: after a seek FFmpeg may guess times."""
         index = self._index
         assert index.times is not None
         expected = iter(index.times[index.stored[index.ranks[keyframe] + 1 :]].tolist())
@@ -154,10 +134,10 @@ class PictureStream:
                 raise _SeekError
             yield packet
 
-    def _timed(self, stored: Iterator[Packet[VideoStream]], first: int) -> Iterator[VideoFrame | None]:
-        """Every frame from ``first`` on, identified by the times of the decoder's pictures.
+    def _timed(self, stored: Iterator[VideoPacket], first: int) -> Iterator[VideoFrame | None]:
+        """Every frame from ``first`` on, by the times of the decoder's pictures.
 
-        A picture is held until all pictures that it may depend on have come, as one of them may be damaged.
+        A picture is held until all pictures that it may depend on have come, as one may be damaged.
         """
         index = self._index
         is_damaged = np.zeros(index.frames, np.bool_)
@@ -166,15 +146,16 @@ class PictureStream:
         skips: bool | None = None  # a used decoder keeps its last setting
         for packet in stored:
             context = self.stream.codec_context  # of the file as it is open now
-            if skips != (skips := self._may_skip(packet)):
+            stored_frame = index.number(packet.pts) if packet.size else None
+            if skips != (skips := stored_frame in self._unwanted):
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
-            if packet.is_corrupt and index.number(packet.pts) in index.sound:
+            if packet.is_corrupt and stored_frame in index.sound:
                 packet.is_corrupt = False
             pictures, is_good = decode(packet)
             if not packet.size:
                 context.flush_buffers()  # another part may follow
-            if not is_good and (number := self._damaged_frame(packet)) is not None:
-                is_damaged |= index.affected_by(number)
+            if not is_good and stored_frame is not None:
+                is_damaged |= index.affected_by(stored_frame)
             for picture in pictures:
                 number = index.number(picture.pts)
                 if number is None or number < due:
@@ -192,24 +173,16 @@ class PictureStream:
                 due = number + 1
         yield from [None] * (index.frames - due)
 
-    def _may_skip(self, packet: Packet[VideoStream]) -> bool:
-        return packet.size > 0 and self._threads == 1 and self._index.number(packet.pts) in self._unwanted
-
-    def _damaged_frame(self, packet: Packet[VideoStream]) -> int | None:
-        """The frame of a packet that cannot be decoded; with several threads the earliest it may be."""
-        number = self._index.number(packet.pts)
-        if number is None or self._threads == 1:
-            return number
-        return int(self._index.stored[max(0, self._index.ranks[number] - self._threads)])
-
 
 def _find_packet(
-    remaining: Iterator[Packet[VideoStream]], time: int, *, pass_keyframes: bool = False
-) -> Packet[VideoStream] | None:
+    remaining: Iterator[VideoPacket], time: int, *, pass_keyframes: bool = False
+) -> VideoPacket | None:
     """The packet with a time in ticks; None if a later keyframe comes first."""
     for packet in remaining:
-        if packet.size and packet.pts == time:
+        if not packet.size or packet.pts is None:
+            continue
+        if packet.pts == time:
             return packet
-        if not pass_keyframes and packet.size and packet.is_keyframe and packet.pts is not None and packet.pts > time:
+        if packet.is_keyframe and packet.pts > time and not pass_keyframes:
             return None
     return None

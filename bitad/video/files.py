@@ -7,9 +7,8 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitad.runtime.files import is_file_named, walk
@@ -27,78 +26,97 @@ _MOST_BYTES = 251
 _TICK_NS = 2 * 10**9
 
 
+@dataclass(frozen=True)
+class VideosReport:
+    """The outcome for several videos, by name.
+
+    Args:
+        done: those with a new file.
+        kept: those with a complete and current file from before.
+        failed: why a video has no new file.
+        again: those done whose earlier file was incomplete or out of date.
+        unrecorded: those kept whose file, by an earlier version, does not record its source.
+        repeated: how many frames of those done repeat others in place of damaged ones.
+    """
+
+    done: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    again: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    repeated: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def together(cls, parts: Sequence[VideosReport]) -> VideosReport:
+        """Merge reports; the names are sorted."""
+        return cls(
+            tuple(sorted(name for part in parts for name in part.done)),
+            tuple(sorted(name for part in parts for name in part.kept)),
+            dict(sorted(pair for part in parts for pair in part.failed.items())),
+            tuple(sorted(name for part in parts for name in part.again)),
+            tuple(sorted(name for part in parts for name in part.unrecorded)),
+            dict(sorted(pair for part in parts for pair in part.repeated.items())),
+        )
+
+
 def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
-    """Video files by the names of their results: the file names without suffix, which must be unique."""
+    """Video files by the names of their results: the file names without suffix."""
     videos: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the video files in it")
         if not path.is_file():
             raise FileNotFoundError(f"{str(path)!r}: no such video file; check its name")
-        if defect := _name_defect(path.stem):
-            raise ValueError(f"{str(path)!r}: its name {defect}, so results cannot have it; rename the file")
+        if not _can_name_results(path.stem):
+            why = "not UTF-8, a backslash or control character, or too long"
+            raise ValueError(f"{str(path)!r}: results cannot have its name ({why}); rename the file")
         if path.stem in videos:
-            raise ValueError(
-                f"{videos[path.stem]} and {path} have the same name, {path.stem!r}, and so have their results; "
-                "rename one, or give them one at a time with separate --out"
-            )
+            same = f"{videos[path.stem]} and {path} have the same name, {path.stem!r}"
+            raise ValueError(f"{same}; rename one, or give each another --out")
         videos[path.stem] = path
     return videos
 
 
-def _name_defect(name: str) -> str | None:
-    """Why a name cannot be that of results, which go to files, JSON, terminals and web addresses."""
-    if not _is_text(name):
-        return "is not UTF-8"
-    if "\\" in name:
-        return "has a backslash"
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-        return "has a control character"
-    if len(os.fsencode(name)) > _MOST_BYTES:
-        return "is too long"
-    return None
+def _can_name_results(name: str) -> bool:
+    has_controls = any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+    return _is_text(name) and "\\" not in name and not has_controls and len(os.fsencode(name)) <= _MOST_BYTES
 
 
 def find_video(folder: str | Path, name: str) -> Path:
     """Find the file of a video: ``name`` with one of ``VIDEO_SUFFIXES``, or ``name`` itself.
 
-    A file in the folder is preferred to files in sub-folders.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: several sub-folders have one.
+    A file in the folder is preferred. ValueError if several sub-folders have one.
     """
     folder = Path(folder)
-    suffixes = [*([""] if is_video_name(name) else []), *chain(*((end, end.upper()) for end in VIDEO_SUFFIXES))]
-    names = [f"{name}{suffix}" for suffix in suffixes]
+    names = [name] if is_video_name(name) else []
+    for suffix in VIDEO_SUFFIXES:
+        names += [f"{name}{suffix}", f"{name}{suffix.upper()}"]
     for file in names:
         if is_file_named(path := folder / file):  # also False if the name is too long
             return path
-    places = _Tree.of(folder).places
+    places = video_folders(folder)
     found = [place / file for file in names for place in places.get(file, ()) if os.path.isfile(place / file)]
-    if others := [path for path in found[1:] if path.parent != found[0].parent and not is_same_file(path, found[0])]:
-        raise ValueError(f"{found[0]} and {others[0]} are both called {name!r}; rename or remove one")
+    for other in found[1:]:
+        if other.parent != found[0].parent and not is_same_file(other, found[0]):
+            raise ValueError(f"{found[0]} and {other} are both called {name!r}; rename or remove one")
     if found:
         return found[0]
     raise FileNotFoundError(f"{folder}: no video {name!r} there or in a sub-folder ({', '.join(VIDEO_SUFFIXES)})")
 
 
 def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """List the video files of a folder and its sub-folders except ``but``.
+    """The video files of a folder and its sub-folders except ``but``; ValueError if two have the same name.
 
-    The list includes folders and broken links with a video's name, and sub-folders that cannot be listed:
-    :func:`require_video_file` describes their defects.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or has no videos.
-        ValueError: two videos in different folders have the same name.
+    The list includes what :func:`require_video_file` refuses, such as broken links.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
     videos: list[Path] = []
     by_name: dict[str, Path] = {}
     unlisted: list[Path] = []
-    for here, folders, files in walk(folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))):
+    for here, folders, files in walk(
+        folder, but=but, on_error=lambda error: unlisted.append(Path(error.filename))
+    ):
         # A folder with a video's name is listed, not entered.
         like_videos = [name for name in folders if is_video_name(name)]
         folders[:] = [name for name in folders if name not in like_videos]
@@ -115,12 +133,7 @@ def list_videos(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 def require_video_file(path: Path) -> None:
-    """Check that a path is a readable file with a valid name, without opening it: a named pipe would block.
-
-    Raises:
-        FileNotFoundError: it does not exist, or is a broken link.
-        ValueError: it is not such a file.
-    """
+    """Raise FileNotFoundError or ValueError unless a path is a readable file, which a named pipe is not."""
     if not _is_text(path.name):
         raise ValueError(f"{path}: its name is not UTF-8; rename the file")
     try:
@@ -132,7 +145,9 @@ def require_video_file(path: Path) -> None:
     except OSError as error:  # circular links, a folder without permission
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK):
-        raise ValueError(f"{path}: a folder that cannot be listed: {os.strerror(errno.EACCES)}; change its permissions")
+        raise ValueError(
+            f"{path}: a folder that cannot be listed: {os.strerror(errno.EACCES)}; change its permissions"
+        )
     if not stat.S_ISREG(status.st_mode):
         kind = next((kind for is_kind, kind in _KINDS if is_kind(status.st_mode)), "a device")
         raise ValueError(f"{path}: {kind}, not a video file")
@@ -146,12 +161,10 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_I
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a name has the suffix of a video file."""
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file; a broken link leads to none."""
     try:
         return one.samefile(other)
     except OSError:  # a broken link
@@ -159,39 +172,36 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """The video files in the sub-folders of a folder: the folders of each file name, listed at time ``since``."""
+@dataclass
+class _Listing:
+    """The folders of each file name, and when these folders were changed and listed."""
 
-    places: dict[str, list[Path]]
-    times: dict[Path, int]
-    since: int
-
-    @staticmethod
-    def of(folder: Path) -> _Tree:
-        """The tree of a folder, listed again only after changes, as a data set asks for every video."""
-        tree = _trees.get(folder)
-        if tree is None or not tree.is_current():
-            tree = _trees[folder] = _Tree({}, {}, time.time_ns())
-            for here, _, files in walk(folder):
-                tree.times[here] = here.stat().st_mtime_ns
-                for name in filter(is_video_name, files if here != folder else ()):
-                    tree.places.setdefault(name, []).append(here)
-        return tree
+    folders: dict[str, list[Path]] = field(default_factory=dict)
+    changed_ns: dict[Path, int] = field(default_factory=dict)
+    listed_ns: int = field(default_factory=time.time_ns)
 
     def is_current(self) -> bool:
         """Whether the folders are unchanged, and so old that a change would show."""
+        latest = self.listed_ns - _TICK_NS
         try:
-            return all(before == path.stat().st_mtime_ns < self.since - _TICK_NS for path, before in self.times.items())
+            return all(before == path.stat().st_mtime_ns < latest for path, before in self.changed_ns.items())
         except OSError:
             return False
 
 
-_trees: dict[Path, _Tree] = {}
+_listings: dict[Path, _Listing] = {}
+
+
+def video_folders(folder: Path) -> Mapping[str, Sequence[Path]]:
+    """The folders of each video file name, in a folder and below; listed again only after changes."""
+    listing = _listings.get(folder)
+    if listing is None or not listing.is_current():
+        listing = _listings[folder] = _Listing()
+        for here, _, files in walk(folder):
+            listing.changed_ns[here] = here.stat().st_mtime_ns
+            for name in filter(is_video_name, files):
+                listing.folders.setdefault(name, []).append(here)
+    return listing.folders

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from bitad.runtime.log import log_once
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
 # No codec stores a picture before more than this many that are shown earlier.
 MOST_REORDERED = 16
 
@@ -27,16 +31,11 @@ _JITTER = 2.0
 _GAP = 1.5
 
 
-def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, wrap: int | None = None) -> list[int]:
-    """Find the packets at which a clock restarts, as in joined recordings.
+def find_restarts(times: Floats, keyframes: Booleans, *, wrap: int | None = None) -> list[int]:
+    """Find the packets at which a clock restarts, as in joined recordings, from times in storage order.
 
-    A keyframe that is shown before an earlier packet reveals a restart, which may be some packets before it.
-
-    Args:
-        times: ``[packets]``, presentation times in ticks, in storage order; NaN where missing.
-        keyframes: bool ``[packets]``.
-        wrap: ticks after which the container's times restart at 0. FFmpeg adds these to all times below the first one,
-            so that an earlier time looks like a much later one.
+    A keyframe that is shown before an earlier packet reveals a restart, maybe some packets before it. FFmpeg adds
+    the ticks ``wrap`` to all times below the first one, so that an earlier time looks like a much later one.
     """
     intervals = np.diff(np.unique(times[np.isfinite(times)]))
     if not len(intervals):
@@ -53,15 +52,17 @@ def find_restarts(times: NDArray[np.float64], keyframes: NDArray[np.bool_], *, w
             latest, fallen = time, None
         elif keyframe and latest - time >= jitter:
             starts.append(packet if fallen is None else fallen)
-            latest, fallen = np.nanmax(times[starts[-1] : packet + 1]), None
+            latest = np.nanmax(times[starts[-1] : packet + 1])
+            fallen = None
         elif time > latest or keyframe:
-            latest, fallen = max(time, latest), None
+            latest = max(time, latest)
+            fallen = None
         elif fallen is None and latest - time > jitter + MOST_REORDERED * interval:
             fallen = packet
     return starts
 
 
-def usual_interval(times: NDArray[np.int64]) -> Fraction:
+def usual_interval(times: Integers) -> Fraction:
     """The mean ticks between frames without gaps; two or more times, ascending."""
     intervals = np.diff(times)
     usual = intervals[intervals <= _GAP * np.median(intervals)]
@@ -69,20 +70,21 @@ def usual_interval(times: NDArray[np.int64]) -> Fraction:
     return mean or Fraction(int(times[-1] - times[0]), len(intervals))
 
 
-def join_clocks(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+def join_clocks(parts: Sequence[Integers]) -> list[Integers]:
     """Put parts, ascending times in ticks, on one clock: each begins where the one before ends."""
     placed = list(parts[:1])
     for part in parts[1:]:
         before = placed[-1]
-        interval = usual_interval(before if len(before) > 1 else part) if max(len(before), len(part)) > 1 else 1
+        longer = before if len(before) > 1 else part
+        interval = usual_interval(longer) if len(longer) > 1 else 1
         placed.append(part - part[0] + before[-1] + round(interval))
     return placed
 
 
-def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.int64]:
-    """Presentation times ``[frames]`` from ascending decoding times, for containers that state only these (AVI).
+def times_by_position(decoded: Floats, delay: int) -> Integers:
+    """Presentation times ``[frames]`` from ascending decoding times, for AVI, which states only these.
 
-    The decoder outputs the first picture with packet number ``delay``, and one more with each further packet.
+    The decoder outputs the first picture with packet ``delay``, and one more with each further packet.
     """
     times = np.round(decoded).astype(np.int64)
     if len(times) < 2 or not delay:
@@ -91,25 +93,19 @@ def times_by_position(decoded: NDArray[np.float64], delay: int) -> NDArray[np.in
     return np.concatenate([times, later])[delay:]
 
 
-def average_rate(times: NDArray[np.int64], time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
-    """The average frames per second of a video, whose last frame lasts for the usual interval.
+def average_rate(times: Integers, time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
+    """The average frames per second; the last frame lasts for the usual interval.
 
-    Args:
-        times: ``[frames]``, in ticks, ascending.
-        time_base: seconds per tick.
-        stated: the rate that the file states, returned if the times agree within ``rounded`` ticks; 0 for none.
+    A ``stated`` rate (0: none) is returned if the times agree within ``rounded`` ticks.
     """
-    frames, span = len(times), int(times[-1] - times[0])
+    frames = len(times)
+    span = int(times[-1] - times[0])
     if span == 0 or (stated and abs((frames - 1) / (stated * time_base) - span) <= rounded):
         return stated
-    return _simple_rate(frames, (span + usual_interval(times)) * time_base, time_base)
-
-
-def _simple_rate(frames: int, seconds: Fraction, error: Fraction) -> Fraction:
-    """A rate of few digits, as encoders need, at which the frames last for the seconds."""
+    seconds = (span + usual_interval(times)) * time_base
     rate = frames / seconds
-    simple = near_rate(rate)
-    if abs(frames / simple - seconds) <= error:
+    simple = near_rate(rate)  # encoders need few digits
+    if abs(frames / simple - seconds) <= time_base:
         return simple
     return near_rate(rate, digits=max(1, 10**9 // (1 + int(max(rate, 1 / rate)))))
 
@@ -120,7 +116,7 @@ def near_rate(rate: Fraction | float, *, digits: int = 1001) -> Fraction:
     return 1 / (1 / rate).limit_denominator(digits) if 0 < rate < 1 else rate.limit_denominator(digits)
 
 
-def _empty() -> NDArray[np.int64]:
+def _empty() -> Integers:
     return np.empty(0, np.int64)
 
 
@@ -129,21 +125,18 @@ class FrameIndex:
     """The index of a video's frames.
 
     Args:
-        frames: number of frames.
         rate: average frames per second; the last frame lasts for the usual interval.
         width, height: pixels of the pictures as stored, before rotation.
-        rotation: degrees anticlockwise by which players rotate the pictures: 0, 90, 180 or 270.
-        lost: about how many frames a truncated file has lost at its end; 0 for a complete file.
+        rotation: degrees anticlockwise by which players rotate the pictures.
+        lost: about how many frames a truncated file has lost at its end.
         time_base: seconds per tick.
         shown: int64 ``[frames]``, presentation times in ticks of one increasing clock.
-        stream: the index of the stream in the file.
-        times: int64 ``[frames]``, the times in ticks that identify FFmpeg's packets and pictures, ascending; None if
-            they do not distinguish the frames, which are then found by decoding from the start and counting.
-        keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending; empty without times.
+        times: int64 ``[frames]``, the ascending times in ticks of FFmpeg's packets and pictures; None if they do not
+            distinguish the frames, which are then found by counting.
+        keyframes: int64 ``[k]``, the frames at which decoding can begin, ascending.
         stored: int64 ``[frames]``, the frames in storage order; empty without times.
-        joins: int64 ``[j, 2]``, the packets of the stream, counted from 0, at which its clock restarts, and the ticks
-            to add to the times from there on.
-        sound: good frames that FFmpeg marks as damaged because the stream breaks after them.
+        joins: int64 ``[j, 2]``, the packets at which the clock restarts, and the ticks to add from there.
+        sound: good frames that FFmpeg marks as damaged before a break in the stream.
         notes: sentences about unusual properties of the file.
     """
 
@@ -154,19 +147,19 @@ class FrameIndex:
     rotation: int
     lost: int
     time_base: Fraction
-    shown: NDArray[np.int64]
+    shown: Integers
     stream: int
-    times: NDArray[np.int64] | None = None
-    keyframes: NDArray[np.int64] = field(default_factory=_empty)
-    stored: NDArray[np.int64] = field(default_factory=_empty)
-    joins: NDArray[np.int64] = field(default_factory=lambda: _empty().reshape(0, 2))
+    times: Integers | None = None
+    keyframes: Integers = field(default_factory=_empty)
+    stored: Integers = field(default_factory=_empty)
+    joins: Integers = field(default_factory=lambda: _empty().reshape(0, 2))
     sound: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def nearest(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frames nearest to positions, int64 ``[T]``, on the average clock, where frame i is at i / rate seconds.
+    def nearest(self, positions: Integers) -> Integers:
+        """The frames nearest to positions ``[T]`` on the average clock, where frame i is at i / rate seconds.
 
-        At a constant rate these are the positions. Positions after the last frame, in a truncated file, stay.
+        At a constant rate these are the positions. Positions in the lost end of a truncated file stay.
         """
         if self.frames == 1:
             return positions
@@ -190,25 +183,26 @@ class FrameIndex:
 
     @cached_property
     def _times(self) -> array[int]:
-        # Searched for every packet and picture: numpy is too slow, and a dict takes about 100 bytes per frame.
+        # Searched for every picture: numpy is too slow, and a dict takes 100 bytes per frame.
         return array("q", b"" if self.times is None else self.times.tobytes())
 
     @cached_property
-    def ranks(self) -> NDArray[np.int64]:
+    def ranks(self) -> Integers:
         """Each frame's position in storage order, int64 ``[frames]``."""
         return np.argsort(self.stored)
 
     @cached_property
-    def reach(self) -> NDArray[np.int64]:
+    def reach(self) -> Integers:
         """The latest frame that each frame may depend on, int64 ``[frames]``."""
         return np.maximum.accumulate(self.stored)[self.ranks]
 
-    def affected_by(self, number: int) -> NDArray[np.bool_]:
+    def affected_by(self, number: int) -> Booleans:
         """The frames that depend on a damaged one, itself included; bool ``[frames]``.
 
         They are stored from it up to the next keyframe, or after that but shown before it.
         """
-        rank, ranks = self.ranks[number], self.ranks
+        rank = self.ranks[number]
+        ranks = self.ranks
         affected = ranks >= rank
         later = self.keyframes[ranks[self.keyframes] > rank]
         if len(later):
@@ -235,6 +229,5 @@ def gaps(index: FrameIndex) -> Iterator[str]:
 
 
 def log_notes(path: Path, index: FrameIndex) -> None:
-    """Log what is unusual about a file, once."""
     for note in index.notes:
         log_once(f"{path}: {note}", logging.WARNING)

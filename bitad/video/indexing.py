@@ -10,10 +10,10 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -41,7 +41,10 @@ from bitad.video.container import (
 )
 from bitad.video.index import (
     MOST_REORDERED,
+    Booleans,
+    Floats,
     FrameIndex,
+    Integers,
     average_rate,
     find_restarts,
     gaps,
@@ -59,7 +62,6 @@ _MARKED_EARLY = 2
 # Seconds per tick where a file states no times.
 _TICK = Fraction(1, 90_000)
 
-# The cache folder of a run, or of a folder of features.
 INDEX_FOLDER = "index"
 
 # Raise this when a change makes this module find something else in the same file.
@@ -92,16 +94,14 @@ class _Packets:
     """A file's video packets in storage order, and what its container states.
 
     Attributes:
-        numbers: int64 ``[packets]``, each packet's number among all of the stream, counted from 0.
+        numbers: int64 ``[packets]``, each packet's number among all of the stream.
         times, decoded: float64 ``[packets]``, presentation and decoding times in ticks; NaN where missing.
         durations: int64 ``[packets]``, ticks; 0 where missing.
         marked: bool ``[packets]``, whether FFmpeg marks a good packet as damaged.
-        parts: the packets at which the clock starts or restarts; the first is 0.
+        parts: the packets at which the clock starts or restarts.
         delay: pictures that the decoder holds back.
         cut: number of incomplete packets at the end, left out above.
-        stated, seconds, rate: packets, duration and frames per second as stated; 0 if they are not.
-        assumed: whether FFmpeg has guessed the rate.
-        unread: whether another recording follows those that FFmpeg reads.
+        stated, seconds, rate: as the container states; 0 if it does not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,9 +123,11 @@ class _Packets:
                 last = times[key > 0][-1:]
                 keyframe = int(last[0]) if np.isfinite(last).any() else None
                 kept -= not ends_in_complete_picture(path, container, self.film.stream, keyframe)
-            self.numbers, self.cut = numbers[:kept], len(times) - kept
+            self.numbers = numbers[:kept]
+            self.cut = len(times) - kept
             self.times, self.decoded, durations, key, damage, _ = columns[self.numbers].T
-            self.durations, self.keyframes = np.nan_to_num(durations).astype(np.int64), key > 0
+            self.durations = np.nan_to_num(durations).astype(np.int64)
+            self.keyframes = key > 0
             self.states_times = states_times(container)
             self.states_presentation = states_presentation(path, self.film.stream)
             self.parts = [0]
@@ -134,16 +136,21 @@ class _Packets:
             self.marked = self._marked_at_breaks(path, damage > 0)
             context = stream.codec_context
             is_bare = not (self.states_presentation or np.isfinite(columns[numbers, 1]).any())
-            rate = (context.framerate or stream.guessed_rate) if is_bare else stream.average_rate or stream.guessed_rate
-            self.rate, self.assumed = rate or Fraction(0), is_bare and not context.framerate
+            rate = (
+                (context.framerate or stream.guessed_rate)
+                if is_bare
+                else stream.average_rate or stream.guessed_rate
+            )
+            self.rate = rate or Fraction(0)
+            self.assumed = is_bare and not context.framerate
             self.time_base = stream.time_base or Fraction(0)
             self.delay = max(context.reorder_depth, 0)
             self.stated = max(0, stream.frames - (len(columns) - len(numbers)))
             self.seconds = (container.duration or 0) / av.time_base
-            self.unread, self.is_truncated = has_unread_recording(path, container, end), is_truncated(path, container)
+            self.unread = has_unread_recording(path, container, end)
+            self.is_truncated = is_truncated(path, container)
 
-    def _marked_at_breaks(self, path: Path, damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether packets marked as damaged are good, as they end a group of pictures before a break."""
+    def _marked_at_breaks(self, path: Path, damaged: Booleans) -> Booleans:
         groups = np.union1d(np.flatnonzero(self.keyframes), self.parts)  # where groups and parts begin
         ends: dict[int, int] = {}
         for packet in np.flatnonzero(damaged).tolist():
@@ -156,17 +163,30 @@ class _Packets:
             marked[[packet for packet, end in ends.items() if end in complete]] = True
         return marked
 
-    def lost(self, frames: int, cut: int, rate: Fraction) -> int:
-        """How many frames a file has lost after ``frames`` existing ones, if ``cut`` are left out at its end."""
-        if not (self.is_truncated or cut):
-            return 0
-        stated = self.stated or (round(self.seconds * rate) if self.is_truncated else 0)
-        # A file that has all the frames it states has lost something else.
-        return max(cut, stated - frames, 0 if stated else 1)
+    def index(
+        self, first: VideoFrame, shown: Integers, time_base: Fraction, *, cut: int, skipped: int = 0
+    ) -> FrameIndex:
+        """The index without packets' times, of frames ``shown`` at ticks."""
+        rate = average_rate(shown, time_base, self.rate, rounded=len(self.parts))
+        lost, frames = 0, len(shown)
+        if self.is_truncated or cut:
+            stated = self.stated or (round(self.seconds * rate) if self.is_truncated else 0)
+            # A file that has all the frames it states has lost something else.
+            lost = max(cut, stated - skipped - frames, 0 if stated else 1)
+        return FrameIndex(
+            frames=frames,
+            rate=rate,
+            width=first.width,
+            height=first.height,
+            rotation=round(first.rotation / 90) * 90 % 360,
+            lost=lost,
+            time_base=time_base,
+            shown=shown,
+            stream=self.film.stream,
+        )
 
 
 def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
-    """Index the frames by the packets' times; None if these are unusable."""
     if not (len(stored.times) and stored.time_base and np.isfinite(stored.times).all()):
         return None
     starts = stored.numbers[stored.parts]
@@ -174,7 +194,7 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     if first is None:
         raise _nothing_decoded(path)
     bounds = [*zip(stored.parts, [*stored.parts[1:], len(stored.times)], strict=True)]
-    orders: list[NDArray[np.int64]] = []
+    orders: list[Integers] = []
     skipped = 0
     for part, (begin, end) in zip(decoded, bounds, strict=True):
         times = stored.times[begin:end]
@@ -189,26 +209,18 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     times = stored.times + np.repeat(added, [end - begin for begin, end in bounds])
     order = np.concatenate(orders)
     frames = _frames_before_hole(stored, times[order], order)
-    cut, order = len(order) - frames, order[:frames]
+    cut = stored.cut + len(order) - frames
+    order = order[:frames]
     if stored.states_presentation or not np.isfinite(stored.decoded).all():
         shown = times[order].astype(np.int64)
     else:
         held_back = max(stored.delay, int((order - skipped - np.arange(frames)).max(initial=0)))
         shown = times_by_position(np.sort(stored.decoded), held_back)[skipped:][:frames]
-    rate = average_rate(shown, stored.time_base, stored.rate, rounded=len(orders))
-    return FrameIndex(
-        frames=frames,
-        rate=rate,
-        width=first.width,
-        height=first.height,
-        rotation=_quarter_turns(first),
-        lost=stored.lost(skipped + frames, stored.cut + cut, rate),
-        time_base=stored.time_base,
-        shown=shown,
+    return replace(
+        stored.index(first, shown, stored.time_base, cut=cut, skipped=skipped),
         times=times[order].astype(np.int64),
         keyframes=np.flatnonzero(stored.keyframes[order]),
         stored=np.argsort(order),
-        stream=stored.film.stream,
         joins=np.stack([starts, added], axis=1)[1:],
         sound=frozenset(np.flatnonzero(stored.marked[order]).tolist()),
     )
@@ -216,7 +228,9 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
 
 def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
     container, stream = open_video(path, stored.film.stream)
-    first, origins, damaged = None, list[int | None](), False
+    first = None
+    origins = list[int | None]()
+    damaged = False
     with container:
         for picture in pictures_until_damage(numbered(packets(container, stream)), stream):
             if picture is None:
@@ -234,34 +248,21 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
     shown = _presentation_times(stored, origins, delay, time_base)
     if shown is None:
         raise _no_rate(path)
-    rate = average_rate(shown, time_base, stored.rate, rounded=len(stored.parts))
-    return FrameIndex(
-        frames=frames,
-        rate=rate,
-        width=first.width,
-        height=first.height,
-        rotation=_quarter_turns(first),
-        # Frames after a damaged one cannot be identified, so they are lost too.
-        lost=stored.lost(frames, max(stored.cut, len(stored.times) - frames if damaged else 0), rate),
-        time_base=time_base,
-        shown=shown,
-        stream=stored.film.stream,
-    )
+    # Frames after a damaged one cannot be identified, so they are lost too.
+    cut = max(stored.cut, len(stored.times) - frames if damaged else 0)
+    return stored.index(first, shown, time_base, cut=cut)
 
 
 def _presentation_times(
     stored: _Packets, origins: list[int | None], delay: int, time_base: Fraction
-) -> NDArray[np.int64] | None:
-    """The presentation times of decoded frames, in ticks; None if nothing states them.
-
-    ``origins`` are the numbers of the frames' packets, ``delay`` the pictures that the decoder holds back.
-    """
+) -> Integers | None:
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
     rows = np.searchsorted(stored.numbers, numbers).clip(max=len(stored.numbers) - 1)
     if len(np.unique(rows)) == frames and (stored.numbers[rows] == numbers).all():
         rows.sort()
-        times, decoded = stored.times[rows], stored.decoded[rows]
+        times = stored.times[rows]
+        decoded = stored.decoded[rows]
         if stored.states_presentation and np.isfinite(times).all():
             split = np.split(times, np.searchsorted(rows, stored.parts[1:]))
             parts = [np.sort(part).astype(np.int64) for part in split if len(part)]
@@ -277,15 +278,10 @@ def _presentation_times(
     return np.round(np.arange(frames) / float(stored.rate * time_base)).astype(np.int64)
 
 
-def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframes: NDArray[np.float64]) -> int | None:
-    """How many frames at the beginning depend on missing earlier ones; None if the packets' times are wrong.
+def _undecodable(seen: Floats, times: Floats, keyframes: Floats) -> int | None:
+    """How many frames at the beginning depend on missing ones; None if packets' times are wrong.
 
-    They are right if the times ``seen`` in the first decoded pictures are among them, in order.
-
-    Args:
-        seen: times of the first decoded pictures.
-        times: ``[frames]``, the packets' times, ascending.
-        keyframes: the keyframes' times, in storage order.
+    Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
     """
     if not np.isin(seen, times).all() or not (np.diff(seen) > 0).all():
         return None
@@ -293,19 +289,20 @@ def _undecodable(seen: NDArray[np.float64], times: NDArray[np.float64], keyframe
     return int(np.searchsorted(times, seen[0])) if len(seen) and len(keyframes) and seen[0] <= keyframes[0] else 0
 
 
-def _frames_before_hole(stored: _Packets, times: NDArray[np.float64], order: NDArray[np.int64]) -> int:
+def _frames_before_hole(stored: _Packets, times: Floats, order: Integers) -> int:
     """How many frames precede the first one that a truncated end leaves out.
 
-    One of the last stored frames may be shown after lost ones. At a constant rate the interval before it reveals that.
-    ``times`` ascend, ``order`` has each frame's packet.
+    One of the last frames may be shown after lost ones. At a constant rate the interval reveals that.
     """
-    frames, cut_off = len(order), bool(stored.cut or stored.is_truncated)
+    frames = len(order)
+    cut_off = bool(stored.cut or stored.is_truncated)
     # Two or three frames may be in order even with reordering.
     reordered = 1 < frames < 4 or bool((np.diff(order) < 0).any())
     if not reordered or (stored.is_truncated is False and not cut_off):
         return frames
     intervals = np.diff(times)
-    usual, end = np.median(intervals), max(0, len(intervals) - MOST_REORDERED)
+    usual = np.median(intervals)
+    end = max(0, len(intervals) - MOST_REORDERED)
     regular = np.abs(intervals - usual) < max(2, usual / 4)
     constant = regular[:end].all() and (end >= MOST_REORDERED or (not cut_off and regular.mean() > 0.7))
     if stored.states_times and constant:
@@ -322,15 +319,8 @@ def _no_rate(path: Path) -> ValueError:
 def _nothing_decoded(path: Path) -> ValueError:
     with open_input(path) as container:
         if needs_other_files(path, container):
-            return ValueError(
-                f"{path}: its pictures are in another file, which is not opened; export one self-contained file"
-            )
+            return ValueError(f"{path}: its pictures are in another file; export one self-contained file")
     return ValueError(f"{path}: no frame in it can be decoded")
-
-
-def _quarter_turns(picture: VideoFrame) -> int:
-    """Degrees anticlockwise by which players rotate a picture, rounded to a multiple of 90."""
-    return round(picture.rotation / 90) * 90 % 360
 
 
 def _notes(stored: _Packets, index: FrameIndex) -> Iterator[str]:
@@ -346,8 +336,7 @@ def _notes(stored: _Packets, index: FrameIndex) -> Iterator[str]:
     yield from gaps(index)
 
 
-@dataclass(frozen=True)
-class FileStamp:
+class FileStamp(NamedTuple):
     """The path, size and time that identify a version of a file."""
 
     path: str
@@ -360,27 +349,25 @@ class FileStamp:
         return cls(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
 
     def row(self) -> list[str]:
-        """The stamp and the versions of the software, as an entry stores them."""
-        return [self.path, str(self.size), str(self.mtime_ns), f"{_VERSION}, PyAV {av.__version__}"]
+        return [*map(str, self), f"{_VERSION}, PyAV {av.__version__}"]
 
 
 class IndexCache:
     """A folder of indices, with an entry for each video file. Processes may share it.
 
-    Damaged or outdated entries are recomputed, and a folder that cannot be written to only costs time. Nothing is
-    written before :meth:`begin`.
+    Damaged or outdated entries are recomputed; a folder that cannot be written to only costs time.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder, self._begun = Path(folder), False
+        self.folder = Path(folder)
+        self._begun = False
         self._waiting: dict[FileStamp, FrameIndex] = {}  # not yet written, or from another process
 
     def begin(self) -> None:
-        """Write entries from now on, beginning with the existing indices."""
+        """Write entries from now on, beginning with the waiting ones; nothing was written before."""
         self._begun = True
-        for stamp, index in self._waiting.items():
-            self._write(stamp, index)
-        self._waiting.clear()
+        while self._waiting:
+            self._write(*self._waiting.popitem())
 
     def index(self, path: str | Path) -> FrameIndex:
         """The index of a file. Raises like :func:`index_video`."""
@@ -388,19 +375,15 @@ class IndexCache:
         if not path.is_file():
             return index_video(path)  # raises
         stamp = FileStamp.of(path)  # taken before reading, in case the file changes meanwhile
-        index = self._waiting.get(stamp) or self._read(stamp)
-        if index is not None:
+        if (index := self._waiting.get(stamp) or self._read(stamp)) is not None:
             log_notes(path, index)
-        else:
-            index = index_video(path)
-            if self._begun:
-                self._write(stamp, index)
-            else:
-                self._waiting[stamp] = index
+            return index
+        index = self._waiting[stamp] = index_video(path)
+        if self._begun:
+            self.begin()
         return index
 
     def share(self, gather: Callable[[dict[FileStamp, FrameIndex]], list[dict[FileStamp, FrameIndex]]]) -> None:
-        """Exchange unwritten indices with other processes; ``gather`` collects all processes' values."""
         for others in gather(self._waiting):
             self._waiting = others | self._waiting
 
@@ -426,12 +409,14 @@ class IndexCache:
             np.savez_compressed(file, of=np.array(stamp.row()), allow_pickle=False, **_to_arrays(index))
 
 
+_INTEGERS = ("frames", "width", "height", "rotation", "lost", "stream")
+
+
 def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
-    """An index as arrays of small numbers, which compress well."""
-    integers = [index.frames, index.width, index.height, index.rotation, index.lost, index.stream]
-    fractions = [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
+    numbers = [getattr(index, name) for name in _INTEGERS]
+    numbers += [*index.rate.as_integer_ratio(), *index.time_base.as_integer_ratio()]
     arrays: dict[str, NDArray[Any]] = {
-        "numbers": np.array([*integers, *fractions], np.int64),
+        "numbers": np.array(numbers, np.int64),
         "shown": np.diff(index.shown, prepend=0),
         "keyframes": index.keyframes,
         "joins": index.joins,
@@ -444,22 +429,17 @@ def _to_arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FrameIndex:
-    frames, width, height, rotation, lost, stream, *fractions = arrays["numbers"].tolist()
-    timed = "steps" in arrays
-    return FrameIndex(
-        frames=frames,
-        rate=Fraction(*fractions[:2]),
-        width=width,
-        height=height,
-        rotation=rotation,
-        lost=lost,
-        time_base=Fraction(*fractions[2:]),
+    *integers, rate, rate_divisor, ticks, ticks_divisor = arrays["numbers"].tolist()
+    index = FrameIndex(
+        **dict(zip(_INTEGERS, integers, strict=True)),
+        rate=Fraction(rate, rate_divisor),
+        time_base=Fraction(ticks, ticks_divisor),
         shown=np.cumsum(arrays["shown"]),
-        times=np.cumsum(arrays["steps"]) if timed else None,
         keyframes=arrays["keyframes"],
-        stored=arrays["moved"] + np.arange(frames) if timed else np.empty(0, np.int64),
-        stream=stream,
         joins=arrays["joins"],
         sound=frozenset(arrays["sound"].tolist()),
         notes=tuple(arrays["notes"].tolist()),
     )
+    if "steps" not in arrays:
+        return index
+    return replace(index, times=np.cumsum(arrays["steps"]), stored=arrays["moved"] + np.arange(index.frames))

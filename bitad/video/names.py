@@ -1,7 +1,7 @@
 """Matches the names of videos in different sources, and finds the file of a name.
 
-Sources may spell a name differently: with the prefix ``v_`` of ActivityNet, with an extension, in another case, or in
-the Unicode form of macOS. Equal names match, others by these variations if only one fits.
+Sources may spell a name with the prefix ``v_`` of ActivityNet, with an extension, in another case, or in the Unicode
+form of macOS. Equal names match, others by these variations if only one fits.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from bitad.runtime.files import walk
 from bitad.runtime.log import log_once, quoted, shortlist
-from bitad.video.files import VIDEO_SUFFIXES, find_video, is_video_name
+from bitad.video.files import VIDEO_SUFFIXES, find_video, video_folders
 
 Content = TypeVar("Content")
 
@@ -23,22 +22,20 @@ _SUFFIXES = (*VIDEO_SUFFIXES, ".npy", ".npz")
 _PREFIX = "v_"
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def without_suffix(name: str) -> str:
+    """The name of a video without the extensions of video and feature files."""
     stem, dot, suffix = name.rpartition(".")
     return without_suffix(stem) if stem and f"{dot}{suffix}".lower() in _SUFFIXES else name
 
 
 def _without_prefix(name: str) -> str:
-    return name[len(_PREFIX) :] if name[: len(_PREFIX)].lower() == _PREFIX and len(name) > len(_PREFIX) else name
+    head, rest = name[: len(_PREFIX)], name[len(_PREFIX) :]
+    return rest if rest and head.lower() == _PREFIX else name
 
 
 # Variation -> a function that removes it.
 _VARIATIONS: dict[str, Callable[[str], str]] = {
-    "Unicode form": _composed,
+    "Unicode form": partial(unicodedata.normalize, "NFC"),
     "an extension": without_suffix,
     f"the prefix {_PREFIX}": _without_prefix,
     "case": str.casefold,
@@ -46,7 +43,6 @@ _VARIATIONS: dict[str, Callable[[str], str]] = {
 
 
 def _key(name: str, *, case: bool) -> str:
-    """The common form of names that differ by variations; by case too unless ``case``."""
     for variation, remove in _VARIATIONS.items():
         if not (case and variation == "case"):
             name = remove(name)
@@ -58,8 +54,6 @@ class Matching:
     """The names of a source that match wanted names.
 
     Args:
-        wanted: names of the videos to find.
-        available: the source's names.
         pairs: wanted name -> the source's matching name, where these differ.
         unclear: wanted name -> why no similar name of the source matches.
     """
@@ -71,8 +65,8 @@ class Matching:
 
     @staticmethod
     def of(wanted: Iterable[str], available: Iterable[str]) -> Matching:
-        """Match names: first equal ones, then variations if only one name on each side fits."""
-        wanted, available = tuple(dict.fromkeys(wanted)), tuple(dict.fromkeys(available))
+        wanted = tuple(dict.fromkeys(wanted))
+        available = tuple(dict.fromkeys(available))
         rest, free = _unmatched(wanted, available)
         pairs: dict[str, str] = {}
         unclear: dict[str, str] = {}
@@ -89,7 +83,7 @@ class Matching:
         wanted, found = next(iter(self.pairs.items()))
         count = f"{len(self.pairs)} videos" if len(self.pairs) > 1 else "1 video"
         by = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-        return f"{source}: {count} matched although names differ by {by}: {_bare(found)} for {_bare(wanted)}"
+        return f"{source}: {count} matched although names differ by {by}: {quoted(found)} for {quoted(wanted)}"
 
     def sides(self) -> str:
         """Unmatched names of both sides, for a message that a video is missing."""
@@ -102,15 +96,14 @@ class Matching:
 
 
 class Lookup:
-    """Finds a source's names of wanted videos. Matched variations are logged.
-
-    ``wanted`` and ``available`` are called when the source does not have a requested name exactly.
-    """
+    """Finds a source's names of wanted videos, both listed only if needed. Matched variations are logged."""
 
     def __init__(
         self, source: object, wanted: Callable[[], Iterable[str]], available: Callable[[], Iterable[str]]
     ) -> None:
-        self.source, self._wanted, self._available = source, wanted, available
+        self.source = source
+        self._wanted = wanted
+        self._available = available
 
     @cached_property
     def matching(self) -> Matching:
@@ -129,7 +122,6 @@ class Lookup:
         return name if name in matching.available else matching.pairs.get(name)
 
     def sides(self, name: str) -> str:
-        """Unmatched names of both sides, for a message that this video is missing."""
         return self._with(name).sides()
 
     def _with(self, name: str) -> Matching:
@@ -138,17 +130,13 @@ class Lookup:
 
 
 def renamed(known: Mapping[str, Content], wanted: Iterable[str], source: object) -> dict[str, Content]:
-    """Replace the names of a source, which errors and the log call ``source``, by the wanted ones that they match.
-
-    Raises:
-        ValueError: several names fit a wanted one, or one fits several.
-    """
+    """Replace a source's names by the wanted ones that they match; ValueError if that is unclear."""
     names = new_names(known, wanted, source)
     return {names.get(name, name): content for name, content in known.items()}
 
 
 def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -> dict[str, str]:
-    """Available name -> wanted name, where these differ. Errors as for :func:`renamed`."""
+    """Available name -> wanted name, where these differ. Raises like :func:`renamed`."""
     matching = Matching.of(wanted, available)
     for reason in matching.unclear.values():
         raise ValueError(f"{source}: {reason}")
@@ -157,38 +145,41 @@ def new_names(available: Iterable[str], wanted: Iterable[str], source: object) -
     return {found: name for name, found in matching.pairs.items()}
 
 
-def _bare(name: str) -> str:
-    return name if name and name.isprintable() and " " not in name and _composed(name) == name else quoted(name)
-
-
 def _unmatched(wanted: tuple[str, ...], available: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    has, wants = set(available), set(wanted)
+    has = set(available)
+    wants = set(wanted)
     return [name for name in wanted if name not in has], [name for name in available if name not in wants]
 
 
 def _match(
-    wanted: Iterable[str], rest: list[str], free: list[str], pairs: dict[str, str], unclear: dict[str, str], case: bool
+    wanted: Iterable[str],
+    rest: list[str],
+    free: list[str],
+    pairs: dict[str, str],
+    unclear: dict[str, str],
+    case: bool,
 ) -> None:
     """Add names that are equal except for variations, with or without case."""
-    key, loose = partial(_key, case=case), partial(_key, case=False)
+    key = partial(_key, case=case)
+    loose = partial(_key, case=False)
     taken = set(pairs.values())
-    fitting, competing = _group([name for name in free if name not in taken], key), _group(wanted, key)
-    fitting_loosely, competing_loosely = _group(free, loose), _group(rest, loose)
+    fitting = _group([name for name in free if name not in taken], key)
+    competing = _group(wanted, key)
+    fitting_loosely = _group(free, loose)
+    competing_loosely = _group(rest, loose)
     for name in rest:
         if name in pairs or name in unclear or not (candidates := fitting.get(key(name))):
             continue
-        if len(competing_loosely[loose(name)]) == 1:  # without a competitor, names in another case are candidates too
+        if (
+            len(competing_loosely[loose(name)]) == 1
+        ):  # without a competitor, names in another case are candidates too
             candidates = fitting_loosely[loose(name)]
-        if len(others := competing[key(name)]) > 1:
-            unclear[name] = f"{quoted(candidates[0])} may be video {_any_of(others)}; rename it"
-        elif len(candidates) > 1:
-            unclear[name] = f"video {quoted(name)} may be {_any_of(candidates)}; rename or remove one"
-        else:
+        others = competing[key(name)]
+        if len(others) == len(candidates) == 1:
             pairs[name] = candidates[0]
-
-
-def _any_of(names: Iterable[str]) -> str:
-    return " or ".join(map(quoted, names))
+        else:
+            ours, theirs = (" or ".join(map(quoted, both)) for both in (others, candidates))
+            unclear[name] = f"{theirs} may be video {ours}; rename or remove one"
 
 
 def _group(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -206,51 +197,31 @@ def _differ_by(variation: str, one: str, other: str) -> bool:
 
 
 class VideoFinder:
-    """Finds the files of videos in a folder and its sub-folders, by exact names first.
-
-    ``wanted`` returns the names of all videos that have files there.
-    """
+    """Finds the files of videos in a folder and its sub-folders, by exact names first."""
 
     def __init__(self, folder: str | Path, wanted: Callable[[], Iterable[str]]) -> None:
         self.folder = Path(folder)
         self._lookup = Lookup(self.folder, wanted, self._names)
-        self._found: dict[str, Path] = {}
         self._missing: str | None = None
 
     def __call__(self, name: str) -> Path:
-        """The file of a video, by its name (:func:`~bitad.video.files.find_video`) or by a variation of it.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-            ValueError: several files fit.
-        """
-        if name not in self._found:
-            try:
-                return find_video(self.folder, name)
-            except FileNotFoundError as error:
-                if (found := self._lookup.find(name)) is None:
-                    self._missing = name
-                    raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
-            self._found[name] = self._file(found)
-        return self._found[name]
+        try:
+            return find_video(self.folder, name)
+        except FileNotFoundError as error:
+            if (found := self._lookup.find(name)) is None:
+                self._missing = name
+                raise FileNotFoundError(f"{error}; {self._lookup.sides(name)}") from None
+        try:
+            return find_video(self.folder, found)
+        except FileNotFoundError:  # its suffix is in mixed case, such as .Mp4
+            return find_video(self.folder, self._names()[found])
 
     def line(self) -> str | None:
         """Unmatched names, if a requested video had no file."""
         return f"{self.folder}: {self._lookup.sides(self._missing)}" if self._missing is not None else None
 
-    def _file(self, found: str) -> Path:
-        try:
-            return find_video(self.folder, found)
-        except FileNotFoundError:  # its suffix is in mixed case, such as .Mp4
-            return find_video(self.folder, self._files[found].name)
-
-    def _names(self) -> Iterable[str]:  # a method, as other processes receive this object pickled
-        return self._files
-
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        files: dict[str, Path] = {}
-        for here, _, names in walk(self.folder):
-            for path in (here / name for name in names if is_video_name(name)):
-                files.setdefault(path.stem, path)
-        return files
+    def _names(self) -> dict[str, str]:  # a method, as other processes receive this object pickled
+        names: dict[str, str] = {}
+        for file in video_folders(self.folder):
+            names.setdefault(Path(file).stem, file)
+        return names

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
 
 import av
 import numpy as np
@@ -19,7 +18,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import ArrayLike, NDArray
 
 from bitad.config.names import OnDecodeError
-from bitad.video.decoding import REMEDY, PictureStream, describe_frames, describe_loss, frame_count
+from bitad.runtime.log import shortlist
+from bitad.video.decoding import REMEDY, PictureStream, describe_loss, frame_count
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 
@@ -31,14 +31,7 @@ _FRAMES_WORTH_A_SEEK = 12
 class VideoInfo:
     """Properties of a video file, counted rather than taken from its header.
 
-    Args:
-        frames: number of frames.
-        fps: average frames per second.
-        duration_s: frames / fps, in seconds.
-        width, height: in pixels, as players show it.
-        codec: FFmpeg's name of the decoder ("h264").
-        pixel_format: FFmpeg's name of the pixel format ("yuv420p").
-        container: FFmpeg's names of the container ("mov,mp4,m4a,3gp,3g2,mj2").
+    Width and height are in pixels, as players show it; other names are FFmpeg's.
     """
 
     frames: int
@@ -49,21 +42,6 @@ class VideoInfo:
     codec: str
     pixel_format: str
     container: str
-
-    @classmethod
-    def of(cls, index: FrameIndex, pictures: PictureStream, *, frames: int) -> VideoInfo:
-        context, fps = pictures.stream.codec_context, float(index.rate)
-        width, height = (index.height, index.width) if index.rotation % 180 else (index.width, index.height)
-        return cls(
-            frames=frames,
-            fps=fps,
-            duration_s=frames / fps,
-            width=width,
-            height=height,
-            codec=context.name,
-            pixel_format=context.pix_fmt or "",
-            container=pictures.container.format.name,
-        )
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -77,27 +55,23 @@ class VideoReader:
 
     Args:
         index: the file's ``FrameIndex``, if already known.
-        threads: decoder threads; one is best for several readers side by side.
-        damaged: for frames that cannot be decoded, or that a truncated file has lost: ``"error"`` raises, after all
-            requested frames have been tried; ``"repeat"`` repeats the last good frame.
+        damaged: for frames that cannot be decoded or are lost: ``"error"`` raises after all requested frames have
+            been tried; ``"repeat"`` repeats the last good frame.
 
     Attributes:
         repeated: number of frames replaced by another one.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: FFmpeg cannot read it, or it has no video stream, no frames or no frame rate.
     """
 
     def __init__(
-        self, path: str | Path, *, index: FrameIndex | None = None, threads: int = 1, damaged: OnDecodeError = "error"
+        self, path: str | Path, *, index: FrameIndex | None = None, damaged: OnDecodeError = "error"
     ) -> None:
         self.path = Path(path)
         self.index = index_video(self.path) if index is None else index
-        self.damaged, self.repeated = damaged, 0
+        self.damaged = damaged
+        self.repeated = 0
         self._scaler = PictureScaler(self.index.rotation)
-        self._stream = PictureStream(self.path, self.index, threads)
-        self.info = VideoInfo.of(self.index, self._stream, frames=frame_count(self.index, damaged))
+        self._stream = PictureStream(self.path, self.index)
+        self.info = self._read_info()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -107,6 +81,24 @@ class VideoReader:
 
     def close(self) -> None:
         self._stream.close()
+
+    def _read_info(self) -> VideoInfo:
+        index = self.index
+        context = self._stream.stream.codec_context
+        frames = frame_count(index, self.damaged)
+        width, height = index.width, index.height
+        if index.rotation % 180:
+            width, height = height, width
+        return VideoInfo(
+            frames=frames,
+            fps=float(index.rate),
+            duration_s=frames / float(index.rate),
+            width=width,
+            height=height,
+            codec=context.name,
+            pixel_format=context.pix_fmt or "",
+            container=self._stream.container.format.name,
+        )
 
     def read(
         self, frames: ArrayLike, *, size: tuple[int, int] | None = None, short_side: int | None = None
@@ -119,7 +111,7 @@ class VideoReader:
             short_side: the shorter side to scale to, keeping the aspect ratio.
 
         Raises:
-            ValueError: a frame is outside the video or cannot be decoded, or the size of the pictures changes.
+            ValueError: a frame is outside the video or cannot be decoded, or the picture size changes.
         """
         numbers = self._validated(frames)
         height, width = self._target_size(size, short_side)
@@ -133,7 +125,7 @@ class VideoReader:
     def read_windows(
         self, windows: Iterable[ArrayLike], *, size: tuple[int, int] | None = None, short_side: int | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """``read`` one window after another, decoding shared frames of neighbours once."""
+        """``read`` one window after another, decoding shared frames once."""
         before = np.empty(0, np.int64)
         pixels = np.empty((0, *self._target_size(size, short_side), 3), np.uint8)
         for window in windows:
@@ -143,17 +135,19 @@ class VideoReader:
             order = np.argsort(before)
             shared = pixels[order[np.searchsorted(before, numbers[is_shared], sorter=order)]]
             pixels = np.empty((len(numbers), *pixels.shape[1:]), np.uint8)
-            pixels[is_shared], pixels[~is_shared] = shared, added
+            pixels[is_shared] = shared
+            pixels[~is_shared] = added
             before = numbers
             yield pixels
 
     def pictures(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-        """The upright pictures of frames as FFmpeg has them, one at a time; ascending order is fastest.
+        """The upright pictures of frames as FFmpeg has them, one at a time.
 
         Frames that cannot be decoded raise ValueError after the last picture.
         """
         self._stream.want(())  # frames skipped by an earlier call may be wanted now
-        return map(_Rotation(self.index.rotation), self._decoded(frames))
+        pictures = self._decoded(frames)
+        return _rotated(pictures, self.index.rotation) if self.index.rotation else pictures
 
     def _decoded(self, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
         """The stored pictures of frames; the last good one replaces damaged ones."""
@@ -166,15 +160,16 @@ class VideoReader:
                 bad.append(number)
                 picture = good or self._replacement(number)
             elif (picture.width, picture.height) != (self.index.width, self.index.height):
-                raise ValueError(
-                    f"{self.path}: frame {number} is {picture.width}x{picture.height} pixels and the first ones "
-                    f"{self.index.width}x{self.index.height}; encode the video again in one size"
-                )
+                first = f"{self.index.width}x{self.index.height}"
+                sizes = f"{picture.width}x{picture.height} pixels and the first ones {first}"
+                raise ValueError(f"{self.path}: frame {number} is {sizes}; encode the video again in one size")
             good = picture
             yield picture
         if bad and self.damaged == "error":
-            count = f"{len(bad)} of {requested} requested"
-            raise ValueError(f"{self.path}: {describe_frames(bad)} cannot be decoded ({count}): {REMEDY}")
+            named = f"frame{'s' if len(bad) > 1 else ''} {shortlist(sorted(bad), 4)}"
+            raise ValueError(
+                f"{self.path}: {named} cannot be decoded ({len(bad)} of {requested} requested): {REMEDY}"
+            )
         self.repeated += len(bad)
 
     def _picture(self, number: int) -> av.VideoFrame | None:
@@ -196,7 +191,8 @@ class VideoReader:
         return self._stream.next()
 
     def _replacement(self, number: int) -> av.VideoFrame:
-        last, stream = min(number, self.index.frames), self._stream
+        last = min(number, self.index.frames)
+        stream = self._stream
         before = last
         while before > 0:
             before = self.index.keyframe(before - 1)
@@ -223,7 +219,8 @@ class VideoReader:
         return numbers.astype(np.int64)
 
     def _target_size(self, size: tuple[int, int] | None, short_side: int | None) -> tuple[int, int]:
-        height, width = self.info.height, self.info.width
+        height = self.info.height
+        width = self.info.width
         if size is not None and short_side is not None:
             raise ValueError(f"size {size} and short side {short_side} are both given; give one")
         if short_side is not None:
@@ -232,7 +229,6 @@ class VideoReader:
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The height and width of a picture whose shorter side is scaled to ``short_side``."""
     scale = Fraction(short_side, min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -242,7 +238,8 @@ class PictureScaler:
 
     def __init__(self, rotation: int = 0) -> None:
         self.rotation = rotation
-        self._scaler, self._reformatter = VideoReformatter(), VideoReformatter()
+        self._scaler = VideoReformatter()
+        self._reformatter = VideoReformatter()
 
     def __call__(self, picture: av.VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
         """One scaled and upright picture, uint8 ``[H, W, 3]``, valid until the next call."""
@@ -265,29 +262,25 @@ class PictureScaler:
         return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), quarters)
 
 
-class _Rotation:
-    """Rotates pictures anticlockwise, in their own pixel format."""
+# Anticlockwise degrees -> the directions of FFmpeg's transpositions.
+_TRANSPOSITIONS = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
-    _FILTERS: ClassVar[dict[int, tuple[str, ...]]] = {90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
-    def __init__(self, degrees: int) -> None:
-        self._steps = self._FILTERS.get(degrees, ())
-        self._graph: Graph | None = None
-
-    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
-        if not self._steps:
-            return picture
-        if self._graph is None:
-            self._graph = Graph()
-            source = self._graph.add_buffer(
+def _rotated(pictures: Iterator[av.VideoFrame], degrees: int) -> Iterator[av.VideoFrame]:
+    """Pictures rotated anticlockwise, in their own pixel format."""
+    graph: Graph | None = None
+    for picture in pictures:
+        if graph is None:
+            graph = Graph()
+            source = graph.add_buffer(
                 width=picture.width,
                 height=picture.height,
                 format=picture.format,
                 time_base=picture.time_base or Fraction(1, 1000),
             )
-            steps = [self._graph.add("transpose", f"dir={direction}") for direction in self._steps]
-            self._graph.link_nodes(source, *steps, self._graph.add("buffersink")).configure()
-        self._graph.push(picture)
-        rotated = self._graph.pull()
+            steps = [graph.add("transpose", f"dir={direction}") for direction in _TRANSPOSITIONS[degrees]]
+            graph.link_nodes(source, *steps, graph.add("buffersink")).configure()
+        graph.push(picture)
+        rotated = graph.pull()
         assert isinstance(rotated, av.VideoFrame)
-        return rotated
+        yield rotated

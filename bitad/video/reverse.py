@@ -1,8 +1,7 @@
 """Writes and checks time-reversed copies of videos: the same frames in the opposite order.
 
-A file is decoded once, from its start. Every few frames are reversed in memory and encoded at once as an independent
-group of pictures. The encoded groups, now small, wait in a temporary file and are written in reverse order. So memory
-is bounded by one group; FFmpeg's ``reverse`` filter holds all frames. A copy records its source in its metadata.
+A file is decoded once. Every few frames are reversed in memory and encoded as an independent group of pictures. The
+groups wait in a temporary file and are written in reverse order, so memory is bounded by one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from bitad.runtime.signatures import FileIdentity, sha256_of
 from bitad.runtime.workers import in_processes
 from bitad.video.container import open_video
 from bitad.video.decoding import require_complete
-from bitad.video.files import list_videos, require_video_file
+from bitad.video.files import VideosReport, list_videos, require_video_file
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.reader import VideoReader, probe
@@ -50,54 +49,12 @@ _KEY, _MARK = "comment", "bitad reverse 1 "
 _SIZE = (48, 64)
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601 luma
 
-# A frame is compared with its mirror place and this many neighbours on each side, which reveals shifts.
+# Neighbours of the mirror place on each side, which reveal shifts.
 _NEAR = 2
 
 # In grey levels of 255. Copies by x264 of a 64 x 48 video, which is not shrunk, differ by 0.5 at crf 18 and by 4.5 at
 # crf 36; another video differs by 20 or more.
 _CODEC_LOSS = 6.0
-
-
-@dataclass(frozen=True)
-class ReverseReport:
-    """The outcome for a folder's videos, by file name.
-
-    Args:
-        done: reversed now.
-        skipped: reversed earlier, and up to date.
-        failed: why a video has no reversed file.
-        repeated: how many frames of those done repeat others in place of damaged ones.
-        again: those done whose earlier file was incomplete or out of date.
-        unrecorded: those skipped that do not record their source but agree with it in sampled frames.
-    """
-
-    done: tuple[str, ...]
-    skipped: tuple[str, ...]
-    failed: dict[str, str]
-    repeated: dict[str, int]
-    again: tuple[str, ...] = ()
-    unrecorded: tuple[str, ...] = ()
-
-    @classmethod
-    def together(cls, parts: Iterable[ReverseReport]) -> ReverseReport:
-        """Merge the reports of several processes on one folder."""
-        parts = list(parts)
-        return cls(
-            tuple(sorted(name for part in parts for name in part.done)),
-            tuple(sorted(name for part in parts for name in part.skipped)),
-            dict(sorted(pair for part in parts for pair in part.failed.items())),
-            dict(sorted(pair for part in parts for pair in part.repeated.items())),
-            tuple(sorted(name for part in parts for name in part.again)),
-            tuple(sorted(name for part in parts for name in part.unrecorded)),
-        )
-
-
-@dataclass(frozen=True)
-class Reversed:
-    """The outcome for one video: the number of frames written, and how many of them repeat others."""
-
-    frames: int
-    repeated: int
 
 
 def reverse_video(
@@ -107,22 +64,22 @@ def reverse_video(
     crf: float = 18,
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
-) -> Reversed:
+) -> int:
     """Write a video's frames in the opposite order: H.264 (x264 veryfast, groups of 30, no B-frames) without sound.
 
     Frame i of the source is frame n - 1 - i of the copy, shown as long before its end as in the source after its start.
-    Pictures are upright. The copy is written atomically and records its source and settings (:class:`Origin`).
+    The copy is upright, is written atomically, and records its source and settings (:class:`Origin`).
 
     Args:
         dst: its suffix, one of ``H264_CONTAINERS``, selects the container.
-        crf: x264's constant rate factor; 18 is visually almost lossless, less is better and larger.
-        damaged: see :class:`~bitad.video.reader.VideoReader`.
+        crf: x264's constant rate factor; 18 is visually almost lossless.
         on_progress: called now and then with the number of frames done and in all.
 
+    Returns:
+        how many of the frames repeat others in place of damaged ones.
+
     Raises:
-        FileNotFoundError: the source does not exist.
-        ValueError: a frame cannot be decoded and is not repeated, the picture size changes, ``src`` changes meanwhile,
-            ``dst`` is ``src``, or its suffix selects no container.
+        ValueError: a frame cannot be decoded, the source changes, or ``dst`` is unsuitable.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
@@ -142,7 +99,7 @@ def reverse_video(
             if written != reader.info.frames:
                 raise ValueError(f"{src}: {reader.info.frames} frames, but {written} were written")
             source.require_unchanged(src)
-            return Reversed(written, reader.repeated)
+            return reader.repeated
     except av.FFmpegError as error:
         raise ValueError(f"{src}: cannot be reversed: {error.strerror}") from None
 
@@ -157,54 +114,44 @@ def reverse_folder(
     crf: float = 18,
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
-) -> ReverseReport:
+) -> VideosReport:
     """Reverse every video of a folder and its sub-folders into another folder, under the same names.
 
-    Complete and up-to-date copies are kept, so an interrupted run resumes. Failures are reported at the end and do not
-    stop the others. Sources whose container cannot hold H.264 become ``.mp4``.
+    Complete and up-to-date copies are kept. Failures are reported and do not stop the others. Sources whose container
+    cannot hold H.264 become ``.mp4``.
 
     Args:
-        workers: number of processes, each with one video and one thread at a time; 0: this process.
-        rank, world: this caller's share of the folder: every ``world``-th video, the largest first.
-        crf, damaged: see :func:`reverse_video`.
+        workers: number of processes, each with one video at a time; 0: this process.
+        rank, world: this caller's share: every ``world``-th video, the largest first.
         on_progress: called after each video with the number of videos done and in all.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or has no videos.
-        ValueError: two videos have the same name or the same reversed file, or ``dst`` is ``src``.
     """
     src, dst = Path(src), Path(dst)
     targets = _targets(src, dst)
-    mine = sorted(targets, key=lambda path: (-_size(path), path))[rank::world]
+    sizes = {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in targets}
+    mine = sorted(targets, key=lambda path: (-sizes[path], path))[rank::world]
     earlier = {path for path in mine if os.path.exists(targets[path])}
     for folder in {dst, *(target.parent for target in targets.values())}:
         remove_leftovers(folder)
-    outcomes: dict[Path, Reversed | Exception | None] = {}
     jobs = [(path, targets[path], crf, damaged) for path in mine]
+    reports = []
     with closing(in_processes(_reverse_unless_done, jobs, workers=workers)) as results:
         for number, result in results:
-            outcomes[mine[number]] = result
+            path = mine[number]
+            names = (path.name,)
+            again = names if path in earlier else ()
+            if isinstance(result, Exception):
+                kept = f"; {targets[path]} was not replaced" if again else ""
+                reason = str(result) or type(result).__name__
+                reports.append(VideosReport(failed={path.name: f"{reason}{kept}"}))
+            elif result is None:
+                unrecorded = names if Origin.read(targets[path]) is None else ()
+                reports.append(VideosReport(kept=names, unrecorded=unrecorded))
+            else:
+                repeated = {path.name: result} if result else {}
+                reports.append(VideosReport(done=names, again=again, repeated=repeated))
             if on_progress is not None:
-                on_progress(len(outcomes), len(jobs))
-    failed: dict[str, str] = {}
-    repeated: dict[str, int] = {}
-    for path, outcome in outcomes.items():
-        if isinstance(outcome, Exception):
-            kept = f"; {targets[path]} was not replaced" if path in earlier else ""
-            failed[path.name] = f"{str(outcome) or type(outcome).__name__}{kept}"
-        elif outcome is not None and outcome.repeated:
-            repeated[path.name] = outcome.repeated
-    done = [path for path, outcome in outcomes.items() if isinstance(outcome, Reversed)]
-    skipped = [path for path, outcome in outcomes.items() if outcome is None]
-    report = ReverseReport(
-        done=tuple(path.name for path in done),
-        skipped=tuple(path.name for path in skipped),
-        failed=failed,
-        repeated=repeated,
-        again=tuple(path.name for path in done if path in earlier),
-        unrecorded=tuple(path.name for path in skipped if Origin.read(targets[path]) is None),
-    )
-    return ReverseReport.together([report])  # sorted
+                on_progress(len(reports), len(jobs))
+    return VideosReport.together(reports)
 
 
 def _targets(src: Path, dst: Path) -> dict[Path, Path]:
@@ -215,22 +162,13 @@ def _targets(src: Path, dst: Path) -> dict[Path, Path]:
         can_stay = path.suffix.lower() in H264_CONTAINERS
         target = dst / path.relative_to(src).with_name(path.name if can_stay else f"{path.stem}.mp4")
         if target in sources:
-            raise ValueError(
-                f"{src}: {sources[target].name} and {path.name} would both become {target.name}; rename one"
-            )
+            other = sources[target].name
+            raise ValueError(f"{src}: {other} and {path.name} would both become {target.name}; rename one")
         sources[target] = path
     return {path: target for target, path in sources.items()}
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> Reversed | None:
-    """Reverse one video of a folder; None if its copy is up to date."""
+def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> int | None:
     require_video_file(src)
     if dst.exists() and _is_done(src, dst, crf, damaged):
         return None
@@ -238,9 +176,9 @@ def _reverse_unless_done(src: Path, dst: Path, crf: float, damaged: OnDecodeErro
 
 
 def _is_done(src: Path, dst: Path, crf: float, damaged: OnDecodeError) -> bool:
-    """Whether a copy is complete, of the present source, and made with the same settings."""
     try:
-        target, origin = index_video(dst), Origin.read(dst)
+        target = index_video(dst)
+        origin = Origin.read(dst)
         if target.lost:
             return False
         if origin is not None:
@@ -266,24 +204,26 @@ def _write_reversed(
     crf: float,
     on_progress: Progress | None,
 ) -> None:
-    """Write a video's frames in the opposite order, through encoded groups in ``store``."""
-    frames, rate = reader.info.frames, reader.index.rate
+    frames = reader.info.frames
+    rate = reader.index.rate
     times, tick = _mirrored_times(reader)
     frame_bytes = reader.info.height * reader.info.width * 3 // 2
     group = min(_GROUP_FRAMES, max(_LEAST_GROUP_FRAMES, _GROUP_BYTES // frame_bytes))
-    # Without B-frames each group is independent, and every picture is one packet, in the same order.
+    # Without B-frames every picture is one packet, in the same order.
     like = next(_pictures(reader, [0]))
-    stream = add_h264_stream(container, like, rate=rate, crf=crf, preset="veryfast", gop=group, b_frames=0)
+    stream = add_h264_stream(container, like, rate, crf=crf, preset="veryfast", gop=group)
     sizes = _encode_groups(reader, stream, store, group, on_progress)
     # The first packet writes the header, so metadata must be set before.
-    container.metadata.update(Origin(source.sha256, crf, frames, reader.repeated).metadata())
+    origin = Origin(source.sha256, crf, frames, reader.repeated)
+    container.metadata[_KEY] = _MARK + json.dumps(asdict(origin))
     starts = [0, *accumulate(sizes)]
     written = 0
     for first in reversed(range(0, frames, group)):
         store.seek(starts[first])
         for place, size in enumerate(sizes[first : first + group]):
             packet = av.Packet(store.read(size))
-            packet.stream, packet.time_base = stream, tick
+            packet.stream = stream
+            packet.time_base = tick
             packet.pts = packet.dts = times[written]
             packet.is_keyframe = place == 0
             container.mux(packet)
@@ -293,8 +233,8 @@ def _write_reversed(
 def _encode_groups(
     reader: VideoReader, stream: VideoStream, store: IO[bytes], group: int, on_progress: Progress | None
 ) -> list[int]:
-    """Encode each group of frames in reverse; returns the packets' sizes."""
-    frames, rate = reader.info.frames, reader.index.rate
+    frames = reader.info.frames
+    rate = reader.index.rate
     sizes: list[int] = []
     decoded = _pictures(reader, range(frames))
     for first in range(0, frames, group):
@@ -302,7 +242,8 @@ def _encode_groups(
         for place, picture in enumerate(reversed(pictures)):
             # The first picture of a group is a keyframe; the others must not keep the type from their decoder.
             picture.pict_type = PictureType.NONE if place else PictureType.I
-            picture.pts, picture.time_base = first + place, 1 / rate
+            picture.pts = first + place
+            picture.time_base = 1 / rate
             sizes += [store.write(bytes(packet)) for packet in stream.encode(picture)]
         if on_progress is not None:
             on_progress(first + len(pictures), frames)
@@ -312,8 +253,8 @@ def _encode_groups(
 
 
 def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
-    """The copy's presentation times in ticks, and the seconds per tick."""
-    index, frames = reader.index, reader.info.frames
+    index = reader.index
+    frames = reader.info.frames
     even = np.arange(frames)
     if frames > index.frames or (index.nearest(even) == even).all():
         return even.tolist(), 1 / index.rate
@@ -321,8 +262,8 @@ def _mirrored_times(reader: VideoReader) -> tuple[list[int], Fraction]:
 
 
 def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFrame]:
-    """Pictures in a pixel format that can be encoded."""
-    info, reformatter = reader.info, VideoReformatter()
+    info = reader.info
+    reformatter = VideoReformatter()
     # 4:2:0 halves both sides; an odd side needs 4:4:4.
     pixel_format = "yuv444p" if info.height % 2 or info.width % 2 else "yuv420p"
     for picture in reader.pictures(frames):
@@ -331,19 +272,16 @@ def _pictures(reader: VideoReader, frames: Iterable[int]) -> Iterator[av.VideoFr
 
 @dataclass(frozen=True)
 class Origin:
-    """The source and settings of a reversed video; ``repeated`` of its frames repeat others."""
+    """The source and settings of a reversed video."""
 
     source_sha256: str
     crf: float
     frames: int
     repeated: int
 
-    def metadata(self) -> dict[str, str]:
-        return {_KEY: _MARK + json.dumps(asdict(self))}
-
     @staticmethod
     def read(path: Path) -> Origin | None:
-        """Read the origin from a file; None if it has none, like files of earlier versions."""
+        """The origin in a file; None in files of earlier versions."""
         container, _ = open_video(path)
         with container:
             entries = {key.lower(): value for key, value in container.metadata.items()}
@@ -362,15 +300,16 @@ def copy_defect(
 ) -> str | None:
     """Describe why a file is not the time-reversed copy of a video; None if nothing shows that.
 
-    Counts and durations are compared, then at ``samples`` places frame n - 1 - i of the copy with frame i of the video
-    and its neighbours. A shift shows only where the picture moves. Raises like :class:`VideoReader`.
+    A shift shows only where the picture moves. Raises like :class:`VideoReader`.
     """
     with VideoReader(video, index=index) as forward, VideoReader(reversed_copy) as backward:
-        n, m = forward.info.frames, backward.info.frames
+        n = forward.info.frames
+        m = backward.info.frames
         if n != m:
             return f"{m} frames, where the video has {n}"
-        there, back = forward.info.duration_s, backward.info.duration_s
-        # Containers round times to their ticks, by less than half a frame; a detector does not see that.
+        there = forward.info.duration_s
+        back = backward.info.duration_s
+        # Containers round times to their ticks, by less than half a frame.
         if abs(there - back) > 0.5 / forward.info.fps:
             return f"lasts {back:.3f} s, where the video lasts {there:.3f} s"
         near = min(_NEAR, (n - 1) // 2)
@@ -381,13 +320,15 @@ def copy_defect(
         same_place = _grey(backward, places)  # [S, pixels]
     errors = np.abs(original - mirrored).mean(axis=-1)  # [S, 2 near + 1]
     forward_error = np.abs(original[:, near] - same_place).mean(axis=-1)  # [S]
-    return _describe_difference(errors, forward_error, _variation(original[:, near]), places)
+    # The mean difference between successive frames; two videos differ by more.
+    variation = float(np.abs(np.diff(original[:, near], axis=0)).mean()) if len(places) > 1 else 0.0
+    return _describe_difference(errors, forward_error, variation, places)
 
 
 def _describe_difference(
     errors: NDArray[np.float32], forward_error: NDArray[np.float32], variation: float, places: NDArray[np.int64]
 ) -> str | None:
-    """Interpret the errors to frames around the mirror place, and to the frame of the same number."""
+    """Interpret the errors around the mirror place, and at the same place."""
     near = errors.shape[1] // 2
     mirror = errors[:, near]
     if forward_error.mean() < 0.5 * mirror.mean() and mirror.mean() - forward_error.mean() > 0.5:
@@ -396,24 +337,23 @@ def _describe_difference(
     if errors.min(axis=1).mean() > limit:
         return f"shows something else: its frames differ by {mirror.mean():.1f} of 255 grey levels"
     best = errors.argmin(axis=1)
-    # Codec loss is equal at all places: no correctly mirrored frame is clearly closer to a neighbour.
+    # Codec loss is equal at all places, so no mirrored frame is clearly closer to a neighbour.
     shifted = (errors.min(axis=1) < 0.6 * mirror) & (mirror - errors.min(axis=1) > 0.3)
     if shifted.any():
         first = int(np.flatnonzero(shifted)[0])
-        place, found = int(places[first]), int(places[first] + best[first] - near)
-        return f"is shifted: the mirror place of frame {place} shows frame {found} ({shifted.sum()} of {len(places)})"
+        place = int(places[first])
+        found = int(places[first] + best[first] - near)
+        return (
+            f"is shifted: the mirror place of frame {place} shows frame {found} ({shifted.sum()} of {len(places)})"
+        )
     if mirror.max() > max(2 * _CODEC_LOSS, variation):
         worst = int(mirror.argmax())
-        return f"shows something else at frame {places[worst]}: it differs by {mirror[worst]:.1f} of 255 grey levels"
+        return (
+            f"shows something else at frame {places[worst]}: it differs by {mirror[worst]:.1f} of 255 grey levels"
+        )
     return None
 
 
-def _variation(pictures: NDArray[np.float32]) -> float:
-    """The mean difference between successive frames ``[S, pixels]``; two videos differ by more."""
-    return float(np.abs(np.diff(pictures, axis=0)).mean()) if len(pictures) > 1 else 0.0
-
-
 def _grey(reader: VideoReader, frames: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The grey levels of frames, ``[..., pixels]`` for numbers of any shape."""
     pixels = reader.read(frames.ravel(), size=_SIZE)  # [T, H, W, 3]
     return (pixels @ _GREY).reshape(*frames.shape, -1)

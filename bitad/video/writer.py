@@ -39,35 +39,29 @@ def write_video(
     preset: str = "veryfast",
     gop: int = 30,
     b_frames: int = 0,
-    threads: int = 1,
-) -> int:
-    """Write H.264 (yuv420p, by libx264) atomically; returns the number of frames written.
+) -> None:
+    """Write H.264 (yuv420p, by libx264) atomically.
 
     Args:
         path: its suffix, one of ``H264_CONTAINERS``, selects the container.
         frames: RGB frames, uint8 ``[H, W, 3]`` each.
         fps: frames per second; a float is rounded by :func:`~bitad.video.index.near_rate`.
-        crf: x264's constant rate factor: 0 is lossless, 18 visually almost lossless, 28 small.
-        preset: x264's "ultrafast" to "veryslow".
+        crf, preset: of x264. Rate factor 0 is lossless, 18 visually almost lossless, 28 small.
         gop: the most frames from one keyframe to the next.
         b_frames: the most B-frames in a row.
-        threads: encoder threads; one gives the same file on every machine.
 
     Raises:
-        ValueError: there are no frames, their type or size is wrong or changes, their height or width is odd, or the
-            suffix selects no container.
+        ValueError: no frames, or a wrong or changing type or size, an odd side, or another suffix.
     """
     reformatter = VideoReformatter()
-    first_shape: tuple[int, ...] | None = None
 
     def pictures() -> Iterator[av.VideoFrame]:
-        nonlocal first_shape
+        shape: tuple[int, ...] | None = None
         for number, frame in enumerate(frames):
-            first_shape = first_shape or frame.shape
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first_shape:
-                raise ValueError(
-                    f"{path}: frame {number} is {frame.dtype} {frame.shape}; give uint8 [H, W, 3] of one size"
-                )
+            shape = shape or frame.shape
+            if frame.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or frame.shape != shape:
+                found = f"frame {number} is {frame.dtype} {frame.shape}"
+                raise ValueError(f"{path}: {found}; give uint8 [H, W, 3] of one size")
             # BT.601, limited range: players assume it for small videos, and the file states it.
             yield reformatter.reformat(
                 av.VideoFrame.from_ndarray(frame, format="rgb24"),
@@ -77,9 +71,7 @@ def write_video(
                 threads=1,
             )
 
-    return write_pictures(
-        path, pictures(), rate=near_rate(fps), crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-    )
+    write_pictures(path, pictures(), rate=near_rate(fps), crf=crf, preset=preset, gop=gop, b_frames=b_frames)
 
 
 def write_pictures(
@@ -88,40 +80,37 @@ def write_pictures(
     *,
     rate: Fraction,
     crf: float,
-    preset: str,
-    gop: int,
-    b_frames: int,
-    threads: int = 1,
+    preset: str = "veryfast",
+    gop: int = 30,
+    b_frames: int = 0,
     faststart: bool = False,
-) -> int:
-    """Write FFmpeg's pictures of one size and pixel format as H.264; otherwise like :func:`write_video`.
+) -> None:
+    """Write FFmpeg's pictures of one size and pixel format as H.264; see :func:`write_video`.
 
-    With ``faststart`` the table of contents of an mp4 is at its front, where browsers look for it.
+    With ``faststart`` browsers find an mp4's table of contents at its front.
     """
     path, remaining = Path(path), iter(pictures)
     first = next(remaining, None)
     if first is None:
         raise ValueError(f"{path}: no frames to write")
-    count = 0
     try:
-        with atomic_write(path) as partial, open_h264(partial, suffix=path.suffix, faststart=faststart) as container:
-            stream = add_h264_stream(
-                container, first, rate=rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames, threads=threads
-            )
-            for picture in chain([first], remaining):
+        with (
+            atomic_write(path) as partial,
+            open_h264(partial, suffix=path.suffix, faststart=faststart) as container,
+        ):
+            stream = add_h264_stream(container, first, rate, crf=crf, preset=preset, gop=gop, b_frames=b_frames)
+            for number, picture in enumerate(chain([first], remaining)):
                 # The encoder would obey the type from the picture's decoder.
                 picture.pict_type = PictureType.NONE
-                picture.pts, picture.time_base = count, 1 / rate
+                picture.pts = number
+                picture.time_base = 1 / rate
                 container.mux(stream.encode(picture))
-                count += 1
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be written (preset {preset!r}, crf {crf}): {error.strerror}") from None
-    return count
 
 
-def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputContainer:
-    """Open a file to write H.264 to, in the container of ``suffix``."""
+def open_h264(path: Path, *, suffix: str, faststart: bool) -> OutputContainer:
     if suffix.lower() not in H264_CONTAINERS:
         raise ValueError(f"suffix {suffix!r} is not one for H.264; use {', '.join(H264_CONTAINERS)}")
     options = {"movflags": "+faststart"} if faststart else {}
@@ -131,26 +120,28 @@ def open_h264(path: Path, *, suffix: str, faststart: bool = False) -> OutputCont
 def add_h264_stream(
     container: OutputContainer,
     like: av.VideoFrame,
-    *,
     rate: Fraction,
+    *,
     crf: float,
     preset: str,
     gop: int,
-    b_frames: int,
-    threads: int = 1,
+    b_frames: int = 0,
 ) -> VideoStream:
-    """Add an H.264 stream for pictures of the size, pixel format and colours of ``like``."""
     if like.format.name == "yuv420p" and (like.width % 2 or like.height % 2):
         raise ValueError(f"{like.height}x{like.width} pixels: H.264 in 4:2:0 needs an even height and width")
     # forced-idr: a picture of type I begins an independent group of pictures.
     options = {"crf": str(crf), "preset": preset, "forced-idr": "1"}
     stream = container.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
-    stream.codec_context.time_base = 1 / rate
-    stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
-    stream.codec_context.thread_count = threads
-    stream.codec_context.color_range, stream.codec_context.colorspace = like.color_range, like.colorspace
-    stream.codec_context.color_primaries, stream.codec_context.color_trc = like.color_primaries, like.color_trc
+    stream.width = like.width
+    stream.height = like.height
+    stream.pix_fmt = like.format.name
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    context.thread_count = 1  # gives the same file on every machine
+    context.gop_size = gop
+    context.max_b_frames = b_frames
+    for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
+        setattr(context, name, getattr(like, name))
     return stream
 
 
@@ -163,19 +154,9 @@ def write_preview(
     damaged: OnDecodeError = "error",
     on_progress: Progress | None = None,
 ) -> VideoInfo:
-    """Write a small H.264 mp4 of a video, without sound and with the same duration; returns its properties.
+    """Write a small H.264 mp4 of the same duration, without sound; returns its properties.
 
-    Memory is bounded. A complete file that is small and that browsers play is copied.
-
-    Args:
-        max_height: pixels; a higher video is scaled down, keeping its aspect ratio.
-        max_fps: frames per second; a faster video loses frames, evenly.
-        damaged: see :class:`~bitad.video.reader.VideoReader`.
-        on_progress: called after each picture.
-
-    Raises:
-        FileNotFoundError: the source does not exist.
-        ValueError: the source cannot be decoded, or ``dst`` is ``src`` or not an ``.mp4``.
+    A higher video is scaled down, a faster one loses frames evenly, a playable one is copied.
     """
     src, dst = Path(src), Path(dst)
     if src.resolve() == dst.resolve():
@@ -183,27 +164,26 @@ def write_preview(
     if dst.suffix.lower() != ".mp4":
         raise ValueError(f"{dst}: a preview must be an .mp4 file")
     with VideoReader(src, damaged=damaged) as reader:
-        rate, limit = reader.index.rate, near_rate(max_fps)
-        small = reader.info.height <= max_height and rate <= limit
-        if small and not reader.index.lost and _browsers_play(reader.info):
+        rate = reader.index.rate
+        limit = near_rate(max_fps)
+        info = reader.info
+        is_small = reader.info.height <= max_height and rate <= limit
+        is_played = (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
+        if is_small and is_played and not reader.index.lost:
             with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
             rate = min(rate, limit)
             pictures = _scaled_pictures(reader, rate, max_height, on_progress)
-            write_pictures(dst, pictures, rate=rate, crf=28, preset="veryfast", gop=30, b_frames=0, faststart=True)
+            write_pictures(dst, pictures, rate=rate, crf=28, faststart=True)
     return probe(dst)
-
-
-def _browsers_play(info: VideoInfo) -> bool:
-    return info.codec == "h264" and info.pixel_format == "yuv420p" and "mp4" in info.container.split(",")
 
 
 def _scaled_pictures(
     reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
 ) -> Iterator[av.VideoFrame]:
-    """The video's pictures at another rate, at most ``max_height`` high, in a format that browsers decode."""
-    info, reformatter = reader.info, VideoReformatter()
+    info = reader.info
+    reformatter = VideoReformatter()
     scale = min(Fraction(1), Fraction(max_height, info.height))
     # 4:2:0 needs even sides.
     height, width = (max(2, 2 * int(side * scale / 2)) for side in (info.height, info.width))

@@ -1,13 +1,11 @@
-"""Checkpoints: all that a run needs to resume, or a user to detect with; always read with ``weights_only=True``.
-
-A detector of another project has weights only; with a configuration it becomes a :class:`Checkpoint` too.
-"""
+"""Checkpoints: BiTAD's, and with a configuration other projects' detectors."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from bitad.data.formats.database import read_annotations
 from bitad.models.build import Network, build_network
 from bitad.runtime.files import atomic_write, check_not_inputs
 from bitad.runtime.log import shortlist
-from bitad.weights.files import FORMAT, OURS, file_in, is_checkpoint, weights_path, write_safetensors
+from bitad.weights.files import FORMAT, OURS, is_checkpoint, weights_path, write_safetensors
 from bitad.weights.loading import (
     VALID_CONTENT,
     BackboneFile,
@@ -32,12 +30,12 @@ from bitad.weights.loading import (
     is_transformer_of,
     load_backbone,
     load_weights,
-    log_weights,
+    parse_weights,
     read_complete,
     without_adapters,
 )
 
-# Assumed for the training videos of another project's detector, if they are not there: THUMOS14's and ActivityNet's.
+# Assumed of the training videos of another project's detector, if they are missing.
 FRAME_RATE_HZ = 30.0
 # A resumed run may change these: they do not affect its results.
 WITHOUT_EFFECT = (
@@ -67,12 +65,12 @@ OF_THE_TRAINING = (
     "model.backbone.checkpointing",
     "model.backbone.compile",
 )
-# The input that a network was trained for, as keys or beginnings of keys: with other input, test results mean nothing.
+# The input that a network was trained for, as keys or sections.
 _INPUT_KEYS = (
     "direction",
     "experiment",
-    "pair.",
-    "model.",
+    "pair",
+    "model",
     "window.stride_frames",
     "window.frames_per_step",
     "window.resized_clock",
@@ -92,12 +90,11 @@ class Checkpoint:
         classes: names, in the order of the logits.
         model: the state of the network or pair, for testing: averages (EMA) of the weights that train.
         epoch: finished epochs.
-        rate_hz: grid steps a second, the median of the training videos, at which other videos are sampled.
+        rate_hz: grid steps a second, the median of the training videos.
         source: the file, for messages.
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimizer, schedule, EMA, RNG); None in `best.pt`.
-        data: fingerprints of the training and test data (:mod:`bitad.data.fingerprints`); None: of an older version, or
-            another project.
+        data: fingerprints of the training and test data; None: of an older version, or another project.
     """
 
     config: Config
@@ -111,19 +108,17 @@ class Checkpoint:
     data: Fingerprints | None = field(default=None, repr=False)
 
     def network(self) -> Network:
-        """The trained network or pair, in evaluation mode; ValueError if the weights do not fit or are not finite."""
+        """The trained network, in evaluation mode; ValueError if the weights do not fit or are not finite."""
         network = build_network(self.config, len(self.classes))
         load_weights(network, self.model, source=self.source, may_lack=without_adapters(self.model))
         if broken := [name for name, weight in self.model.items() if not weight.isfinite().all()]:
-            raise ValueError(f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint")
+            raise ValueError(
+                f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint"
+            )
         return network.eval()
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
-        """The differences of a configuration that change what a resumed run does: ``key was x, is y``.
-
-        Args:
-            moved: keys that may name another path.
-        """
+        """The differences that change a resumed run; keys in ``moved`` may name another path."""
         return [
             f"{key} was {old}, is {new}"
             for key, old, new in _sorted_differences(self.config, config)
@@ -133,7 +128,7 @@ class Checkpoint:
         ]
 
     def _has_transformer_of(self, config: Config) -> bool:
-        """Whether the pre-trained file that a configuration names has the transformer of this network."""
+        """Whether a configuration's pre-trained file has the transformer of this network."""
         file = _pretrained_file(config)
         return file is not None and is_transformer_of(self.model, file)
 
@@ -141,47 +136,47 @@ class Checkpoint:
         """The checkpoint with overrides of its configuration, for testing.
 
         Raises:
-            ValueError: the network would get other input than in training, a fusion windows of another length, or they
-                name another transformer; or see :func:`bitad.config.loading.override_config`.
+            ValueError: the network would get other input or another transformer.
         """
         config = override_config(self.config, overrides)
-        if changed := self._changed_input(config):
-            raise ValueError(
-                f"{self.source} was trained otherwise: {'; '.join(changed)}; leave these keys out, or train another run"
-            )
-        require_same_features(self.config.data, config.data)
-        file = _pretrained_file(config)
-        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
-            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
-        trained, wanted = self.config.window.steps, config.window.steps
-        if config.design.fusion and trained != wanted:
-            raise ValueError(
-                f"the fusion of experiment {config.experiment} was trained on windows of {trained} steps and cannot "
-                f"take {wanted}: its layer has an input for every point; test with window.steps={trained}"
-            )
-        return replace(self, config=config)
-
-    def _changed_input(self, config: Config) -> list[str]:
-        """The differences of a configuration that change the network's input: ``key was x, is y``."""
         keys = list(_INPUT_KEYS)
-        if "resized" in (self.config.window.layout, config.window.layout):  # other layouts divide the test videos only
+        if config.design.fusion:  # its layer has an input for every point
+            keys.append("window.steps")
+        if "resized" in (
+            self.config.window.layout,
+            config.window.layout,
+        ):  # other layouts divide the test videos only
             keys += ["window.layout", "window.steps"]
         before, now = self.config.data.reversed_features, config.data.reversed_features
         # Features of reversed playback are not flipped features.
         if "reverse" in config.views and (before is None) != (now is None):
             keys.append("data.reversed_features")
-        return [
-            f"{key} was {old}, is {new}"
-            for key, old, new in _sorted_differences(self.config, config)
-            if key not in OF_THE_TRAINING
-            and any(key == one or (one[-1] == "." and key.startswith(one)) for one in keys)
-        ]
+        if changed := input_differences(self.config, config, keys):
+            values = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed)
+            raise ValueError(
+                f"{self.source} was trained otherwise: {values}; leave these keys out, or train another run"
+            )
+        require_same_features(self.config.data, config.data)
+        file = _pretrained_file(config)
+        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
+            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
+        return replace(self, config=config)
 
 
 def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     """The keys that differ between two configurations, by name, with both values."""
     found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
-    return sorted(found, key=lambda difference: difference[0])
+    return sorted(found, key=itemgetter(0))
+
+
+def input_differences(before: Config, now: Config, keys: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """The differences in ``keys`` and sections that affect a trained network."""
+    beginnings = tuple(f"{key}." for key in keys)
+    return [
+        (key, old, new)
+        for key, old, new in _sorted_differences(before, now)
+        if key not in OF_THE_TRAINING and f"{key}.".startswith(beginnings)
+    ]
 
 
 def save_checkpoint(
@@ -195,7 +190,7 @@ def save_checkpoint(
 
     Args:
         checkpoint: to a path that ends in ``.safetensors``, it is written without ``training``.
-        backbone: in the same folder; the checkpoint refers to it instead of holding the frozen transformer.
+        backbone: in the same folder; the checkpoint refers to it.
         before: called when the file is written, before it replaces an existing one.
     """
     values = {
@@ -222,7 +217,7 @@ def save_checkpoint(
             try:
                 torch.save(content, stream)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # PyTorch's own message hides it: a full disk, say
+                if isinstance(error.__context__, OSError):  # PyTorch's message hides a full disk
                     raise error.__context__ from None
                 raise
         if before is not None:
@@ -234,35 +229,31 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
     Args:
         path: a file, or a folder that stands for one: of a run `best.pt`, else `last.pt`.
-        config: for a detector without one; BiTAD's checkpoints have theirs. Its data set names the classes.
+        config: for a detector without one. Its data set names the classes.
 
     Raises:
         FileNotFoundError: no such file, or no file of its frozen transformer.
-        ValueError: no checkpoint or detector, a damaged one, or a configuration is missing or not allowed.
+        ValueError: no checkpoint or detector, or a configuration is missing or not allowed.
     """
     path = weights_path(path)
     found = open_checkpoint(path)
     if isinstance(found, Checkpoint):
         if config is not None:
-            raise ValueError(f"{path} contains its configuration; leave out --config, and change keys by key=value")
+            raise ValueError(f"{path} contains its configuration; leave out --config, or use key=value")
         return found
+    fault = None
     if found.format.kind == "pair":
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but the weights of two networks, without a configuration; give the "
-            "run or the checkpoint that they were taken from"
-        )
-    if found.format.kind != "detector":
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but a backbone: {found.format.title}; name it in "
-            "model.backbone.weights and train a detector on it"
-        )
-    if config is None:
-        raise ValueError(
-            f"{path} is not a checkpoint of BiTAD but a detector of {found.format.title}, which contains no "
-            "configuration; name one with --config, such as the preset that it was trained like"
-        )
+        fault = "the weights of two networks, without a configuration; give their run or checkpoint"
+    elif found.format.kind == "backbone":
+        fault = f"a backbone: {found.format.title}; name it in model.backbone.weights and train a detector on it"
+    elif config is None:
+        fault = f"a detector of {found.format.title}, without a configuration; name one with --config, such as a preset"
+    if config is None or fault is not None:
+        raise ValueError(f"{path} is not a checkpoint of BiTAD but {fault}")
     if config.design.networks != 1:
-        raise ValueError(f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline")
+        raise ValueError(
+            f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline"
+        )
     return Checkpoint(
         config=config,
         classes=class_names(config),
@@ -274,25 +265,17 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint | Weights:
-    """A checkpoint of BiTAD, or the weights of any known project. Raises as :func:`load_checkpoint`."""
-    if path.is_dir():
-        path = file_in(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; give a run directory or a .pt file")
+    """A checkpoint of BiTAD, or the weights of any known project."""
+    path = weights_path(path)
     content = read_complete(path)
     if is_checkpoint(content):
         return parse_checkpoint(content, path)
     if str(content.get("format")).startswith(OURS):
         raise ValueError(
-            f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); read it with "
-            "that version, or train again"
+            f"{path} is a checkpoint of another version of BiTAD ({content['format']!r}, not '{FORMAT}'); "
+            "read it with that version, or train again"
         )
-    try:
-        weights = Weights.of(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a checkpoint of BiTAD ('{FORMAT}'): {error}") from None
-    log_weights(weights, path)
-    return weights
+    return parse_weights(content, path)
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -303,11 +286,11 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
 
 
 def convert_weights(path: Path, out: Path, config: Config | None = None) -> None:
-    """Writes weights of any known project as safetensors: a detector as a complete checkpoint, or a backbone alone.
+    """Writes weights of any known project as safetensors: a complete checkpoint, or a backbone.
 
     Args:
         path: as :func:`load_checkpoint`, or a backbone's.
-        config: of a detector without one, and then it is written too; of a backbone, the network that it must fit.
+        config: for a detector without one; of a backbone, the network that it must fit.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are written as safetensors; give a name that ends in .safetensors")
@@ -333,7 +316,7 @@ def _pretrained_file(config: Config) -> Path | None:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of a configuration's data set, in the order of the logits; FileNotFoundError without the data."""
+    """The classes of a configuration's data set, in the order of the logits."""
     data = config.data
     if data.class_agnostic:
         return (ANY_CLASS,)
@@ -341,8 +324,7 @@ def class_names(config: Config) -> tuple[str, ...]:
         return read_classes(data.classes)
     if not data.annotations.is_file():
         raise FileNotFoundError(
-            f"{data.annotations}: no such file; name the right one in data.annotations, or a list of the classes, "
-            "a name a line, in data.classes"
+            f"{data.annotations}: no such file; correct data.annotations, or name a list of the classes in data.classes"
         )
     return read_annotations(data.annotations).classes
 

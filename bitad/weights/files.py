@@ -1,4 +1,4 @@
-"""Files of weights: PyTorch's, read without running code in them, safetensors, and folders that hold either."""
+"""Files of weights: PyTorch's, safetensors, and folders of either; read without running code in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -18,19 +18,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
 from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
 
-# The `format` of BiTAD's checkpoints, and of those that this version reads; a safetensors file without it is tensors.
+# The `format` of BiTAD's checkpoints, and of those that this version reads.
 OURS = "bitad checkpoint"
 FORMAT = f"{OURS} 4"
 READABLE_FORMATS = (FORMAT, f"{OURS} 3", f"{OURS} 2")
 # The frozen transformer of a run, beside its checkpoints.
 BACKBONE_FILE = "backbone.safetensors"
-# The files of a run, and of a folder that Hugging Face's `save_pretrained` writes; earlier ones are preferred.
+# The files of a run, and of Hugging Face's `save_pretrained`; earlier ones are preferred.
 _RUN_FILES = ("best.pt", "last.pt")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar"}
@@ -40,10 +41,12 @@ _INDEX = ".index.json"
 
 
 def file_in(folder: Path) -> Path:
-    """The file of weights that a folder stands for; ValueError if there are several, FileNotFoundError if none."""
+    """The file of weights that a folder stands for; an error if there are several or none."""
     visible = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     found = [
-        name for name in visible if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NOT_WEIGHTS)
+        name
+        for name in visible
+        if Path(name).suffix.lower() in _SUFFIXES and not name.lower().startswith(_NOT_WEIGHTS)
     ]
     for names, allows_others in ((_RUN_FILES, True), (_HUGGING_FACE_FILES, False)):
         if (here := [name for name in names if name in found]) and (allows_others or set(found) <= set(names)):
@@ -59,14 +62,13 @@ def file_in(folder: Path) -> Path:
         raise ValueError(f"{folder} holds {len(found)} files of weights; name one of them: {shortlist(found)}")
     if not found:
         raise FileNotFoundError(
-            f"run {folder} has no checkpoint (best.pt or last.pt) yet and no other file of weights; train it first, or "
-            "name a file"
+            f"run {folder} has no best.pt or last.pt yet and no other file of weights; train it first, or name a file"
         )
     return folder / found[0]
 
 
 class _NumpyType:
-    """Replaces ``numpy.dtype`` while a file is read: it only stores the type's code."""
+    """Replaces ``numpy.dtype`` in files: it only stores the type's code."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.code, self.order = code, "="
@@ -76,14 +78,14 @@ class _NumpyType:
 
 
 def _numpy_number(kind: _NumpyType, data: bytes) -> bool | int | float:
-    """Replaces NumPy's own reader of scalars, which crafted bytes can misuse; this one reads numbers only."""
+    """Replaces NumPy's reader of scalars, which crafted bytes can misuse; reads numbers only."""
     if not re.fullmatch(r"[biuf]\d+", kind.code):
         raise ValueError(f"a NumPy value of type {kind.code!r}; only numbers are read")
     number: bool | int | float = np.frombuffer(data, np.dtype(kind.order.replace("|", "=") + kind.code))[0].item()
     return number
 
 
-# Harmless content of published files beside tensors: VideoMAE's have the arguments of their training.
+# Harmless content of published files: VideoMAE's have the arguments of their training.
 _HARMLESS: dict[str, Callable[..., Any]] = {
     "argparse.Namespace": argparse.Namespace,
     "numpy.dtype": _NumpyType,
@@ -95,7 +97,7 @@ _MAX_SHARED = 8
 
 
 def weights_path(weights: Path) -> Path:
-    """The path of a file of weights: ``package:NAME`` is in the package, a folder stands for its file if it has one."""
+    """The path of a file of weights: of ``package:NAME`` in the package, of a folder its file if it has one."""
     name = str(weights)
     if name.startswith("package:"):
         return Path(str(resources.files("bitad.config") / "presets" / name.removeprefix("package:")))
@@ -108,20 +110,17 @@ def weights_path(weights: Path) -> Path:
 def read_weights(path: Path) -> dict[str, Any]:
     """Reads the content of a file of weights, onto the CPU.
 
-    PyTorch files are read with ``weights_only=True``: no code in them runs. A safetensors file of a checkpoint of BiTAD
-    gives the same content as the ``.pt`` that it was made from.
-
-    A checkpoint of BiTAD, which its run may replace meanwhile, is read into memory from one open file, and its
-    checksums are verified. Tensors of other PyTorch files are mapped from them, if their form allows it.
+    PyTorch files are read with ``weights_only=True``: no code in them runs. A checkpoint of BiTAD, which its run may
+    replace meanwhile, is read into memory, and its checksums are verified. Other PyTorch files are mapped.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of weights, a damaged one, or one with more than weights; a folder of several.
+        ValueError: not a file of weights, or a damaged one; a folder of several.
     """
     if path.is_dir():
         path = file_in(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; check the path")
+        raise FileNotFoundError(f"no weights at {path}; give a run directory or a file of weights")
     unreadable = f"{path} is not a readable checkpoint or file of weights"
     try:
         content = (_read_safetensors if _is_safetensors(path) else _read_pytorch)(path, unreadable)
@@ -129,20 +128,21 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # damaged bytes can make torch.load raise anything
         if isinstance(error, UnicodeEncodeError) and error.object == str(path):
+            encoding = sys.getfilesystemencoding()
             raise ValueError(
-                f"{path}: PyTorch can open only names that are UTF-8, and in this locale, with the encoding "
-                f"{sys.getfilesystemencoding()}, this one is not; set PYTHONUTF8=1, or rename it"
+                f"{path}: PyTorch cannot open this name in the encoding {encoding}; set PYTHONUTF8=1, or rename it"
             ) from None
         if needs := _needed_globals(path, error):
             raise ValueError(
-                f"{path} needs {shortlist(needs)}, and weights are read without running code; if you trust the file "
-                "and have its project, read it there and save its weights alone: "
-                "torch.save({'state_dict': content['state_dict']}, ...)"
+                f"{path} needs {shortlist(needs)}, and weights are read without running code; if you trust the file, "
+                "save its weights alone in its project: torch.save({'state_dict': content['state_dict']}, ...)"
             ) from None
-        # The libraries' own messages are for programmers: PyTorch's advise to run the code in the file.
+        # PyTorch's own message advises to run the code in the file.
         raise ValueError(f"{unreadable}: {_describe(path)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named weights: {describe_content(content)}")
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not named weights: {describe_content(content)}"
+        )
     return content
 
 
@@ -162,7 +162,9 @@ def _read_pytorch(path: Path, unreadable: str) -> Any:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, size, unreadable, compressed=False)
             records = {member.file_size for member in archive.infolist() if "/data/" in member.filename}
-            ours = any(OURS.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+            ours = any(
+                OURS.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")
+            )
             # torch.load does not verify the checksums.
             damaged = archive.testzip() if ours else None
         if damaged is not None:
@@ -178,9 +180,11 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _check_tensors(content: Any, size: int, records: set[int], unreadable: str) -> None:
-    """Refuses tensors that claim more numbers than the file has: mapped ones would show other parts of the file."""
+    """Refuses tensors that claim more numbers than are stored: mapped ones would show other parts of the file."""
     claimed = 0
-    for tensor in _tensors(content):
+    for tensor in tree_leaves(content):
+        if not isinstance(tensor, Tensor):
+            continue
         if tensor.is_meta:
             raise UnsoundFileError(f"{unreadable}: a tensor of shape {list(tensor.shape)} in it has no content")
         if tensor.layout is not torch.strided:
@@ -189,22 +193,10 @@ def _check_tensors(content: Any, size: int, records: set[int], unreadable: str) 
         claimed += bytes_
         if bytes_ > stored or (stored and stored not in records):
             raise UnsoundFileError(
-                f"{unreadable}: a tensor of shape {list(tensor.shape)} in it claims more bytes than are stored for it"
+                f"{unreadable}: a tensor of shape {list(tensor.shape)} in it claims more bytes than are stored"
             )
     if claimed > _MAX_SHARED * size:
         raise UnsoundFileError(f"{unreadable}: its tensors claim {claimed:,} bytes, but the file has {size:,}")
-
-
-def _tensors(content: Any) -> Iterator[Tensor]:
-    """All tensors in a file's content."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _needed_globals(path: Path, error: Exception) -> list[str]:
@@ -236,7 +228,7 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
                 f"{unreadable}: its header claims {length:,} bytes, but the file has {size:,}; it is damaged or cut off"
             )
         if begins == b"{":
-            parse_json(begins + header.read(length - 1), unreadable)  # refuses repeated names
+            parse_json(begins + header.read(length - 1), unreadable)  # repeated names
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         metadata = file.metadata() or {}
@@ -249,7 +241,7 @@ def _read_safetensors(path: Path, unreadable: str) -> dict[str, Any]:
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None, synced: bool = False
 ) -> None:
-    """Writes tensors and metadata as safetensors, atomically; ``synced``: also if the machine goes down."""
+    """Writes tensors and metadata, atomically; ``synced``: also if the machine goes down."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,23 +1,21 @@
-"""Tables of parameter names: of the projects whose weights can be loaded, and of others, with what to do instead.
+"""What names and shapes of weights show: their project, sizes, and networks that BiTAD does not have.
 
-The names and layouts are those in the projects' own code: VideoMAE (github.com/MCG-NJU/VideoMAE) and VideoMAEv2
-(github.com/OpenGVLab/VideoMAEv2), mmaction2 (github.com/open-mmlab/mmaction2), Hugging Face's transformers, OpenTAD
-(github.com/sming256/OpenTAD), ActionFormer (github.com/happyharrycn/actionformer_release); and of networks that BiTAD
-does not have: Video Swin (github.com/SwinTransformer/Video-Swin-Transformer), SlowFast and MViT
-(github.com/facebookresearch/SlowFast), torchvision, timm, DINOv2 (github.com/facebookresearch/dinov2), I3D
-(github.com/piergiaj/pytorch-i3d), BMN (github.com/JJBOY/BMN-Boundary-Matching-Network), G-TAD
-(github.com/frostinassiky/gtad), TriDet (github.com/dingfengshi/TriDet), TadTR (github.com/xlliu7/TadTR).
+The names are those in the projects' own code; docs/weights.md links the projects.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from bitad.config.names import SIZES
+from bitad.runtime.log import shortlist
 
 Kind = Literal["detector", "backbone", "pair"]
 Names = tuple[tuple[str, str], ...]
@@ -29,10 +27,10 @@ class Format:
     """The parameter names of a project.
 
     Args:
-        kind: of its files: a detector, a transformer alone, or two detectors that learn together.
-        mark: a pattern; names are this project's if it matches one of them, and no format above in FORMATS does.
+        kind: a detector, a transformer alone, or two detectors.
+        mark: a pattern that matches one of its names; the first format of FORMATS counts.
         names: (pattern, replacement), applied in order. ``NAME#i`` becomes the i-th part of NAME.
-        unused: a pattern of names, renamed, that belong to a classifier, a decoder or the training.
+        unused: a pattern of renamed names of a classifier, a decoder or the training.
         shapes: (pattern of a name in BiTAD, conversion to BiTAD's shape).
     """
 
@@ -44,38 +42,36 @@ class Format:
     unused: str = r"(?!)"
     shapes: Shapes = ()
 
-    def translate(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights by BiTAD's names, and the names in the file that BiTAD does not use; ValueError on a clash."""
+    def translate(self, weights: Iterable[tuple[str, str, Tensor]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights (name, name in the file, tensor) by BiTAD's names, and the names that BiTAD does not use."""
         translated: dict[str, Tensor] = {}
         originals: dict[str, str] = {}
         parts: dict[str, dict[int, Tensor]] = {}
         unused = []
-        for name, tensor in weights.items():
-            new = self.rename(name)
+        for name, original, tensor in weights:
+            new = name
+            for pattern, replacement in self.names:
+                new = re.sub(pattern, replacement, new)
+            if (other := originals.setdefault(new, original)) != original:
+                raise ValueError(f"{other} and {original} are both the weight {new}; keep one of the two")
             if re.search(self.unused, new):
                 unused.append(name)
                 continue
             for pattern, convert in self.shapes:
                 if re.search(pattern, new) and tensor.layout is torch.strided:
                     tensor = convert(tensor)
-            if (other := originals.setdefault(new, name)) != name:
-                raise ValueError(f"{other} and {name} are both the weight {new}; keep one of the two")
-            if (part := re.fullmatch(r"(.+)#(\d{1,9})", new)) is not None:
-                parts.setdefault(part[1], {})[int(part[2])] = tensor
-            else:
+            if (part := re.fullmatch(r"(.+)#(\d{1,9})", new)) is None:
                 translated[new] = tensor
+            else:
+                parts.setdefault(part[1], {})[int(part[2])] = tensor
         for name, found in parts.items():
             tensors = [torch.atleast_1d(found[part]) for part in sorted(found)]
             if len({(tensor.shape[1:], tensor.dtype, tensor.layout) for tensor in tensors}) > 1:
-                raise ValueError(f"the parts of {name} do not fit together: {[list(one.shape) for one in tensors]}")
+                raise ValueError(
+                    f"the parts of {name} do not fit together: {[list(one.shape) for one in tensors]}"
+                )
             translated[name] = torch.cat(tensors)
         return translated, unused
-
-    def rename(self, name: str) -> str:
-        """A name of this project -> BiTAD's."""
-        for pattern, replacement in self.names:
-            name = re.sub(pattern, replacement, name)
-        return name
 
 
 _MMACTION_NAMES: Names = (
@@ -116,7 +112,10 @@ _PYRAMID_SHAPES: Shapes = (
 FORMATS = (
     Format("bitad-pair", "BiTAD, two networks", "pair", mark=r"^(first|second)\.network\."),
     Format(
-        "bitad", "BiTAD", "detector", mark=r"^pyramid\.|^head\.(scales$|classification\.|regression\.)|^backbone\.vit\."
+        "bitad",
+        "BiTAD",
+        "detector",
+        mark=r"^pyramid\.|^head\.(scales$|classification\.|regression\.)|^backbone\.vit\.",
     ),
     Format(
         "opentad",
@@ -209,7 +208,7 @@ FORMATS = (
 
 
 def find_format(names: Collection[str]) -> Format | None:
-    """The project with these parameter names, without prefixes of wrappers; None: it is not known."""
+    """The project with these parameter names; None: it is not known."""
     return next((known for known in FORMATS if any(re.search(known.mark, name) for name in names)), None)
 
 
@@ -217,26 +216,18 @@ def recognise(names: Collection[str]) -> Format:
     """As :func:`find_format`, or ValueError."""
     if (known := find_format(names)) is not None:
         return known
-    first, *more = [repr(name)[:80] for name in list(names)[:3]] or ["none"]
-    then = f", then {' and '.join(more)}" if more else ""
-    raise ValueError(
-        f"weights of no known project: the first is {first}{then}, of {len(names)} tensors; known are "
-        + ", ".join(known.title for known in FORMATS)
-    )
+    found, known_titles = shortlist(map(repr, names)), ", ".join(known.title for known in FORMATS)
+    raise ValueError(f"weights of no known project: tensors {found}; known are {known_titles}")
 
 
-_ANOTHER_BACKBONE = (
-    "the backbone here is VideoMAE: name a file of it, or compute features with that network and train on them "
-    "(data.features)"
-)
-_ANOTHER_DETECTOR = (
-    "the detectors here are ActionFormer, AdaTAD and OpenTAD's TriDet: run it in its own project, and read its "
-    "detections with bitad evaluate or bitad merge"
-)
+_ANOTHER_BACKBONE = "name a file of VideoMAE, or train on features of that network (data.features)"
+_ANOTHER_DETECTOR = "run it in its own project, and read its detections with bitad evaluate or bitad merge"
 _ANOTHER_ACTIONFORMER = "train it with the options of the released configurations, or train one here"
 _NOT_A_NETWORK = "name the file, or the key in it, that has the network's weights"
 
-_PATCHES = r"(^|\.)(patch_embed|patch_embed\.proj|patch_embed\.projection|patch_embeddings?\.proj(ection)?)\.weight$"
+_PATCHES = (
+    r"(^|\.)(patch_embed|patch_embed\.proj|patch_embed\.projection|patch_embeddings?\.proj(ection)?)\.weight$"
+)
 _IMAGE_PATCHES = rf"{_PATCHES}|(^|\.)(patch_embedding|conv_proj|visual\.conv1)\.weight$"
 _SWIN = r"(^|\.)layers\.\d+\.blocks\.|(^|\.)features\.\d+\.\d+\..*relative_position_bias_table$"
 _RESNET = r"(^|\.)(conv1|conv1a|stem\.0|stem\.conv|layer[1-4]\.\d+\.conv\d)\.((conv|0)\.)?weight$"
@@ -300,11 +291,17 @@ FOREIGN = (
         r"\.(convkw|psi|global_fc)\.|(^|\.)(cls_)?(start|end)_(head|convs)\.",
         lacks=r"^(pyramid|projection|rpn_head)\.",
     ),
-    Foreign("a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."),
+    Foreign(
+        "a detector on Mamba", _ANOTHER_DETECTOR, r"\.(A_log|A_b_log|dt_proj|x_proj)(\.|$)", also=r"rpn_head\."
+    ),
     Foreign("BMN", _ANOTHER_DETECTOR, r"(^|\.)(x_1d_[bsep]|x_[23]d_p)\."),
     Foreign("G-TAD", _ANOTHER_DETECTOR, r"(^|\.)(regu_[se]|goi_align)\.|^backbone[12]\.\d"),
-    Foreign("BSN's temporal evaluation", _ANOTHER_DETECTOR, r"^conv[123]\.(weight|bias)$", also="^conv3", alone=True),
-    Foreign("BSN's proposal evaluation", _ANOTHER_DETECTOR, r"^fc[12]\.(weight|bias)$", also=r"^fc2\.", alone=True),
+    Foreign(
+        "BSN's temporal evaluation", _ANOTHER_DETECTOR, r"^conv[123]\.(weight|bias)$", also="^conv3", alone=True
+    ),
+    Foreign(
+        "BSN's proposal evaluation", _ANOTHER_DETECTOR, r"^fc[12]\.(weight|bias)$", also=r"^fc2\.", alone=True
+    ),
     Foreign("AFSD", _ANOTHER_DETECTOR, r"(^|\.)(coarse_pyramid_detection|loc_tower|conf_tower)\."),
     Foreign(
         "a detector of proposals (BMN, G-TAD, TSI or ETAD of OpenTAD)",
@@ -360,7 +357,9 @@ FOREIGN = (
     Foreign("Video Swin", _ANOTHER_BACKBONE, _PATCHES, ndim=5, also=_SWIN),
     Foreign("Swin, of images", _ANOTHER_BACKBONE, _PATCHES, ndim=4, also=_SWIN),
     Foreign("Swin or Video Swin", _ANOTHER_BACKBONE, _SWIN),
-    Foreign("MViT", _ANOTHER_BACKBONE, r"\.attn\.(pool|norm)_[qkv](\.|$)|\.rel_pos_[hwt]$|(^|\.)pos_embed_spatial$"),
+    Foreign(
+        "MViT", _ANOTHER_BACKBONE, r"\.attn\.(pool|norm)_[qkv](\.|$)|\.rel_pos_[hwt]$|(^|\.)pos_embed_spatial$"
+    ),
     Foreign("UniFormer", _ANOTHER_BACKBONE, r"(^|\.)(patch_embed[1-4]|blocks[1-4]\.\d+)\."),
     Foreign(
         "CLIP or another network of images and texts",
@@ -401,30 +400,143 @@ FOREIGN = (
 
 
 def require_ours(weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for weights, by the names in their file, that a row of :data:`FOREIGN` describes."""
+    """Raises ValueError for weights that a row of :data:`FOREIGN` describes."""
     for row in FOREIGN:
         if (name := row.find_evidence(weights)) is not None:
             raise ValueError(
-                f"weights of {row.what}, as {name} {list(weights[name].shape)} shows, which no network here can load; "
-                f"{row.remedy}"
+                f"weights of {row.what}, as {name} {list(weights[name].shape)} shows, "
+                f"which no network here can load; {row.remedy}"
             )
 
 
 def describe_content(content: Any) -> str:
-    """What a file holds instead of named weights, and what to do; the end of a line."""
+    """What a file holds instead of named weights, and what to do."""
     match content:
         case Tensor():
             shape = list(content.shape)
             return f"it is one tensor, {shape}; save all weights by name: torch.save(network.state_dict(), ...)"
-        case list() | tuple() | set():
-            types = ", ".join(dict.fromkeys(type(one).__name__ for one in list(content)[:5]))
-            return f"it is a list of {len(content)}{f' ({types})' if types else ''}; save the named weights in it alone"
         case {"param_groups": _}:
             return f"it is an optimiser's state; {_NOT_A_NETWORK}"
         case Mapping() if not content:
             return "it is empty; write or download it again"
         case Mapping():
-            keys = [repr(key)[:60] for key in content]
-            return f"it has none, only {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}; {_NOT_A_NETWORK}"
+            return f"it has none, only {shortlist(content, quote=repr)}; {_NOT_A_NETWORK}"
         case _:
             return f"it is a {type(content).__name__}; {_NOT_A_NETWORK}"
+
+
+# Sizes.
+
+BACKBONE_PREFIX = "backbone.vit."
+_CLIP_TUBELETS = 8  # of VideoMAE's clips of 16 frames
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """The size of a transformer.
+
+    Args:
+        table_pixels: picture size of its position table; None: it has no table.
+        first_adapter, adapter_dim: the first block with an adapter, and the adapters' width; None: it has none.
+    """
+
+    dim: int
+    depth: int
+    mlp_dim: int
+    patch_size: int
+    table_pixels: int | None
+    first_adapter: int | None
+    adapter_dim: int | None
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
+        """The size of a transformer, or of a detector's; None if the weights do not show it."""
+        inner = {
+            name.removeprefix(BACKBONE_PREFIX): w
+            for name, w in weights.items()
+            if name.startswith(BACKBONE_PREFIX)
+        }
+        vit = inner or weights
+        patch, mlp, table = vit.get("patch_embed.weight"), vit.get("blocks.0.mlp.0.weight"), vit.get("pos_embed")
+        if patch is None or patch.ndim != 5 or mlp is None or not mlp.ndim:
+            return None
+        adapters = [w.shape[0] for name, w in vit.items() if name.endswith(".adapter.down.weight") and w.numel()]
+        side = None if table is None or table.ndim != 3 else math.sqrt(table.shape[1] / _CLIP_TUBELETS)
+        return cls(
+            dim=patch.shape[0],
+            depth=len(_numbers(vit, r"^blocks\.(\d+)\.attn\.qkv\.weight$")),
+            mlp_dim=mlp.shape[0],
+            patch_size=patch.shape[-1],
+            table_pixels=None if side is None else round(side * patch.shape[-1]),
+            first_adapter=min(map(int, _numbers(vit, r"^blocks\.(\d+)\.adapter\.")), default=None),
+            adapter_dim=adapters[0] if adapters else None,
+        )
+
+    @property
+    def name(self) -> str | None:
+        """The name of a published size, as in ``model.backbone.size``."""
+        known = {(size.dim, size.depth, size.mlp_dim, size.patch_size): name for name, size in SIZES.items()}
+        return known.get((self.dim, self.depth, self.mlp_dim, self.patch_size))
+
+    @property
+    def heads(self) -> int | None:
+        """The attention heads of a published size: weights do not show them."""
+        return None if self.name is None else SIZES[self.name].heads
+
+    def __str__(self) -> str:
+        name = "a transformer" if self.name is None else f"VideoMAE-{self.name}"
+        return f"{name} ({self.dim} wide, {self.depth} blocks, MLP {self.mlp_dim}, patch {self.patch_size})"
+
+
+def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a detector, if the weights show it."""
+    output = weights.get("head.classification.output.weight")
+    return None if output is None or not output.ndim else output.shape[0]
+
+
+def size_differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How sizes that weights show differ from the ``expected`` ones."""
+    sizes, wanted = _sizes(weights), _sizes(expected)
+    return [
+        f"{key} is {value} in the file, {wanted[key]} in the configuration"
+        for key, value in sizes.items()
+        if key in wanted and value != wanted[key]
+    ]
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """The sizes of a network that its weights show."""
+    found: dict[str, object] = {}
+    if (size := TransformerSize.of(weights)) is not None:
+        found["model.backbone.size"] = str(size)
+        if size.table_pixels is not None:
+            found["model.backbone.table_pixels"] = size.table_pixels
+        if size.adapter_dim is not None:
+            found["model.backbone.first_adapter"] = size.first_adapter
+            found["model.backbone.adapter_reduction"] = size.dim // size.adapter_dim
+    embed, scales, classes = (
+        weights.get("pyramid.embed.0.conv.weight"),
+        weights.get("head.scales"),
+        count_classes(weights),
+    )
+    if embed is not None and embed.ndim > 1 and scales is not None and classes is not None:
+        found |= {
+            "the number of input channels": embed.shape[1],
+            "model.channels": embed.shape[0],
+            "model.levels": scales.numel(),
+            "model.embed_convolutions": len(_numbers(weights, r"^pyramid\.embed\.(\d+)\.conv\.")),
+            "model.stem_blocks": len(_numbers(weights, r"^pyramid\.stem\.(\d+)\.")),
+            "model.head_convolutions": len(_numbers(weights, r"^head\.classification\.convs\.(\d+)\.conv\.")),
+            "the number of classes": classes,
+            "model.pyramid.type": "sgp"
+            if any(name.endswith(".psi.weight") for name in weights)
+            else "transformer",
+            "model.head.type": "trident" if "head.start.output.weight" in weights else "actionformer",
+            "model.level_norms": str(any(name.startswith("pyramid.norms.") for name in weights)).lower(),
+        }
+    return found
+
+
+def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[str]:
+    """The different numbers that a pattern finds in names."""
+    return {found[1] for name in weights if (found := re.search(pattern, name))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import torch
 
 from bitad.config.schema import Config
-from bitad.models.adapters import is_adapter
 from bitad.models.build import build_network
+from bitad.models.vit import is_adapter
+from bitad.runtime.log import shortlist
 from bitad.weights.checkpoint import class_names, parse_checkpoint
 from bitad.weights.files import BACKBONE_FILE, is_checkpoint, weights_path
-from bitad.weights.loading import Weights, find_defects, log_weights, read_complete, without_adapters
-from bitad.weights.sizes import TransformerSize, count_classes
+from bitad.weights.formats import TransformerSize, count_classes
+from bitad.weights.loading import Weights, find_defects, parse_weights, read_complete, without_adapters
 
-MILLION = 1_000_000
-_NOT_COMPARED = "with nothing; give --config to check it against a network"
+_KINDS = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Inspection:
     Args:
         is_averaged: whether the file says that its weights are an average (EMA).
         has_optimizer: whether it has the state to resume a training from.
-        has_backbone_file: whether its frozen transformer is in the file beside it; ``weights`` have it all the same.
-        compared_with: the network that the weights were compared with; None: with nothing.
+        has_backbone_file: whether its frozen transformer, which ``weights`` include, is in the file beside it.
+        compared_with: the network that the weights were compared with, if any.
         defects: sizes that differ, or weights that are missing, unexpected or of another shape.
     """
 
@@ -41,24 +40,11 @@ class Inspection:
     compared_with: str | None
     defects: tuple[str, ...]
 
-    @property
-    def parameters(self) -> int:
-        """How many; a position table is none."""
-        return sum(weight.numel() for name, weight in self.weights.tensors.items() if not name.endswith("pos_embed"))
-
-    @property
-    def adapter_parameters(self) -> int:
-        """How many of them are in adapters."""
-        return sum(weight.numel() for name, weight in self.weights.tensors.items() if is_adapter(name))
-
-    @property
-    def transformer(self) -> TransformerSize | None:
-        """The size of its transformer; None: there is none."""
-        return TransformerSize.of(self.weights.tensors)
-
     def to_json(self) -> dict[str, Any]:
-        """The same figures for machines."""
+        """The figures, without position tables."""
         weights = self.weights
+        counts = {name: one.numel() for name, one in weights.tensors.items() if not name.endswith("pos_embed")}
+        transformer = TransformerSize.of(weights.tensors)
         return {
             "file": str(self.path),
             "project": weights.format.title,
@@ -70,9 +56,9 @@ class Inspection:
             "optimiser": self.has_optimizer,
             "epoch": weights.epoch,
             "dtypes": weights.dtype_names,
-            "parameters": self.parameters,
-            "adapter_parameters": self.adapter_parameters,
-            "backbone": None if self.transformer is None else str(self.transformer),
+            "parameters": sum(counts.values()),
+            "adapter_parameters": sum(count for name, count in counts.items() if is_adapter(name)),
+            "backbone": None if transformer is None else str(transformer),
             "backbone_file": BACKBONE_FILE if self.has_backbone_file else None,
             "left_out": list(weights.unused),
             "compared": self.compared_with,
@@ -80,33 +66,30 @@ class Inspection:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
-        weights = self.weights
-        kind = {"detector": "a detector", "backbone": "a backbone", "pair": "two detectors"}[weights.format.kind]
+        """The figures as a text."""
+        weights, figures = self.weights, self.to_json()
         where = "" if weights.key is None else f" in {weights.key}"
         average = "averaged (EMA)" if self.is_averaged else "not marked as EMA"
         epoch = "unknown epoch" if weights.epoch is None else f"epoch {weights.epoch}"
         dtypes = " and ".join(weights.dtype_names) + (", read as float32" if weights.is_converted else "")
-        adapters = f", {self.adapter_parameters / MILLION:.2f} M in adapters" if self.adapter_parameters else ""
-        rows = [
-            ("weights", f"{len(weights.tensors)}{where}, {average}"),
-            ("", f"{epoch}, {'with' if self.has_optimizer else 'without'} optimizer"),
-            ("numbers", f"{dtypes}; {self.parameters / MILLION:.2f} M parameters{adapters}"),
-        ]
-        if self.transformer is not None:
-            rows.append(("backbone", str(self.transformer)))
-        if self.has_backbone_file:
-            rows.append(("", f"the frozen transformer is in {BACKBONE_FILE}"))
-        if weights.others:
-            rows.append(("others", f"{', '.join(weights.others)}: not used"))
-        if weights.empty_averages:
-            rows.append(("averaged", f"no weights in {', '.join(weights.empty_averages)}"))
-        if weights.unused:
-            names = ", ".join(weights.unused[:3]) + (", ..." if len(weights.unused) > 3 else "")
-            rows.append(("not used", f"{len(weights.unused)}: {names}"))
-        verdict = f"with {self.compared_with}: {'; '.join(self.defects) or 'nothing missing, nothing unexpected'}"
-        rows.append(("compared", _NOT_COMPARED if self.compared_with is None else verdict))
-        return [f"{self.path}: {weights.format.title}, {kind}", *(f"  {name:<11}{text}" for name, text in rows)]
+        parameters, adapters = (figures[name] / 1e6 for name in ("parameters", "adapter_parameters"))
+        in_adapters = f", {adapters:.2f} M in adapters" if adapters else ""
+        compared = f"with {self.compared_with}: {'; '.join(self.defects) or 'nothing missing, nothing unexpected'}"
+        if self.compared_with is None:
+            compared = "with nothing; give --config to check it against a network"
+        rows = {
+            "weights": f"{len(weights.tensors)}{where}, {average}",
+            "training": f"{epoch}, {'with' if self.has_optimizer else 'without'} optimizer",
+            "numbers": f"{dtypes}; {parameters:.2f} M parameters{in_adapters}",
+            "backbone": figures["backbone"],
+            "frozen": f"the frozen transformer is in {BACKBONE_FILE}" if self.has_backbone_file else "",
+            "others": f"{', '.join(weights.others)}: not used" if weights.others else "",
+            "averaged": f"no weights in {', '.join(weights.empty_averages)}" if weights.empty_averages else "",
+            "not used": f"{len(weights.unused)}: {shortlist(weights.unused)}" if weights.unused else "",
+            "compared": compared,
+        }
+        title = f"{self.path}: {weights.format.title}, {_KINDS[weights.format.kind]}"
+        return [title, *(f"  {name:<11}{text}" for name, text in rows.items() if text)]
 
 
 def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
@@ -122,16 +105,8 @@ def inspect_weights(path: Path, config: Config | None = None) -> Inspection:
     """
     path = weights_path(path)
     content = read_complete(path)
-    try:
-        return _inspect(content, path, config)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _inspect(content: Mapping[str, Any], path: Path, config: Config | None) -> Inspection:
     checkpoint = parse_checkpoint(content, path) if is_checkpoint(content) else None
-    weights = Weights.of(content)
-    log_weights(weights, path)
+    weights = parse_weights(content, path)
     compared_with, defects = None, []
     if config is not None:
         try:

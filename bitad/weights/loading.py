@@ -1,7 +1,6 @@
-"""Loads the weights of any known project under BiTAD's parameter names, and checks that they fit a network.
+"""Loads the weights of any known project, and checks that they fit a network.
 
-Parameter names show the project (:mod:`bitad.weights.formats`). Of several sets of weights in a file, the averaged ones
-(EMA) are used.
+Of several sets of weights in a file, the averaged ones (EMA) are used.
 """
 
 from __future__ import annotations
@@ -19,53 +18,71 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitad.config.loading import parse_config
 from bitad.config.schema import Config
 from bitad.data.fingerprints import is_valid
-from bitad.models.adapters import is_adapter
 from bitad.models.build import Network
-from bitad.models.vit import sinusoid_table
+from bitad.models.vit import is_adapter, sinusoid_table
 from bitad.weights.files import BACKBONE_FILE, OURS, is_checkpoint, read_weights, weights_path, write_safetensors
-from bitad.weights.formats import Format, describe_content, find_format, recognise, require_ours
-from bitad.weights.sizes import BACKBONE_PREFIX, size_differences
+from bitad.weights.formats import (
+    BACKBONE_PREFIX,
+    Format,
+    describe_content,
+    find_format,
+    recognise,
+    require_ours,
+    size_differences,
+)
 
 log = logging.getLogger("bitad")
 
 # Keys that usually hold the weights of a file; earlier ones are preferred.
 _USUAL_KEYS = (
-    "state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "net_state_dict", "params",
+    "state_dict",
+    "model",
+    "module",
+    "net",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "net_state_dict",
+    "params",
     "weights",
-)  # fmt: skip
-# A key with one of these words holds averaged weights: `model_ema`, `ema_state_dict`, `ModelEMA`, `swa_model`.
+)
+# A key with one of these words holds averaged weights: `model_ema`, `ModelEMA`.
 _EMA_WORDS = {"ema", "average", "averaged", "avg", "swa", "shadow"}
-# What an average holds beside weights: how many there were, and its settings.
+# Other content of an average.
 _EMA_COUNTERS = {"n_averaged", "num_updates", "steps", "step", "decay", "initted"}
-# DistributedDataParallel, torch.compile and the like put these before names, and the latter also within them.
+# DistributedDataParallel, torch.compile and others put these before names, or within them.
 _WRAPPERS = {"module", "model", "net", "network", "online_model"}
 _INNER_WRAPPERS = re.compile(
     r"(^|(?<=\.))(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|_fpw_module)\."
 )
 # Limits of the search in nested mappings; an optimizer's state has many.
 _MAX_DEPTH, _MAX_MAPPINGS = 6, 100_000
-# Weights are read in single precision; other floating-point formats need scales that are stored elsewhere.
+# Other floating-point formats need scales that are stored elsewhere.
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGER_BUFFERS = re.compile(r"(^|\.)(num_batches_tracked|position_ids|relative_position_index)$")
 _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 
 
 def require_pretrained(config: Config) -> None:
-    """Raises ValueError if the frozen transformer would have random weights without being asked to."""
+    """Raises ValueError if the frozen transformer would have random weights."""
     backbone = config.model.backbone
-    if backbone is None or config.design.starts_from == "baselines" or backbone.random or backbone.weights is not None:
+    if (
+        backbone is None
+        or config.design.starts_from == "baselines"
+        or backbone.random
+        or backbone.weights is not None
+    ):
         return
     raise ValueError(
-        "model.backbone.weights is null: the transformer is frozen and would keep random weights; name a pre-trained "
-        "file, or use model.backbone.random=true if you want that"
+        "model.backbone.weights is null: the frozen transformer would keep random weights; "
+        "name a pre-trained file, or use model.backbone.random=true"
     )
 
 
 def load_pretrained(network: Network, config: Config) -> None:
-    """Loads the pre-trained weights of a configuration, if any, into the backbone of each detector."""
+    """Loads the pre-trained weights of a configuration, if any, into each backbone."""
     require_pretrained(config)
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
@@ -76,7 +93,7 @@ def load_pretrained(network: Network, config: Config) -> None:
 
 @dataclass(frozen=True)
 class _WeightSet:
-    """Weights (name in the network, name in the file, tensor) in one mapping of a file, or with one prefix in it."""
+    """Weights (name, name in the file, tensor) in one mapping of a file, or with one prefix there."""
 
     path: tuple[str, ...]
     prefix: tuple[str, ...]
@@ -88,49 +105,37 @@ class _WeightSet:
 
     @property
     def ema_level(self) -> int:
-        """How many parts of the key mean an average, which may also contain raw weights."""
+        """How many parts of the key mean an average."""
         return sum(map(_means_ema, (*self.path, *self.prefix)))
 
     @property
-    def names(self) -> set[str]:
-        return {name for name, _, _ in self.tensors}
+    def by_name(self) -> dict[str, Tensor]:
+        return {name: tensor for name, _, tensor in self.tensors}
 
     @property
     def rank(self) -> int:
         """Lower ranks are preferred."""
         return _USUAL_KEYS.index(self.path[0]) if self.path and self.path[0] in _USUAL_KEYS else len(_USUAL_KEYS)
 
-    def by_name(self) -> dict[str, Tensor]:
-        """The weights by name; ValueError if two have the same one."""
-        found: dict[str, Tensor] = {}
-        originals: dict[str, str] = {}
-        for name, original, tensor in self.tensors:
-            if name in found:
-                raise ValueError(f"{originals[name]} and {original} are both the weight {name}; keep one of the two")
-            found[name], originals[name] = tensor, original
-        return found
-
     def differs(self, other: _WeightSet) -> bool:
-        """Whether two sets are of one network, but have different values."""
-        values, others = ({name: tensor for name, _, tensor in one.tensors} for one in (self, other))
-        common = values.keys() & others.keys()
-        return bool(common) and not all(_equal(values[name], others[name]) for name in common)
+        """Whether two sets have common names, but different values."""
+        values, others = self.by_name, other.by_name
+        return not all(_equal(values[name], others[name]) for name in values.keys() & others.keys())
 
 
 def _select(content: Mapping[str, Any]) -> tuple[_WeightSet, list[_WeightSet], tuple[str, ...]]:
-    """Selects a set of weights in a file; the others; keys that should hold averaged weights, but hold none.
+    """Selects a set of weights; the others; keys that should hold averaged weights, but hold none.
 
-    mmengine saves the average as ``state_dict``, and the trained weights as ``ema_state_dict``: its ``EMAHook`` swaps
-    them in ``before_save_checkpoint`` (github.com/open-mmlab/mmengine, mmengine/hooks/ema_hook.py).
+    mmengine's ``EMAHook`` saves the average as ``state_dict``, and the trained weights as ``ema_state_dict``.
     """
     every = list(_weight_sets(content))
-    known = [one for one in every if find_format(one.names) is not None]
+    known = [one for one in every if find_format(one.by_name) is not None]
     if not known:
         if not every:
             raise ValueError(f"weights of no known project: {describe_content(content)}")
         known = [max(every, key=lambda one: len(one.tensors))]  # of an unknown project
     raw = sorted((one for one in known if not one.ema_level), key=lambda one: one.rank)
-    averaged = [one for one in known if one.ema_level and (not raw or one.names & raw[0].names)]
+    averaged = [one for one in known if one.ema_level and (not raw or one.by_name.keys() & raw[0].by_name)]
     averaged.sort(key=lambda one: -one.ema_level)
     ema_keys = [*_ema_keys(content, raw[0].path if raw else ()), *(one.key for one in every if one.prefix)]
     empty = tuple(key for key in ema_keys if not any(f"{one.key}.".startswith(f"{key}.") for one in averaged))
@@ -145,7 +150,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _weight_sets(content: Mapping[str, Any]) -> Iterator[_WeightSet]:
-    """All named tensors in a file's content, one mapping and one prefix at a time, from the top down."""
+    """All named tensors in a file, one mapping and one prefix at a time, from the top down."""
     waiting: deque[tuple[tuple[str, ...], Mapping[Any, Any]]] = deque([((), content)])
     for _ in range(_MAX_MAPPINGS):  # a crafted file may contain itself
         if not waiting:
@@ -162,7 +167,7 @@ def _weight_sets(content: Mapping[str, Any]) -> Iterator[_WeightSet]:
 
 
 def _unwrap(name: str) -> tuple[tuple[str, ...], str]:
-    """The parts before a name that mean an average, and the name in the network itself."""
+    """The parts before a name that mean an average, and the name in the network."""
     parts = _INNER_WRAPPERS.sub("", name).split(".")
     first = 0
     while first < len(parts) - 1 and (parts[first] in _WRAPPERS or _means_ema(parts[first])):
@@ -175,7 +180,7 @@ def _means_ema(key: str) -> bool:
 
 
 def _ema_keys(content: Mapping[str, Any], path: Sequence[str]) -> Iterator[str]:
-    """The keys that should hold averages, at the top and on a path to other weights; a number is a setting."""
+    """The keys that should hold averages, at the top and on a path to other weights."""
     part: Any = content
     for depth, below in enumerate((*path, "")):
         for key, value in part.items() if isinstance(part, Mapping) else ():
@@ -197,7 +202,7 @@ class Weights:
     Args:
         format: of the names that they had.
         tensors: by BiTAD's names, floating-point ones in single precision.
-        unused: names in the file without a place in BiTAD's networks: of a classifier, a decoder, the training.
+        unused: names in the file without a place in BiTAD's networks.
         dtypes: the number formats in the file.
         key: where in the file they were; None: at the top.
         epoch: of their training, if the file has it.
@@ -218,26 +223,25 @@ class Weights:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Weights:
-        """The weights in a file's content, of several sets the averaged ones (EMA); ValueError if they are unusable."""
+        """The weights in a file's content; ValueError if they are unusable."""
         if not isinstance(content, Mapping):
             raise ValueError(f"weights of no known project: {describe_content(content)}")
-        # A checkpoint of BiTAD has its tested weights in `model`, and others that only a resumed run needs.
+        # In BiTAD's checkpoints, only a resumed run needs the others.
         ours = str(content.get("format")).startswith(OURS)
         selected, others, empty_averages = _select({"model": content.get("model")} if ours else content)
-        weights = selected.by_name()
         is_averaged = any(one.ema_level for one in (selected, *others))
-        counters = [name for name in weights if is_averaged and name in _EMA_COUNTERS]
-        weights = {name: tensor for name, tensor in weights.items() if name not in counters}
+        counters = [name for name in selected.by_name if is_averaged and name in _EMA_COUNTERS]
+        weights = {name: tensor for name, tensor in selected.by_name.items() if name not in counters}
         require_ours(weights)
         known = recognise(weights)
         key, *other_keys = (one.key or "the top" for one in (selected, *others))
         rivals = [one.key for one in others if one.rank == selected.rank and selected.differs(one)]
         if rivals and not is_averaged:
             raise ValueError(
-                f"it holds {len(rivals) + 1} sets of weights, {', '.join((key, *rivals))}; save the one that you mean "
-                "alone"
+                f"it holds {len(rivals) + 1} sets of weights, {', '.join((key, *rivals))}; "
+                "save the one that you mean alone"
             )
-        tensors, unused = known.translate(weights)
+        tensors, unused = known.translate(one for one in selected.tensors if one[0] not in counters)
         epoch = content.get("epoch")
         return cls(
             format=known,
@@ -262,7 +266,7 @@ class Weights:
         return [str(dtype).removeprefix("torch.") for dtype in self.dtypes]
 
     def backbone(self, source: str) -> dict[str, Tensor]:
-        """The weights of the transformer alone, with the adapters of a detector; ValueError if there is not one."""
+        """The weights of the one transformer, with adapters; ValueError if there is not one."""
         if self.format.kind == "pair":
             raise ValueError(f"{source} holds two networks; give a run of one, or a backbone's file")
         if self.format.kind == "backbone":
@@ -283,9 +287,9 @@ class BackboneError(ValueError):
 
 @dataclass(frozen=True)
 class BackboneFile:
-    """The frozen transformer of a run, which never trains: a run writes it once, and its checkpoints refer to it.
+    """The frozen transformer of a run: the run writes it once, and its checkpoints refer to it.
 
-    The checkpoints hold everything else that is frozen: in experiments 2 and 2x the rest of two finished baselines.
+    The checkpoints hold everything else, frozen or not.
 
     Args:
         sha256: of the transformer, see :func:`transformer_sha256`.
@@ -297,10 +301,7 @@ class BackboneFile:
 
     @classmethod
     def write(cls, state: Mapping[str, Tensor], path: Path) -> BackboneFile | None:
-        """Writes the frozen transformer in a network's state, unless the file has it already; None: there is none.
-
-        If the networks of a pair have different ones, this is the first network's; the checkpoints hold the other.
-        """
+        """Writes the frozen transformer in a network's state, of a pair the first one, unless the file has it."""
         found = _frozen_transformers(state)
         if not found:
             return None
@@ -312,7 +313,7 @@ class BackboneFile:
             is_written = False
         if not is_written:
             write_safetensors(first, path, synced=True)
-        return cls(sha256, tuple(prefix for prefix, weights in found.items() if _same(weights, first)))
+        return cls(sha256, tuple(prefix for prefix, one in found.items() if transformer_sha256(one) == sha256))
 
     def to_json(self) -> dict[str, Any]:
         """The reference to the file in a checkpoint."""
@@ -321,7 +322,9 @@ class BackboneFile:
     def remove_from(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A network's state without the transformer."""
         return {
-            name: tensor for name, tensor in state.items() if not name.startswith(self.prefixes) or is_adapter(name)
+            name: tensor
+            for name, tensor in state.items()
+            if not name.startswith(self.prefixes) or is_adapter(name)
         }
 
 
@@ -343,7 +346,8 @@ def read_complete(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file, or no file of the transformer.
-        ValueError: not weights; :class:`BackboneError`: the transformer is damaged, or another one.
+        ValueError: not weights.
+        BackboneError: the transformer is damaged, or another one.
     """
     path = weights_path(path)
     content = read_weights(path)
@@ -355,58 +359,51 @@ def read_complete(path: Path) -> dict[str, Any]:
         case None, None:
             return content
         case {"sha256": str(sha256), "prefixes": list(prefixes)}, None:
-            weights = _read_backbone_file(path, sha256, content)
-        case None, {"file": str(file), "sha256": str(sha256), "positions": int(positions), "networks": list(prefixes)}:
-            weights = _with_table(_find_pretrained(path, file, sha256), positions)
+            weights = _find_transformer(path, [path.with_name(BACKBONE_FILE)], sha256)
+        case None, {
+            "file": str(file),
+            "sha256": str(sha256),
+            "positions": int(positions),
+            "networks": list(prefixes),
+        }:
+            original = weights_path(Path(file))  # of the pre-trained transformer, in checkpoints of form 3
+            places = [one for one in (original, path.with_name(original.name)) if one != path]
+            weights = _with_table(_find_transformer(path, places, sha256), positions)
         case _:
             raise ValueError(f"{path} is a damaged checkpoint, without a valid backbone; use another one")
     frozen = {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in weights.items()}
     return {**content, "model": {**content["model"], **frozen}}
 
 
-def _read_backbone_file(checkpoint: Path, sha256: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The frozen transformer in the file beside a checkpoint."""
-    path = checkpoint.with_name(BACKBONE_FILE)
-    if not path.is_file():
-        run = parse_config(content["config"], f"in {checkpoint}").run_directory
-        raise FileNotFoundError(
-            f"{path} is missing, the frozen transformer of {checkpoint}; copy it from the run directory, {run}"
-        )
-    try:
-        weights, fault = _transformer(path), "it has other content"
-    except ValueError as error:
-        weights, fault = {}, str(error)
-    if transformer_sha256(weights) != sha256:
-        raise BackboneError(
-            f"{path} is not the frozen transformer of {checkpoint}: {fault}; copy it again from the run directory of "
-            "the checkpoint"
-        )
-    return weights
-
-
-def _find_pretrained(checkpoint: Path, file: str, sha256: str) -> dict[str, Tensor]:
-    """The transformer that a checkpoint of form 3 refers to, from its pre-trained file or a copy beside it."""
-    original = weights_path(Path(file))
-    beside = checkpoint.with_name(original.name)
-    places = [place for place in (original, beside) if place != checkpoint and place.is_file()]
-    for place in places:
-        weights = _transformer(place)
+def _find_transformer(checkpoint: Path, places: Sequence[Path], sha256: str) -> dict[str, Tensor]:
+    """The frozen transformer that a checkpoint refers to, from one of several files."""
+    missing, faults = [f"{path} is missing" for path in places if not path.is_file()], []
+    for path in filter(Path.is_file, places):
+        try:
+            weights = _transformer(path)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
         if transformer_sha256(weights) == sha256:
             return weights
-    fault = f"{' and '.join(map(str, places))}: another transformer" if places else f"{original} is missing"
-    raise (BackboneError if places else FileNotFoundError)(
-        f"the pre-trained transformer of {checkpoint} is not found: {fault}; copy its file to {beside}"
+        faults.append(f"{path} has other content")
+    raise (BackboneError if faults else FileNotFoundError)(
+        f"the frozen transformer of {checkpoint} is not found: {'; '.join([*missing, *faults])}; "
+        f"copy it to {places[-1]} from where the checkpoint was trained"
     )
 
 
 def is_transformer_of(state: Mapping[str, Tensor], path: Path) -> bool:
-    """Whether the transformer in a file of weights is that of a network's state, or one of a pair's."""
+    """Whether the transformer in a file is that of a network's state, or one of a pair's."""
     weights = _transformer(path)
-    return any(_same(one, _with_table(weights, len(one[_TABLE][0]))) for one in _frozen_transformers(state).values())
+    return any(
+        transformer_sha256(one) == transformer_sha256(_with_table(weights, len(one[_TABLE][0])))
+        for one in _frozen_transformers(state).values()
+    )
 
 
 def transformer_sha256(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and numbers of weights under BiTAD's names, in whatever form of file."""
+    """SHA-256 over the names, types, shapes and numbers of weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -415,7 +412,7 @@ def transformer_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def _frozen_transformers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The frozen transformers in the state of a network or a pair, by the prefix of their names there."""
+    """The frozen transformers in the state of a network or a pair, by prefix."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         before, vit, inner = name.partition(BACKBONE_PREFIX)
@@ -426,23 +423,19 @@ def _frozen_transformers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
 
 def _transformer(path: Path) -> dict[str, Tensor]:
     """The transformer in a file of weights, without adapters."""
-    weights = _read(path).backbone(str(path))
+    weights = parse_weights(read_complete(path), path).backbone(str(path))
     if _TABLE not in weights and _PATCHES not in weights:
         raise ValueError(f"{path} holds no complete transformer: there is no {_PATCHES}")
     return {name: tensor for name, tensor in weights.items() if not is_adapter(name)}
 
 
 def _with_table(weights: dict[str, Tensor], positions: int) -> dict[str, Tensor]:
-    """With the position table; a file without one means the sinusoid."""
+    """With the position table; without one, the sinusoid."""
     return weights if _TABLE in weights else {**weights, _TABLE: sinusoid_table(positions, len(weights[_PATCHES]))}
 
 
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(_equal(tensor, other[name]) for name, tensor in one.items())
-
-
 def _to_float32(name: str, tensor: Tensor) -> Tensor:
-    """A weight in single precision; ValueError if it is no floating-point number, or not finite."""
+    """A weight in single precision; ValueError if it is no finite floating-point number."""
     if tensor.dtype not in _FLOATING and _INTEGER_BUFFERS.search(name):
         return tensor
     sort = "quantized" if tensor.is_quantized else "sparse" if tensor.layout is not torch.strided else ""
@@ -452,22 +445,24 @@ def _to_float32(name: str, tensor: Tensor) -> Tensor:
             "bfloat16 or float64: convert them where they were trained"
         )
     single = tensor.float()
-    # A sum is infinite or NaN if a part is, and needs no memory of the size of the weights.
+    # A sum is infinite or NaN if a part is, and needs less memory.
     if not single.is_meta and not math.isfinite(single.sum(dtype=torch.float64).item()):
         count = int((~torch.isfinite(single)).sum())
-        raise ValueError(f"weight {name} has {count} values that are infinite or no numbers; use another file")
+        raise ValueError(f"weight {name} has {count} values that are infinite or NaN; use another file")
     return single
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, may_lack: str = r"(?!)") -> None:
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], *, source: str, may_lack: str = r"(?!)"
+) -> None:
     """Loads all of ``weights`` into all of ``module``, or nothing.
 
     Args:
         source: their file, for the message.
-        may_lack: a pattern of names that ``weights`` need not have, such as ``r"\\.adapter\\."``; none by default.
+        may_lack: a pattern of names that ``weights`` need not have.
 
     Raises:
-        ValueError: one line with the sizes that differ, or the names that are missing, unexpected or of another shape.
+        ValueError: sizes differ, or names are missing, unexpected or of another shape.
     """
     if defects := find_defects(weights, module.state_dict(), may_lack=may_lack):
         raise ValueError(f"weights of {source} do not fit the network: {'; '.join(defects)}")
@@ -475,7 +470,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
 
 
 def find_defects(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, may_lack: str) -> list[str]:
-    """The sizes that differ; else the weights that are missing, unexpected or of another shape."""
+    """The sizes that differ; else weights that are missing, unexpected or of another shape."""
     if differences := size_differences(weights, expected):
         return differences
     missing = [name for name in expected if name not in weights and not re.search(may_lack, name)]
@@ -487,7 +482,11 @@ def find_defects(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     ]
     return [
         f"{len(found)} {kind}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-        for kind, found in (("missing", missing), ("not in the network", unexpected), ("of another shape", reshaped))
+        for kind, found in (
+            ("missing", missing),
+            ("not in the network", unexpected),
+            ("of another shape", reshaped),
+        )
         if found
     ]
 
@@ -497,23 +496,16 @@ def load_backbone(vit: nn.Module, path: Path) -> None:
 
     Adapters and the position table, in most projects a fixed sinusoid, stay unless the file has them.
     """
-    weights = _read(path)
-    log_weights(weights, path)
-    load_weights(vit, weights.backbone(str(path)), source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
+    weights = parse_weights(read_complete(path), path).backbone(str(path))
+    load_weights(vit, weights, source=str(path), may_lack=r"\.(bi_)?adapter\.|^pos_embed$")
 
 
-def _read(path: Path) -> Weights:
-    """The weights in a file; errors name it."""
-    path = weights_path(path)
-    content = read_complete(path)
+def parse_weights(content: Mapping[str, Any], path: Path) -> Weights:
+    """As :meth:`Weights.of`, with the file in errors; logs the set that is used, and conversions."""
     try:
-        return Weights.of(content)
+        weights = Weights.of(content)
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def log_weights(weights: Weights, path: Path) -> None:
-    """Logs which of several sets of weights in a file are used, and whether they were converted."""
+        raise ValueError(f"{path}: {error}") from None
     if weights.empty_averages and not weights.is_averaged:
         log.warning("%s has no averaged weights in %s; using others", path, " and ".join(weights.empty_averages))
     if weights.others:
@@ -521,8 +513,9 @@ def log_weights(weights: Weights, path: Path) -> None:
         log.info("%s: using the %s (%s), not %s", path, sort, weights.key or "the top", others)
     if weights.is_converted:
         log.info("%s holds %s; read as float32", path, " and ".join(weights.dtype_names))
+    return weights
 
 
 def without_adapters(weights: Mapping[str, Tensor]) -> str:
-    """The ``may_lack`` of weights: without any adapter they may lack all, because new adapters change nothing."""
+    """The ``may_lack`` of weights: they may lack all adapters, because new ones change nothing."""
     return r"(?!)" if any(".adapter." in name for name in weights) else r"\.adapter\."

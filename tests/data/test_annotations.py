@@ -54,7 +54,13 @@ def test_native_form_is_read(tmp_path: Path) -> None:
     assert list(read.videos) == ["b", "a"]
     assert read.classes == ("jump", "run")
     video = read.videos["b"]
-    assert (video.name, video.subset, video.duration_s, video.frames, video.fps) == ("b", "training", 10.0, 300, None)
+    assert (video.name, video.subset, video.duration_s, video.frames, video.fps) == (
+        "b",
+        "training",
+        10.0,
+        300,
+        None,
+    )
     assert video.segments.dtype == np.float64
     assert video.segments.tolist() == [[1, 2.5], [0, 1]]
     assert video.labels == ("run", "jump")
@@ -129,8 +135,8 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         (entry(subset=3), "subset 3 is not a name"),
         (entry(annotations={}), "annotations {} are not a list"),
         (entry(annotations=["x"]), "'x' is not an annotation"),
-        (entry(annotations=[{"label": "x"}]), 'has no "segment"'),
-        (entry(annotations=[{"segment": [0, 1]}]), 'has no "label"'),
+        (entry(annotations=[{"label": "x"}]), "segment None is not"),
+        (entry(annotations=[{"segment": [0, 1]}]), "label None is not a name"),
         (entry((math.nan, 1, "x")), r"segment \[nan, 1\] is not"),
         (entry((0, math.inf, "x")), r"segment \[0, inf\] is not"),
         (entry(annotations=[{"segment": ["0", "one"], "label": "x"}]), r"segment \['0', 'one'\] is not"),
@@ -141,7 +147,10 @@ def test_ambiguous_is_ignored_unless_asked_for(tmp_path: Path) -> None:
         ),
         (entry(annotations=[{"segment": [0, 1, 2], "label": "x"}]), r"segment \[0, 1, 2\] is not"),
         (entry(annotations=[{"segment": [0, 1], "label": 7}]), "label 7 is not a name"),
-        (entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]), "label_id '7' is not an integer"),
+        (
+            entry(annotations=[{"segment": [0, 1], "label": "x", "label_id": "7"}]),
+            "label_id '7' is not an integer",
+        ),
         (
             entry(annotations=[{"segment": [0, 1], "label": "x", "segment(frames)": [3]}]),
             r"segment\(frames\) \[3\] is not",
@@ -156,7 +165,7 @@ def test_unreadable_videos_are_refused_in_one_line(tmp_path: Path, video: Any, m
         assert "anno.json: video bad: " in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "reversed.json").exists()
-    assert [defect.kind for defect in check_annotations(path).by_video()["bad"]].count("unreadable") >= 1
+    assert [defect.kind for defect in check_annotations(path).defects["bad"]].count("unreadable") >= 1
 
 
 def test_numbers_may_be_strings_and_what_is_not_stated_null(tmp_path: Path) -> None:
@@ -176,7 +185,8 @@ def test_numbers_may_be_strings_and_what_is_not_stated_null(tmp_path: Path) -> N
     ]
     assert all(rows_of(video) == Counter([(1.5, 2.0, "x")]) for video in videos.values())
     report = check_annotations(tmp_path / "anno.json")
-    assert (report.defects, report.unmeasured, report.segments) == ((), 2, 4)
+    assert (report.defects, sum(report.classes.values())) == ({}, 4)
+    assert report.unmeasured.startswith("2 videos have an unknown duration")
 
 
 def test_a_test_set_needs_no_annotations_and_other_videos_do(tmp_path: Path) -> None:
@@ -211,9 +221,9 @@ def test_strings_are_reversed_as_numbers(tmp_path: Path) -> None:
 def test_what_needs_durations_names_the_video_that_has_none(tmp_path: Path) -> None:
     bad = {"subset": "t", "annotations": [{"segment": [0, 1], "label": "x"}]}
     path = save(tmp_path, {"good": entry(), "bad": bad})
-    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated; write .*--video-info"):
+    with pytest.raises(ValueError, match=r"anno.json: the duration of bad is not stated; write .*--video-info"):
         reverse_annotation_file(path, tmp_path / "back.json")
-    with pytest.raises(ValueError, match=r"anno.json: video bad: its duration is not stated"):
+    with pytest.raises(ValueError, match=r"anno.json: the duration of bad is not stated"):
         read_ground_truth(DataConfig(annotations=path))
     save(tmp_path, {"good": entry(), "bad": bad | {"annotations": []}})  # nothing is learnt or missed there
     reverse_annotation_file(path, tmp_path / "back.json")
@@ -222,7 +232,12 @@ def test_what_needs_durations_names_the_video_that_has_none(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a JSON file"), ("[]", 'no "database"'), ("{}", 'no "database"'), ('{"database": []}', 'no "database"')],
+    [
+        ("{", "not a JSON file"),
+        ("[]", 'no "database"'),
+        ("{}", 'no "database"'),
+        ('{"database": []}', 'no "database"'),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "anno.json"
@@ -245,7 +260,9 @@ def test_subsets_are_told_apart_by_case(tmp_path: Path) -> None:
     assert read.subsets() == {"training": 2, "Test": 1}
     assert list(read.subset("training").videos) == ["a", "b"]
     assert read.subset("Test").classes == ("x",)
-    with pytest.raises(ValueError, match=r"subset 'test'; the subsets are training \(2 videos\), Test \(1 videos\)"):
+    with pytest.raises(
+        ValueError, match=r"subset 'test'; the subsets are training \(2 videos\), Test \(1 videos\)"
+    ):
         read.subset("test")
 
 
@@ -361,7 +378,7 @@ def test_check_finds_every_defect_by_video(tmp_path: Path) -> None:
     no_video = "empty.avi: not a video that FFmpeg can read: Invalid data found when processing input"
     assert {
         video: [(defect.kind, defect.detail.removeprefix(f"{folder}/")) for defect in defects]
-        for video, defects in report.by_video().items()
+        for video, defects in report.defects.items()
     } == {
         "late": [
             ("segment outside the video", "x [9, 11] s of a video of 10 s"),
@@ -383,7 +400,7 @@ def test_check_finds_every_defect_by_video(tmp_path: Path) -> None:
             ("another duration", f"short.mkv lasts {there / 4:.2f} s, the annotations state 10.00 s"),
         ],
     }
-    assert (report.videos, report.segments) == (6, 10)
+    assert (sum(report.subsets.values()), sum(report.classes.values())) == (6, 10)
     assert report.classes == {"x": 6, "y": 4}
     assert report.ignored == {"Ambiguous": 1}
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -403,15 +420,17 @@ def test_thumos14_reads_as_its_facts_say() -> None:
 @needs_thumos
 def test_check_finds_thumos14_segments_after_their_videos() -> None:
     report = check_annotations(THUMOS)
-    assert {defect.kind for defect in report.defects} == {"segment outside the video"}
-    assert {video: len(defects) for video, defects in report.by_video().items()} == {
+    assert {defect.kind for defects in report.defects.values() for defect in defects} == {
+        "segment outside the video"
+    }
+    assert {video: len(defects) for video, defects in report.defects.items()} == {
         "video_test_0000270": 22,
         "video_test_0000814": 3,
         "video_test_0001081": 1,
         "video_validation_0000364": 2,
         "video_validation_0000856": 2,
     }
-    assert (report.videos, report.segments) == (412, 6365)
+    assert (sum(report.subsets.values()), sum(report.classes.values())) == (412, 6365)
 
 
 @needs_thumos

@@ -91,7 +91,9 @@ def test_features_of_a_padded_video_cover_it(frames: int, stride: int, fps: floa
     stride=st.integers(1, 8),
     fps=st.sampled_from([24.0, 25.0, 29.97, 30.0]),
 )
-def test_a_stride_or_a_rate_that_is_off_is_found(duration_s: float, factor: float, stride: int, fps: float) -> None:
+def test_a_stride_or_a_rate_that_is_off_is_found(
+    duration_s: float, factor: float, stride: int, fps: float
+) -> None:
     rows = round(duration_s * fps / stride)
     assert coverage_fault(rows, stride, 0, fps, duration_s) is None
     assert f"{rows} rows" in str(coverage_fault(rows, factor * stride, 0, fps, duration_s))
@@ -133,7 +135,10 @@ def test_a_clock_is_compared_in_what_both_state() -> None:
         ({"fps": 30, "frame": 200}, "200 frames at 30 a second are 6.67 s, its duration is 8 s"),
         ({"fps": 25, "frame": 240}, "240 frames at 25 a second are 9.60 s, its duration is 8 s"),
         ({"fps": 50, "frame": 200, "duration": 8.0}, "200 frames at 50 a second are 4.00 s, its duration is 8 s"),
-        ({"fps": 25, "frame": 200, "duration": 200.0}, "200 frames at 25 a second are 8.00 s, its duration is 200 s"),
+        (
+            {"fps": 25, "frame": 200, "duration": 200.0},
+            "200 frames at 25 a second are 8.00 s, its duration is 200 s",
+        ),
     ],
 )
 def test_frames_and_fps_and_duration_must_agree(
@@ -160,7 +165,7 @@ def test_segments_in_frames_must_agree_with_those_in_seconds(
     off = {"segment": [5, 7], "segment(frames)": [150, 210], "label": "x"}
     assert run("check", annotated(tmp_path, good, **clock)).endswith("0 defects\n")
     path = annotated(tmp_path, good, off, **clock)
-    said = "segment(frames) [150, 210] at 25 a second is [6.00, 8.40] s, its segment [5, 7] s"
+    said = "segment(frames): frame 150 at 25 a second is 6.00 s, in its segment it is 5 s"
     assert f"v: contradicting clocks: {said}\n" in run("check", path, status=1)
     assert f"v ({said})" in run("convert", path, tmp_path / "out.json", status=1)
 
@@ -168,7 +173,9 @@ def test_segments_in_frames_must_agree_with_those_in_seconds(
 @pytest.mark.parametrize("frame", [0, 0.3, -1, True])
 def test_a_number_of_frames_is_one_or_more(tmp_path: Path, run: Callable[..., str], frame: object) -> None:
     row = {"segment": [1, 2], "segment(frames)": [1, 2], "label": "x"}
-    assert f"frame {frame} is not a positive number" in run("check", annotated(tmp_path, row, frame=frame), status=1)
+    assert f"frame {frame} is not a positive number" in run(
+        "check", annotated(tmp_path, row, frame=frame), status=1
+    )
     info = save(tmp_path, {"v": {"num_frame": frame, "duration": 8}}, "info.json")
     for command in ("check", "convert"):
         out = [tmp_path / "out.json"] if command == "convert" else []
@@ -249,5 +256,7 @@ def test_a_list_of_videos_is_compared_with_the_durations_that_are_stated(
 def test_a_list_of_videos_that_contradicts_itself_is_named(tmp_path: Path, run: Callable[..., str]) -> None:
     info = save(tmp_path, {"v": {"duration": 8.0, "num_frame": 240, "fps": 25}}, "info.json")
     said = f"{info} says 240 frames at 25 a second are 9.60 s, its duration is 8 s"
-    assert f"v: contradicting clocks: {said}\n" in run("check", annotated(tmp_path), "--video-info", info, status=1)
+    assert f"v: contradicting clocks: {said}\n" in run(
+        "check", annotated(tmp_path), "--video-info", info, status=1
+    )
     assert said in run("convert", annotated(tmp_path), tmp_path / "out.json", "--video-info", info, status=1)

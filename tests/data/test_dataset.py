@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from bitad.config.schema import Config
+from bitad.config.schema import Config, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows, TrainingWindows, ground_truth_in_steps
 from bitad.data.formats.database import read_annotations
@@ -55,7 +55,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos") / "data"
     path = video_data(folder, frames=FRAMES)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
@@ -93,6 +93,10 @@ class CountingSource:
     ) -> torch.Tensor:
         self.reads.append(view)
         return self.source.read(video, grid, view=view, margin=margin)
+
+
+def every(stride: int) -> Sampling:
+    return Sampling(WindowConfig(stride_frames=stride))
 
 
 def same(a: Sample, b: Sample) -> bool:
@@ -179,7 +183,7 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
 
     def source(find_reversed: Callable[[str], Path] | None) -> VideoFiles:
         return VideoFiles(
-            lambda name: tmp_path / "a.mp4", pixels=64, sampling=Sampling(stride), find_reversed=find_reversed
+            lambda name: tmp_path / "a.mp4", pixels=64, sampling=every(stride), find_reversed=find_reversed
         )
 
     direct, reversed_copy = source(None), source(lambda name: tmp_path / "b.mp4")
@@ -194,7 +198,10 @@ def test_rendered_videos_reversed_match_frame_by_frame_and_no_neighbour_does(tmp
 def test_a_reversed_file_of_another_length_is_refused(tmp_path: Path, videos: Path) -> None:
     folder = videos.parent / "videos"
     source = VideoFiles(
-        lambda name: folder / f"{name}.mp4", pixels=PIXELS, find_reversed=lambda name: tmp_path / "short.mp4"
+        lambda name: folder / f"{name}.mp4",
+        pixels=PIXELS,
+        sampling=every(1),
+        find_reversed=lambda name: tmp_path / "short.mp4",
     )
     write_video(tmp_path / "short.mp4", np.zeros((FRAMES - 1, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
@@ -206,7 +213,9 @@ def test_a_video_keeps_the_rate_asked_for_whatever_its_own(videos: Path) -> None
     video = AnnotatedVideo("train_0", "training", FRAMES / FPS, np.zeros((0, 2)), ())
     for rate_hz, stride in ((16, 1), (8, 2), (3, 5), (100, 1)):
         source = VideoFiles(
-            lambda name: videos.parent / "videos" / f"{name}.mp4", pixels=PIXELS, sampling=Sampling(rate_hz=rate_hz)
+            lambda name: videos.parent / "videos" / f"{name}.mp4",
+            pixels=PIXELS,
+            sampling=replace(every(1), rate_hz=rate_hz),
         )
         base = source.grid(video)
         assert (base.fps, base.stride_frames, base.steps) == (FPS, stride, -(-FRAMES // stride))
@@ -218,7 +227,7 @@ def test_a_margin_does_not_enlarge_pictures_that_are_large_enough(tmp_path: Path
     """The file's pictures of 32 pixels stay as they are where the network's and those with the margin lie around."""
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
     write_video(tmp_path / "a.mp4", frames, fps=FPS)
-    source = VideoFiles(lambda name: tmp_path / "a.mp4", pixels=pixels)
+    source = VideoFiles(lambda name: tmp_path / "a.mp4", pixels=pixels, sampling=every(1))
     video = AnnotatedVideo("a", "training", 4 / FPS, np.zeros((0, 2)), ())
     margin = 1.0 if pixels == 32 else side / pixels if side != 32 else 1.15
     content = source.read(video, source.grid(video), margin=margin)
@@ -261,7 +270,8 @@ def test_with_reversed_files_each_network_of_two_gets_what_it_gets_alone_and_eac
     items = every_item(make(config, counting))
     assert counting.reads == ["forward", "reverse"] * len(items)
     assert all(
-        same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments)) for item in items
+        same(item.reversed().reversed(), replace(item, segments=item.reversed().reversed().segments))
+        for item in items
     )
     forward = every_item(make(config_of(videos, reversed_copies)))
     reverse = every_item(make(config_of(videos, reversed_copies, "direction=reverse")))
@@ -306,7 +316,10 @@ def test_a_reversed_file_of_another_shape_is_refused(tmp_path: Path, videos: Pat
     folder = videos.parent / "videos"
     write_video(tmp_path / "wide.mp4", np.zeros((FRAMES, PIXELS, 2 * PIXELS, 3), np.uint8), fps=FPS)
     source = VideoFiles(
-        lambda name: folder / f"{name}.mp4", pixels=PIXELS, find_reversed=lambda name: tmp_path / "wide.mp4"
+        lambda name: folder / f"{name}.mp4",
+        pixels=PIXELS,
+        sampling=every(1),
+        find_reversed=lambda name: tmp_path / "wide.mp4",
     )
     with pytest.raises(ValueError, match=r"test_0 is \[32, 32, 32, 3\].* \[32, 32, 64, 3\].*bitad reverse"):
         windows_to_test(config, source)[0]
@@ -567,7 +580,9 @@ def test_test_windows_cover_every_step_of_every_video(features: Path) -> None:
     config = config_of(features)
     windows = windows_to_test(config)
     for video in annotations_of(config).subset("validation").videos.values():
-        grids = [sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name]
+        grids = [
+            sample.grid for sample in map(windows.__getitem__, range(len(windows))) if sample.video == video.name
+        ]
         base = build_source(config).grid(video)
         rows = {(f - FEATURE_OFFSET) / FEATURE_STRIDE for grid in grids for f in grid.frames()}
         assert rows == set(range(base.steps))
@@ -579,7 +594,10 @@ PER_STEP = ("window.stride_frames=6", "window.frames_per_step=3")
 def test_many_frames_a_step_are_those_of_the_finer_grid(videos: Path) -> None:
     (sample,) = every_item(windows_to_test(config_of(videos, *PER_STEP)))
     assert sample.grid.steps == 13
-    assert numbers_shown(sample.content.numpy()) == [*range(0, FRAMES, 2), FRAMES - 1]  # of the last step there is less
+    assert numbers_shown(sample.content.numpy()) == [
+        *range(0, FRAMES, 2),
+        FRAMES - 1,
+    ]  # of the last step there is less
 
 
 def test_many_frames_a_step_are_padded_and_turned_round_with_it(videos: Path) -> None:
@@ -657,11 +675,11 @@ def test_features_of_another_width_are_refused(features: Path) -> None:
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "data"
     path = video_data(folder, training=2, test=2, frames=150)
-    assert not reverse_folder(folder / "videos", folder / "reversed").failed
+    assert not reverse_folder(folder / "videos", folder / "reversed", workers=0).failed
     return path
 
 
-@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.75])
 @pytest.mark.parametrize("kind", ["features", "frames", "reverse", "pair", "pair of files"])
 def test_windows_in_their_order_are_those_read_each_alone(
     features: Path, long: Path, kind: str, overlap: float
@@ -695,7 +713,9 @@ def test_windows_in_their_order_decode_each_frame_once(long: Path, monkeypatch: 
     assert decoded == {(f"test_{i}.mp4", frame): 1 for i in range(2) for frame in range(0, 150, 2)}
 
 
-def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(long: Path, tmp_path: Path) -> None:
+def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
+    long: Path, tmp_path: Path
+) -> None:
     for i in range(2):
         content = bytearray((long.parent / "videos" / f"test_{i}.mp4").read_bytes())
         start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
@@ -743,5 +763,5 @@ def test_workers_that_are_started_and_not_forked_read_the_same(long: Path, tmp_p
 def test_a_twin_of_another_length_is_refused_before_anything_is_read(long: Path, tmp_path: Path) -> None:
     for i in range(2):
         write_video(tmp_path / f"test_{i}.mp4", np.zeros((80, PIXELS, PIXELS, 3), np.uint8), fps=FPS)
-    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150; create it again"):
+    with pytest.raises(ValueError, match=r"test_0\.mp4 has 80 frames, .* has 150; repeat"):
         windows_to_test(config_of(long, *PAIR, f"data.reversed_videos={tmp_path}"))

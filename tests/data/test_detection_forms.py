@@ -45,7 +45,8 @@ def texts(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 COLUMNS = {
-    name: [row[place] for row in ROWS] for place, name in enumerate(("video-id", "t-start", "t-end", "label", "score"))
+    name: [row[place] for row in ROWS]
+    for place, name in enumerate(("video-id", "t-start", "t-end", "label", "score"))
 }
 RECORDS = [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]
 
@@ -154,7 +155,11 @@ def test_class_numbers_may_have_gaps(tmp_path: Path) -> None:
         (FILES["results"][1], [], "label 1 is the number of a class; name the classes with --classes FILE"),
         (FILES["csv"][0], [], "label 1 is the number of a class; name the classes with --classes FILE"),
         ({"results": {"a": [{**named(ROWS[0]), "label": 3}]}}, ["list"], "class number 3 is not one of the 3 of"),
-        ({"results": {"a": [{**named(ROWS[0]), "label": "walk"}]}}, ["list"], "label walk is not among the classes"),
+        (
+            {"results": {"a": [{**named(ROWS[0]), "label": "walk"}]}},
+            ["list"],
+            "label walk is not among the classes",
+        ),
         (
             {"results": {"a": [named(ROWS[0])]}},
             ["twice"],
@@ -190,7 +195,9 @@ def ground_truth(folder: Path) -> Path:
     return write(folder / "truth.json", {"database": videos})
 
 
-def test_evaluate_reads_classes_by_number(tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_reads_classes_by_number(
+    tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = write(tmp_path / "eval_results.csv", FILES["csv"][0])
     command = ["evaluate", "--ground-truth", str(ground_truth(tmp_path)), "--detections", str(found)]
     assert main([*command, "--subset", "test", "--classes", str(classes)]) == 0
@@ -212,7 +219,7 @@ def test_proposals_are_of_one_class_and_that_is_said(tmp_path: Path, capsys: pyt
         found = write(tmp_path / "proposals", content)
         out = tmp_path / "m.json"
         assert main(["merge", str(found), str(found), "--out", str(out), "--method", "mean"]) == 0
-        assert "proposals without labels; they are read as detections of the class 'action'" in capsys.readouterr().err
+        assert "proposals without labels are read as detections of the class 'action'" in capsys.readouterr().err
         assert read_detections(out).classes == ("action",)
         assert sorted(read_detections(out).scores) == sorted(row[4] for row in ROWS)
 
@@ -279,19 +286,23 @@ def test_a_pickle_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             "x.csv",
             "tmin,tmax,tmin_score,tmax_score,score,match_iou,match_ioa\n0,1,1,1,1,1,1\n",
-            "one video's proposals",
+            "no column of the video, start, end in this file: it is a CSV file with columns tmin, tmax, tmin_score",
         ),
-        ("x.csv", "xmin,xmax,xmin_score,xmax_score,score\n0,1,1,1,1\n", "times are fractions of the video"),
-        ("x.csv", "action,start,end,tmin,tmax\n0,1,1,1,1\n", "probabilities of action, start and end"),
-        ("x.csv", "f-end,f-init,score,video-frames,video-name\n9,1,1,99,a\n", "times are in frames"),
-        ("x.csv", "video,start_frame,end_frame,label,score\na,1,2,x,1\n", "none of which is the start or the end"),
-        ("x.txt", "hello world\n", "a text with lines of 2 fields"),
-        ("x.json", {"database": {"a": {"annotations": []}}}, "annotations, with a database of videos"),
-        ("x.json", {"results": [1, 2]}, 'JSON whose "results" are [1, 2]'),
-        ("x.json", {"a": {"b": 1}}, "a JSON object with 'a'"),
-        ("x.json", [[1, 2]], "a JSON list of 1, the first [1, 2]"),
-        ("x.json", {}, "an empty JSON object"),
-        ("x.json", [], "an empty list"),
+        ("x.csv", "xmin,xmax,xmin_score,xmax_score,score\n0,1,1,1,1\n", "no column of the video, start, end in"),
+        ("x.csv", "action,start,end,tmin,tmax\n0,1,1,1,1\n", "no column of the video, score in this file"),
+        ("x.csv", "f-end,f-init,score,video-frames,video-name\n9,1,1,99,a\n", "no column of the start, end in"),
+        (
+            "x.csv",
+            "video,start_frame,end_frame,label,score\na,1,2,x,1\n",
+            "no column of the start, end in this file",
+        ),
+        ("x.txt", "hello world\n", 'a text with lines such as "hello world"'),
+        ("x.json", {"database": {"a": {"annotations": []}}}, 'no "results" object in this file'),
+        ("x.json", {"results": [1, 2]}, "a JSON object with keys results"),
+        ("x.json", {"a": {"b": 1}}, "a JSON object with keys a, the first with keys b"),
+        ("x.json", [[1, 2]], "a JSON list of 1 values"),
+        ("x.json", {}, "a JSON object without keys"),
+        ("x.json", [], "a JSON list of 0 values"),
     ],
 )
 def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
@@ -302,7 +313,7 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert says in err
-    assert "the nearest format that is read is" in err
+    assert "the nearest format is" in err
     assert FORMATS["csv" if not name.endswith("json") else "results"].description in err
 
 
@@ -310,7 +321,10 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
     ("content", "says"),
     [
         (table("video-id,t-start,t-end,label,score").replace("4.0", "x"), ":2: end 'x' is not a finite number"),
-        (table("video-id,t-start,t-end,label,score").replace("2.25", "nan"), ":3: end 'nan' is not a finite number"),
+        (
+            table("video-id,t-start,t-end,label,score").replace("2.25", "nan"),
+            ":3: end 'nan' is not a finite number",
+        ),
         (table("video-id,t-start,t-end,label,score").replace("6.0", "8.0"), ":4: segment [8.0, 7.0] ends before"),
         (table("video-id,t-start,t-end,label,score").replace("v_b", ""), ":3: video '' is not a name"),
         ("a 1 2 3 0.5\n\nb 1 2 3\n", ":3: 4 fields"),
@@ -321,18 +335,26 @@ def test_what_cannot_be_read_says_what_it_is_and_the_nearest_form(
         ({**COLUMNS, "video-id": [1, 2, 3]}, "row 0: video 1 is not a name"),
         ([RECORDS[0], {"video-id": "a"}], "row 1: detection {'video-id': 'a'} has no t-start"),
         ([RECORDS[0], 7], "row 1: detection 7 has no video-id"),
-        ({"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}}, "segment [-1e+308, 2] is not two"),
+        (
+            {"results": {"a": [{"segment": [-1e308, 2], "label": "x", "score": 0.5}]}},
+            "start -1e+308 is not a finite number",
+        ),
         ({**COLUMNS, "score": [1.0, 2.0, 1e300]}, "row 2: score 1e+300 is not a finite number"),
         ("a 1 2 3 0.5\na 5 6 run 0.5\n", ":2: class 'run' is not a class number of the kit"),
         ("a 1 2 3 0.5\na 5 6 -3 0.5\n", ":2: class '-3' is not a class number of the kit"),
         (f"a 1 2 {'9' * 5000} 0.5\n", "9' is not a class number of the kit"),
-        (table("video-id,t-start,t-end,label,score", lambda number: number - 1), "class number -1 is not one of the 3"),
+        (
+            table("video-id,t-start,t-end,label,score", lambda number: number - 1),
+            "class number -1 is not one of the 3",
+        ),
         (table("video-id,t-start,t-end,label,score", lambda _: "9" * 5000), "9 is not among the classes that"),
         ({**COLUMNS, "label": {"0": 1, "1": 2, "2": 0}}, "columns video-id and label have different rows"),
         ({"results": {"a": [{"segment": [1, 2], "label": "", "score": 0.5}]}}, "label '' is not a class name"),
     ],
 )
-def test_a_defect_of_a_table_is_named_with_its_place(tmp_path: Path, classes: Path, content: Any, says: str) -> None:
+def test_a_defect_of_a_table_is_named_with_its_place(
+    tmp_path: Path, classes: Path, content: Any, says: str
+) -> None:
     path = write(tmp_path / "found", content)
     with pytest.raises(ValueError) as caught:
         read_detections(path, classes)

@@ -99,7 +99,9 @@ def test_concatenation_has_the_classes_of_all_parts():
 
 def test_concatenation_keeps_every_row():
     a = some(0)
-    b = replace(some(1), videos=("kite", "door", "boat"), classes=("rise", "open", "close"), durations_s={"boat": 9.0})
+    b = replace(
+        some(1), videos=("kite", "door", "boat"), classes=("rise", "open", "close"), durations_s={"boat": 9.0}
+    )
     both = Detections.concatenate([a, b], details={"run": "both"})
     assert both.videos == ("door", "kite", "empty", "boat")
     assert both.classes == a.classes
@@ -111,7 +113,7 @@ def test_concatenation_keeps_every_row():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (some(basis="reverse"), "forward and on the reverse clock"),
+        (some(basis="reverse"), "basis forward and reverse"),
         (some(durations_s={"kite": 31.5}), "video kite lasts 31.25 s in part 1 and 31.5 s in part 2"),
     ],
 )
@@ -213,20 +215,20 @@ def test_other_projects_files_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (["open"], "['open'] is not a detection"),
+        (["open"], "detection ['open'] has no segment"),
         ({"segment": [1, 2], "label": "open"}, "has no score"),
         ({"segment": [1, 2], "score": 0.5}, "has no label"),
         ({"label": "open", "score": 0.5}, "has no segment"),
         ({**ROW, "segment": [1]}, "segment [1] is not two finite numbers"),
         ({**ROW, "segment": [1, 2, 3]}, "segment [1, 2, 3] is not"),
         ({**ROW, "segment": 7}, "segment 7 is not"),
-        ({**ROW, "segment": [1, None]}, "segment [1, None] is not"),
-        ({**ROW, "segment": ["1", "b"]}, "segment ['1', 'b'] is not"),
-        ({**ROW, "segment": ["1", "nan"]}, "segment ['1', 'nan'] is not"),
+        ({**ROW, "segment": [1, None]}, "end None is not a finite number"),
+        ({**ROW, "segment": ["1", "b"]}, "end 'b' is not a finite"),
+        ({**ROW, "segment": ["1", "nan"]}, "end 'nan' is not"),
         ({**ROW, "segment": "12"}, "segment '12' is not"),
-        ({**ROW, "segment": [1, float("nan")]}, "segment [1, nan] is not"),
-        ({**ROW, "segment": [1, 10**30]}, "segment [1, 1000000000000000000000000000000] is not"),
-        ({**ROW, "segment": [5, 3]}, "segment [5, 3] ends before it starts"),
+        ({**ROW, "segment": [1, float("nan")]}, "end nan is not"),
+        ({**ROW, "segment": [1, 10**30]}, "end 1000000000000000000000000000000 is not"),
+        ({**ROW, "segment": [5, 3]}, "segment [5.0, 3.0] ends before it starts"),
         ({**ROW, "score": float("inf")}, "score inf is not a finite number"),
         ({**ROW, "score": "0,5"}, "score '0,5' is not"),
         ({**ROW, "score": "inf"}, "score 'inf' is not"),
@@ -254,7 +256,10 @@ def test_a_defect_is_named_with_file_video_and_value(tmp_path, row, message, com
         ({"results": []}, 'no "results" object'),
         ({"results": {"door": ROW}}, "video door"),
         ({"results": {}, "external_data": [1]}, "external_data is [1]"),
-        ({"results": {"door": [ROW]}, "external_data": {"classes": ["close"]}}, "label open is not among the classes"),
+        (
+            {"results": {"door": [ROW]}, "external_data": {"classes": ["close"]}},
+            "label open is not among the classes",
+        ),
         ({"results": {"door": [ROW]}, "external_data": {"classes": "open"}}, "classes are 'open'"),
         ({"results": {"door": [ROW]}, "external_data": {"classes": ["open", "open"]}}, "twice"),
         ({"results": {"door": [ROW]}, "external_data": {"basis": "sideways"}}, "'sideways' is not one of"),

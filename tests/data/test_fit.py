@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config.schema import WindowConfig
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.fit import STRIDES, choose, doubling_ranges, finest_levels, fit, round_window
 from bitad.data.sources import Sampling
@@ -16,15 +17,25 @@ from bitad.models.heads import Points
 from bitad.training.losses import assign
 
 
-def video(name: str, duration_s: float, segments: list[tuple[float, float]], label: str = "jump") -> AnnotatedVideo:
-    return AnnotatedVideo(name, "training", duration_s, np.array(segments).reshape(-1, 2), (label,) * len(segments))
+def video(
+    name: str, duration_s: float, segments: list[tuple[float, float]], label: str = "jump"
+) -> AnnotatedVideo:
+    return AnnotatedVideo(
+        name, "training", duration_s, np.array(segments).reshape(-1, 2), (label,) * len(segments)
+    )
+
+
+def sampling(stride_frames: int) -> Sampling:
+    return Sampling(WindowConfig(stride_frames=stride_frames))
 
 
 def learned_by(segments: np.ndarray, steps: int, levels: int) -> list[int]:
     """The finest level that learns each segment, by the targets of training."""
     sizes, strides = [-(-steps // 2**level) for level in range(levels)], [2**level for level in range(levels)]
     single = Points.of_levels(sizes, strides, doubling_ranges(levels))
-    points = Points(*(column.double() for column in (single.position, single.stride, single.low, single.high)), sizes)
+    points = Points(
+        *(column.double() for column in (single.position, single.stride, single.low, single.high)), sizes
+    )
     level_of = np.repeat(np.arange(levels), sizes)
     found = []
     for segment in segments:
@@ -63,7 +74,7 @@ def test_every_segment_is_learned_or_named(films: list, fps: float) -> None:
     if not videos:
         return
     grids = {
-        stride: [Sampling(stride).grid(fps, max(1, round(one.duration_s * fps))) for one in videos]
+        stride: [sampling(stride).grid(fps, max(1, round(one.duration_s * fps))) for one in videos]
         for stride in STRIDES
     }
     fits = {stride: fit(videos, grids[stride], most_steps=512, unit=16) for stride in STRIDES}
@@ -81,21 +92,23 @@ def test_every_segment_is_learned_or_named(films: list, fps: float) -> None:
 
 def test_short_clips_with_short_actions_get_a_small_pyramid_and_window() -> None:
     videos = [video(f"v{n}", 15.0, [(1 + 2 * i, 1.5 + 0.1 * i + 2 * i) for i in range(6)]) for n in range(8)]
-    fits = {stride: fit(videos, [Sampling(stride).grid(30.0, 450)] * 8, most_steps=1024, unit=16) for stride in STRIDES}
+    fits = {
+        stride: fit(videos, [sampling(stride).grid(30.0, 450)] * 8, most_steps=1024, unit=16) for stride in STRIDES
+    }
     chosen = fits[choose(fits, videos)]
     assert (chosen.steps, chosen.levels, chosen.missed) == (128, 3, ())
 
 
 def test_a_segment_between_two_grid_steps_is_named_with_the_reason() -> None:
     videos = [video("v", 60.0, [(10.01, 10.11), (20.0, 24.0)])]
-    grid = Sampling(8).grid(32.0, 1920)  # a step every 0.25 s
+    grid = sampling(8).grid(32.0, 1920)  # a step every 0.25 s
     (missed,) = fit(videos, [grid], most_steps=512, unit=16).missed
     assert str(missed) == "v: jump [10.01, 10.11] s: 0.4 grid steps long, with no grid step inside"
 
 
 def test_a_segment_longer_than_any_window_is_named() -> None:
     videos = [video("v", 3600.0, [(0.0, 3000.0), (3100.0, 3102.0)])]
-    fitted = fit(videos, [Sampling(4).grid(30.0, 108_000)], most_steps=512, unit=16)
+    fitted = fit(videos, [sampling(4).grid(30.0, 108_000)], most_steps=512, unit=16)
     assert [one.reason for one in fitted.missed] == ["longer than a window of 512 steps"]
 
 
@@ -106,33 +119,34 @@ def test_windows_have_usual_lengths(steps: int, window: int) -> None:
 
 def test_nothing_to_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="no video has a segment"):
-        fit([video("v", 3.0, [])], [Sampling(1).grid(30.0, 90)], most_steps=64, unit=1)
+        fit([video("v", 3.0, [])], [sampling(1).grid(30.0, 90)], most_steps=64, unit=1)
+
+
+TO_SPLIT = [
+    video(f"v{n:02d}", 9.0, [(1.0, 2.0)] * (1 + n % 3), label)
+    for n, label in enumerate(["rise"] * 12 + ["fall"] * 4 + ["rare"] * 2)
+]
 
 
 class TestValidationSubset:
     """A validation subset is chosen by video, and has every class."""
 
-    videos = [
-        video(f"v{n:02d}", 9.0, [(1.0, 2.0)] * (1 + n % 3), label)
-        for n, label in enumerate(["rise"] * 12 + ["fall"] * 4 + ["rare"] * 2)
-    ]
-
     def test_both_sides_have_every_class_that_two_videos_have(self) -> None:
-        chosen = set(choose_validation(self.videos, share=0.25, seed=3))
+        chosen = set(choose_validation(TO_SPLIT, share=0.25, seed=3))
         for label in ("rise", "fall", "rare"):
-            on_side = {one.name in chosen for one in self.videos if label in one.labels}
+            on_side = {one.name in chosen for one in TO_SPLIT if label in one.labels}
             assert on_side == {True, False}, label
 
     def test_the_shares_are_near_the_wanted_one(self) -> None:
-        chosen = set(choose_validation(self.videos, share=0.25))
+        chosen = set(choose_validation(TO_SPLIT, share=0.25))
         assert 4 <= len(chosen) <= 5
-        rises = [len(one.labels) for one in self.videos if "rise" in one.labels and one.name in chosen]
+        rises = [len(one.labels) for one in TO_SPLIT if "rise" in one.labels and one.name in chosen]
         assert 3 <= sum(rises) <= 9  # of 24
 
     def test_a_seed_repeats_its_choice(self) -> None:
-        assert choose_validation(self.videos, seed=5) == choose_validation(self.videos, seed=5)
-        assert len({tuple(choose_validation(self.videos, seed=seed)) for seed in range(5)}) > 1
+        assert choose_validation(TO_SPLIT, seed=5) == choose_validation(TO_SPLIT, seed=5)
+        assert len({tuple(choose_validation(TO_SPLIT, seed=seed)) for seed in range(5)}) > 1
 
     def test_one_video_cannot_be_split(self) -> None:
         with pytest.raises(ValueError, match="at least one each"):
-            choose_validation(self.videos[:1])
+            choose_validation(TO_SPLIT[:1])

@@ -102,7 +102,7 @@ def test_what_reverses_needs_durations_and_says_so(tmp_path: Path, failing: Run)
     found = save(tmp_path / "found.json", {"results": {"a": [ROW | {"score": 0.9}]}})
     merged = ("merge", found, found, "--out", tmp_path / "out.json", "--reverse-b", "--annotations", src)
     for command in (("reverse", src, tmp_path / "back.json"), merged):
-        assert f"{src}: video a: its duration is not stated; write a file with durations: " in failing(*command)
+        assert f"{src}: the duration of a is not stated; write a file with durations: " in failing(*command)
     assert not (tmp_path / "back.json").exists()
     assert not (tmp_path / "out.json").exists()
 
@@ -122,7 +122,9 @@ def test_check_reads_the_durations_of_hacs_as_convert_does(tmp_path: Path, run: 
 
 
 MALFORMED = {
-    "native": {"database": {"a": {"subset": "t", "duration": "soon", "annotations": [{"segment": [1], "label": "x"}]}}},
+    "native": {
+        "database": {"a": {"subset": "t", "duration": "soon", "annotations": [{"segment": [1], "label": "x"}]}}
+    },
     "multilabel": {"a": {"subset": "t", "duration": "soon", "actions": [[1, 2]]}},
     "bsn": {"a": {"subset": "t", "duration_second": "soon", "annotations": [{"segment": [1], "label": "x"}]}},
     "Charades_v1_train.csv": "id,actions,length\na,c1 2,soon\n",
@@ -137,10 +139,14 @@ def test_check_names_every_defect_and_convert_the_first(name: str, tmp_path: Pat
     path = save(tmp_path / (name if "." in name else f"{name}.json"), MALFORMED[name])
     src = path.parent if path.suffix == ".txt" else path
     report = check_annotations(src)
-    assert [defect.kind for defect in report.defects] == ["unreadable"] * 2
+    (defects,) = report.defects.values()
+    assert [defect.kind for defect in defects] == ["unreadable"] * 2
     said = failing("annotations", "convert", src, tmp_path / "out.json")
-    first = report.defects[0]
-    assert f"{src}: video {first.video}: {first.detail}; correct it (`bitad annotations check` names every def" in said
+    first = defects[0]
+    assert (
+        f"{src}: video {first.video}: {first.detail}; correct it (`bitad annotations check` names every def"
+        in said
+    )
     assert run("annotations", "check", src, status=1).count(f"\n{first.video}: unreadable: ") == 2
 
 
@@ -170,7 +176,11 @@ def test_multilabel_classes_are_numbers_without_a_list(tmp_path: Path, run: Run)
         ((1, 3), "one\ntwo\nthree\n", ("one", "three")),
         ((1, 3), "1 one\n2 two\n3 three\n", ("one", "three")),
         ((0, 2), "1 one\n2 two\n3 three\n", ("one", "three")),  # MultiTHUMOS' list with a copy that counts from 0
-        ((1, 2), "c000 Holding some clothes\nc001 Putting it away\nc002 Taking it\n", ("Putting it away", "Taking it")),
+        (
+            (1, 2),
+            "c000 Holding some clothes\nc001 Putting it away\nc002 Taking it\n",
+            ("Putting it away", "Taking it"),
+        ),
         ((7, 12), "7 Pitch\n9 Dunk\n12 Billiards\n", ("Pitch", "Billiards")),
         ((0.0, 2.0), "zero\none\ntwo\n", ("zero", "two")),
         (("0", "2"), "zero\none\ntwo\n", ("zero", "two")),
@@ -193,7 +203,11 @@ def test_multilabel_numbers_are_named_by_the_list_beside(tmp_path: Path, run: Ru
     said = run("annotations", "convert", src, tmp_path / "out.json", "--class-list", tmp_path / "out.txt")
     assert f"classes are named by {tmp_path / 'class_list.txt'}, from 1 on" in said
     assert (tmp_path / "out.txt").read_text() == "Walk\nSit\n"
-    assert rows(read_annotations(tmp_path / "out.json"))["a"] == [(1, 2, "Sit"), (5, 6.5, "Walk"), (16, 22.2, "Sit")]
+    assert rows(read_annotations(tmp_path / "out.json"))["a"] == [
+        (1, 2, "Sit"),
+        (5, 6.5, "Walk"),
+        (16, 22.2, "Sit"),
+    ]
 
 
 def test_multilabel_numbers_that_no_list_explains_are_refused(tmp_path: Path, failing: Run) -> None:
@@ -201,7 +215,7 @@ def test_multilabel_numbers_that_no_list_explains_are_refused(tmp_path: Path, fa
     convert = ("annotations", "convert", src, tmp_path / "out.json", "--classes")
     said = failing(*convert, save(tmp_path / "four.txt", "a\nb\nc\nd\n"))
     assert "class numbers are 1 to 2" in said
-    assert "they may count from 0 or from 1; number the names" in said
+    assert 'number its names, "0 NAME" or "1 NAME" a line' in said
     said = failing(*convert, save(tmp_path / "one.txt", "only\n"))
     assert "video a: class 2 is not one of the 1 of the list of classes, from 1 on" in said
 
@@ -217,7 +231,7 @@ def test_multilabel_frames_become_seconds_where_the_list_of_videos_tells(
     read = read_annotations(tmp_path / "out.json")
     assert (rows(read)["a"], read.videos["a"].clock) == ([(4, 50, "Walk")], Clock(1138.0, 22760, None))
     save(src, stated | {"b": stated["a"]})
-    assert "does not state the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
+    assert "list the frames and duration of b" in failing(*convert, src, tmp_path / "x", "--video-info", info)
 
 
 BSN = {
@@ -252,14 +266,16 @@ def test_bsns_subsets_are_in_its_list_of_videos(beside: bool, tmp_path: Path, ru
 def test_bsn_without_subsets_says_where_they_are_looked_for(tmp_path: Path, failing: Run) -> None:
     src = save(tmp_path / "anet_anno_action.json", BSN)
     convert = ("annotations", "convert", src, tmp_path / "out.json")
-    assert "it states no subsets; put video_info_new.csv beside it, or name that with --video-info" in failing(*convert)
+    said = failing(*convert)
+    assert "anet_anno_action.json: no subset of video v_a (and of 1 more)" in said
+    assert "name the list of these videos, such as video_info_new.csv, with --video-info" in said
     save(tmp_path / "video_info_new.csv", BSN_VIDEOS.rpartition("v_b")[0])
     for action in (convert, ("annotations", "check", src)):
         said = failing(*action)
-        assert "video_info_new.csv: no subset of video v_b of " in said
+        assert "video_info_new.csv: no subset of video v_b; " in said
         assert "missing: 'v_b'; there: 'v_a'; name the list of these videos" in said
     save(tmp_path / "video_info_new.csv", "video,numFrame,seconds\nv_a,600,20\nv_b,250,10\n")
-    assert "it states no subsets; name the list of these videos, such as video_info_new.csv" in failing(*convert)
+    assert "there: nothing; name the list of these videos, such as video_info_new.csv" in failing(*convert)
 
 
 def test_lists_of_videos_are_read_under_the_names_that_projects_use(tmp_path: Path) -> None:
@@ -314,7 +330,7 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
     assert check_annotations(save(tmp_path / "val_Annotation_ours.csv", text)).subsets == {"validation": 1}
     assert check_annotations(tmp_path).subsets == {"validation": 1}
     save(tmp_path / "val_Annotation.csv", text)
-    assert "holds the same videos; name one of the two" in failing("annotations", "convert", tmp_path, tmp_path / "o")
+    assert "hold the same videos; name one of them" in failing("annotations", "convert", tmp_path, tmp_path / "o")
 
 
 @pytest.mark.parametrize(
@@ -331,7 +347,7 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
             {"x": {"subset": "t", "duration": 3}},
             "the first with keys subset, duration; the nearest format is mult",
         ),
-        ("a.json", {"x": {"subset": "t", "duration": 3}}, "without the keys actions"),
+        ("a.json", {"x": {"subset": "t", "duration": 3}}, "without actions"),
         ("a.json", {}, "a JSON object without keys;"),
         ("a.json", [{"video": "a", "start": 1}], "a JSON list of 1 objects, the first with keys video, start;"),
         ("a.json", "text", "a JSON string;"),
@@ -342,29 +358,35 @@ def test_gtads_table_of_other_videos_has_its_subset_in_its_name(tmp_path: Path, 
             "id,start,end,label\n",
             "a CSV file with columns id, start, end, label; the nearest format is gtad, with",
         ),
-        ("a.csv", "id,start,end,label\n", "without the columns video, type;"),
+        ("a.csv", "id,start,end,label\n", "without video, type;"),
         ("a.csv", "\n", "a file of empty lines;"),
         ("a.csv", "", "empty: it has no bytes"),
         ("a.csv", "name,begin\n", "a CSV file with columns name, begin; the nearest format is gtad, without"),
         ("a.txt", "hello\n", 'a text with lines such as "hello"; the nearest format is thumos14'),
         ("a.json", [["a", 1, 2]], "a JSON list of 1 values; the nearest format is native, without"),
         ("a.json", {"results": {"a": []}}, "these are detections, which `bitad evaluate` reads;"),
-        ("a.jsonl", "{}\n{}\n", "a JSON text; give it a name that ends in .json, if it is one JSON document;"),
-        ("a.dat", "x", "a text; give it a name that ends in .csv or .txt, if it is a table or lines;"),
+        ("a.jsonl", "{}\n{}\n", "a JSON text; write it, or name it, as .json, .csv or .txt;"),
+        ("a.dat", "x", "a text; write it, or name it, as .json, .csv or .txt;"),
         (
             "a.txt",
             "vid 1.5 2.5\n",
-            'a text with lines such as "vid 1.5 2.5"; the nearest format is thumos14, which has lines',
+            'a text with lines such as "vid 1.5 2.5"; the nearest format is thumos14, THUMOS14',
         ),
-        ("a.txt", '{"database": {}}', "a JSON text; give it a name that ends in .json"),
+        ("a.txt", '{"database": {}}', "a JSON text; write it, or name it, as .json"),
         ("a.txt", "\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("a.mat", "MATLAB 5.0 MAT-file", "a MATLAB file"),
-        ("a.pkl", "\x80\x04\x95", "write it as JSON with the project that wrote it;"),
+        ("a.pkl", "\x80\x04\x95", "write it, or name it, as .json, .csv or .txt;"),
         ("sub/a.bin", "x", "a folder with a.bin;"),
-        ("sub/gt.json", {"database": {}}, "a folder with gt.json; gt.json in it is of format native: name that file"),
+        (
+            "sub/gt.json",
+            {"database": {}},
+            "a folder with gt.json; gt.json in it is of format native: name that file",
+        ),
     ],
 )
-def test_what_no_reader_reads_is_described(name: str, content: Any, looks: str, tmp_path: Path, failing: Run) -> None:
+def test_what_no_reader_reads_is_described(
+    name: str, content: Any, looks: str, tmp_path: Path, failing: Run
+) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     binary = isinstance(content, str) and path.suffix != ".json"
@@ -390,7 +412,13 @@ def test_the_wrong_form_says_which_is_right(tmp_path: Path, failing: Run) -> Non
     other = save(tmp_path / "b.json", {"x": 3})
     assert "it is a JSON object with keys x" in failing(*convert, other, tmp_path / "out.json", "--from", "hacs")
     assert "`bitad annotations convert` makes one of other formats" in failing(
-        "evaluate", "--ground-truth", save(tmp_path / "m.json", MULTILABEL), "--detections", native, "--subset", "t"
+        "evaluate",
+        "--ground-truth",
+        save(tmp_path / "m.json", MULTILABEL),
+        "--detections",
+        native,
+        "--subset",
+        "t",
     )
 
 
@@ -399,7 +427,9 @@ def test_a_conversion_without_a_video_says_so(tmp_path: Path, run: Run, failing:
     src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
     said = run("annotations", "convert", src, out, "--missing", "drop")
     assert "subsets: none\nno video is left: the file written holds no ground truth\n" in said
-    assert "no videos in it" in failing("annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json")
+    assert "no videos in it" in failing(
+        "annotations", "convert", save(src, {"database": {}}), tmp_path / "no.json"
+    )
     assert not (tmp_path / "no.json").exists()
 
 
@@ -422,7 +452,9 @@ def test_what_a_list_of_videos_lacks_is_told_by_the_names_of_both(
 def test_a_form_is_recognised_though_its_first_video_lacks_something(tmp_path: Path, failing: Run) -> None:
     src = save(tmp_path / "m.json", {"v": {"subset": "t", "duration": 3, "actions": None}, **MULTILABEL})
     assert recognise(src) == "multilabel"
-    assert "video v: actions None are not a list" in failing("annotations", "convert", src, tmp_path / "out.json")
+    assert "video v: annotations 'actions None' are not a list" in failing(
+        "annotations", "convert", src, tmp_path / "out.json"
+    )
     assert recognise(save(tmp_path / "anet_anno_action.json", {"v": {}, **BSN})) == "bsn"
 
 
@@ -441,7 +473,7 @@ def test_a_video_without_a_duration_is_said_not_to_be_reversed(tmp_path: Path, r
     src = save(tmp_path / "t" / "Ambiguous_test.txt", "video_test_2 1 2\n").parent
     info = save(tmp_path / "info.json", {"video_test_1": {"duration": 9, "fps": 30}})
     said = run("annotations", "convert", src, tmp_path / "out", "--both-directions", "--video-info", info)
-    assert "forward annotations, because a video without a duration cannot be reversed: 'video_test_2'" in said
+    assert "forward annotations, as they have no duration: 'video_test_2'" in said
     out = tmp_path / "out.json"
     convert = ("annotations", "convert", src, out, "--to", "actionformer", "--video-info", info)
     assert "leave it out with --missing drop" in failing(*convert)
@@ -471,20 +503,22 @@ def test_a_list_of_videos_without_names_says_which_columns_may_hold_them(tmp_pat
     src = save(tmp_path / "a.json", database(annotations=[]))
     info = save(tmp_path / "info.csv", "file,duration\na,3\n")
     said = failing("annotations", "convert", src, tmp_path / "out.json", "--video-info", info)
-    assert "no column 'video_id' or 'video' or " in said
+    assert "no column 'video_id'; it needs video_id" in said
     assert "it has file, duration" in said
 
 
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        ("A\nB\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
-        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names only 2; name the list"),
+        ("A\nB\n", "its class numbers are 1 to 3, and {} names 2; name the list"),
+        ("1 A\n2 B\n", "its class numbers are 1 to 3, and {} names 2; name the list"),
         ("1 A\n1 B\n3 C\n", "{}: a number has two class names in it"),
         ("1 A\n2 A\n3 C\n", "{}: a number has two class names in it, or a class name two numbers"),
     ],
 )
-def test_a_list_that_cannot_name_the_numbers_says_why(classes: str, says: str, tmp_path: Path, failing: Run) -> None:
+def test_a_list_that_cannot_name_the_numbers_says_why(
+    classes: str, says: str, tmp_path: Path, failing: Run
+) -> None:
     video = {"subset": "t", "duration": 9, "actions": [[1, 1, 2], [3, 2, 3]]}
     src, named = save(tmp_path / "m.json", {"v": video}), save(tmp_path / "classes.txt", classes)
     assert says.format(named) in failing("annotations", "convert", src, tmp_path / "out.json", "--classes", named)
@@ -519,7 +553,7 @@ def test_a_folder_in_the_place_of_the_output_is_named(tmp_path: Path, failing: R
     assert says in failing("annotations", "convert", src, file, "--class-list", folder)
     assert says in failing("reverse", src, folder)
     assert f"{src} is not a folder" in failing("annotations", "convert", src, src, "--both-directions")
-    assert "annotations are written to this file" in failing("annotations", "convert", src, file, "--class-list", file)
+    assert "is also DST; name another file" in failing("annotations", "convert", src, file, "--class-list", file)
     assert not file.exists()
 
 
@@ -531,7 +565,9 @@ def test_annotations_that_are_not_json_are_not_reversed_as_a_video(tmp_path: Pat
     assert rows(read_annotations(tmp_path / "out.json")) == {"a": [(0.5, 2, "x")]}
 
 
-def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(tmp_path: Path, run: Run, failing: Run) -> None:
+def test_a_list_may_lack_the_durations_of_videos_that_are_not_asked_for(
+    tmp_path: Path, run: Run, failing: Run
+) -> None:
     src = save(tmp_path / "a.json", database(annotations=[{"segment": [1, 2], "label": "x"}]))
     convert = ("annotations", "convert", src, tmp_path / "out.json", "--video-info")
     timed, untimed = {"subset": "t", "duration": 5}, {"subset": "t", "duration": None}

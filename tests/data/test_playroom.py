@@ -122,7 +122,9 @@ def test_an_irreversible_class_played_backwards_is_no_class(label: str, other: s
     backwards = course(performer(label, START_S, END_S))[:, ::-1]
     for amount in (-1.2, -0.8, 0.8, 1.2):
         for cycles in (1.0, 2.0, 2.5, 3.0):
-            again = course(performer(other, DURATION_S - END_S, DURATION_S - START_S, amount=amount, cycles=cycles))
+            again = course(
+                performer(other, DURATION_S - END_S, DURATION_S - START_S, amount=amount, cycles=cycles)
+            )
             assert np.abs(backwards - again).max() > 0.05
 
 
@@ -213,10 +215,13 @@ def test_a_video_is_annotated_with_what_happens_in_it(tmp_path: Path, monkeypatc
     assert np.abs(shown.astype(int) - drawn).mean() < 8
 
 
-def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(tmp_path: Path) -> None:
+def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(playroom, "PIXELS", 32)
     told: list[tuple[int, int]] = []
     annotations = write_data_set(
-        tmp_path, training=1, validation=1, seed=3, workers=1, on_progress=lambda *step: told.append(step)
+        tmp_path, training=1, validation=1, seed=3, workers=0, on_progress=lambda *step: told.append(step)
     )
     assert told == [(1, 2), (2, 2)]
     classes = tmp_path / "annotations" / "category_idx.txt"

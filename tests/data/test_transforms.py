@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config.schema import AugmentationConfig
 from bitad.data.transforms import Crop, apply_crop, centre_crop, random_colour, random_crop, recolour
 
 SEEDS = st.integers(0, 2**31)
@@ -12,7 +13,7 @@ SEEDS = st.integers(0, 2**31)
 @given(SEEDS, st.integers(4, 300), st.integers(4, 300))
 @settings(deadline=None)
 def test_a_random_crop_lies_inside_the_picture(seed, height, width):
-    crop = random_crop(np.random.default_rng(seed), height, width, area=(0.08, 1), aspect=(0.75, 4 / 3), flip=0.5)
+    crop = random_crop(np.random.default_rng(seed), height, width, AugmentationConfig())
     assert crop.top >= 0
     assert crop.left >= 0
     assert crop.height >= 1
@@ -42,14 +43,18 @@ def test_the_centre_crop_is_a_square_in_the_middle():
 
 def test_no_change_of_colour_changes_nothing():
     frames = torch.randint(0, 256, (2, 70, 4, 4, 3), dtype=torch.uint8)
-    matrix = random_colour(np.random.default_rng(0), brightness=0, contrast=0, saturation=0, hue=0)
+    matrix = random_colour(
+        np.random.default_rng(0), AugmentationConfig(brightness=0, contrast=0, saturation=0, hue=0)
+    )
     assert (recolour(frames, torch.from_numpy(matrix).expand(2, 3, 4)) == frames).all()
 
 
 @given(SEEDS)
 @settings(deadline=None, max_examples=25)
 def test_colour_is_one_affine_map_for_every_pixel_of_a_window(seed):
-    matrix = random_colour(np.random.default_rng(seed), brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)
+    matrix = random_colour(
+        np.random.default_rng(seed), AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)
+    )
     frames = np.random.default_rng(seed).integers(0, 256, (1, 3, 4, 5, 3), np.uint8)
     slow = np.empty(frames.shape)
     for index in np.ndindex(frames.shape[:-1]):
@@ -60,12 +65,16 @@ def test_colour_is_one_affine_map_for_every_pixel_of_a_window(seed):
 
 def test_grey_stays_grey_under_hue_and_saturation():
     grey = torch.full((1, 1, 1, 1, 3), 90, dtype=torch.uint8)
-    matrix = random_colour(np.random.default_rng(1), brightness=0, contrast=0, saturation=0.9, hue=0.5)
+    matrix = random_colour(
+        np.random.default_rng(1), AugmentationConfig(brightness=0, contrast=0, saturation=0.9, hue=0.5)
+    )
     assert recolour(grey, torch.from_numpy(matrix)[None]).flatten().tolist() == pytest.approx([90, 90, 90], abs=1)
 
 
 def test_colour_does_not_depend_on_the_precision_of_the_network():
-    matrix = random_colour(np.random.default_rng(2), brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)
+    matrix = random_colour(
+        np.random.default_rng(2), AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1)
+    )
     frames = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (1, 2, 8, 8, 3), np.uint8))
     matrices = torch.from_numpy(matrix)[None]
     with torch.autocast("cpu", torch.bfloat16):
@@ -75,7 +84,10 @@ def test_colour_does_not_depend_on_the_precision_of_the_network():
 def test_each_window_has_its_own_colour_and_the_frames_given_stay():
     frames = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 70, 32, 33, 3), np.uint8))
     before, rng = frames.clone(), np.random.default_rng(3)
-    drawn = [random_colour(rng, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1) for _ in frames]
+    drawn = [
+        random_colour(rng, AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1))
+        for _ in frames
+    ]
     out = recolour(frames, torch.from_numpy(np.stack(drawn)))
     assert (frames == before).all()
     for pixels, matrix, changed in zip(frames.numpy(), drawn, out.numpy(), strict=True):

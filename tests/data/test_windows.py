@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitad.config.schema import WindowConfig
 from bitad.data.dataset import random_window, sliding_windows
 from bitad.timeline import Grid
 
@@ -74,7 +75,9 @@ def videos(draw):
 def test_a_random_window_keeps_only_actions_that_are_complete_enough(video, length, seed):
     total, segments = video
     labels = np.arange(len(segments))
-    start, steps, kept, kept_labels = random_window(np.random.default_rng(seed), total, length, segments, labels)
+    start, steps, kept, kept_labels = random_window(
+        np.random.default_rng(seed), total, segments, labels, WindowConfig(steps=length)
+    )
     assert start >= 0
     assert start + steps <= total
     assert steps <= length
@@ -92,5 +95,5 @@ def test_a_random_window_keeps_only_actions_that_are_complete_enough(video, leng
 @settings(deadline=None)
 def test_a_random_window_contains_an_action_where_one_fits(seed):
     segments, labels = np.array([[400.0, 410.0]]), np.array([3])
-    *_, kept_labels = random_window(np.random.default_rng(seed), 600, 200, segments, labels)
+    *_, kept_labels = random_window(np.random.default_rng(seed), 600, segments, labels, WindowConfig(steps=200))
     assert list(kept_labels) == [3]

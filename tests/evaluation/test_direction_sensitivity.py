@@ -88,16 +88,12 @@ def test_the_most_frequent_name_comes_with_its_share() -> None:
     assert calls.most_frequent("open") == ("close", pytest.approx(2 / 3))
     assert calls.most_frequent("close") == ("open", 1.0)
     assert calls.most_frequent("jump") == (NOTHING, 1.0)
-    assert calls.share("open", "close") == pytest.approx(2 / 3)
-    assert calls.share("open", "open") == 0
-    assert calls.share("jump", NOTHING) == 1
 
 
-def test_a_class_without_actions_has_no_name_and_no_share() -> None:
+def test_a_class_without_actions_has_no_name() -> None:
     calls = called_classes(truth(a=[(1, 3, "open")]), DETECTIONS)
     with pytest.raises(ValueError, match="class jump has no ground truth"):
         calls.most_frequent("jump")
-    assert calls.share("jump", "open") == 0
 
 
 def test_detections_on_the_reverse_clock_name_the_same_actions() -> None:
@@ -107,7 +103,9 @@ def test_detections_on_the_reverse_clock_name_the_same_actions() -> None:
 
 def test_the_order_of_the_detectors_classes_does_not_matter() -> None:
     other = DETECTIONS.with_classes(CLASSES[::-1])
-    np.testing.assert_array_equal(called_classes(ACTIONS, other).counts, called_classes(ACTIONS, DETECTIONS).counts)
+    np.testing.assert_array_equal(
+        called_classes(ACTIONS, other).counts, called_classes(ACTIONS, DETECTIONS).counts
+    )
 
 
 def test_other_classes_are_refused() -> None:
@@ -162,8 +160,8 @@ AS_EVER = all_found(OWN)
 def verdicts(reversed_playback: Detections, trained: Detections = AS_EVER) -> dict[str, str]:
     made = sensitivity(
         SEEN, forward=[trained], backward=[trained], reversed_playback=[reversed_playback], tiou=TIOU
-    ).verdicts
-    return {label: str(verdict) for label, verdict in made.items()}
+    )
+    return {one.label: one.verdict for one in made.classes}
 
 
 def test_classes_found_on_reversed_playback_as_ever_are_symmetric() -> None:
@@ -211,7 +209,9 @@ def test_what_no_network_has_learnt_is_not_sorted() -> None:
 def test_the_figures_are_those_of_the_evaluation() -> None:
     forward, backward = AS_EVER, all_found(OWN | {"jump": "open"})
     reversed_playback = all_found(OWN | {"open": "close"})
-    made = sensitivity(SEEN, forward=[forward], backward=[backward], reversed_playback=[reversed_playback], tiou=TIOU)
+    made = sensitivity(
+        SEEN, forward=[forward], backward=[backward], reversed_playback=[reversed_playback], tiou=TIOU
+    )
     for found_there, figures in (
         (forward, [one.forward for one in made.classes]),
         (backward, [one.backward for one in made.classes]),

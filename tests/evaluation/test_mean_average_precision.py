@@ -124,7 +124,9 @@ def slow_ap(ground_truth: Annotations, detections: Detections, label: str, tiou:
     """One class's interpolated AP, detection by detection, as the rule's text says."""
     videos = ground_truth.videos.values()
     segments = {
-        video.name: [tuple(s) for s, name in zip(video.segments.tolist(), video.labels, strict=True) if name == label]
+        video.name: [
+            tuple(s) for s, name in zip(video.segments.tolist(), video.labels, strict=True) if name == label
+        ]
         for video in videos
     }
     total = sum(map(len, segments.values()))

@@ -85,7 +85,8 @@ def slow_ap(ground_truth: Annotations, detections: Detections, label: str, thres
         mine = [
             (detections.scores[i], tuple(detections.segments[i]))
             for i in range(len(detections))
-            if detections.videos[detections.video[i]] == video and detections.classes[detections.labels[i]] == label
+            if detections.videos[detections.video[i]] == video
+            and detections.classes[detections.labels[i]] == label
         ]
         mine.sort(key=lambda detection: -detection[0])  # stable, as MATLAB's
         free = [True] * len(mine)
@@ -265,7 +266,9 @@ def test_intervals_of_another_file_are_as_good_as_the_ground_truths_own():
 
 def test_every_segment_counts_also_copies_and_those_without_length():
     rows = [(0, 10, "a"), (0, 10, "a"), (20, 20, "a")]
-    result = evaluate_by_thumos_kit(truth({"u": rows}), found({"u": [(0, 10, "a", 0.9), (0, 9, "a", 0.8)]}), tiou=[0.5])
+    result = evaluate_by_thumos_kit(
+        truth({"u": rows}), found({"u": [(0, 10, "a", 0.9), (0, 9, "a", 0.8)]}), tiou=[0.5]
+    )
     assert result.segments.tolist() == [3]
     assert result.segments_dropped == 0
     assert result.average_map == pytest.approx(2 / 3)
@@ -303,7 +306,9 @@ def test_refusals():
         evaluate_by_thumos_kit(truth({"u": [(0, 10, "Ambiguous")]}), nothing, tiou=TIOU)
     with pytest.raises(ValueError, match="tIoU thresholds"):
         evaluate_by_thumos_kit(ground_truth, nothing, tiou=[0.0])
-    with pytest.raises(ValueError, match="the ambiguous intervals are of y, but the ground truth has no such video"):
+    with pytest.raises(
+        ValueError, match="the ambiguous intervals are of y, but the ground truth has no such video"
+    ):
         evaluate_by_thumos_kit(ground_truth, nothing, tiou=TIOU, ambiguous={"y": np.array([[0.0, 1.0]])})
 
 
@@ -311,7 +316,9 @@ def test_refusals():
 
 
 def test_annotation_files_give_their_ambiguous_intervals(tmp_path):
-    write_annotations(truth({"u": [(0, 10, "a"), (30, 40, "Ambiguous")], "v": [(1, 2, "a")]}), tmp_path / "gt.json.gz")
+    write_annotations(
+        truth({"u": [(0, 10, "a"), (30, 40, "Ambiguous")], "v": [(1, 2, "a")]}), tmp_path / "gt.json.gz"
+    )
     (intervals,) = read_ambiguous(tmp_path / "gt.json.gz").items()
     assert intervals[0] == "u"
     assert intervals[1].tolist() == [[30, 40]]
@@ -361,4 +368,4 @@ def test_the_command_line_evaluates_by_the_kit(tmp_path, capsys):
     assert json.loads((tmp_path / "map.json").read_text())["rule"] == "activitynet"
 
     assert main([*command, *ambiguous]) == 1
-    assert "add --rule thumos-kit" in capsys.readouterr().err
+    assert "use rule thumos-kit" in capsys.readouterr().err

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.inference.postprocess import Candidates, decode
+from bitad.inference.postprocess import decode
 from bitad.models.heads import Points, Prediction
-from bitad.timeline import mirror_positions
+from bitad.timeline import mirror_positions, mirror_segments
 
 POINTS = Points.of_levels((4, 2), (1, 2), [(0.0, 4.0), (4.0, 10000.0)])
 
@@ -73,13 +73,11 @@ def test_decoding_builds_no_graph() -> None:
 
 
 def test_mirroring_swaps_the_ends_and_is_its_own_inverse() -> None:
-    candidates = Candidates(np.array([[2.0, 5.0], [-1.0, 0.5]]), np.array([0.5, 0.25]), np.array([1, 0]))
-    mirrored = candidates.mirrored(10)
-    assert mirrored.segments.tolist() == [[4.0, 7.0], [8.5, 10.0]]
-    assert mirrored.segments[0, 0] == mirror_positions(5.0, 10)
-    assert mirrored.mirrored(10).segments.tolist() == candidates.segments.tolist()
-    assert mirrored.scores.tolist() == candidates.scores.tolist()
-    assert mirrored.labels.tolist() == candidates.labels.tolist()
+    segments = np.array([[2.0, 5.0], [-1.0, 0.5]])
+    mirrored = mirror_segments(segments, 10)
+    assert mirrored.tolist() == [[4.0, 7.0], [8.5, 10.0]]
+    assert mirrored[0, 0] == mirror_positions(5.0, 10)
+    assert mirror_segments(mirrored, 10).tolist() == segments.tolist()
 
 
 @pytest.mark.parametrize("broken", ["logits", "distances"])

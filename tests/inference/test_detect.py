@@ -48,7 +48,12 @@ from bitad.weights.checkpoint import Checkpoint, save_checkpoint
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 INIT = ("init.forward=f", "init.reverse=b")  # asked for; nothing here reads them
-EXACT = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.method=vanilla", "test.nms.iou_threshold=0.9")
+EXACT = (
+    "test.rounding=false",
+    "test.nms.voting_threshold=0",
+    "test.nms.method=vanilla",
+    "test.nms.iou_threshold=0.9",
+)
 
 
 class TruthOnTheGrid:
@@ -66,7 +71,9 @@ class TruthOnTheGrid:
     def grid(self, video: AnnotatedVideo) -> Grid:
         return self.source.grid(video)
 
-    def read(self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0) -> Tensor:
+    def read(
+        self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
+    ) -> Tensor:
         features = torch.zeros(grid.steps, len(CLASSES) + 2)
         for (start, end), label in zip(grid.to_steps(video.segments), video.labels, strict=True):
             for x in range(max(0, int(np.ceil(start))), min(grid.steps, int(end) + 1)):
@@ -84,10 +91,10 @@ class Oracle(Detector):
 
     def __init__(self, *, reverse: bool) -> None:
         nn.Module.__init__(self)
-        self.reverse = reverse
+        self.backbone, self.reverse = None, reverse
         self.lengths: list[int] = []
 
-    def predict(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
+    def predict_features(self, inputs: Tensor, mask: Tensor) -> Prediction:  # [B, C, T], [B, T]
         self.lengths += mask.sum(1).tolist()
         steps = inputs.shape[2]
         distances = inputs[:, -2:].transpose(1, 2)
@@ -118,8 +125,12 @@ def heard(config: Config, *, ranks: Ranks = ALONE, **keywords: Any) -> Detection
 @pytest.mark.parametrize("steps", [16, 32, 64])
 @pytest.mark.parametrize("overlap", [0, 0.5])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_an_oracle_is_heard_at_the_right_seconds(features: Path, direction: str, overlap: float, steps: int) -> None:
-    config = config_of(features, f"direction={direction}", f"window.overlap={overlap}", f"window.steps={steps}", *EXACT)
+def test_an_oracle_is_heard_at_the_right_seconds(
+    features: Path, direction: str, overlap: float, steps: int
+) -> None:
+    config = config_of(
+        features, f"direction={direction}", f"window.overlap={overlap}", f"window.steps={steps}", *EXACT
+    )
     found, truth = heard(config), truth_of(config)
     assert found.basis == "forward"
     for name, video in truth.videos.items():
@@ -140,7 +151,9 @@ def test_an_oracle_is_heard_at_the_right_seconds(features: Path, direction: str,
 def test_videos_of_one_window_are_heard_at_the_right_seconds(
     features: Path, direction: str, steps: int, layout: str
 ) -> None:
-    config = config_of(features, f"direction={direction}", f"window.layout={layout}", f"window.steps={steps}", *EXACT)
+    config = config_of(
+        features, f"direction={direction}", f"window.layout={layout}", f"window.steps={steps}", *EXACT
+    )
     found, truth = heard(config), truth_of(config)
     for name, video in truth.videos.items():
         mine = found.of_video(name)
@@ -304,7 +317,9 @@ def test_both_bases_are_merged_by_the_configurations_method_and_suppression(
 
 def test_nothing_of_two_forward_networks_is_called_reverse(features: Path, tmp_path: Path) -> None:
     config = config_of(features, "experiment=1-1", *INIT, "pair.second=forward", *EXACT)
-    results = detect(pair_of_oracles(config), truth_of(config), TruthOnTheGrid(build_source(config)), config, ALONE)
+    results = detect(
+        pair_of_oracles(config), truth_of(config), TruthOnTheGrid(build_source(config)), config, ALONE
+    )
     (tmp_path / "detections.reverse.json").write_text("an earlier version's")
     results.write(tmp_path)
     files = {file.name for file in tmp_path.iterdir()}
@@ -335,7 +350,9 @@ def checkpoint_of(config: Config, *, rate_hz: float = 4.0) -> Checkpoint:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_results_are_written_in_forward_and_in_reverse_time(features: Path, tmp_path: Path, direction: str) -> None:
+def test_results_are_written_in_forward_and_in_reverse_time(
+    features: Path, tmp_path: Path, direction: str
+) -> None:
     config = config_of(features, f"direction={direction}")
     evaluations = run_test(checkpoint_of(config), tmp_path, ALONE)
     forward, reverse = (read_detections(tmp_path / f"detections{part}.json") for part in ("", ".reverse"))
@@ -371,8 +388,8 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
     config = config_of(videos)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
     file = videos.parent / "videos" / "test_0.mp4"
-    found, failed = detect_videos(checkpoint, {"test_0": file}, ALONE)
-    assert failed == {}
+    found = detect_videos(checkpoint, {"test_0": file}, ALONE)
+    assert found.unread == {}
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert found.videos == tested.videos == ("test_0",)
     assert len(found) > 0
@@ -384,7 +401,7 @@ def test_videos_are_detected_in_as_in_testing(videos: Path) -> None:
 def test_a_pair_detects_in_videos_what_it_finds_in_testing_merged(videos: Path) -> None:
     config = config_of(videos, "experiment=2x", *INIT)
     checkpoint = checkpoint_of(config, rate_hz=FPS / 2)
-    found, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
+    found = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
     tested = detect(checkpoint.network(), truth_of(config), build_source(config), config, ALONE).merged
     assert len(found) > 0
     np.testing.assert_array_equal(found.segments, tested.segments)
@@ -396,13 +413,15 @@ def test_a_video_of_another_rate_is_sampled_at_that_of_the_training(videos: Path
     checkpoint = checkpoint_of(config_of(videos), rate_hz=FPS / 2)
     frames = [numbered_picture(i // 2) for i in range(150)]
     write_video(tmp_path / "fast.mp4", frames, fps=2 * FPS, crf=12)
-    slow, _ = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
-    fast, _ = detect_videos(checkpoint, {"fast": tmp_path / "fast.mp4"}, ALONE)
+    slow = detect_videos(checkpoint, {"test_0": videos.parent / "videos" / "test_0.mp4"}, ALONE)
+    fast = detect_videos(checkpoint, {"fast": tmp_path / "fast.mp4"}, ALONE)
     assert fast.durations_s["fast"] == pytest.approx(slow.durations_s["test_0"])
     assert abs(len(slow) - len(fast)) < 0.1 * len(slow)
     np.testing.assert_allclose(fast.scores[:20], slow.scores[:20], rtol=0.1)
     source = VideoFiles(
-        {"v": tmp_path / "fast.mp4"}.__getitem__, pixels=32, sampling=Sampling(rate_hz=checkpoint.rate_hz)
+        {"v": tmp_path / "fast.mp4"}.__getitem__,
+        pixels=32,
+        sampling=Sampling(checkpoint.config.window, checkpoint.rate_hz),
     )
     assert source.grid(AnnotatedVideo("v", "", 1.0, np.zeros((0, 2)), ())).stride_frames == 4
 
@@ -447,14 +466,16 @@ def test_a_class_agnostic_run_trains_is_tested_and_reported_with_and_without_sco
 
 def test_scores_of_videos_need_a_detector_that_does_not_name_what_it_finds(features: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"test.video_scores names the classes of every segment itself; set data.class_agnostic"
+        ValueError, match=r"test.video_scores names the classes of segments; set data.class_agnostic"
     ):
         config_of(features, "test.video_scores=scores.json")
 
 
 @given(first=st.integers(0, 5), count=st.integers(0, 40), batch=st.integers(1, 4), readers=st.integers(1, 5))
 @settings(deadline=None)
-def test_each_reader_in_turn_gets_a_stretch_of_all_windows(first: int, count: int, batch: int, readers: int) -> None:
+def test_each_reader_in_turn_gets_a_stretch_of_all_windows(
+    first: int, count: int, batch: int, readers: int
+) -> None:
     batches = _consecutive_batches(first, first + count, batch=batch, readers=readers)
     assert sorted(window for one in batches for window in one) == list(range(first, first + count))
     for reader in range(readers):
@@ -462,7 +483,9 @@ def test_each_reader_in_turn_gets_a_stretch_of_all_windows(first: int, count: in
         assert own == list(range(own[0], own[0] + len(own))) if own else True
 
 
-def test_a_test_of_a_run_does_not_read_videos_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_of_a_run_does_not_read_videos_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(video_data(tmp_path / "data", test=2), f"output={tmp_path / 'runs'}")
     run = tmp_path / "moved"
     cache = IndexCache(run / "index")

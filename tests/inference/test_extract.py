@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -30,13 +31,15 @@ from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.samples import collate
 from bitad.data.sources import build_source
 from bitad.inference.encoders import Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
-from bitad.inference.extract import ExtractionReport, deal, extract_features, feature_folders, find_videos
+from bitad.inference.extract import deal, extract_features, feature_folders, find_videos
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
 from bitad.models.network import Detector, Pair
 from bitad.models.vit import VisionTransformer, sinusoid_table
 from bitad.timeline import Direction
 from bitad.video.decoding import PictureStream
+from bitad.video.files import VideosReport
+from bitad.video.indexing import IndexCache
 from bitad.video.reader import VideoReader
 from bitad.video.reverse import reverse_video
 from bitad.video.writer import write_video
@@ -106,9 +109,11 @@ def extract(
     *,
     precision: Precision = "float32",
     stored: Stored = "float32",
-) -> ExtractionReport:
+) -> VideosReport:
     folders = feature_folders(encoder, out, directions, precision=precision, stored=stored)
-    return extract_features(encoder, find_videos(list(videos)), folders, ALONE)
+    return extract_features(
+        encoder, find_videos(list(videos)), folders, ALONE, IndexCache(Path(os.devnull) / "index")
+    )
 
 
 def tiny_encoder(backbone: Path, *, stride: int = 4, clips: int = 3, length: int | None = None) -> Encoder:
@@ -166,7 +171,7 @@ def test_clip_features_are_the_transformers_on_each_clip_alone(
     vit: VisionTransformer, backbone: Path, videos: Path, tmp_path: Path, stride: int, clips: int
 ) -> None:
     report = extract(tiny_encoder(backbone, stride=stride, clips=clips), [videos], tmp_path, DIRECTIONS)
-    assert report == ExtractionReport(done=("v16", "v43", "v76", "v9"), kept=(), failed={})
+    assert report == VideosReport(done=("v16", "v43", "v76", "v9"), kept=(), failed={})
     for name in report.done if stride != 1 else ("v43",):
         for view in DIRECTIONS:
             expected = clip_reference(vit, videos / f"{name}.mp4", stride, reverse=view == "reverse")
@@ -193,7 +198,7 @@ def test_clips_of_other_lengths_have_the_sinusoid_go_on_or_end_earlier(
     extract(tiny_encoder(backbone, length=length), [videos / "v43.mp4"], tmp_path)
     expected = clip_reference(other.eval(), videos / "v43.mp4", 4, length=length)
     np.testing.assert_allclose(FeatureStore(tmp_path).read("v43"), expected, rtol=1e-4, atol=1e-4)
-    assert read_sidecar(tmp_path)[0].feature_offset_frames == (length - 1) / 2
+    assert read_sidecar(tmp_path).settings.feature_offset_frames == (length - 1) / 2
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 2])
@@ -222,14 +227,16 @@ def test_a_runs_features_are_what_its_pyramid_stands_on(
         found = FeatureStore(tmp_path / "out").read(name)
         assert len(found) == {"long": 38, "short": 15}[name]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    described, _ = read_sidecar(tmp_path / "out")
+    described = read_sidecar(tmp_path / "out").settings
     assert (described.feature_stride_frames, described.feature_offset_frames) == (2, 0)
     assert (described.window_steps, described.window_overlap, described.direction) == (32, 0.75, view)
     assert described.checkpoint == f"{tmp_path.name}/best.pt"
     assert file.is_file()
 
 
-def test_a_detectors_file_with_its_configuration_is_as_good_as_a_run(data: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_detectors_file_with_its_configuration_is_as_good_as_a_run(
+    data: Path, videos: Path, tmp_path: Path
+) -> None:
     run, network = untrained(data, tmp_path / "best.pt")
     save_file(network.state_dict(), tmp_path / "detector.safetensors")
     encoders = (load_encoder(run), load_encoder(tmp_path / "detector.safetensors", config=config_of(data)))
@@ -262,7 +269,10 @@ def test_the_control_has_no_network_for_reverse_playback(data: Path, tmp_path: P
 
 
 @given(
-    frames=st.integers(1, 400), stride=st.integers(1, 20), length=st.integers(1, 12), overlap=st.sampled_from([0, 0.9])
+    frames=st.integers(1, 400),
+    stride=st.integers(1, 20),
+    length=st.integers(1, 12),
+    overlap=st.sampled_from([0, 0.9]),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_step_comes_from_the_window_in_whose_middle_it_lies(
@@ -271,7 +281,9 @@ def test_every_step_comes_from_the_window_in_whose_middle_it_lies(
     encoder = backbone_only
     encoder.stride_frames, encoder.window_steps, encoder.window_overlap = stride, length, overlap
     pieces = list(encoder.chunks(frames))
-    assert [row for piece in pieces for row in range(piece.first, piece.stop)] == list(range(encoder.steps(frames)))
+    assert [row for piece in pieces for row in range(piece.first, piece.stop)] == list(
+        range(encoder.steps(frames))
+    )
     middles = np.array([piece.frames[0] / stride + (length - 1) / 2 for piece in pieces])
     for i, piece in enumerate(pieces):
         assert piece.frames.max() < frames
@@ -317,7 +329,9 @@ def test_reverse_features_are_those_of_the_reversed_file(
     np.testing.assert_allclose(flipped, played[::-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["v43", "v9"])  # one window, padded; every 2nd frame from either end is the same one
+@pytest.mark.parametrize(
+    "name", ["v43", "v9"]
+)  # one window, padded; every 2nd frame from either end is the same one
 def test_reverse_features_of_a_run_are_those_of_the_reversed_file(
     data: Path, videos: Path, tmp_path: Path, name: str
 ) -> None:
@@ -346,7 +360,8 @@ def test_a_data_set_reads_the_folder_and_turns_windows_of_reverse_features_round
     path = feature_data(tmp_path / "data")
     write_annotations(Annotations({"v76": truth}, CLASSES), path.parent / "annotations.json")
     for view in DIRECTIONS:
-        described, known = read_sidecar(tmp_path / "out" / view)
+        sidecar = read_sidecar(tmp_path / "out" / view)
+        described, known = sidecar.settings, sidecar.videos
         config = config_of(
             path, f"direction={view}", f"data.features={tmp_path / 'out' / view}", *described.overrides().split()
         )
@@ -400,7 +415,9 @@ def test_work_is_dealt_out_whole_and_nearly_evenly(sizes: list[int], hands: int)
 # What is kept, and what is refused.
 
 
-def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     encoder, out = tiny_encoder(backbone), tmp_path / "out"
     extract(encoder, [videos], out, DIRECTIONS)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*.npy")}
@@ -409,7 +426,7 @@ def test_what_is_whole_is_kept_and_only_the_rest_is_made_again(backbone: Path, v
     cut = out / "forward" / "v76.npy"
     cut.write_bytes(cut.read_bytes()[:-1])
     report = extract(encoder, [videos], out, DIRECTIONS)
-    assert report == ExtractionReport(done=("v43", "v76"), kept=("v16", "v9"), failed={}, again=("v76",))
+    assert report == VideosReport(done=("v43", "v76"), kept=("v16", "v9"), failed={}, again=("v76",))
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*.npy")}
     again = {f"{path.parent.name}/{path.stem}" for path in before if before[path][1] != after[path][1]}
     assert again == {"forward/v76", "reverse/v43"}
@@ -421,7 +438,7 @@ def test_a_video_that_has_changed_is_done_again(backbone: Path, videos: Path, tm
     for frames, done in ((40, ("v",)), (40, ()), (41, ("v",))):  # 40 and 41 frames have as many rows
         write_video(video, (numbered_picture(number) for number in range(frames)), fps=FPS)
         assert extract(encoder, [video], tmp_path / "out").done == done
-        assert read_sidecar(tmp_path / "out")[1]["v"].frames == frames
+        assert read_sidecar(tmp_path / "out").videos["v"].frames == frames
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
@@ -440,24 +457,32 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     assert begun == [["features.json"]]  # what will be there is said before anything is
     extract(tiny_encoder(backbone), [videos / "v9.mp4", videos / "v16.mp4"], tmp_path)
     described = json.loads((tmp_path / "features.json").read_text())
-    del described["videos"]["v16"]  # of a process that was killed, or has not recorded it yet: of which file is it?
+    del described["videos"][
+        "v16"
+    ]  # of a process that was killed, or has not recorded it yet: of which file is it?
     (tmp_path / "features.json").write_text(json.dumps(described))
     report = extract(tiny_encoder(backbone), [videos], tmp_path)
     assert (report.kept, report.again) == (("v9",), ("v16",))
-    assert sorted(read_sidecar(tmp_path)[1]) == ["v16", "v43", "v76", "v9"]
+    assert sorted(read_sidecar(tmp_path).videos) == ["v16", "v43", "v76", "v9"]
 
 
-def test_a_folder_of_other_features_is_refused_with_what_differs(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_features_is_refused_with_what_differs(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     out, video = tmp_path / "out", videos / "v16.mp4"
     extract(tiny_encoder(backbone), [video], out)
     described = (out / "features.json").read_bytes()
-    with pytest.raises(ValueError, match=r"feature_stride_frames was 4, is 8, direction was forward, is reverse; name"):
+    with pytest.raises(
+        ValueError, match=r"feature_stride_frames was 4, is 8, direction was forward, is reverse; name"
+    ):
         extract(tiny_encoder(backbone, stride=8), [video], out, ("reverse",))
     with pytest.raises(ValueError, match="stored was float32, is float16"):
         extract(tiny_encoder(backbone), [video], out, stored="float16")
     weights = load_file(backbone)
     save_file(weights | {"patch_embed.bias": weights["patch_embed.bias"] + 1}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"checkpoint was tiny\S+ \(\w{12}\), is other\S+ \(\w{12}\); name another"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint was tiny\S+ \(\w{12}\), is other\S+ \(\w{12}\); name another"
+    ):
         extract(tiny_encoder(tmp_path / "other.safetensors"), [video], out)
     assert (out / "features.json").read_bytes() == described
     shutil.copy(backbone, tmp_path / "renamed.safetensors")
@@ -480,14 +505,16 @@ def test_a_folder_that_does_not_say_what_it_holds_is_refused(backbone: Path, vid
         extract(tiny_encoder(backbone), [videos], tmp_path / "v16.npy")
 
 
-def test_bad_videos_are_named_at_the_end_and_hold_up_no_other(backbone: Path, videos: Path, tmp_path: Path) -> None:
+def test_bad_videos_are_named_at_the_end_and_hold_up_no_other(
+    backbone: Path, videos: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     report = extract(tiny_encoder(backbone), [broken, videos / "v16.mp4"], tmp_path / "out")
     assert report.done == ("v16",)
     assert "not a video" in report.failed["broken"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.json", "v16.npy"]
-    assert list(read_sidecar(tmp_path / "out")[1]) == ["v16"]
+    assert list(read_sidecar(tmp_path / "out").videos) == ["v16"]
 
 
 def test_a_full_disk_ends_the_work_and_leaves_nothing_half_written(
@@ -531,7 +558,7 @@ def test_half_precision_is_of_the_file_and_bfloat16_of_the_products(
     np.testing.assert_array_equal(half, whole.astype(np.float16))
     error = np.abs(rough - whole).max() / np.abs(whole).max()
     assert 1e-5 < error < 0.05
-    assert read_sidecar(tmp_path / "rough")[0].precision == "bfloat16"
+    assert read_sidecar(tmp_path / "rough").settings.precision == "bfloat16"
 
 
 # Videos and weights.
@@ -588,7 +615,9 @@ def test_weights_without_a_backbone_of_known_size_are_refused(
         "(96 wide, 3 blocks, MLP 384, patch 16), with unknown attention heads; known sizes are tiny, s, b"
         in refused(shallow)
     )
-    assert "1 missing: blocks.3.norm1.bias" in refused({k: v for k, v in weights.items() if k != "blocks.3.norm1.bias"})
+    assert "1 missing: blocks.3.norm1.bias" in refused(
+        {k: v for k, v in weights.items() if k != "blocks.3.norm1.bias"}
+    )
     detector = build_network(config_of(data), 3).state_dict()
     assert "is not a checkpoint of BiTAD but a detector" in refused(detector)
     adapted = {name: t for name, t in detector.items() if name.startswith("backbone.vit.")}
@@ -596,7 +625,7 @@ def test_weights_without_a_backbone_of_known_size_are_refused(
     assert "has adapters, but not the length of their windows" in refused(adapted)
     with pytest.raises(FileNotFoundError):
         load_encoder(tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"has no best\.pt or last\.pt yet"):
         load_encoder(_made(tmp_path / "run"))
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="not a readable checkpoint or file of weights"):
@@ -631,7 +660,7 @@ def test_runs_that_make_no_features_of_videos_say_why(data: Path, tmp_path: Path
         load_encoder(run, clip_frames=8)
     for layout in ("resized", "whole"):
         run, _ = untrained(data, tmp_path / f"{layout}.pt", f"window.layout={layout}")
-        with pytest.raises(ValueError, match=rf"was trained with window\.layout={layout}; .* in sliding windows"):
+        with pytest.raises(ValueError, match=rf"has window\.layout={layout}; give a run with"):
             load_encoder(run)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitad.cli import main
 from bitad.config.schema import Config
-from bitad.data import readers
+from bitad.data import dataset
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
@@ -57,8 +57,8 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_GRACE_S", 0.3)
-    monkeypatch.setattr(readers, "_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(dataset, "_GRACE_S", 0.3)
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[], object]) -> None:
@@ -136,7 +136,11 @@ def test_it_counts_against_the_map(path: Path) -> None:
     truth = truth_of(config)
     perfect = Detections.from_videos(
         {
-            name: (video.segments, np.ones(len(video.labels)), np.array([CLASSES.index(one) for one in video.labels]))
+            name: (
+                video.segments,
+                np.ones(len(video.labels)),
+                np.array([CLASSES.index(one) for one in video.labels]),
+            )
             for name, video in truth.videos.items()
             if name != "test_1"
         },
@@ -174,7 +178,9 @@ def test_a_file_that_is_no_video_is_one_that_cannot_be_read(
     found = results(of(path, *how, "test.on_read_error=skip")).merged
     assert set(np.unique(found.video)) == {0, 2}
     assert set(found.details["unread"]) == {"test_1", "test_3"}
-    with pytest.raises(ValueError, match=r"testing: none of the 2 videos can be read; test_1: .*no video 'test_1'"):
+    with pytest.raises(
+        ValueError, match=r"testing: none of the 2 videos can be read; test_1: .*no video 'test_1'"
+    ):
         results(of(path, *how, "test.on_read_error=skip"), "test_0", "test_2")
 
 
@@ -222,7 +228,9 @@ def test_a_process_that_nothing_interrupts_is_ended_and_is_an_error_that_says_wh
     reading(monkeypatch, "test_2", hang_whatever_comes)
     config = of(path, f"test.backbone={backbone}", "test.workers=2", "test.read_timeout_s=1")
     began = time.monotonic()
-    with pytest.raises(ChildProcessError, match="reading video test_2 took longer than 1 s and could not be interr"):
+    with pytest.raises(
+        ChildProcessError, match="reading video test_2 took longer than 1 s and could not be interr"
+    ):
         results(config, "test_1")
     assert time.monotonic() - began < 20
     assert multiprocessing.active_children() == []

@@ -96,16 +96,22 @@ def test_the_data_sets_classes_choose_and_order_the_columns(written):
         ({"results": {}}, 'no "results" object'),
         ({"results": {"a": [1.0]}}, 'video a has scores without names, and the file has no "class" list of names'),
         ({"results": {"a": [1.0]}, "class": CLASSES}, "video a has 1 scores for the 3 classes"),
-        ({"results": {"a": [1.0, None, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score None, no number"),
+        (
+            {"results": {"a": [1.0, None, 2.0]}, "class": CLASSES},
+            "video a: class 'jump' has the score None, no number from 0 up",
+        ),
         ({"results": {"a": [1.0, math.nan, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score nan"),
         ({"results": {"a": [1.0, True, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score True"),
         ({"results": {"a": 0.5}, "class": CLASSES}, "video a: 0.5 are not scores"),
         ({"results": {"a": [{"label": "run"}]}}, "video a: class 'run' has the score None"),
         ({"results": {"a": [{"label": "run", "score": 1}] * 2}}, "video a scores a class twice"),
         ({"results": {"a": {"fly": 1}}, "class": CLASSES}, "video a scores fly, which the file's list"),
-        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class jump has the negative score -4.0"),
-        ({"results": {"a": [1.0]}, "class": "run"}, "class 'run' is not a list of names"),
-        ({"results": {"a": [1.0, 2.0]}, "class": ["run", "run"]}, "a name occurs twice"),
+        ({"results": {"a": [1.0, -4.0, 2.0]}, "class": CLASSES}, "video a: class 'jump' has the score -4.0"),
+        ({"results": {"a": [1.0]}, "class": "run"}, "class 'run' is not a list of names that"),
+        (
+            {"results": {"a": [1.0, 2.0]}, "class": ["run", "run"]},
+            r"class \['run', 'run'\] is not a list of names that occur once",
+        ),
     ],
 )
 def test_defects_are_named_with_file_and_video(written, content, says):
@@ -119,7 +125,9 @@ def test_what_there_are_no_scores_of_is_named_with_the_file(written, tmp_path):
     scores = read_video_scores(written(FORMS["CUHK"]))
     with pytest.raises(ValueError, match=r"scores\.json: no scores of video xyz among those of 2 videos"):
         scores.label(candidates((0, 1, 0.5, 0)), "xyz")
-    with pytest.raises(ValueError, match=r"scores\.json: no scores of class fly; its classes are run, jump, throw"):
+    with pytest.raises(
+        ValueError, match=r"scores\.json: no scores of class fly; its classes are run, jump, throw"
+    ):
         scores.with_classes(["run", "fly"])
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_video_scores(tmp_path / "missing.json")

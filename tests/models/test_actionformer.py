@@ -55,7 +55,9 @@ def names_of(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("level_norms", [True, False])
-@pytest.mark.parametrize("model", [{}, {"attention_window": 5, "stem_blocks": 2, "levels": 4}, {"layer_scale": None}])
+@pytest.mark.parametrize(
+    "model", [{}, {"attention_window": 5, "stem_blocks": 2, "levels": 4}, {"layer_scale": None}]
+)
 @torch.no_grad()
 def test_its_files_give_its_output(tmp_path: Path, level_norms: bool, model: dict[str, Any]) -> None:
     config = config_of(tmp_path, level_norms=level_norms, **model)
@@ -96,8 +98,8 @@ def test_with_our_epsilon_and_padding_the_output_is_the_same_in_padded_windows_t
 @pytest.mark.parametrize(
     ("has", "said"),
     [
-        (False, "it has no layer norm at the end of each level, the configuration has one (model.level_norms=false"),
-        (True, "it has a layer norm at the end of each level, the configuration has none (model.level_norms=true"),
+        (False, "model.level_norms is false in the file, true in the configuration"),
+        (True, "model.level_norms is true in the file, false in the configuration"),
     ],
 )
 def test_a_configuration_of_the_other_kind_names_the_key(

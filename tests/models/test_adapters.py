@@ -5,13 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitad.models.adapters import Bottleneck, CrossAdapter, TemporalAdapter, is_adapter
-from bitad.models.vit import TokenGrid
+from bitad.models.vit import CrossAdapter, TemporalAdapter, TokenGrid, is_adapter
 
 GRID = TokenGrid(clips=3, time=2, height=2, width=1)
 
 
-def learned(adapter: Bottleneck) -> None:
+def learned(adapter: TemporalAdapter) -> None:
     torch.manual_seed(0)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
@@ -29,7 +28,9 @@ def cross_adapter_and_tokens(kernel_size: int = 3) -> tuple[CrossAdapter, Tensor
     return adapter, torch.randn(6, 4, 8), torch.randn(6, 4, 8)
 
 
-def one_place_at_a_time(adapter: Bottleneck, tokens: Tensor, windows: int, other: Tensor | None = None) -> Tensor:
+def one_place_at_a_time(
+    adapter: TemporalAdapter, tokens: Tensor, windows: int, other: Tensor | None = None
+) -> Tensor:
     """The same by its formula, for each window and place by itself, over the time of the window."""
     tokens = tokens.reshape(windows, 6, 2, 8)  # [window, clip and time, place, C]
     out = torch.empty_like(tokens)
@@ -72,14 +73,14 @@ def test_it_sees_across_clips_but_not_across_windows() -> None:
 def test_a_cross_adapter_mixes_both_networks_along_the_time_of_the_window(kernel_size: int) -> None:
     adapter, tokens, other = cross_adapter_and_tokens(kernel_size)
     expected = one_place_at_a_time(adapter, tokens, windows=2, other=other)
-    torch.testing.assert_close(adapter(tokens, other, GRID), expected)
+    torch.testing.assert_close(adapter(tokens, GRID, other), expected)
 
 
 def test_a_cross_adapter_sees_the_other_network_as_far_as_its_own() -> None:
     adapter, tokens, other = cross_adapter_and_tokens()
     for x in (tokens, other):
         x.requires_grad_()
-    adapter(tokens, other, GRID)[0, 3].sum().backward()
+    adapter(tokens, GRID, other)[0, 3].sum().backward()
     for x in (tokens, other):
         assert x.grad is not None
         assert (x.grad.abs().sum(-1) > 0).nonzero().tolist() == [[0, 1], [0, 3], [1, 1]]
@@ -89,13 +90,13 @@ def test_a_cross_adapter_that_hears_nothing_is_a_temporal_one() -> None:
     adapter, tokens, other = cross_adapter_and_tokens()
     temporal = TemporalAdapter(8, reduction=2)
     temporal.load_state_dict({name: w for name, w in adapter.state_dict().items() if name != "down_other.weight"})
-    assert torch.equal(adapter(tokens, torch.zeros_like(other), GRID), temporal(tokens, GRID))
+    assert torch.equal(adapter(tokens, GRID, torch.zeros_like(other)), temporal(tokens, GRID))
 
 
 def test_a_new_adapter_changes_nothing() -> None:
     tokens = torch.randn(6, 4, 8)
     assert torch.equal(TemporalAdapter(8)(tokens, GRID), tokens)
-    assert torch.equal(CrossAdapter(8)(tokens, torch.randn(6, 4, 8), GRID), tokens)
+    assert torch.equal(CrossAdapter(8)(tokens, GRID, torch.randn(6, 4, 8)), tokens)
 
 
 def test_a_new_adapter_can_learn() -> None:
@@ -110,7 +111,7 @@ def test_a_cross_adapters_first_step_depends_on_the_other_network() -> None:
     tokens, gradients = torch.randn(6, 4, 8), []
     adapter = CrossAdapter(8)
     for other in (torch.zeros_like(tokens), torch.randn(6, 4, 8)):
-        adapter(tokens, other, GRID).square().sum().backward()
+        adapter(tokens, GRID, other).square().sum().backward()
         gradients.append(adapter.up.weight.grad)
         adapter.zero_grad()
     assert not torch.allclose(*gradients)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitad.config.names import Alignment
-from bitad.models.adapters import TemporalAdapter
 from bitad.models.alignment import aligned
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Head, Points, Prediction
@@ -23,7 +22,7 @@ from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer
 
 STEPS = 32
 laws = settings(deadline=None, max_examples=50)
@@ -66,12 +65,13 @@ def test_it_equals_a_search_for_the_nearest_point(window: tuple[Points, Tensor],
     found = aligned(other)
     assert found.points is points
     assert torch.equal(found.mask, other.mask)
+    positions, strides = points.position.tolist(), points.stride.tolist()
     for b, steps in enumerate(real.tolist()):
         valid = other.mask[b].nonzero()[:, 0].tolist()
         for j in valid:
-            position, stride = points.position[j].item(), points.stride[j].item()
-            level = [i for i in valid if points.stride[i] == stride]
-            offsets = [steps - 1 - points.position[i].item() - position for i in level]
+            position, stride = positions[j], strides[j]
+            level = [i for i in valid if strides[i] == stride]
+            offsets = [steps - 1 - positions[i] - position for i in level]
             offset, i = min(zip(offsets, level, strict=True), key=lambda pair: (abs(pair[0]), pair[1]))
             to_end, to_start = other.distances[b, i].tolist()
             assert torch.equal(found.logits[b, j], other.logits[b, i])
@@ -213,7 +213,9 @@ def mirror_image(network: Detector) -> Detector:
     mirrored = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in mirrored.parameters():
-            if parameter.ndim >= 3:  # kernels, of tubelets, of adapters and of the pyramid: time is the third dimension
+            if (
+                parameter.ndim >= 3
+            ):  # kernels, of tubelets, of adapters and of the pyramid: time is the third dimension
                 parameter.copy_(parameter.flip(2))
         for parameter in mirrored.head.regression.output.parameters():  # to the start, to the end; or bins of both
             parameter.copy_(parameter.flip(0))
@@ -244,7 +246,9 @@ def same(one: Prediction, two: Prediction, kept: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("tridet", "window"), [(False, None), (False, 5), (True, 1), (True, [1, 3, 5, 3])], ids=lambda value: str(value)
+    ("tridet", "window"),
+    [(False, None), (False, 5), (True, 1), (True, [1, 3, 5, 3])],
+    ids=lambda value: str(value),
 )
 @torch.no_grad()
 def test_with_strict_padding_the_mirror_image_agrees_on_every_window(
@@ -298,7 +302,9 @@ def test_from_raw_frames_the_mirror_image_agrees_on_full_windows() -> None:
         adapters=[TemporalAdapter(8), TemporalAdapter(8)],
     )
     network = detector(backbone=VideoBackbone(vit), padding="reference")
-    frames = torch.randint(0, 256, (1, STEPS, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    frames = torch.randint(
+        0, 256, (1, STEPS, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     mask = torch.ones(1, STEPS, dtype=torch.bool)
     forward = network.predict(frames, mask)
     level_0 = forward.points.stride[None] == 1

@@ -11,9 +11,8 @@ import torch
 from builders import CHANNELS, CLASSES, config_of, feature_data, video_data
 from safetensors.torch import save_file
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import load_config
-from bitad.config.names import SIZES
+from bitad.config.names import EXPERIMENTS, SIZES
 from bitad.config.schema import ModelConfig, Section
 from bitad.models.backbone import VideoBackbone
 from bitad.models.build import BACKBONES, FUSIONS, HEADS, PYRAMIDS, build_network
@@ -57,7 +56,12 @@ def test_without_a_backbone_everything_trains(features: Path) -> None:
 
 
 def test_what_is_frozen_never_changes_and_what_trains_does(videos: Path, tmp_path: Path) -> None:
-    overrides = ("training.epochs=3", "training.evaluate_from=2", f"output={tmp_path}", "training.weight_decay=0.5")
+    overrides = (
+        "training.epochs=3",
+        "training.evaluate_from=2",
+        f"output={tmp_path}",
+        "training.weight_decay=0.5",
+    )
     trainer = Trainer(config_of(videos, *overrides), ALONE)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.run(until=2)
@@ -69,7 +73,9 @@ def test_what_is_frozen_never_changes_and_what_trains_does(videos: Path, tmp_pat
 
 
 def test_the_network_has_the_sizes_that_the_configuration_names(features: Path, videos: Path) -> None:
-    config = config_of(features, "model.levels=4", "model.channels=24", "model.head_convolutions=1", "model.heads=3")
+    config = config_of(
+        features, "model.levels=4", "model.channels=24", "model.head_convolutions=1", "model.heads=3"
+    )
     detector = build_network(config, 7).eval()
     prediction = detector.predict(torch.randn(2, CHANNELS, 32), torch.ones(2, 32, dtype=torch.bool))
     assert prediction.logits.shape == (2, 32 + 16 + 8 + 4, 7)
@@ -110,7 +116,9 @@ def test_pretrained_weights_fill_the_transformer_and_leave_the_adapters(videos: 
     config = config_of(videos)
     donor, receiver = build_network(config, 3), build_network(config, 3)
     assert isinstance(donor.backbone, VideoBackbone)
-    weights = {name: w.contiguous() for name, w in donor.backbone.vit.state_dict().items() if ".adapter." not in name}
+    weights = {
+        name: w.contiguous() for name, w in donor.backbone.vit.state_dict().items() if ".adapter." not in name
+    }
     save_file(weights, tmp_path / "vit.safetensors")
     before = {name: tensor.clone() for name, tensor in receiver.state_dict().items()}
     load_pretrained(receiver, config_of(videos, f"model.backbone.weights={tmp_path / 'vit.safetensors'}"))
@@ -122,7 +130,9 @@ def test_pretrained_weights_fill_the_transformer_and_leave_the_adapters(videos: 
 def test_weights_of_another_network_are_refused_in_one_line(videos: Path, tmp_path: Path) -> None:
     detector = build_network(config_of(videos), 3)
     assert isinstance(detector.backbone, VideoBackbone)
-    weights = {name: w.clone() for name, w in detector.backbone.vit.state_dict().items() if ".adapter." not in name}
+    weights = {
+        name: w.clone() for name, w in detector.backbone.vit.state_dict().items() if ".adapter." not in name
+    }
     del weights["blocks.0.norm1.weight"]
     weights["blocks.9.norm1.weight"] = torch.zeros(96)
     weights["patch_embed.bias"] = torch.zeros(7)
@@ -176,11 +186,13 @@ def test_the_demos_backbone_fits_the_demos_configuration_and_stays_small() -> No
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # within PyTorch
 def test_a_machine_without_a_compiler_compiles_nothing(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(videos, "model.backbone.compile=true")
-    monkeypatch.setenv("CXX", sys.executable)  # something that is there: blocks are compiled when they are first used
+    monkeypatch.setenv(
+        "CXX", sys.executable
+    )  # something that is there: blocks are compiled when they are first used
     plain = build_network(config_of(videos), len(CLASSES))
     assert list(build_network(config, len(CLASSES)).state_dict()) == list(plain.state_dict())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler on this mach"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler; install one"):
         build_network(config, len(CLASSES))
 
 

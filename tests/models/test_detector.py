@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitad.models.adapters import TemporalAdapter, is_adapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead, Prediction
 from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer, is_adapter
 
 STEPS = 32
 
@@ -43,7 +42,9 @@ def test_backbone_features_are_the_clips_averages_interpolated() -> None:
     for window in video:
         tubelets = []
         for clip in window.split(16):  # without adapters every clip stands alone
-            pixels = (clip.float() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
+            pixels = (clip.float() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor(
+                [58.395, 57.12, 57.375]
+            )
             tokens = backbone.vit(pixels.permute(3, 0, 1, 2)[None], 1)  # [1, 8, 2, 2, C]
             tubelets += [tokens[0, t].mean((0, 1)) for t in range(8)]
         # Tubelet i covers the frames 2i and 2i + 1, so its middle is at 2i + 0.5.
@@ -102,7 +103,9 @@ def test_adapters_learn_behind_a_frozen_backbone_with_and_without_checkpointing(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_training_and_evaluation_return_the_same_type(training: bool) -> None:
-    prediction = detector().train(training).predict(torch.randn(2, 5, STEPS), torch.ones(2, STEPS, dtype=torch.bool))
+    prediction = (
+        detector().train(training).predict(torch.randn(2, 5, STEPS), torch.ones(2, STEPS, dtype=torch.bool))
+    )
     assert isinstance(prediction, Prediction)
     assert prediction.logits.shape == (2, 60, 3)
     assert len(prediction.points) == 60

@@ -38,7 +38,11 @@ def of_class(prediction: Prediction, number: int) -> Prediction:
 
 def targets_of(prediction: Prediction) -> Targets:
     """Two actions that last equally long at the same time, another one, none."""
-    segments = [torch.tensor([[2.0, 9.0], [2.0, 9.0], [11.0, 14.0]]), torch.tensor([[3.0, 9.0]]), torch.empty(0, 2)]
+    segments = [
+        torch.tensor([[2.0, 9.0], [2.0, 9.0], [11.0, 14.0]]),
+        torch.tensor([[3.0, 9.0]]),
+        torch.empty(0, 2),
+    ]
     labels = [torch.tensor([0, 3, 1]), torch.tensor([2]), torch.empty(0, dtype=torch.int64)]
     return assign(prediction.points, segments, labels, CLASSES)
 
@@ -113,6 +117,8 @@ def test_agreement_compares_the_distances_of_the_classes_that_are_there() -> Non
     one, other = predicted(0), predicted(1)
     targets, loss = targets_of(one), DetectionLoss()
     assert loss.agreement(one, one, targets) == 0
-    changed = one._replace(distances=torch.where(targets.class_targets[..., None] > 0, one.distances, other.distances))
+    changed = one._replace(
+        distances=torch.where(targets.class_targets[..., None] > 0, one.distances, other.distances)
+    )
     assert loss.agreement(one, changed, targets) == 0
     assert loss.agreement(one, one._replace(distances=other.distances), targets) > 0

@@ -46,7 +46,10 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("DINO or DINOv2", weights("blocks.0.ls1.gamma", patch_embed__proj=IMAGE)),
     ("CLIP", weights("logit_scale", "visual.transformer.resblocks.0.ln_1.weight", visual__conv1=IMAGE)),
     ("TimeSformer", weights("blocks.0.temporal_attn.qkv.weight", patch_embed__proj=IMAGE)),
-    ("Video Swin", weights("backbone.layers.0.blocks.0.attn.qkv.weight", backbone__patch_embed__proj=(8, 3, 2, 4, 4))),
+    (
+        "Video Swin",
+        weights("backbone.layers.0.blocks.0.attn.qkv.weight", backbone__patch_embed__proj=(8, 3, 2, 4, 4)),
+    ),
     ("Video Swin", weights("features.1.0.attn.relative_position_bias_table", patch_embed__proj=(8, 3, 2, 4, 4))),
     ("Swin, of images", weights("layers.0.blocks.0.attn.qkv.weight", patch_embed__proj=(8, 3, 4, 4))),
     ("Swin or Video Swin", weights("layers.0.blocks.0.attn.qkv.weight")),
@@ -69,14 +72,19 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("BSN's proposal", weights(fc1=(8, 8), fc2=(1, 8))),
     (
         "TriDet's own release",
-        weights("backbone.branch.0.convkw.weight", "reg_head.offset_head.conv.weight", "backbone.embd.0.conv.weight"),
+        weights(
+            "backbone.branch.0.convkw.weight", "reg_head.offset_head.conv.weight", "backbone.embd.0.conv.weight"
+        ),
     ),
     ("DyFADet", weights("rpn_head.cls_convs.0.0.kernel_conv.gate_conv.weight", "projection.embed.0.conv.weight")),
     ("a detector on Mamba", weights("projection.stem.0.mamba.A_log", "rpn_head.cls_head.weight")),
     ("a detector of the DETR kind (TadTR", weights("class_embed.0.weight", "segment_embed.0.layers.0.weight")),
     ("AFSD", weights("coarse_pyramid_detection.pyramids.0.0.conv3d.weight")),
     ("TemporalMaxer", weights("projection.embed.0.conv.weight", "rpn_head.scale.1.scale")),
-    ("fpn_type: fpn", weights("neck.fpn_convs.0.conv.weight", "reg_head.scale.0.scale", "backbone.embd.0.conv.weight")),
+    (
+        "fpn_type: fpn",
+        weights("neck.fpn_convs.0.conv.weight", "reg_head.scale.0.scale", "backbone.embd.0.conv.weight"),
+    ),
     ("use_rel_pe: true", weights("backbone.stem.0.attn.rel_pe", "backbone.embd.0.conv.weight")),
     ("input_dim: a list", weights("backbone.proj.0.conv.weight", "backbone.embd.0.conv.weight")),
     ("embd_with_ln: false", weights("backbone.embd.0.conv.bias", "backbone.embd.0.conv.weight")),
@@ -92,7 +100,9 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda content: {"state_dict": content, "epoch": 3}], ids=["top", "state_dict"])
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda content: {"state_dict": content, "epoch": 3}], ids=["top", "state_dict"]
+)
 @pytest.mark.parametrize(("called", "content"), EXAMPLES)
 def test_what_is_not_ours_is_called_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], called: str, content: dict[str, Any], wrap: Any
@@ -127,8 +137,8 @@ def test_what_is_ours_is_in_no_row_of_the_table(project: str) -> None:
 @pytest.mark.parametrize(
     ("content", "called"),
     [
-        ([torch.ones(2), {"a": 1}], "it is a list of 2 (Tensor, dict)"),
-        ((), "it is a list of 0"),
+        ([torch.ones(2), {"a": 1}], "it is a list; name the file"),
+        ((), "it is a tuple; name the file"),
         (torch.ones(2, 3), "it is one tensor, [2, 3]"),
         (3, "it is a int"),
         ({}, "it is empty"),
@@ -140,7 +150,7 @@ def test_what_is_ours_is_in_no_row_of_the_table(project: str) -> None:
         ({0: torch.ones(2), None: torch.ones(2)}, "it has none, only 0, None"),
         (
             {f"towers.{n}.weight": torch.ones(2) for n in range(62)},
-            "the first is 'towers.0.weight', then 'towers.1.weight' and 'towers.2.weight', of 62 tensors",
+            "tensors 'towers.0.weight', 'towers.1.weight', 'towers.2.weight' and 59 more",
         ),
     ],
 )
@@ -191,7 +201,9 @@ _CONTENTS = st.recursive(
 
 @given(content=_CONTENTS)
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_whatever_a_file_holds_is_read_or_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any
@@ -236,7 +248,9 @@ def test_a_damaged_checkpoint_of_ours_is_called_one(tmp_path: Path, capsys: pyte
         lambda named: {f"network.{name}": tensor for name, tensor in named.items()},
         lambda named: {f"_forward_module.module.{name}": tensor for name, tensor in named.items()},
         lambda named: {name.replace("blocks.0.", "blocks.0.module."): tensor for name, tensor in named.items()},
-        lambda named: {name.replace("attn.", "_orig_mod.attn._orig_mod."): tensor for name, tensor in named.items()},
+        lambda named: {
+            name.replace("attn.", "_orig_mod.attn._orig_mod."): tensor for name, tensor in named.items()
+        },
         lambda named: {
             name.replace("blocks.", "_fsdp_wrapped_module.blocks.").replace(
                 "mlp.", "_checkpoint_wrapped_module.mlp."
@@ -263,7 +277,8 @@ def test_of_two_sets_of_which_none_is_meant_more_both_are_named(
     torch.save({"student": first, "teacher": second}, tmp_path / "w.pth")
     assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 1
     assert (
-        f"{tmp_path / 'w.pth'}: it holds 2 sets of weights, student, teacher; save the one" in capsys.readouterr().err
+        f"{tmp_path / 'w.pth'}: it holds 2 sets of weights, student, teacher; save the one"
+        in capsys.readouterr().err
     )
     torch.save({"student": first, "copy": first}, tmp_path / "w.pth")
     assert main(["weights", "inspect", str(tmp_path / "w.pth")]) == 0
@@ -278,7 +293,9 @@ def test_of_two_sets_of_which_none_is_meant_more_both_are_named(
         weights(pyramid__embed__0__conv=(8, 4, 3), head__classification__output=(2, 8, 3))
         | {"head.scales": torch.ones(20000)},
         weights(patch_embed__proj=CLIP),
-        weights(patch_embed__proj=(0, 3, 2, 0, 0), blocks__0__mlp__fc1=(0, 8), blocks__0__adapter__down_proj=(0, 8)),
+        weights(
+            patch_embed__proj=(0, 3, 2, 0, 0), blocks__0__mlp__fc1=(0, 8), blocks__0__adapter__down_proj=(0, 8)
+        ),
     ],
 )
 def test_a_network_that_cannot_be_does_not_fit(
@@ -287,7 +304,7 @@ def test_a_network_that_cannot_be_does_not_fit(
     torch.save(named, tmp_path / "w.pth")
     assert main(["weights", "inspect", str(tmp_path / "w.pth"), "--config", "thumos14/videomae-s"]) == 1
     out, err = capsys.readouterr()
-    assert "with the given configuration: it " in out or "missing: " in out
+    assert " in the configuration" in out or "missing: " in out
     assert not err
 
 

@@ -46,7 +46,8 @@ def predictions(real: list[int], *, seed: int = 0, points: Points | None = None)
 def with_padding(prediction: Prediction, value: float) -> Prediction:
     padded = ~prediction.mask[..., None]
     return prediction._replace(
-        logits=prediction.logits.masked_fill(padded, value), distances=prediction.distances.masked_fill(padded, value)
+        logits=prediction.logits.masked_fill(padded, value),
+        distances=prediction.distances.masked_fill(padded, value),
     )
 
 
@@ -80,7 +81,9 @@ def slow_convolution(kernel: Tensor, own: Tensor, other: Tensor, mask: Tensor) -
     return out
 
 
-def slow_fusion(fusion: Fusion, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor) -> list[Tensor]:
+def slow_fusion(
+    fusion: Fusion, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
+) -> list[Tensor]:
     """Logits and distances of one window, ``[N, K]`` and ``[N, 2]``, of both networks -> the fused ones."""
     weights = fusion.state_dict()
     if isinstance(fusion, ColumnFusion):
@@ -143,7 +146,9 @@ def test_what_stands_in_the_padding_changes_nothing(
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_gradients_reach_both_networks_and_the_weights_but_not_the_padding(fusion: AnyFusion, init: FusionInit) -> None:
+def test_gradients_reach_both_networks_and_the_weights_but_not_the_padding(
+    fusion: AnyFusion, init: FusionInit
+) -> None:
     fuse = made(fusion, init)
     both = [with_padding(p, torch.nan) for p in predictions([LENGTH, 5])]
     for prediction in both:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bitad.config.names import Checkpointing
-from bitad.models.adapters import CrossAdapter, TemporalAdapter
 from bitad.models.alignment import TubeletAlignment, joint_forward
 from bitad.models.backbone import VideoBackbone
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer
 from bitad.timeline import mirror_points
 from bitad.training.step_cost import OpCounter, storage_bytes
 
@@ -69,7 +68,9 @@ def test_tubelets_meet_the_nearest_real_one_of_the_mirrored_view() -> None:
     assert meeting.tubelet.shape == meeting.real.shape == (STEPS, STEPS // 2)
     assert meeting.tubelet.min() >= 0
     for row, real in enumerate(lengths):
-        found = [int(i) if meets else None for i, meets in zip(meeting.tubelet[row], meeting.real[row], strict=True)]
+        found = [
+            int(i) if meets else None for i, meets in zip(meeting.tubelet[row], meeting.real[row], strict=True)
+        ]
         assert found == [partner(k, real) for k in range(STEPS // 2)]
         if real % 2 == 0:  # the very same frames
             assert all(real - 1 - (2 * i + 1) == 2 * k for k, i in enumerate(found) if i is not None)
@@ -224,9 +225,9 @@ def test_what_one_network_is_to_say_teaches_the_others_cross_adapters_too() -> N
 
 def test_views_of_different_windows_are_refused() -> None:
     one, two, cross = backbone(0), backbone(1), (cross_adapters(4), cross_adapters(5))
-    with pytest.raises(ValueError, match=r"shapes \[2, 32, 16, 16, 3\] and \[2, 16, 16, 16, 3\] with a mask of"):
+    with pytest.raises(ValueError, match=r"views \[2, 32, 16, 16, 3\] and \[2, 16, 16, 16, 3\] with a mask"):
         joint_forward(one, two, (frames(2), frames(3, steps=16)), MASK, cross, mirrored=True)
-    with pytest.raises(ValueError, match=r"with a mask of \[2, 16\]; give both views"):
+    with pytest.raises(ValueError, match=r"with a mask \[2, 16\]; give both views"):
         joint_forward(one, two, (frames(2), frames(3)), MASK[:, :16], cross, mirrored=True)
     with pytest.raises(ValueError, match=r"window of 24 frames .* clip of 16; use 32"):
         joint_forward(one, two, (frames(2, 2, 24), frames(3, 2, 24)), MASK[:, :24], cross, mirrored=True)

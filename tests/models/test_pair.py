@@ -10,12 +10,12 @@ from builders import CHANNELS, CLASSES, PIXELS, config_of, feature_data, video_d
 from torch import Tensor, nn
 
 from bitad.config.schema import Config
-from bitad.models.adapters import is_adapter
 from bitad.models.alignment import aligned
 from bitad.models.build import build_network
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, MeanFusion
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, Pair
+from bitad.models.vit import is_adapter
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bitad.weights.loading import load_weights
 
@@ -109,11 +109,15 @@ def test_on_videos_all_but_the_transformers_trains_and_their_adapters_do(videos:
 
 
 @pytest.mark.parametrize(("experiment", "added"), [("2", ".bi_adapter."), ("2x", ".cross_adapters.")])
-def test_only_what_is_added_trains_unless_the_detectors_shall_too(videos: Path, experiment: str, added: str) -> None:
+def test_only_what_is_added_trains_unless_the_detectors_shall_too(
+    videos: Path, experiment: str, added: str
+) -> None:
     pair = pair_of(configured(videos, experiment))
     names = {name for name, _ in pair.named_parameters()}
     baseline = build_network(config_of(videos), len(CLASSES))
-    of_baselines = {f"{side}.network.{name}" for side in ("first", "second") for name, _ in baseline.named_parameters()}
+    of_baselines = {
+        f"{side}.network.{name}" for side in ("first", "second") for name, _ in baseline.named_parameters()
+    }
     assert trainable(pair) == {name for name in names if added in name} == names - of_baselines
     depth = len(pair.first.network.backbone.vit.blocks)
     assert sum(name.endswith(".up.weight") for name in trainable(pair)) == 2 * depth
@@ -183,7 +187,9 @@ def test_what_is_added_changes_nothing_at_first_to_the_bit(videos: Path, experim
 
 
 @pytest.mark.parametrize("experiment", FUSIONS)
-@pytest.mark.parametrize("options", [(), ("pair.align=naive",), (TWO_FORWARD,)], ids=["exact", "naive", "two-forward"])
+@pytest.mark.parametrize(
+    "options", [(), ("pair.align=naive",), (TWO_FORWARD,)], ids=["exact", "naive", "two-forward"]
+)
 def test_a_fusion_is_at_first_the_mean_of_the_aligned_predictions(
     features: Path, experiment: str, options: tuple[str, ...]
 ) -> None:

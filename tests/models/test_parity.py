@@ -27,12 +27,11 @@ from recordings import (
 from bitad.config.names import Checkpointing
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
-from bitad.models.adapters import TemporalAdapter
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import DetectionHead
 from bitad.models.network import Detector
 from bitad.models.pyramid import FeaturePyramid
-from bitad.models.vit import VisionTransformer
+from bitad.models.vit import TemporalAdapter, VisionTransformer
 from bitad.training.losses import DetectionLoss, Targets, assign
 from bitad.weights.loading import Weights
 
@@ -182,7 +181,9 @@ def test_gradients(recording: Recording, keywords: dict[str, Any]) -> None:
 def test_candidates_of_windows_in_seconds(recording: Recording) -> None:
     recorded = json.loads((recording.folder / "post_sliding.json").read_text())
     stitcher = Stitcher(None)
-    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+    for meta, candidates, mask in zip(
+        recorded["metas"], decode(recording.prediction), recording.mask, strict=True
+    ):
         stitcher.add(meta["video_name"], candidates, grid_of(meta, int(mask.sum())), meta["duration"])
     for name, rows in recorded["results"].items():
         assert_candidates(stitcher.video(name), rows)
@@ -192,7 +193,9 @@ def test_candidates_suppressed_within_a_window(recording: Recording) -> None:
     # A video that is one window is suppressed in grid steps there, before anything is rounded.
     recorded = json.loads((recording.folder / "post_padding.json").read_text())
     settings = settings_of(recorded["nms"])
-    for meta, candidates, mask in zip(recorded["metas"], decode(recording.prediction), recording.mask, strict=True):
+    for meta, candidates, mask in zip(
+        recorded["metas"], decode(recording.prediction), recording.mask, strict=True
+    ):
         kept = Candidates(*nms(candidates.segments, candidates.scores, candidates.labels, settings))
         found = to_seconds(kept, grid_of(meta, int(mask.sum())), meta["duration"])
         assert_candidates(found, recorded["results"][meta["video_name"]])

@@ -40,7 +40,9 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int) -
     seed=st.integers(0, 1000),
 )
 @settings(deadline=None, max_examples=40)
-def test_local_attention_is_full_attention_with_a_band(length: int, window: int, real: list[int], seed: int) -> None:
+def test_local_attention_is_full_attention_with_a_band(
+    length: int, window: int, real: list[int], seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, len(real), 2, length, 4, generator=generator, dtype=torch.float64)
     mask = torch.arange(length) < torch.tensor(real)[:, None]

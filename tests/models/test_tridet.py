@@ -31,8 +31,8 @@ from recordings import (
 from runs import ALONE, assert_same_run, both_baselines
 from torch import Tensor, nn
 
-from bitad.config.experiments import EXPERIMENTS
 from bitad.config.loading import ConfigError, load_config
+from bitad.config.names import EXPERIMENTS
 from bitad.inference.detect import run_test
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
@@ -218,7 +218,7 @@ def test_losses(case: str, windows_with_truth: int, options: dict[str, float]) -
 @NEEDS_FIXTURES
 def test_focal_loss_before_the_weights() -> None:
     recorded, prediction = LOCAL.arrays("targets"), LOCAL.prediction
-    found = DetectionLoss(initial_normaliser=1.0, momentum=1.0)(prediction, targets_of()).classification
+    found = DetectionLoss()(prediction, targets_of(), normaliser=torch.ones(())).classification
     assert found.item() == pytest.approx(recorded["focal_unweighted"].sum().item(), rel=1e-5)
 
 
@@ -349,7 +349,9 @@ def test_reference_padding_changes_even_the_first_position_and_strict_is_the_sam
     full, half = torch.ones(1, 32, dtype=torch.bool), torch.arange(32)[None] < 17
     for (x, _), (y, _) in zip(reference(features, full), strict(features, full), strict=True):
         torch.testing.assert_close(x, y)
-    assert not torch.allclose(reference(features, half)[0].features[..., 0], strict(features, half)[0].features[..., 0])
+    assert not torch.allclose(
+        reference(features, half)[0].features[..., 0], strict(features, half)[0].features[..., 0]
+    )
     predictions = [head_on(reference, padding=how)(reference(features, full)) for how in ("reference", "strict")]
     torch.testing.assert_close(predictions[0].distances, predictions[1].distances)
 
@@ -377,7 +379,9 @@ def test_a_group_norm_over_real_positions_is_that_of_these_positions_alone() -> 
     torch.testing.assert_close(found[1:, :, :5], norm(x[1:, :, :5]))
 
 
-@pytest.mark.parametrize(("window", "k", "wide"), [(1, 5.0, 11), (3, 1.5, 7), (1, 1.5, 3), (5, 2.0, 13), (1, 1.2, 3)])
+@pytest.mark.parametrize(
+    ("window", "k", "wide"), [(1, 5.0, 11), (3, 1.5, 7), (1, 1.5, 3), (5, 2.0, 13), (1, 1.2, 3)]
+)
 def test_the_wide_windows_size_is_odd(window: int, k: float, wide: int) -> None:
     block = small(window=window, k=k).branch[0]
     assert isinstance(block, SgpBlock)
@@ -453,7 +457,9 @@ def test_the_boundaries_towers_train_and_pass_no_gradient_to_the_pyramid() -> No
     with torch.no_grad():
         head.scales.zero_()  # so that the regression passes none either
     features = torch.randn(1, 8, 32, dtype=torch.float64, requires_grad=True)
-    levels = [Level(features[..., :: 2**level], torch.ones(1, 32 >> level, dtype=torch.bool)) for level in range(4)]
+    levels = [
+        Level(features[..., :: 2**level], torch.ones(1, 32 >> level, dtype=torch.bool)) for level in range(4)
+    ]
     head(levels).distances.sum().backward()
     assert features.grad is None or not features.grad.any()
     assert all(parameter.grad.any() for parameter in head.start.parameters())
@@ -546,7 +552,13 @@ def test_an_experiment_trains_resumes_to_the_bit_and_is_tested(
 @pytest.mark.parametrize("types", [TRIDET[:1], TRIDET[1:]])
 @pytest.mark.parametrize("padding", ["strict", "reference"])
 def test_each_goes_with_actionformers_other_half(types: tuple[str, ...], padding: str) -> None:
-    overrides = (*types, f"model.padding={padding}", "model.channels=32", "data.feature_channels=5", "window.steps=64")
+    overrides = (
+        *types,
+        f"model.padding={padding}",
+        "model.channels=32",
+        "data.feature_channels=5",
+        "window.steps=64",
+    )
     network = build_network(load_config("thumos14/actionformer-i3d", overrides), 3)
     assert isinstance(network, Detector)
     prediction = network.predict(torch.randn(2, 5, 64), torch.arange(64) < torch.tensor([[64], [40]]))
@@ -566,7 +578,7 @@ def test_a_plan_counts_it() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError) as refused:
         load_config("playroom", [*TRIDET, "model.channels=40", "model.pyramid.window=[1, 3]", "model.heads=4"])
-    assert "40 channels are not a multiple of the 16 groups of model.pyramid.type=sgp; use 48" in str(refused.value)
+    assert "40 channels are not a multiple of the 16 groups of model.pyramid.type=sgp" in str(refused.value)
     assert "2 windows for 5 levels" in str(refused.value)
     for override, said in (
         ("model.pyramid.type=lstm", "model.pyramid: unknown type; one of transformer, sgp"),
@@ -576,5 +588,7 @@ def test_what_does_not_fit_is_named() -> None:
         with pytest.raises(ConfigError) as refused:
             load_config("playroom", list({one.partition("=")[0]: one for one in (*TRIDET, override)}.values()))
         assert said in str(refused.value)
-    with pytest.raises(ConfigError, match=r"model\.head\.bins: unknown key; only another model\.head\.type has it"):
+    with pytest.raises(
+        ConfigError, match=r"model\.head\.bins: unknown key; only another model\.head\.type has it"
+    ):
         load_config("playroom", ["model.head.bins=8"])

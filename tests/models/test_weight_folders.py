@@ -49,7 +49,9 @@ def test_a_folder_is_the_file_that_is_meant(tmp_path: Path, meant: str, others: 
     assert weights_path(folder) == folder / meant
     network = vit()
     load_backbone(network, folder)
-    assert {tensor.unique().item() for name, tensor in network.state_dict().items() if name != "pos_embed"} == {3.0}
+    assert {tensor.unique().item() for name, tensor in network.state_dict().items() if name != "pos_embed"} == {
+        3.0
+    }
     assert main(["weights", "inspect", str(folder)]) == 0
     out = tmp_path / "out.safetensors"
     assert main(["weights", "convert", str(folder), str(out)]) == 0

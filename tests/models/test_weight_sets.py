@@ -218,7 +218,7 @@ def quantized(tensor: Tensor) -> Tensor:
         (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn"),
         (lambda tensor: tensor.to_sparse(), "is sparse"),
         (quantized, "is quantized"),
-        (lambda tensor: tensor * float("nan"), "has 12288 values that are infinite or no numbers"),
+        (lambda tensor: tensor * float("nan"), "has 12288 values that are infinite or NaN"),
         (lambda tensor: tensor.double() * 1e300, "has 12288 values that are infinite"),
         (lambda tensor: torch.where(tensor.cumsum(0) > 7, torch.inf, tensor), "has 1536 values that are infinite"),
     ],

@@ -18,8 +18,7 @@ from bitad.data.detections import Detections, write_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
-from bitad.reports.comparison import Comparison, Result, compare, label_of
-from bitad.reports.comparison_page import write_comparison
+from bitad.reports.comparison import TRAINED_PAIRS, VARIANTS, Comparison, Result, Run, compare, write_comparison
 
 STARTS = ("init.forward=f", "init.reverse=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")
@@ -100,24 +99,29 @@ def labels(comparison: Comparison) -> list[str]:
         (["experiment=3-1", *STARTS, "pair.second=forward"], "3-1, two forward networks"),
         (["experiment=3-1", *STARTS, "pair.align=naive", "pair.fusion_init=random"], "3-1, naive, random"),
         (["experiment=3-2", *STARTS, "pair.align=naive"], "3-2, naive"),
+        (["experiment=3-1", *STARTS, "pair.fusion=mean"], "3-1, mean fusion"),
     ],
 )
-def test_runs_are_called_by_what_they_are_and_not_by_their_seed(data: Path, overrides: list[str], label: str) -> None:
-    assert label_of(config_of(data, *overrides)) == label
-    assert label_of(config_of(data, *overrides, "seed=7", "name=other")) == label
+def test_runs_are_called_by_what_they_are_and_not_by_their_seed(
+    data: Path, overrides: list[str], label: str
+) -> None:
+    assert Run(Path(), config_of(data, *overrides)).label == label
+    assert Run(Path(), config_of(data, *overrides, "seed=7", "name=other")).label == label
 
 
 def test_a_comparison_of_one_run_is_its_evaluation(data: Path, new_run: Callable[..., Path]) -> None:
     config = config_of(data)
     comparison = compare([new_run()])
-    expected = evaluate(truth_of(config), guesses(truth_of(config), [0, *b"forward", 1], 0.3), tiou=config.test.tiou)
+    expected = evaluate(
+        truth_of(config), guesses(truth_of(config), [0, *b"forward", 1], 0.3), tiou=config.test.tiou
+    )
     assert labels(comparison) == ["F"]
     assert comparison.results[0].evaluations["0"].to_json() == expected.to_json()
     label, *figures, spread, lowest, seeds = comparison.table().rows[0]
     mean = 100 * expected.average_map
     assert (label, spread, lowest, seeds) == ("F", None, pytest.approx(mean), 1)
     assert figures == pytest.approx([*100 * expected.map_per_tiou, mean])
-    assert comparison.loss_table().rows == ()
+    assert comparison.loss_table().rows == []
 
 
 def test_the_reverse_basis_counts_on_the_forward_clock(data: Path, new_run: Callable[..., Path]) -> None:
@@ -222,7 +226,9 @@ def test_the_order_of_the_runs_does_not_matter(new_run: Callable[..., Path]) -> 
 
 
 def test_runs_of_several_names_are_told_apart_and_not_fused(new_run: Callable[..., Path]) -> None:
-    comparison = compare([new_run("name=small"), new_run("name=large"), new_run("name=large", "direction=reverse")])
+    comparison = compare(
+        [new_run("name=small"), new_run("name=large"), new_run("name=large", "direction=reverse")]
+    )
     fused = [f"late fusion F + B, {m} (large)" for m in METHODS]
     assert labels(comparison) == ["F (large)", "F (small)", "B (large)", *fused]
 
@@ -256,9 +262,9 @@ def test_losses_that_were_not_told_apart_or_are_not_finite_are_said_so(new_run: 
     (run / "metrics.jsonl").write_text(
         '{"kind": "training", "step": 0, "loss": 3.0}\n{"kind": "training", "step": 1, "loss": null}\n'
     )
-    assert compare([run]).loss_table().rows == (("1", 3.0, None, None, "not finite", 1),)
+    assert compare([run]).loss_table().rows == [("1", 3.0, None, None, "not finite", 1)]
     (run / "metrics.jsonl").unlink()
-    assert compare([run]).loss_table().rows == ()
+    assert compare([run]).loss_table().rows == []
 
 
 def test_progress_counts_every_result(new_run: Callable[..., Path]) -> None:
@@ -277,30 +283,36 @@ def test_what_is_no_finished_run_is_refused(new_run: Callable[..., Path], tmp_pa
         compare([tmp_path / "nowhere"])
     run = new_run("experiment=1")
     (run / "detections.reverse.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no detections\.reverse\.json yet; finish its training first"
+    ):
         compare([run])
 
 
 def test_a_run_given_twice_is_refused(new_run: Callable[..., Path], tmp_path: Path) -> None:
     run = new_run()
     for again in (run, run / ".." / run.name):
-        with pytest.raises(ValueError, match="is given twice; give it once"):
+        with pytest.raises(ValueError, match="are both tiny-forward with seed 0; leave one out"):
             compare([run, again])
     new_run(f"output={tmp_path / 'elsewhere'}")
     with pytest.raises(ValueError, match="are both tiny-forward with seed 0; leave one out"):
         compare([run, tmp_path / "elsewhere" / run.name])
 
 
-def test_runs_tested_on_different_things_are_refused(data: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_tested_on_different_things_are_refused(
+    data: Path, new_run: Callable[..., Path], tmp_path: Path
+) -> None:
     run = new_run()
-    with pytest.raises(ValueError, match=r"tested at tIoU 0\.3, 0\.4, 0\.5, 0\.6, 0\.7, run .* at 0\.5; compare runs"):
+    with pytest.raises(ValueError, match=r"at tIoU 0\.5, run .* at tIoU 0\.3, 0\.4, 0\.5, 0\.6, 0\.7; compare"):
         compare([run, new_run("seed=1", "test.tiou=[0.5]")])
-    with pytest.raises(ValueError, match=r"subset validation\).*subset training\); compare runs of one test set"):
+    with pytest.raises(ValueError, match=r"on subset training of .* on subset validation of .*; compare runs"):
         compare([run, new_run("seed=2", "data.test_subset=training")])
     annotations = read_annotations(data.parent / "annotations.json")
     moved = {name: replace(video, segments=video.segments + 0.1) for name, video in annotations.videos.items()}
     write_annotations(replace(annotations, videos=moved), tmp_path / "moved.json")
-    with pytest.raises(ValueError, match="was tested on different ground truth"):
+    with pytest.raises(
+        ValueError, match=r"on subset validation of .*moved\.json at .*; compare runs of one test set"
+    ):
         compare([run, new_run("seed=3", f"data.annotations={tmp_path / 'moved.json'}")])
 
 
@@ -309,7 +321,9 @@ def test_copies_of_one_ground_truth_are_the_same(data: Path, new_run: Callable[.
     comparison = compare([new_run(), new_run("seed=1", f"data.annotations={tmp_path / 'copy.json'}")])
     assert len(comparison.results[0].evaluations) == 2
     (tmp_path / "copy.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"copy\.json, does not exist; run this command"):
+    with pytest.raises(
+        FileNotFoundError, match=r"run .*copy\.json: no such file; correct data\.annotations in its"
+    ):
         compare([run.directory for run in comparison.runs])
 
 
@@ -336,10 +350,12 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
     }
     stored = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(stored["results"]) == labels(comparison)
-    assert stored["results"]["F"]["seeds"]["1"]["average_map"] == comparison.results[0].evaluations["1"].average_map
+    assert (
+        stored["results"]["F"]["seeds"]["1"]["average_map"] == comparison.results[0].evaluations["1"].average_map
+    )
     assert [run["label"] for run in stored["runs"]] == ["F", "F", "B", "1", "1x, naive"]
     assert "| 1, merged |" in (out / "results.md").read_text(encoding="utf-8")
-    best = comparison.best_pair
+    best = comparison.best(TRAINED_PAIRS, VARIANTS)
     assert best is not None
     html = page.read_text(encoding="utf-8")
     for text in ("test_0", "Ground truth", best.label, "comparison.png"):
@@ -361,6 +377,8 @@ def test_the_page_plays_videos_that_lie_in_its_own_folder(
     assert str(tmp_path) not in html
 
 
-def test_a_report_of_baselines_only_has_no_losses_of_two_networks(new_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_report_of_baselines_only_has_no_losses_of_two_networks(
+    new_run: Callable[..., Path], tmp_path: Path
+) -> None:
     write_comparison(tmp_path / "report", compare([new_run()]))
     assert "two networks" not in (tmp_path / "report" / "results.md").read_text(encoding="utf-8")

@@ -7,13 +7,20 @@ from types import SimpleNamespace
 import pytest
 
 from bitad.data.annotations import Annotations
-from bitad.reports.comparison import BASELINES, TRAINED_PAIRS, UNTRAINED, VARIANTS, Comparison, Result
-from bitad.reports.comparison_page import difference_table
+from bitad.reports.comparison import (
+    BASELINES,
+    TRAINED_PAIRS,
+    UNTRAINED,
+    VARIANTS,
+    Comparison,
+    Result,
+    difference_table,
+)
 
 
 def result(label: str, group: str, *averages: float) -> Result:
     evaluations = {str(seed): SimpleNamespace(average_map=average / 100) for seed, average in enumerate(averages)}
-    return Result(label, group, evaluations, pair=group == TRAINED_PAIRS)
+    return Result(label, group, evaluations)
 
 
 def compared(*results: Result) -> Comparison:
@@ -31,12 +38,14 @@ CONTROL = result("control F + another F, wsf", UNTRAINED, 83, 83, 83)
 
 def test_a_result_is_read_against_the_best_baseline_the_best_late_fusion_and_the_control() -> None:
     table = difference_table(compared(F, B, *LATE, CONTROL, result("1, merged", TRAINED_PAIRS, 83, 84, 85)))
-    assert table.rows == (("1, merged", pytest.approx(84), "+2.00", "-1.00", "+1.00", "yes", 3),)
+    assert table.rows == [("1, merged", pytest.approx(84), "+2.00", "-1.00", "+1.00", "yes", 3)]
 
 
 def test_the_control_of_a_fusion_is_the_same_fusion_of_two_forward_networks() -> None:
     own = result("3-1, two forward networks, second network", VARIANTS, 87, 87, 87)
-    table = difference_table(compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own))
+    table = difference_table(
+        compared(F, *LATE, CONTROL, result("3-1, reverse basis", TRAINED_PAIRS, 86, 86, 86), own)
+    )
     assert table.rows[0][4] == "-1.00"
 
 

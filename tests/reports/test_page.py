@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from bitad.reports.page import PageVideo, Track, write_page
 from bitad.reports.tables import Table
 
-HOSTILE = ["</script><script>alert(1)</script>", "<!-- <b>x", "문 열기", "a, \"b\" 'c' &amp;", "\u2028 $data ${title}"]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!-- <b>x",
+    "문 열기",
+    "a, \"b\" 'c' &amp;",
+    "\u2028 $data ${title}",
+]
 NONE = np.zeros((0, 2))
 FEW = Track(
     "Forward (F)",
@@ -52,7 +58,9 @@ def browser():
 
 
 def texts(browser, selector):
-    return browser.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)")
+    return browser.evaluate(
+        f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)"
+    )
 
 
 def now(browser):
@@ -114,7 +122,9 @@ def test_the_best_detections_are_written_and_all_ground_truth(tmp_path, monkeypa
     assert truth["start"] == list(range(n))
 
 
-@pytest.mark.parametrize("path", ["/etc/v.mp4", "https://x.org/v.mp4", "file:///v.mp4", "C:/v.mp4", "a\\v.mp4", ""])
+@pytest.mark.parametrize(
+    "path", ["/etc/v.mp4", "https://x.org/v.mp4", "file:///v.mp4", "C:/v.mp4", "a\\v.mp4", ""]
+)
 def test_media_must_lie_beside_the_page(tmp_path, path):
     with pytest.raises(ValueError, match="not a path relative to the page"):
         PageVideo("v", path, 1.0, [])
@@ -130,8 +140,8 @@ def test_bad_tracks_are_refused():
         (one[:, ::-1], ["a"], None, "give start <= end"),
         (one * np.nan, ["a"], None, "segment 0"),
         (np.array([[0.0, np.inf]]), ["a"], None, "segment 0"),
-        (one, ["a"], np.array([1.5]), "scores from 0 to 1"),
-        (one, ["a"], np.array([np.nan]), "scores from 0 to 1"),
+        (one, ["a"], np.array([1.5]), "a score from 0 to 1"),
+        (one, ["a"], np.array([np.nan]), "a score from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             Track("t", "detection", segments, labels, scores)

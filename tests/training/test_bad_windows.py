@@ -21,14 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bitad.config.schema import Config
-from bitad.data import readers
+from bitad.data import dataset
 from bitad.data.annotations import AnnotatedVideo
 from bitad.data.detections import read_detections
 from bitad.data.samples import collate
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
-from bitad.runtime.signals import ignore_signals
-from bitad.runtime.workers import time_limit
+from bitad.runtime.workers import ignore_signals, time_limit
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +109,12 @@ def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
     path = video_data(tmp_path / "more", training=1, test=3)
     damage(path, "test_0")
     reading(monkeypatch, "test_2", hang)
-    quick = ("training.epochs=1", "training.warmup_epochs=0", f"training.workers={workers}", "test.read_timeout_s=0.5")
+    quick = (
+        "training.epochs=1",
+        "training.warmup_epochs=0",
+        f"training.workers={workers}",
+        "test.read_timeout_s=0.5",
+    )
     config = of(path, *quick, "test.on_read_error=skip")
     began = time.monotonic()
     Trainer(config, ALONE).run()
@@ -133,8 +137,8 @@ def test_a_run_goes_on_whose_test_videos_hang_or_are_corrupt(
 def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_what_it_read(
     path: Path, monkeypatch: pytest.MonkeyPatch, does: Callable[[], object], said: str
 ) -> None:
-    monkeypatch.setattr(readers, "_GRACE_S", 0.3)
-    monkeypatch.setattr(readers, "_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(dataset, "_GRACE_S", 0.3)
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
     reading(monkeypatch, "train_1", does)
     windows = Trainer(
         of(path, "training.workers=2", "training.read_timeout_s=1", "training.on_read_error=skip"), ALONE

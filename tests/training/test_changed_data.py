@@ -17,11 +17,11 @@ from runs import ALONE, assert_same_run
 
 from bitad.cli import main
 from bitad.data.formats.database import read_annotations, write_annotations
-from bitad.demo.jobs import Job
+from bitad.demo import Job
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint, save_checkpoint
 
-QUICK = ("training.epochs=3", "model.dropout=0.2", "training.warmup_epochs=0")
+QUICK = ("training.epochs=2", "training.evaluate_from=1", "model.dropout=0.2", "training.warmup_epochs=0")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 def begun(data: Path, *overrides: str) -> Path:
     """A run with an epoch to go; its directory."""
     config = config_of(data / "config.yaml", *QUICK, *overrides)
-    Trainer(config, ALONE).run(until=2)
+    Trainer(config, ALONE).run(until=1)
     return config.run_directory
 
 
@@ -75,9 +75,15 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda data: (data / "features" / "train_1.npy").unlink(),
         "features of 7 videos: 1 gone (train_1)",
     ),
-    "training": (lambda data: move_an_action(data, "train_0"), "training annotations of 4 videos: 1 changed (train_0)"),
+    "training": (
+        lambda data: move_an_action(data, "train_0"),
+        "training annotations of 4 videos: 1 changed (train_0)",
+    ),
     "test": (lambda data: move_an_action(data, "test_0"), "test annotations of 3 videos: 1 changed (test_0)"),
-    "a video less": (lambda data: leave_out(data, "train_3"), "training annotations of 4 videos: 1 gone (train_3)"),
+    "a video less": (
+        lambda data: leave_out(data, "train_3"),
+        "training annotations of 4 videos: 1 gone (train_3)",
+    ),
     "order": (reorder, "training annotations of 4 videos: in another order"),
 }
 
@@ -104,13 +110,13 @@ def test_a_run_is_resumed_on_changed_data_where_that_is_allowed_and_logs_it_once
     change, said = CHANGES[what]
     run = begun(data)
     change(data)
-    assert resume(data, "--until", "2", "--allow-changed-data") == 0
+    assert resume(data, "--until", "1", "--allow-changed-data") == 0
     assert said in (run / "log.txt").read_text(encoding="utf-8")
     assert resume(data, "--allow-changed-data") == 0
     checkpoint = load_checkpoint(run / "last.pt")
     assert checkpoint.training is not None
     steps = 1 if what == "a video less" else 2  # of an epoch, in batches of two
-    assert (checkpoint.epoch, checkpoint.training["step"]) == (3, 3 * steps)
+    assert (checkpoint.epoch, checkpoint.training["step"]) == (2, 2 * steps)
     assert resume(data) == 0  # the newest checkpoint was made with these data
 
 
@@ -186,7 +192,7 @@ def test_a_checkpoint_without_fingerprints_is_resumed_and_says_so(data: Path, tm
     save_checkpoint(replace(load_checkpoint(run / "last.pt"), data=None), run / "last.pt")
     assert resume(data) == 0
     said = (run / "log.txt").read_text(encoding="utf-8")
-    assert "last.pt has no fingerprints of its data: whether they have changed is not checked" in said
+    assert "last.pt has no fingerprints of its data; changes are not checked" in said
     assert_same_run(whole.run_directory, run)
 
 
@@ -207,7 +213,9 @@ def test_testing_says_which_test_data_have_changed_since_the_run(
     shift_features(data, "test_1", "train_1")
     (line,) = said()
     assert "the test data have changed since " in line
-    assert line.endswith("test annotations of 3 videos: 1 changed (test_0); features of 3 videos: 1 changed (test_1)")
+    assert line.endswith(
+        "test annotations of 3 videos: 1 changed (test_0); features of 3 videos: 1 changed (test_1)"
+    )
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> None:
@@ -216,7 +224,7 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(data: Path) -> N
     job = Job(str(data / "config.yaml"), overrides)
     assert job.is_done()
     shift_features(data, "train_1")
-    with pytest.raises(ValueError, match=r"a run with other data \(features of 7 videos: 1 changed \(train_1\)\)"):
+    with pytest.raises(ValueError, match=r"is another run \(features of 7 videos: 1 changed \(train_1\)\)"):
         job.is_done()
 
 

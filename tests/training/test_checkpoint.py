@@ -81,14 +81,16 @@ def test_its_detector_gives_what_the_saved_one_gave(checkpoint: Checkpoint, save
     again = load_checkpoint(saved).network()
     assert not again.training
     inputs, mask = torch.randn(1, CHANNELS, 32), torch.ones(1, 32, dtype=torch.bool)
-    assert torch.equal(original((inputs,), mask).predictions[0].logits, again((inputs,), mask).predictions[0].logits)
+    assert torch.equal(
+        original((inputs,), mask).predictions[0].logits, again((inputs,), mask).predictions[0].logits
+    )
     assert torch.equal(
         original((inputs,), mask).predictions[0].distances, again((inputs,), mask).predictions[0].distances
     )
 
 
 def test_a_run_directory_stands_for_its_best_and_else_its_last(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    assert "no checkpoint" in refusal(tmp_path, FileNotFoundError)
+    assert "has no best.pt or last.pt yet" in refusal(tmp_path, FileNotFoundError)
     save_checkpoint(replace(checkpoint, epoch=9), tmp_path / "last.pt")
     assert load_checkpoint(tmp_path).epoch == 9
     save_checkpoint(replace(checkpoint, epoch=4), tmp_path / "best.pt")
@@ -96,7 +98,7 @@ def test_a_run_directory_stands_for_its_best_and_else_its_last(checkpoint: Check
 
 
 def test_a_missing_file_is_refused_with_what_to_give(tmp_path: Path) -> None:
-    assert "run directory or a .pt file" in refusal(tmp_path / "none.pt", FileNotFoundError)
+    assert "run directory or a file of weights" in refusal(tmp_path / "none.pt", FileNotFoundError)
 
 
 class Harmful:
@@ -125,7 +127,7 @@ def test_nothing_in_a_file_is_ever_run(tmp_path: Path) -> None:
 def test_files_of_no_known_project_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "foreign.pt")
     message = refusal(tmp_path / "foreign.pt")
-    assert "not a checkpoint of BiTAD" in message or "not named weights" in message
+    assert "weights of no known project" in message or "not named weights" in message
 
 
 def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_as_it_was(
@@ -133,7 +135,9 @@ def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_as_it_was(
 ) -> None:
     path, newer = tmp_path / "last.pt", tmp_path / "newer.pt"
     save_checkpoint(checkpoint, path)
-    others = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in checkpoint.model.items()}
+    others = {
+        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in checkpoint.model.items()
+    }
     save_checkpoint(replace(checkpoint, model=others, epoch=4), newer)
 
     class Replacing(zipfile.ZipFile):
@@ -194,7 +198,9 @@ def test_a_record_marked_as_a_folder_is_damage_and_not_memory_as_it_was(saved: P
     assert f"{name} is marked as a folder; the file is damaged" in refusal(tmp_path / "marked.pt")
 
 
-def test_a_configuration_that_no_longer_runs_is_refused_by_the_file_that_holds_it(saved: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_no_longer_runs_is_refused_by_the_file_that_holds_it(
+    saved: Path, tmp_path: Path
+) -> None:
     content = torch.load(saved, weights_only=True)
     content["config"]["training"]["learning_rate"] = 1
     torch.save(content, tmp_path / "older.pt")

@@ -158,7 +158,9 @@ def process_of(torchrun: subprocess.Popen[str], rank: int) -> int:
     """The number of the process of a rank."""
     for folder in Path("/proc").iterdir():
         try:
-            place = dict(line.split("=", 1) for line in (folder / "environ").read_text().split("\0") if "=" in line)
+            place = dict(
+                line.split("=", 1) for line in (folder / "environ").read_text().split("\0") if "=" in line
+            )
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from builders import config_of, feature_data, video_data
 from processes import free_port, ranks
 from runs import ALONE, assert_same_run, both_baselines
-from torch import nn
+from torch import Tensor, nn
 
 from bitad.config.schema import Config
 from bitad.data.detections import Detections, read_detections
@@ -60,7 +61,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config
     folder = tmp_path_factory.mktemp("data")
     features = feature_data(folder / "features", training=5, test=3)
     videos = video_data(folder / "videos", training=5, test=2)
-    inits = {path: both_baselines(path, f"output={folder / path.parent.name}-baselines") for path in (features, videos)}
+    inits = {
+        path: both_baselines(path, f"output={folder / path.parent.name}-baselines") for path in (features, videos)
+    }
     several = ("model.drop_path=0", "training.windows_per_video=5", "test.candidates=200")
     runs = {}
     for name in EXPERIMENTS:
@@ -77,6 +80,26 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config
     return {name: config_of(path, *those) for name, (path, those) in runs.items()}, said
 
 
+@pytest.fixture(scope="module")
+def alone(
+    together: tuple[dict[str, Config], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Trainer, dict[str, Tensor]]]:
+    """Trains an experiment in one process with batches of 4, once; gives its untrained weights too."""
+
+    @cache
+    def train(experiment: str) -> tuple[Trainer, dict[str, Tensor]]:
+        config = together[0][experiment]
+        set_up_process(1)
+        training = config.training.model_copy(update={"batch": 4})
+        output = tmp_path_factory.mktemp("alone")
+        trainer = Trainer(config.model_copy(update={"output": output, "training": training}), ALONE)
+        untrained = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        trainer.run()
+        return trainer, untrained
+
+    return train
+
+
 def recorded(config: Config) -> list[dict[str, Any]]:
     """The records of training steps that a run has left."""
     lines = [json.loads(line) for line in (config.run_directory / "metrics.jsonl").read_text().splitlines()]
@@ -85,15 +108,13 @@ def recorded(config: Config) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_processes_train_the_network_of_one_with_the_double_batch(
-    together: tuple[dict[str, Config], list[str]], experiment: str, tmp_path: Path
+    together: tuple[dict[str, Config], list[str]],
+    alone: Callable[[str], tuple[Trainer, dict[str, Tensor]]],
+    experiment: str,
 ) -> None:
     config = together[0][experiment]
-    set_up_process(1)
-    alone = config.model_copy(update={"output": tmp_path, "training": config.training.model_copy(update={"batch": 4})})
-    trainer = Trainer(alone, ALONE)
-    untrained = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    trainer.run()
-    one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (alone, config))
+    trainer, untrained = alone(experiment.removesuffix(", sharded"))  # sharding needs several processes
+    one, two = (load_checkpoint(c.run_directory / "last.pt") for c in (trainer.config, config))
     assert one.training is not None
     assert two.training is not None
     assert one.training["step"] == two.training["step"] == 6 * config.training.epochs
@@ -111,7 +132,7 @@ def test_two_processes_train_the_network_of_one_with_the_double_batch(
             walked = max(walked, (weight - untrained[whole]).abs().max().item())
     assert walked > 5e-3
     # Adam does not mind by what a loss is multiplied; the records show it.
-    for first, second in zip(recorded(alone), recorded(config), strict=True):
+    for first, second in zip(recorded(trainer.config), recorded(config), strict=True):
         assert first.keys() == second.keys()
         for figure in ("step", "loss", "classification", "regression", "gradient_norm", "lr"):
             assert second[figure] == pytest.approx(first[figure], rel=1e-3)
@@ -212,7 +233,9 @@ def test_a_device_that_no_machine_has_is_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize(("asked", "got"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    ("asked", "got"), [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
 def test_each_process_takes_the_gpu_of_its_own_number(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, got: str
 ) -> None:

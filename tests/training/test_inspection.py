@@ -51,10 +51,10 @@ def tiny_vit() -> dict[str, torch.Tensor]:
 def test_a_backbone_is_counted_and_its_size_named(project: str, tmp_path: Path) -> None:
     found = saved(layouts.BACKBONES[project](small_vit()), tmp_path / "vit.pth")
     assert (found.compared_with, found.defects) == (None, ())
-    assert str(found.transformer) == "a transformer (8 wide, 3 blocks, MLP 20, patch 16)"
+    assert found.to_json()["backbone"] == "a transformer (8 wide, 3 blocks, MLP 20, patch 16)"
     assert not found.is_averaged
     parameters = sum(weight.numel() for name, weight in small_vit().items() if name != "pos_embed")
-    assert found.parameters == parameters
+    assert found.to_json()["parameters"] == parameters
     assert "a backbone" in found.lines()[0]
     assert found.lines()[-1].endswith("give --config to check it against a network")
 
@@ -71,7 +71,9 @@ def test_a_detector_is_counted(videos: Path, tmp_path: Path) -> None:
     found = saved(layouts.opentad_file(weights), tmp_path / "epoch_73.pth")
     assert (found.is_averaged, found.weights.others, found.weights.epoch) == (True, ("state_dict",), 73)
     assert found.has_optimizer
-    assert found.adapter_parameters == sum(w.numel() for name, w in weights.items() if ".adapter." in name)
+    assert found.to_json()["adapter_parameters"] == sum(
+        w.numel() for name, w in weights.items() if ".adapter." in name
+    )
     assert found.to_json() == json.loads(json.dumps(found.to_json()))
     content = layouts.opentad_file(weights)
     published = saved({"epoch": 59, "state_dict_ema": content["state_dict_ema"]}, tmp_path / "published.pth")
@@ -84,7 +86,11 @@ def test_ours_are_compared_with_their_own_configuration(suffix: str, features: P
     checkpoint = Checkpoint(config, CLASSES, weights_of(config), epoch=4, rate_hz=4.0, training={"step": 1})
     save_checkpoint(checkpoint, tmp_path / f"last{suffix}")
     found = inspect_weights(tmp_path / f"last{suffix}")
-    assert (found.defects, found.is_averaged, found.compared_with) == ((), True, "the network of its configuration")
+    assert (found.defects, found.is_averaged, found.compared_with) == (
+        (),
+        True,
+        "the network of its configuration",
+    )
     assert found.has_optimizer == (suffix == ".pt")
     assert found.weights.epoch == 4
 
@@ -121,11 +127,11 @@ def test_a_given_configuration_is_what_it_is_compared_with(features: Path, video
     path = tmp_path / "epoch_73.pth"
     assert inspect_weights(path, config_of(features)).defects == ()
     other = inspect_weights(path, config_of(features, "model.channels=32"))
-    assert other.defects == ("it has 16 channels, the configuration 32",)
+    assert other.defects == ("model.channels is 16 in the file, 32 in the configuration",)
     torch.save(layouts.mmaction2(small_vit()), tmp_path / "vit.pth")
     (defect,) = inspect_weights(tmp_path / "vit.pth", config_of(videos)).defects
-    assert "it is a transformer (8 wide, 3 blocks" in defect
-    assert "wants VideoMAE-tiny (96 wide, 4 blocks" in defect
+    assert "model.backbone.size is a transformer (8 wide, 3 blocks" in defect
+    assert "in the file, VideoMAE-tiny (96 wide, 4 blocks" in defect
     (defect,) = inspect_weights(tmp_path / "vit.pth", config_of(features)).defects
     assert "takes features" in defect
 
@@ -133,7 +139,9 @@ def test_a_given_configuration_is_what_it_is_compared_with(features: Path, video
 # By the command line.
 
 
-def test_the_command_inspects_and_converts(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_inspects_and_converts(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = tmp_path / "epoch_73.pth", tmp_path / "forward.safetensors"
     torch.save(layouts.opentad_file(weights_of(config_of(features))), path)
     assert main(["weights", "inspect", str(path)]) == 0

@@ -207,7 +207,7 @@ def drawn_kills(seed: int, *, training: int, writing: int) -> list[Kill]:
 
 def test_a_run_killed_in_an_epoch_and_in_writing_ends_as_if_it_were_not(tmp_path: Path) -> None:
     kills = [Kill("training", 1, 0.5), Kill("within", 2, 0.7)]
-    killed_and_whole_are_the_same(feature_data(tmp_path / "data"), tmp_path, kills, "training.epochs=12")
+    killed_and_whole_are_the_same(feature_data(tmp_path / "data"), tmp_path, kills, "training.epochs=9")
 
 
 @pytest.mark.slow

@@ -23,7 +23,10 @@ def focal_by_formula(logit: float, target: int, alpha: float, gamma: float) -> f
 
 
 @given(
-    logit=st.floats(-15, 15), target=st.integers(0, 1), alpha=st.floats(0, 1), gamma=st.sampled_from([0.0, 1.0, 2.0])
+    logit=st.floats(-15, 15),
+    target=st.integers(0, 1),
+    alpha=st.floats(0, 1),
+    gamma=st.sampled_from([0.0, 1.0, 2.0]),
 )
 @settings(deadline=None)
 def test_focal_loss_is_its_formula(logit: float, target: int, alpha: float, gamma: float) -> None:
@@ -56,7 +59,9 @@ def diou_of_segments(a: tuple[float, float], b: tuple[float, float]) -> float:
 def test_diou_loss_is_that_of_the_segments(
     predicted: list[tuple[float, float]], wanted: list[tuple[float, float]]
 ) -> None:
-    wanted = [(max(start, 0.01), max(end, 0.01)) for start, end in wanted]  # a positive point lies inside its segment
+    wanted = [
+        (max(start, 0.01), max(end, 0.01)) for start, end in wanted
+    ]  # a positive point lies inside its segment
     found = diou_loss(torch.tensor(predicted).double(), torch.tensor(wanted).double())
     for loss, p, w in zip(found.tolist(), predicted, wanted, strict=True):
         position = 7.0
@@ -100,7 +105,10 @@ def sums_by_loop(prediction: Prediction, targets: Targets, smoothing: float = 0.
     positives = 0
     for window, point in prediction.mask.nonzero().tolist():
         for k in range(3):
-            logit, target = prediction.logits[window, point, k].item(), targets.class_targets[window, point, k].item()
+            logit, target = (
+                prediction.logits[window, point, k].item(),
+                targets.class_targets[window, point, k].item(),
+            )
             target = target * (1 - smoothing) + smoothing / 4
             p = 1 / (1 + math.exp(-logit))
             p_true, alpha = p * target + (1 - p) * (1 - target), 0.25 * target + 0.75 * (1 - target)
@@ -108,7 +116,10 @@ def sums_by_loop(prediction: Prediction, targets: Targets, smoothing: float = 0.
             classification += alpha * (1 - p_true) ** 2 * cross_entropy
         if targets.positive[window, point]:
             positives += 1
-            (a, b), (c, d) = prediction.distances[window, point].tolist(), targets.distances[window, point].tolist()
+            (a, b), (c, d) = (
+                prediction.distances[window, point].tolist(),
+                targets.distances[window, point].tolist(),
+            )
             regression += 1 - diou_of_segments((-a, b), (-c, d))
     return classification, regression, positives
 
@@ -128,9 +139,9 @@ def test_evaluation_divides_the_sums_over_real_points_by_the_positives(smoothing
 def test_training_divides_by_a_moving_average_of_the_positives() -> None:
     prediction, targets = batch()
     classification, _, positives = sums_by_loop(prediction, targets)
-    loss, average = DetectionLoss(momentum=0.8, initial_normaliser=50.0), 50.0
+    loss, average = DetectionLoss(initial_normaliser=50.0), 50.0
     for _ in range(3):
-        average = 0.8 * average + 0.2 * positives
+        average = 0.9 * average + 0.1 * positives
         assert loss(prediction, targets).classification.item() == pytest.approx(classification / average)
         assert loss.normaliser.item() == pytest.approx(average)
 
@@ -179,7 +190,9 @@ def test_agreement_is_its_sum_over_points_divided_by_the_normaliser() -> None:
         if targets.positive[window, point]:
             (a, b), (c, d) = first.distances[window, point].tolist(), second.distances[window, point].tolist()
             expected += 1 - diou_of_segments((-a, b), (-c, d))
-    assert DetectionLoss(initial_normaliser=7).agreement(first, second, targets).item() == pytest.approx(expected / 7)
+    assert DetectionLoss(initial_normaliser=7).agreement(first, second, targets).item() == pytest.approx(
+        expected / 7
+    )
 
 
 @given(seed=st.integers(0, 1000))

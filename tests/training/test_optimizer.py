@@ -40,7 +40,9 @@ def test_the_groups_are_a_partition_of_what_trains(detector: Detector) -> None:
 
 
 def test_weights_of_linear_maps_and_convolutions_decay_and_nothing_else(detector: Detector) -> None:
-    decayed = {name for name, groups in groups_by_parameter(detector).items() if groups and groups[0]["weight_decay"]}
+    decayed = {
+        name for name, groups in groups_by_parameter(detector).items() if groups and groups[0]["weight_decay"]
+    }
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -74,7 +76,9 @@ def test_fusions_are_not_decayed_and_have_their_rate_over_what_an_output_sums(
     path = feature_data(tmp_path / "data", training=1, test=0)
     pair = build_network(config_of(path, f"experiment={experiment}", "init.forward=f", "init.reverse=b"), 3)
     assert isinstance(pair, Pair)
-    found = {name: groups for name, groups in groups_by_parameter(pair.first).items() if name.startswith("fusion.")}
+    found = {
+        name: groups for name, groups in groups_by_parameter(pair.first).items() if name.startswith("fusion.")
+    }
     assert {id(groups[0]) for groups in found.values()} == {id(group) for (group,) in found.values()}
     assert {len(groups) for groups in found.values()} == {1}
     groups = [group for (group,) in found.values()]

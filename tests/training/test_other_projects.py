@@ -96,18 +96,24 @@ def test_another_number_of_classes_is_said_in_one_line(theirs: Path, config: Con
     classes.write_text("alpha\nbeta\n")
     other = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
     message = refusal(load_checkpoint(theirs, other).network)
-    assert message.endswith("epoch_73.pth do not fit the network: it has 3 classes, the configuration 2")
+    assert message.endswith(
+        "epoch_73.pth do not fit the network: the number of classes is 3 in the file, 2 in the configuration"
+    )
 
 
 def test_another_size_is_said_in_one_line(theirs: Path, features: Path) -> None:
     other = config_of(features, "model.channels=32", "model.levels=4")
     message = refusal(load_checkpoint(theirs, other).network)
-    assert "it has 16 channels, the configuration 32; it has 3 levels, the configuration 4" in message
+    assert (
+        "model.channels is 16 in the file, 32 in the configuration; model.levels is 3 in the file, 4 in" in message
+    )
 
 
 def test_a_pair_is_not_loaded_from_one_detector(theirs: Path, config: Config) -> None:
     pair = config.model_copy(update={"experiment": "1"})
-    assert "one detector, but experiment 1 has two; use experiment=baseline" in refusal(load_checkpoint, theirs, pair)
+    assert "one detector, but experiment 1 has two; use experiment=baseline" in refusal(
+        load_checkpoint, theirs, pair
+    )
 
 
 def test_a_backbone_is_no_detector(config: Config, tmp_path: Path) -> None:
@@ -116,7 +122,9 @@ def test_a_backbone_is_no_detector(config: Config, tmp_path: Path) -> None:
     assert "name it in model.backbone.weights" in refusal(load_checkpoint, tmp_path / "vit.pth", config)
 
 
-def test_classes_come_from_their_list_or_from_the_annotations(theirs: Path, config: Config, tmp_path: Path) -> None:
+def test_classes_come_from_their_list_or_from_the_annotations(
+    theirs: Path, config: Config, tmp_path: Path
+) -> None:
     def with_data(**changes: Any) -> Config:
         return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
@@ -126,8 +134,10 @@ def test_classes_come_from_their_list_or_from_the_annotations(theirs: Path, conf
     unknown = load_checkpoint(theirs, with_data(annotations=nowhere))
     assert unknown.classes == CLASSES
     assert unknown.rate_hz == FRAME_RATE_HZ / config.data.feature_stride_frames
-    message = refusal(load_checkpoint, theirs, with_data(annotations=nowhere, classes=None), kind=FileNotFoundError)
-    assert "a list of the classes, a name a line, in data.classes" in message
+    message = refusal(
+        load_checkpoint, theirs, with_data(annotations=nowhere, classes=None), kind=FileNotFoundError
+    )
+    assert "a list of the classes in data.classes" in message
 
 
 def test_a_detector_without_adapters_is_one_whose_adapters_change_nothing(tmp_path: Path) -> None:
@@ -151,7 +161,12 @@ def test_the_recorded_detectors_load_with_their_configurations(features: Path, t
     backbone = {"size": {"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 128}, "pixels": 64}
     for name, data, steps, model in (
         ("adatad_tiny", {"videos": "none"}, 64, {"backbone": backbone}),
-        ("actionformer_local", {"features": "none", "feature_channels": 40}, 128, {"levels": 5, "attention_window": 9}),
+        (
+            "actionformer_local",
+            {"features": "none", "feature_channels": 40},
+            128,
+            {"levels": 5, "attention_window": 9},
+        ),
     ):
         config = parse_config(
             {
@@ -178,7 +193,9 @@ def pair_config(features: Path, forward: Path, backward: Path) -> Config:
     return config_of(features, "experiment=1-1", f"init.forward={forward}", f"init.reverse={backward}")
 
 
-def test_two_networks_start_from_detectors_of_other_projects(features: Path, config: Config, tmp_path: Path) -> None:
+def test_two_networks_start_from_detectors_of_other_projects(
+    features: Path, config: Config, tmp_path: Path
+) -> None:
     forward, backward = detector_of(config, seed=1), detector_of(config, seed=2)
     torch.save(layouts.opentad_file(forward.state_dict()), tmp_path / "epoch_73.pth")
     torch.save(layouts.actionformer_file(backward.state_dict()), tmp_path / "epoch_61.pth")
@@ -210,7 +227,10 @@ def test_a_baseline_of_other_classes_or_no_baseline_is_refused_by_its_key(
     torch.save(layouts.opentad_file(detector_of(config, classes=20).state_dict()), tmp_path / "thumos.pth")
     torch.save({"patch_embed.weight": torch.ones(8, 3, 2, 16, 16)}, tmp_path / "vit.pth")
     for name, said in (
-        ("thumos.pth", "init.reverse={path} do not fit the network: it has 20 classes, the configuration 3"),
+        (
+            "thumos.pth",
+            "init.reverse={path} do not fit the network: the number of classes is 20 in the file, 3 in",
+        ),
         ("vit.pth", "init.reverse={path} is BiTAD's VideoMAE, not a detector"),
     ):
         path = tmp_path / name
@@ -272,7 +292,9 @@ def test_a_converted_backbone_and_a_converted_detector_give_their_backbone(tmp_p
         assert all(torch.equal(loaded[key], weight) for key, weight in wanted.items())
 
 
-def test_what_cannot_be_converted_leaves_no_file(theirs: Path, config: Config, features: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_converted_leaves_no_file(
+    theirs: Path, config: Config, features: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.safetensors"
     assert "ends in .safetensors" in refusal(convert_weights, theirs, tmp_path / "out.pt", config)
     assert "--config" in refusal(convert_weights, theirs, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,11 @@ from runs import ALONE, assert_same, assert_same_run
 from torch import Tensor, nn
 
 from bitad.cli import main
-from bitad.config.loading import parse_config
 from bitad.config.names import SIZES
 from bitad.config.schema import Config
-from bitad.demo.jobs import Job
-from bitad.models.adapters import is_adapter
+from bitad.demo import Job
 from bitad.models.build import build_network
-from bitad.models.vit import VisionTransformer
-from bitad.runtime.log import set_up_logging
+from bitad.models.vit import VisionTransformer, is_adapter
 from bitad.training.checkpoints import CheckpointManager, load_initial
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import Checkpoint, convert_weights, load_checkpoint, save_checkpoint
@@ -41,7 +38,9 @@ def transformer(seed: int = 0) -> dict[str, Tensor]:
     """The weights of a transformer of the size of the data set's."""
     torch.manual_seed(seed)
     size = SIZES["tiny"]
-    vit = VisionTransformer(dim=size.dim, depth=size.depth, heads=size.heads, mlp_dim=size.mlp_dim, image_size=PIXELS)
+    vit = VisionTransformer(
+        dim=size.dim, depth=size.depth, heads=size.heads, mlp_dim=size.mlp_dim, image_size=PIXELS
+    )
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.02)
     return vit.state_dict()
@@ -65,18 +64,26 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(videos: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    config = config_of(videos, *QUICK, f"model.backbone.weights={vit}", f"output={tmp_path_factory.mktemp('whole')}")
+    config = config_of(
+        videos, *QUICK, f"model.backbone.weights={vit}", f"output={tmp_path_factory.mktemp('whole')}"
+    )
     Trainer(config, ALONE).run()
     return config.run_directory
 
 
-@pytest.fixture
-def moved(whole: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def without_file(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of that run, whose pre-trained file and first directory are not there any more."""
-    run = Path(shutil.copytree(whole, tmp_path / "elsewhere" / whole.name))
+    run = Path(shutil.copytree(whole, tmp_path_factory.mktemp("moved") / whole.name))
     for name in ("best.pt", "last.pt", "last-1.pt"):
         change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights="gone/vit.pth"))
     return run
+
+
+@pytest.fixture
+def moved(without_file: Path, tmp_path: Path) -> Path:
+    """A copy of that one, to change."""
+    return Path(shutil.copytree(without_file, tmp_path / "elsewhere" / without_file.name))
 
 
 @pytest.fixture
@@ -84,7 +91,12 @@ def form_3(whole: Path, vit: Path, tmp_path: Path) -> Path:
     """That run as an earlier version wrote it: its checkpoints refer to the pre-trained file, which is not there."""
     run = Path(shutil.copytree(whole, tmp_path / "form 3" / whole.name))
     (run / BACKBONE_FILE).unlink()
-    said = {"file": str(tmp_path / "vit.pth"), "sha256": sha256_of(vit), "positions": 32, "networks": ["backbone.vit."]}
+    said = {
+        "file": str(tmp_path / "vit.pth"),
+        "sha256": sha256_of(vit),
+        "positions": 32,
+        "networks": ["backbone.vit."],
+    }
     for name in ("best.pt", "last.pt", "last-1.pt"):
         change(run / name, lambda content: content.update(format=f"{OURS} 3", pretrained=said, backbone=None))
         change(run / name, lambda content: content["config"]["model"]["backbone"].update(weights=said["file"]))
@@ -99,7 +111,7 @@ def change(path: Path, by: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What a command says that fails."""
 
     def fail(*command: object) -> str:
@@ -109,8 +121,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
         assert line.startswith(f"bitad {command[0]}: error: ")
         return line
 
-    yield fail
-    set_up_logging(None, show=False)
+    return fail
 
 
 def network_of(config: Config) -> nn.Module:
@@ -173,10 +184,16 @@ def test_a_runs_checkpoints_are_of_the_size_of_what_trains(videos: Path, vit: Pa
     assert said == {"sha256": sha256_of(whole / BACKBONE_FILE), "prefixes": ["backbone.vit."]}
 
 
-@pytest.mark.parametrize("experiment", ["baseline", "1", "2", "2x"])
-@pytest.mark.parametrize("form", ["videomae", "mmaction2", "halved", "random"])
+@pytest.mark.parametrize(
+    ("form", "experiment"),
+    [
+        *((form, "baseline") for form in ("videomae", "mmaction2", "halved", "random")),
+        *(("videomae", experiment) for experiment in ("1", "2", "2x")),
+        ("random", "1"),
+    ],
+)
 def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
-    experiment: str, form: str, videos: Path, tmp_path: Path
+    form: str, experiment: str, videos: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "vit.safetensors"
     match form:
@@ -199,7 +216,9 @@ def test_with_that_file_a_checkpoint_is_the_network_that_was_saved(
     assert_same(dict(load_checkpoint(tmp_path / "run").network().state_dict()), dict(network.state_dict()))
 
 
-def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: Path, vit: Path, tmp_path: Path) -> None:
+def test_the_file_is_written_once_and_again_only_where_it_is_not_right(
+    videos: Path, vit: Path, tmp_path: Path
+) -> None:
     config = config_of(videos, f"model.backbone.weights={vit}")
     checkpoint, file = checkpoint_of(config, network_of(config)), tmp_path / BACKBONE_FILE
 
@@ -217,7 +236,9 @@ def test_the_file_is_written_once_and_again_only_where_it_is_not_right(videos: P
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", BACKBONE_FILE}
 
 
-def test_a_file_that_is_removed_while_its_run_trains_is_written_again(videos: Path, vit: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_removed_while_its_run_trains_is_written_again(
+    videos: Path, vit: Path, tmp_path: Path
+) -> None:
     config = config_of(videos, f"model.backbone.weights={vit}")
     checkpoint, keeper = checkpoint_of(config, network_of(config)), CheckpointManager(tmp_path, keep=1)
     keeper.save_backbone(checkpoint.model)
@@ -276,9 +297,15 @@ def commands(run: Path, videos: Path, out: Path) -> dict[str, tuple[object, ...]
         "features": ("features", video, "--checkpoint", run, "--out", out),
         "inspect": ("weights", "inspect", run / "best.pt"),
         "convert": ("weights", "convert", run, out / "run.safetensors"),
-        "pair": ("train", videos, *pair, f"output={out}"),
+        "pair": ("train", videos, "training.epochs=1", *pair, f"output={out}"),
         "resume": ("train", run / "config.yaml", f"output={run.parent}", "--resume"),
-        "weights": ("train", videos, f"model.backbone.weights={run / 'best.pt'}", f"output={out}"),
+        "weights": (
+            "train",
+            videos,
+            "training.epochs=1",
+            f"model.backbone.weights={run / 'best.pt'}",
+            f"output={out}",
+        ),
     }
 
 
@@ -289,7 +316,9 @@ def succeeds(*command: object) -> bool:
     return main([str(argument) for argument in command]) == 0
 
 
-def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(videos: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(
+    videos: Path, tmp_path: Path
+) -> None:
     config = config_of(
         videos, *QUICK, f"model.backbone.weights={write_vit(tmp_path / 'vit.pth')}", f"output={tmp_path / 'runs'}"
     )
@@ -309,13 +338,7 @@ def test_a_run_that_was_moved_gives_the_same_bytes_without_its_pre_trained_file(
     assert after == before
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_command_takes_a_run_that_was_moved(case: str, moved: Path, videos: Path, tmp_path: Path) -> None:
-    overrides = ("model.backbone.weights=gone/vit.pth",) if case == "resume" else ()
-    assert succeeds(*commands(moved, videos, tmp_path / "out")[case], *overrides)
-
-
-@pytest.mark.parametrize("experiment", ["2", "2x", "3-1", "3-3"])
+@pytest.mark.parametrize("experiment", ["2", "2x", "3-1"])
 def test_two_networks_start_from_runs_that_were_moved(
     experiment: str, moved: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -344,38 +367,30 @@ def test_a_run_that_was_moved_is_resumed_to_the_same_bits(whole: Path, videos: P
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("becomes", ["gone", "another", "cut off"])
-def test_a_transformer_that_is_missing_or_damaged_is_named_with_what_to_do(
-    case: str, becomes: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
+def test_every_command_takes_a_run_that_was_moved_and_names_a_transformer_that_is_missing_or_damaged(
+    case: str, moved: Path, videos: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file = moved / BACKBONE_FILE
     right = file.read_bytes()
-    file.unlink()
-    if becomes == "another":
-        write_safetensors(transformer(seed=5), file)
-    elif becomes == "cut off":
-        file.write_bytes(right[:-100])
-    name = "last.pt" if case == "resume" else "best.pt"
+    checkpoint = moved / ("last.pt" if case == "resume" else "best.pt")
     command = commands(moved, videos, tmp_path / "out")[case]
     if case == "resume":
         command = (*command, "model.backbone.weights=gone/vit.pth")
-    said = refused(*command)
-    if becomes == "gone":
-        run = load_run_directory(moved / name)
-        assert f"{file} is missing, the frozen transformer of {moved / name}; copy it from the run directory" in said
-        assert said.endswith(f", {run}")
-    else:
-        why = {"another": "it has other content", "cut off": "damaged or cut off"}[becomes]
-        assert f"{file} is not the frozen transformer of {moved / name}: " in said
-        assert why in said
+    file.unlink()
+    missing = refused(*command)
+    write_safetensors(transformer(seed=5), file)
+    another = refused(*command)
+    file.write_bytes(right[:-100])
+    cut_off = refused(*command)
+    faults = {"is missing": missing, "has other content": another, "damaged or cut off": cut_off}
+    for fault, line in faults.items():
+        assert f"the frozen transformer of {checkpoint} is not found: {file} " in line
+        assert fault in line
+        assert f"; copy it to {file} from where the checkpoint was trained" in line
     if case == "pair":
-        assert "init.forward: " in said
+        assert all("init.forward: " in line for line in faults.values())
     file.write_bytes(right)
     assert succeeds(*command)
-
-
-def load_run_directory(path: Path) -> Path:
-    return parse_config(torch.load(path, weights_only=True)["config"], "").run_directory
 
 
 def test_another_pre_trained_file_is_refused_and_another_form_of_it_is_not(
@@ -407,7 +422,7 @@ def test_whether_a_run_that_was_moved_is_done_is_seen(moved: Path, videos: Path)
 def test_a_run_without_a_checkpoint_is_not_its_transformer(moved: Path, refused: Callable[..., str]) -> None:
     for path in moved.glob("*.pt"):
         path.unlink()
-    assert f"run {moved} has no checkpoint" in refused("test", moved)
+    assert f"run {moved} has no best.pt or last.pt yet" in refused("test", moved)
 
 
 def test_inspection_says_where_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,13 +471,15 @@ def test_where_their_pre_trained_file_is_not_found_it_is_named_with_what_to_do(
     there: str, form_3: Path, videos: Path, vit: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file = tmp_path / "vit.pth"
-    fault = f"{file} is missing"
+    faults = f"{file} is missing; {form_3 / 'vit.pth'} is missing"
     if there == "another":
         write_vit(file, seed=5)
-        fault = f"{file}: another transformer"
+        faults = f"{form_3 / 'vit.pth'} is missing; {file} has other content"
     command = commands(form_3, videos, tmp_path / "out")["test"]
-    said = f"the pre-trained transformer of {form_3 / 'best.pt'} is not found: {fault}; copy its file to "
-    assert f"{said}{form_3 / 'vit.pth'}" in refused(*command)
+    said = (
+        f"the frozen transformer of {form_3 / 'best.pt'} is not found: {faults}; copy it to {form_3 / 'vit.pth'}"
+    )
+    assert said in refused(*command)
     shutil.copy(vit, form_3 / "vit.pth")  # as it says
     assert succeeds(*command)
 
@@ -506,15 +523,11 @@ def test_a_training_around_random_frozen_weights_is_refused_before_it_starts(
     unasked: Path, tmp_path: Path, refused: Callable[..., str], experiment: str
 ) -> None:
     said = refused("train", unasked, f"experiment={experiment}", f"output={tmp_path / 'runs'}", *QUICK)
-    assert "model.backbone.weights is null: the transformer is frozen and would keep random weights" in said
+    assert "model.backbone.weights is null: the frozen transformer would keep random weights" in said
     assert "model.backbone.random=true" in said
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ValueError, match=r"model\.backbone\.weights is null"):
         network_of(config_of(unasked))
-
-
-def test_a_plan_needs_no_weights(unasked: Path) -> None:
-    assert main(["plan", str(unasked)]) == 0
 
 
 def test_a_baseline_without_the_frozen_transformer_begins_no_pair(
@@ -537,7 +550,15 @@ def test_random_frozen_weights_may_be_asked_for(videos: Path, tmp_path: Path) ->
 def test_a_whole_detector_is_tested_with_a_configuration_without_weights(videos: Path, tmp_path: Path) -> None:
     network = network_of(config_of(videos))
     torch.save(layouts.opentad_file(network.state_dict()), tmp_path / "epoch_9.pth")
-    command = ["test", str(tmp_path / "epoch_9.pth"), "--config", str(videos), *NOTHING, "--out", str(tmp_path / "out")]
+    command = [
+        "test",
+        str(tmp_path / "epoch_9.pth"),
+        "--config",
+        str(videos),
+        *NOTHING,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
 
 

@@ -95,7 +95,8 @@ def test_a_missing_newest_checkpoint_is_in_the_log(begun: Path, run: Path) -> No
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "environment.json", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "detections.json"]
+    "name",
+    ["config.yaml", "environment.json", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "detections.json"],
 )
 def test_a_run_is_refused_at_the_start_where_it_could_not_write_a_file_in_the_end(
     begun: Path, run: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str

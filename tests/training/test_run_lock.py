@@ -96,17 +96,26 @@ def test_all_processes_of_a_training_end_where_its_run_directory_is_in_use(featu
     assert [path.name for path in run.iterdir()] == [LOCK]
 
 
+@pytest.fixture(scope="module")
+def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended."""
+    overrides = ("training.epochs=1", "training.warmup_epochs=0", f"output={tmp_path_factory.mktemp('runs')}")
+    assert main(["train", str(features), *overrides, "--device", "cpu"]) == 0
+    return config_of(features, *overrides).run_directory
+
+
 @pytest.mark.parametrize(
     "command",
-    [("test", "{run}", "--out", "{out}"), ("report", "{run}", "--out", "{out}"), ("demo", "--smoke", "--out", "{out}")],
+    [
+        ("test", "{run}", "--out", "{out}"),
+        ("report", "{run}", "--out", "{out}"),
+        ("demo", "--smoke", "--out", "{out}"),
+    ],
 )
 def test_commands_that_write_results_refuse_a_folder_in_use_before_any_work(
-    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
-    overrides = ("training.epochs=1", "training.warmup_epochs=0", f"output={tmp_path}")
-    assert main(["train", str(features), *overrides, "--device", "cpu"]) == 0
-    capsys.readouterr()
-    run, out = config_of(features, *overrides).run_directory, tmp_path / "out"
+    out = tmp_path / "out"
     with holder(out) as first:
         assert main([word.format(run=run, out=out) for word in command]) == 1
         assert [path.name for path in out.iterdir()] == [LOCK]

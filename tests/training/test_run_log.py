@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import config_of, feature_data, video_data
-from processes import of_two_processes, ranks
+from processes import Running, of_two_processes, ranks
 
 from bitad.cli import main
 from bitad.inference import detect as testing
@@ -51,7 +49,9 @@ def test_videos_left_out_at_the_start_are_in_the_log(path: Path, capsys: pytest.
         assert all(LINE.match(line) for line in said.splitlines())
 
 
-def test_a_warm_up_that_was_cut_to_the_schedule_is_in_the_log(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warm_up_that_was_cut_to_the_schedule_is_in_the_log(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path.write_text(path.read_text().replace("warmup_epochs: 0.5", "warmup_epochs: 3"))
     assert "warmup_epochs: 3" in path.read_text()
     assert main(["train", str(path), "training.epochs=2", "training.evaluate_from=1", "--device", "cpu"]) == 0
@@ -113,7 +113,9 @@ def test_a_failed_first_start_leaves_nothing_and_can_be_repeated(path: Path) -> 
     assert train(path, "--until", "1") == 0
 
 
-def test_a_refused_start_writes_nothing_into_the_log_of_the_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_start_writes_nothing_into_the_log_of_the_run(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(path, "--until", "1") == 0
     before = logged(path)
     assert train(path) == 1
@@ -159,10 +161,14 @@ def test_a_failure_of_another_process_is_in_the_log(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="this system does not list processes there")
 def test_a_training_whose_reader_is_killed_ends_with_a_line_that_names_it(tmp_path: Path) -> None:
     path = video_data(tmp_path / "data", training=4)
-    options = ("training.epochs=4000", "training.evaluate_every=4000", "training.workers=2", "training.warmup_epochs=0")
+    options = (
+        "training.epochs=4000",
+        "training.evaluate_every=4000",
+        "training.workers=2",
+        "training.warmup_epochs=0",
+    )
     run = config_of(path).run_directory
-    command = [sys.executable, "-m", "bitad", "train", str(path), *options, "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Running("train", path, *options, "--device", "cpu")
     try:
         while not (run / "last.pt").exists():
             assert process.poll() is None
@@ -172,7 +178,7 @@ def test_a_training_whose_reader_is_killed_ends_with_a_line_that_names_it(tmp_pa
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert process.returncode == 1
     *_, last = said.splitlines()
     named = rf"was reading video train_\d|reads videos \(process {readers[-1]}\)"

@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from builders import feature_data
+from processes import Running
 
-from bitad.demo.jobs import Job, train_side_by_side
+from bitad.demo import Job, train_side_by_side
 from bitad.weights.checkpoint import load_checkpoint
+
+
+class Forked(Running):
+    """A training that :meth:`Job.start` starts, without the start of an interpreter."""
+
+    def __init__(self, command: list[str], *, env: Mapping[str, str], **_: object) -> None:
+        super().__init__(*command[3:], program=command[2], env=env, piped=True)
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +40,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     forward, backward = (job.directory for job in baselines)
     pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.reverse={backward}"))
     made = [pair, *baselines]
-    train_side_by_side(made, what="training", processes=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Forked)
+        train_side_by_side(made, processes=2)
     return made
 
 
@@ -50,16 +66,14 @@ def test_cost_is_counted_in_steps_of_each_network(jobs: list[Job]) -> None:
 
 def test_what_is_done_is_not_done_again(jobs: list[Job]) -> None:
     before = [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs]
-    train_side_by_side(jobs, what="training")
+    train_side_by_side(jobs)
     assert [job.directory.joinpath("last.pt").stat().st_mtime_ns for job in jobs] == before
 
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(jobs: list[Job]) -> None:
     other = Job(jobs[1].preset, (*jobs[1].overrides, "training.lr=0.5"))
-    with pytest.raises(
-        ValueError, match=r"a run with other settings \(training.lr was 0.002, is 0.5\); delete or move"
-    ):
-        train_side_by_side([other], what="training")
+    with pytest.raises(ValueError, match=r"is another run \(training.lr was 0.002, is 0.5\); delete or move"):
+        train_side_by_side([other])
 
 
 def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list[Job]) -> None:
@@ -68,27 +82,39 @@ def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list
     others = [override for override in pair.overrides if not override.startswith("init.reverse=")]
     other = Job(pair.preset, (*others, moved))
     assert other.directory == pair.directory
-    with pytest.raises(ValueError, match=r"a run with other settings \(init was .*last\.pt"):
-        train_side_by_side([other], what="training")
+    with pytest.raises(ValueError, match=r"is another run \(init was .*last\.pt"):
+        train_side_by_side([other])
 
 
-def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], tmp_path: Path) -> None:
-    wrong = Job(jobs[1].preset, (f"output={tmp_path}", "training.batch=5"))
-    with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: .*training windows"):
-        train_side_by_side([wrong], what="training")
+def test_a_training_that_fails_is_named_with_what_it_said_last(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitad.demo._PROGRAM", "print('it starts'); raise SystemExit('it fails')")
+    with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: it fails$"):
+        train_side_by_side([Job(jobs[1].preset, (f"output={tmp_path}",))])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_ends_leaves_no_training_behind(jobs: list[Job], tmp_path: Path, how: signal.Signals) -> None:
-    program = (
-        "import sys; from bitad import cli; from bitad.demo.jobs import Job, train_side_by_side;"
-        "job = Job(sys.argv[1], tuple(sys.argv[2:]));"
-        "cli.train._demo = lambda arguments: train_side_by_side([job], what='training');"
-        "sys.exit(cli.main(['demo']))"
-    )
     arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=20000", "training.evaluate_every=20000")
-    parent = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
     metrics = Job(arguments[0], arguments[1:]).directory / "metrics.jsonl"
+    # The demo kills a training, whatever that does; one whose demo is killed ends by itself, and must be real.
+    endless = f"""
+import time
+while True:
+    open({str(metrics)!r}, "a").write('{{"step": 1}}\\n')
+    time.sleep(0.1)
+"""
+    program = f"""
+import sys
+from bitad import cli, demo
+if {how == signal.SIGTERM}:
+    demo._PROGRAM = {endless!r}
+job = demo.Job(sys.argv[1], tuple(sys.argv[2:]))
+cli.train._demo = lambda arguments: demo.train_side_by_side([job])
+sys.exit(cli.main(["demo"]))
+"""
+    parent = Running(*arguments, program=program)
     while not metrics.exists():
         assert parent.poll() is None
         time.sleep(0.1)

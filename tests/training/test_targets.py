@@ -53,7 +53,8 @@ action = st.tuples(quarters, quarters, st.integers(0, CLASSES - 1)).map(lambda a
 
 
 @given(
-    windows=st.lists(st.lists(action, max_size=6), min_size=1, max_size=3), radius=st.sampled_from([0.5, 1.5, 100.0])
+    windows=st.lists(st.lists(action, max_size=6), min_size=1, max_size=3),
+    radius=st.sampled_from([0.5, 1.5, 100.0]),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_point_gets_what_the_rules_say(windows: list[list[tuple[float, float, int]]], radius: float) -> None:

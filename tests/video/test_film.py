@@ -110,5 +110,5 @@ def test_a_file_of_one_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:
 def test_what_is_said_reaches_the_person(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "v.mkv", FILMS["the default one"][0])
-    assert main(["reverse", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert main(["reverse", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "0"]) == 0
     assert "holds 2 films" in capfd.readouterr().err

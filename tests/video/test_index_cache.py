@@ -109,7 +109,7 @@ def test_what_another_version_has_found_is_made_anew(
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_damaged_entries_are_made_anew(
     data: st.DataObject, video: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_habit_is_seen_and_named(wanted: str, found: str, by: str) -> None:
 def test_the_line_tells_how_many_and_one_of_them() -> None:
     names = [f"x{number}" for number in range(12)]
     line = Matching.of(names, [f"v_{name}" for name in names]).line("folder")
-    assert line == "folder: 12 videos matched although names differ by the prefix v_: v_x0 for x0"
+    assert line == "folder: 12 videos matched although names differ by the prefix v_: 'v_x0' for 'x0'"
     assert Matching.of(names, names).line("folder") is None
 
 
@@ -88,7 +88,9 @@ def test_names_that_differ_by_case_alone_are_told_apart_by_it() -> None:
     assert Matching.of(["a", "A"], ["a", "v_A"]).pairs == {"A": "v_A"}
 
 
-names = st.lists(st.sampled_from(["a", "A", "v_a", "v_A", "a.mp4", "b", "v_b", NFC, NFD, "B.npy", "c"]), unique=True)
+names = st.lists(
+    st.sampled_from(["a", "A", "v_a", "v_A", "a.mp4", "b", "v_b", NFC, NFD, "B.npy", "c"]), unique=True
+)
 
 
 @given(wanted=names, available=names, order=st.randoms(use_true_random=False))

@@ -18,7 +18,9 @@ HEIGHT, WIDTH, FRAMES = 48, 64, 50
 def scene(number: int, seed: int = 0) -> NDArray[np.uint8]:
     """A quiet background, and a bright square that goes across it, one pixel a frame."""
     rng = np.random.default_rng(seed)
-    picture = rng.integers(40, 160, (HEIGHT // 8, WIDTH // 8, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+    picture = (
+        rng.integers(40, 160, (HEIGHT // 8, WIDTH // 8, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+    )
     left = (number + 7 * seed) % (WIDTH - 12)
     picture[16:32, left : left + 12] = (230, 240, 250)
     return picture

@@ -127,7 +127,9 @@ def test_every_single_frame_is_exact_from_anywhere(folder: Path, name: str) -> N
 
 
 def test_colours_come_back(tmp_path: Path) -> None:
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [250, 250, 5], [20, 20, 20], [255, 255, 255]], np.uint8)
+    colours = np.array(
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [250, 250, 5], [20, 20, 20], [255, 255, 255]], np.uint8
+    )
     frames = np.broadcast_to(colours[:, None, None], (6, 32, 32, 3))
     write_video(tmp_path / "v.mp4", frames, fps=10, crf=1)
     with VideoReader(tmp_path / "v.mp4") as reader:
@@ -190,7 +192,7 @@ def test_windows_are_what_reading_each_gives(folder: Path) -> None:
 def test_a_known_index_is_not_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_video(folder / "b_frames.mp4")
     monkeypatch.setattr(videos, "index_video", lambda path: pytest.fail("the index was made again"))
-    with VideoReader(folder / "b_frames.mp4", index=index, threads=2) as reader:
+    with VideoReader(folder / "b_frames.mp4", index=index) as reader:
         assert numbers_shown(reader.read([98, 1])) == [98, 1]
 
 

@@ -1,4 +1,4 @@
-"""The annotation formats: a table of how files of each are recognised and read. Does not import NumPy.
+"""The annotation formats: how files of each are recognised and read. Does not import NumPy.
 
 To add a format, write its reader in a file of this folder and add a row to :data:`FORMATS`.
 """
@@ -20,7 +20,8 @@ from bitad.data.formats.parsing import (
     TableHead,
     TextHead,
     description_of,
-    shortened,
+    first_line,
+    objects_in,
     shortened_list,
     table_columns,
 )
@@ -38,10 +39,9 @@ class AnnotationFormat:
     Args:
         description: of the files, for people.
         required: keys or columns that files of this format have.
-        matches: whether a file has this format, by its path and :func:`read_head`; None: whether it is a table with
-            the required columns.
+        matches: whether a file has this format, by its path and head; None: a table with the required columns has it.
         patterns: of the files that are read of a folder; empty if only a file can be named.
-        names_classes: whether the reader itself applies the list of classes that is given, as its files number them.
+        names_classes: whether the reader itself applies the list of classes, as its files number them.
     """
 
     description: str
@@ -58,7 +58,9 @@ class AnnotationFormat:
         return self.matches(path, head)
 
     def files(self, src: Path) -> list[Path]:
-        """The file, or the files of a folder that would be read, without hidden ones and file managers'."""
+        """The file, or the files of a folder that would be read."""
+        if not src.exists():
+            raise FileNotFoundError(f"{src}: no such file or folder of annotations")
         if not src.is_dir():
             return [src]
         return sorted({path for pattern in self.patterns for path in src.rglob(pattern) if is_listed(src, path)})
@@ -70,7 +72,7 @@ def _never(_: Path, __: Any) -> bool:
 
 
 def _has_seconds(head: Any) -> bool:
-    return any("duration_second" in video for video in documents.videos_in(head))
+    return any("duration_second" in video for video in objects_in(head))
 
 
 def _names_subset(path: Path) -> bool:
@@ -79,8 +81,6 @@ def _names_subset(path: Path) -> bool:
 
 _DATABASE = ("database", "subset", "annotations", "segment", "label")
 _SECONDS = ("duration_second", "annotations", "segment", "label")
-_EPIC_FILES = ("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv")
-_EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp")
 
 FORMATS = {
     "native": AnnotationFormat(
@@ -121,7 +121,7 @@ FORMATS = {
         "JSON of videos with [class, start, end] actions: MultiTHUMOS, Charades, TSU",
         documents.read_multilabel,
         ("subset", "duration", "actions"),
-        lambda _, head: any(isinstance(video.get("actions"), list) for video in documents.videos_in(head)),
+        lambda _, head: any(isinstance(video.get("actions"), list) for video in objects_in(head)),
         names_classes=True,
     ),
     "ego4d-mq": AnnotationFormat(
@@ -133,7 +133,7 @@ FORMATS = {
     ),
     "csv": AnnotationFormat(
         "your own table with columns video, start, end, label (and subset)",
-        tables.read_segments,
+        tables.read_own_table,
         ("video", "start", "end", "label"),
     ),
     "thumos14": AnnotationFormat(
@@ -150,17 +150,17 @@ FORMATS = {
         lambda path, head: tables.is_thumos_line(head) and not path.stem.endswith(("_val", "_test")),
         ("*.txt",),
     ),
-    "thumos14-groundtruth": AnnotationFormat(
-        "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
-        tables.read_thumos14_groundtruth,
-        ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
-        patterns=("*_groundtruth.csv",),
-    ),
     "gtad": AnnotationFormat(
         "G-TAD's and AFSD's {val,test}_Annotation.csv",
         tables.read_gtad,
         ("video", "type", "start", "end"),
         patterns=("*_Annotation.csv", "*_Annotation_ours.csv"),
+    ),
+    "thumos14-groundtruth": AnnotationFormat(
+        "thumos14_test_groundtruth.csv, of DAPs, BSN, G-TAD",
+        tables.read_thumos14_groundtruth,
+        ("video-name", "t-init", "t-end", "video-duration", "label-idx"),
+        patterns=("*_groundtruth.csv",),
     ),
     "charades": AnnotationFormat(
         "Charades_v1_{train,test}.csv",
@@ -168,40 +168,30 @@ FORMATS = {
         ("id", "actions", "length"),
         patterns=("Charades*_train.csv", "Charades*_test.csv"),
     ),
-    "epic-kitchens-verb": AnnotationFormat(
-        "EPIC_100_{train,validation,test_timestamps}.csv, their verbs",
-        partial(tables.read_epic_kitchens, part="verb"),
-        _EPIC_COLUMNS,
-        patterns=_EPIC_FILES,
-    ),
-    "epic-kitchens-noun": AnnotationFormat(
-        "EPIC_100_{train,validation,test_timestamps}.csv, their nouns",
-        partial(tables.read_epic_kitchens, part="noun"),
-        _EPIC_COLUMNS,
-        patterns=_EPIC_FILES,
-    ),
+    **{
+        f"epic-kitchens-{part}": AnnotationFormat(
+            f"EPIC_100_{{train,validation,test_timestamps}}.csv, their {part}s",
+            partial(tables.read_epic_kitchens, part=part),
+            ("video_id", "start_timestamp", "stop_timestamp"),
+            patterns=("EPIC_100_train.csv", "EPIC_100_validation.csv", "EPIC_100_test_timestamps.csv"),
+        )
+        for part in ("verb", "noun")
+    },
 }
 
 
 def recognise(src: str | Path) -> str:
-    """The name of the format of a file or folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no known format, or may have several; or it is JSON by name and cannot be read.
-    """
+    """The name of the format of a file or folder; raises a ValueError if it is unknown or unclear."""
     src = Path(src)
-    if not src.exists():
-        raise FileNotFoundError(f"{src}: no such file or folder of annotations")
     found, heads = _matching_formats(src)
-    if not found:
-        raise ValueError(
-            f"{src}: unknown annotation format: it is {_description(src, heads)}; name one with --from: "
-            f"{', '.join(FORMATS)}"
-        )
     if len(found) > 1:
         raise ValueError(f"{src}: its format may be {' or '.join(found)}; name one with --from")
-    return found[0]
+    if found:
+        return found[0]
+    raise ValueError(
+        f"{src}: unknown annotation format: it is {_description(src, heads)}; name one with --from: "
+        f"{', '.join(FORMATS)}"
+    )
 
 
 def read_annotation_files(
@@ -227,8 +217,6 @@ def read_annotation_files(
     name = recognise(src) if format is None else format
     if name not in FORMATS:
         raise ValueError(f"there is no annotation format {name!r}; the formats are {', '.join(FORMATS)}")
-    if not src.exists():
-        raise FileNotFoundError(f"{src}: no such file or folder of annotations")
     chosen = FORMATS[name]
     files = chosen.files(src)
     if not files:
@@ -243,27 +231,23 @@ def read_annotation_files(
     return replace(parsed, format=name, path=src)
 
 
-def read_head(path: Path) -> Any:
-    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text."""
+def _read_head(path: Path) -> Any:
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
-    suffix = path.suffix.lower()
-    if suffix == ".csv" and not path.is_dir():
+    if path.suffix.lower() == ".csv":
         return TableHead(table_columns(path))
-    if suffix != ".txt" or path.is_dir():
-        return TextHead(())
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return TextHead(tuple(next((line for line in file if line.strip()), "").split()))
+    if path.suffix.lower() == ".txt":
+        return TextHead(tuple(first_line(path).split()))
+    return TextHead(())
 
 
 def _matching_formats(src: Path) -> tuple[list[str], dict[Path, Any]]:
-    """The names of the formats that a file or folder may have, and the heads of its files."""
     heads: dict[Path, Any] = {}
     found = []
     for name, known in FORMATS.items():
         for path in known.files(src):
             if path not in heads:
-                heads[path] = read_head(path)
+                heads[path] = _read_head(path)
             if known.fits(path, heads[path]):
                 found.append(name)
                 break
@@ -278,72 +262,63 @@ def _actual_format(src: Path, name: str) -> str:
         return ""
     if not found:
         return f"; it is {_description(src, heads)}"
-    if len(found) > 1 or FORMATS[found[0]].read == FORMATS[name].read:
-        return ""
-    return f"; it is of format {found[0]}"
+    is_other = len(found) == 1 and FORMATS[found[0]].read != FORMATS[name].read
+    return f"; it is of format {found[0]}" if is_other else ""
 
 
 def _description(src: Path, heads: dict[Path, Any]) -> str:
     """What a file or folder without a known format is, and the nearest format."""
     if src.is_dir():
-        names = sorted(path.name for path in src.iterdir() if not path.name.startswith("."))
-        files = f"with {shortened_list(names)}" if names else "without files"
-        return f"a folder {files}{_file_with_format(src)}"
+        return _folder_description(src)
     head = heads[src]
-    is_json = not isinstance(head, TableHead | TextHead)
-    signature = signature_of(src)
-    if not is_json and signature.kind != "text":
-        remedy = {
-            "json": "give it a name that ends in .json, if it is one JSON document",
-            "pickle": "write it as JSON with the project that wrote it",
-        }.get(signature.kind, signature.remedy)
-        return f"{signature.description}; {remedy}"
+    if isinstance(head, TableHead | TextHead):
+        signature = signature_of(src)
+        has_suffix = src.suffix.lower() in (".csv", ".txt")
+        if signature.kind in ("json", "pickle") or (signature.kind == "text" and not has_suffix):
+            return f"{signature.description}; write it, or name it, as .json, .csv or .txt"
+        if signature.kind != "text":
+            return str(signature)
     match head:
-        case TextHead() if src.suffix.lower() != ".txt":
-            return f"{signature.description}; give it a name that ends in .csv or .txt, if it is a table or lines"
-        case TextHead(()) | TableHead(()):
-            return "a file of empty lines"
-        case TextHead(fields):
-            return (
-                f'a text with lines such as "{shortened(" ".join(fields))}"; the nearest format is thumos14, which has '
-                'lines "video_... start end" in files CLASS_val.txt and CLASS_test.txt'
-            )
+        case TableHead(()) | TextHead(()):
+            return description_of(head)
+        case TextHead():
+            nearest = f"the nearest format is thumos14, {FORMATS['thumos14'].description}"
         case TableHead(columns):
-            return f"a CSV file with columns {shortened_list(columns)}; {_nearest(set(columns), head)}"
+            nearest = _nearest(set(columns), is_table=True)
         case {"results": dict()}:
-            return f"{description_of(head)}; these are detections, which `bitad evaluate` reads"
-    return f"{description_of(head)}; {_nearest(set(_keys(head)), head)}"
+            nearest = "these are detections, which `bitad evaluate` reads"
+        case _:
+            nearest = _nearest(set(_keys(head)), is_table=False)
+    return f"{description_of(head)}; {nearest}"
 
 
-def _file_with_format(folder: Path) -> str:
-    """A file in a folder that has a format, for the end of a description."""
-    for path in sorted(path for path in folder.iterdir() if is_listed(folder, path))[:_MOST_FILES]:
+def _folder_description(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if is_listed(folder, path))
+    description = (
+        f"a folder with {shortened_list(path.name for path in files)}" if files else "a folder without files"
+    )
+    for path in files[:_MOST_FILES]:
         with suppress(ValueError):
             if path.is_file():
-                return f"; {path.name} in it is of format {recognise(path)}: name that file"
-    return ""
+                return f"{description}; {path.name} in it is of format {recognise(path)}: name that file"
+    return description
 
 
-def _nearest(keys: set[str], head: Any) -> str:
-    """The format that shares most keys or columns with a file, and those that the file lacks."""
-    is_table = isinstance(head, TableHead)
-    shares = {
-        name: len(keys.intersection(known.required)) / len(known.required)
-        for name, known in FORMATS.items()
-        if known.required and (known.matches is None) == is_table
-    }
-    name = max(shares, key=lambda name: shares[name])
-    if not shares[name]:  # the most common one
-        name = "gtad" if is_table else "native"
+def _nearest(keys: set[str], *, is_table: bool) -> str:
+    """The format that shares most keys with a file, and those that it lacks."""
+
+    def share(name: str) -> float:
+        required = FORMATS[name].required
+        return len(keys.intersection(required)) / len(required)
+
+    names = [name for name, known in FORMATS.items() if known.required and (known.matches is None) == is_table]
+    name = max(names, key=share)  # of equals, the first, which is the most common one
     missing = ", ".join(key for key in FORMATS[name].required if key not in keys)
-    what = "columns" if is_table else "keys"
-    return f"the nearest format is {name}, " + (
-        f"without the {what} {missing}" if missing else "with its keys elsewhere"
-    )
+    return f"the nearest format is {name}, " + (f"without {missing}" if missing else "with its keys elsewhere")
 
 
 def _keys(content: Any, depth: int = 6) -> Iterator[str]:
-    """The keys of objects in a JSON document, of the first few of each list and object."""
+    """The keys of the first objects in a JSON document."""
     if isinstance(content, dict):
         yield from content
         content = list(content.values())

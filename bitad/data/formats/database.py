@@ -29,14 +29,13 @@ def read_annotations(
 ) -> Annotations:
     """Read ground truth in ActivityNet's format as OpenTAD writes it, or in ActionFormer's; ``.gz`` is decompressed.
 
-    Segments that end after their video or not after their start are kept; ``check_annotations`` names them. Videos
-    whose duration the file does not state last ``inf`` seconds, see ``Annotations.require_durations``.
+    Defective segments are kept. Videos without a duration last ``inf`` seconds.
 
     Args:
         classes: the class names in order, or the path of a file with a name a line (``category_idx.txt``). By default,
             the file's own labels in the order of their ``label_id``, or by name where the file has none.
         ignore: labels whose segments are left out, unless ``classes`` names them. Training leaves out THUMOS14's
-            ``Ambiguous``, as OpenTAD does; evaluation counts it as a class, as OpenTAD does, with ``ignore=()``.
+            ``Ambiguous``, and evaluation counts it as a class (``ignore=()``), as in OpenTAD.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,17 +45,22 @@ def read_annotations(
     return Annotations.from_parsed(videos, path, classes=classes, ignore=ignore).only_classes()
 
 
-def write_annotations(annotations: Annotations, path: str | Path, *, format: AnnotationFormat = "native") -> None:
+def write_annotations(
+    annotations: Annotations,
+    path: str | Path,
+    *,
+    format: AnnotationFormat = "native",
+) -> None:
     """Write the native format or ActionFormer's; the file is replaced atomically, and ``.gz`` compresses it.
 
-    ``label_id`` keeps the order of the classes; other labels (``Ambiguous``) are numbered after them. An unknown
-    duration, ``inf``, is left out. ActionFormer's format adds ``segment(frames)``, seconds times ``fps``.
+    ``label_id`` keeps the order of the classes; other labels (``Ambiguous``) are numbered after them.
 
     Raises:
         ValueError: ActionFormer's format needs a video's frame rate, and neither it nor a frame count is known.
     """
-    others = {label for video in annotations.videos.values() for label in video.labels} - set(annotations.classes)
-    number = {label: index for index, label in enumerate([*annotations.classes, *sorted(others)])}
+    labels = {label for video in annotations.videos.values() for label in video.labels}
+    ordered = [*annotations.classes, *sorted(labels.difference(annotations.classes))]
+    number = {label: index for index, label in enumerate(ordered)}
     database = {}
     for video in annotations.videos.values():
         known = {"frame": video.frames, "fps": video.fps}
@@ -79,30 +83,27 @@ def write_annotations(annotations: Annotations, path: str | Path, *, format: Ann
 
 def _frame_rate(video: AnnotatedVideo, path: str | Path) -> float:
     if (rate := video.clock.rate) is None:
-        remedy = "; or leave it out with --missing drop" if math.isinf(video.duration_s) else ""
-        raise ValueError(
-            f"{path}: video {video.name}: ActionFormer's format needs its frame rate; give --video-info or --videos "
-            f"that has it{remedy}"
-        )
+        remedy = "give --video-info or --videos that has it"
+        if math.isinf(video.duration_s):
+            remedy += "; or leave it out with --missing drop"
+        raise ValueError(f"{path}: video {video.name}: ActionFormer's format needs its frame rate; {remedy}")
     return rate
 
 
-def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mismatch: bool = False) -> str | None:
+def reverse_annotation_file(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    allow_clock_mismatch: bool = False,
+) -> str | None:
     """Write the annotations of the reversed videos: ``[a, b]`` becomes ``[D - b, D - a]``, in ascending order.
 
-    ActionFormer's ``segment(frames)`` is mirrored in the frame count F, or else in F = D * fps, so that seconds and
-    frames still agree. Everything else is unchanged. Reversing twice gives the same segments within 1e-6 s.
+    ActionFormer's ``segment(frames)`` is mirrored in the frame count F, or else in F = D * fps. Everything else is
+    unchanged.
 
     Args:
-        allow_clock_mismatch: whether the file may contradict itself about a video's time.
-
-    Returns:
-        one line that names the videos about which the file contradicts itself, if it may.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as annotations, contradicts itself about a video's time, or ``dst`` is
-            ``src``.
+        allow_clock_mismatch: whether the file may contradict itself about a video's time; the result names these
+            videos in one line.
     """
     if Path(src).resolve() == Path(dst).resolve():
         raise ValueError(f"{dst}: the reversed annotations would replace their source; name another file")
@@ -112,7 +113,7 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
     faults = {video.name: "; ".join(video.contradictions) for video in parsed if video.contradictions}
     remedy = "correct the annotations, or reverse them as they are with --allow-clock-mismatch"
     warning = require_agreement(faults, len(parsed), src, allowed=allow_clock_mismatch, remedy=remedy)
-    require_known_durations((video.name for video in parsed if video.rows and math.isinf(video.duration_s)), src)
+    require_known_durations([video.name for video in parsed if video.rows and math.isinf(video.duration_s)], src)
     for video in map(AnnotatedVideo.from_parsed, parsed):
         stated = content["database"][video.name]
         if (key := rows_key(stated)) is not None:
@@ -121,8 +122,11 @@ def reverse_annotation_file(src: str | Path, dst: str | Path, *, allow_clock_mis
     return warning
 
 
-def _reversed_rows(rows: list[dict[str, Any]], video: AnnotatedVideo, path: str | Path) -> list[dict[str, Any]]:
-    """A video's annotations as its file states them, reversed."""
+def _reversed_rows(
+    rows: list[dict[str, Any]],
+    video: AnnotatedVideo,
+    path: str | Path,
+) -> list[dict[str, Any]]:
     segments, order = reversed_ascending(video.segments, video.duration_s)
     reversed_rows = [rows[i] | {"segment": segment} for i, segment in zip(order, segments.tolist(), strict=True)]
     for row in reversed_rows:

@@ -10,14 +10,22 @@ import reprlib
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bitad.data.formats.detection_rows import ParsedDetections, number_of, parse_by_video, parse_columns
-from bitad.data.formats.parsing import TableHead, TextHead, read_lines, read_table, table_columns
+from bitad.data.formats.detection_rows import ParsedDetections, parse_by_video, parse_columns, take_column
+from bitad.data.formats.parsing import (
+    TableHead,
+    TextHead,
+    description_of,
+    number,
+    read_lines,
+    read_table,
+    table_columns,
+)
 from bitad.runtime.files import read_json, read_text
-from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import signature_of
 
 # The columns of a table by what they hold. Of several names, a table's first one counts.
@@ -46,31 +54,24 @@ class DetectionFormat:
 
 
 def read_detection_file(path: Path) -> ParsedDetections:
-    """Read a detection file in any of the ``FORMATS``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it has none of the formats, or the first defect, with file, video or row, and value.
-    """
+    """Read a detection file in any of the ``FORMATS``; errors name the file, video or row, and value."""
     content = read_content(path)
     for known in FORMATS.values():
         if known.matches(content):
             return known.read(path, content)
-    is_json = not isinstance(content, (TableHead, TextHead))
-    nearest = FORMATS["results" if is_json else "csv"].description
-    missing = 'no "results" object in this file: ' if is_json else ""
+    lacks = 'no "results" object'
+    nearest = FORMATS["results"]
+    if isinstance(content, (TableHead, TextHead)):
+        columns = _columns_of(content.columns if isinstance(content, TableHead) else ())
+        lacks = f"no column of the {', '.join(role for role in _COLUMNS if role not in (*columns, 'label'))}"
+        nearest = FORMATS["csv"]
     raise ValueError(
-        f"{path}: {missing}it looks like {_description(content)}; the nearest format that is read is {nearest}"
+        f"{path}: {lacks} in this file: it is {description_of(content)}; the nearest format is {nearest.description}"
     )
 
 
 def read_content(path: Path) -> Any:
-    """What identifies a file's format: the content of JSON, the columns of a table, or the first fields of a text.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot hold detections.
-    """
+    """The content of JSON, the columns of a table, or the first fields of a text."""
     try:
         kind = signature_of(path).kind
     except FileNotFoundError:
@@ -82,11 +83,9 @@ def read_content(path: Path) -> Any:
             "import json, pickle, sys; d = pickle.load(open(sys.argv[1], 'rb')); json.dump({k: v.tolist() if "
             "hasattr(v, 'tolist') else v for k, v in d.items()}, open(sys.argv[2], 'w'))"
         )
-        raise ValueError(
-            f"{path}: a Python pickle, as ActionFormer's eval_results.pkl, can run any code when it is read, and is "
-            "not read; if you trust it, write it as JSON where NumPy is installed: "
-            f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(path.with_suffix(".json").name)}'
-        )
+        command = f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(path.with_suffix(".json").name)}'
+        reason = "a Python pickle, which can run any code, is not read"
+        raise ValueError(f"{path}: {reason}; if you trust it, write it as JSON: {command}")
     if kind in ("json", "shards", "gzip") or path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
     if kind != "text":
@@ -94,44 +93,29 @@ def read_content(path: Path) -> Any:
     line = next((line for line in read_text(path, "detections").split("\n") if line.strip()), "")
     # Spaces separate the kit's lines, and may separate a table's: names of columns tell them apart.
     columns = table_columns(path)
-    return TableHead(columns) if "," in line or _is_table(columns) else TextHead(tuple(line.split()))
+    if "," in line or _is_table(columns):
+        return TableHead(columns)
+    return TextHead(tuple(line.split()))
 
 
-def _read_results(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """ActivityNet's submission: ``{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}``.
+def _read_by_video(
+    path: Path, content: dict[str, Any], *, key: str, label: str = "label", score: str = "score"
+) -> ParsedDetections:
+    """Rows by video under a key, as of ActivityNet's submission.
 
-    Written by OpenTAD (``result_detection.json``), mmaction2 (``ANetMetric``, whose proposals have no label and whose
-    videos lack the ``v_`` of their files), HACS, AFSD, G-TAD, and BiTAD with more in ``external_data``.
     Sources: sming256/OpenTAD opentad/cores/test_engine.py; open-mmlab/mmaction2
-    mmaction/evaluation/metrics/anet_metric.py.
+    mmaction/evaluation/metrics/anet_metric.py; happyharrycn/actionformer_release libs/utils/metrics.py.
     """
     external = content.get("external_data") or {}
     if not isinstance(external, dict):
         raise ValueError(f"{path}: external_data is {reprlib.repr(external)}; it must be an object")
-    return parse_by_video(path, content["results"], external=external)
-
-
-def _read_ego4d_mq(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """Ego4D's moment queries: as ActivityNet's, the clips under ``detect_results``; ``retrieve_results`` is not read.
-
-    Source: the tool of sming256/OpenTAD that writes ``"challenge": "ego4d_moment_queries"``.
-    """
-    return parse_by_video(path, content["detect_results"])
-
-
-def _read_actionformer(path: Path, content: dict[str, Any]) -> ParsedDetections:
-    """ActionFormer's JSON of predictions: ``{"database": {video: [{"segment", "label_id", "scores"}]}}``.
-
-    Source: happyharrycn/actionformer_release libs/utils/metrics.py, ``load_pred_seg_from_json``.
-    """
-    return parse_by_video(path, content["database"], label="label_id", score="scores")
+    return parse_by_video(path, content[key], label=label, score=score, external=external)
 
 
 def _read_columns(path: Path, content: dict[str, Any]) -> ParsedDetections:
     """Columns by name: the content of ActionFormer's ``eval_results.pkl``, written as JSON.
 
-    Sources: happyharrycn/actionformer_release libs/utils/train_utils.py, ``valid_one_epoch``; pandas' ``to_json``,
-    which writes a column as an object of values by row number.
+    pandas' ``to_json`` writes a column as an object of values by row number.
     """
     names = _columns_of(content)
     index = content[names["video"]]
@@ -152,24 +136,16 @@ def _read_columns(path: Path, content: dict[str, Any]) -> ParsedDetections:
 
 
 def _read_records(path: Path, content: list[Any]) -> ParsedDetections:
-    """A list of detections, each with its video: ``[{"video-id", "t-start", "t-end", "label", "score"}]``.
+    """A list of detections, each with its video, as pandas' ``to_json(orient="records")`` writes them."""
 
-    Source: pandas' ``to_json(orient="records")`` of ActionFormer's table.
-    """
+    def where(row: int) -> str:
+        return f"{path}: row {row}"
+
     names = _columns_of(content[0])
-    for index, row in enumerate(content):
-        for name in names.values():
-            if not (isinstance(row, dict) and name in row):
-                raise ValueError(f"{path}: row {index}: detection {reprlib.repr(row)} has no {name}")
-    columns = {role: [row[name] for row in content] for role, name in names.items()}
-    return parse_columns(columns, lambda row: f"{path}: row {row}")
+    return parse_columns({role: take_column(content, name, where) for role, name in names.items()}, where)
 
 
 def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
-    """A table with the columns of ``_COLUMNS``, of which only the label may be missing.
-
-    Source: pandas' ``to_csv`` of ActionFormer's table.
-    """
     names = _columns_of(content.columns)
     rows = list(read_table(path, list(names.values())))
     columns = {role: [row[name] for _, row in rows] for role, name in names.items()}
@@ -177,24 +153,24 @@ def _read_csv(path: Path, content: TableHead) -> ParsedDetections:
 
 
 def _read_kit(path: Path, _: TextHead) -> ParsedDetections:
-    """The text that the THUMOS'14 kit's ``TH14evaldet`` reads: lines of video, start, end, class number and score.
-
-    Source: the kit's TH14evaldet.m. Its class numbers are those of ``detclasslist.txt``, 7 (BaseballPitch) to 97.
-    """
+    """Lines of video, start, end, class number and score, as the kit's TH14evaldet.m reads them."""
     lines = list(read_lines(path))
     for line, fields in lines:
         if len(fields) != 5:
-            raise ValueError(f"{path}:{line}: {len(fields)} fields; a line has a video, start, end, class and score")
+            raise ValueError(
+                f"{path}:{line}: {len(fields)} fields; a line has a video, start, end, class and score"
+            )
         if not re.fullmatch(r"\d{1,18}", fields[3]):
             raise ValueError(f"{path}:{line}: class {reprlib.repr(fields[3])} is not a class number of the kit")
     columns = {
-        role: [fields[i] for _, fields in lines] for i, role in enumerate(("video", "start", "end", "label", "score"))
+        role: [fields[i] for _, fields in lines]
+        for i, role in enumerate(("video", "start", "end", "label", "score"))
     }
     return parse_columns(columns, lambda row: f"{path}:{lines[row][0]}")
 
 
 def _columns_of(names: Iterable[Any]) -> dict[str, str]:
-    """The names of ``_COLUMNS`` that a table has, by what they hold; case and underscores do not matter."""
+    """The names of ``_COLUMNS`` that a table has; case and underscores do not matter."""
     known = {_column_name(name): name for name in names if isinstance(name, str)}
     found = {role: [known[name] for name in choices if name in known] for role, choices in _COLUMNS.items()}
     return {role: columns[0] for role, columns in found.items() if columns}
@@ -221,8 +197,8 @@ def _keys_of(row: Any) -> Iterable[str]:
 def _is_kit(content: Any) -> bool:
     if not (isinstance(content, TextHead) and len(content.fields) == 5):
         return False
-    _, start, end, number, score = content.fields
-    return number.isdecimal() and None not in map(number_of, (start, end, score))
+    _, start, end, label, score = content.fields
+    return label.isdecimal() and None not in map(number, (start, end, score))
 
 
 FORMATS = {
@@ -230,17 +206,17 @@ FORMATS = {
         'JSON with "results" by video, each a list of {segment, label, score}, as ActivityNet, OpenTAD and mmaction2 '
         "have it",
         lambda content: isinstance(content, dict) and isinstance(content.get("results"), dict),
-        _read_results,
+        partial(_read_by_video, key="results"),
     ),
     "ego4d-mq": DetectionFormat(
         'the same with "detect_results", as Ego4D\'s moment queries',
         lambda content: isinstance(content, dict) and bool(_first_rows(content.get("detect_results"))),
-        _read_ego4d_mq,
+        partial(_read_by_video, key="detect_results"),
     ),
     "actionformer": DetectionFormat(
         'ActionFormer\'s JSON of predictions: {segment, label_id, scores} by video under "database"',
         lambda content: isinstance(content, dict) and bool(_first_rows(content.get("database"))),
-        _read_actionformer,
+        partial(_read_by_video, key="database", label="label_id", score="scores"),
     ),
     "by-video": DetectionFormat(
         "JSON of videos alone, each a list of {segment, label, score}",
@@ -266,48 +242,3 @@ FORMATS = {
         "the THUMOS'14 kit's text: lines of video, start, end, class number, score", _is_kit, _read_kit
     ),
 }
-
-# Tables of other projects that do not hold what detections need: their columns, and a description.
-_FRACTIONS = "one video's proposals of BSN or BMN: times are fractions of the video, which it does not name"
-_OTHER_TABLES = (
-    (
-        {"action", "start", "end", "tmin", "tmax"},
-        "the probabilities of action, start and end along one video, from which BSN and BMN make proposals",
-    ),
-    (
-        {"tmin", "tmax", "score"},
-        "one video's proposals of BSN in mmaction2: times are fractions of the video, which it does not name",
-    ),
-    ({"xmin", "xmax"}, _FRACTIONS),
-    ({"f-init", "f-end"}, "proposals of DAPs: times are in frames"),
-)
-
-
-def _description(content: Any) -> str:
-    """What a file without a known format is."""
-    match content:
-        case TableHead(columns):
-            names = set(map(_column_name, columns))
-            for known, description in _OTHER_TABLES:
-                if names >= known:
-                    return description
-            missing = [role for role in _COLUMNS if role not in (*_columns_of(columns), "label")]
-            return f"a table with the columns {_some(columns)}, none of which is the {' or the '.join(missing)}"
-        case TextHead(()):
-            return "an empty text"
-        case TextHead(fields):
-            return f"a text with lines of {len(fields)} fields, the first {_some(fields)}"
-        case {"database": dict()}:
-            return "annotations, with a database of videos"
-        case {"results": results}:
-            return f'JSON whose "results" are {reprlib.repr(results)}'
-        case dict():
-            return f"a JSON object with {_some(content)}" if content else "an empty JSON object"
-        case list():
-            first = f"a JSON list of {len(content)}, the first {reprlib.repr(content[0])}" if content else ""
-            return first or "an empty list"
-    return f"JSON of one value, {reprlib.repr(content)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    return shortlist(names, 6, quote=reprlib.repr)

@@ -1,14 +1,10 @@
-"""Readers of annotation files in JSON: ActivityNet's ``database``, mmaction2, BSN, Ego4D's moments, multi-label lists.
-
-Each docstring says where its format is described.
-"""
+"""Readers of annotation files in JSON. Each docstring says where its format is described."""
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,11 @@ from bitad.data.formats.parsing import (
     description_of,
     is_missing,
     number,
+    objects_in,
     positive,
     seconds,
     subset_in_name,
+    videos_by_name,
 )
 from bitad.runtime.files import read_json
 from bitad.video.names import Matching, renamed
@@ -41,30 +39,27 @@ _CLASS_LISTS = ("class_list.txt", "Charades_v1_classes.txt")
 
 
 def read_database(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """A JSON with a ``database`` of videos: the native format, ActionFormer's, ActivityNet's, HACS's and FineAction's.
+    """The native format, ActionFormer's, ActivityNet's, HACS's and FineAction's.
 
-    ActivityNet 1.3, HACS Segments and FineAction share one format: ``{"database": {"VIDEO": {"subset", "duration",
-    "annotations": [{"segment": [start, end], "label"}]}}}``. HACS states durations as strings. OpenTAD's files of
-    EPIC-Kitchens and Ego4D have test videos without ``annotations``: they have no segment here.
+    ``{"database": {"VIDEO": {"subset", "duration", "annotations": [{"segment": [start, end], "label"}]}}}``.
 
-    Sources: http://activity-net.org/download.html; https://github.com/hangzhaomit/HACS-dataset (readme);
-    https://github.com/Richard-61/FineAction (the file itself was not at hand: OpenTAD reads it as ActivityNet's);
-    OpenTAD's ``opentad/datasets``; ActionFormer's ``libs/datasets/thumos14.py``.
+    Sources: http://activity-net.org/download.html; https://github.com/hangzhaomit/HACS-dataset;
+    https://github.com/Richard-61/FineAction; ActionFormer's ``libs/datasets/thumos14.py``.
     """
     (path,) = files
     content = read_json(path)
     videos = parse_database(content, path)
-    left_out: Counter[str] = Counter()
+    left_out: set[str] = set()
     unannotated = 0
-    for stated in _objects_in(content["database"].values()):
-        left_out.update(stated.keys() - _VIDEO_KEYS)
+    for stated in objects_in(content["database"]):
+        left_out |= stated.keys() - _VIDEO_KEYS
         key = rows_key(stated)
         unannotated += key is None
-        for row in _objects_in(stated[key] if key is not None and isinstance(stated[key], list) else ()):
+        for row in objects_in(stated.get(key or "annotations")):
             left_out.update(f"{name} of annotations" for name in row.keys() - _ROW_KEYS)
     notes = [f"{unannotated} videos of the file have no list of annotations"] if unannotated else []
     if left_out:
-        notes.append(f"left out, as the written format has no place for them: {', '.join(sorted(left_out))}")
+        notes.append(f"left out, as the native format lacks them: {', '.join(sorted(left_out))}")
     return ParsedAnnotations(videos, notes=tuple(notes))
 
 
@@ -75,67 +70,56 @@ def is_database(content: Any) -> bool:
 
 def has_frame_segments(content: Any) -> bool:
     """Whether the segments of a ``database`` are given in frames too, as only ActionFormer's are."""
-    lists = (video.get("annotations") for video in _objects_in(content["database"].values()))
-    first = (row for rows in lists if isinstance(rows, list) for row in _objects_in(rows[:1]))
-    return any(FRAME_SEGMENT in row for row in first)
+    rows = (objects_in(video.get("annotations"))[:1] for video in objects_in(content["database"]))
+    return any(FRAME_SEGMENT in row for first in rows for row in first)
 
 
 def parse_database(content: Any, path: str | Path) -> list[ParsedVideo]:
-    """The videos of an annotation file's JSON, faults included.
+    """The videos of an annotation file's JSON, faults included; raises a ValueError if it has no ``database``.
 
-    Numbers may be strings, as HACS' durations are. A missing duration is unknown, ``inf``, unless ``frame`` and ``fps``
-    state it. Videos of a test subset may all be without ``annotations``, which COIN's file calls ``annotation``.
-
-    Raises:
-        ValueError: there is no ``database``.
+    Numbers may be strings, as HACS' durations are. Videos of a test subset may all be without ``annotations``.
     """
     if not is_database(content):
-        raise ValueError(
-            f'{path}: no "database" of videos by name: it is {description_of(content)}; `bitad annotations convert` '
-            "makes one of other formats"
-        )
+        remedy = "`bitad annotations convert` makes one of other formats"
+        raise ValueError(f'{path}: no "database" of videos by name: it is {description_of(content)}; {remedy}')
     database = content["database"]
-    annotated = {
-        subset
-        for stated in _objects_in(database.values())
-        if rows_key(stated) is not None and isinstance(subset := stated.get("subset"), str)
-    }
+    annotated = {str(video.get("subset")) for video in objects_in(database) if rows_key(video) is not None}
     return [_parse_video(name, stated, annotated) for name, stated in database.items()]
 
 
 def rows_key(stated: Mapping[str, Any]) -> str | None:
-    """The key of a video's list of annotations, if it has one."""
-    return next((key for key in ("annotations", "annotation") if stated.get(key) is not None), None)
+    """The key of a video's list of annotations, if it has one; COIN's file calls it ``annotation``."""
+    for key in ("annotations", "annotation"):
+        if stated.get(key) is not None:
+            return key
+    return None
 
 
 def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
-    """Parse one video of a ``database``; ``annotated`` are the subsets that have annotations."""
     video = ParsedVideo(name, "")
     if not isinstance(stated, dict):
         video.faults.append(f"{reprlib.repr(stated)} is not a video's {{subset, duration, annotations}}")
-        stated = {"subset": "", "annotations": []}
-    if "subset" not in stated:
-        video.faults.append('"subset" is missing')
-    subset = stated.get("subset", "")
-    if not isinstance(subset, str):
-        video.faults.append(f"subset {reprlib.repr(subset)} is not a name")
-    video.subset = str(subset)
-    numbers: dict[str, float | None] = dict.fromkeys(("duration", "frame", "fps"))
-    for what in numbers:
+        return video
+    subset = stated.get("subset")
+    if isinstance(subset, str):
+        video.subset = subset
+    else:
+        fault = '"subset" is missing' if subset is None else f"subset {reprlib.repr(subset)} is not a name"
+        video.faults.append(fault)
+    numbers: dict[str, float] = {}
+    for what in ("duration", "frame", "fps"):
         with video.collecting():
             if not is_missing(stated.get(what)):
-                value = positive(stated[what], what)
-                if what == "frame" and round(value) == 0:
-                    raise ValueError(f"frame {reprlib.repr(stated[what])} is not a positive number")
-                numbers[what] = value
-    duration_s, frames, video.fps = numbers.values()
+                numbers[what] = positive(stated[what], what, is_count=what == "frame")
+    frames = numbers.get("frame")
+    video.fps = numbers.get("fps")
     video.frames = None if frames is None else round(frames)
-    if duration_s is not None:
-        video.duration_s = duration_s
+    if "duration" in numbers:
+        video.duration_s = numbers["duration"]
     elif frames is not None and video.fps is not None:
         video.duration_s = frames / video.fps
     key = rows_key(stated)
-    rows = [] if key is None else stated[key]
+    rows: Any = [] if key is None else stated[key]
     if key is None and ("test" not in video.subset.lower() or video.subset in annotated):
         video.faults.append('"annotations" is missing')
     if not isinstance(rows, list):
@@ -155,11 +139,9 @@ def _parse_video(name: str, stated: Any, annotated: set[str]) -> ParsedVideo:
 def _parse_row(row: Any) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{reprlib.repr(row)} is not an annotation; one is {{segment, label}}")
-    for key in ("segment", "label"):
-        if key not in row:
-            raise ValueError(f'annotation {reprlib.repr(row)} has no "{key}"')
-    start, end = parse_segment(row["segment"], "segment")
-    label, label_id = row["label"], row.get("label_id")
+    start, end = parse_segment(row.get("segment"), "segment")
+    label = row.get("label")
+    label_id = row.get("label_id")
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label {reprlib.repr(label)} is not a name")
     if label_id is not None and type(label_id) is not int:
@@ -168,7 +150,7 @@ def _parse_row(row: Any) -> Row:
 
 
 def frame_segment(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Start and end in frames, as in ActionFormer's annotations; None where they are empty. Raises a ValueError."""
+    """Start and end in frames, as in ActionFormer's annotations; None where they are empty."""
     stated = row.get(FRAME_SEGMENT)
     if is_missing(stated) or (isinstance(stated, list) and all(map(is_missing, stated))):
         return None
@@ -184,18 +166,14 @@ def parse_segment(stated: Any, key: str) -> tuple[float, float]:
 
 
 def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """mmaction2's ActivityNet files, ``anet_anno_{train,val,test}.json``: videos by name, the file's name the subset.
+    """mmaction2's ``anet_anno_{train,val,test}.json``: videos by name.
 
-    Frames a second are ``rfps``, which mmaction2 counted, if stated; ``fps`` is the nominal rate, which contradicts
-    ``duration_frame`` of ``duration_second``. ``feature_frame`` is left out.
-
-    Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py`` and
-    ``mmaction/datasets/activitynet_dataset.py``.
+    Source: https://github.com/open-mmlab/mmaction2, ``tools/data/activitynet/process_annotations.py``.
     """
     videos: dict[str, Any] = {}
     for path in files:
         subset = subset_in_name(path, {"train": "training", "val": "validation", "test": "testing"})
-        for name, stated in _videos_by_name(path).items():
+        for name, stated in videos_by_name(read_json(path), path).items():
             if name in videos:
                 raise ValueError(f"{path}: video {name} is also in another of the files")
             videos[name] = {"subset": subset, **_as_native(stated)}
@@ -203,28 +181,21 @@ def read_mmaction2(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 
 
 def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
-    """BSN's ``anet_anno_action.json``, which BMN and G-TAD use too: mmaction2's format, all subsets in one file.
-
-    Subsets and frame rates are in the list of videos that is given, or in ``video_info_new.csv`` beside the file.
+    """BSN's ``anet_anno_action.json``: mmaction2's format; subsets and frame rates are in ``video_info_new.csv``.
 
     Source: https://github.com/wzmsltw/BSN-boundary-sensitive-network, ``data/activitynet_annotations``.
     """
     (path,) = files
-    stated = _videos_by_name(path)
+    stated = videos_by_name(read_json(path), path)
     beside = path.parent / _BSN_VIDEOS
     table = options.video_info or (beside if beside.is_file() else None)
-    subsets = {} if table is None else renamed(read_subsets(table), stated, table)
+    listed = {} if table is None else read_subsets(table)
+    subsets = renamed(listed, stated, table)
     if unlisted := [name for name, video in stated.items() if name not in subsets and "subset" not in video]:
-        if table is None:
-            remedy = f"put {_BSN_VIDEOS} beside it, or name that with --video-info"
-            raise ValueError(f"{path}: it states no subsets; {remedy}")
         more = f" (and of {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
-        stated_subsets = read_subsets(table)
-        reason = Matching.of(unlisted, stated_subsets).sides() if stated_subsets else "it states no subsets"
-        raise ValueError(
-            f"{table}: no subset of video {unlisted[0]}{more} of {path}; {reason}; name the list of these videos, such "
-            f"as {_BSN_VIDEOS}, with --video-info"
-        )
+        sides = Matching.of(unlisted, listed).sides()
+        remedy = f"name the list of these videos, such as {_BSN_VIDEOS}, with --video-info"
+        raise ValueError(f"{table or path}: no subset of video {unlisted[0]}{more}; {sides}; {remedy}")
     clocks = {} if table is None else renamed(read_clocks(table), stated, table)
     videos: dict[str, Any] = {}
     for name, video in stated.items():
@@ -236,20 +207,19 @@ def read_bsn(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
 
 
 def _as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """A video of mmaction2's or BSN's as the native format states it."""
-    fps = stated.get("rfps", stated.get("fps"))
-    same = {key: stated[key] for key in ("subset", "annotations") if key in stated}
-    return {"duration": stated.get("duration_second"), "frame": stated.get("duration_frame"), "fps": fps, **same}
+    native = {
+        "duration": stated.get("duration_second"),
+        "frame": stated.get("duration_frame"),
+        "fps": stated.get("rfps", stated.get("fps")),  # as counted; ``fps`` is nominal, and contradicts the frames
+    }
+    return native | {key: stated[key] for key in ("subset", "annotations") if key in stated}
 
 
 def read_ego4d_mq(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """Ego4D's moments queries, ``moments_{train,val,test_unannotated}.json``: videos -> clips -> annotations -> labels.
+    """Ego4D's moments queries: videos -> clips -> annotations -> labels. A clip is a video here, and starts at 0 s.
 
-    A clip is a video here, named by its ``clip_uid``, and its clock begins at ``video_start_sec``; labels are those
-    that are ``primary``, of all annotators. A video's ``split`` is the subset.
-
-    Source: https://ego4d-data.org/docs/data/annotations-schemas and OpenTAD's
-    ``tools/prepare_data/ego4d/convert_ego4d_anno.py``, which leaves clips without a primary label out; here they stay.
+    Sources: https://ego4d-data.org/docs/data/annotations-schemas; OpenTAD's
+    ``tools/prepare_data/ego4d/convert_ego4d_anno.py``, which leaves out clips without a primary label.
     """
     videos = ParsedVideos()
     secondary = 0
@@ -270,11 +240,13 @@ def read_ego4d_mq(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 
 def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
     """Read a clip as a video; return the number of its labels that are not primary."""
-    annotators = _object_list(clip, "annotations", where) if clip.get("annotations") is not None else []
+    annotators = []
+    if clip.get("annotations") is not None:
+        annotators = _object_list(clip, "annotations", where)
     labels = [label for by in annotators for label in _object_list(by, "labels", where)]
     primary = [label for label in labels if label.get("primary")]
     start = max(_seconds_at(clip, "video_start_sec", where), 0.0)
-    # Times are rounded as OpenTAD's converter rounds them: differences of stated times are off in their last digits.
+    # Times are rounded as in OpenTAD: differences of stated times are off in their last digits.
     duration_s = round(_seconds_at(clip, "video_end_sec", where) - start, 4)
     if duration_s <= 0:
         raise ValueError(f"{where}: it ends {-duration_s:g} s before its start")
@@ -287,133 +259,116 @@ def _read_clip(clip: Mapping[str, Any], video: ParsedVideo, where: str) -> int:
             first, last = (round(edge - start, 4) for edge in edges)
             video.rows.append(Row(first, last, label["label"]))
     if "video_start_frame" in clip and "video_end_frame" in clip:
-        counted = _seconds_at(clip, "video_end_frame", where) - max(_seconds_at(clip, "video_start_frame", where), 0)
-        video.frames = int(counted) if counted > 0 else None
+        first_frame = max(_seconds_at(clip, "video_start_frame", where), 0)
+        counted = int(_seconds_at(clip, "video_end_frame", where) - first_frame)
+        video.frames = counted if counted > 0 else None
     return len(labels) - len(primary)
 
 
 def read_multilabel(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     """Multi-label work's one JSON: ``{"VIDEO": {"subset", "duration", "actions": [[class, start, end], ...]}}``.
 
-    ``multithumos.json``, ``charades.json``, ``smarthome_CS_51.json`` (TSU) and the like. Classes are names, or numbers
-    that the list of classes names: the given one, or MultiTHUMOS' ``class_list.txt`` or Charades'
-    ``Charades_v1_classes.txt`` beside the file. Numbers count from 0 or 1
-    (:func:`~bitad.data.classes.names_of_numbers`). TSU's times are frames in some copies: they are converted to seconds
-    if the given list of videos shows that.
+    Classes are names, or numbers of the given list of classes, or of one beside the file. TSU's times are frames in
+    some copies: they are converted if the given list of videos shows that.
 
-    Sources: https://github.com/piergiaj/super-events-cvpr18, ``data/multithumos.json`` and ``data/charades.json``;
-    https://github.com/sstraccialini/ASO-Temba, ``data/multithumos.json`` and ``data/smarthome.json``.
+    Sources: https://github.com/piergiaj/super-events-cvpr18 and https://github.com/sstraccialini/ASO-Temba, ``data``.
     """
     (path,) = files
-    videos = ParsedVideos()
-    for name, stated in _videos_by_name(path).items():
-        _read_actions(stated, videos.of(name, _name_or_empty(stated.get("subset")), path.name))
+    stated = videos_by_name(read_json(path), path)
+    database = {name: _actions_as_native(video) for name, video in stated.items()}
+    videos = parse_database({"database": database}, path)
+    for video in videos:
+        video.rows.sort(key=lambda row: row[:3])
+        if not video.name:
+            video.faults.append(f"{path.name}: its video has no name")
     table = options.video_info
-    clocks = {} if table is None else renamed(read_clocks(table), videos, table)
+    clocks = {} if table is None else renamed(read_clocks(table), database, table)
     notes = _convert_frames(videos, clocks, path)
     classes, more = _name_classes(videos, options.classes, path)
-    return ParsedAnnotations(videos.ordered(), classes, (*notes, *more))
+    return ParsedAnnotations(videos, classes, (*notes, *more))
 
 
-def _read_actions(stated: Mapping[str, Any], video: ParsedVideo) -> None:
-    if not isinstance(stated.get("subset"), str):
-        video.faults.append(f"subset {reprlib.repr(stated.get('subset'))} is not a name")
-    with video.collecting():
-        if not is_missing(stated.get("duration")):
-            video.duration_s = positive(stated["duration"], "duration")
+def _actions_as_native(stated: Mapping[str, Any]) -> dict[str, Any]:
     actions = stated.get("actions")
-    if not isinstance(actions, list):
-        video.faults.append(f"actions {reprlib.repr(actions)} are not a list")
-        return
-    for action in actions:
-        with video.collecting():
-            video.rows.append(_parse_action(action))
+    rows: Any = f"actions {reprlib.repr(actions)}"  # a fault of the video
+    if isinstance(actions, list):
+        rows = [_action_as_native(action) for action in actions]
+    return {"subset": stated.get("subset"), "duration": stated.get("duration"), "annotations": rows}
 
 
-def _parse_action(stated: Any) -> Row:
-    where = f"action {reprlib.repr(stated)}"
+def _action_as_native(stated: Any) -> Any:
     if not isinstance(stated, list) or len(stated) != 3:
-        raise ValueError(f"{where} is not [class, start, end]")
+        return f"action {reprlib.repr(stated)}"  # a fault of the video
     label, start, end = stated
     value = number(label)
     if value is not None and value >= 0 and value == int(value):
         label = str(int(value))  # NumPy's arrays make 12 of a class 12.0
-    elif not isinstance(label, str) or not label.strip():
-        raise ValueError(f"{where}: class {reprlib.repr(label)} is neither a name nor an integer from 0 on")
-    return Row(seconds(start, where), seconds(end, where), label)
+    return {"segment": [start, end], "label": label}
 
 
-def _name_classes(videos: ParsedVideos, given: Classes | None, path: Path) -> tuple[Classes | None, tuple[str, ...]]:
+def _name_classes(
+    videos: Sequence[ParsedVideo], given: Classes | None, path: Path
+) -> tuple[Classes | None, tuple[str, ...]]:
     """Replace class numbers by names if there is a list of classes; the classes in order, and notes."""
-    labels = {row.label for video in videos.values() for row in video.rows}
+    labels = {row.label for video in videos for row in video.rows}
     if not all(label.isdecimal() for label in labels):
         return (None if given is None else names_in_list(labels, given)), ()
-    beside = (path.parent / name for name in _CLASS_LISTS)
-    source = given if given is not None else next((file for file in beside if file.is_file()), None)
+    source = given
+    for name in _CLASS_LISTS:
+        if source is None and (path.parent / name).is_file():
+            source = path.parent / name
     if source is None:
-        for video in videos.values():
+        for video in videos:
             video.rows = [row._replace(label_id=int(row.label)) for row in video.rows]
         return None, ("no list of classes: they are called by their numbers; name one with --classes",)
     names = names_of_numbers({int(label) for label in labels}, source, path)
-    for video in videos.values():
+    for video in videos:
+        listed = f"the {len(names)} of the list of classes, from {min(names)} on"
         for label in {row.label for row in video.rows if int(row.label) not in names}:
-            video.faults.append(
-                f"class {label} is not one of the {len(names)} of the list of classes, from {min(names)} on"
-            )
-        video.rows = [row._replace(label=names[int(row.label)]) for row in video.rows if int(row.label) in names]
-    notes = (f"classes are named by {source}, from {min(names)} on",) if isinstance(source, Path) else ()
-    return tuple(names[index] for index in sorted(names)), notes
+            video.faults.append(f"class {label} is not one of {listed}")
+        rows = [row for row in video.rows if int(row.label) in names]
+        video.rows = [row._replace(label=names[int(row.label)]) for row in rows]
+    classes = tuple(names[index] for index in sorted(names))
+    if not isinstance(source, Path):
+        return classes, ()
+    return classes, (f"classes are named by {source}, from {min(names)} on",)
 
 
-def _convert_frames(videos: ParsedVideos, clocks: Mapping[str, Clock], path: Path) -> tuple[str, ...]:
-    """Convert times to seconds if the list of videos shows that they are frames; a note on it."""
-    timed = [video for video in videos.values() if math.isfinite(video.duration_s)]
+def _convert_frames(
+    videos: Sequence[ParsedVideo],
+    clocks: Mapping[str, Clock],
+    path: Path,
+) -> tuple[str, ...]:
+    """Convert times to seconds if the list of videos shows that they are frames."""
+    timed = [video for video in videos if math.isfinite(video.duration_s)]
     compared = [(video, clocks[video.name]) for video in timed if video.name in clocks]
     counted = [(video, clock) for video, clock in compared if clock.frames is not None]
     in_frames = all(same_length(video.duration_s, float(clock.frames or 0)) for video, clock in counted)
     in_seconds = all(same_length(video.duration_s, clock.duration_s) for video, clock in compared)
     if counted and in_frames and not in_seconds:
-        for video in videos.values():
+        for video in videos:
             if video.name not in clocks or (frames := clocks[video.name].frames) is None:
-                raise ValueError(
-                    f"{path}: its times count frames, and the list of videos does not state the frames and duration "
-                    f"of {video.name}"
-                )
+                raise ValueError(f"{path}: its times count frames; list the frames and duration of {video.name}")
             scale = clocks[video.name].duration_s / frames
-            video.duration_s, video.frames = video.duration_s * scale, frames
+            video.duration_s = video.duration_s * scale
+            video.frames = frames
             video.rows = [Row(row.start * scale, row.end * scale, row.label) for row in video.rows]
-        return ("times are frames in the file, and are converted to seconds by the list of videos",)
+        return ("times are frames in the file, converted to seconds by the list of videos",)
     are_integers = all(
         edge == int(edge) for video in timed for row in video.rows for edge in (video.duration_s, *row[:2])
     )
     if compared or not are_integers or not any(video.rows for video in timed):
         return ()
-    return ("all times are integers: if they count frames, name the videos' durations and frames with --video-info",)
+    return (
+        "all times are integers: if they count frames, name the videos' durations and frames with --video-info",
+    )
 
 
 def _name_or_empty(stated: object) -> str:
     return stated if isinstance(stated, str) else ""
 
 
-def videos_in(content: Any) -> list[dict[str, Any]]:
-    """The videos of JSON that may be videos by name; any of them may lack a key."""
-    return list(_objects_in(content.values())) if isinstance(content, dict) else []
-
-
-def _objects_in(values: Any) -> Iterator[dict[str, Any]]:
-    return (value for value in values if isinstance(value, dict))
-
-
-def _videos_by_name(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The content of a JSON file that holds an object of objects."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise ValueError(f"{path}: not videos by name: it is {description_of(content)}")
-    return content
-
-
 def _object_list(stated: Any, key: str, where: str) -> list[dict[str, Any]]:
-    """The list of objects under a key, which must be there."""
     found = stated.get(key) if isinstance(stated, dict) else None
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ValueError(f'{where}: no list "{key}" of objects in it: it is {description_of(stated)}')

@@ -1,4 +1,4 @@
-"""What the readers of annotation and detection files share: numbers, tables, and the videos they yield.
+"""What readers of annotation and detection files share: numbers, tables and videos.
 
 Does not import NumPy: ``bitad --help`` lists the formats, and so imports their readers.
 """
@@ -81,7 +81,7 @@ class ParsedVideos(dict[str, ParsedVideo]):
         return video
 
     def new(self, name: str, subset: str, where: str) -> ParsedVideo:
-        """A video that has one row; a second row of its name is a fault of the first, and is left out."""
+        """A video that has one row; a second row of its name is a fault of the first."""
         if name in self:
             self[name].faults.append(f"{where}: video {name!r} occurs twice")
             return ParsedVideo(name, subset)
@@ -125,11 +125,7 @@ class ParsedAnnotations:
 
     @cached_property
     def annotations(self) -> Annotations:
-        """Every segment, also those of ignored labels.
-
-        Raises:
-            ValueError: a video has a fault, or a label is not one of the classes.
-        """
+        """Every segment, also those of ignored labels; raises a ValueError if a video has a fault."""
         from bitad.data.annotations import Annotations
 
         return Annotations.from_parsed(self.videos, self.path, classes=self.classes)
@@ -149,17 +145,17 @@ def number(value: Any) -> float | None:
 
 
 def seconds(stated: object, where: str) -> float:
-    """A finite number. Raises a ValueError, which begins with ``where``, for anything else."""
+    """A finite number. Errors begin with ``where``."""
     value = number(stated)
     if value is None:
         raise ValueError(f"{where}: {reprlib.repr(stated)} is not a number of seconds")
     return float(value)
 
 
-def positive(stated: object, what: str) -> float:
-    """A positive number. Raises a ValueError, which begins with ``what``, for anything else."""
+def positive(stated: object, what: str, *, is_count: bool = False) -> float:
+    """A positive number; a count is at least 0.5. Errors begin with ``what``."""
     value = number(stated)
-    if value is None or value <= 0:
+    if value is None or value <= 0 or (is_count and round(value) == 0):
         raise ValueError(f"{what} {reprlib.repr(stated)} is not a positive number")
     return float(value)
 
@@ -169,12 +165,23 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
-    """The subset in a file's name; ``names`` has the part of the name, such as "val", -> the subset.
+def objects_in(stated: Any) -> list[dict[str, Any]]:
+    """The objects in a JSON object or list; none in anything else."""
+    values = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else ()
+    return [value for value in values if isinstance(value, dict)]
 
-    Raises:
-        ValueError: the name contains none.
-    """
+
+def videos_by_name(stated: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """A JSON object of objects. Raises a ValueError for anything else."""
+    if not isinstance(stated, dict) or len(objects_in(stated)) < len(stated):
+        raise ValueError(
+            f'{path}: not videos by name, as {{"VIDEO": {{"duration": 12.5}}}}: it is {description_of(stated)}'
+        )
+    return stated
+
+
+def subset_in_name(path: Path, names: Mapping[str, str]) -> str:
+    """The subset in a file's name; ``names`` has the part of the name, such as "val", -> the subset."""
     found = re.findall("|".join(names), path.name.lower())
     if not found:
         raise ValueError(f"{path}: its name contains no subset; add one of {', '.join(names)} to it")
@@ -198,11 +205,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
     """The rows of a CSV file: line number, and values by column.
 
     Commas, semicolons, tabs or single spaces separate the values, whichever the first line has. The table must have
-    the ``columns``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such table, lacks one of ``columns``, or has two columns of one name.
+    the ``columns``, and none twice.
     """
     file = io.StringIO(read_text(path, f"a table with columns {', '.join(columns)}"), newline="")
     try:
@@ -221,11 +224,16 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
 
 
-def table_columns(path: Path) -> tuple[str, ...]:
-    """The names in the first line of a table; none where it is empty or cannot be read."""
-    line = ""
+def first_line(path: Path) -> str:
+    """The first line of a text that is not empty, if it can be read."""
     with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = next((line for line in file if line.strip()), "").strip()
+        return next((line for line in file if line.strip()), "").strip()
+    return ""
+
+
+def table_columns(path: Path) -> tuple[str, ...]:
+    """The names in the first line of a table."""
+    line = first_line(path)
     try:
         return tuple(next(csv.reader([line], delimiter=_delimiter_of(line), skipinitialspace=True), ()))
     except csv.Error:
@@ -233,7 +241,6 @@ def table_columns(path: Path) -> tuple[str, ...]:
 
 
 def _delimiter_of(line: str) -> str:
-    """What separates the names in a table's first line."""
     return next((one for one in ",;\t " if one in line.strip()), ",")
 
 
@@ -262,8 +269,14 @@ def shortened_list(names: Iterable[str]) -> str:
 
 
 def description_of(content: Any) -> str:
-    """What a JSON document is, for messages, after "it is"."""
+    """What a JSON document or the head of another file is, for messages, after "it is"."""
     match content:
+        case TableHead(()) | TextHead(()):
+            return "a file of empty lines"
+        case TableHead(columns):
+            return f"a CSV file with columns {shortened_list(columns)}"
+        case TextHead(fields):
+            return f'a text with lines such as "{shortened(" ".join(fields))}"'
         case dict() if not content:
             return "a JSON object without keys"
         case dict():

@@ -1,14 +1,13 @@
-"""Readers of annotation files that are text or tables: THUMOS14, MultiTHUMOS, Charades, EPIC-Kitchens-100, G-TAD's.
-
-Each docstring says where its format is described.
-"""
+"""Readers of annotation files that are text or tables. Each docstring says where its format is described."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitad.data.classes import UNDECIDED
 from bitad.data.clocks import read_clocks
@@ -20,13 +19,13 @@ from bitad.data.formats.parsing import (
     Row,
     TextHead,
     line_segment,
-    number,
     positive,
     read_lines,
     read_table,
     seconds,
     subset_in_name,
 )
+from bitad.data.formats.parsing import number as as_number
 from bitad.video.names import without_suffix
 
 # A file of MultiTHUMOS that lists its classes, "number name" a line.
@@ -45,23 +44,18 @@ _THUMOS14 = (
 def read_thumos14(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """THUMOS14's official text files: ``CLASS_val.txt`` and ``CLASS_test.txt``, "video start end" in seconds a line.
 
-    The videos of the official validation set are those one trains on and called "training", those of the test set
-    "validation", as in OpenTAD's ``thumos_14_anno.json``. Durations are not stated.
-
-    Source: the readme of TH14_Temporal_Annotations_Test (http://crcv.ucf.edu/THUMOS14/).
+    Source: the readme of TH14_Temporal_Annotations_Test (http://crcv.ucf.edu/THUMOS14/). Subsets are called as in
+    OpenTAD's ``thumos_14_anno.json``: one trains on the official validation set.
     """
-    subsets = {"val": "training", "test": "validation"}
 
     def label_and_subset(path: Path, _: str) -> tuple[str, str]:
         label, _, part = path.stem.rpartition("_")
-        if part not in subsets:
-            raise ValueError(f"{path}: not a file of THUMOS14; its name should be CLASS_val.txt or CLASS_test.txt")
-        return label, subsets[part]
+        subset = {"val": "training", "test": "validation"}.get(part)
+        if subset is None or names.count(path.name) > 1:
+            raise ValueError(f"{path}: its name should be CLASS_val.txt or CLASS_test.txt, and no other file's")
+        return label, subset
 
-    first: dict[str, Path] = {}
-    for path in files:
-        if (other := first.setdefault(path.name, path)) != path:
-            raise ValueError(f"{path}: also found as {other}; keep one of the two")
+    names = [path.name for path in files]
     return ParsedAnnotations(_read_class_files(files, label_and_subset))
 
 
@@ -71,12 +65,9 @@ def is_thumos_line(head: Any) -> bool:
 
 
 def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """MultiTHUMOS: ``CLASS.txt``, lines as in THUMOS14's; the name of a video contains its subset.
+    """MultiTHUMOS: ``CLASS.txt``, lines as in THUMOS14's; ``class_list.txt``, "number name" a line, orders the classes.
 
-    The classes are in the order of ``class_list.txt``, "number name" a line, where that file is among the others.
-    Durations are not stated.
-
-    Source: the readme at http://ai.stanford.edu/~syyeung/everymoment.html; OpenTAD's configurations for the subsets.
+    Source: the readme at http://ai.stanford.edu/~syyeung/everymoment.html.
     """
 
     def label_and_subset(path: Path, video: str) -> tuple[str, str]:
@@ -85,7 +76,9 @@ def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations
             raise ValueError(f"{path}: video {video}: its name should begin with video_validation_ or video_test_")
         return path.stem, subset
 
-    of_classes = [path for path in files if path.name != _CLASS_LIST and not path.stem.lower().startswith("readme")]
+    of_classes = [
+        path for path in files if path.name != _CLASS_LIST and not path.stem.lower().startswith("readme")
+    ]
     listed = [path for path in files if path.name == _CLASS_LIST]
     classes = tuple(fields[-1] for path in listed for _, fields in read_lines(path))
     return ParsedAnnotations(_read_class_files(of_classes, label_and_subset), classes or None)
@@ -94,7 +87,6 @@ def read_multithumos(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations
 def _read_class_files(
     files: Sequence[Path], label_and_subset: Callable[[Path, str], tuple[str, str]]
 ) -> list[ParsedVideo]:
-    """The videos of text files with "video start end" a line, a file a class, ordered by subset and name."""
     videos = ParsedVideos()
     for path in files:
         for line, fields in read_lines(path):
@@ -108,9 +100,6 @@ def _read_class_files(
 
 def read_charades(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """Charades: a row a video with ``id``, ``length`` in seconds and ``actions``, "c092 11.90 21.20;c147 0 12.6".
-
-    ``Charades_v1_classes.txt`` beside the tables, "c000 Holding some clothes" a line, names the 157 classes; without
-    it a class is called by its number. Subsets are "training" and "testing", as in OpenTAD's configurations.
 
     Source: https://prior.allenai.org/projects/data/charades/README.txt
     """
@@ -137,80 +126,81 @@ def _charades_row(action: str, names: dict[str, str], where: str) -> Row:
 
 
 def read_gtad(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """G-TAD's ``{val,test}_Annotation.csv``: a row a segment with ``video``, ``type``, ``start``, ``end`` in seconds.
+    """G-TAD's and AFSD's tables: a row a segment with ``video``, ``type``, ``start``, ``end`` in seconds.
 
-    AFSD's ``{val,test}_Annotation_ours.csv`` has the same columns. Subsets are those of :func:`read_thumos14` where
-    the videos' names are THUMOS14's, else those in the file's name. Durations are not stated; ``startFrame`` and
-    ``endFrame``, seconds at 30 frames a second whatever the video's rate, are not read.
-
-    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations`` and ``gtad_lib/dataset.py``;
+    Sources: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``;
     https://github.com/TencentYoutuResearch/ActionDetection-AFSD, ``thumos_annotations``.
     """
-    parts = [path.name.lower().partition("_annotation")[0] for path in files]
-    if repeated := [path for path, part in zip(files, parts, strict=True) if parts.count(part) > 1]:
-        raise ValueError(f"{repeated[0]}: {repeated[1].name} beside it holds the same videos; name one of the two")
-    videos = ParsedVideos()
-    for path, where, row in _rows(files, ("video", "type", "start", "end")):
-        video = videos.of(row["video"], _subset_of(row["video"], path), where)
-        with video.collecting():
-            start, end = (seconds(row[edge], where) for edge in ("start", "end"))
-            if not row["type"]:
-                raise ValueError(f"{where}: the type, which is the class, is empty")
-            video.rows.append(Row(start, end, row["type"]))
-    return ParsedAnnotations(videos.ordered())
+    subsets = [path.name.lower().partition("_annotation")[0] for path in files]
+    if len(set(subsets)) < len(files):
+        names = " and ".join(path.name for path in files)
+        raise ValueError(f"{files[0].parent}: several of {names} hold the same videos; name one of them")
+
+    def label_of(row: dict[str, str], where: str, _: ParsedVideo) -> str:
+        if not row["type"]:
+            raise ValueError(f"{where}: the type, which is the class, is empty")
+        return row["type"]
+
+    return ParsedAnnotations(_read_segments(files, ("video", "start", "end", "type"), label_of))
 
 
 def read_thumos14_groundtruth(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
     """``thumos14_test_groundtruth.csv`` of DAPs, BSN and G-TAD: a row a segment, with its video's duration and frames.
 
-    ``label-idx`` is the index of the class among THUMOS14's twenty in alphabetical order, -1 ``Ambiguous``. Commas
-    separate the values, or spaces as in DAPs'. Subsets are as for :func:`read_gtad`.
+    ``label-idx`` is the index of the class among THUMOS14's twenty in alphabetical order, -1 ``Ambiguous``.
 
-    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``: its rows are those of THUMOS14's own
-    files, with these numbers.
+    Source: https://github.com/frostinassiky/gtad, ``data/thumos_annotations``.
     """
-    names = {str(number): name for number, name in enumerate((*UNDECIDED, *_THUMOS14), start=-1)}
+    names = (*_THUMOS14, *UNDECIDED)  # -1 is the last
+
+    def label_of(row: dict[str, str], where: str, video: ParsedVideo) -> str:
+        duration_s = positive(row["video-duration"], f"{where}: video {video.name}: video-duration")
+        if math.isfinite(video.duration_s) and video.duration_s != duration_s:
+            raise ValueError(f"{where}: it lasts {duration_s:g} s here, {video.duration_s:g} s in an earlier row")
+        video.duration_s = duration_s
+        if row.get("video-frames"):
+            video.frames = max(1, round(positive(row["video-frames"], f"{where}: video-frames")))
+        if row.get("frame-rate"):
+            video.fps = positive(row["frame-rate"], f"{where}: frame-rate")
+        number = row["label-idx"].removesuffix(".0")
+        if not re.fullmatch(r"-1|1?\d", number):
+            raise ValueError(f"{where}: label-idx {number!r} is not one of -1 to 19")
+        return names[int(number)]
+
+    columns = ("video-name", "t-init", "t-end", "video-duration", "label-idx")
+    return ParsedAnnotations(_read_segments(files, columns, label_of), _THUMOS14)
+
+
+def _read_segments(
+    files: Sequence[Path], columns: Sequence[str], label_of: Callable[[dict[str, str], str, ParsedVideo], str]
+) -> list[ParsedVideo]:
+    """The videos of tables with a row a segment; the first columns are the video, start and end."""
     videos = ParsedVideos()
-    for path, where, row in _rows(files, ("video-name", "t-init", "t-end", "video-duration", "label-idx")):
-        video = videos.of(row["video-name"], _subset_of(row["video-name"], path), where)
+    for path, where, row in _rows(files, columns):
+        name, start, end = (row[column] for column in columns[:3])
+        subsets = {"train": "training", "val": "validation", "test": "testing"}
+        video = videos.of(name, _thumos_subset(name) or subset_in_name(path, subsets), where)
         with video.collecting():
-            duration_s = positive(row["video-duration"], f"{where}: video {video.name}: video-duration")
-            if math.isfinite(video.duration_s) and video.duration_s != duration_s:
-                raise ValueError(f"{where}: it lasts {duration_s:g} s here, {video.duration_s:g} s in an earlier row")
-            video.duration_s = duration_s
-            if row.get("video-frames"):
-                video.frames = max(1, round(positive(row["video-frames"], f"{where}: video-frames")))
-            if row.get("frame-rate"):
-                video.fps = positive(row["frame-rate"], f"{where}: frame-rate")
-        with video.collecting():
-            start, end = (seconds(row[edge], where) for edge in ("t-init", "t-end"))
-            label = names.get(row["label-idx"].removesuffix(".0"))
-            if label is None:
-                raise ValueError(f"{where}: label-idx {row['label-idx']!r} is not one of -1 to {len(names) - 2}")
-            video.rows.append(Row(start, end, label))
-    return ParsedAnnotations(videos.ordered(), _THUMOS14)
-
-
-def _subset_of(video: str, path: Path) -> str:
-    """The subset of a THUMOS14 video, or else of its file."""
-    subsets = {"train": "training", "val": "validation", "test": "testing"}
-    return _thumos_subset(video) or subset_in_name(path, subsets)
+            label = label_of(row, where, video)
+            video.rows.append(Row(seconds(start, where), seconds(end, where), label))
+    return videos.ordered()
 
 
 def _thumos_subset(video: str) -> str | None:
-    """The subset in the name of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
-    starts = {"video_validation_": "training", "video_test_": "validation"}
-    return next((subset for start, subset in starts.items() if video.startswith(start)), None)
+    """The subset of a THUMOS14 video, as OpenTAD calls it: one trains on the official validation set."""
+    if video.startswith("video_validation_"):
+        return "training"
+    return "validation" if video.startswith("video_test_") else None
 
 
-def read_segments(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """Your own table: a row a segment with ``video``, ``start``, ``end``, ``label``, and ``subset`` if you want to state it.
+def read_own_table(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
+    """Your own table: a row a segment with ``video``, ``start``, ``end``, ``label``, and if you like ``subset``.
 
     Times are seconds ("75.5") or clock times ("1:15.5", "0:01:15.5"). ``video`` is the name of a file, with or without
     its extension and its folder. A row with a video only lists a video without segments. Durations are not stated.
     """
     videos = ParsedVideos()
-    for _, where, row in _rows(files, ("video", "start", "end", "label")):
+    for _path, where, row in _rows(files, ("video", "start", "end", "label")):
         name = without_suffix(row["video"].strip().replace("\\", "/").rpartition("/")[2])
         video = videos.of(name, row.get("subset", "").strip() or "training", where)
         if not any(row[column].strip() for column in ("start", "end", "label")):
@@ -225,30 +215,25 @@ def read_segments(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
 
 def _time(text: str, where: str) -> float:
     """Seconds of "75.5", "1:15.5" or "0:01:15.5"."""
-    parts = text.split(":")
-    if len(parts) == 1:
+    *larger, last = text.split(":")
+    if not larger:
         return seconds(text, where)
-    numbers = [number(part) for part in parts]
-    if len(parts) > 3 or any(one is None or one < 0 for one in numbers) or any(one >= 60 for one in numbers[1:] if one):
-        raise ValueError(f"{where}: {text!r} is not a time; write seconds (75.5) or a clock time (1:15.5)")
-    return round(sum(float(one or 0) * 60**place for place, one in enumerate(reversed(numbers))), 6)
+    whole = [int(part) if part.isdecimal() else -1 for part in larger]
+    rest = as_number(last)
+    if len(whole) > 2 or min(whole) < 0 or max(whole[1:], default=0) > 59 or rest is None or not 0 <= rest < 60:
+        raise ValueError(f"{where}: {text!r} is not a time; write seconds (75.5) or minutes and seconds (1:15.5)")
+    minutes = whole[-1] + (60 * whole[0] if len(whole) == 2 else 0)
+    return round(60 * minutes + float(rest), 6)
 
 
-def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: Literal["verb", "noun"]) -> ParsedAnnotations:
+def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: str) -> ParsedAnnotations:
     """EPIC-Kitchens-100: a row a segment with ``video_id``, ``start_timestamp``, ``stop_timestamp`` ("00:01:02.34"),
-    and ``verb_class`` and ``noun_class``, of which ``part`` chooses one.
-
-    ``EPIC_100_verb_classes.csv`` (noun likewise) beside the tables names the classes; without it a class is called
-    "id_003", as OpenTAD calls it. ``EPIC_100_video_info.csv`` beside them states durations. The test set's rows have
-    no classes: its videos are listed without segments.
+    and ``verb_class`` and ``noun_class``, of which ``part`` chooses one. Rows of the test set have no classes.
 
     Source: https://github.com/epic-kitchens/epic-kitchens-100-annotations
     """
     folder = files[0].parent
     names, notes = _read_class_names(folder / f"EPIC_100_{part}_classes.csv")
-    clocks = read_clocks(folder / _EPIC_VIDEOS) if (folder / _EPIC_VIDEOS).is_file() else {}
-    if clocks:
-        notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
     videos = ParsedVideos()
     unlabelled = 0
     for path, where, row in _rows(files, ("video_id", "start_timestamp", "stop_timestamp")):
@@ -259,11 +244,17 @@ def read_epic_kitchens(files: Sequence[Path], _: ReadOptions, *, part: Literal["
             continue
         with video.collecting():
             start, end = (_clock_time(row[f"{edge}_timestamp"], where) for edge in ("start", "stop"))
-            video.rows.append(Row(start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class")))
+            video.rows.append(
+                Row(start, end, _epic_label(row.get(f"{part}_class"), names, f"{where}: {part}_class"))
+            )
     if unlabelled:
         notes = (*notes, f"{unlabelled} segments of the test set have no {part} and are left out")
-    for name in videos.keys() & clocks.keys():
-        videos[name].duration_s, videos[name].fps = clocks[name].duration_s, clocks[name].fps
+    if (folder / _EPIC_VIDEOS).is_file():
+        for name, clock in read_clocks(folder / _EPIC_VIDEOS).items():
+            if name in videos:
+                videos[name].duration_s = clock.duration_s
+                videos[name].fps = clock.fps
+        notes = (*notes, f"durations are those of {_EPIC_VIDEOS}")
     return ParsedAnnotations(videos.ordered(), tuple(names.values()) or None, notes)
 
 
@@ -282,30 +273,25 @@ def _clock_time(text: str, where: str) -> float:
     if len(fields) != 3:
         raise ValueError(f"{where} is not 'HH:MM:SS.ss'")
     hours, minutes, rest = (seconds(field, where) for field in fields)
-    # Rounded: 3600 h + 60 m + s is off in the last digits of what has hundredths (EPIC states two or three decimals).
+    # Rounded: the sum is off in the last digits, and EPIC states two or three decimals.
     return round(3600 * hours + 60 * minutes + rest, 6)
 
 
 def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, str, dict[str, str]]]:
-    """The rows of several tables: the file, the place for messages, and the values by column."""
     for path in files:
         for line, row in read_table(path, columns):
             yield path, f"{path.name}:{line}", row
 
 
 def _read_class_names(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Class names by number, and a note, from a table with ``id`` and ``key`` or a text with "number name" a line."""
+    """Class names by number, and a note, from a table or a text with "number name" a line."""
     if not path.is_file():
         return {}, (f"no {path.name} beside the tables: classes are called by their numbers",)
     if path.suffix == ".csv":
-        listed = [(line, row["id"], row["key"]) for line, row in read_table(path, ("id", "key"))]
+        pairs = [(row["id"], row["key"]) for _, row in read_table(path, ("id", "key"))]
     else:
-        listed = [(line, fields[0], " ".join(fields[1:]) or fields[0]) for line, fields in read_lines(path)]
-    names: dict[str, str] = {}
-    for line, number, name in listed:
-        if number in names:
-            raise ValueError(
-                f"{path}:{line}: class {number} is also in an earlier line, as {names[number]!r}; keep one of the two"
-            )
-        names[number] = name
-    return names, (f"classes are named by {path.name}",)
+        pairs = [(number, " ".join(words) or number) for _, (number, *words) in read_lines(path)]
+    for number, count in Counter(number for number, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{path}: class {number} occurs {count} times; keep one")
+    return dict(pairs), (f"classes are named by {path.name}",)
