@@ -540,18 +540,24 @@ class Config(Section):
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
+    def pair_changes(self) -> tuple[str, ...]:
+        """How the pair differs from its experiment's default, in words."""
+        pair = self.pair
+        words = (
+            (pair.second == "forward", "two forward"),
+            (pair.align == "naive", "naive"),
+            (pair.fusion is not None, f"{pair.fusion} fusion"),
+            (pair.fusion_init == "random", "random"),
+            (pair.train_detector, "detector too"),
+        )
+        return tuple(word for holds, word in words if holds)
+
+    @property
     def variant(self) -> str:
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
         if self.design.networks == 1:
             return self.direction
-        words = (
-            (self.pair.second == "forward", "two-forward"),
-            (self.pair.align == "naive", "naive"),
-            (self.pair.fusion is not None, f"{self.pair.fusion}-fusion"),
-            (self.pair.fusion_init == "random", "random"),
-            (self.pair.train_detector, "detector-too"),
-        )
-        return "-".join([self.experiment, *(word for holds, word in words if holds)])
+        return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])
 
     @property
     def run_directory(self) -> Path:

@@ -61,14 +61,8 @@ class Run:
         config = self.config
         if config.design.networks == 1:
             return "F" if config.direction == "forward" else "B"
-        words = (
-            (config.pair.second == "forward", "two forward networks"),
-            (config.pair.align == "naive", "naive"),
-            (config.pair.fusion is not None, f"{config.pair.fusion} fusion"),
-            (config.pair.fusion_init == "random", "random"),
-            (config.pair.train_detector, "detector too"),
-        )
-        return ", ".join([config.experiment, *(word for holds, word in words if holds)])
+        changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
+        return ", ".join([config.experiment, *changes])
 
     @property
     def group(self) -> str:
