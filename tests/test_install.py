@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-import bitad
 from bitad.config.loading import presets
 
 pytestmark = pytest.mark.slow
 
-PACKAGE = Path(bitad.__file__).parent
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bitad"
 TRUTH = {"a": {"subset": "test", "duration": 9.0, "annotations": [{"segment": [1.0, 4.0], "label": "x"}]}}
 FOUND = {"a": [{"segment": [1.0, 4.0], "label": "x", "score": 0.9}]}
 
 
-def run(*command: object, **env: str) -> str:
-    """What a command prints on standard output; it must succeed."""
-    arguments = list(map(str, command))
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, env=os.environ | env)
+def run(*command: object, cwd: Path | None = None) -> str:
+    """What a command prints on standard output; it must succeed. It finds the package in ``cwd`` first."""
+    env = os.environ | {"PYTHONPATH": str(cwd or "")}
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=cwd, env=env)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, PACKAGE.parent)
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
     (wheel,) = folder.iterdir()
     return wheel
 
@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     files = {
-        path.relative_to(PACKAGE.parent).as_posix()
+        path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -68,14 +68,17 @@ def test_the_installed_command_needs_no_sources(installed: Path, tmp_path: Path)
     (tmp_path / "truth.json").write_text(json.dumps({"database": TRUTH}), encoding="utf-8")
     (tmp_path / "found.json").write_text(json.dumps({"results": FOUND}), encoding="utf-8")
     command = installed / "bin" / "bitad"
-    assert "usage: bitad" in run(command, "--help", PYTHONPATH=str(installed))
+    assert "usage: bitad" in run(command, "--help", cwd=installed)
     where = "import bitad; print(bitad.__file__)"
-    assert Path(run(sys.executable, "-c", where, PYTHONPATH=str(installed)).strip()).is_relative_to(installed)
+    assert Path(run(sys.executable, "-c", where, cwd=installed).strip()).is_relative_to(installed)
     evaluate = ("evaluate", "--ground-truth", tmp_path / "truth.json", "--detections", tmp_path / "found.json")
-    assert "100.00" in run(command, *evaluate, "--subset", "test", PYTHONPATH=str(installed))
+    assert "100.00" in run(command, *evaluate, "--subset", "test", cwd=installed)
     # The parts of the page, and the presets, are files of the package.
     look = ("annotations", "check", tmp_path / "truth.json", "--page", tmp_path / "page")
-    assert "0 defects" in run(command, *look, PYTHONPATH=str(installed))
+    assert "0 defects" in run(command, *look, cwd=installed)
     assert "showMoment" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
-    load = "from bitad.config.loading import *; print(*(load_config(name) and name for name in presets()))"
-    assert run(sys.executable, "-c", load, PYTHONPATH=str(installed)).split() == presets()
+    load = (
+        "from bitad.config.loading import load_config, presets\n"
+        "print(*(load_config(name) and name for name in presets()))"
+    )
+    assert run(sys.executable, "-c", load, cwd=installed).split() == presets()
