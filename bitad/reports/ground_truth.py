@@ -107,7 +107,7 @@ def write_ground_truth_page(
     spacing = Spacing.of(sound)
     tables = [summary_table(sound), length_table(sound, list(report.classes))]
     if report.defects or report.without_truth:
-        tables.insert(0, defect_table(report))
+        tables.append(defect_table(report))
     shown = sorted(report.videos, key=lambda video: video.name not in report.defects)[:MOST_VIDEOS]
     find = None if videos is None else VideoFinder(videos, partial(tuple, [video.name for video in report.videos]))
     on_page = []

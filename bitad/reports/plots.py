@@ -248,7 +248,7 @@ def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None
     """The lengths of the segments of each class in seconds, all above 0: a dot per segment, a bar at the median."""
     if not lengths or not all(len(each) for each in lengths.values()):
         raise ValueError("a plot of lengths needs at least one class, and each class at least one segment")
-    with _figure(path, width=7.6, height=0.21 * len(lengths) + 1.1) as figure:
+    with _figure(path, width=7.6, height=max(2.2, 0.21 * len(lengths) + 1.1)) as figure:
         axes = figure.subplots()
         for place, seconds in enumerate(lengths.values()):
             (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=COLOURS[0])

@@ -110,6 +110,7 @@ def test_sound_annotations_have_status_0_and_no_table_of_defects(
 
 def test_chromium_plays_the_videos_and_marks_the_defects(folder: Path, browser: Page) -> None:
     browser.open(folder / "page" / "index.html")
+    assert texts(browser, "#choice .name") == ["odd", "walk 1", "walk 2"]
     assert texts(browser, "#choice .wrong") == ["4 defects"]
     assert len(texts(browser, "#defects:not([hidden]) li")) == 4
     assert texts(browser, "[data-track='0'] [data-segment]") == ["walk", "walk", "wave"]
@@ -120,7 +121,7 @@ def test_chromium_plays_the_videos_and_marks_the_defects(folder: Path, browser: 
         f"[...document.querySelectorAll({json.dumps(marked)})].map((each) => each.ariaLabel)"
     )
     assert labels[1] == "start not before end, 1.00 – 2.00 s (1.00 s): walk [2, 1] s"
-    assert texts(browser, "#tables caption") == ["Defects", "Ground truth", "Lengths per class"]
+    assert texts(browser, "#tables caption") == ["Ground truth", "Lengths per class", "Defects"]
     for number in (1, 2):
         browser.click(f"[data-video='{number}']")
         browser.wait_for("player.readyState >= 2")
@@ -147,6 +148,9 @@ def test_files_of_someone_else_are_not_overwritten(
         assert str(out / name) in line
         assert "choose another folder" in line
         assert [path.name for path in out.iterdir()] == [name]
+    truth = str(folder / "truth2.json")
+    assert main(["annotations", "check", truth, "--page", truth]) == 1
+    assert f"--page {truth}: {truth} is not a folder" in capsys.readouterr().err
 
 
 def test_annotations_without_durations_or_segments_have_a_page(
