@@ -276,6 +276,7 @@ def plot_gaps_and_overlaps(
         _plot_seconds(right, overlaps, "no segments overlap")
         right.set(title="Overlaps of segments", ylabel="pairs of segments")
         if any(map(len, overlaps.values())):
+            right.margins(y=0.35)  # room for the legend
             right.legend(loc="upper right")
 
 
