@@ -20,6 +20,7 @@ from bitad.reports.page import PageVideo, Track, check_page, write_page
 from bitad.reports.plots import plot_gaps_and_overlaps, plot_lengths
 from bitad.reports.tables import Row, Table
 from bitad.runtime.files import check_folder
+from bitad.runtime.log import log
 from bitad.timeline import FloatArray
 from bitad.video.names import VideoFinder
 from bitad.video.writer import plays_in_browsers, write_preview
@@ -269,7 +270,10 @@ def _media(out: Path, name: str, find: VideoFinder | None) -> str | None:
         else:
             relative = f"{_MEDIA}/{path.stem}.mp4"
             write_preview(path, out / relative, damaged="repeat")
-    except (FileNotFoundError, ValueError):  # a defect, already listed; on Windows, a file on another drive
+    except FileNotFoundError:  # is among the defects
+        return None
+    except ValueError as error:  # no video; on Windows, a file on another drive
+        log.warning("%s: the page does not play it: %s", name, error)
         return None
     # A name with a colon is no address.
     return None if "\\" in relative else relative if "/" in relative else f"./{relative}"

@@ -167,6 +167,19 @@ def test_annotations_without_durations_or_segments_have_a_page(
     assert not (tmp_path / "none" / "gaps.png").exists()
 
 
+def test_a_damaged_video_leaves_its_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in SOUND:
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(b"no video")
+    command = ["annotations", "check", str(write_truth(tmp_path, SOUND)), "--videos", str(tmp_path / "videos")]
+    assert main([*command, "--page", str(tmp_path / "page")]) == 1
+    first, second = embedded(tmp_path / "page" / "index.html")["videos"]
+    assert (first["media"], second["media"]) == (None, None)
+    assert first["defects"][0].startswith("unreadable video file: ")
+    assert first["tracks"][0]["start"] == [0.5, 2, 2.5]
+    assert "walk 2: the page does not play it: " in capsys.readouterr().err
+
+
 # The figures in the tables.
 
 
