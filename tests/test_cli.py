@@ -411,7 +411,7 @@ def test_commands_on_annotations_and_detections_do_not_load_torch(
     commands = [
         f"evaluate --ground-truth {truth} --detections {found} --subset validation --per-class",
         f"merge {found} {found} --out {tmp_path / 'merged.json'}",
-        f"annotations check {truth}",
+        f"annotations check {truth} --page {tmp_path / 'page'}",
         f"reverse {truth} {tmp_path / 'back.json'}",
     ]
     program = (

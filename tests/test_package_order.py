@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     "bitad.inference.merge",
     "bitad.library",
     "bitad.reports.detections",
+    "bitad.reports.ground_truth",
     "bitad.reports.page",
     "bitad.reports.tables",
     "bitad.runtime.locking",

@@ -41,6 +41,8 @@ _MAX_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
     "annotations check TH14_annotations --video-info video_info.json",
+    "annotations check my.csv --videos my_videos --page my_page",
+    "annotations check my.json --features my_features",
 )
 _CONVERT_EXAMPLES = (
     "annotations convert TH14_annotations data --both-directions --videos data/for_thumos-14/raw_data",
@@ -100,6 +102,18 @@ def _add_check(p: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON or CSV with durations (and subsets) of videos",
     )
+    p.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="folder or .npz file that must contain sound features of every video, of the right length",
+    )
+    p.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="also write a page with the ground truth over the videos, the defects, and figures of lengths and gaps",
+    )
     p.set_defaults(run=_check)
 
 
@@ -145,11 +159,16 @@ def _check(args: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
     from bitad.runtime.progress import progress_callback
 
+    if args.page is not None:
+        from bitad.reports.ground_truth import check_ground_truth_page, write_ground_truth_page
+
+        check_ground_truth_page(args.page)
     with progress_callback("checking videos") as on_progress:
         report = check_annotations(
             args.src,
             args.videos,
             reversed_dir=args.reversed_videos,
+            features=args.features,
             format=args.form,
             video_info=args.video_info,
             classes=args.classes,
@@ -165,8 +184,14 @@ def _check(args: argparse.Namespace) -> int:
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
         echo(report.unmeasured)
+    if report.of_features:
+        echo(*report.of_features)
     count = sum(map(len, report.defects.values())) + len(report.without_truth)
     echo(f"{count} defects")
+    if args.page is not None:
+        with progress_callback("writing the page") as on_progress:
+            page = write_ground_truth_page(args.page, report, args.videos, on_progress=on_progress)
+        echo(f"see {page}")
     return 1 if count else 0
 
 

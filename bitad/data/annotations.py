@@ -164,16 +164,25 @@ DefectKind = Literal[
     "another frame count",
     "no reversed video file",
     "not the reverse of its video",
+    "no features",
+    "unreadable features",
+    "another width of features",
+    "another number of rows",
 ]
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong with one video's annotation."""
+    """Something wrong with one video's annotation.
+
+    Args:
+        segment: start and end in seconds, as annotated, where one segment is wrong.
+    """
 
     video: str
     kind: DefectKind
     detail: str
+    segment: tuple[float, float] | None = None
 
 
 def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iterable[Defect] = ()) -> None:
@@ -212,7 +221,7 @@ def class_names(
             for row in video.rows:
                 if row.label not in known:
                     detail = f"label {row.label!r} is not one of the {len(names)} classes"
-                    defects.append(Defect(video.name, "label outside the classes", detail))
+                    defects.append(Defect(video.name, "label outside the classes", detail, row[:2]))
         return names, defects
     # All labels have one number of their own, or none. Each pair is stored with a video that has it.
     pairs: dict[tuple[str, int | None], str] = {}

@@ -81,14 +81,12 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
     for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels, strict=True)):
         where = f"{label} [{start:g}, {end:g}] s"
         if end > video.duration_s + _ROUNDING_S or start < 0:
-            yield (
-                i,
-                Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s"),
-            )
+            detail = f"{where} of a video of {video.duration_s:g} s"
+            yield i, Defect(video.name, "segment outside the video", detail, (start, end))
         if start >= end:
-            yield i, Defect(video.name, "start not before end", where)
+            yield i, Defect(video.name, "start not before end", where, (start, end))
         if (start, end, label) in seen:
-            yield i, Defect(video.name, "duplicate", where)
+            yield i, Defect(video.name, "duplicate", where, (start, end))
         seen.add((start, end, label))
 
 
