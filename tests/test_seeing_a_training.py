@@ -16,6 +16,7 @@ from runs import ALONE, records
 from bitad.cli import main
 from bitad.reports import watch as watch_module
 from bitad.reports.watch import watch
+from bitad.runtime import progress
 from bitad.runtime.progress import duration_text
 from bitad.training.trainer import Trainer
 
@@ -44,7 +45,10 @@ def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
-def test_every_epoch_is_a_line_of_the_log_with_its_mean_loss_and_rate(features: Path, tmp_path: Path) -> None:
+def test_every_epoch_is_a_line_of_the_log_with_its_mean_loss_and_rate(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     assert main(["train", str(features), *STEPS, "training.epochs=2", f"output={tmp_path}"]) == 0
     run = tmp_path / "tiny-forward-seed0"
     first, second = (line[9:] for line in (run / "log.txt").read_text().splitlines() if "mean loss" in line)
@@ -54,6 +58,8 @@ def test_every_epoch_is_a_line_of_the_log_with_its_mean_loss_and_rate(features: 
     assert "left" not in second
     rate = records(run, kind="training")[-1]["lr"]  # of step 20, the last one
     assert f", learning rate {rate:.3g}, " in second
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1 of 2: 3 of 10, ")]
+    assert [line.endswith(" left in all") for line in shown] == [True]
 
 
 def test_the_log_says_where_a_run_stopped(run: Path) -> None:

@@ -49,7 +49,7 @@ def add_commands(commands: Commands) -> None:
         "Train a detector. Also runs under torchrun -m bitad train.",
         "train playroom direction=reverse training.epochs=20",
         "train my.yaml --resume",
-        "train runs/my-forward-seed0/config.yaml --resume training.epochs=80 training.schedule_epochs=80",
+        "train runs/my-forward-seed0/config.yaml training.epochs=80 training.schedule_epochs=80 --resume",
     )
     add_configuration(p)
     p.add_argument(
