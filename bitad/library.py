@@ -22,6 +22,7 @@ from bitad.evaluation import mean_average_precision
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import log, log_file
 from bitad.runtime.progress import progress_shown
+from bitad.runtime.workers import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -364,7 +365,11 @@ def train(
     try:
         opened = open_run(config, device=device, resume=resume, allow_changed_data=allow_changed_data)
         with progress_shown(progress), opened as trainer, log_file(trainer.directory):
-            best = trainer.run(until=until)
+            try:
+                best = trainer.run(until=until)
+            except Stopped as stopped:
+                log.info("stopped %s", stopped)
+                raise
     finally:
         _training.release()
     return Run(trainer.directory, best if best >= 0 else None)

@@ -30,6 +30,7 @@ from bitad.weights.checkpoint import load_checkpoint
 COMMANDS = (
     "demo",
     "train",
+    "watch",
     "test",
     "detect",
     "features",
@@ -275,7 +276,8 @@ def test_files_of_another_sort_are_refused(
 def test_runs_are_neither_overwritten_nor_made_up(failing: Callable[..., str], features: Path, run: Path) -> None:
     overrides = ("training.epochs=1", "training.windows_per_video=5")
     assert "--resume" in failing("train", features, *overrides)
-    assert "training.lr was 0.002, is 0.1" in failing("train", features, *overrides, "training.lr=0.1", "--resume")
+    changed = failing("train", features, *overrides, "training.clip_norm=0.1", "--resume")
+    assert "training.clip_norm was 1.0, is 0.1" in changed
     assert "start it without --resume" in failing("train", features, "name=never", "--resume")
 
 

@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``train``, ``test``, ``detect``, ``plan`` and ``weights``."""
+"""The commands ``demo``, ``train``, ``watch``, ``test``, ``detect``, ``plan`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -49,9 +49,14 @@ def add_commands(commands: Commands) -> None:
         "Train a detector. Also runs under torchrun -m bitad train.",
         "train playroom direction=reverse training.epochs=20",
         "train my.yaml --resume",
+        "train runs/my-forward-seed0/config.yaml training.epochs=80 training.schedule_epochs=80 --resume",
     )
     add_configuration(p)
-    p.add_argument("--resume", action="store_true", help="resume from the run's last.pt")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from the run's last.pt; training.epochs and learning rates may change",
+    )
     p.add_argument(
         "--allow-changed-data",
         action="store_true",
@@ -59,6 +64,17 @@ def add_commands(commands: Commands) -> None:
     )
     p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch; --resume continues")
     add_device(p)
+
+    p = commands.add(
+        "watch",
+        _watch,
+        "Draw the loss and the mAP of a run that is in progress, until it has finished or Ctrl-C.",
+        "watch runs/playroom-forward-seed0",
+    )
+    p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
+    p.add_argument(
+        "--once", action="store_true", help="draw once and end; so does output that goes to a file or a pipe"
+    )
 
     p = commands.add(
         "test",
@@ -120,9 +136,16 @@ def _train(args: argparse.Namespace) -> int:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
         best = trainer.run(until=args.until)
         if trainer.ranks.is_main:
-            echo(
-                f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory
-            )
+            which = "last" if config.training.select == "last" else "best"
+            figure = f": {which} average mAP {100 * best:.2f}" if best >= 0 else ""
+            echo(f"{config.run_directory}{figure}")
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from bitad.reports.watch import watch
+
+    watch(args.directory, once=args.once)
     return 0
 
 

@@ -72,6 +72,15 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _overridden(_read_file(_find(source)), overrides, str(source))
 
 
+def load_run_config(directory: Path) -> Config:
+    """The configuration of a run directory; FileNotFoundError if it is none, and errors as :func:`load_config`."""
+    if not (directory / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
+        )
+    return load_config(directory / "config.yaml")
+
+
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration of a trained network with some keys changed. Raises as :func:`load_config`."""
     return _overridden(config.model_dump(mode="json"), overrides, "with overrides", is_trained=True)

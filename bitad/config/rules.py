@@ -224,7 +224,7 @@ def _regression_ranges(config: Config) -> Iterator[str]:
 
 
 def _warm_up(config: Config) -> Iterator[str]:
-    warm_up, schedule = config.training.warmup_epochs, config.training.schedule_epochs or config.training.epochs
+    warm_up, schedule = config.training.warmup_epochs, config.training.schedule_length
     if warm_up >= schedule:
         yield (
             f"training.warmup_epochs: {warm_up:g} must be less than the {schedule} epochs of the schedule; "

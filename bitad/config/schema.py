@@ -178,7 +178,14 @@ class DataConfig(Section):
     allow_clock_mismatch: bool = False
     class_agnostic: bool = False  # treat all segments as one class: learn when, not what
     training_subset: Name = "training"
+    # The subset that a training evaluates and on which it chooses best.pt; none: `test_subset`.
+    validation_subset: Name | None = None
     test_subset: Name = "validation"
+
+    @property
+    def evaluation_subset(self) -> str:
+        """The subset that a training evaluates."""
+        return self.test_subset if self.validation_subset is None else self.validation_subset
 
 
 class WindowConfig(Section):
@@ -411,6 +418,8 @@ class TrainingConfig(Section):
     regression_weight: Positive = 1.0  # weight of the segment loss relative to the class loss
     evaluate_every: Count = 5
     evaluate_from: Annotated[int, Field(ge=0, le=10**9)] = 0
+    # The weights of best.pt: those of the best evaluation, or of the last one, which is of the final epoch.
+    select: Literal["best", "last"] = "best"
     workers: Workers = 2
     # Steps between checkpoints; none: only after epochs and when the run is stopped.
     checkpoint_steps: Count | None = None
@@ -420,7 +429,13 @@ class TrainingConfig(Section):
     read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
     # Stop after this many consecutive steps with a loss or gradient that is not finite.
     max_nonfinite_steps: Count = 1
+    tensorboard: bool = False  # also write event files for TensorBoard
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @property
+    def schedule_length(self) -> int:
+        """The epochs until the learning rate is 0."""
+        return self.schedule_epochs or self.epochs
 
 
 class NmsConfig(Section):

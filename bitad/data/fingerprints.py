@@ -25,6 +25,7 @@ from bitad.video.names import VideoFinder
 Fingerprints = dict[str, dict[str, str]]
 
 TRAINING = "training annotations"
+VALIDATION = "validation annotations"
 TEST = "test annotations"
 SCORES = "video scores"
 MISSING = "missing"
@@ -34,15 +35,20 @@ _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 8
 
 
-def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
-    """The fingerprints of the data that a run is trained and tested on."""
+def fingerprints(
+    config: Config, training: Iterable[AnnotatedVideo], test: Annotations, validation: Annotations | None = None
+) -> Fingerprints:
+    """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on."""
     data = config.data
     trained = list(training)
     found: Fingerprints = {
         TRAINING: {video.name: _of_annotation(video) for video in trained},
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
     }
-    names = list(dict.fromkeys((*(video.name for video in trained), *test.videos)))
+    validated = {} if validation is None else validation.videos
+    if validation is not None:
+        found[VALIDATION] = {video.name: _of_annotation(video) for video in validated.values()}
+    names = list(dict.fromkeys((*(video.name for video in trained), *validated, *test.videos)))
     wanted = partial(annotated_names, data)
     sources = [("", data.features, data.videos)]
     if "reverse" in config.views:
@@ -63,7 +69,7 @@ def of_tests(found: Fingerprints) -> Fingerprints:
     return {
         kind: {name: digest for name, digest in digests.items() if kind == SCORES or name in tests}
         for kind, digests in found.items()
-        if kind != TRAINING
+        if kind not in (TRAINING, VALIDATION)
     }
 
 

@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config.loading import differences, load_config
+from bitad.config.loading import differences, load_run_config
 from bitad.config.names import EXPERIMENTS, RESULTS_OF_PAIRS, MergeMethod
 from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
-from bitad.data.sources import read_test_ground_truth
+from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect_on_reversed_playback
@@ -48,12 +48,8 @@ class Run:
 
     @staticmethod
     def read(directory: Path) -> Run:
-        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_config``."""
-        if not (directory / "config.yaml").is_file():
-            raise FileNotFoundError(
-                f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
-            )
-        return Run(directory, load_config(directory / "config.yaml"))
+        """The run in a directory; raises as :func:`~bitad.config.loading.load_run_config`."""
+        return Run(directory, load_run_config(directory))
 
     @property
     def label(self) -> str:
@@ -121,14 +117,14 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
-    """The test subset of all runs; raises ValueError if they differ in videos, segments, classes or tIoU."""
+    """The subset that all runs evaluated; raises ValueError if they differ in videos, segments, classes or tIoU."""
     truths: dict[tuple[object, ...], Annotations] = {}
     first = runs[0]
     for run in runs:
         data, test = run.config.data, run.config.test
-        key = (data.annotations, data.classes, data.test_subset, data.class_agnostic, test.video_scores)
+        key = (data.annotations, data.classes, data.evaluation_subset, data.class_agnostic, test.video_scores)
         try:
-            truth = truths[key] = truths.get(key) or read_test_ground_truth(run.config)
+            truth = truths[key] = truths.get(key) or read_evaluation_ground_truth(run.config)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"run {run.directory}: {error} in its config.yaml") from None
         common = next(iter(truths.values()))
@@ -143,7 +139,7 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
 def _test_of(run: Run) -> str:
     data = run.config.data
     tiou = ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
-    return f"subset {data.test_subset} of {data.annotations} at tIoU {tiou}"
+    return f"subset {data.evaluation_subset} of {data.annotations} at tIoU {tiou}"
 
 
 def _contents(truth: Annotations) -> tuple[Any, ...]:
@@ -154,7 +150,7 @@ def _contents(truth: Annotations) -> tuple[Any, ...]:
 
 
 # Keys that are not part of a recipe.
-_NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
+_NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers", "training.tensorboard")
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +274,8 @@ class Comparison:
 
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
+        if (subset := self.runs[0].config.data.validation_subset) is not None:
+            yield f"Evaluated on the validation subset {subset}; `bitad test` tests data.test_subset."
         of_seeds = [r.label for r in self.results if len(r.evaluations) > 1]
         if of_seeds:
             yield "Spread: the standard deviation (n - 1) of the average over seeds."

@@ -48,6 +48,7 @@ WITHOUT_EFFECT = (
     "training.keep_last",
     "training.max_nonfinite_steps",
     "training.shard",
+    "training.tensorboard",
     "init.forward",
     "init.reverse",
 )
