@@ -50,6 +50,7 @@ WITHOUT_TORCH = (
     "bitad.runtime.workers",
     "bitad.video.indexing",
     "bitad.video.reverse",
+    "bitad.weights.hub",
 )
 
 
