@@ -10,16 +10,18 @@ from pathlib import Path
 import layouts
 import pytest
 import torch
-from builders import PIXELS, config_of, video_data
+from builders import PIXELS, config_of, feature_data, video_data
 from hub_server import Hub, serving
 from processes import ranks
+from runs import ALONE, assert_same, baseline
 from safetensors.torch import save
 from torch import nn
 
 from bitad.cli import main
 from bitad.config.names import SIZES
 from bitad.models.vit import VisionTransformer
-from bitad.weights.checkpoint import load_checkpoint
+from bitad.training.trainer import Trainer
+from bitad.weights.checkpoint import convert_weights, load_checkpoint
 from bitad.weights.files import BACKBONE_FILE, local_path, weights_path
 from bitad.weights.hub import KNOWN, HubName, is_hub_name, similar_name
 
@@ -292,8 +294,7 @@ def test_a_run_from_a_name_is_trained_resumed_offline_moved_and_tested(
     (tmp_path / "model.safetensors").write_bytes(content)
     by_hand = (*always, f"model.backbone.weights={tmp_path / 'model.safetensors'}", "name=by_hand")
     assert main(["train", str(data), *by_hand, "--device", "cpu"]) == 0
-    one, other = (load_checkpoint(path).model for path in (moved, config_of(data, *by_hand).run_directory))
-    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    assert_same(load_checkpoint(moved).model, load_checkpoint(config_of(data, *by_hand).run_directory).model)
 
 
 def test_an_impossible_name_is_refused_before_anything_is_read(
@@ -302,3 +303,26 @@ def test_an_impossible_name_is_refused_before_anything_is_read(
     data = video_data(tmp_path / "data", training=1, test=0)
     shutil.rmtree(data.parent / "videos")
     assert "'hub:small' is not a name of weights" in refused("train", data, "model.backbone.weights=hub:small")
+
+
+def test_an_experiment_starts_from_baselines_that_are_named(hub: Hub, tmp_path: Path) -> None:
+    data = feature_data(tmp_path / "data")
+    run = baseline(data)
+    convert_weights(run, tmp_path / "run.safetensors")
+    hub.files["owner/baselines", "forward.safetensors"] = (tmp_path / "run.safetensors").read_bytes()
+    one, other = (
+        Trainer(
+            config_of(
+                data, "experiment=1-1", "pair.second=forward", f"init.forward={run}", f"init.reverse={second}"
+            ),
+            ALONE,
+        ).network.state_dict()
+        for second in (run, "hub:owner/baselines:forward.safetensors")
+    )
+    assert_same(dict(one), dict(other))
+    assert len(hub.downloads) == 1
+    named = ("init.forward=hub:owner/baselines:none.pt", f"init.reverse={run}")
+    with pytest.raises(
+        ValueError, match=r"^init\.forward: hub:owner/baselines:none\.pt: the repository has no none"
+    ):
+        Trainer(config_of(data, "experiment=1-1", "pair.second=forward", *named), ALONE)
