@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
-from bitad.runtime.log import shortlist
+from bitad.runtime.log import log_once, shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
 from bitad.weights.hub import HubName, hub_file, is_hub_name, similar_name
@@ -102,7 +102,11 @@ def weights_path(weights: Path) -> Path:
 
     Raises ValueError or OSError if a name of the Hub cannot be downloaded, see :func:`~bitad.weights.hub.hub_file`.
     """
-    return hub_file(HubName.of(weights)).path if is_hub_name(weights) else local_path(weights)
+    if not is_hub_name(weights):
+        return local_path(weights)
+    file = hub_file(HubName.of(weights))
+    log_once(f"{weights}: {file.path}, SHA-256 {file.sha256[:12]}...")
+    return file.path
 
 
 def local_path(weights: Path) -> Path:

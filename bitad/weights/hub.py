@@ -129,10 +129,11 @@ def _compare_with_first(name: HubName, path: Path, sha256: str) -> None:
             )
         return
     if first != sha256:
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{name.repository.replace('/', '--')}"
         raise ValueError(
             f"{name} is not what it was: {path} has the SHA-256 {sha256[:12]}..., the first download had "
-            f"{first[:12]}...; if its owner has replaced the file and you want the new one, remove {record}, "
-            "else remove the file and download it again"
+            f"{first[:12]}...; if its owner has replaced the file and you want the new one, remove {record}; if it is "
+            f"damaged, remove {folder} to download it again"
         )
 
 
@@ -159,17 +160,21 @@ def _downloaded(name: HubName) -> Path:
     page = f"{constants.ENDPOINT}/{name.repository}/tree/{name.revision or 'main'}"
     files = " or ".join(_files(name))
     by_hand = f"or download {files} by hand from {page} and give the path of the file"
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError(
+            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it; unset "
+            f"that, {by_hand}"
+        )
     log.info("%s is not in %s: downloading it from %s", name, constants.HF_HUB_CACHE, constants.ENDPOINT)
     for file in _files(name):
         try:
-            path = Path(
-                hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=_bar(f"{name}, {file}"))
-            )
+            bar = _bar(f"{name}, {file}")
+            return Path(hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=bar))
         except LocalEntryNotFoundError as error:  # it also means that there is no connection
             reason = error.__cause__ or error
-            remedy = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect to the network"
             raise ConnectionError(
-                f"{name} is not in the cache and cannot be downloaded: {str(reason).rstrip('.')}; {remedy}, {by_hand}"
+                f"{name} is not in the cache and cannot be downloaded: {str(reason).rstrip('.')}; connect to the "
+                f"network, {by_hand}"
             ) from None
         except EntryNotFoundError:
             continue
@@ -192,9 +197,6 @@ def _downloaded(name: HubName) -> Path:
             raise ConnectionError(
                 f"{name} cannot be downloaded: {str(error).rstrip('.')}; try again later, {by_hand}"
             ) from None
-        size = path.stat().st_size
-        log_once(f"downloaded {name}: {path}, {size / _MB:.1f} MB")
-        return path
     raise ValueError(f"{name}: the repository has no {files}; name one of its files, see {page}")
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from bitad.cli import main
 from bitad.config.names import SIZES
 from bitad.models.vit import VisionTransformer
+from bitad.runtime import progress
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import convert_weights, load_checkpoint
 from bitad.weights.files import BACKBONE_FILE, local_path, weights_path
@@ -89,7 +90,9 @@ def test_a_name_stands_wherever_a_file_of_weights_does(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["weights", "inspect", KEY]) == 0
-    assert "model.safetensors: VideoMAE" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "model.safetensors: VideoMAE" in said.out
+    assert "model.safetensors, SHA-256 " in said.err
     out = tmp_path / "vit.safetensors"
     assert main(["weights", "convert", KEY, str(out)]) == 0
     videos = video_data(tmp_path / "data", training=1, test=0).parent / "videos"
@@ -121,15 +124,17 @@ def test_a_name_may_have_a_revision_and_a_file(hub: Hub, content: bytes, name: s
 
 
 def test_a_download_whose_connection_breaks_goes_on_where_it_stopped(
-    hub: Hub, content: bytes, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from huggingface_hub import constants, file_download
 
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
     hub.break_after = 5500
     assert weights_path(Path(KEY)).read_bytes() == content
     assert hub.downloads == [None, "bytes=5000-"]
+    assert f"downloading {KEY}, model.safetensors (MB): 1 of {len(content) // 10**6}, " in capsys.readouterr().err
 
 
 def test_a_download_that_fails_leaves_nothing_and_can_be_repeated(
@@ -182,6 +187,18 @@ def test_a_file_that_is_not_the_first_download_is_refused(
     assert main(["weights", "download", NAME]) == 0
 
 
+def test_a_file_that_was_damaged_in_the_cache_is_refused_until_it_is_downloaded_again(
+    hub: Hub, content: bytes, home: Path, refused: Callable[..., str]
+) -> None:
+    path = weights_path(Path(KEY))
+    path.write_bytes(content[:-1])
+    said = refused("weights", "inspect", KEY)
+    folder = home / "hub" / "models--MCG-NJU--videomae-tiny"
+    assert said.endswith(f"if it is damaged, remove {folder} to download it again")
+    shutil.rmtree(folder)
+    assert weights_path(Path(KEY)).read_bytes() == content
+
+
 def test_a_record_that_cannot_be_written_is_logged(
     hub: Hub, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,9 +216,11 @@ def test_offline_the_cache_is_used_and_what_it_lacks_is_said(
     hub.requests.clear()
     assert main(["weights", "download", NAME]) == 0
     said = refused("weights", "download", "MCG-NJU/other")
-    assert said.startswith("hub:MCG-NJU/other is not in the cache and cannot be downloaded: ")
-    assert "; unset HF_HUB_OFFLINE, or download model.safetensors or pytorch_model.bin by hand from " in said
-    assert said.endswith(f"{hub.url}/MCG-NJU/other/tree/main and give the path of the file")
+    assert said == (
+        f"hub:MCG-NJU/other is not in the cache {home / 'hub'}, and HF_HUB_OFFLINE forbids to download it; unset that, "
+        f"or download model.safetensors or pytorch_model.bin by hand from {hub.url}/MCG-NJU/other/tree/main and give "
+        "the path of the file"
+    )
     assert hub.requests == []
 
 
