@@ -244,7 +244,7 @@ def test_a_baseline_that_is_not_there_is_refused(
 ) -> None:
     nowhere = tmp_path / "nowhere"
     message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
-    assert message == f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights"
+    assert message.startswith(f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights, ")
     message = refusal(features, experiment, f"init.{name}={tmp_path}", kind=FileNotFoundError)
     assert f"init.{name}: run {tmp_path} has no best.pt or last.pt yet" in message
 

@@ -51,6 +51,7 @@ WITHOUT_TORCH = (
     "bitad.runtime.workers",
     "bitad.video.indexing",
     "bitad.video.reverse",
+    "bitad.weights.hub",
 )
 
 

@@ -281,7 +281,12 @@ def add_features(commands: Commands) -> None:
     )
     p.description = f"{p.description}\n{_ABOUT_FEATURES.rstrip()}"
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
-    p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run, or a detector's file")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a VideoMAE file (hub:OWNER/NAME: downloaded), a run, or a detector's file",
+    )
     add_config(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     p.add_argument(

@@ -156,10 +156,13 @@ def _test(args: argparse.Namespace) -> int:
     from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
+    from bitad.weights.hub import is_hub_name
 
-    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
-    set_up_process(checkpoint.config.threads)
     place = args.run_or_checkpoint
+    if args.out is None and is_hub_name(place):
+        raise ValueError(f"{place} has no folder for the results; give one with --out")
+    checkpoint = checkpoint_of(place, args.config, args.overrides)
+    set_up_process(checkpoint.config.threads)
     out = args.out or (place if place.is_dir() else place.parent) / "test"
     with process_group(args.device) as ranks, lock_folder(out, ranks):
         evaluations = run_test(checkpoint, out, ranks)
@@ -258,16 +261,18 @@ def add_weights(commands: Commands) -> None:
     p = commands.add(
         "weights",
         _weights,
-        "Inspect a file of weights of any supported project, or convert it to safetensors with BiTAD's names.",
+        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them.",
         "weights inspect vit-huge-p16_videomae-k400-pre_16x4x1_kinetics-400.pth",
         "weights inspect epoch_73.pth --config thumos14/videomae-h",
         "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
+        "weights download MCG-NJU/videomae-small-finetuned-kinetics",
     )
     p.add_argument("action", choices=get_args(WeightsAction))
     p.add_argument(
         "file",
         type=Path,
-        help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD (file or folder)",
+        help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD: a file, a folder "
+        "or hub:OWNER/NAME[@REVISION][:FILE], a file in a repository of the Hugging Face Hub, downloaded once",
     )
     p.add_argument("out", type=Path, nargs="?", help="with convert: the output file, .safetensors")
     add_config(p)
@@ -275,6 +280,8 @@ def add_weights(commands: Commands) -> None:
 
 
 def _weights(args: argparse.Namespace) -> int:
+    if args.action == "download":
+        return _download(args)
     from bitad.config.loading import load_config
 
     config = None if args.config is None else load_config(args.config)
@@ -298,3 +305,13 @@ def _weights(args: argparse.Namespace) -> int:
     else:
         echo(*inspection.lines())
     return 1 if inspection.defects else 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName, hub_file
+
+    if args.out is not None or args.config is not None or args.json:
+        raise ValueError("download takes a name alone: bitad weights download OWNER/NAME[@REVISION][:FILE]")
+    found = hub_file(HubName.of(args.file))
+    echo(found.path, f"  size       {found.path.stat().st_size:,} bytes", f"  SHA-256    {found.sha256}")
+    return 0

@@ -33,7 +33,7 @@ FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
-WeightsAction = Literal["inspect", "convert"]
+WeightsAction = Literal["inspect", "convert", "download"]
 
 # Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {

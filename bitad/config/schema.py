@@ -240,7 +240,8 @@ class BackboneConfig(Section):
 
     type: Literal["videomae"] = "videomae"
     size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
-    weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
+    # Pre-trained VideoMAE file; `hub:OWNER/NAME`: of the Hugging Face Hub, downloaded; `package:NAME`: of this package.
+    weights: Place | None = None
     random: bool = False  # allow random frozen weights where `weights` is none
     pixels: Count = 160  # height and width of the frames
     table_pixels: Count = 224  # frame size of the position table

@@ -227,6 +227,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
+        ConnectionError: one is named ``hub:...`` and cannot be downloaded.
         ValueError: one is no baseline of that direction, or has other classes, windows or layers.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
@@ -234,7 +235,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         assert path is not None  # the configuration requires it
         try:
             found = open_checkpoint(path)
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
             raise type(error)(f"init.{name}: {error}") from None
         if isinstance(found, Checkpoint):
             if faults := list(_mismatches(found, config, classes, view)):
