@@ -1,4 +1,4 @@
-"""Clips of a bar that moves left, moves right or stays, as a user's own: mixed rates and sizes, and a table of segments."""
+"""A user's own clips: a bar moves left, moves right or stays; mixed rates and sizes, and a table of segments."""
 
 from __future__ import annotations
 
