@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config.loading import differences, load_config
+from bitad.config.loading import differences, load_run_config
 from bitad.config.names import EXPERIMENTS, RESULTS_OF_PAIRS, MergeMethod
 from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
@@ -48,12 +48,12 @@ class Run:
 
     @staticmethod
     def read(directory: Path) -> Run:
-        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_config``."""
+        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_run_config``."""
         if not (directory / "config.yaml").is_file():
             raise FileNotFoundError(
                 f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
             )
-        return Run(directory, load_config(directory / "config.yaml"))
+        return Run(directory, load_run_config(directory / "config.yaml"))
 
     @property
     def label(self) -> str:
