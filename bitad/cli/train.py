@@ -16,6 +16,7 @@ from bitad.cli.commands import (
     add_json,
     add_on_decode_error,
     add_overrides,
+    config_of,
     print_failures,
 )
 from bitad.config.names import PlanDevice, WeightsAction
@@ -107,7 +108,6 @@ def _demo(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.runtime.log import add_log_file
-    from bitad.training.trainer import open_run
 
     changed = args.allow_changed_data
     if changed and not args.resume:
@@ -115,6 +115,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.until is not None and args.until < 1:
         raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
     config = load_config(args.config, args.overrides)
+    from bitad.training.trainer import open_run  # loads PyTorch, which takes seconds
+
     opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
@@ -127,14 +129,15 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
-    from bitad.inference.detect import run_test
     from bitad.library import checkpoint_of
+
+    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
+    from bitad.inference.detect import run_test
     from bitad.reports.tables import evaluation_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
 
-    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
     set_up_process(checkpoint.config.threads)
     place = args.run_or_checkpoint
     out = args.out or (place if place.is_dir() else place.parent) / "test"
@@ -146,6 +149,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
+    config = config_of(args)
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
@@ -157,7 +161,7 @@ def _detect(args: argparse.Namespace) -> int:
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
         check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
-        checkpoint = checkpoint_of(args.checkpoint, args.config)
+        checkpoint = checkpoint_of(args.checkpoint, config)
         damaged = args.on_decode_error
         detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         failed = detections.unread
@@ -196,7 +200,6 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from bitad.reports.plan import plan_training
     from bitad.runtime.files import write_json
     from bitad.runtime.progress import progress_callback
 
@@ -206,6 +209,8 @@ def _plan(args: argparse.Namespace) -> int:
             f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80"
         )
     config = _config(args.config, args.overrides)
+    from bitad.reports.plan import plan_training  # loads PyTorch, which takes seconds
+
     with progress_callback("simulating training steps") as on_progress:
         plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.design.summary}.\n")
@@ -252,9 +257,7 @@ def add_weights(commands: Commands) -> None:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from bitad.config.loading import load_config
-
-    config = None if args.config is None else load_config(args.config)
+    config = config_of(args)
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
