@@ -28,6 +28,8 @@ from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
 
 COMMANDS = (
+    "init",
+    "config",
     "demo",
     "train",
     "test",

@@ -60,7 +60,7 @@ def json_schema() -> dict[str, Any]:
         "description": "the file or preset that this configuration changes",
     }
     schema["anyOf"] = [{"required": ["base"]}, {"required": ["name", "data"]}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema
 
 
 def _comments() -> dict[tuple[str, str], str]:
