@@ -24,6 +24,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -34,7 +35,7 @@ from pydantic import ValidationError
 
 from bitad.config.names import RENAMED_KEYS, WEIGHTS_BY_NAME
 from bitad.config.rules import broken_rules
-from bitad.config.schema import FIELDS_ALONE, Config, Section, TrainingConfig
+from bitad.config.schema import FIELDS_ALONE, Config, Section, TrainingConfig, given_path
 from bitad.config.text import flat
 from bitad.runtime.log import did_you_mean, log_once
 
@@ -392,8 +393,8 @@ def _without_detours(path: Path) -> str:
 def absolute_paths(config: Config) -> Config:
     """The configuration with absolute paths, which means the same in every working directory."""
     document = config.model_dump(mode="json")
-    document["output"] = str(config.output.absolute())
-    document = _with_paths(document, lambda _, value: str(Path(value).absolute()))
+    document["output"] = _without_detours(config.output.absolute())
+    document = _with_paths(document, lambda _, value: _without_detours(Path(value).absolute()))
     return Config.model_validate(document, context=FIELDS_ALONE)
 
 
@@ -406,10 +407,10 @@ def _with_paths(document: Document, change: Callable[[str, str], str]) -> Docume
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
         value = section.get(last) if isinstance(section, dict) else None
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            continue  # none, or a fault that is reported later
-        if not str(value).startswith(WEIGHTS_BY_NAME):
-            section[last] = change(key, str(value))
+        with suppress(ValueError):  # none, or a fault that is reported later
+            path = str(given_path(value))
+            if not path.startswith(WEIGHTS_BY_NAME):
+                section[last] = change(key, path)
     return document
 
 

@@ -72,7 +72,8 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     return thresholds
 
 
-def _path(value: object) -> object:
+def given_path(value: object) -> str | Path:
+    """A value of the configuration as a path; raises ValueError if it is none."""
     if isinstance(value, str | int | float | Path) and not isinstance(value, bool):
         text = str(value)
         with suppress(UnicodeEncodeError):
@@ -116,7 +117,7 @@ Workers = Annotated[int, Field(ge=0, le=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]
 FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
-Place = Annotated[Path, BeforeValidator(_path)]
+Place = Annotated[Path, BeforeValidator(given_path)]
 ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
