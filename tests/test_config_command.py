@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,4 +274,24 @@ def test_errors_of_configurations_come_before_torch_and_in_half_a_second(tmp_pat
         seconds.append(float(ended.stdout))
         if seconds[-1] < 0.5:
             break
-    assert min(seconds) < 0.5 + 0.05 * len(commands)  # of starting once, and reading files several times
+    assert min(seconds) < 0.5 + 0.02 * len(commands)  # of starting once, and reading all these files
+
+
+# docs/configuration.md.
+
+
+def test_the_configurations_of_the_page_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", page.read_text(encoding="utf-8"), re.MULTILINE)
+    configurations = [
+        text for text in map(textwrap.dedent, blocks) if re.search("^(name|base): ", text, re.MULTILINE)
+    ]
+    assert len(configurations) == 3
+    for number, text in enumerate(configurations):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text[text.index("# yaml-language-server") :] if "--schema" in text else text)
+        assert "  # " in printed(capsys, "config", "--show", str(file))
+    shown = printed(capsys, "config", "--show", "thumos14/videomae-s", "training.lr=1e-3").splitlines()
+    (example,) = (text for text in blocks if "$ bitad config --show" in text)
+    for line in textwrap.dedent(example).splitlines()[2:]:
+        assert line == "..." or line in shown

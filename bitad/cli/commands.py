@@ -70,7 +70,7 @@ def add_parser(
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file, or the name of a preset")
+    parser.add_argument("config", help="a YAML file, or the name of a preset (bitad config --presets)")
     add_overrides(parser)
 
 
