@@ -160,6 +160,7 @@ def test_wrong_uses_of_config_are_refused(command: str, said: str, capsys: pytes
         ("train playrom", "playroom"),
         ("train thumos14/videomae_s", "thumos14/videomae-s"),
         ("test run --config thumos14/videomae_s", "thumos14/videomae-s"),
+        ("plan playroom experiment=basline", "baseline"),
         ("test run tset.batch=3", "test"),
         ("test run test.nms.sigm=3", "test.nms.sigma"),
     ],
@@ -178,6 +179,17 @@ def test_a_file_that_names_a_wrong_base_hears_of_the_right_one(
 ) -> None:
     (tmp_path / "my.yaml").write_text("base: playrooms\n")
     assert refused(capsys, "plan", str(tmp_path / "my.yaml")).endswith("; did you mean playroom?")
+
+
+def test_similar_files_are_suggested(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text(MINE)
+    (tmp_path / "configs" / "top.yaml").write_text("base: mein.yaml\n")
+    assert refused(capsys, "train", "configs/mine.yml").endswith("; did you mean configs/mine.yaml?")
+    assert refused(capsys, "train", "configs/top.yaml").endswith("; did you mean mine.yaml?")
 
 
 def test_similar_subsets_and_classes_are_suggested(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

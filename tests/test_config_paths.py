@@ -12,7 +12,8 @@ import yaml
 from builders import feature_data
 
 from bitad.cli import main
-from bitad.config.loading import _KEYS_OF_PATHS, load_config, load_run_config
+from bitad.config.loading import KEYS_OF_PATHS, absolute_paths, load_config, load_run_config
+from bitad.weights.checkpoint import Checkpoint
 
 RELATIVE = """
 name: mine
@@ -33,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_keys_of_paths_are_all_files_and_folders_that_are_read() -> None:
-    assert set(_KEYS_OF_PATHS) == {
+    assert set(KEYS_OF_PATHS) == {
         *(f"data.{kind}" for kind in ("annotations", "classes", "videos", "reversed_videos")),
         *("data.features", "data.reversed_features", "init.forward", "init.reverse"),
         *("model.backbone.weights", "test.video_scores"),
@@ -99,6 +100,15 @@ def test_a_value_that_is_no_path_is_refused_as_before(
     (line,) = capsys.readouterr().err.splitlines()
     assert "data.annotations: " in line
     assert "is not a path; give a file or folder" in line
+
+
+def test_an_absolute_path_is_no_change_of_a_run(place: Path) -> None:
+    config = load_config("playroom", ["model.backbone.weights=vit.pth"])
+    checkpoint = Checkpoint(config, ("a",), {}, epoch=1, rate_hz=8.0)
+    assert checkpoint.changes(absolute_paths(config)) == []
+    assert "vit.pth" in str(absolute_paths(config).model.backbone)
+    with pytest.raises(FileNotFoundError, match=r"other\.pth"):
+        checkpoint.changes(load_config("playroom", ["model.backbone.weights=other.pth"]))
 
 
 def test_a_run_keeps_absolute_paths_and_is_tested_compared_and_resumed_from_anywhere(

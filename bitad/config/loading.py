@@ -330,17 +330,19 @@ def _keys_of_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 _PATHS = list(dict.fromkeys(_all_paths(Config)))  # sections of several types share keys
-_KEYS_OF_PATHS = [key for key in _keys_of_paths(Config) if key != "output"]
+KEYS_OF_PATHS = [key for key in _keys_of_paths(Config) if key != "output"]
 
 
 def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
     for path in (folder / source, _PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
-    names = presets()
+    names, given, near = presets(), Path(source), list[str]()
+    with suppress(OSError, ValueError):  # a folder that cannot be listed has no similar files
+        near = [str(given.parent / path.name) for path in sorted((folder / given).parent.glob("*.y*ml"))]
     raise FileNotFoundError(
         f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(names)})"
-        f"{did_you_mean(str(source), names)}"
+        f"{did_you_mean(str(source), [*near, *names])}"
     )
 
 
@@ -401,7 +403,7 @@ def absolute_paths(config: Config) -> Config:
 def _with_paths(document: Document, change: Callable[[str, str], str]) -> Document:
     """A document with its paths changed, except ``output`` and names of weights."""
     document = copy.deepcopy(document)
-    for key in _KEYS_OF_PATHS:
+    for key in KEYS_OF_PATHS:
         *sections, last = key.split(".")
         section: Any = document
         for part in sections:

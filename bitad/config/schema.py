@@ -46,6 +46,7 @@ from bitad.config.names import (
     VitSize,
 )
 from bitad.config.rules import broken_rules
+from bitad.runtime.log import did_you_mean
 from bitad.timeline import Direction, ResizedClock
 
 _SMALLEST, LARGEST = 1e-12, 1e12
@@ -153,7 +154,7 @@ BY_NAME, BY_MEASURES, ONE, EACH = "<name>", "<measures>", "<one>", "<each>"
 def _one_of(what: str, names: Collection[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}")
+            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}{did_you_mean(name, names)}")
         return name
 
     return AfterValidator(check)
