@@ -195,15 +195,19 @@ def checkpoint_of(
     path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()
 ) -> Checkpoint:
     """A checkpoint with its own configuration, or the given one, changed by overrides."""
-    from bitad.config.loading import load_config, override_config
+    from bitad.config.loading import check_overrides, load_config, override_config
     from bitad.config.schema import Config
-    from bitad.weights.checkpoint import load_checkpoint
 
     if config is None:
-        return load_checkpoint(Path(path)).changed(overrides)
-    if isinstance(config, Config):
-        return load_checkpoint(Path(path), override_config(config, overrides) if overrides else config)
-    return load_checkpoint(Path(path), load_config(Path(config), overrides))
+        check_overrides(overrides)
+    elif not isinstance(config, Config):
+        config = load_config(Path(config), overrides)
+    elif overrides:
+        config = override_config(config, overrides)
+    from bitad.weights.checkpoint import load_checkpoint  # loads PyTorch, which takes seconds
+
+    checkpoint = load_checkpoint(Path(path), config)
+    return checkpoint.changed(overrides) if config is None else checkpoint
 
 
 def detect(

@@ -28,6 +28,8 @@ from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
 
 COMMANDS = (
+    "init",
+    "config",
     "demo",
     "train",
     "watch",
@@ -286,8 +288,10 @@ def test_devices_that_are_not_there_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "use the device cpu" in failing("train", features, "name=never", "--device", "cuda")
-    for device in ("gpu", "meta", "mps"):
+    for device in ("gpu", "meta"):
         assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
+    said = failing("train", features, "name=never", "--device", "mps")
+    assert said == "device mps: BiTAD does not compute on Apple's GPUs; use the device cpu\n"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "PyTorch finds 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")

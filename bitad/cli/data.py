@@ -18,6 +18,7 @@ from bitad.cli.commands import (
     add_device,
     add_on_decode_error,
     add_parser,
+    config_of,
     print_failures,
 )
 from bitad.config.names import (
@@ -309,7 +310,7 @@ def add_features(commands: Commands) -> None:
 
 
 def _features(args: argparse.Namespace) -> int:
-    from bitad.config.loading import load_config
+    config = config_of(args)
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.runtime.distributed import process_group
@@ -318,7 +319,7 @@ def _features(args: argparse.Namespace) -> int:
     videos = find_videos(args.videos)
     encoder = load_encoder(
         args.checkpoint,
-        config=None if args.config is None else load_config(args.config),
+        config=config,
         stride_frames=args.stride,
         clip_frames=args.clip_frames,
         pixels=args.pixels,

@@ -16,6 +16,7 @@ from bitad.cli.commands import (
     add_json,
     add_on_decode_error,
     add_overrides,
+    config_of,
     print_failures,
 )
 from bitad.config.names import PlanDevice, WeightsAction
@@ -123,7 +124,6 @@ def _demo(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.runtime.log import add_log_file
-    from bitad.training.trainer import open_run
 
     changed = args.allow_changed_data
     if changed and not args.resume:
@@ -131,6 +131,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.until is not None and args.until < 1:
         raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
     config = load_config(args.config, args.overrides)
+    from bitad.training.trainer import open_run  # loads PyTorch, which takes seconds
+
     opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
@@ -150,18 +152,19 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
-    from bitad.inference.detect import run_test
     from bitad.library import checkpoint_of
-    from bitad.reports.tables import evaluation_table
-    from bitad.runtime.distributed import process_group
-    from bitad.runtime.environment import set_up_process
-    from bitad.training.checkpoints import lock_folder
     from bitad.weights.hub import is_hub_name
 
     place = args.run_or_checkpoint
     if args.out is None and is_hub_name(place):
         raise ValueError(f"{place} has no folder for the results; give one with --out")
     checkpoint = checkpoint_of(place, args.config, args.overrides)
+    from bitad.inference.detect import run_test
+    from bitad.reports.tables import evaluation_table
+    from bitad.runtime.distributed import process_group
+    from bitad.runtime.environment import set_up_process
+    from bitad.training.checkpoints import lock_folder
+
     set_up_process(checkpoint.config.threads)
     out = args.out or (place if place.is_dir() else place.parent) / "test"
     with process_group(args.device) as ranks, lock_folder(out, ranks):
@@ -172,6 +175,7 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
+    config = config_of(args)
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
@@ -183,7 +187,7 @@ def _detect(args: argparse.Namespace) -> int:
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
         check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
-        checkpoint = checkpoint_of(args.checkpoint, args.config)
+        checkpoint = checkpoint_of(args.checkpoint, config)
         damaged = args.on_decode_error
         detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         failed = detections.unread
@@ -222,7 +226,6 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from bitad.reports.plan import plan_training
     from bitad.runtime.files import write_json
     from bitad.runtime.progress import progress_callback
 
@@ -232,6 +235,8 @@ def _plan(args: argparse.Namespace) -> int:
             f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80"
         )
     config = _config(args.config, args.overrides)
+    from bitad.reports.plan import plan_training  # loads PyTorch, which takes seconds
+
     with progress_callback("simulating training steps") as on_progress:
         plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.design.summary}.\n")
@@ -282,9 +287,7 @@ def add_weights(commands: Commands) -> None:
 def _weights(args: argparse.Namespace) -> int:
     if args.action == "download":
         return _download(args)
-    from bitad.config.loading import load_config
-
-    config = None if args.config is None else load_config(args.config)
+    config = config_of(args)
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 

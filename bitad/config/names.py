@@ -35,6 +35,9 @@ StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
 WeightsAction = Literal["inspect", "convert", "download"]
 
+# How names of weights that are no paths begin: of a file in this package, and on the Hugging Face Hub.
+WEIGHTS_BY_NAME = ("package:", "hub:")
+
 # Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {
     "data.damaged_frames": "data.on_decode_error",

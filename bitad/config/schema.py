@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -45,6 +46,7 @@ from bitad.config.names import (
     VitSize,
 )
 from bitad.config.rules import broken_rules
+from bitad.runtime.log import did_you_mean
 from bitad.timeline import Direction, ResizedClock
 
 _SMALLEST, LARGEST = 1e-12, 1e12
@@ -71,7 +73,8 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     return thresholds
 
 
-def _path(value: object) -> object:
+def given_path(value: object) -> str | Path:
+    """A value of the configuration as a path; raises ValueError if it is none."""
     if isinstance(value, str | int | float | Path) and not isinstance(value, bool):
         text = str(value)
         with suppress(UnicodeEncodeError):
@@ -113,9 +116,9 @@ Layers = Annotated[int, Field(ge=0, le=1000)]
 Workers = Annotated[int, Field(ge=0, le=4096)]
 # The seeds that PyTorch accepts.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Name = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]
 FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
-Place = Annotated[Path, BeforeValidator(_path)]
+Place = Annotated[Path, BeforeValidator(given_path)]
 ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -151,7 +154,7 @@ BY_NAME, BY_MEASURES, ONE, EACH = "<name>", "<measures>", "<one>", "<each>"
 def _one_of(what: str, names: Collection[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}")
+            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}{did_you_mean(name, names)}")
         return name
 
     return AfterValidator(check)
@@ -228,9 +231,16 @@ def _size_type(value: object) -> str:
     return BY_NAME if isinstance(value, str) else BY_MEASURES
 
 
+# What editors suggest; YAML reads some of these names as numbers.
+_EXPERIMENT_NAMES = WithJsonSchema(
+    {"enum": [*EXPERIMENTS, *(int(name) for name in EXPERIMENTS if name.isdigit())]}
+)
+_CHECKPOINTING_NAMES = WithJsonSchema({"enum": [*get_args(Checkpointing), True, False, None]})
+
 # The type of the value selects the alternative that a fault refers to.
 Size = Annotated[
-    Annotated[str, _one_of("backbone size", SIZES), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
+    Annotated[str, _one_of("backbone size", SIZES), WithJsonSchema({"enum": [*SIZES]}), Tag(BY_NAME)]
+    | Annotated[SizeConfig, Tag(BY_MEASURES)],
     Discriminator(_size_type),
 ]
 
@@ -250,7 +260,7 @@ class BackboneConfig(Section):
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
     # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
     # networks share a graph, else none.
-    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = None
+    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing), _CHECKPOINTING_NAMES] = None
     compile: bool = False  # compile the blocks, which takes minutes at the start
 
     @property
@@ -511,7 +521,7 @@ class Config(Section):
     name: FolderName
     seed: Seed = 0
     direction: Direction = "forward"  # playing direction of the network
-    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS)] = "baseline"
+    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None

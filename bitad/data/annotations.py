@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bitad.data.classes import ANY_CLASS, UNDECIDED, Classes, read_classes
 from bitad.data.clocks import Clock
 from bitad.data.formats.parsing import ParsedVideo
-from bitad.runtime.log import log_once, quoted, shortlist
+from bitad.runtime.log import did_you_mean, log_once, quoted, shortlist
 from bitad.timeline import FloatArray, IntArray, reverse_seconds
 
 
@@ -108,8 +108,13 @@ class Annotations:
         """
         chosen = self.map(lambda video: video if video.subset == name else None)
         if not chosen.videos:
-            found = ", ".join(f"{subset} ({count} videos)" for subset, count in self.subsets().items())
-            raise ValueError(f"no video is in subset {name!r}; the subsets are {found or 'none: no videos'}")
+            counts = self.subsets()
+            found = (
+                ", ".join(f"{subset} ({count} videos)" for subset, count in counts.items()) or "none: no videos"
+            )
+            raise ValueError(
+                f"no video is in subset {name!r}; the subsets are {found}{did_you_mean(name, counts)}"
+            )
         return chosen
 
     def map(self, change: Callable[[AnnotatedVideo], AnnotatedVideo | None]) -> Annotations:

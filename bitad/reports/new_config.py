@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bitad.config.loading import load_config
 from bitad.config.names import OnDecodeError
 from bitad.config.schema import CLIP_FRAMES, Config, WindowConfig
+from bitad.config.text import commented_yaml, flat
 from bitad.data.annotations import Annotations
 from bitad.data.convert import convert_annotations
 from bitad.data.fit import STRIDES, Fit, choose, fit
@@ -259,11 +258,11 @@ def _config(
         "window.overlap": (0.25, "of neighbouring windows in testing"),
         "window.crop": (list(chosen.crop), "random share of a video shorter than a window"),
         "model.levels": (chosen.levels, _levels_text(chosen)),
-        **{f"model.{key}": (value, "") for key, value in _flat(choice.model).items()},
+        **{f"model.{key}": (value, "") for key, value in flat(choice.model).items()},
         "training.epochs": (epochs, f"{epoch} steps each"),
         "training.windows_per_video": (chosen.windows_per_video, ""),
         "training.evaluate_every": (max(1, epochs // 3), "epochs; the best evaluation becomes best.pt"),
-        **{f"training.{key}": (value, "") for key, value in _flat(choice.training).items()},
+        **{f"training.{key}": (value, "") for key, value in flat(choice.training).items()},
         "training.augmentation.flip": (
             0.0 if sided else 0.5,
             f"mirrored frames would swap {shortlist(sided, 2)}"
@@ -272,7 +271,7 @@ def _config(
         ),
         "training.workers": (0 if backbone == "tiny" else 2, "processes that read videos"),
     }
-    return f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n" + _yaml(values)
+    return f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n" + commented_yaml(values)
 
 
 def _count(annotations: Annotations, subset: str) -> int:
@@ -282,30 +281,3 @@ def _count(annotations: Annotations, subset: str) -> int:
 def _relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder."""
     return Path(os.path.relpath(str(path), str(folder))).as_posix()
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with dots between them."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _yaml(values: Mapping[str, tuple[Any, str]]) -> str:
-    """Nested YAML of dotted keys, with comments."""
-    lines: list[str] = []
-    sections: list[str] = []
-    for dotted, (value, comment) in values.items():
-        *path, key = dotted.split(".")
-        for depth, section in enumerate(path):
-            if sections[: depth + 1] != path[: depth + 1]:
-                sections = path[: depth + 1]
-                lines.append(f"{'  ' * depth}{section}:")
-        sections = path
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
-        lines.append(f"{'  ' * len(path)}{key}: {text}" + (f"  # {comment}" if comment else ""))
-    return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from bitad.config.loading import absolute_paths
 from bitad.config.schema import Config
 from bitad.data.dataset import TrainingWindows
 from bitad.data.fingerprints import fingerprints
@@ -194,7 +195,7 @@ class Trainer:
         self.indices.begin()
         self.records.drop_after_checkpoint(self.saved_step, untested=self.is_untested)
         with atomic_write(self.directory / "config.yaml") as partial_file:
-            partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
+            partial_file.write_text(absolute_paths(self.config).to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
 
     def _save_backbone(self) -> None:
