@@ -53,7 +53,7 @@ def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annot
         if videos is not None:
             found[f"{prefix}videos"] = _digests(_video_digest(videos, wanted), names)
     if (scores := config.test.video_scores) is not None:
-        found[SCORES] = _digests(lambda _: _of_file(scores), [SCORES])
+        found[SCORES] = _digests(lambda _: file_digest(scores), [SCORES])
     return found
 
 
@@ -111,13 +111,13 @@ def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str,
 
 def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     find = VideoFinder(folder, wanted)
-    return lambda name: _of_file(find(name))
+    return lambda name: file_digest(find(name))
 
 
 def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
-        return lambda name: _of_file(store.file(name))
+        return lambda name: file_digest(store.file(name))
     with zipfile.ZipFile(path) as archive:  # it has a checksum of every array
         arrays = {member.filename: f"{member.file_size} {member.CRC}" for member in archive.infolist()}
 
@@ -128,7 +128,8 @@ def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable
     return of_array
 
 
-def _of_file(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """A digest of a file's content, of a large one by samples; raises OSError if it cannot be read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= _COMPLETE_BYTES:

@@ -1,6 +1,6 @@
 """One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk: style, script and data are in the file, media files beside it.
+It opens from disk: style, script and data are in the file, media files beside it or linked by relative paths.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class PageVideo:
     """A video and its rows of timelines. Raises ValueError for a wrong path or duration."""
 
     name: str
-    media: str | None  # an H.264 mp4, relative to the page's folder
+    media: str | None  # a file that browsers play, relative to the page's folder
     duration_s: float
     tracks: Sequence[Track]
 
@@ -219,7 +219,7 @@ def _absent(media: str | None, folder: Path) -> str:
     """Why the page cannot play this video; empty if it can."""
     if media is None:
         return "This page was written without this video."
-    return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
+    return "" if (folder / media).is_file() else f"“{media}” was not there when this page was written."
 
 
 def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:

@@ -168,8 +168,7 @@ def write_preview(
         limit = near_rate(max_fps)
         info = reader.info
         is_small = reader.info.height <= max_height and rate <= limit
-        is_played = (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
-        if is_small and is_played and not reader.index.lost:
+        if is_small and _is_played(info) and not reader.index.lost:
             with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
         else:
@@ -177,6 +176,22 @@ def write_preview(
             pictures = _scaled_pictures(reader, rate, max_height, on_progress)
             write_pictures(dst, pictures, rate=rate, crf=28, faststart=True)
     return probe(dst)
+
+
+def write_playable(src: Path, dst: Path) -> None:
+    """Copy a video that every browser plays; of another one write a preview, which repeats frames for damaged ones.
+
+    Raises like :class:`~bitad.video.reader.VideoReader`, and OSError if the copy cannot be written.
+    """
+    if _is_played(probe(src)):
+        with atomic_write(dst) as partial:
+            shutil.copyfile(src, partial)
+    else:
+        write_preview(src, dst, damaged="repeat")
+
+
+def _is_played(info: VideoInfo) -> bool:
+    return (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
 
 
 def _scaled_pictures(
