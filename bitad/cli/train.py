@@ -160,12 +160,13 @@ def _detect(args: argparse.Namespace) -> int:
     from bitad.runtime.distributed import process_group
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
+    from bitad.weights.files import weights_path
 
     out, min_score = args.out, args.min_score
     videos = videos_by_name(args.videos, but=out)
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
-        made_from = Inputs.of(args.checkpoint, args.config, videos)
+        made_from = Inputs.of(weights_path(args.checkpoint), args.config, videos)
         check_detection_report(out, videos, made_from, min_score=min_score, force=args.force, inputs=inputs)
         checkpoint = checkpoint_of(args.checkpoint, args.config)
         damaged = args.on_decode_error

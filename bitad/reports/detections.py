@@ -15,16 +15,14 @@ import numpy as np
 import bitad
 from bitad.config.names import OnDecodeError
 from bitad.data.detections import Detections, read_detections, write_detections
-from bitad.data.fingerprints import file_digest
 from bitad.reports.media import MEDIA
 from bitad.reports.page import PageVideo, Track, is_own_page, write_page
 from bitad.runtime.files import atomic_write, check_folder, check_not_inputs, walk
 from bitad.runtime.locking import LOCK
 from bitad.runtime.log import printable, shortlist
 from bitad.runtime.progress import progress_callback
-from bitad.runtime.signatures import sha256_of
+from bitad.runtime.signatures import file_digest, sha256_of
 from bitad.video.writer import write_preview
-from bitad.weights.files import weights_path
 
 MAX_LINES = 3
 
@@ -86,10 +84,9 @@ class Inputs:
     videos: dict[str, str]
 
     @staticmethod
-    def of(checkpoint: Path, config: str | None, videos: Mapping[str, Path]) -> Inputs:
-        """Of a run directory or a file of weights, and of video files by name."""
-        path = weights_path(checkpoint)
-        found = {"file": str(path), "sha256": sha256_of(path)} if path.is_file() else {}
+    def of(weights: Path, config: str | None, videos: Mapping[str, Path]) -> Inputs:
+        """Of a file of weights, and of video files by name."""
+        found = {"file": str(weights), "sha256": sha256_of(weights)} if weights.is_file() else {}
         if config is not None:
             found["config"] = config
         digests = {}

@@ -32,7 +32,9 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
         if not found:
             faults.append(_fault(place, is_pattern=is_pattern))
     if faults:
-        raise FileNotFoundError(f"{'; '.join(faults)}; give a folder that `bitad train` wrote, or a folder of such")
+        raise FileNotFoundError(
+            f"{'; '.join(faults)}; give a folder that `bitad train` wrote, or a folder of such"
+        )
     return list(runs.values())
 
 
