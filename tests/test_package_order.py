@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "bitad.library",
     "bitad.reports.detections",
     "bitad.reports.page",
+    "bitad.reports.runs",
     "bitad.reports.tables",
     "bitad.runtime.locking",
     "bitad.runtime.progress",

@@ -208,6 +208,17 @@ def test_a_file_that_is_no_copy_is_never_replaced(refused: Report, here: Path) -
     assert mine.read_text() == "mine"
 
 
+def test_a_video_that_a_page_cannot_name_is_said(
+    report: Report, here: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = shutil.copytree(data.parent / "videos", here / "back\\slash")
+    report("runs", "--videos", clips)
+    assert "a page in report cannot name " in caplog.text
+    assert [video["media"] for video in videos_in(here / "report")] == [None, None]
+    report("runs", "--videos", clips, "--copy-videos")
+    assert [video["absent"] for video in videos_in(here / "report")] == ["", ""]
+
+
 def test_missing_videos_are_said(
     report: Report, refused: Report, here: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from bitad.reports.page import is_relative
 from bitad.runtime.log import log, shortlist
 from bitad.video.writer import write_playable
 
@@ -22,9 +23,9 @@ def link_videos(files: Mapping[str, Path], out: Path) -> dict[str, str]:
     for name, file in files.items():
         with suppress(ValueError):  # on Windows, on another drive
             links[name] = _relative(file, out)
-    links = {name: link for name, link in links.items() if "\\" not in link}
+    links = {name: link for name, link in links.items() if is_relative(link)}
     if lost := [str(file) for name, file in files.items() if name not in links]:
-        log.warning("the page cannot name %s; --copy-videos copies the videos beside it", shortlist(lost))
+        log.warning("a page in %s cannot name %s; choose another --out, or rename the file", out, shortlist(lost))
     if others := [str(files[name]) for name in links if files[name].suffix.lower() not in _PLAYED_SUFFIXES]:
         log.info("browsers may not play %s; --copy-videos writes copies that they play", shortlist(others))
     return links
@@ -59,6 +60,8 @@ def copy_videos(
     copies: dict[str, Path] = {}
     for name, file in files.items():
         copy = out / MEDIA / f"{file.stem}.mp4"
+        if not is_relative(f"{MEDIA}/{copy.name}"):
+            raise ValueError(f"{file}: a page cannot name it, because of the backslash; rename the file")
         if copy in copies.values():
             raise ValueError(f"{file}: another video has this file name too; leave out --copy-videos")
         if os.path.lexists(copy) and not _is_copy(copy, file):

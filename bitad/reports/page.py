@@ -188,9 +188,15 @@ def _picture(caption: str, path: str) -> str:
     )
 
 
-def _check_relative(path: str) -> None:
+def is_relative(path: str) -> bool:
+    """Whether a page can name a file by this path: it is relative to the page's folder, and has no backslash."""
     # A Windows drive and a URL's scheme both start with letters and a colon.
-    if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+    has_root = path.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
+    return path != "" and "\\" not in path and not has_root
+
+
+def _check_relative(path: str) -> None:
+    if not is_relative(path):
         raise ValueError(
             f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`"
         )
