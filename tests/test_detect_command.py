@@ -215,9 +215,16 @@ def test_results_of_other_videos_are_replaced_only_where_asked(
 
 
 def test_results_of_another_checkpoint_are_replaced_only_where_asked(
-    film: Path, here: Path, detect: Detect, refused: Detect, checkpoint: Path
+    film: Path,
+    here: Path,
+    detect: Detect,
+    refused: Detect,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert detect(film) == 0
+    assert detect(film, "--checkpoint", "none.pt") == 1
+    assert "no weights at none.pt" in capsys.readouterr().err
     stored = read_detections(here / "detections" / "detections.json").details["checkpoint"]
     assert stored == {"file": str(checkpoint), "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
     other = load_checkpoint(checkpoint)

@@ -100,7 +100,8 @@ class Inputs:
         before, videos = details.get("checkpoint"), details.get("videos")
         if not (isinstance(before, dict) and isinstance(videos, dict)):
             return "results of an earlier version, which does not record the checkpoint"
-        if any(before.get(key) != self.checkpoint.get(key) for key in ("sha256", "config")):
+        is_there = "sha256" in self.checkpoint  # loading says what is missing
+        if is_there and any(before.get(key) != self.checkpoint.get(key) for key in ("sha256", "config")):
             file, config = before.get("file"), before.get("config")
             if file == self.checkpoint.get("file") and config == self.checkpoint.get("config"):
                 return f"results of {file} before it changed"
@@ -138,7 +139,7 @@ def check_detection_report(
     planned = _files(out, videos)
     check_not_inputs(planned, [*videos.values(), *inputs])
     earlier = _earlier(out)
-    own = set(_earlier_files(out))
+    own = set(_files_of(earlier, out))
     if foreign := [path for path in planned if os.path.lexists(path) and path not in own]:
         raise ValueError(
             f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out"
@@ -169,7 +170,7 @@ def write_detection_report(
     Browsers do not play every video, but they play the previews. Other files of an earlier report are removed.
     Returns the page, and for each video without a preview the reason.
     """
-    earlier = _earlier_files(out)
+    earlier = _files_of(_earlier(out), out)
     videos_read = {name: digest for name, digest in made_from.videos.items() if name in detections}
     record = {"checkpoint": made_from.checkpoint, "videos": videos_read}
     details = {**_MARK, "version": bitad.__version__, **record} | detections.details
@@ -205,9 +206,8 @@ def _earlier(out: Path) -> Detections | None:
     return found if _MARK.items() <= found.details.items() else None
 
 
-def _earlier_files(out: Path) -> list[Path]:
-    """The files of an earlier report in a folder, if there is one."""
-    found = _earlier(out)
+def _files_of(found: Detections | None, out: Path) -> list[Path]:
+    """The existing files of the report with these detections."""
     if found is None:
         return []
     # The file may come from anyone: it must not name files outside the folder, or a page of something else.
