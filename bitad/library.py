@@ -158,12 +158,12 @@ class Detector:
 
 
 def _video_files(places: Iterable[StrPath]) -> dict[str, Path]:
-    from bitad.video.files import list_videos, videos_by_name
+    from bitad.video.files import videos_by_name
 
     paths = [Path(place) for place in places]
     if not paths:
         raise ValueError("no videos; give at least one")
-    return videos_by_name([file for path in paths for file in (list_videos(path) if path.is_dir() else [path])])
+    return videos_by_name(paths)
 
 
 def load(
@@ -288,12 +288,13 @@ def compare_durations(annotations: Annotations, detections: Detections, source: 
         log.warning("%s", mismatch)
 
 
-def merge(*detections: Detections, method: MergeMethod = "soft-nms", names: Sequence[str] = ()) -> Detections:
+def merge(*detections: Detections, method: MergeMethod = "wsf", names: Sequence[str] = ()) -> Detections:
     """Late fusion of the detections of several detectors, like ``bitad merge``.
 
     Args:
         detections: at least two sets, each on its own clock; the result is on the forward clock.
-        method: "soft-nms", "mean", "product" or "wsf", see :func:`bitad.inference.merge.merge`.
+        method: "wsf" (weighted segment fusion), "soft-nms", "mean" or "product", see
+            :func:`bitad.inference.merge.merge`.
         names: what errors and the log call the sets.
 
     Raises:

@@ -90,7 +90,7 @@ def forked(program: str, folder: Path) -> tuple[str, str]:
 def results(path: Path) -> dict[str, Any]:
     """The content of a detection file, without what says that the command line wrote it."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("made_by", "version"):
+    for key in ("made_by", "version", "checkpoint", "videos"):
         content["external_data"].pop(key, None)
     return content
 

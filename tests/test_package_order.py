@@ -45,6 +45,7 @@ WITHOUT_TORCH = (
     "bitad.reports.detections",
     "bitad.reports.ground_truth",
     "bitad.reports.page",
+    "bitad.reports.runs",
     "bitad.reports.tables",
     "bitad.runtime.locking",
     "bitad.runtime.progress",

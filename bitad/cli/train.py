@@ -96,13 +96,21 @@ def add_commands(commands: Commands) -> None:
         _detect,
         "Detect actions in videos of any length. Writes JSON, subtitles and an HTML page.",
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
+        "detect my_videos more.mkv --checkpoint runs/my-forward-seed0",
     )
-    p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    p.add_argument(
+        "videos", nargs="+", type=Path, metavar="VIDEO", help="video files, and folders with their sub-folders"
+    )
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
     add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
     p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
-    p.add_argument("--overwrite", action="store_true", help="replace all files of an earlier bitad detect in OUT")
+    p.add_argument(
+        "--force",
+        "--overwrite",  # its name in earlier versions
+        action="store_true",
+        help="replace the results of another checkpoint or of other videos in OUT, and write beside other files",
+    )
     add_on_decode_error(p)
     add_device(p)
 
@@ -178,15 +186,18 @@ def _detect(args: argparse.Namespace) -> int:
     config = config_of(args)
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
-    from bitad.reports.detections import check_detection_report, write_detection_report
+    from bitad.reports.detections import Inputs, check_detection_report, write_detection_report
     from bitad.runtime.distributed import process_group
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
+    from bitad.weights.files import weights_path
 
-    videos, out, min_score = videos_by_name(args.videos), args.out, args.min_score
+    out, min_score = args.out, args.min_score
+    videos = videos_by_name(args.videos, but=out)
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
-        check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
+        made_from = Inputs.of(weights_path(args.checkpoint), args.config, videos)
+        check_detection_report(out, videos, made_from, min_score=min_score, force=args.force, inputs=inputs)
         checkpoint = checkpoint_of(args.checkpoint, config)
         damaged = args.on_decode_error
         detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
@@ -194,7 +205,7 @@ def _detect(args: argparse.Namespace) -> int:
         if ranks.is_main:
             if detections.videos:
                 page, without = write_detection_report(
-                    out, detections, videos, min_score=min_score, damaged=damaged
+                    out, detections, videos, made_from, min_score=min_score, damaged=damaged
                 )
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())

@@ -359,7 +359,7 @@
     player.addEventListener("timeupdate", followPlayer);
     player.addEventListener("loadedmetadata", () => { if (state.time > 0) seek(state.time); });
     player.addEventListener("error", () => {
-      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}” beside this page.`);
+      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}”.`);
     });
     find("threshold").addEventListener("input", (event) => {
       state.threshold = Number(event.target.value);

@@ -1,6 +1,6 @@
 """One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk: style, script and data are in the file, media files beside it.
+It opens from disk: style, script and data are in the file, media files beside it or linked by relative paths.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PageVideo:
     """A video and its rows of timelines. Raises ValueError for a wrong path or duration."""
 
     name: str
-    media: str | None  # an H.264 mp4, relative to the page's folder
+    media: str | None  # a file that browsers play, relative to the page's folder
     duration_s: float
     tracks: Sequence[Track]
     defects: Sequence[str] = ()  # sentences, listed with the video
@@ -192,9 +192,15 @@ def _picture(caption: str, path: str) -> str:
     )
 
 
-def _check_relative(path: str) -> None:
+def is_relative(path: str) -> bool:
+    """Whether a page can name a file by this path: it is relative to the page's folder, and has no backslash."""
     # A Windows drive and a URL's scheme both start with letters and a colon.
-    if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+    has_root = path.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
+    return path != "" and "\\" not in path and not has_root
+
+
+def _check_relative(path: str) -> None:
+    if not is_relative(path):
         raise ValueError(
             f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`"
         )
@@ -224,7 +230,7 @@ def _absent(media: str | None, folder: Path) -> str:
     """Why the page cannot play this video; empty if it can."""
     if media is None:
         return "This page was written without this video."
-    return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
+    return "" if (folder / media).is_file() else f"“{media}” was not there when this page was written."
 
 
 def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:

@@ -192,6 +192,18 @@ def _is_played(codec: str, pixel_format: str, container: str) -> bool:
     return (codec, pixel_format) == ("h264", "yuv420p") and "mp4" in container.split(",")
 
 
+def write_playable(src: Path, dst: Path) -> None:
+    """Copy a video that every browser plays; of another one write a preview, which repeats frames for damaged ones.
+
+    Raises like :class:`~bitad.video.reader.VideoReader`, and OSError if the copy cannot be written.
+    """
+    if plays_in_browsers(src):
+        with atomic_write(dst) as partial:
+            shutil.copyfile(src, partial)
+    else:
+        write_preview(src, dst, damaged="repeat")
+
+
 def _scaled_pictures(
     reader: VideoReader, rate: Fraction, max_height: int, on_progress: Progress | None
 ) -> Iterator[av.VideoFrame]:
