@@ -61,12 +61,19 @@ class Command:
         backbone = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", "32", "--device", "cpu")
         return main(["features", str(self.src), *backbone, "--out", str(dst), *options])
 
-    def fresh(self) -> bytes:
-        """What a first run would write."""
+    def is_fresh(self) -> bool:
+        """Whether the output is what a first run would write.
+
+        Videos are compared by their pictures: x264 does not always write the same bytes on processors with AVX-512.
+        """
         dst = self.dst.with_name("fresh")
         shutil.rmtree(dst, ignore_errors=True)
         assert self(dst=dst) == 0
-        return (dst / self.output.name).read_bytes()
+        fresh = dst / self.output.name
+        if self.output.suffix == ".npy":
+            return self.output.read_bytes() == fresh.read_bytes()
+        ours, theirs = (shown(path).astype(np.int16) for path in (self.output, fresh))
+        return ours.shape == theirs.shape and bool(np.abs(ours - theirs).mean(axis=(1, 2, 3)).max() < 5)
 
 
 @pytest.fixture(params=["features", "reverse"])
@@ -92,7 +99,7 @@ def test_another_film_of_the_same_length_is_not_taken_for_the_first(
     assert not is_kept(command)
     assert f"bitad {command.name}: v" in (err := capsys.readouterr().err)
     assert " again, " in err
-    assert command.output.read_bytes() == command.fresh()
+    assert command.is_fresh()
     assert is_kept(command)
 
 
@@ -103,7 +110,7 @@ def test_a_repaired_file_replaces_what_was_made_of_the_damaged_one(command: Comm
     assert is_kept(command, "--on-decode-error", "repeat")
     command.video.write_bytes(whole)
     assert not is_kept(command)
-    assert command.output.read_bytes() == command.fresh()
+    assert command.is_fresh()
 
 
 def test_repeated_frames_are_no_longer_good_once_they_are_an_error(
@@ -154,7 +161,7 @@ def test_an_output_that_was_spoilt_is_made_again(command: Command, how: str) -> 
     }
     command.output.write_bytes(spoilt[how])
     assert not is_kept(command)
-    assert command.output.read_bytes() == command.fresh() == content
+    assert command.is_fresh()
 
 
 def test_outputs_of_earlier_versions_are_kept_if_they_fit_and_named(
@@ -178,7 +185,7 @@ def test_outputs_of_earlier_versions_that_do_not_fit_are_made_again(command: Com
     forget(command)
     write_video(command.video, (numbered_picture(number) for number in range(FRAMES + 1)), fps=FPS)
     assert not is_kept(command)
-    assert command.output.read_bytes() == command.fresh()
+    assert command.is_fresh()
 
 
 def forget(command: Command) -> None:
