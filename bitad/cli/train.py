@@ -79,12 +79,30 @@ def add_commands(commands: Commands) -> None:
         _detect,
         "Detect actions in videos of any length. Writes JSON, subtitles and an HTML page.",
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
+        "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --precision 0.9 --no-overlap",
     )
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
     add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
-    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
+    p.add_argument(
+        "--min-score",
+        type=_min_score,
+        metavar="auto|SCORE",
+        help="of subtitles and page; auto: by class, the score of best F1 in the evaluation of the training "
+        "(default: auto)",
+    )
+    p.add_argument(
+        "--precision",
+        type=float,
+        metavar="P",
+        help="instead of best F1: the scores from which P of them are right",
+    )
+    p.add_argument(
+        "--no-overlap",
+        action="store_true",
+        help="keep what is shown, with at most one label at a time; also in JSON",
+    )
     p.add_argument("--overwrite", action="store_true", help="replace all files of an earlier bitad detect in OUT")
     add_on_decode_error(p)
     add_device(p)
@@ -146,31 +164,50 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
-    from bitad.inference.detect import detect_videos
+    from bitad.evaluation.operating_points import check_precision, shown_scores
+    from bitad.inference.detect import detect_videos, operating_points
     from bitad.library import checkpoint_of
     from bitad.reports.detections import check_detection_report, write_detection_report
     from bitad.runtime.distributed import process_group
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
 
-    videos, out, min_score = videos_by_name(args.videos), args.out, args.min_score
+    min_score, precision = args.min_score, args.precision
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"--min-score {min_score}: give auto, or a score from 0 to 1")
+    if precision is not None:
+        check_precision(precision, "--precision")
+        if min_score is not None:
+            raise ValueError(
+                f"--min-score {min_score} and --precision {precision} exclude each other; leave out one"
+            )
+    videos, out = videos_by_name(args.videos), args.out
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
-        check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
+        check_detection_report(out, videos, overwrite=args.overwrite, inputs=inputs)
         checkpoint = checkpoint_of(args.checkpoint, args.config)
+        points = operating_points(checkpoint)
+        min_scores, shown = shown_scores(points, checkpoint.classes, min_score=min_score, precision=precision)
         damaged = args.on_decode_error
-        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
+        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged).with_min_scores(min_scores)
+        if args.no_overlap:
+            detections = detections.shown().without_overlap()
         failed = detections.unread
         if ranks.is_main:
             if detections.videos:
-                page, without = write_detection_report(
-                    out, detections, videos, min_score=min_score, damaged=damaged
-                )
+                page, without = write_detection_report(out, detections, videos, shown=shown, damaged=damaged)
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
-                count = int((detections.scores >= min_score).sum())
-                echo(f"{count} detections with a score of at least {min_score}; see {page}")
+                echo(f"{len(detections.shown())} detections with {shown}; see {page}")
             print_failures("detect", failed)
     return 1 if failed else 0
+
+
+def _min_score(text: str) -> float | None:
+    """The value of --min-score; None for auto."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
 # The cost of a run does not depend on the baselines it starts from.

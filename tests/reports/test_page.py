@@ -314,8 +314,8 @@ def test_five_thousand_detections_are_bounded_and_said(browser, tmp_path):
     start = rng.uniform(0, 600, 5000)
     segments = np.stack([start, start + rng.uniform(0.5, 20, 5000)], 1)
     labels = [f"class {i}" for i in rng.integers(0, 20, 5000)]
-    track = Track("Detections", "detection", segments, labels, rng.uniform(0, 1, 5000))
-    browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track]), min_score=0.0))
+    track = Track("Detections", "detection", segments, labels, rng.uniform(0, 1, 5000), dict.fromkeys(labels, 0.0))
+    browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track])))
     shown = len(texts(browser, "[data-segment]"))
     assert 0 < shown < 1000
     assert texts(browser, ".track-label .about") == [
