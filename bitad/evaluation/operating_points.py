@@ -71,9 +71,9 @@ class OperatingPoints:
             count = np.searchsorted(-curves[name].scores, -SCORES, side="right")
             recall[row] = np.append(0.0, curves[name].recall)[count]
             found[row] = count / segments[row]
-        return OperatingPoints(
-            classes, _smoothed(recall, segments), _smoothed(found, segments), ", ".join(ground_truth.subsets())
-        )
+        smooth = _smoothed(recall, segments)
+        smooth[:, ~recall.any(0)] = 0.0  # smoothing must not reach scores beyond those of all right detections
+        return OperatingPoints(classes, smooth, _smoothed(found, segments), ", ".join(ground_truth.subsets()))
 
     def scores(self, classes: Sequence[str], precision: float | None = None) -> dict[str, float]:
         """The least score to show, by class.

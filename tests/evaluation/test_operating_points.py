@@ -73,6 +73,8 @@ def slow_points(starts: dict[str, list[int]], rows: dict[str, list[Row]]) -> dic
         for i, own in enumerate(values):
             mean = [sum(other[i][which] for other in smooth.values()) / len(smooth) for which in (0, 1)]
             recall, detections = ((count * own[which] + 15 * mean[which]) / (count + 15) for which in (0, 1))
+            if all(values[i][0] == 0 for values in raw.values()):
+                recall = 0.0
             points[name].append((recall, detections))
     return points
 
@@ -130,6 +132,13 @@ def test_the_order_of_videos_and_detections_changes_nothing() -> None:
     rows = np.random.default_rng(0).permutation(len(found))
     other = OperatingPoints.of(of_videos(truth, reversed(truth.videos)), found.take(rows))
     assert other.scores(found.classes) == OperatingPoints.of(truth, found).scores(found.classes)
+
+
+def test_scores_that_are_nearly_alike_still_show_what_is_right() -> None:
+    found = found_of({"a": [(1, 0.0202), (5, 0.0201), (9, 0.02)], "b": [(3, 0.0203)]})
+    points = OperatingPoints.of(truth_of({"a": [1, 5], "b": [3]}), found)
+    for precision in (None, 0.5, 1.0):
+        assert len(found.shown(points.scores(CLASSES, precision))) > 0
 
 
 def test_points_come_back_from_json_whatever_their_scores() -> None:
