@@ -187,14 +187,15 @@ def _detect(args: argparse.Namespace) -> int:
         check_detection_report(out, videos, overwrite=args.overwrite, inputs=inputs)
         checkpoint = checkpoint_of(args.checkpoint, args.config)
         points = operating_points(checkpoint)
-        min_scores, shown = shown_scores(points, checkpoint.classes, min_score=min_score, precision=precision)
         damaged = args.on_decode_error
-        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged).with_min_scores(min_scores)
-        if args.no_overlap:
-            detections = detections.shown().without_overlap()
+        detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         failed = detections.unread
         if ranks.is_main:
             if detections.videos:
+                scores, shown = shown_scores(points, checkpoint.classes, min_score=min_score, precision=precision)
+                detections = detections.with_min_scores(scores)
+                if args.no_overlap:
+                    detections = detections.shown().without_overlap()
                 page, without = write_detection_report(out, detections, videos, shown=shown, damaged=damaged)
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 echo(f"{len(detections.shown())} detections with {shown}; see {page}")

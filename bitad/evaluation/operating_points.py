@@ -149,7 +149,7 @@ def shown_scores(
     Raises:
         ValueError: ``precision`` is out of its range.
     """
-    if min_score is None and points is not None:
+    if min_score is None and points is not None and points.recall.any():
         scores = points.scores(classes, precision)
         kind = "best F1" if precision is None else f"precision {precision:g}"
         if precision is not None and (unreached := points.unreached(precision)):
@@ -164,8 +164,9 @@ def shown_scores(
     if min_score is None:
         min_score = DEFAULT_SCORE
         level = logging.INFO if precision is None else logging.WARNING
-        found = "this detector has no scores of best F1 or of a precision, which an evaluation in training finds"
-        log.log(level, "%s; the least score shown is %g", found, min_score)
+        why = "it has no evaluation of its training" if points is None else "its evaluation found nothing right"
+        known = "no scores of best F1 or of a precision are known of this detector"
+        log.log(level, "%s: %s; the least score shown is %g", known, why, min_score)
     return dict.fromkeys(classes, min_score), f"a score of at least {min_score:g}"
 
 
