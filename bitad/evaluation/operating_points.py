@@ -112,9 +112,13 @@ class OperatingPoints:
 
     def to_json(self) -> dict[str, Any]:
         """In JSON's types; :meth:`from_json` reads it."""
-        columns = {"recall": self.recall, "detections": self.detections}
-        rounded = {name: np.round(column, 5).tolist() for name, column in columns.items()}
-        return {"subset": self.subset, "classes": list(self.classes), "scores": self.at.tolist(), **rounded}
+        return {
+            "subset": self.subset,
+            "classes": list(self.classes),
+            "scores": self.at.tolist(),
+            "recall": self.recall.tolist(),
+            "detections": self.detections.tolist(),
+        }
 
     @staticmethod
     def from_json(content: Mapping[str, Any], source: object = "the operating points") -> OperatingPoints:

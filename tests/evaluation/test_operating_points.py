@@ -146,6 +146,8 @@ def test_points_come_back_from_json_whatever_their_scores() -> None:
     points = OperatingPoints.of(truth_of({"a": [1, 5], "b": [3]}), found)
     again = OperatingPoints.from_json(json.loads(json.dumps(points.to_json())))
     assert (again.classes, again.subset) == (points.classes, points.subset)
+    np.testing.assert_array_equal(again.recall, points.recall)
+    np.testing.assert_array_equal(again.detections, points.detections)
     for precision in (None, 0.9):
         assert again.scores(CLASSES, precision) == points.scores(CLASSES, precision)
     fewer = replace(points, at=points.at[::2], recall=points.recall[:, ::2], detections=points.detections[:, ::2])
