@@ -20,6 +20,7 @@ from bitad.data.clocks import require_durations
 from bitad.data.detections import Detections, alike, require_any, under_names
 from bitad.evaluation import mean_average_precision
 from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.evaluation.operating_points import check_precision, shown_scores
 from bitad.runtime.log import log, log_file
 from bitad.runtime.progress import progress_shown
 from bitad.runtime.workers import Stopped
@@ -44,12 +45,14 @@ class Detector:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        from bitad.inference.detect import operating_points
         from bitad.models.build import OwnRandomNumbers
         from bitad.runtime.distributed import Ranks
 
         with OwnRandomNumbers():
             self._network = checkpoint.network().to(device)
         self._checkpoint = replace(checkpoint, model={}, training=None)  # the network has the weights
+        self._points = operating_points(checkpoint)
         self._ranks = Ranks(0, 1, device)
         self.config, self.classes, self.device = checkpoint.config, checkpoint.classes, device
 
@@ -94,6 +97,22 @@ class Detector:
         for name, reason in detections.unread.items():
             log.warning("%s: %s", name, reason)
         return detections
+
+    def min_scores(self, precision: float | None = None) -> dict[str, float]:
+        """By class, the score from which detections are shown, for :meth:`Detections.shown`.
+
+        It was found on the videos with which training evaluated these weights. If it never did, or an earlier version
+        of BiTAD, it is 0.3, which is logged.
+
+        Args:
+            precision: show as many detections as have this precision, above 0 and at most 1; None: at best F1.
+
+        Raises:
+            ValueError: ``precision`` is out of its range.
+        """
+        if precision is not None:
+            check_precision(precision)
+        return shown_scores(self._points, self.classes, precision=precision)[0]
 
     def predict(
         self,

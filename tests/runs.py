@@ -118,6 +118,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert_same(one.model, other.model, f"{name}: model")
         assert_same(one.training, other.training, f"{name}: training")
         assert_same((one.epoch, one.evaluation), (other.epoch, other.evaluation), name)
+        assert_same(one.operating_points, other.operating_points, f"{name}: operating points")
     assert records(a) == records(b)
     found = {file.name for file in a.glob("detections*.json")}
     assert found == {file.name for file in b.glob("detections*.json")}

@@ -22,6 +22,7 @@ from bitad.cli import build_parser, main
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.merge import merge
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
@@ -482,7 +483,17 @@ def test_train_leaves_a_run_that_test_and_evaluate_read(
     figures = json.loads((tmp_path / "tested" / "metrics.json").read_text())["forward"]
     assert f"{100 * figures['average_map']:.2f}" in capsys.readouterr().out
     tested = read_detections(tmp_path / "tested" / "detections.json")
-    np.testing.assert_array_equal(tested.segments, read_detections(run / "detections.json").segments)
+    trained = read_detections(run / "detections.json")
+    np.testing.assert_array_equal(tested.segments, trained.segments)
+    assert trained.min_scores == tested.min_scores
+    assert set(tested.min_scores) == set(CLASSES)
+    assert read_detections(tmp_path / "tested" / "detections.reverse.json").min_scores == tested.min_scores
+    assert main(["weights", "convert", str(run), str(tmp_path / "converted.safetensors")]) == 0
+    for checkpoint in (run / "best.pt", run / "last.pt", tmp_path / "converted.safetensors"):
+        points = load_checkpoint(checkpoint).operating_points
+        assert points is not None
+        assert points["subset"] == "validation"
+        assert OperatingPoints.from_json(points).scores(CLASSES) == tested.min_scores
     truth = features.parent / "annotations.json"
     command = ["evaluate", "--ground-truth", truth, "--detections", tmp_path / "tested" / "detections.json"]
     command += ["--subset", "validation", "--json", tmp_path / "again.json"]

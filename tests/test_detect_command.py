@@ -8,16 +8,20 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch
 from builders import CLASSES, FPS, config_of, numbered_picture, video_data
 
 from bitad.cli import main
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import read_detections
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference import detect as detecting
 from bitad.models.build import build_network
 from bitad.reports import detections as report
@@ -179,6 +183,113 @@ def test_a_video_is_never_replaced_by_its_preview(
     (here / "elsewhere").mkdir()
     (here / "elsewhere" / "media").symlink_to(here / "media")
     assert "would replace the input" in refused("media/film.mp4", "--out", "elsewhere", *options)
+
+
+# What is shown.
+
+
+@pytest.fixture
+def knowing(checkpoint: Path, film: Path, here: Path, detect: Detect) -> tuple[Path, OperatingPoints]:
+    """A checkpoint with operating points: of its best-scored detections in the film, as ground truth of two classes."""
+    assert detect(film, "--out", "first") == 0
+    found = read_detections(here / "first" / "detections.json")
+    best = [np.flatnonzero(found.labels == label)[:3] for label in (0, 1)]
+    rows = np.concatenate(best)
+    labels = tuple(found.classes[label] for label in found.labels[rows])
+    video = AnnotatedVideo("film", "mine", found.durations_s["film"], found.segments[rows], labels)
+    points = OperatingPoints.of(Annotations({"film": video}, CLASSES), found)
+    path = here / "knowing.pt"
+    save_checkpoint(replace(load_checkpoint(checkpoint), operating_points=points.to_json()), path)
+    return path, OperatingPoints.from_json(points.to_json())
+
+
+def page_data(out: Path) -> dict[str, Any]:
+    page = (out / "index.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', page)
+    content: dict[str, Any] = json.loads(data)
+    return content
+
+
+@pytest.mark.parametrize("options", [(), ("--min-score", "auto"), ("--precision", "0.5")])
+def test_the_scores_of_a_checkpoint_are_those_of_file_subtitles_page_and_line(
+    film: Path,
+    here: Path,
+    detect: Detect,
+    knowing: tuple[Path, OperatingPoints],
+    options: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, points = knowing
+    capsys.readouterr()
+    assert detect(film, "--checkpoint", path, *options) == 0
+    precision = 0.5 if "--precision" in options else None
+    scores = points.scores(CLASSES, precision)
+    found = read_detections(here / "detections" / "detections.json")
+    assert found.min_scores == scores
+    assert 0 < len(found.shown()) < len(found)
+    said = capsys.readouterr().out
+    kind = "best F1" if precision is None else "precision 0.5"
+    assert said.startswith(f"{len(found.shown())} detections with at least the score of {kind} of their class (0.")
+    assert " on subset mine); see " in said
+    data = page_data(here / "detections")
+    assert data["videos"][0]["tracks"][0]["least"] == [scores[name] for name in data["classes"]]
+    text = (here / "detections" / "film.srt").read_text(encoding="utf-8")
+    assert {name for name in CLASSES if f"{name} 0." in text} == {
+        found.classes[label] for label in found.shown().labels
+    }
+
+
+def test_without_operating_points_the_least_score_is_0_3_and_that_is_said(
+    film: Path, here: Path, detect: Detect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ((), ("--precision", "0.9")):
+        assert detect(film, "--overwrite", *options) == 0
+        out, err = capsys.readouterr()
+        assert " detections with a score of at least 0.3; see " in out
+        assert "no scores of best F1 or of a precision" in err
+        assert "the least score shown is 0.3" in err
+        assert page_data(here / "detections")["threshold"] == 0.3
+    assert detect(film, "--overwrite", "--min-score", "0.01") == 0
+    out, err = capsys.readouterr()
+    assert " detections with a score of at least 0.01; see " in out
+    assert "least score" not in err
+    assert page_data(here / "detections")["threshold"] == 0.01
+
+
+def test_a_timeline_without_overlap_is_that_of_file_subtitles_and_page(
+    film: Path, here: Path, detect: Detect, knowing: tuple[Path, OperatingPoints]
+) -> None:
+    path, _ = knowing
+    contents = []
+    for out in ("all", "one", "again"):
+        options = () if out == "all" else ("--no-overlap",)
+        assert detect(film, "--checkpoint", path, "--out", out, *options) == 0
+        contents.append(read_detections(here / out / "detections.json"))
+    every, one, again = contents
+    assert one.to_rows() == again.to_rows() == every.shown().without_overlap().to_rows()
+    assert 0 < len(one) < len(every.shown())
+    starts, ends = one.segments[np.argsort(one.segments[:, 0])].T
+    assert (starts[1:] >= ends[:-1]).all()
+    assert page_data(here / "one")["videos"][0]["tracks"][0]["total"] == len(one)
+    cues = (here / "one" / "film.srt").read_text(encoding="utf-8").split("\n\n")
+    assert [len(cue.strip().splitlines()) for cue in cues] == [3] * len(cues)
+
+
+def test_scores_that_exclude_each_other_or_are_none_are_refused(film: Path, refused: Detect) -> None:
+    assert "leave out one" in refused(film, "--min-score", "0.2", "--precision", "0.9")
+    for precision in ("0", "1.5", "nan"):
+        assert "--precision" in refused(film, "--precision", precision)
+    with pytest.raises(SystemExit, match="2"):
+        refused(film, "--min-score", "high")
+
+
+def test_damaged_operating_points_are_named(
+    film: Path, here: Path, detect: Detect, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(replace(load_checkpoint(checkpoint), operating_points={"classes": 3}), here / "odd.pt")
+    assert detect(film, "--checkpoint", here / "odd.pt") == 1
+    assert "odd.pt: damaged operating points" in capsys.readouterr().err
+    assert not (here / "detections").exists()
 
 
 # Results that are there already.

@@ -20,6 +20,7 @@ from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.data.sources import Source
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect, run_test
 from bitad.inference.merge import merge
 from bitad.models.network import Pair
@@ -141,6 +142,11 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     for found, evaluation in zip((forward, reverse, merged), evaluations.values(), strict=True):
         average = evaluate(truth, found, tiou=whole.test.tiou).average_map
         assert average == pytest.approx(evaluation.average_map, abs=1e-6)
+    # Each file has the scores of best F1 of its own detections, the checkpoint the merged ones' curve.
+    for found in (forward, reverse, merged):
+        assert found.min_scores == OperatingPoints.of(truth, found).scores(found.classes)
+    assert saved.operating_points is not None
+    assert OperatingPoints.from_json(saved.operating_points).scores(merged.classes) == merged.min_scores
     # The training has tested the same averaged weights.
     (evaluated,) = records(whole.run_directory, kind="evaluation")
     assert evaluated["average_map"] == evaluations["merged"].average_map

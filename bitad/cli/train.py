@@ -97,6 +97,7 @@ def add_commands(commands: Commands) -> None:
         "Detect actions in videos of any length. Writes JSON, subtitles and an HTML page.",
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
         "detect my_videos more.mkv --checkpoint runs/my-forward-seed0",
+        "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --precision 0.9 --no-overlap",
     )
     p.add_argument(
         "videos", nargs="+", type=Path, metavar="VIDEO", help="video files, and folders with their sub-folders"
@@ -104,7 +105,24 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
     add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
-    p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
+    p.add_argument(
+        "--min-score",
+        type=_min_score,
+        metavar="auto|SCORE",
+        help="of subtitles and page; auto: by class, the score of best F1 in the evaluation of the training "
+        "(default: auto)",
+    )
+    p.add_argument(
+        "--precision",
+        type=float,
+        metavar="P",
+        help="instead of best F1: the scores from which P of them are right",
+    )
+    p.add_argument(
+        "--no-overlap",
+        action="store_true",
+        help="keep what is shown, with at most one label at a time; also in JSON",
+    )
     p.add_argument(
         "--force",
         "--overwrite",  # its name in earlier versions
@@ -184,7 +202,8 @@ def _test(args: argparse.Namespace) -> int:
 
 def _detect(args: argparse.Namespace) -> int:
     config = config_of(args)
-    from bitad.inference.detect import detect_videos
+    from bitad.evaluation.operating_points import check_precision, shown_scores
+    from bitad.inference.detect import detect_videos, operating_points
     from bitad.library import checkpoint_of
     from bitad.reports.detections import Inputs, check_detection_report, write_detection_report
     from bitad.runtime.distributed import process_group
@@ -192,26 +211,47 @@ def _detect(args: argparse.Namespace) -> int:
     from bitad.video.files import videos_by_name
     from bitad.weights.files import weights_path
 
-    out, min_score = args.out, args.min_score
+    min_score, precision = args.min_score, args.precision
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"--min-score {min_score}: give auto, or a score from 0 to 1")
+    if precision is not None:
+        check_precision(precision, "--precision")
+        if min_score is not None:
+            raise ValueError(
+                f"--min-score {min_score} and --precision {precision} exclude each other; leave out one"
+            )
+    out = args.out
     videos = videos_by_name(args.videos, but=out)
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
         made_from = Inputs.of(weights_path(args.checkpoint), args.config, videos)
-        check_detection_report(out, videos, made_from, min_score=min_score, force=args.force, inputs=inputs)
+        check_detection_report(out, videos, made_from, force=args.force, inputs=inputs)
         checkpoint = checkpoint_of(args.checkpoint, config)
+        points = operating_points(checkpoint)
         damaged = args.on_decode_error
         detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         failed = detections.unread
         if ranks.is_main:
             if detections.videos:
+                scores, shown = shown_scores(points, checkpoint.classes, min_score=min_score, precision=precision)
+                detections = detections.with_min_scores(scores)
+                if args.no_overlap:
+                    detections = detections.shown().without_overlap()
                 page, without = write_detection_report(
-                    out, detections, videos, made_from, min_score=min_score, damaged=damaged
+                    out, detections, videos, made_from, shown=shown, damaged=damaged
                 )
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
-                count = int((detections.scores >= min_score).sum())
-                echo(f"{count} detections with a score of at least {min_score}; see {page}")
+                echo(f"{len(detections.shown())} detections with {shown}; see {page}")
             print_failures("detect", failed)
     return 1 if failed else 0
+
+
+def _min_score(text: str) -> float | None:
+    """The value of --min-score; None for auto."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
 # The cost of a run does not depend on the baselines it starts from.

@@ -5,7 +5,9 @@ Operations on columns are vectorized: a test set has 400,000 detections.
 
 from __future__ import annotations
 
+import math
 import reprlib
+from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -29,6 +31,11 @@ VideoColumns = tuple[FloatArray, FloatArray, IntArray]
 _BASIS = "basis"
 _DURATIONS = "durations_s"
 _CLASSES = "classes"
+
+# In ``details``: by class, the score from which its detections are shown.
+_MIN_SCORES = "min_scores"
+# The least score that is shown where nothing is known about a detector's scores.
+DEFAULT_SCORE = 0.3
 
 # Two files' durations of one video may differ by rounding only.
 _SAME_DURATION_S = 1e-3
@@ -242,6 +249,47 @@ class Detections:
         labels = _index_among(self.classes, classes)[self.labels]
         return replace(self, classes=tuple(classes), labels=labels)
 
+    @property
+    def min_scores(self) -> dict[str, float]:
+        """By class, the score from which detections are shown; empty if nothing is known about the scores."""
+        return dict(self.details.get(_MIN_SCORES, {}))
+
+    def with_min_scores(self, scores: Mapping[str, float]) -> Detections:
+        """The same detections with these ``min_scores``, which their file keeps."""
+        return replace(self, details=self.details | {_MIN_SCORES: dict(scores)})
+
+    def shown(self, min_scores: Mapping[str, float] | None = None) -> Detections:
+        """The detections with at least the score of their class, in their order.
+
+        Args:
+            min_scores: by class; None: their own. Classes without one have 0.3.
+        """
+        scores = self.min_scores if min_scores is None else min_scores
+        least = np.array([scores.get(name, DEFAULT_SCORE) for name in self.classes], np.float64)
+        return self.take(self.scores >= least[self.labels])
+
+    def without_overlap(self) -> Detections:
+        """A timeline with at most one label at a time; the rows that are left keep their order.
+
+        Detections take their time in the order of their scores (of equal ones, the earlier, then the shorter, then the
+        first by name). One that better ones cover in part keeps the longest part that is left, if that is at least
+        half of it; otherwise it is left out, as are detections without length.
+        """
+        rank = np.argsort(np.argsort(np.array(self.classes, np.str_)))
+        lengths = self.segments[:, 1] - self.segments[:, 0]
+        order = np.lexsort((rank[self.labels], lengths, self.segments[:, 0], -self.scores))
+        taken: dict[int, list[tuple[float, float]]] = {}
+        segments = self.segments.copy()
+        kept = np.zeros(len(self), np.bool_)
+        for row in order.tolist():
+            times = taken.setdefault(int(self.video[row]), [])
+            start, end = _longest_free(float(segments[row, 0]), float(segments[row, 1]), times)
+            if end > start and end - start >= lengths[row] / 2:
+                segments[row] = start, end
+                insort(times, (start, end))
+                kept[row] = True
+        return replace(self, segments=segments).take(kept)
+
     # The names of the columns of `to_rows`.
     COLUMNS: ClassVar[tuple[str, ...]] = ("video", "start_s", "end_s", "label", "score")
 
@@ -297,6 +345,20 @@ class Detections:
         write_detections(self, path)
 
 
+def _longest_free(start: float, end: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The longest part of a segment outside ``taken``, ascending and disjoint; the first of equally long ones.
+
+    It ends no later than it starts if there is none.
+    """
+    free, place = [], start
+    for low, high in taken:
+        if high > start and low < end:
+            free.append((place, low))
+            place = high
+    free.append((place, end))
+    return max(free, key=lambda part: part[1] - part[0])
+
+
 def _index_among(names: Sequence[str], among: Sequence[str]) -> IntArray:
     index = {name: i for i, name in enumerate(among)}
     return np.array([index[name] for name in names], np.int64)
@@ -323,6 +385,8 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
     durations_s = found.external.get(_DURATIONS, {})
     if not isinstance(durations_s, dict):
         raise ValueError(f"{path}: external_data's durations_s are {reprlib.repr(durations_s)}, not an object")
+    if not _are_scores(min_scores := found.external.get(_MIN_SCORES, {})):
+        raise ValueError(f"{path}: external_data's min_scores are {reprlib.repr(min_scores)}, not scores by class")
     names: tuple[str, ...] = (ANY_CLASS,)
     labels = [0] * len(found.scores)
     keys = (_BASIS, _DURATIONS, _CLASSES)
@@ -344,6 +408,13 @@ def read_detections(path: str | Path, classes: str | Path | None = None) -> Dete
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _are_scores(value: object) -> bool:
+    """Whether a value is an object of finite numbers."""
+    if not isinstance(value, dict):
+        return False
+    return all(type(score) in (int, float) and math.isfinite(score) for score in value.values())
 
 
 def write_detections(detections: Detections, path: str | Path) -> None:

@@ -32,6 +32,7 @@ from bitad.demo.playroom import REVERSED, write_data_set
 from bitad.demo.report import DemoResults, write_demo_report, write_full_results
 from bitad.evaluation.direction_sensitivity import called_classes, renamed, sensitivity
 from bitad.evaluation.mean_average_precision import evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect, detect_on_reversed_playback
 from bitad.inference.merge import merge
 from bitad.models.build import build_network
@@ -322,7 +323,8 @@ def run_demo(
     found |= _detect_without_cues(config, truth)
     detections = {}
     for name, one in found.items():
-        detections[name] = replace(one, details={"result": name})
+        scores = OperatingPoints.of(truth, one).scores(one.classes)
+        detections[name] = replace(one, details={"result": name}).with_min_scores(scores)
         write_detections(detections[name], out / "detections" / f"{name}.json")
     tiou = config.test.tiou
     results = DemoResults(

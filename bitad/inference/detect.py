@@ -28,6 +28,7 @@ from bitad.data.sources import (
     read_test_ground_truth,
 )
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.merge import merge
 from bitad.inference.postprocess import Stitcher, decode, suppress_overlaps
 from bitad.inference.validate import log_rates, validate_clocks
@@ -69,6 +70,17 @@ class Results:
         if len(self.bases) == 1:
             return {str(basis): found for basis, found in self.bases.items()}
         return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
+
+    def with_min_scores(self, ground_truth: Annotations) -> tuple[Results, OperatingPoints]:
+        """The results with the scores of best F1 of each, and the operating points of the main one."""
+        points = OperatingPoints.of(ground_truth, self.merged)
+        merged = self.merged.with_min_scores(points.scores(self.merged.classes))
+        bases = dict.fromkeys(self.bases, merged)
+        if len(self.bases) > 1:
+            for basis, found in self.bases.items():
+                own = OperatingPoints.of(ground_truth, found)
+                bases[basis] = found.with_min_scores(own.scores(found.classes))
+        return replace(self, bases=bases, merged=merged), points
 
     def write(self, out: Path) -> None:
         """Writes detections.json and, for a pair, each network's file, in its own time."""
@@ -259,7 +271,7 @@ def detect_in_source(
     *,
     on_read_error: OnReadError = "error",
 ) -> Results:
-    """Detects in videos of known durations without annotations."""
+    """Detects in videos of known durations without annotations; the main result has the checkpoint's min_scores."""
     nothing = np.zeros((0, 2))
     annotated = {name: AnnotatedVideo(name, "detect", s, nothing, ()) for name, s in durations_s.items()}
     grids = {name: source.grid(video) for name, video in annotated.items()}
@@ -268,7 +280,22 @@ def detect_in_source(
     overrides = ["test.video_scores=null", f"test.on_read_error={on_read_error}", "test.workers=0"]
     config = override_config(checkpoint.config, overrides)
     annotations = Annotations(annotated, checkpoint.classes)
-    return detect(network, annotations, source, config, ranks, description="detecting", list_unread=False)
+    points = operating_points(checkpoint)
+    results = detect(network, annotations, source, config, ranks, description="detecting", list_unread=False)
+    if points is None:
+        return results
+    return replace(results, merged=results.merged.with_min_scores(points.scores(checkpoint.classes)))
+
+
+def operating_points(checkpoint: Checkpoint) -> OperatingPoints | None:
+    """Those of a checkpoint's evaluation; None: of an older version, never evaluated, or another project.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    if checkpoint.operating_points is None:
+        return None
+    return OperatingPoints.from_json(checkpoint.operating_points, checkpoint.source)
 
 
 def _durations(
@@ -310,10 +337,10 @@ def _detect_in_subset(
 
 
 def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
-    """Detects in the test subset, writes the detections, and evaluates every result; the main one comes last.
+    """Detects in the test subset, evaluates every result, and writes the detections; the main one comes last.
 
-    Writes metrics.json and the files of :meth:`Results.write`; for one network, also detections.reverse.json. If
-    the evaluation fails, the detections stay.
+    Detection files have the scores of best F1 as their ``min_scores``. Writes metrics.json and the files of
+    :meth:`Results.write`; for one network, also detections.reverse.json. If the evaluation fails, the detections stay.
 
     Raises:
         ValueError: other classes or clocks than in training, or no ground truth.
@@ -333,13 +360,17 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
     if ranks.is_main:
         _log_changed_data(checkpoint, subset)
         metrics.unlink(missing_ok=True)  # an earlier test's, which would not belong to these detections
-        results.write(out)
-        if len(named) == 1:
-            write_detections(results.merged.reversed(), out / "detections.reverse.json")
+    scored = results
     try:
         evaluations = {name: evaluate(subset, found, tiou=config.test.tiou) for name, found in named.items()}
+        scored, _ = results.with_min_scores(subset)
     except ValueError as error:
         raise ValueError(f"{error}; the detections are in {out / 'detections.json'}") from None
+    finally:
+        if ranks.is_main:
+            scored.write(out)
+            if len(named) == 1:
+                write_detections(scored.merged.reversed(), out / "detections.reverse.json")
     if ranks.is_main:
         write_json({name: evaluation.to_json() for name, evaluation in evaluations.items()}, metrics)
     return evaluations

@@ -27,14 +27,15 @@ from bitad.video.writer import write_preview
 MAX_LINES = 3
 
 
-def write_srt(path: Path, track: Track, *, min_score: float) -> None:
+def write_srt(path: Path, track: Track) -> None:
     """Writes a SubRip file with cues that never overlap: a new cue begins wherever the detected classes change.
 
-    A cue has a line for each class, the best-scored first, at most three.
+    A cue is of detections with at least the score of their class. It has a line for each class, the best-scored first,
+    at most three.
     """
     assert track.scores is not None
     kept = np.argsort(-track.scores, kind="stable")  # the best first, also in every cue
-    kept = kept[track.scores[kept] >= min_score]
+    kept = kept[track.shown[kept]]
     starts, ends = np.round(1000 * track.segments[kept].clip(min=0)).astype(np.int64).T
     names = [_plain(track.labels[i]) for i in kept]
     scores = track.scores[kept]
@@ -116,7 +117,6 @@ def check_detection_report(
     videos: Mapping[str, Path],
     made_from: Inputs,
     *,
-    min_score: float,
     force: bool = False,
     inputs: Iterable[Path] = (),
 ) -> None:
@@ -130,10 +130,8 @@ def check_detection_report(
         inputs: more files that must not be replaced.
 
     Raises:
-        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or has other results or files.
+        ValueError, OSError: ``out`` is not writable, or has other results or files.
     """
-    if not 0 <= min_score <= 1:
-        raise ValueError(f"--min-score {min_score}: give a score from 0 to 1")
     check_folder(out)
     check_folder(out / MEDIA)
     planned = _files(out, videos)
@@ -162,11 +160,12 @@ def write_detection_report(
     videos: Mapping[str, Path],
     made_from: Inputs,
     *,
-    min_score: float,
+    shown: str,
     damaged: OnDecodeError = "error",
 ) -> tuple[Path, dict[str, str]]:
     """Writes ``out``/detections.json, ``.srt`` and H.264 preview files of the videos, and the page ``out``/index.html.
 
+    Subtitles and page show detections with at least the score of their class; ``shown`` says how it was chosen.
     Browsers do not play every video, but they play the previews. Other files of an earlier report are removed.
     Returns the page, and for each video without a preview the reason.
     """
@@ -177,7 +176,7 @@ def write_detection_report(
     write_detections(replace(detections, details=details), out / "detections.json")
     tracks = {name: Track.of("Detections", "detection", detections, name) for name in detections.videos}
     for name, track in tracks.items():
-        write_srt(out / f"{name}.srt", track, min_score=min_score)
+        write_srt(out / f"{name}.srt", track)
     without: dict[str, str] = {}
     on_page = []
     for name, track in tracks.items():
@@ -190,8 +189,9 @@ def write_detection_report(
         on_page.append(PageVideo(name, media, detections.durations_s[name], [track]))
     best = float(np.max(detections.scores, initial=0.0))
     introduction = f"Classes: {', '.join(detections.classes)}. The best score of a detection is {best:.2f}."
+    introduction += f" Shown at first: detections with {shown}."
     page = out / _PAGE
-    write_page(page, title="Detected actions", introduction=introduction, videos=on_page, min_score=min_score)
+    write_page(page, title="Detected actions", introduction=introduction, videos=on_page)
     for path in set(earlier) - set(_files(out, set(detections.videos) - without.keys())):
         path.unlink()
     return page, without

@@ -10,7 +10,7 @@
   const MOST_LANES = 8;
   const ZOOMS = [1, 2, 4, 8, 16, 32];
   const player = find("player");
-  const state = { video: null, time: 0, end: 1, threshold: page.threshold, zoom: 0, only: null, drawn: [], seen: null };
+  const state = { video: null, time: 0, end: 1, threshold: page.threshold, /* null: by class */ zoom: 0, only: null, drawn: [], seen: null };
 
   /** A new element; text is set as text, so that names may hold any character. */
   function element(tag, className, text) {
@@ -31,14 +31,15 @@
 
   const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
   const isFiltered = (track) => track.score !== null;
+  const least = (track, label) => state.threshold ?? track.least[label];
   const hue = (label) => (25 + (360 * label) / page.classes.length) % 360;
 
-  /** What a track shows now, as indices: above the threshold, of the chosen class, and at most MOST_LANES deep.
+  /** What a track shows now, as indices: of at least the minimum score, of the chosen class, and at most MOST_LANES deep.
       Segments come in order of score (ground truth: of start) and take the first lane with room, so that the best
       are in the top lanes and what finds no room is what scores least. */
   function arrange(track) {
     const wanted = track.start.map((_, i) => i).filter(
-      (i) => (!isFiltered(track) || track.score[i] >= state.threshold)
+      (i) => (!isFiltered(track) || track.score[i] >= least(track, track.label[i]))
         && (state.only === null || track.label[i] === state.only));
     const lanes = [];
     const placed = [];
@@ -92,7 +93,8 @@
   function emptyNote(track) {
     if (track.start.length === 0) return isFiltered(track) ? "nothing detected" : "no action";
     if (state.only !== null) return `no ${page.classes[state.only]}${isFiltered(track) ? " with this score" : ""}`;
-    return `nothing scores ${state.threshold.toFixed(2)}; the best is ${Math.max(...track.score).toFixed(2)}`;
+    const wanted = state.threshold === null ? "reaches the score of its class" : `scores ${state.threshold.toFixed(2)}`;
+    return `nothing ${wanted}; the best is ${Math.max(...track.score).toFixed(2)}`;
   }
 
   function trackRow(track, number) {
@@ -264,6 +266,7 @@
     if (state.video.absent) showMissing(state.video.absent);
     else player.src = state.video.media;
     find("threshold-control").hidden = !state.video.tracks.some(isFiltered);
+    find("by-class").hidden = page.threshold !== null || find("threshold-control").hidden;
     find("ruler").setAttribute("aria-valuemax", state.end.toFixed(2));
     drawLegend();
     drawTracks();
@@ -354,6 +357,15 @@
     find("choice").parentElement.classList.toggle("single", page.videos.length === 1);
   }
 
+  /** One minimum score for all classes; null: each track's own, by class. */
+  function setThreshold(threshold) {
+    const [low, middle, high] = page.least;
+    state.threshold = threshold;
+    find("threshold").value = threshold ?? middle;
+    find("threshold-value").textContent = threshold?.toFixed(2) ?? `${low.toFixed(2)} to ${high.toFixed(2)} by class`;
+    find("by-class").setAttribute("aria-pressed", String(threshold === null));
+  }
+
   function listen() {
     player.addEventListener("play", followPlaying);
     player.addEventListener("timeupdate", followPlayer);
@@ -362,8 +374,11 @@
       if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}”.`);
     });
     find("threshold").addEventListener("input", (event) => {
-      state.threshold = Number(event.target.value);
-      find("threshold-value").textContent = state.threshold.toFixed(2);
+      setThreshold(Number(event.target.value));
+      drawTracks();
+    });
+    find("by-class").addEventListener("click", () => {
+      setThreshold(null);
       drawTracks();
     });
     find("zoom-out").addEventListener("click", () => setZoom(state.zoom - 1));
@@ -393,8 +408,7 @@
     window.addEventListener("resize", fit);
   }
 
-  find("threshold").value = state.threshold;
-  find("threshold-value").textContent = state.threshold.toFixed(2);
+  setThreshold(page.threshold);
   listVideos();
   listen();
   choose(0);

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 import bitad
 from bitad.data.annotations import Annotations
-from bitad.data.detections import Detections
+from bitad.data.detections import DEFAULT_SCORE, Detections
 from bitad.evaluation.mean_average_precision import Floats
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, write_json
@@ -43,12 +44,25 @@ class Track:
     labels: Sequence[str]
     scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
     notes: Sequence[str] | None = None  # n sentences, shown with each segment
+    min_scores: Mapping[str, float] = field(default_factory=dict)  # by label; of the others, 0.3
 
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
         found = detections.of_video(video)
         labels = [found.classes[label] for label in found.labels]
-        return Track(name, kind, found.segments, labels, found.scores)
+        return Track(name, kind, found.segments, labels, found.scores, min_scores=found.min_scores)
+
+    def min_score(self, label: str) -> float:
+        """The score from which segments of a label are shown."""
+        return self.min_scores.get(label, DEFAULT_SCORE)
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        """Which segments are shown, bool ``[n]``; those of ground truth all are."""
+        if self.scores is None:
+            return np.ones(len(self.labels), np.bool_)
+        shown: NDArray[np.bool_] = self.scores >= np.array([self.min_score(label) for label in self.labels])
+        return shown
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -95,9 +109,10 @@ def write_page(
     tables: Sequence[Table] = (),
     pictures: Sequence[tuple[str, str]] = (),
     videos: Sequence[PageVideo] = (),
-    min_score: float = 0.3,
 ) -> None:
     """Writes the page. Media files are not copied; the page notes which of them are missing when it is written.
+
+    Its slider starts at the least score of the tracks; if they have several, at those, by class.
 
     Args:
         introduction: plain text; an empty line starts a paragraph.
@@ -115,7 +130,7 @@ def write_page(
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, path.parent, min_score)),
+        data=_embedded(_data(videos, path.parent)),
         script=_part("page.js"),
     )
     with atomic_write(path) as partial_file:
@@ -206,11 +221,14 @@ def _check_relative(path: str) -> None:
         )
 
 
-def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], folder: Path) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
+    found = [track for video in videos for track in video.tracks if track.scores is not None]
+    least = sorted({track.min_score(label) for track in found for label in track.labels} or {DEFAULT_SCORE})
     return {
-        "threshold": min_score,
+        "threshold": least[0] if len(least) == 1 else None,
+        "least": [least[0], least[len(least) // 2], least[-1]],
         "classes": classes,
         "videos": [
             {
@@ -239,7 +257,8 @@ def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
     if track.scores is None:
         order = np.argsort(starts, kind="stable")
     else:
-        order = np.argsort(-track.scores, kind="stable")[:TOP_K]
+        first = np.lexsort((-track.scores, ~track.shown))[:TOP_K]  # what is shown by class may score less
+        order = first[np.argsort(-track.scores[first], kind="stable")]
     return {
         "name": track.name,
         "kind": track.kind,
@@ -249,6 +268,7 @@ def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
         "label": [number[track.labels[i]] for i in order],
         "score": None if track.scores is None else track.scores[order].round(4).tolist(),
         "note": None if track.notes is None else [track.notes[i] for i in order],
+        "least": None if track.scores is None else [track.min_score(name) for name in number],
     }
 
 

@@ -27,6 +27,7 @@ from bitad.data.sources import (
     read_test_ground_truth,
 )
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
 from bitad.models.build import build_network
@@ -316,8 +317,8 @@ class Trainer:
         """Tests the last finished epoch, and adds the evaluation to its checkpoint."""
         where = f"while testing epoch {self.epoch}; resume from {self.checkpoints.last} with --resume"
         with self.stop.interruptible(where):
-            evaluation = self._evaluate()
-        checkpoint.evaluation = evaluation.to_json()
+            evaluation, points = self._evaluate()
+        checkpoint.evaluation, checkpoint.operating_points = evaluation.to_json(), points.to_json()
         if self._is_selected(evaluation):
             self.best = evaluation.average_map
             if self.ranks.is_main:
@@ -329,7 +330,7 @@ class Trainer:
         """Whether the weights of an evaluation become those of `best.pt`."""
         return self.config.training.select == "last" or evaluation.average_map > self.best
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> tuple[Evaluation, OperatingPoints]:
         start = time.monotonic()
         with self.train_step.averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
@@ -340,6 +341,7 @@ class Trainer:
             name: evaluate(self.evaluation_annotations, detections, tiou=self.config.test.tiou)
             for name, detections in results.named().items()
         }
+        results, points = results.with_min_scores(self.evaluation_annotations)
         *bases, (_, evaluation) = evaluations.items()
         seconds = time.monotonic() - start
         self.evaluation_s.add(seconds)
@@ -359,7 +361,7 @@ class Trainer:
             )
             values = ", ".join(f"{name} {100 * one.average_map:.2f}" for name, one in evaluations.items())
             log.info("epoch %d: average mAP %s", self.epoch, values)
-        return evaluation
+        return evaluation, points
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

@@ -97,6 +97,8 @@ class Checkpoint:
         evaluation: of these weights, if they were evaluated.
         training: what only a resumed run needs (raw weights, optimizer, schedule, EMA, RNG); None in `best.pt`.
         data: fingerprints of the training and test data; None: of an older version, or another project.
+        operating_points: recall and detections by score, of the evaluation; see
+            :class:`~bitad.evaluation.operating_points.OperatingPoints`, in JSON's types.
     """
 
     config: Config
@@ -108,6 +110,7 @@ class Checkpoint:
     evaluation: dict[str, Any] | None = None
     training: dict[str, Any] | None = field(default=None, repr=False)
     data: Fingerprints | None = field(default=None, repr=False)
+    operating_points: dict[str, Any] | None = field(default=None, repr=False)
 
     def network(self) -> Network:
         """The trained network, in evaluation mode; ValueError if the weights do not fit or are not finite."""
@@ -208,6 +211,7 @@ def save_checkpoint(
         "rate_hz": checkpoint.rate_hz,
         "evaluation": checkpoint.evaluation,
         "data": checkpoint.data,
+        "operating_points": checkpoint.operating_points,
     }
     if path.suffix == ".safetensors":
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}

@@ -347,6 +347,7 @@ VALID_CONTENT: dict[str, Callable[[Any], bool]] = {
     "evaluation": lambda value: isinstance(value, dict | None),
     "training": lambda value: isinstance(value, dict | None),
     "data": lambda value: value is None or is_valid(value),
+    "operating_points": lambda value: isinstance(value, dict | None),
 }
 
 

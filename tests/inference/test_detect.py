@@ -361,7 +361,8 @@ def test_results_are_written_in_forward_and_in_reverse_time(
     durations = np.array([truth_of(config).videos[name].duration_s for name in forward.videos])[forward.video]
     np.testing.assert_allclose(reverse.segments, durations[:, None] - forward.segments[:, ::-1], atol=1e-9)
     np.testing.assert_allclose(reverse.forward().segments, forward.segments, atol=1e-6)
-    assert forward.details == {"variant": direction, "view": direction, "epoch": 2, "name": "tiny", "seed": 0}
+    details = {"variant": direction, "view": direction, "epoch": 2, "name": "tiny", "seed": 0}
+    assert forward.with_min_scores({}).details == {**details, "min_scores": {}}
     assert list(evaluations) == [direction]
     evaluation = evaluations[direction]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {direction: evaluation.to_json()}

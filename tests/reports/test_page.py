@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ from chromium import chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.reports.page import PageVideo, Track, write_page
+from bitad.reports.page import PageVideo, Track, _columns, write_page
 from bitad.reports.tables import Table
 
 HOSTILE = [
@@ -194,6 +195,45 @@ def test_the_slider_filters_detections_and_leaves_ground_truth(browser, tmp_path
     assert browser.console == []
 
 
+def test_detections_are_shown_by_the_scores_of_their_classes_until_the_slider_moves(browser, tmp_path):
+    by_class = replace(FEW, min_scores={"open": 0.15, "close": 0.6})
+    browser.open(page_of(tmp_path, PageVideo("v", None, 2.0, [TRUTH, by_class])))
+    shown = "[data-track='1'] [data-segment]"
+    assert texts(browser, shown) == ["open", "open"]
+    assert texts(browser, "#threshold-value") == ["0.15 to 0.60 by class"]
+    set_threshold(browser, 0.4)
+    assert texts(browser, shown) == ["open", "close"]
+    assert texts(browser, "#threshold-value") == ["0.40"]
+    browser.click("#by-class")
+    assert texts(browser, shown) == ["open", "open"]
+    # The best that is detected need not be shown.
+    browser.open(
+        page_of(tmp_path, PageVideo("v", None, 2.0, [replace(FEW, min_scores={"open": 0.95, "close": 0.9})]))
+    )
+    assert texts(browser, ".empty") == ["nothing reaches the score of its class; the best is 0.90"]
+    # Where all classes have one, it is the slider's.
+    browser.open(
+        page_of(tmp_path, PageVideo("v", None, 2.0, [replace(FEW, min_scores={"open": 0.6, "close": 0.6})]))
+    )
+    assert texts(browser, "#threshold-value") == ["0.60"]
+    assert browser.evaluate("document.getElementById('by-class').hidden")
+    assert browser.console == []
+
+
+def test_what_is_shown_by_class_is_on_the_page_however_many_score_more():
+    rng = np.random.default_rng(0)
+    scores = np.append(rng.uniform(0.5, 1, 1500), 0.1)
+    labels = [*["common"] * 1500, "rare"]
+    segments = np.tile([0.0, 1.0], (1501, 1))
+    columns = _columns(Track("d", "detection", segments, labels, scores, {"rare": 0.05}), {"common": 0, "rare": 1})
+    assert columns["label"].count(1) == 0  # so many are shown that the best are
+    track = Track("d", "detection", segments, labels, scores, {"common": 0.9, "rare": 0.05})
+    columns = _columns(track, {"common": 0, "rare": 1})
+    assert len(columns["score"]) == 1000
+    assert columns["label"][-1] == 1
+    assert columns["score"] == sorted(columns["score"], reverse=True)
+
+
 def test_clicks_seek_and_the_play_head_follows(browser, tmp_path):
     write_mp4(tmp_path / "v.mp4")
     browser.open(page_of(tmp_path, PageVideo("v", "v.mp4", 2.0, [TRUTH, FEW])))
@@ -314,8 +354,8 @@ def test_five_thousand_detections_are_bounded_and_said(browser, tmp_path):
     start = rng.uniform(0, 600, 5000)
     segments = np.stack([start, start + rng.uniform(0.5, 20, 5000)], 1)
     labels = [f"class {i}" for i in rng.integers(0, 20, 5000)]
-    track = Track("Detections", "detection", segments, labels, rng.uniform(0, 1, 5000))
-    browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track]), min_score=0.0))
+    track = Track("Detections", "detection", segments, labels, rng.uniform(0, 1, 5000), dict.fromkeys(labels, 0.0))
+    browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track])))
     shown = len(texts(browser, "[data-segment]"))
     assert 0 < shown < 1000
     assert texts(browser, ".track-label .about") == [

@@ -32,8 +32,9 @@ def cues_of(path):
 def write(path, rows, min_score=0.0):
     segments = np.array([row[:2] for row in rows], float).reshape(-1, 2)
     scores = np.array([row[3] for row in rows], float)
-    track = Track("Detections", "detection", segments, [row[2] for row in rows], scores)
-    write_srt(path, track, min_score=min_score)
+    labels = [row[2] for row in rows]
+    track = Track("Detections", "detection", segments, labels, scores, dict.fromkeys(labels, min_score))
+    write_srt(path, track)
     return cues_of(path)
 
 

@@ -228,3 +228,16 @@ def test_a_detector_of_features_refuses_videos_in_one_line(checkpoint: Checkpoin
     with pytest.raises(ValueError, match="takes pre-computed features, not videos") as refused:
         detect_videos(checkpoint, {}, Ranks(0, 1, torch.device("cpu")))
     assert "\n" not in str(refused.value)
+
+
+def test_operating_points_come_back_and_a_checkpoint_of_an_earlier_version_has_none(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    points = {"subset": "test", "classes": ["alpha"], "scores": [0.1], "recall": [[0.5]], "detections": [[1.25]]}
+    for name in ("best.pt", "best.safetensors"):
+        save_checkpoint(replace(checkpoint, operating_points=points), tmp_path / name)
+        assert load_checkpoint(tmp_path / name).operating_points == points
+    content = torch.load(tmp_path / "best.pt", weights_only=True)
+    del content["operating_points"]
+    torch.save(content, tmp_path / "earlier.pt")
+    assert load_checkpoint(tmp_path / "earlier.pt").operating_points is None
