@@ -55,7 +55,7 @@ def plan(number: int) -> list[Segment]:
 def make_clips(folder: Path, rates: tuple[float, ...]) -> Path:
     folder.mkdir(parents=True)
     for number, fps in enumerate(rates):
-        write_video(folder / f"clip{number}.mp4", clip(6.0, fps, plan(number)), fps=fps, crf=28)
+        write_video(folder / f"clip{number:02d}.mp4", clip(6.0, fps, plan(number)), fps=fps, crf=28)
     return folder
 
 
@@ -77,7 +77,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def csv(clips: int = 4, seconds: Callable[[float], str] = "{:.2f}".format) -> Path:
-    rows = [f"clip{n}.mp4,{seconds(s)},{seconds(e)},{label}" for n in range(clips) for s, e, label in plan(n)]
+    rows = [f"clip{n:02d}.mp4,{seconds(s)},{seconds(e)},{label}" for n in range(clips) for s, e, label in plan(n)]
     Path("my.csv").write_text("\n".join(["video,start,end,label", *rows]) + "\n", encoding="utf-8")
     return Path("my.csv")
 
@@ -89,7 +89,9 @@ def native(
     for number, subset in enumerate(subsets):
         spans = np.array([(start, end) for start, end, _ in plan(number)])
         labels = tuple(label for _, _, label in plan(number))
-        videos[f"clip{number}"] = AnnotatedVideo(f"clip{number}", subset, 6.0, spans, labels, frames=90, fps=15.0)
+        videos[f"clip{number:02d}"] = AnnotatedVideo(
+            f"clip{number:02d}", subset, 6.0, spans, labels, frames=90, fps=15.0
+        )
     write_annotations(Annotations(videos, ("left", "right", "stays")), Path(name))
     return Path(name)
 
@@ -110,7 +112,7 @@ def test_a_table_of_segments_becomes_annotations_and_a_configuration(
     written = read_annotations(here / "my.json")
     assert written.subsets() == {"training": 3, "validation": 1}
     for number in range(4):
-        found = written.videos[f"clip{number}"]
+        found = written.videos[f"clip{number:02d}"]
         assert found.duration_s == pytest.approx(6.0)
         np.testing.assert_allclose(found.segments, [one[:2] for one in plan(number)], atol=0.006)
         assert list(found.labels) == [one[2] for one in plan(number)]
@@ -160,12 +162,12 @@ def test_a_video_without_a_file_is_an_error_or_left_out(
         command = (src, "--videos", clips, "--out", out)
         assert init(*command) == 1
         error = capsys.readouterr().err
-        assert "clip4" in error
+        assert "clip04" in error
         assert "--missing drop" in error
         assert not Path(out).exists()
         assert init(*command, "--missing", "drop") == 0
-        assert "clip4: left out" in capsys.readouterr().out
-        assert set(read_annotations(Path(out).with_suffix(".json")).videos) == {f"clip{n}" for n in range(4)}
+        assert "clip04: left out" in capsys.readouterr().out
+        assert set(read_annotations(Path(out).with_suffix(".json")).videos) == {f"clip{n:02d}" for n in range(4)}
         assert len(read_annotations(load_config(out).data.annotations).subsets()) == 2
 
 
@@ -205,7 +207,7 @@ def test_videos_of_several_rates_share_a_rate_of_grid_steps(
     strides = {
         name: source.grid(video).stride_frames for name, video in read_ground_truth(config.data).videos.items()
     }
-    assert strides == {"clip0": 2, "clip1": 2, "clip2": 4, "clip3": 3}
+    assert strides == {"clip00": 2, "clip01": 2, "clip02": 4, "clip03": 3}
 
 
 def test_every_backbone_is_shown_with_its_cost_on_this_machine(
@@ -269,7 +271,7 @@ def describe(folder: Path, durations_s: dict[str, float], *, fps: float = 30.0, 
     (folder / SIDECAR).write_text(json.dumps(content), encoding="utf-8")
 
 
-DURATIONS = {f"clip{n}": 6.0 + n for n in range(4)}
+DURATIONS = {f"clip{n:02d}": 6.0 + n for n in range(4)}
 
 
 def test_features_are_placed_as_their_description_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,3 +430,27 @@ def test_windows_that_are_mostly_padding_are_said_with_alternatives(
     assert "window.steps=32 model.levels=3 (31% padding, 0.5 times the cost, 0 segments without a point)" in said
     # The alternative is a configuration.
     assert load_config("fitted.yaml", ["window.steps=32", "model.levels=3"]).window.steps == 32
+
+
+def test_the_commands_of_the_page_run_as_written(here: Path, clips: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "own-videos.md"
+    commands = [
+        line.split() for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("    bitad ")
+    ]
+    assert [command[1] for command in commands] == ["init", "train", "detect", "init", "init", "train"]
+    csv()
+    Path("my_videos").symlink_to(clips)
+    describe(features_of(DURATIONS), DURATIONS)
+    Path("features").rename("my_features")
+    for _, name, *arguments in commands:
+        short = {
+            "init": ("--overwrite",),
+            "train": (
+                "training.epochs=1",
+                "training.windows_per_video=1",
+                "training.warmup_epochs=0",
+                "threads=1",
+            ),
+        }
+        assert main([name, *arguments, *short.get(name, ())]) == 0
+    assert (here / "found" / "index.html").is_file()
