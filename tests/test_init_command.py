@@ -140,7 +140,7 @@ def test_complete_annotations_are_used_as_they_are(
     before = native().read_bytes()
     assert init("my.json", "--videos", clips) == 0
     assert (here / "my.json").read_bytes() == before
-    assert load_config("my.yaml").data.annotations == Path("my.json")
+    assert load_config("my.yaml").data.annotations.resolve() == (here / "my.json").resolve()
     assert "written: my.yaml\n" in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_annotations_that_are_completed_are_not_overwritten(here: Path, clips: P
         assert init("my.json", "--videos", clips, *option) == 0
         assert (here / "my.json").read_bytes() == before
     annotations = load_config("my.yaml").data.annotations
-    assert annotations == Path("my-annotations.json")
+    assert annotations.name == "my-annotations.json"
     assert read_annotations(annotations).subsets() == {"training": 3, "validation": 1}
 
 
@@ -348,6 +348,18 @@ def test_what_cannot_be_read_is_refused(
     assert init(csv(), *options) == 1
     assert said in capsys.readouterr().err
     assert not Path("my.yaml").exists()
+
+
+def test_short_clips_with_short_actions_get_a_small_window_and_few_levels(here: Path) -> None:
+    durations = {f"v{n}": 15.0 for n in range(4)}
+    spans = np.array([(1 + 2 * i, 1.5 + 0.1 * i + 2 * i) for i in range(6)])
+    videos = {name: AnnotatedVideo(name, "training", 15.0, spans, ("jump",) * 6, fps=30.0) for name in durations}
+    write_annotations(Annotations(videos, ("jump",)), Path("all.json"))
+    folder = features_of(durations)
+    describe(folder, durations)
+    assert init("all.json", "--features", folder, "--out", "fitted.yaml") == 0
+    config = load_config("fitted.yaml")
+    assert (config.window.steps, config.model.levels) == (128, 3)
 
 
 def learned(config: Config) -> dict[tuple[str, float, float], bool]:

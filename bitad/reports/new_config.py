@@ -246,8 +246,7 @@ def new_config(
         FileNotFoundError: no such file or folder, or a video without a file.
         ValueError: annotations that cannot be read, fewer than two videos with segments, or a file that exists.
     """
-    if (videos is None) == (features is None):
-        raise ValueError("give either videos or features")
+    _check_new(out, overwrite)
     if features is not None:
         FeatureStore(features)  # raises before the annotations are read
         if (features / "forward" / SIDECAR).is_file():
@@ -263,34 +262,34 @@ def new_config(
         undecided="drop",
         on_progress=on_progress,
     )
-    source = _source(converted.annotations, videos, features, damaged)
-    annotations, notes = _with_files(converted.annotations, source, missing)
+    source, content = _source(converted.annotations, videos, features, damaged)
+    annotations, left_out = _with_files(converted.annotations, source, missing)
     annotations, subsets, split = with_subsets(annotations, share=share, seed=seed)
-    is_same = not (notes or split) and _is_complete(Path(src), converted)
+    is_same = not (left_out or split) and _is_complete(Path(src), converted)
     target = Path(src) if is_same else out.with_suffix(".json")
-    if not is_same and target.resolve() == Path(src).resolve():  # which is not changed
-        target = target.with_name(f"{out.stem}-annotations.json")
-    for path in (out, *([] if is_same else [target])):
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
+    if not is_same:
+        if target.resolve() == Path(src).resolve():  # which is not changed
+            target = target.with_name(f"{out.stem}-annotations.json")
+        _check_new(target, overwrite)
     used = [video for video in annotations.videos.values() if video.labels]
-    if features is None:
+    assumed: list[str] = []
+    if isinstance(source, VideoFiles):
         choices, name, unit = BACKBONES, str(backbone), CLIP_FRAMES
         candidates = _strides(source, used)
     else:
         choices, name, unit = {"features": ON_FEATURES}, "features", 1
-        candidate, assumed = _placement(source, used, features)
-        candidates, notes = {1: candidate}, [*notes, *assumed]
-    most_steps = choices[name].most_steps
-    fits = {stride: fit(used, one.grids, most_steps=most_steps, unit=unit) for stride, one in candidates.items()}
+        placement, assumed = _placement(source, used)
+        candidates = {1: placement}
+    fits = {
+        stride: fit(used, one.grids, most_steps=choices[name].most_steps, unit=unit)
+        for stride, one in candidates.items()
+    }
     stride = choose(fits, used)
     chosen, candidate = fits[stride], candidates[stride]
     others = {candidates[one].overrides: fits[one] for one in _neighbours(stride, list(candidates))}
-    shorter = _shorter_windows(used, candidate.grids, chosen, unit)
-    if chosen.padding > _MOST_PADDING:
-        notes.append(_padding_warning(chosen, others | shorter, used))
+    others |= _shorter_windows(used, candidate.grids, chosen, unit)
+    warnings = [_padding_warning(chosen, others, used)] if chosen.padding > _MOST_PADDING else []
     count = sum(bool(video.labels) for video in annotations.subset(subsets[0]).videos.values())
-    content = (f"data.{'videos' if features is None else 'features'}", videos or features)
 
     def settings(choice: BackboneChoice, fitted: Fit, folder: Path) -> Settings:
         return {
@@ -298,22 +297,20 @@ def new_config(
             "data.annotations": (_relative(target, folder), "paths are relative to this file"),
             "data.training_subset": (subsets[0], ""),
             "data.test_subset": (subsets[1], "best.pt is chosen on it"),
-            content[0]: (_relative(Path(str(content[1])), folder), ""),
+            **{key: (_relative(path, folder), "") for key, path in content.items()},
             **{key: value for key, value in candidate.settings.items() if not key.startswith("window.")},
             **_settings(choice, fitted, candidate.settings, count, annotations.classes),
         }
 
-    text = _yaml(settings(choices[name], chosen, out.parent))
+    configs = {}
+    for other, choice in choices.items():
+        fitted = fit(used, candidate.grids, most_steps=choice.most_steps, unit=unit)
+        configs[other] = Config.model_validate(_nested(settings(choice, fitted, Path()))), choice.description
     if not is_same:
         write_annotations(annotations, target)
     with atomic_write(out) as partial:
         about = f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n"
-        partial.write_text(about + text, encoding="utf-8")
-    configs = {}
-    for other, choice in choices.items():
-        fitted = fit(used, candidate.grids, most_steps=choice.most_steps, unit=unit)
-        document = _nested(settings(choice, fitted, Path()))
-        configs[other] = Config.model_validate(document), choice.description
+        partial.write_text(about + _yaml(settings(choices[name], chosen, out.parent)), encoding="utf-8")
     return NewConfig(
         path=out,
         config=load_config(str(out)),
@@ -322,10 +319,15 @@ def new_config(
         conversion=converted,
         segments=sum(len(video.labels) for video in used),
         fit=chosen,
-        others=others | shorter,
+        others=others,
         choices=configs,
-        notes=(*notes, *split),
+        notes=(*left_out, *split, *assumed, *warnings),
     )
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
 
 
 def _is_complete(src: Path, converted: Conversion) -> bool:
@@ -339,16 +341,21 @@ def _is_complete(src: Path, converted: Conversion) -> bool:
 
 def _source(
     annotations: Annotations, videos: Path | None, features: Path | None, damaged: OnDecodeError
-) -> FileSource:
+) -> tuple[FileSource, dict[str, Path]]:
+    """The videos or features on a grid of single frames or rows, and the key of the configuration that names them."""
+
     def wanted() -> tuple[str, ...]:
         return tuple(annotations.videos)
 
-    if features is not None:
+    if videos is not None and features is None:
+        find = VideoFinder(videos, wanted)
+        sampling = Sampling(WindowConfig(stride_frames=1))
+        return VideoFiles(find, pixels=1, sampling=sampling, damaged=damaged), {"data.videos": videos}
+    if features is not None and videos is None:
         data = DataConfig(annotations=Path(), features=features, feature_fps=1.0)
-        return FeatureFiles(FeatureStore(features, wanted=wanted), data, WindowConfig())
-    assert videos is not None
-    find = VideoFinder(videos, wanted)
-    return VideoFiles(find, pixels=1, sampling=Sampling(WindowConfig(stride_frames=1)), damaged=damaged)
+        store = FeatureStore(features, wanted=wanted)
+        return FeatureFiles(store, data, WindowConfig()), {"data.features": features}
+    raise ValueError("give either videos or features")
 
 
 def _with_files(
@@ -369,7 +376,7 @@ def _with_files(
     return annotations.map(lambda video: None if video.name in faults else video), notes
 
 
-def _strides(source: FileSource, videos: Sequence[AnnotatedVideo]) -> dict[int, _Candidate]:
+def _strides(source: VideoFiles, videos: Sequence[AnnotatedVideo]) -> dict[int, _Candidate]:
     """Grids of videos. Those of several frame rates get a rate of grid steps, by the most frequent frame rate."""
     frames = [source.grid(video) for video in videos]
     rates = Counter(round(grid.fps, 3) for grid in frames)
@@ -391,11 +398,9 @@ def _strides(source: FileSource, videos: Sequence[AnnotatedVideo]) -> dict[int, 
     return candidates
 
 
-def _placement(
-    source: FileSource, videos: Sequence[AnnotatedVideo], features: Path
-) -> tuple[_Candidate, list[str]]:
+def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[_Candidate, list[str]]:
     """How features lie in time, as ``features.json`` says, or as their rows and the durations suggest."""
-    assert isinstance(source, FeatureFiles)
+    features = source.store.path
     notes: list[str] = []
     fps = None
     is_reverse = False
