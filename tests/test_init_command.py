@@ -303,10 +303,27 @@ def test_without_a_description_rows_and_durations_tell_the_stride(
     write_annotations(Annotations(videos, ("jump",)), Path("my.json"))
     assert init("my.json", "--features", features_of(DURATIONS), "--out", "fitted.yaml") == 0
     data = load_config("fitted.yaml").data
-    assert (data.feature_stride_frames, data.feature_offset_frames, data.feature_fps) == (4, 2, 30)
+    assert (data.feature_stride_frames, data.feature_offset_frames, data.feature_fps) == (4, 2.5, 30)
     said = capsys.readouterr().out
     assert "assumed: 30 frames per second, as the annotations state no frame rate" in said
-    assert "assumed: a row of features every 4 frames" in said
+    assert "assumed: a row of features every 4 frames, the first at frame 2.5" in said
+
+
+@pytest.mark.parametrize(("clip_frames", "stride"), [(16, 4), (16, 8), (4, 4), (1, 1), (32, 16)])
+def test_the_stride_is_that_of_clips_at_any_length(here: Path, clip_frames: int, stride: int) -> None:
+    frames = {f"v{n}": 200 + 97 * n for n in range(5)}
+    Path("features").mkdir()
+    for name, count in frames.items():
+        np.save(f"features/{name}.npy", np.zeros(((count - clip_frames) // stride + 1, 3), np.float32))
+    videos = {
+        name: AnnotatedVideo(name, "training", count / 25, np.array([[1.0, 3.0]]), ("jump",), count, 25.0)
+        for name, count in frames.items()
+    }
+    write_annotations(Annotations(videos, ("jump",)), Path("my.json"))
+    assert init("my.json", "--features", "features", "--out", "fitted.yaml") == 0
+    data = load_config("fitted.yaml").data
+    assert data.feature_stride_frames == stride
+    assert data.feature_offset_frames == pytest.approx(clip_frames / 2, abs=stride / 2)
 
 
 def test_durations_of_featured_videos_may_be_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

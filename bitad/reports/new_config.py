@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from bitad.config.loading import load_config
 from bitad.config.names import MissingPolicy, OnDecodeError, StarterBackbone
@@ -38,8 +39,10 @@ Settings = Mapping[str, tuple[Any, str]]
 
 # With more padding in its windows, a training spends most of its time on nothing.
 _MOST_PADDING = 0.5
-# A measured stride of features this near to a whole number is that number: they lack a clip at the ends.
+# A measured stride of features this near to a whole number is that number.
 _STRIDE_SLACK = 0.05
+# Lengths of videos up to this factor are even.
+_EVEN = 1.2
 _FEWEST_STEPS = 16
 
 # Words in class names that a left-right flip of the frames makes wrong.
@@ -415,20 +418,20 @@ def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[
         if None in rates:
             fps = FRAME_RATE_HZ
             notes.append(f"assumed: {fps:g} frames per second, as the annotations state no frame rate")
-        rows = [source.store.length(video.name) for video in videos]
-        frames = [video.duration_s * (fps or rate or 0.0) for video, rate in zip(videos, rates, strict=True)]
-        if len(rows) > 1 and len(set(rows)) == 1 and max(frames) > 1.5 * min(frames):
+        rows = np.array([source.store.length(video.name) for video in videos])
+        frames = np.array(
+            [video.duration_s * (fps or rate or 0.0) for video, rate in zip(videos, rates, strict=True)]
+        )
+        if rows.min() == rows.max() and frames.max() > _EVEN * frames.min():
             raise ValueError(
                 f"{features}: all videos have {rows[0]} rows, so they were resized to one length and have no stride; "
                 "extract features with a stride: bitad features"
             )
-        measured = float(np.median(np.array(frames) / np.array(rows)))
-        whole = max(1.0, float(round(measured)))
-        stride = whole if abs(measured - whole) <= _STRIDE_SLACK * whole else float(f"{measured:.4g}")
-        offset, comment = stride / 2, "assumed"
+        stride, offset = _measured_placement(rows, frames)
+        comment = "assumed"
         notes.append(
-            f"assumed: a row of features every {stride:g} frames ({measured:.4g} by rows and durations), the first in "
-            f"the middle of its frames; correct data.feature_stride_frames and data.feature_offset_frames in the file"
+            f"assumed: a row of features every {stride:g} frames, the first at frame {offset:g}, by rows and "
+            "durations; correct data.feature_stride_frames and data.feature_offset_frames in the file"
         )
     settings: dict[str, tuple[Any, str]] = {
         "data.feature_channels": (channels, ""),
@@ -444,6 +447,19 @@ def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[
     )
     placed = replace(source, data=data)
     return _Candidate(settings, [placed.grid(video) for video in videos]), notes
+
+
+def _measured_placement(rows: NDArray[np.int64], frames: NDArray[np.float64]) -> tuple[float, float]:
+    """The stride and the offset of the first row, in frames, of features that lie in the middle of their videos."""
+    stride = float(np.median(frames / rows))
+    if rows.max() > _EVEN * rows.min():
+        # Features lack the same number of frames in each video: those of a clip. The slope is free of it.
+        slope = float(np.polyfit(rows, frames, 1)[0])
+        stride = slope if slope > 0 else stride
+    whole = max(1.0, float(round(stride)))
+    stride = whole if abs(stride - whole) <= _STRIDE_SLACK * whole else float(f"{stride:.4g}")
+    lacking = max(0.0, float(np.median(frames - stride * rows)))
+    return stride, round((lacking + stride) / 2, 2)
 
 
 def _neighbours(stride: int, strides: Sequence[int]) -> list[int]:
