@@ -127,6 +127,15 @@ def test_a_table_of_segments_becomes_annotations_and_a_configuration(
     assert said.rstrip().endswith("written: my.yaml, my.json\nnext: bitad train my.yaml")
 
 
+def test_annotations_without_segments_are_refused(
+    here: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my.csv").write_text("video,start,end,label\nclip00.mp4,,,\nclip01.mp4,,,\n", encoding="utf-8")
+    assert init("my.csv", "--videos", clips) == 1
+    assert "no video has a segment of a class" in capsys.readouterr().err
+    assert len(list(here.iterdir())) == 1
+
+
 def test_classes_without_sides_may_be_mirrored(here: Path, clips: Path) -> None:
     table = csv()
     table.write_text(table.read_text().replace("left", "rise").replace("right", "fall"), encoding="utf-8")

@@ -501,6 +501,8 @@ def with_subsets(
     """Ground truth with a subset to train on and one to validate on, their names, and a line about a split."""
     with_segments = Counter(video.subset for video in annotations.videos.values() if video.labels)
     names = list(with_segments)
+    if not names:
+        raise ValueError("no video has a segment of a class; there is nothing to learn")
     training = next((name for name in names if name.lower().startswith("train")), names[0])
     others = [name for name in names if name != training]
     if others:
