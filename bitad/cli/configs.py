@@ -91,11 +91,9 @@ def _init(arguments: argparse.Namespace) -> int:
     most = None if arguments.all else _MOST_LISTED
     echo(*made.conversion.lines(most), *made.notes, "")
     print("\n\n".join(table.text() for table in (*made.tables(), costs)))
-    missed = made.fit.missed
-    if missed:
+    if missed := made.fit.missed:
         share = f"{len(missed)} of {made.segments} segments have no point of the pyramid, so they are not learned"
-        echo("", f"{share}; the alternatives above state how many they leave:")
-    echo(*missed[:most])
+        echo("", f"{share}; the alternatives above state how many they leave:", *missed[:most])
     if most is not None and len(missed) > most:
         echo(f"and {len(missed) - most} more: --all lists every one")
     echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
