@@ -446,6 +446,7 @@ def test_segments_without_a_point_are_counted_and_the_first_named(
     said = capsys.readouterr().out
     found = re.search(r"(\d+) of 30 segments have no point of the pyramid", said)
     assert found is not None
+    assert "features of a finer stride would leave fewer:" in said
     assert said.count("with no grid step inside") == 10
     assert f"and {int(found[1]) - 10} more: --all lists every one" in said
 

@@ -93,7 +93,10 @@ def _init(arguments: argparse.Namespace) -> int:
     print("\n\n".join(table.text() for table in (*made.tables(), costs)))
     if missed := made.fit.missed:
         share = f"{len(missed)} of {made.segments} segments have no point of the pyramid, so they are not learned"
-        echo("", f"{share}; the alternatives above state how many they leave:", *missed[:most])
+        remedy = "features of a finer stride would leave fewer"
+        if arguments.features is None:
+            remedy = "the alternatives above state how many they leave"
+        echo("", f"{share}; {remedy}:", *missed[:most])
     if most is not None and len(missed) > most:
         echo(f"and {len(missed) - most} more: --all lists every one")
     echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
