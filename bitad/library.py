@@ -22,6 +22,7 @@ from bitad.evaluation import mean_average_precision
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import log, log_file
 from bitad.runtime.progress import progress_shown
+from bitad.runtime.workers import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -157,12 +158,12 @@ class Detector:
 
 
 def _video_files(places: Iterable[StrPath]) -> dict[str, Path]:
-    from bitad.video.files import list_videos, videos_by_name
+    from bitad.video.files import videos_by_name
 
     paths = [Path(place) for place in places]
     if not paths:
         raise ValueError("no videos; give at least one")
-    return videos_by_name([file for path in paths for file in (list_videos(path) if path.is_dir() else [path])])
+    return videos_by_name(paths)
 
 
 def load(
@@ -194,15 +195,19 @@ def checkpoint_of(
     path: StrPath, config: StrPath | Config | None = None, overrides: Sequence[str] = ()
 ) -> Checkpoint:
     """A checkpoint with its own configuration, or the given one, changed by overrides."""
-    from bitad.config.loading import load_config, override_config
+    from bitad.config.loading import check_overrides, load_config, override_config
     from bitad.config.schema import Config
-    from bitad.weights.checkpoint import load_checkpoint
 
     if config is None:
-        return load_checkpoint(Path(path)).changed(overrides)
-    if isinstance(config, Config):
-        return load_checkpoint(Path(path), override_config(config, overrides) if overrides else config)
-    return load_checkpoint(Path(path), load_config(Path(config), overrides))
+        check_overrides(overrides)
+    elif not isinstance(config, Config):
+        config = load_config(Path(config), overrides)
+    elif overrides:
+        config = override_config(config, overrides)
+    from bitad.weights.checkpoint import load_checkpoint  # loads PyTorch, which takes seconds
+
+    checkpoint = load_checkpoint(Path(path), config)
+    return checkpoint.changed(overrides) if config is None else checkpoint
 
 
 def detect(
@@ -283,12 +288,13 @@ def compare_durations(annotations: Annotations, detections: Detections, source: 
         log.warning("%s", mismatch)
 
 
-def merge(*detections: Detections, method: MergeMethod = "soft-nms", names: Sequence[str] = ()) -> Detections:
+def merge(*detections: Detections, method: MergeMethod = "wsf", names: Sequence[str] = ()) -> Detections:
     """Late fusion of the detections of several detectors, like ``bitad merge``.
 
     Args:
         detections: at least two sets, each on its own clock; the result is on the forward clock.
-        method: "soft-nms", "mean", "product" or "wsf", see :func:`bitad.inference.merge.merge`.
+        method: "wsf" (weighted segment fusion), "soft-nms", "mean" or "product", see
+            :func:`bitad.inference.merge.merge`.
         names: what errors and the log call the sets.
 
     Raises:
@@ -364,7 +370,11 @@ def train(
     try:
         opened = open_run(config, device=device, resume=resume, allow_changed_data=allow_changed_data)
         with progress_shown(progress), opened as trainer, log_file(trainer.directory):
-            best = trainer.run(until=until)
+            try:
+                best = trainer.run(until=until)
+            except Stopped as stopped:
+                log.info("stopped %s", stopped)
+                raise
     finally:
         _training.release()
     return Run(trainer.directory, best if best >= 0 else None)

@@ -1,16 +1,22 @@
-"""Runs for tests: made quickly, and compared to the bit."""
+"""Runs for tests: made quickly or only written, and compared to the bit."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from builders import config_of
 from torch import Tensor
 
-from bitad.data.detections import read_detections
+from bitad.config.schema import Config
+from bitad.data.annotations import Annotations
+from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.formats.database import read_annotations
+from bitad.inference.merge import merge
 from bitad.runtime.distributed import Ranks
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
@@ -34,6 +40,51 @@ def both_baselines(path: Path, *overrides: str, epochs: int = 1) -> tuple[str, s
         baseline(path, f"direction={view}", *overrides, epochs=epochs) for view in ("forward", "reverse")
     )
     return f"init.forward={forward}", f"init.reverse={reverse}"
+
+
+def truth_of(config: Config) -> Annotations:
+    annotations = read_annotations(config.data.annotations, classes=config.data.classes)
+    return annotations.subset(config.data.test_subset)
+
+
+def guesses(truth: Annotations, seed: Sequence[int], noise: float) -> Detections:
+    """Each action, its ends off by normal noise in seconds, a third of them called by any name."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, video in truth.videos.items():
+        segments = np.sort(video.segments + noise * rng.standard_normal(video.segments.shape), axis=1)
+        labels = np.array([truth.classes.index(label) for label in video.labels], np.int64)
+        other = rng.integers(len(truth.classes), size=len(labels))
+        labels = np.where(rng.random(len(labels)) < 1 / 3, other, labels)
+        found[name] = (segments, rng.uniform(0.3, 1.0, len(labels)), labels)
+    durations = {name: video.duration_s for name, video in truth.videos.items()}
+    return Detections.from_videos(found, classes=truth.classes, durations_s=durations)
+
+
+def write_run(config: Config, *, noise: float = 0.3, losses: Sequence[float] = (2.0, 1.0)) -> None:
+    """Writes the run directory of a configuration without training: its detections are guesses.
+
+    Args:
+        noise: seconds, of the ends of segments.
+        losses: of its training steps.
+    """
+    folder, truth = config.run_directory, truth_of(config)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    salt = [config.seed, *config.variant.encode()]
+    first, second = guesses(truth, [*salt, 1], noise), guesses(truth, [*salt, 2], noise)
+    pair = config.design.networks == 2
+    write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
+    if pair:
+        reverse = second if config.pair.second == "forward" else second.reversed()
+        write_detections(first, folder / "detections.forward.json")
+        write_detections(reverse, folder / "detections.reverse.json")
+    records: list[dict[str, object]] = []
+    for step, loss in enumerate(losses):
+        each = {"losses": {"forward": 0.75 * loss, "reverse": 0.25 * loss}} if pair else {}
+        records.append({"kind": "training", "epoch": 0, "step": 10 * step, "loss": loss, **each})
+    records.append({"kind": "evaluation", "epoch": 1, "step": 10, "average_map": 0.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def records(directory: Path, *, kind: str | None = None) -> list[dict[str, Any]]:

@@ -148,6 +148,7 @@ MISSING = {
     "annotations-check": ("annotations check {none}.json", "no such file or folder of annotations"),
     "annotations-classes": ("annotations check {truth} --classes {none}.txt", "a name a line"),
     "annotations-videos": ("annotations check {truth} --videos {none}", "no such folder of videos"),
+    "annotations-features": ("annotations check {truth} --features {none}", "no such folder or .npz file"),
     "annotations-info": ("annotations check {truth} --video-info {none}.json", "check its name"),
     "annotations-convert": (
         "annotations convert {none}.json {none}-too.json",

@@ -28,8 +28,11 @@ from bitad.video.writer import write_video
 from bitad.weights.checkpoint import load_checkpoint
 
 COMMANDS = (
+    "init",
+    "config",
     "demo",
     "train",
+    "watch",
     "test",
     "detect",
     "features",
@@ -275,7 +278,8 @@ def test_files_of_another_sort_are_refused(
 def test_runs_are_neither_overwritten_nor_made_up(failing: Callable[..., str], features: Path, run: Path) -> None:
     overrides = ("training.epochs=1", "training.windows_per_video=5")
     assert "--resume" in failing("train", features, *overrides)
-    assert "training.lr was 0.002, is 0.1" in failing("train", features, *overrides, "training.lr=0.1", "--resume")
+    changed = failing("train", features, *overrides, "training.clip_norm=0.1", "--resume")
+    assert "training.clip_norm was 1.0, is 0.1" in changed
     assert "start it without --resume" in failing("train", features, "name=never", "--resume")
 
 
@@ -284,8 +288,10 @@ def test_devices_that_are_not_there_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "use the device cpu" in failing("train", features, "name=never", "--device", "cuda")
-    for device in ("gpu", "meta", "mps"):
+    for device in ("gpu", "meta"):
         assert f"unknown device '{device}'" in failing("train", features, "name=never", "--device", device)
+    said = failing("train", features, "name=never", "--device", "mps")
+    assert said == "device mps: BiTAD does not compute on Apple's GPUs; use the device cpu\n"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "PyTorch finds 2 GPUs" in failing("train", features, "name=never", "--device", "cuda:2")
@@ -342,9 +348,10 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("mine")
+    # First, as its import takes over merge.
+    monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
     for name in ("merge.merge", "detect.run_test"):
         monkeypatch.setattr(f"bitad.inference.{name}", lambda *_, **__: pytest.fail("the work began"))
-    monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
     monkeypatch.setattr("bitad.demo._mark_folder", lambda *_: pytest.fail("the work began"))
     truth = features.parent / "annotations.json"
     evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
@@ -411,7 +418,7 @@ def test_commands_on_annotations_and_detections_do_not_load_torch(
     commands = [
         f"evaluate --ground-truth {truth} --detections {found} --subset validation --per-class",
         f"merge {found} {found} --out {tmp_path / 'merged.json'}",
-        f"annotations check {truth}",
+        f"annotations check {truth} --page {tmp_path / 'page'}",
         f"reverse {truth} {tmp_path / 'back.json'}",
     ]
     program = (

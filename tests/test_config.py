@@ -475,7 +475,7 @@ def test_runs_of_other_names_directions_and_seeds_have_other_directories(feature
 # A value of each renamed key that is not its default.
 RENAMED_VALUES = {
     "data.damaged_frames": "repeat",
-    "init.backward": "b",
+    "init.backward": "/runs/b",
     "pair.detector_too": True,
     "training.bad_steps": 7,
     "training.bad_videos": "skip",
@@ -496,8 +496,8 @@ def test_a_former_name_of_a_key_is_read_with_a_warning(
 ) -> None:
     new, value = RENAMED_KEYS[old], RENAMED_VALUES[old]
     others = {
-        "init.backward": ("experiment=1-1", "init.forward=f"),
-        "pair.detector_too": ("experiment=2", "init.forward=f", "init.reverse=b"),
+        "init.backward": ("experiment=1-1", "init.forward=/runs/f"),
+        "pair.detector_too": ("experiment=2", "init.forward=/runs/f", "init.reverse=/runs/b"),
     }.get(old, ())
     wanted = load_config(videos, [*others, f"{new}={value}"])
     assert wanted != load_config(videos, [*others, *(["init.reverse=other"] if old == "init.backward" else [])])

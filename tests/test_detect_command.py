@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from bitad.reports import detections as report
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
 from bitad.weights import checkpoint as checkpoints
-from bitad.weights.checkpoint import Checkpoint, save_checkpoint
+from bitad.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +143,9 @@ def test_videos_that_are_none_and_names_that_occur_twice_are_refused(
     film: Path, here: Path, refused: Detect
 ) -> None:
     assert "'none.mp4': no such video file" in refused(film, "none.mp4")
-    assert "is a folder" in refused(film, film.parent)
+    (here / "clips").mkdir()
+    assert "clips: no videos there" in refused(film, "clips")
+    assert "have the same name, 'film'" in refused(film, film.parent)
     (here / "dangling.mp4").symlink_to("nowhere.mp4")
     assert "dangling.mp4" in refused(film, "dangling.mp4")
     shutil.copy(film, here / "film.mkv")
@@ -166,7 +169,7 @@ def test_a_device_that_there_is_none_of_is_refused(film: Path, refused: Detect, 
     assert device in refused(film, "--device", device)
 
 
-@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+@pytest.mark.parametrize("options", [(), ("--force",)])
 def test_a_video_is_never_replaced_by_its_preview(
     film: Path, here: Path, refused: Detect, options: tuple[str]
 ) -> None:
@@ -181,19 +184,87 @@ def test_a_video_is_never_replaced_by_its_preview(
 # Results that are there already.
 
 
-def test_what_is_there_is_replaced_only_where_asked(
-    film: Path, here: Path, detect: Detect, refused: Detect
+def test_the_same_results_are_made_again_and_those_of_more_videos_replace_them(
+    film: Path, here: Path, detect: Detect
+) -> None:
+    assert detect(film) == 0
+    first = (here / "detections" / "detections.json").read_bytes()
+    assert detect(film) == 0
+    assert (here / "detections" / "detections.json").read_bytes() == first
+    shutil.copy(film, here / "other.mp4")
+    assert detect(film, "other.mp4", "--min-score", "0.1") == 0
+    assert read_detections(here / "detections" / "detections.json").videos == ("film", "other")
+
+
+@pytest.mark.parametrize("force", ["--force", "--overwrite"])
+def test_results_of_other_videos_are_replaced_only_where_asked(
+    film: Path, here: Path, detect: Detect, refused: Detect, force: str
 ) -> None:
     assert detect(film) == 0
     shutil.copy(film, here / "other.mp4")
-    for video in (film, "other.mp4"):
-        assert "--overwrite" in refused(video)
+    line = refused("other.mp4")
+    assert "detections has results of other videos (film); choose another --out, or replace them with --f" in line
+    write_video(here / "film.mp4", map(numbered_picture, range(90)), fps=FPS, crf=12, gop=12)
+    assert "results of other videos (film)" in refused("film.mp4", "other.mp4")
     (here / "detections" / "notes.txt").write_text("mine")
-    assert detect("other.mp4", "--overwrite") == 0
+    assert detect("other.mp4", force) == 0
     # Nothing of the film is left that the page does not show; what is not ours is left alone.
     files = {path.name for path in (here / "detections").rglob("*") if path.is_file()}
     assert files == {"detections.json", "index.html", "other.srt", "other.mp4", "notes.txt"}
     assert read_detections(here / "detections" / "detections.json").videos == ("other",)
+
+
+def test_results_of_another_checkpoint_are_replaced_only_where_asked(
+    film: Path,
+    here: Path,
+    detect: Detect,
+    refused: Detect,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert detect(film) == 0
+    assert detect(film, "--checkpoint", "none.pt") == 1
+    assert "no weights at none.pt" in capsys.readouterr().err
+    stored = read_detections(here / "detections" / "detections.json").details["checkpoint"]
+    assert stored == {"file": str(checkpoint), "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    other = load_checkpoint(checkpoint)
+    for weights in other.model.values():
+        weights += 1e-6
+    save_checkpoint(other, here / "other.pt")
+    line = refused(film, "--checkpoint", "other.pt")
+    assert f"detections has results of another checkpoint ({checkpoint}); choose another --out" in line
+    assert detect(film, "--checkpoint", "other.pt", "--force") == 0
+    shutil.copy(checkpoint, here / "other.pt")
+    assert "detections has results of other.pt before it changed" in refused(film, "--checkpoint", "other.pt")
+    # A copy of a checkpoint is that checkpoint.
+    assert detect(film, "--force") == 0
+    assert detect(film, "--checkpoint", "other.pt") == 0
+
+
+def test_results_that_do_not_record_their_checkpoint_are_replaced_only_where_asked(
+    film: Path, here: Path, detect: Detect, refused: Detect
+) -> None:
+    assert detect(film) == 0
+    place = here / "detections" / "detections.json"
+    content = json.loads(place.read_text())
+    del content["external_data"]["checkpoint"]
+    place.write_text(json.dumps(content))
+    assert "results of an earlier version, which does not record the checkpoint" in refused(film)
+    assert detect(film, "--force") == 0
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "media/mine.mp4", "deep/er/notes.txt"])
+def test_a_folder_with_other_files_is_used_only_where_asked(
+    film: Path, here: Path, detect: Detect, refused: Detect, name: str
+) -> None:
+    mine = here / "detections" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (here / "detections" / ".DS_Store").touch()
+    assert f"{name} was not written by `bitad detect`; choose another --out, or write beside it" in refused(film)
+    assert detect(film, "--force") == 0
+    assert mine.read_text() == "mine"
+    assert f"{name} was not written by `bitad detect`" in refused(film)
 
 
 @pytest.mark.parametrize("name", ["index.html", "detections.json", "film.srt", "media/film.mp4"])
@@ -204,12 +275,12 @@ def test_a_file_that_is_not_ours_is_never_replaced(
     place.parent.mkdir(parents=True)
     place.write_text("{}")
     assert "--out" in refused(film)
-    assert "was not written by `bitad detect`" in refused(film, "--overwrite")
+    assert "was not written by `bitad detect` and is not overwritten" in refused(film, "--force")
     place.unlink()
     shutil.copy(film, here / "other.mp4")
     assert detect("other.mp4") == 0
     place.write_text("mine")
-    assert "was not written by `bitad detect`" in refused(film, "--overwrite")
+    assert "was not written by `bitad detect` and is not overwritten" in refused(film, "--force")
 
 
 def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(
@@ -223,7 +294,7 @@ def test_a_forged_list_of_earlier_results_removes_nothing_elsewhere(
     place.write_text(json.dumps(content))
     (here / "precious.srt").write_text("mine")
     shutil.copy(film, here / "other.mp4")
-    assert detect("other.mp4", "--overwrite") == 0
+    assert detect("other.mp4", "--force") == 0
     assert (here / "precious.srt").read_text() == "mine"
 
 
@@ -234,7 +305,7 @@ def test_of_two_at_once_into_one_folder_the_second_is_refused(
 
     def detect_beside_another(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(detecting, "detect_videos", alone)
-        seconds.extend([detect(film), detect(film, "--overwrite")])
+        seconds.extend([detect(film), detect(film, "--force")])
         return alone(*arguments, **options)
 
     monkeypatch.setattr(detecting, "detect_videos", detect_beside_another)
@@ -245,6 +316,25 @@ def test_of_two_at_once_into_one_folder_the_second_is_refused(
     for error in errors:
         assert f"detections is in use by process {os.getpid()} on " in error
     assert read_detections(here / "detections" / "detections.json").videos == ("film",)
+
+
+# Folders.
+
+
+def test_folders_stand_for_the_videos_in_them_and_in_their_sub_folders(
+    film: Path, here: Path, detect: Detect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("clips/a.mp4", "clips/deep/b.mp4"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, here / name)
+    (here / "clips" / "notes.txt").write_text("mine")
+    for _ in range(2):  # the second time, the results lie in the folder
+        assert detect("clips", film, "--out", "clips/found") == 0
+        found = read_detections(here / "clips" / "found" / "detections.json")
+        assert found.videos == ("a", "b", "film")
+    (here / "clips" / "deep" / "a.mkv").touch()
+    assert detect("clips", "--out", "found") == 1
+    assert "clips/a.mp4 and clips/deep/a.mkv have the same name, 'a'" in capsys.readouterr().err
 
 
 # Bad videos.

@@ -217,7 +217,7 @@ def test_a_window_of_a_pair_is_read_once_in_training_and_in_testing(
     views = ["forward", "reverse"] if with_copies else ["forward"]  # each file of a pair once
     assert len(source.windows) == len(trainer.windows) * len(views)
     source.windows.clear()
-    detect(trainer.network.eval(), trainer.test_annotations, source, config, ALONE)
+    detect(trainer.network.eval(), trainer.evaluation_annotations, source, config, ALONE)
     windows = [window[:3] for window in source.windows]
     assert len(windows) == len(set(windows)) * len(views) > 0
     assert sorted({window[3] for window in source.windows}) == views
@@ -244,7 +244,7 @@ def test_a_baseline_that_is_not_there_is_refused(
 ) -> None:
     nowhere = tmp_path / "nowhere"
     message = refusal(features, experiment, f"init.{name}={nowhere}", kind=FileNotFoundError)
-    assert message == f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights"
+    assert message.startswith(f"init.{name}: no weights at {nowhere}; give a run directory or a file of weights, ")
     message = refusal(features, experiment, f"init.{name}={tmp_path}", kind=FileNotFoundError)
     assert f"init.{name}: run {tmp_path} has no best.pt or last.pt yet" in message
 

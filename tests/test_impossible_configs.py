@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,7 @@ def faults(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 
 def refusal(source: str, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as refused:
+    with chdir(Path(source).parent), pytest.raises(ConfigError) as refused:
         load_config(source, overrides)
     return str(refused.value)
 

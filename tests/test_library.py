@@ -90,7 +90,7 @@ def forked(program: str, folder: Path) -> tuple[str, str]:
 def results(path: Path) -> dict[str, Any]:
     """The content of a detection file, without what says that the command line wrote it."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("made_by", "version"):
+    for key in ("made_by", "version", "checkpoint", "videos"):
         content["external_data"].pop(key, None)
     return content
 
@@ -567,6 +567,7 @@ def test_an_interrupted_training_is_resumed_in_the_same_process(
             bitad.train(configs[1], device="cpu")
     directory = configs[1].run_directory
     assert (directory / "last.pt").is_file()
+    assert "stopped after step " in (directory / "log.txt").read_text().splitlines()[-1]
     assert not (directory / "bitad.lock").exists()
     assert not (directory / "best.pt").exists()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

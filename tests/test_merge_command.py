@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import bitad
 from bitad.cli import main
 from bitad.data.detections import read_detections
 
@@ -48,6 +49,17 @@ def test_files_of_different_videos_and_classes_are_merged_as_a_union(
     assert merged(out) == pytest.approx({("a", "run", 10): 0.9, ("a", "jump", 40): 0.4, ("b", "run", 5): 0.3})
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{files[1]} lacks 1 video (b); {files[1]} lacks 1 class (jump)" in line
+
+
+def test_segments_are_fused_by_their_scores_unless_another_method_is_named(
+    files: list[str], tmp_path: Path
+) -> None:
+    default, named = tmp_path / "default.json", tmp_path / "wsf.json"
+    assert main(["merge", *files, *files[:2], "--out", str(default)]) == 0
+    assert main(["merge", *files, *files[:2], "--out", str(named), "--method", "wsf"]) == 0
+    assert default.read_bytes() == named.read_bytes()
+    sets = [read_detections(file) for file in (*files, *files[:2])]
+    assert bitad.merge(*sets).scores.tolist() == read_detections(default).scores.tolist()
 
 
 def test_three_files_are_merged(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

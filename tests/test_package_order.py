@@ -43,13 +43,16 @@ WITHOUT_TORCH = (
     "bitad.inference.merge",
     "bitad.library",
     "bitad.reports.detections",
+    "bitad.reports.ground_truth",
     "bitad.reports.page",
+    "bitad.reports.runs",
     "bitad.reports.tables",
     "bitad.runtime.locking",
     "bitad.runtime.progress",
     "bitad.runtime.workers",
     "bitad.video.indexing",
     "bitad.video.reverse",
+    "bitad.weights.hub",
 )
 
 

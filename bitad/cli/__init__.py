@@ -20,6 +20,7 @@ from typing import NoReturn
 import bitad
 from bitad.cli import configs, data, results, train
 from bitad.cli.commands import Commands, Parser, Run
+from bitad.cli.completion import SHELLS, PrintCompletion
 from bitad.runtime.files import NO_ROOM
 from bitad.runtime.log import command_logging, log_last, printable, tolerant_output
 from bitad.runtime.workers import Stopped
@@ -92,24 +93,37 @@ def _message_of(error: Exception) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.command is None:
+        if rest:
+            parser.refuse_unknown(rest)
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     # argparse wants positional arguments side by side; overrides may also follow options.
     late = [argument for argument in rest if "overrides" in parsed and not argument.startswith("-")]
     if len(late) < len(rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.parser.refuse_unknown(rest)
     if late:
         parsed.overrides = [*parsed.overrides, *late]
     return parsed
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="bitad",
         description="Bidirectional temporal action detection: finds when which action happens in a video.",
         epilog="bitad COMMAND --help shows options and examples; start with: bitad demo",
     )
     parser.add_argument("--version", action="version", version=f"bitad {bitad.__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print a script for completion with the Tab key, in {' or '.join(SHELLS)} (docs/configuration.md)",
+    )
     commands = Commands(parser)
     configs.add_init(commands)
+    configs.add_config(commands)
     train.add_commands(commands)
     train.add_plan(commands)
     data.add_reverse(commands)

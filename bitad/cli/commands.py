@@ -6,26 +6,42 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from bitad.config.names import OnDecodeError
-from bitad.runtime.log import echo, printable
+from bitad.runtime.log import did_you_mean, echo, printable
+
+if TYPE_CHECKING:
+    from bitad.config.schema import Config
 
 Run = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that escapes control characters of arguments in its errors."""
+    """A parser that suggests similar names, and escapes control characters of arguments in its errors."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """Refuses arguments that no option takes, with the most similar options."""
+        unknown = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+        near = "".join(dict.fromkeys(did_you_mean(name, self._option_string_actions) for name in unknown))
+        self.error(f"unrecognized arguments: {' '.join(arguments)}{near}")
 
 
 class Commands:
     """Adds commands to the parser, each with the options that all commands have."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        self.parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(self, name: str, run: Run, summary: str, *examples: str) -> argparse.ArgumentParser:
         parser = add_parser(self.parsers, name, summary, examples)
@@ -42,22 +58,31 @@ def add_parser(
     notes: str = "",
 ) -> argparse.ArgumentParser:
     """Adds the parser of a command, with notes and examples below its options."""
-    return parsers.add_parser(
+    parser = parsers.add_parser(
         name,
         help=summary,
         description=summary,
         epilog="\n".join([f"{notes}examples:", *(f"  bitad {example}" for example in examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file, or the name of a preset")
+    parser.add_argument("config", help="a YAML file, or the name of a preset (bitad config --presets)")
     add_overrides(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+
+
+def config_of(arguments: argparse.Namespace) -> Config | None:
+    """The configuration that ``--config`` names. Commands read it before they load PyTorch, which takes seconds."""
+    from bitad.config.loading import load_config
+
+    return None if arguments.config is None else load_config(arguments.config)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

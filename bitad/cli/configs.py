@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from pathlib import Path
 from typing import get_args
 
-from bitad.cli.commands import Commands, add_on_decode_error
+from bitad.cli.commands import Commands, add_on_decode_error, add_overrides
 from bitad.config.names import MissingPolicy, StarterBackbone
 from bitad.data.formats.annotations import FORMATS
-from bitad.runtime.log import echo
+from bitad.runtime.log import echo, printable
 
 _MOST_LISTED = 10
 
@@ -100,4 +102,48 @@ def _init(arguments: argparse.Namespace) -> int:
     if most is not None and len(missed) > most:
         echo(f"and {len(missed) - most} more: --all lists every one")
     echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
+    return 0
+
+
+def add_config(commands: Commands) -> None:
+    p = commands.add(
+        "config",
+        _config,
+        "List the presets, show a configuration and where its values come from, or print the schema for editors.",
+        "config --presets",
+        "config --show thumos14/videomae-s training.lr=1e-3",
+        "config --schema",
+    )
+    action = p.add_mutually_exclusive_group(required=True)
+    action.add_argument("--presets", action="store_true", help="list the presets")
+    action.add_argument(
+        "--show", metavar="SOURCE", help="print all keys of a YAML file or preset, and their origins"
+    )
+    action.add_argument("--schema", action="store_true", help="print the JSON schema of configuration files")
+    add_overrides(p)
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from bitad.config.loading import explain_config, preset_descriptions
+    from bitad.config.text import commented_yaml, flat, json_schema
+
+    if arguments.overrides and arguments.show is None:
+        raise ValueError(f"{arguments.overrides[0]}: changes to a configuration only apply to --show SOURCE")
+    if arguments.presets:
+        descriptions = preset_descriptions()
+        width = max(map(len, descriptions))
+        echo(*(f"{name:{width}}  {description}" for name, description in descriptions.items()))
+    elif arguments.schema:
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        config, origins = explain_config(arguments.show, arguments.overrides)
+        values = flat(config.model_dump(mode="json"))
+        command = shlex.join(["bitad", "config", "--show", arguments.show, *arguments.overrides])
+        echo(
+            f"# {command}",
+            "# Relative paths are relative to the working directory.",
+            *commented_yaml({key: (value, printable(origins[key])) for key, value in values.items()})
+            .removesuffix("\n")
+            .split("\n"),
+        )
     return 0

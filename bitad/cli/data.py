@@ -18,6 +18,7 @@ from bitad.cli.commands import (
     add_device,
     add_on_decode_error,
     add_parser,
+    config_of,
     print_failures,
 )
 from bitad.config.names import (
@@ -41,6 +42,8 @@ _MAX_REMARKS = 10
 _CHECK_EXAMPLES = (
     "annotations check thumos_14_anno.json --videos raw_data",
     "annotations check TH14_annotations --video-info video_info.json",
+    "annotations check my.csv --videos my_videos --page my_page",
+    "annotations check my.json --features my_features",
 )
 _CONVERT_EXAMPLES = (
     "annotations convert TH14_annotations data --both-directions --videos data/for_thumos-14/raw_data",
@@ -100,6 +103,18 @@ def _add_check(p: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON or CSV with durations (and subsets) of videos",
     )
+    p.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="folder or .npz file that must contain sound features of every video, of the right length",
+    )
+    p.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="also write a page with the ground truth over the videos, the defects, and figures of lengths and gaps",
+    )
     p.set_defaults(run=_check)
 
 
@@ -145,11 +160,16 @@ def _check(args: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
     from bitad.runtime.progress import progress_callback
 
+    if args.page is not None:
+        from bitad.reports.ground_truth import check_ground_truth_page, write_ground_truth_page
+
+        check_ground_truth_page(args.page)
     with progress_callback("checking videos") as on_progress:
         report = check_annotations(
             args.src,
             args.videos,
             reversed_dir=args.reversed_videos,
+            features=args.features,
             format=args.form,
             video_info=args.video_info,
             classes=args.classes,
@@ -165,8 +185,14 @@ def _check(args: argparse.Namespace) -> int:
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
     if report.unmeasured:
         echo(report.unmeasured)
+    if report.of_features:
+        echo(*report.of_features)
     count = sum(map(len, report.defects.values())) + len(report.without_truth)
     echo(f"{count} defects")
+    if args.page is not None:
+        with progress_callback("writing the page") as on_progress:
+            page = write_ground_truth_page(args.page, report, args.videos, on_progress=on_progress)
+        echo(f"see {page}")
     return 1 if count else 0
 
 
@@ -256,7 +282,12 @@ def add_features(commands: Commands) -> None:
     )
     p.description = f"{p.description}\n{_ABOUT_FEATURES.rstrip()}"
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
-    p.add_argument("--checkpoint", type=Path, required=True, help="a VideoMAE file, a run, or a detector's file")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a VideoMAE file (hub:OWNER/NAME: downloaded), a run, or a detector's file",
+    )
     add_config(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     p.add_argument(
@@ -279,7 +310,7 @@ def add_features(commands: Commands) -> None:
 
 
 def _features(args: argparse.Namespace) -> int:
-    from bitad.config.loading import load_config
+    config = config_of(args)
     from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.runtime.distributed import process_group
@@ -288,7 +319,7 @@ def _features(args: argparse.Namespace) -> int:
     videos = find_videos(args.videos)
     encoder = load_encoder(
         args.checkpoint,
-        config=None if args.config is None else load_config(args.config),
+        config=config,
         stride_frames=args.stride,
         clip_frames=args.clip_frames,
         pixels=args.pixels,

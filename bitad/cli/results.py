@@ -24,13 +24,15 @@ def add_commands(commands: Commands) -> None:
         "merge",
         _merge,
         "Merge detection files (late fusion), for example of a forward and a reverse detector.",
-        "merge forward.json reverse.json --out merged.json --method wsf",
+        "merge forward.json reverse.json --out merged.json",
         "merge forward.json reverse_time.json --reverse-b --annotations gt.json --out merged.json",
         "merge seed0.json seed1.json result_detection.json --out merged.json --method mean",
     )
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="detection files: A, B and more")
     p.add_argument("--out", type=Path, required=True, help="output file")
-    p.add_argument("--method", choices=get_args(MergeMethod), default="soft-nms", help="default: soft-nms")
+    p.add_argument(
+        "--method", choices=get_args(MergeMethod), default="wsf", help="default: wsf, weighted segment fusion"
+    )
     p.add_argument("--reverse-b", action="store_true", help="B is in reverse time but does not record it")
     p.add_argument("--annotations", type=Path, help="with --reverse-b: durations of the videos")
     _add_classes(p)
@@ -69,13 +71,22 @@ def add_commands(commands: Commands) -> None:
         "report",
         _report,
         "Compare runs: mean and spread over seeds, late fusion and its control, plots and a page.",
-        "report runs/*-seed* --out report",
+        "report runs",
+        "report 'runs/my-*' --out report --copy-videos",
         "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
     )
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    p.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
+    )
     p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
     add_device(p)
     p.add_argument("--out", type=Path, default=Path("report"), help="output folder (default: report)")
+    p.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos (default: that of the runs)")
+    p.add_argument(
+        "--copy-videos",
+        action="store_true",
+        help="copy the videos of the page beside it, to be moved with it (default: link to them)",
+    )
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +180,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from bitad.reports.runs import find_runs
+
+    runs = find_runs(args.runs)  # fails before PyTorch is loaded
+    if args.videos is not None and not args.videos.is_dir():
+        raise FileNotFoundError(f"--videos {args.videos}: no such folder of videos")
     from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
     from bitad.reports.tables import sensitivity_table
@@ -179,11 +195,11 @@ def _report(args: argparse.Namespace) -> int:
     with process_group(args.device) as ranks, lock_folder(args.out, ranks):
         check_page(args.out / "index.html")
         with progress_callback("evaluating") as on_progress:
-            comparison = compare(args.runs, on_progress=on_progress)
+            comparison = compare(runs, on_progress=on_progress)
         sensitivity = sensitivity_of_runs(comparison, ranks) if args.sensitivity else None
         if not ranks.is_main:
             return 0
-        page = write_comparison(args.out, comparison, sensitivity)
+        page = write_comparison(args.out, comparison, sensitivity, videos=args.videos, copy=args.copy_videos)
     print(comparison.table().text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())

@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``train``, ``test``, ``detect``, ``plan`` and ``weights``."""
+"""The commands ``demo``, ``train``, ``watch``, ``test``, ``detect``, ``plan`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bitad.cli.commands import (
     add_json,
     add_on_decode_error,
     add_overrides,
+    config_of,
     print_failures,
 )
 from bitad.config.names import PlanDevice, WeightsAction
@@ -49,9 +50,14 @@ def add_commands(commands: Commands) -> None:
         "Train a detector. Also runs under torchrun -m bitad train.",
         "train playroom direction=reverse training.epochs=20",
         "train my.yaml --resume",
+        "train runs/my-forward-seed0/config.yaml training.epochs=80 training.schedule_epochs=80 --resume",
     )
     add_configuration(p)
-    p.add_argument("--resume", action="store_true", help="resume from the run's last.pt")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from the run's last.pt; training.epochs and learning rates may change",
+    )
     p.add_argument(
         "--allow-changed-data",
         action="store_true",
@@ -59,6 +65,17 @@ def add_commands(commands: Commands) -> None:
     )
     p.add_argument("--until", type=int, metavar="EPOCH", help="stop after this epoch; --resume continues")
     add_device(p)
+
+    p = commands.add(
+        "watch",
+        _watch,
+        "Draw the loss and the mAP of a run that is in progress, until it has finished or Ctrl-C.",
+        "watch runs/playroom-forward-seed0",
+    )
+    p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
+    p.add_argument(
+        "--once", action="store_true", help="draw once and end; so does output that goes to a file or a pipe"
+    )
 
     p = commands.add(
         "test",
@@ -79,13 +96,21 @@ def add_commands(commands: Commands) -> None:
         _detect,
         "Detect actions in videos of any length. Writes JSON, subtitles and an HTML page.",
         "detect holiday.mp4 --checkpoint runs/playroom-forward-seed0 --out found",
+        "detect my_videos more.mkv --checkpoint runs/my-forward-seed0",
     )
-    p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    p.add_argument(
+        "videos", nargs="+", type=Path, metavar="VIDEO", help="video files, and folders with their sub-folders"
+    )
     p.add_argument("--checkpoint", type=Path, required=True, help="a run directory or a file of weights")
     add_config(p)
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
     p.add_argument("--min-score", type=float, default=0.3, help="of subtitles and page (default: 0.3)")
-    p.add_argument("--overwrite", action="store_true", help="replace all files of an earlier bitad detect in OUT")
+    p.add_argument(
+        "--force",
+        "--overwrite",  # its name in earlier versions
+        action="store_true",
+        help="replace the results of another checkpoint or of other videos in OUT, and write beside other files",
+    )
     add_on_decode_error(p)
     add_device(p)
 
@@ -107,7 +132,6 @@ def _demo(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from bitad.config.loading import load_config
     from bitad.runtime.log import add_log_file
-    from bitad.training.trainer import open_run
 
     changed = args.allow_changed_data
     if changed and not args.resume:
@@ -115,28 +139,41 @@ def _train(args: argparse.Namespace) -> int:
     if args.until is not None and args.until < 1:
         raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
     config = load_config(args.config, args.overrides)
+    from bitad.training.trainer import open_run  # loads PyTorch, which takes seconds
+
     opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)
     with opened as trainer:
         add_log_file(config.run_directory)  # only now, so that a refused start writes nothing
         best = trainer.run(until=args.until)
         if trainer.ranks.is_main:
-            echo(
-                f"{config.run_directory}: best average mAP {100 * best:.2f}" if best >= 0 else config.run_directory
-            )
+            which = "last" if config.training.select == "last" else "best"
+            figure = f": {which} average mAP {100 * best:.2f}" if best >= 0 else ""
+            echo(f"{config.run_directory}{figure}")
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from bitad.reports.watch import watch
+
+    watch(args.directory, once=args.once)
     return 0
 
 
 def _test(args: argparse.Namespace) -> int:
-    from bitad.inference.detect import run_test
     from bitad.library import checkpoint_of
+    from bitad.weights.hub import is_hub_name
+
+    place = args.run_or_checkpoint
+    if args.out is None and is_hub_name(place):
+        raise ValueError(f"{place} has no folder for the results; give one with --out")
+    checkpoint = checkpoint_of(place, args.config, args.overrides)
+    from bitad.inference.detect import run_test
     from bitad.reports.tables import evaluation_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder
 
-    checkpoint = checkpoint_of(args.run_or_checkpoint, args.config, args.overrides)
     set_up_process(checkpoint.config.threads)
-    place = args.run_or_checkpoint
     out = args.out or (place if place.is_dir() else place.parent) / "test"
     with process_group(args.device) as ranks, lock_folder(out, ranks):
         evaluations = run_test(checkpoint, out, ranks)
@@ -146,25 +183,29 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
+    config = config_of(args)
     from bitad.inference.detect import detect_videos
     from bitad.library import checkpoint_of
-    from bitad.reports.detections import check_detection_report, write_detection_report
+    from bitad.reports.detections import Inputs, check_detection_report, write_detection_report
     from bitad.runtime.distributed import process_group
     from bitad.training.checkpoints import lock_folder
     from bitad.video.files import videos_by_name
+    from bitad.weights.files import weights_path
 
-    videos, out, min_score = videos_by_name(args.videos), args.out, args.min_score
+    out, min_score = args.out, args.min_score
+    videos = videos_by_name(args.videos, but=out)
     inputs = [Path(path) for path in (args.checkpoint, args.config) if path is not None]
     with process_group(args.device) as ranks, lock_folder(out, ranks):
-        check_detection_report(out, videos, min_score=min_score, overwrite=args.overwrite, inputs=inputs)
-        checkpoint = checkpoint_of(args.checkpoint, args.config)
+        made_from = Inputs.of(weights_path(args.checkpoint), args.config, videos)
+        check_detection_report(out, videos, made_from, min_score=min_score, force=args.force, inputs=inputs)
+        checkpoint = checkpoint_of(args.checkpoint, config)
         damaged = args.on_decode_error
         detections = detect_videos(checkpoint, videos, ranks, damaged=damaged)
         failed = detections.unread
         if ranks.is_main:
             if detections.videos:
                 page, without = write_detection_report(
-                    out, detections, videos, min_score=min_score, damaged=damaged
+                    out, detections, videos, made_from, min_score=min_score, damaged=damaged
                 )
                 failed |= {name: f"the page has no preview of it: {reason}" for name, reason in without.items()}
                 count = int((detections.scores >= min_score).sum())
@@ -196,7 +237,6 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from bitad.reports.plan import plan_training
     from bitad.runtime.files import write_json
     from bitad.runtime.progress import progress_callback
 
@@ -206,6 +246,8 @@ def _plan(args: argparse.Namespace) -> int:
             f"--device-memory {memory} is not a memory in GiB; give a positive number, for example 80"
         )
     config = _config(args.config, args.overrides)
+    from bitad.reports.plan import plan_training  # loads PyTorch, which takes seconds
+
     with progress_callback("simulating training steps") as on_progress:
         plan = plan_training(config, processes=args.processes, device=args.device, on_progress=on_progress)
     print(f"Experiment {config.experiment}: {config.design.summary}.\n")
@@ -235,16 +277,18 @@ def add_weights(commands: Commands) -> None:
     p = commands.add(
         "weights",
         _weights,
-        "Inspect a file of weights of any supported project, or convert it to safetensors with BiTAD's names.",
+        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them.",
         "weights inspect vit-huge-p16_videomae-k400-pre_16x4x1_kinetics-400.pth",
         "weights inspect epoch_73.pth --config thumos14/videomae-h",
         "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
+        "weights download MCG-NJU/videomae-small-finetuned-kinetics",
     )
     p.add_argument("action", choices=get_args(WeightsAction))
     p.add_argument(
         "file",
         type=Path,
-        help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD (file or folder)",
+        help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD: a file, a folder "
+        "or hub:OWNER/NAME[@REVISION][:FILE], a file in a repository of the Hugging Face Hub, downloaded once",
     )
     p.add_argument("out", type=Path, nargs="?", help="with convert: the output file, .safetensors")
     add_config(p)
@@ -252,9 +296,9 @@ def add_weights(commands: Commands) -> None:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from bitad.config.loading import load_config
-
-    config = None if args.config is None else load_config(args.config)
+    if args.action == "download":
+        return _download(args)
+    config = config_of(args)
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
@@ -275,3 +319,13 @@ def _weights(args: argparse.Namespace) -> int:
     else:
         echo(*inspection.lines())
     return 1 if inspection.defects else 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName, hub_file
+
+    if args.out is not None or args.config is not None or args.json:
+        raise ValueError("download takes a name alone: bitad weights download OWNER/NAME[@REVISION][:FILE]")
+    found = hub_file(HubName.of(args.file))
+    echo(found.path, f"  size       {found.path.stat().st_size:,} bytes", f"  SHA-256    {found.sha256}")
+    return 0

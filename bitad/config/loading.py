@@ -3,6 +3,9 @@
 A configuration is a YAML file or a preset. It may extend another one by ``base:``, and dotted overrides change it.
 Unknown keys, wrong types and impossible combinations are all reported at once, by path.
 
+Paths in a user's file are relative to that file; those of presets and overrides, and ``output``, to the working
+directory.
+
 YAML 1.1 reads ``12:30`` as 750, ``010`` as 8, ``no`` as false and ``1e-4`` as text. Here a value is a number only if
 Python writes the number in the same way, and a truth value only if it is ``true`` or ``false``. All else is text, which
 the type of the key interprets.
@@ -17,19 +20,24 @@ import copy
 import difflib
 import itertools
 import logging
+import os
 import re
 import reprlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from bitad.config.names import RENAMED_KEYS
+from bitad.config.names import RENAMED_KEYS, WEIGHTS_BY_NAME
 from bitad.config.rules import broken_rules
-from bitad.config.schema import FIELDS_ALONE, Config, Section, TrainingConfig
-from bitad.runtime.log import log_once
+from bitad.config.schema import FIELDS_ALONE, Config, Section, TrainingConfig, given_path
+from bitad.config.text import flat
+from bitad.runtime.log import did_you_mean, log_once
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -41,6 +49,7 @@ _MAX_BYTES = 2**20
 _MAX_VALUES = 100_000
 _MAX_BASES = 30
 _WARM_UP_SHARE = 0.1  # of the schedule, after shortening
+_COMMAND_LINE, _DEFAULT = "command line", "default"
 _TAG = "tag:yaml.org,2002:"
 # Text that YAML's errors quote, except names of its own syntax.
 _QUOTED = re.compile(r"'(?!<).{2,}'")
@@ -58,6 +67,22 @@ def presets() -> list[str]:
     return sorted(str(path.relative_to(_PRESETS).with_suffix("")) for path in _PRESETS.rglob("*.yaml"))
 
 
+def preset_descriptions() -> dict[str, str]:
+    """The first line of each preset, which says what it is."""
+    lines = {
+        name: (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0] for name in presets()
+    }
+    return {name: line.removeprefix("#").strip() for name, line in lines.items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The values of a configuration that one origin sets: a preset, a file or the command line."""
+
+    origin: str
+    values: Document
+
+
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration.
 
@@ -69,12 +94,63 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: there is no such file or preset.
         ConfigError: names every fault by its path.
     """
-    return _overridden(_read_file(_find(source)), overrides, str(source))
+    return _load(source, overrides)[0]
+
+
+def load_run_config(directory: Path) -> Config:
+    """The configuration of a run directory, whose paths are absolute.
+
+    Those of earlier versions are relative to the working directory.
+
+    Raises:
+        FileNotFoundError: the directory is no run.
+        ConfigError: as :func:`load_config`.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
+        )
+    return _validated(_merged(_read_layers(path, is_run=True)), str(path), [], ())
+
+
+def explain_config(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+    """Reads a configuration, as :func:`load_config`, and tells where its values come from.
+
+    Returns:
+        the configuration, and by the path of each value ``default``, ``preset NAME``, a file, ``command line``, or the
+        reason of a warm-up that was shortened.
+    """
+    config, layers = _load(source, overrides)
+    return config, {path: _origin(path, layers) for path in flat(config.model_dump(mode="json"))}
+
+
+def _load(source: str | Path, overrides: Sequence[str]) -> tuple[Config, list[_Layer]]:
+    changes, faults, unread = _read_overrides(overrides)
+    layers = _with_fitting_warm_up([*_read_layers(_find(source)), _Layer(_COMMAND_LINE, changes)])
+    return _validated(_merged(layers), str(source), faults, unread), layers
+
+
+def _origin(path: str, layers: Sequence[_Layer]) -> str:
+    parts = path.split(".")
+    for layer in reversed(layers):
+        values: Any = layer.values
+        for depth, part in enumerate(parts, start=1):
+            if part not in values:
+                break
+            values = values[part]
+            if depth == len(parts):
+                return layer.origin
+            if not isinstance(values, dict):  # it replaces the section of lower layers
+                return _DEFAULT
+    return _DEFAULT
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """The configuration of a trained network with some keys changed. Raises as :func:`load_config`."""
-    return _overridden(config.model_dump(mode="json"), overrides, "with overrides", is_trained=True)
+    changes, faults, unread = _read_overrides(overrides)
+    document = _merge(config.model_dump(mode="json"), changes)
+    return _validated(document, "with overrides", faults, {*unread, "training"})
 
 
 def parse_config(document: Document, origin: str) -> Config:
@@ -82,7 +158,21 @@ def parse_config(document: Document, origin: str) -> Config:
     return _validated(_with_current_keys(document, origin, warn=False), origin, [], {"training"})
 
 
-def _overridden(document: Document, overrides: Sequence[str], origin: str, *, is_trained: bool = False) -> Config:
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for overrides that no configuration can have: of another form, or of unknown keys."""
+    changes, faults, _ = _read_overrides(overrides)
+    sections = {path.rpartition(".")[0] for path in _PATHS}
+    for path in flat(changes):
+        while path not in _PATHS and path.rpartition(".")[0] not in sections:
+            path = path.rpartition(".")[0]  # the key that is unknown, not one within it
+        if path not in _PATHS:
+            faults.append(f"{path}: unknown key{_suggestion(path, is_dotted=False)}")
+    if faults:
+        raise ConfigError(f"configuration with overrides: {'; '.join(dict.fromkeys(faults))}")
+
+
+def _read_overrides(overrides: Sequence[str]) -> tuple[Document, list[str], set[str]]:
+    """The values of overrides, their faults, and the paths that could not be read."""
     faults, unread, set_by = list[str](), set[str](), dict[str, str]()
     changes: Document = {}
     for override in overrides:
@@ -92,7 +182,7 @@ def _overridden(document: Document, overrides: Sequence[str], origin: str, *, is
             faults.append(str(error))
             unread.add(override.partition("=")[0])
             continue
-        for path in _paths_set(change):
+        for path in flat(change):
             for other in set_by:
                 # An override of a section also sets every key within it.
                 if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
@@ -101,18 +191,7 @@ def _overridden(document: Document, overrides: Sequence[str], origin: str, *, is
                     unread.add(other)
             set_by[path] = override
         changes = _merge(changes, change)
-    document = _merge(document, changes)
-    if is_trained:
-        return _validated(document, origin, faults, {*unread, "training"})
-    return _validated(_with_fitting_warm_up(document, changes), origin, faults, unread)
-
-
-def _paths_set(change: Document, path: str = "") -> Iterator[str]:
-    for key, value in change.items():
-        if isinstance(value, dict):
-            yield from _paths_set(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}"
+    return changes, faults, unread
 
 
 def _merge(below: Document, above: Document) -> Document:
@@ -121,6 +200,11 @@ def _merge(below: Document, above: Document) -> Document:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _merged(layers: Sequence[_Layer]) -> Document:
+    empty: Document = {}
+    return reduce(_merge, (layer.values for layer in layers), empty)
 
 
 def differences(
@@ -135,23 +219,23 @@ def differences(
             yield f"{path}{key}", old, new
 
 
-def _with_fitting_warm_up(document: Document, above: Mapping[str, Any]) -> Document:
-    """A document with a warm-up that fits its schedule, if ``above``, merged into it, sets the schedule alone."""
-    training, last = document.get("training", {}), above.get("training", {})
+def _with_fitting_warm_up(layers: list[_Layer]) -> list[_Layer]:
+    """Layers with a warm-up that fits the schedule, if the last one sets the schedule alone."""
+    training, last = _merged(layers).get("training", {}), layers[-1].values.get("training", {})
     if not isinstance(training, dict) or not isinstance(last, dict) or "warmup_epochs" in last:
-        return document
+        return layers
     if "warmup_epochs" in training and not {"epochs", "schedule_epochs"} & last.keys():
-        return document
+        return layers
     values = {**TrainingConfig().model_dump(), **training}
     schedule, warm_up = values["schedule_epochs"] or values["epochs"], values["warmup_epochs"]
     if not {type(schedule), type(warm_up)} <= {int, float} or not 1 <= schedule <= warm_up:
-        return document
+        return layers
     fitting = round(schedule * _WARM_UP_SHARE, 10)
+    why = f"a tenth of the schedule of {schedule:g} epochs"
     log_once(
-        f"training.warmup_epochs is {fitting:g}, a tenth of the schedule of {schedule:g} epochs, instead of "
-        f"{warm_up:g}, which is longer than the schedule"
+        f"training.warmup_epochs is {fitting:g}, {why}, instead of {warm_up:g}, which is longer than the schedule"
     )
-    return {**document, "training": {**training, "warmup_epochs": fitting}}
+    return [*layers, _Layer(why, {"training": {"warmup_epochs": fitting}})]
 
 
 def _validated(document: Document, origin: str, faults: Sequence[str], unread: Collection[str]) -> Config:
@@ -241,20 +325,43 @@ def _all_paths(annotation: Any, path: str = "") -> Iterator[str]:
         yield from _all_paths(inner, path)
 
 
+def _holds_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_holds_path, get_args(annotation)))
+
+
+def _keys_of_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if _holds_path(field.annotation):
+            yield f"{prefix}{name}"
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Section):
+                yield from _keys_of_paths(inner, f"{prefix}{name}.")
+
+
 _PATHS = list(dict.fromkeys(_all_paths(Config)))  # sections of several types share keys
+KEYS_OF_PATHS = [key for key in _keys_of_paths(Config) if key != "output"]
 
 
 def _find(source: str | Path, folder: Path = Path(), where: str = "") -> Path:
     for path in (folder / source, _PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path
+    names, given, near = presets(), Path(source), list[str]()
+    with suppress(OSError, ValueError):  # a folder that cannot be listed has no similar files
+        near = [str(given.parent / path.name) for path in sorted((folder / given).parent.glob("*.y*ml"))]
     raise FileNotFoundError(
-        f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(presets())})"
+        f"{where}no configuration '{source}': neither a file nor a preset ({', '.join(names)})"
+        f"{did_you_mean(str(source), [*near, *names])}"
     )
 
 
-def _read_file(path: Path, above: tuple[Path, ...] = ()) -> Document:
-    """A YAML file merged over its ``base:``; ``above`` are the files that are based on this one."""
+def _read_layers(path: Path, above: tuple[Path, ...] = (), *, is_run: bool = False) -> list[_Layer]:
+    """The values of a YAML file and of its ``base:``, lowest first.
+
+    Args:
+        above: the files that are based on this one.
+        is_run: relative paths are relative to the working directory.
+    """
     with path.open("rb") as file:
         document = _parse_yaml(file.read(_MAX_BYTES + 1), f"{path} is")
     if not isinstance(document, dict):
@@ -262,10 +369,60 @@ def _read_file(path: Path, above: tuple[Path, ...] = ()) -> Document:
         raise ConfigError(f"{path} holds {held}, not a mapping of keys to values")
     document = _with_current_keys(document, str(path))
     base = document.pop("base", None)
+    if path.is_relative_to(_PRESETS):
+        origin = f"preset {path.relative_to(_PRESETS).with_suffix('').as_posix()}"
+    else:
+        origin = str(path)
+        if not is_run:
+            document = _with_paths(document, lambda key, value: _beside(path, key, value))
+    layer = _Layer(origin, document)
     if base is None:
-        return document
+        return [layer]
     above = (*above, path.resolve())
-    return _with_fitting_warm_up(_merge(_read_file(_base(path, base, above), above), document), document)
+    return _with_fitting_warm_up([*_read_layers(_base(path, base, above), above, is_run=is_run), layer])
+
+
+def _beside(file: Path, key: str, value: str) -> str:
+    """A path in a file, which is relative to the file's folder; where only the working directory has it, to that."""
+    beside = _without_detours(file.parent / value)
+    if os.path.exists(beside) or not os.path.exists(value):
+        return beside
+    log_once(
+        f"{file}: {key}: {value} is read from the working directory, because there is no {beside}; paths in a file are "
+        "relative to the file, and the next release reads them only there",
+        logging.WARNING,
+    )
+    return value
+
+
+def _without_detours(path: Path) -> str:
+    """``folder/../file`` -> ``file``, unless ``folder`` is a link to elsewhere."""
+    short = os.path.normpath(path)
+    return short if os.path.realpath(short) == os.path.realpath(path) else str(path)
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration with absolute paths, which means the same in every working directory."""
+    document = config.model_dump(mode="json")
+    document["output"] = _without_detours(config.output.absolute())
+    document = _with_paths(document, lambda _, value: _without_detours(Path(value).absolute()))
+    return Config.model_validate(document, context=FIELDS_ALONE)
+
+
+def _with_paths(document: Document, change: Callable[[str, str], str]) -> Document:
+    """A document with its paths changed, except ``output`` and names of weights."""
+    document = copy.deepcopy(document)
+    for key in KEYS_OF_PATHS:
+        *sections, last = key.split(".")
+        section: Any = document
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        value = section.get(last) if isinstance(section, dict) else None
+        with suppress(ValueError):  # none, or a fault that is reported later
+            path = str(given_path(value))
+            if not path.startswith(WEIGHTS_BY_NAME):
+                section[last] = change(key, path)
+    return document
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:

@@ -33,7 +33,10 @@ FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
-WeightsAction = Literal["inspect", "convert"]
+WeightsAction = Literal["inspect", "convert", "download"]
+
+# How names of weights that are no paths begin: of a file in this package, and on the Hugging Face Hub.
+WEIGHTS_BY_NAME = ("package:", "hub:")
 
 # Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {

@@ -164,9 +164,9 @@ def _reversed_playback(config: Config) -> Iterator[str]:
         forward, back = getattr(config.data, kind), getattr(config.data, f"reversed_{kind}")
         if back is not None and forward is None:
             yield f"data.reversed_{kind} needs data.{kind}, because windows are laid out on the forward clock"
-        elif back is not None and forward == back:
+        elif back is not None and forward.absolute() == back.absolute():
             yield (
-                f"data.reversed_{kind}: {forward} is also data.{kind}; give {kind} of reversed playback, or leave it "
+                f"data.reversed_{kind}: {back} is also data.{kind}; give {kind} of reversed playback, or leave it "
                 "out to flip the windows"
             )
 
@@ -244,7 +244,7 @@ def _regression_ranges(config: Config) -> Iterator[str]:
 
 
 def _warm_up(config: Config) -> Iterator[str]:
-    warm_up, schedule = config.training.warmup_epochs, config.training.schedule_epochs or config.training.epochs
+    warm_up, schedule = config.training.warmup_epochs, config.training.schedule_length
     if warm_up >= schedule:
         yield (
             f"training.warmup_epochs: {warm_up:g} must be less than the {schedule} epochs of the schedule; "

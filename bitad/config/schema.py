@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -45,6 +46,7 @@ from bitad.config.names import (
     VitSize,
 )
 from bitad.config.rules import broken_rules
+from bitad.runtime.log import did_you_mean
 from bitad.timeline import Direction, ResizedClock
 
 _SMALLEST, LARGEST = 1e-12, 1e12
@@ -71,7 +73,8 @@ def _distinct(thresholds: tuple[float, ...]) -> tuple[float, ...]:
     return thresholds
 
 
-def _path(value: object) -> object:
+def given_path(value: object) -> str | Path:
+    """A value of the configuration as a path; raises ValueError if it is none."""
     if isinstance(value, str | int | float | Path) and not isinstance(value, bool):
         text = str(value)
         with suppress(UnicodeEncodeError):
@@ -113,9 +116,9 @@ Layers = Annotated[int, Field(ge=0, le=1000)]
 Workers = Annotated[int, Field(ge=0, le=4096)]
 # The seeds that PyTorch accepts.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Name = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]
 FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
-Place = Annotated[Path, BeforeValidator(_path)]
+Place = Annotated[Path, BeforeValidator(given_path)]
 ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -151,7 +154,7 @@ BY_NAME, BY_MEASURES, ONE, EACH = "<name>", "<measures>", "<one>", "<each>"
 def _one_of(what: str, names: Collection[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}")
+            raise ValueError(f"unknown {what} '{name}'; one of {', '.join(names)}{did_you_mean(name, names)}")
         return name
 
     return AfterValidator(check)
@@ -178,7 +181,14 @@ class DataConfig(Section):
     allow_clock_mismatch: bool = False
     class_agnostic: bool = False  # treat all segments as one class: learn when, not what
     training_subset: Name = "training"
+    # The subset that a training evaluates and on which it chooses best.pt; none: `test_subset`.
+    validation_subset: Name | None = None
     test_subset: Name = "validation"
+
+    @property
+    def evaluation_subset(self) -> str:
+        """The subset that a training evaluates."""
+        return self.test_subset if self.validation_subset is None else self.validation_subset
 
 
 class WindowConfig(Section):
@@ -189,7 +199,7 @@ class WindowConfig(Section):
     # evenly spaced over the video, also in training.
     layout: Literal["sliding", "whole", "resized"] = "sliding"
     stride_frames: Count = 4  # video frames from one grid step to the next (videos only)
-    # Instead of it, for videos of several frame rates: each takes the nearest whole stride.
+    # Grid steps per second instead of a stride, for videos of several frame rates: each takes the nearest stride.
     steps_per_second: Positive | None = None
     # The position of a step in its part of a resized video; `edge`: its start, as in OpenTAD.
     resized_clock: ResizedClock = "centre"
@@ -223,9 +233,16 @@ def _size_type(value: object) -> str:
     return BY_NAME if isinstance(value, str) else BY_MEASURES
 
 
+# What editors suggest; YAML reads some of these names as numbers.
+_EXPERIMENT_NAMES = WithJsonSchema(
+    {"enum": [*EXPERIMENTS, *(int(name) for name in EXPERIMENTS if name.isdigit())]}
+)
+_CHECKPOINTING_NAMES = WithJsonSchema({"enum": [*get_args(Checkpointing), True, False, None]})
+
 # The type of the value selects the alternative that a fault refers to.
 Size = Annotated[
-    Annotated[str, _one_of("backbone size", SIZES), Tag(BY_NAME)] | Annotated[SizeConfig, Tag(BY_MEASURES)],
+    Annotated[str, _one_of("backbone size", SIZES), WithJsonSchema({"enum": [*SIZES]}), Tag(BY_NAME)]
+    | Annotated[SizeConfig, Tag(BY_MEASURES)],
     Discriminator(_size_type),
 ]
 
@@ -235,7 +252,8 @@ class BackboneConfig(Section):
 
     type: Literal["videomae"] = "videomae"
     size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
-    weights: Place | None = None  # pre-trained VideoMAE file, or `package:NAME` for one in this package
+    # Pre-trained VideoMAE file; `hub:OWNER/NAME`: of the Hugging Face Hub, downloaded; `package:NAME`: of this package.
+    weights: Place | None = None
     random: bool = False  # allow random frozen weights where `weights` is none
     pixels: Count = 160  # height and width of the frames
     table_pixels: Count = 224  # frame size of the position table
@@ -244,7 +262,7 @@ class BackboneConfig(Section):
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
     # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
     # networks share a graph, else none.
-    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing)] = None
+    checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing), _CHECKPOINTING_NAMES] = None
     compile: bool = False  # compile the blocks, which takes minutes at the start
 
     @property
@@ -413,6 +431,8 @@ class TrainingConfig(Section):
     regression_weight: Positive = 1.0  # weight of the segment loss relative to the class loss
     evaluate_every: Count = 5
     evaluate_from: Annotated[int, Field(ge=0, le=10**9)] = 0
+    # The weights of best.pt: those of the best evaluation, or of the last one, which is of the final epoch.
+    select: Literal["best", "last"] = "best"
     workers: Workers = 2
     # Steps between checkpoints; none: only after epochs and when the run is stopped.
     checkpoint_steps: Count | None = None
@@ -422,7 +442,13 @@ class TrainingConfig(Section):
     read_timeout_s: Positive | None = 300.0  # for reading a window; none: no limit
     # Stop after this many consecutive steps with a loss or gradient that is not finite.
     max_nonfinite_steps: Count = 1
+    tensorboard: bool = False  # also write event files for TensorBoard
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @property
+    def schedule_length(self) -> int:
+        """The epochs until the learning rate is 0."""
+        return self.schedule_epochs or self.epochs
 
 
 class NmsConfig(Section):
@@ -497,7 +523,7 @@ class Config(Section):
     name: FolderName
     seed: Seed = 0
     direction: Direction = "forward"  # playing direction of the network
-    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS)] = "baseline"
+    experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -542,18 +568,24 @@ class Config(Section):
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
+    def pair_changes(self) -> tuple[str, ...]:
+        """How the pair differs from its experiment's default, in words."""
+        pair = self.pair
+        words = (
+            (pair.second == "forward", "two forward"),
+            (pair.align == "naive", "naive"),
+            (pair.fusion is not None, f"{pair.fusion} fusion"),
+            (pair.fusion_init == "random", "random"),
+            (pair.train_detector, "detector too"),
+        )
+        return tuple(word for holds, word in words if holds)
+
+    @property
     def variant(self) -> str:
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
         if self.design.networks == 1:
             return self.direction
-        words = (
-            (self.pair.second == "forward", "two-forward"),
-            (self.pair.align == "naive", "naive"),
-            (self.pair.fusion is not None, f"{self.pair.fusion}-fusion"),
-            (self.pair.fusion_init == "random", "random"),
-            (self.pair.train_detector, "detector-too"),
-        )
-        return "-".join([self.experiment, *(word for holds, word in words if holds)])
+        return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])
 
     @property
     def run_directory(self) -> Path:

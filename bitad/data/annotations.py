@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bitad.data.classes import ANY_CLASS, UNDECIDED, Classes, read_classes
 from bitad.data.clocks import Clock
 from bitad.data.formats.parsing import ParsedVideo
-from bitad.runtime.log import log_once, quoted, shortlist
+from bitad.runtime.log import did_you_mean, log_once, quoted, shortlist
 from bitad.timeline import FloatArray, IntArray, reverse_seconds
 
 
@@ -108,8 +108,13 @@ class Annotations:
         """
         chosen = self.map(lambda video: video if video.subset == name else None)
         if not chosen.videos:
-            found = ", ".join(f"{subset} ({count} videos)" for subset, count in self.subsets().items())
-            raise ValueError(f"no video is in subset {name!r}; the subsets are {found or 'none: no videos'}")
+            counts = self.subsets()
+            found = (
+                ", ".join(f"{subset} ({count} videos)" for subset, count in counts.items()) or "none: no videos"
+            )
+            raise ValueError(
+                f"no video is in subset {name!r}; the subsets are {found}{did_you_mean(name, counts)}"
+            )
         return chosen
 
     def map(self, change: Callable[[AnnotatedVideo], AnnotatedVideo | None]) -> Annotations:
@@ -164,16 +169,25 @@ DefectKind = Literal[
     "another frame count",
     "no reversed video file",
     "not the reverse of its video",
+    "no features",
+    "unreadable features",
+    "another width of features",
+    "another number of rows",
 ]
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong with one video's annotation."""
+    """Something wrong with one video's annotation.
+
+    Args:
+        segment: start and end in seconds, as annotated, where one segment is wrong.
+    """
 
     video: str
     kind: DefectKind
     detail: str
+    segment: tuple[float, float] | None = None
 
 
 def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iterable[Defect] = ()) -> None:
@@ -212,7 +226,7 @@ def class_names(
             for row in video.rows:
                 if row.label not in known:
                     detail = f"label {row.label!r} is not one of the {len(names)} classes"
-                    defects.append(Defect(video.name, "label outside the classes", detail))
+                    defects.append(Defect(video.name, "label outside the classes", detail, row[:2]))
         return names, defects
     # All labels have one number of their own, or none. Each pair is stored with a video that has it.
     pairs: dict[tuple[str, int | None], str] = {}

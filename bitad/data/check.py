@@ -1,4 +1,4 @@
-"""Checks annotation files, the video files they name, and the time-reversed copies of these."""
+"""Checks annotation files, the videos and features they name, and the time-reversed copies of the videos."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bitad.data.annotations import AnnotatedVideo, Defect, class_names
 from bitad.data.classes import UNDECIDED
 from bitad.data.clocks import differences
 from bitad.data.convert import KnownClocks, clock_of, segment_defects
+from bitad.data.feature_check import check_features
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.runtime.log import log_once
 from bitad.video.decoding import describe_loss
@@ -34,6 +35,8 @@ class AnnotationReport:
         defects: of each video that has any.
         without_truth: number of videos in each subset in which no video has a segment of a class.
         unmeasured: why segments of some videos may lie outside them unnoticed; empty if none may.
+        videos: with the durations that are known; without rows that could not be read.
+        of_features: lines on the features as a whole.
     """
 
     path: str
@@ -43,6 +46,8 @@ class AnnotationReport:
     defects: dict[str, list[Defect]]
     without_truth: dict[str, int]
     unmeasured: str = ""
+    videos: tuple[AnnotatedVideo, ...] = ()
+    of_features: tuple[str, ...] = ()
 
 
 def check_annotations(
@@ -50,6 +55,7 @@ def check_annotations(
     videos_dir: str | Path | None = None,
     *,
     reversed_dir: str | Path | None = None,
+    features: str | Path | None = None,
     format: str | None = None,
     video_info: str | Path | None = None,
     classes: Sequence[str] | PathLike[str] | None = None,
@@ -63,8 +69,9 @@ def check_annotations(
     Args:
         videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
         reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
+        features: a folder or an ``.npz`` file that must hold sound features of every video.
         ignore: as for ``read_annotations``.
-        on_progress: called after each video file with the number of videos done and in all.
+        on_progress: called after each file of a video with the number of files done and in all.
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: reversed videos need their originals; name that folder too")
@@ -94,8 +101,19 @@ def check_annotations(
         if video.labels and set(video.labels) <= set(ignore) - set(names):
             labels = ", ".join(sorted(set(video.labels)))
             defects.append(Defect(video.name, "only ignored labels", f"all its segments are {labels}"))
+    files = 0 if videos_dir is None else len(videos)
+    total = files + (0 if features is None else len(videos))
+
+    def count(done: int, _: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
+
     if videos_dir is not None:
-        defects += _video_defects(videos, Path(videos_dir), reversed_dir, on_progress)
+        defects += _video_defects(videos, Path(videos_dir), reversed_dir, count)
+    of_features: list[str] = []
+    if features is not None:
+        found, of_features = check_features(videos, features, lambda done, _: count(files + done, total))
+        defects += found
     by_video: dict[str, list[Defect]] = {video.name: [] for video in videos}
     for defect in defects:
         by_video[defect.video].append(defect)
@@ -116,6 +134,8 @@ def check_annotations(
         defects={name: found for name, found in by_video.items() if found},
         without_truth={subset: count for subset, count in subsets.items() if subset not in with_truth},
         unmeasured=why_unmeasured,
+        videos=tuple(videos),
+        of_features=tuple(of_features),
     )
 
 
@@ -123,7 +143,7 @@ def _video_defects(
     videos: Sequence[AnnotatedVideo],
     folder: Path,
     reversed_folder: str | Path | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None],
 ) -> Iterator[Defect]:
     for place in (folder, reversed_folder):
         if place is not None and not Path(place).is_dir():
@@ -148,8 +168,7 @@ def _video_defects(
                 yield Defect(video.name, kind, f"{path} {detail}")
         if find_reversed is not None:
             yield from _copy_defects(video.name, path, index, find_reversed)
-        if on_progress is not None:
-            on_progress(done, len(videos))
+        on_progress(done, len(videos))
     for finder in (find, find_reversed):
         if finder is not None and (line := finder.line()):
             log_once(line)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bitad.data.formats.parsing import objects_in
 from bitad.runtime.files import atomic_write, read_json, read_text
+from bitad.runtime.log import did_you_mean
 
 # THUMOS14's label of spans that its annotators could not decide on: no class to train.
 UNDECIDED = ("Ambiguous",)
@@ -135,7 +136,8 @@ def _name_of(
         remedy = "name the classes with --classes FILE: a list, or annotations"
         raise ValueError(f"label {label} is the number of a class; {remedy}")
     if isinstance(label, str) and not re.fullmatch(r"\d{1,18}", label):
-        raise ValueError(f"label {label} is not among the classes that {source} names")
+        near = did_you_mean(label, listed)
+        raise ValueError(f"label {label} is not among the classes that {source} names{near}")
     if int(label) not in numbers:
         listed_numbers = f"{len(numbers)} of {source}, {min(numbers, default=0)} to {max(numbers, default=0)}"
         raise ValueError(f"class number {label} is not one of the {listed_numbers}; write lines of NUMBER NAME")

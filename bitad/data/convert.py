@@ -18,6 +18,7 @@ from bitad.data.classes import UNDECIDED, class_list, write_classes
 from bitad.data.clocks import Clock, contradictions, differences, read_clocks, require_agreement
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.data.formats.database import write_annotations
+from bitad.runtime.log import did_you_mean
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import Matching, VideoFinder, renamed
@@ -81,14 +82,12 @@ def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
     for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels, strict=True)):
         where = f"{label} [{start:g}, {end:g}] s"
         if end > video.duration_s + _ROUNDING_S or start < 0:
-            yield (
-                i,
-                Defect(video.name, "segment outside the video", f"{where} of a video of {video.duration_s:g} s"),
-            )
+            detail = f"{where} of a video of {video.duration_s:g} s"
+            yield i, Defect(video.name, "segment outside the video", detail, (start, end))
         if start >= end:
-            yield i, Defect(video.name, "start not before end", where)
+            yield i, Defect(video.name, "start not before end", where, (start, end))
         if (start, end, label) in seen:
-            yield i, Defect(video.name, "duplicate", where)
+            yield i, Defect(video.name, "duplicate", where, (start, end))
         seen.add((start, end, label))
 
 
@@ -248,7 +247,8 @@ def convert_annotations(
     subsets = subsets or {}
     if unknown := [name for name in subsets if name not in annotations.subsets()]:
         names = ", ".join(annotations.subsets())
-        raise ValueError(f"{src}: no subset {unknown[0]!r} to rename; the subsets are {names}")
+        near = did_you_mean(unknown[0], annotations.subsets())
+        raise ValueError(f"{src}: no subset {unknown[0]!r} to rename; the subsets are {names}{near}")
     annotations = annotations.map(lambda video: replace(video, subset=subsets.get(video.subset, video.subset)))
     return Conversion(parsed.format, annotations, report)
 

@@ -301,7 +301,8 @@ _PLACED = ("feature_stride_frames", "feature_offset_frames", "feature_channels")
 _MAY_DIFFER = ("direction", "precision", "stored")
 
 
-def _read_own_sidecar(folder: Path) -> Sidecar | None:
+def read_own_sidecar(folder: Path) -> Sidecar | None:
+    """The content of a folder's ``features.json``; None if there is none, or another project's."""
     if not (folder / SIDECAR).is_file():
         return None
     content = read_json(folder / SIDECAR)
@@ -325,7 +326,7 @@ def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[s
         ("features", data.features, "forward"),
         ("reversed_features", data.reversed_features, "reverse"),
     ):
-        if folder is None or (sidecar := _read_own_sidecar(folder)) is None:
+        if folder is None or (sidecar := read_own_sidecar(folder)) is None:
             continue
         found[key] = sidecar
         faults += [
@@ -356,8 +357,8 @@ def require_same_features(before: DataConfig, now: DataConfig) -> None:
 
 def _differences(one: Path, other: Path) -> list[str]:
     """The settings in which two folders differ but should not; none where one has no ``features.json``."""
-    mine = _read_own_sidecar(one)
-    theirs = _read_own_sidecar(other)
+    mine = read_own_sidecar(one)
+    theirs = read_own_sidecar(other)
     if mine is None or theirs is None:
         return []
     same = {key: getattr(mine.settings, key) for key in _MAY_DIFFER}

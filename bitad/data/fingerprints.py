@@ -6,8 +6,6 @@ Each video has a digest of its annotation as the run uses it, and one of its fil
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -19,30 +17,33 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.feature_files import FeatureStore
 from bitad.data.sources import annotated_names
 from bitad.runtime.log import shortlist
+from bitad.runtime.signatures import content_digest, file_digest
 from bitad.video.names import VideoFinder
 
 # Kind of data -> name of the video, or of a file that holds all videos -> digest.
 Fingerprints = dict[str, dict[str, str]]
 
 TRAINING = "training annotations"
+VALIDATION = "validation annotations"
 TEST = "test annotations"
 SCORES = "video scores"
 MISSING = "missing"
 
-_COMPLETE_BYTES = 1 << 20
-_SAMPLE_BYTES = 1 << 16
-_SAMPLES = 8
 
-
-def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annotations) -> Fingerprints:
-    """The fingerprints of the data that a run is trained and tested on."""
+def fingerprints(
+    config: Config, training: Iterable[AnnotatedVideo], test: Annotations, validation: Annotations | None = None
+) -> Fingerprints:
+    """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on."""
     data = config.data
     trained = list(training)
     found: Fingerprints = {
         TRAINING: {video.name: _of_annotation(video) for video in trained},
         TEST: {video.name: _of_annotation(video) for video in test.videos.values()},
     }
-    names = list(dict.fromkeys((*(video.name for video in trained), *test.videos)))
+    validated = {} if validation is None else validation.videos
+    if validation is not None:
+        found[VALIDATION] = {video.name: _of_annotation(video) for video in validated.values()}
+    names = list(dict.fromkeys((*(video.name for video in trained), *validated, *test.videos)))
     wanted = partial(annotated_names, data)
     sources = [("", data.features, data.videos)]
     if "reverse" in config.views:
@@ -53,7 +54,7 @@ def fingerprints(config: Config, training: Iterable[AnnotatedVideo], test: Annot
         if videos is not None:
             found[f"{prefix}videos"] = _digests(_video_digest(videos, wanted), names)
     if (scores := config.test.video_scores) is not None:
-        found[SCORES] = _digests(lambda _: _of_file(scores), [SCORES])
+        found[SCORES] = _digests(lambda _: file_digest(scores), [SCORES])
     return found
 
 
@@ -63,7 +64,7 @@ def of_tests(found: Fingerprints) -> Fingerprints:
     return {
         kind: {name: digest for name, digest in digests.items() if kind == SCORES or name in tests}
         for kind, digests in found.items()
-        if kind != TRAINING
+        if kind not in (TRAINING, VALIDATION)
     }
 
 
@@ -98,7 +99,7 @@ def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str
 
 def _of_annotation(video: AnnotatedVideo) -> str:
     values = (video.duration_s, video.fps, video.frames, video.segments.tolist(), video.labels)
-    return _digest(repr(values).encode())
+    return content_digest(repr(values).encode())
 
 
 def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
@@ -111,34 +112,18 @@ def _digests(digest_of: Callable[[str], str], names: Iterable[str]) -> dict[str,
 
 def _video_digest(folder: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     find = VideoFinder(folder, wanted)
-    return lambda name: _of_file(find(name))
+    return lambda name: file_digest(find(name))
 
 
 def _feature_digest(path: Path, wanted: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     store = FeatureStore(path, wanted=wanted)
     if path.is_dir():
-        return lambda name: _of_file(store.file(name))
+        return lambda name: file_digest(store.file(name))
     with zipfile.ZipFile(path) as archive:  # it has a checksum of every array
         arrays = {member.filename: f"{member.file_size} {member.CRC}" for member in archive.infolist()}
 
     def of_array(name: str) -> str:
         member = f"{name}.npy"
-        return _digest(arrays[member if member in arrays else f"{store.array(name)}.npy"].encode())
+        return content_digest(arrays[member if member in arrays else f"{store.array(name)}.npy"].encode())
 
     return of_array
-
-
-def _of_file(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _COMPLETE_BYTES:
-            return _digest(file.read())
-        samples = [str(size).encode()]
-        for i in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1), os.SEEK_SET)
-            samples.append(file.read(_SAMPLE_BYTES))
-    return _digest(b"".join(samples))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()

@@ -46,10 +46,19 @@ def annotated_names(data: DataConfig) -> tuple[str, ...]:
 
 def read_test_ground_truth(config: Config) -> Annotations:
     """The test subset, with the network's classes, or those of the video-level scores."""
+    return _read_tested(config, config.data.test_subset)
+
+
+def read_evaluation_ground_truth(config: Config) -> Annotations:
+    """The subset that a training evaluates, with classes as :func:`read_test_ground_truth`."""
+    return _read_tested(config, config.data.evaluation_subset)
+
+
+def _read_tested(config: Config, subset: str) -> Annotations:
     data = config.data
     if config.test.video_scores is not None:
         data = data.model_copy(update={"class_agnostic": False})
-    return read_ground_truth(data).subset(data.test_subset)
+    return read_ground_truth(data).subset(subset)
 
 
 class Source(Protocol):

@@ -19,7 +19,14 @@ from bitad.data.dataset import TestWindows
 from bitad.data.detections import Detections, write_detections
 from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
 from bitad.data.samples import Batch, ReadFailure, Sample, collate
-from bitad.data.sources import Sampling, Source, VideoFiles, build_source, read_test_ground_truth
+from bitad.data.sources import (
+    Sampling,
+    Source,
+    VideoFiles,
+    build_source,
+    read_evaluation_ground_truth,
+    read_test_ground_truth,
+)
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.merge import merge
 from bitad.inference.postprocess import Stitcher, decode, suppress_overlaps
@@ -282,21 +289,24 @@ def _durations(
 
 
 def detect_on_reversed_playback(checkpoint: Checkpoint, ranks: Ranks) -> Detections:
-    """A forward network's detections in its test videos played backwards, on the forward clock."""
+    """A forward network's detections in the videos that its training evaluated, played backwards.
+
+    They are on the forward clock.
+    """
     config = checkpoint.config.model_copy(update={"direction": "reverse"})
     description = f"testing {config.run_directory.name} on reversed playback"
-    return _detect_in_test_subset(checkpoint, config, ranks, description=description)[1].merged
+    subset = read_evaluation_ground_truth(config)
+    return _detect_in_subset(checkpoint, subset, config, ranks, description=description).merged
 
 
-def _detect_in_test_subset(
-    checkpoint: Checkpoint, config: Config, ranks: Ranks, **options: Any
-) -> tuple[Annotations, Results]:
-    subset = read_test_ground_truth(checkpoint.config)
+def _detect_in_subset(
+    checkpoint: Checkpoint, subset: Annotations, config: Config, ranks: Ranks, **options: Any
+) -> Results:
     # The run has indexed its videos already.
     source = build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))
     validate_clocks(subset, source, config, checkpoint.rate_hz, ranks)
     network = checkpoint.network().to(ranks.device)
-    return subset, detect(network, subset, source, config, ranks, **options)
+    return detect(network, subset, source, config, ranks, **options)
 
 
 def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evaluation]:
@@ -317,7 +327,8 @@ def run_test(checkpoint: Checkpoint, out: Path, ranks: Ranks) -> dict[str, Evalu
         has = f"{config.data.classes or config.data.annotations} has the classes {', '.join(classes)}"
         raise ValueError(f"{has}, but {trained}; name its class list in data.classes")
     details = {"variant": config.variant, "epoch": checkpoint.epoch, "name": config.name, "seed": config.seed}
-    subset, results = _detect_in_test_subset(checkpoint, config, ranks, details=details)
+    subset = read_test_ground_truth(config)
+    results = _detect_in_subset(checkpoint, subset, config, ranks, details=details)
     named = results.named()
     if ranks.is_main:
         _log_changed_data(checkpoint, subset)

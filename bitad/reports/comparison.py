@@ -10,20 +10,23 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bitad.config.loading import differences, load_config
+from bitad.config.loading import differences, load_run_config
 from bitad.config.names import EXPERIMENTS, RESULTS_OF_PAIRS, MergeMethod
 from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
-from bitad.data.sources import read_test_ground_truth
+from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
-from bitad.reports.page import Kind, page_videos, write_report
+from bitad.reports.media import copy_videos, link_videos
+from bitad.reports.page import SHOWN_VIDEOS, Kind, page_videos, write_report
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
 from bitad.reports.tables import Cell, Row, Table, evaluation_notes, sensitivity_table
 from bitad.runtime.distributed import Ranks
+from bitad.runtime.log import log, shortlist
+from bitad.runtime.progress import progress_callback
 from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
@@ -48,12 +51,8 @@ class Run:
 
     @staticmethod
     def read(directory: Path) -> Run:
-        """The run in a directory; raises FileNotFoundError if it is none, and as ``load_config``."""
-        if not (directory / "config.yaml").is_file():
-            raise FileNotFoundError(
-                f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
-            )
-        return Run(directory, load_config(directory / "config.yaml"))
+        """The run in a directory; raises as :func:`~bitad.config.loading.load_run_config`."""
+        return Run(directory, load_run_config(directory))
 
     @property
     def label(self) -> str:
@@ -61,14 +60,8 @@ class Run:
         config = self.config
         if config.design.networks == 1:
             return "F" if config.direction == "forward" else "B"
-        words = (
-            (config.pair.second == "forward", "two forward networks"),
-            (config.pair.align == "naive", "naive"),
-            (config.pair.fusion is not None, f"{config.pair.fusion} fusion"),
-            (config.pair.fusion_init == "random", "random"),
-            (config.pair.train_detector, "detector too"),
-        )
-        return ", ".join([config.experiment, *(word for holds, word in words if holds)])
+        changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
+        return ", ".join([config.experiment, *changes])
 
     @property
     def group(self) -> str:
@@ -127,14 +120,14 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def common_ground_truth(runs: Sequence[Run]) -> Annotations:
-    """The test subset of all runs; raises ValueError if they differ in videos, segments, classes or tIoU."""
+    """The subset that all runs evaluated; raises ValueError if they differ in videos, segments, classes or tIoU."""
     truths: dict[tuple[object, ...], Annotations] = {}
     first = runs[0]
     for run in runs:
         data, test = run.config.data, run.config.test
-        key = (data.annotations, data.classes, data.test_subset, data.class_agnostic, test.video_scores)
+        key = (data.annotations, data.classes, data.evaluation_subset, data.class_agnostic, test.video_scores)
         try:
-            truth = truths[key] = truths.get(key) or read_test_ground_truth(run.config)
+            truth = truths[key] = truths.get(key) or read_evaluation_ground_truth(run.config)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"run {run.directory}: {error} in its config.yaml") from None
         common = next(iter(truths.values()))
@@ -149,7 +142,7 @@ def common_ground_truth(runs: Sequence[Run]) -> Annotations:
 def _test_of(run: Run) -> str:
     data = run.config.data
     tiou = ", ".join(f"{threshold:.4g}" for threshold in run.config.test.tiou)
-    return f"subset {data.test_subset} of {data.annotations} at tIoU {tiou}"
+    return f"subset {data.evaluation_subset} of {data.annotations} at tIoU {tiou}"
 
 
 def _contents(truth: Annotations) -> tuple[Any, ...]:
@@ -160,7 +153,7 @@ def _contents(truth: Annotations) -> tuple[Any, ...]:
 
 
 # Keys that are not part of a recipe.
-_NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers")
+_NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers", "training.tensorboard")
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +277,8 @@ class Comparison:
 
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
+        if (subset := self.runs[0].config.data.validation_subset) is not None:
+            yield f"Evaluated on the validation subset {subset}; `bitad test` tests data.test_subset."
         of_seeds = [r.label for r in self.results if len(r.evaluations) > 1]
         if of_seeds:
             yield "Spread: the standard deviation (n - 1) of the average over seeds."
@@ -343,10 +338,13 @@ def compare(
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
         sets = baselines[one.directory], baselines[other.directory]
-        merged = merge(*sets, method=method, settings=one.config.test.nms.suppression)
-        add(label, UNTRAINED, seeds, merged)
+        add(label, UNTRAINED, seeds, _fuse(sets, one, method))
     ordered = sorted(results.values(), key=lambda r: GROUPS.index(r.group))
     return Comparison(tuple(found), truth, tuple(ordered))
+
+
+def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detections:
+    return merge(*sets, method=method, settings=run.config.test.nms.suppression)
 
 
 def _read_forward(path: Path, truth: Annotations) -> Detections:
@@ -475,8 +473,22 @@ def write_comparison(
     out: Path,
     comparison: Comparison,
     sensitivity: Sensitivity | None = None,
+    *,
+    videos: Path | None = None,
+    copy: bool = False,
 ) -> Path:
-    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned."""
+    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned.
+
+    Args:
+        videos: the folder of the videos; None: that of the runs.
+        copy: copy the videos that the page shows into ``out``/media, and do not link to them.
+    """
+    files = _video_files(comparison, videos)
+    if copy:
+        with progress_callback("copying videos") as on_progress:
+            media = copy_videos(files, out, on_progress=on_progress)
+    else:
+        media = link_videos(files, out)
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
@@ -485,11 +497,13 @@ def write_comparison(
         if run.group == BASELINES:
             kind: Kind = "forward" if run.label == "F" else "reverse"
             shown.setdefault(run.label, (kind, run.detection_files()[""]))
-    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
-        shown[best.label] = ("merged", next(iter(best.files.values())))
-    results = []
+    results: list[tuple[str, Kind, Detections]] = []
     for label, (kind, path) in shown.items():
         results.append((label, kind, _read_forward(path, comparison.truth)))
+    if late := comparison.best(UNTRAINED, label="late fusion"):
+        results.append((late.label, "merged", _late_fusion(comparison, late.label)))
+    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
+        results.append((best.label, "merged", _read_forward(next(iter(best.files.values())), comparison.truth)))
     return write_report(
         out,
         title="BiTAD: runs compared",
@@ -497,8 +511,16 @@ def write_comparison(
         tables=[table for table in tables if table.rows],
         content=comparison.json(),
         pictures=_draw(out, comparison, sensitivity),
-        videos=page_videos(comparison.truth, results, partial(_media, out, comparison)),
+        videos=page_videos(comparison.truth, results, media.get),
     )
+
+
+def _late_fusion(comparison: Comparison, label: str) -> Detections:
+    """The detections of a late fusion, of the first seed."""
+    fusions = (fusion for fusion in _fusions(comparison.runs) if fusion[0] == label)
+    _, _, one, other, method = next(fusions)
+    sets = [_read_forward(run.detection_files()[""], comparison.truth) for run in (one, other)]
+    return _fuse(sets, one, method)
 
 
 def _draw(
@@ -531,13 +553,27 @@ def _draw(
     return pictures
 
 
-def _media(out: Path, comparison: Comparison, name: str) -> str | None:
-    """The file of a video relative to the page, if it is in the page's folder."""
-    for folder in dict.fromkeys(run.config.data.videos for run in comparison.runs):
-        if folder is not None and folder.is_dir():
-            find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
+def _video_files(comparison: Comparison, given: Path | None) -> dict[str, Path]:
+    """The files of the videos that the page shows, by name; the log says what has none."""
+    shown = list(comparison.truth.videos)[:SHOWN_VIDEOS]
+    folders = [given] if given is not None else [run.config.data.videos for run in comparison.runs]
+    stated = [folder for folder in dict.fromkeys(folders) if folder is not None]
+    if not stated:
+        log.info("the page has no videos: the runs take features; name the folder of the videos with --videos")
+        return {}
+    files: dict[str, Path] = {}
+    for folder in stated:
+        if not folder.is_dir():
+            log.warning("%s: no such folder of videos; name the folder with --videos", folder)
+            continue
+        find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
+        for name in shown:
             try:
-                return find(name).resolve().relative_to(out.resolve()).as_posix()
-            except (FileNotFoundError, ValueError):  # the folder lacks the video, or is elsewhere
+                files[name] = files.get(name) or find(name)
+            except FileNotFoundError:
                 continue
-    return None
+            except ValueError as error:  # several may be meant
+                log.warning("%s", error)
+    if missing := [name for name in shown if name not in files]:
+        log.warning("the page lacks %d of its %d videos: %s", len(missing), len(shown), shortlist(missing))
+    return {name: files[name] for name in shown if name in files}

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import bitad
 from bitad.config.names import OnDecodeError
 from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.reports.media import MEDIA
 from bitad.reports.page import PageVideo, Track, is_own_page, write_page
-from bitad.runtime.files import atomic_write, check_folder, check_not_inputs
+from bitad.runtime.files import atomic_write, check_folder, check_not_inputs, walk
+from bitad.runtime.locking import LOCK
 from bitad.runtime.log import printable, shortlist
 from bitad.runtime.progress import progress_callback
+from bitad.runtime.signatures import file_digest, sha256_of
 from bitad.video.writer import write_preview
 
 MAX_LINES = 3
@@ -63,44 +68,99 @@ def _plain(label: str) -> str:
 
 
 _MARK = {"made_by": "bitad detect"}  # in the detections.json of a report
-_PAGE, _MEDIA = "index.html", "media"
+_PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What detections were made from, as their file records it.
+
+    Args:
+        checkpoint: ``file`` and ``sha256`` of the weights, and ``config`` if one was named; empty if there is no file.
+        videos: a digest of each readable video file, by name.
+    """
+
+    checkpoint: dict[str, str]
+    videos: dict[str, str]
+
+    @staticmethod
+    def of(weights: Path, config: str | None, videos: Mapping[str, Path]) -> Inputs:
+        """Of a file of weights, and of video files by name."""
+        found = {"file": str(weights), "sha256": sha256_of(weights)} if weights.is_file() else {}
+        if config is not None:
+            found["config"] = config
+        digests = {}
+        for name, file in videos.items():
+            with suppress(OSError):  # detecting names the file that cannot be read
+                digests[name] = file_digest(file)
+        return Inputs(found, digests)
+
+    def lost(self, details: Mapping[str, Any]) -> str | None:
+        """What would be lost if results with these ``details`` were replaced; None: they would only be made again."""
+        before, videos = details.get("checkpoint"), details.get("videos")
+        if not (isinstance(before, dict) and isinstance(videos, dict)):
+            return "results of an earlier version, which does not record the checkpoint"
+        is_there = "sha256" in self.checkpoint  # loading says what is missing
+        if is_there and any(before.get(key) != self.checkpoint.get(key) for key in ("sha256", "config")):
+            file, config = before.get("file"), before.get("config")
+            if file == self.checkpoint.get("file") and config == self.checkpoint.get("config"):
+                return f"results of {file} before it changed"
+            return f"results of another checkpoint ({file}{f' with {config}' if config else ''})"
+        if others := [name for name, digest in videos.items() if self.videos.get(name) != digest]:
+            return f"results of other videos ({shortlist(others)})"
+        return None
 
 
 def check_detection_report(
     out: Path,
     videos: Mapping[str, Path],
+    made_from: Inputs,
     *,
     min_score: float,
-    overwrite: bool = False,
+    force: bool = False,
     inputs: Iterable[Path] = (),
 ) -> None:
     """Checks in advance that :func:`write_detection_report` can and may write its files.
 
+    Results of the same checkpoint and videos may be replaced, perhaps by those of more videos.
+
+    Args:
+        made_from: the inputs of the new results.
+        force: replace any earlier results, and write beside other files.
+        inputs: more files that must not be replaced.
+
     Raises:
-        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or a file exists already.
+        ValueError, OSError: ``min_score`` is not in [0, 1], ``out`` is not writable, or has other results or files.
     """
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score {min_score}: give a score from 0 to 1")
     check_folder(out)
-    check_folder(out / _MEDIA)
+    check_folder(out / MEDIA)
     planned = _files(out, videos)
     check_not_inputs(planned, [*videos.values(), *inputs])
-    existing = [path for path in planned if os.path.lexists(path)]
-    if existing and not overwrite:
-        raise ValueError(
-            f"{shortlist(existing, most=1)} would be overwritten; choose another --out, or replace the files of an "
-            "earlier `bitad detect` with --overwrite"
-        )
-    if foreign := [path for path in existing if path not in _earlier_files(out)]:
+    earlier = _earlier(out)
+    own = set(_files_of(earlier, out))
+    if foreign := [path for path in planned if os.path.lexists(path) and path not in own]:
         raise ValueError(
             f"{foreign[0]} was not written by `bitad detect` and is not overwritten; choose another --out"
         )
+    if force:
+        return
+    if earlier is not None and (lost := made_from.lost(earlier.details)):
+        raise ValueError(f"{out} has {lost}; choose another --out, or replace them with --force")
+    for here, _, files in walk(out):
+        for path in (here / name for name in files if name != LOCK):
+            if path not in own:
+                raise ValueError(
+                    f"{path} was not written by `bitad detect`; choose another --out, or write beside it with --force"
+                )
 
 
 def write_detection_report(
     out: Path,
     detections: Detections,
     videos: Mapping[str, Path],
+    made_from: Inputs,
     *,
     min_score: float,
     damaged: OnDecodeError = "error",
@@ -110,8 +170,10 @@ def write_detection_report(
     Browsers do not play every video, but they play the previews. Other files of an earlier report are removed.
     Returns the page, and for each video without a preview the reason.
     """
-    earlier = _earlier_files(out)
-    details = {**_MARK, "version": bitad.__version__} | detections.details
+    earlier = _files_of(_earlier(out), out)
+    videos_read = {name: digest for name, digest in made_from.videos.items() if name in detections}
+    record = {"checkpoint": made_from.checkpoint, "videos": videos_read}
+    details = {**_MARK, "version": bitad.__version__, **record} | detections.details
     write_detections(replace(detections, details=details), out / "detections.json")
     tracks = {name: Track.of("Detections", "detection", detections, name) for name in detections.videos}
     for name, track in tracks.items():
@@ -119,10 +181,10 @@ def write_detection_report(
     without: dict[str, str] = {}
     on_page = []
     for name, track in tracks.items():
-        media: str | None = f"{_MEDIA}/{name}.mp4"
+        media: str | None = f"{MEDIA}/{name}.mp4"
         try:
             with progress_callback(f"preview of {name}") as on_progress:
-                write_preview(videos[name], out / _MEDIA / f"{name}.mp4", damaged=damaged, on_progress=on_progress)
+                write_preview(videos[name], out / MEDIA / f"{name}.mp4", damaged=damaged, on_progress=on_progress)
         except (OSError, ValueError) as error:
             media, without[name] = None, str(error)
         on_page.append(PageVideo(name, media, detections.durations_s[name], [track]))
@@ -135,13 +197,18 @@ def write_detection_report(
     return page, without
 
 
-def _earlier_files(out: Path) -> list[Path]:
-    """The files of an earlier report in a folder, if there is one."""
+def _earlier(out: Path) -> Detections | None:
+    """The detections of an earlier report in a folder, if there is one."""
     try:
         found = read_detections(out / "detections.json")
     except (OSError, ValueError):
-        return []
-    if not _MARK.items() <= found.details.items():
+        return None
+    return found if _MARK.items() <= found.details.items() else None
+
+
+def _files_of(found: Detections | None, out: Path) -> list[Path]:
+    """The existing files of the report with these detections."""
+    if found is None:
         return []
     # The file may come from anyone: it must not name files outside the folder, or a page of something else.
     names = [name for name in found.videos if name == Path(name).name]
@@ -153,5 +220,5 @@ def _files(out: Path, names: Iterable[str]) -> list[Path]:
     """The files of a report on these videos."""
     files = [out / "detections.json", out / _PAGE]
     for name in names:
-        files += [out / f"{name}.srt", out / _MEDIA / f"{name}.mp4"]
+        files += [out / f"{name}.srt", out / MEDIA / f"{name}.mp4"]
     return files

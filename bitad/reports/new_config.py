@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from bitad.config.loading import load_config
 from bitad.config.names import MissingPolicy, OnDecodeError, StarterBackbone
 from bitad.config.schema import CLIP_FRAMES, Config, DataConfig, WindowConfig
+from bitad.config.text import commented_yaml, flat
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.clocks import same_rate
 from bitad.data.convert import Conversion, convert_annotations
@@ -313,7 +313,7 @@ def new_config(
         write_annotations(annotations, target)
     with atomic_write(out) as partial:
         about = f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n"
-        partial.write_text(about + _yaml(settings(choices[name], chosen, out.parent)), encoding="utf-8")
+        partial.write_text(about + commented_yaml(settings(choices[name], chosen, out.parent)), encoding="utf-8")
     return NewConfig(
         path=out,
         config=load_config(str(out)),
@@ -534,11 +534,11 @@ def _settings(
         "window.overlap": (0.25, "of neighbouring windows in testing"),
         "window.crop": (list(chosen.crop), "random share of a video shorter than a window"),
         "model.levels": (chosen.levels, _levels_text(chosen)),
-        **{f"model.{key}": (value, "") for key, value in _flat(choice.model).items()},
+        **{f"model.{key}": (value, "") for key, value in flat(choice.model).items()},
         "training.epochs": (epochs, f"{epoch} steps each"),
         "training.windows_per_video": (chosen.windows_per_video, ""),
         "training.evaluate_every": (max(1, epochs // 3), "epochs; the best evaluation becomes best.pt"),
-        **{f"training.{key}": (value, "") for key, value in _flat(choice.training).items()},
+        **{f"training.{key}": (value, "") for key, value in flat(choice.training).items()},
         **({"training.augmentation.flip": (0.0 if sided else 0.5, flip)} if has_videos else {}),
         "training.workers": (
             2 if choice.model.get("backbone", {}).get("size") in ("s", "b") else 0,
@@ -550,33 +550,6 @@ def _settings(
 def _relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder."""
     return Path(os.path.relpath(str(path), str(folder))).as_posix()
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with dots between them."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _yaml(values: Settings) -> str:
-    """Nested YAML of dotted keys, with comments."""
-    lines: list[str] = []
-    sections: list[str] = []
-    for dotted, (value, comment) in values.items():
-        *path, key = dotted.split(".")
-        for depth, section in enumerate(path):
-            if sections[: depth + 1] != path[: depth + 1]:
-                sections = path[: depth + 1]
-                lines.append(f"{'  ' * depth}{section}:")
-        sections = path
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
-        lines.append(f"{'  ' * len(path)}{key}: {text}" + (f"  # {comment}" if comment else ""))
-    return "\n".join(lines) + "\n"
 
 
 def _nested(settings: Settings) -> dict[str, Any]:

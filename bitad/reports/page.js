@@ -57,7 +57,8 @@
   function describe(track, i) {
     const [start, end] = [track.start[i], track.end[i]];
     const score = isFiltered(track) ? `, score ${track.score[i].toFixed(2)}` : "";
-    return `${start.toFixed(2)} – ${end.toFixed(2)} s (${(end - start).toFixed(2)} s)${score}`;
+    const note = track.note === null ? "" : `: ${track.note[i]}`;
+    return `${start.toFixed(2)} – ${end.toFixed(2)} s (${(end - start).toFixed(2)} s)${score}${note}`;
   }
 
   /** A class has its hue; the higher a detection's score, the stronger the colour. */
@@ -81,7 +82,7 @@
 
   function countOf(track, placed, crowdedOut) {
     const hidden = crowdedOut ? `, no room for ${crowdedOut.toLocaleString("en")}` : "";
-    if (!isFiltered(track)) return counted(placed.length, "segment") + hidden;
+    if (!isFiltered(track)) return counted(placed.length, track.kind === "defect" ? "defect" : "segment") + hidden;
     if (track.total === 0) return "0 segments";
     const left = track.total > track.start.length
       ? `; the best ${track.start.length.toLocaleString("en")} are on this page` : "";
@@ -257,6 +258,8 @@
       each.setAttribute("aria-pressed", String(Number(each.dataset.video) === number));
     }
     find("video-name").textContent = state.video.name;
+    find("defects").hidden = state.video.defects.length === 0;
+    find("defects").replaceChildren(...state.video.defects.map((each) => element("li", "", each)));
     find("media-note").hidden = true;
     if (state.video.absent) showMissing(state.video.absent);
     else player.src = state.video.media;
@@ -344,6 +347,7 @@
       const track = video.tracks.find((each) => !isFiltered(each)) ?? video.tracks[0];
       const about = track ? ` · ${counted(track.total, isFiltered(track) ? "detection" : "action")}` : "";
       made.append(element("span", "name", video.name), element("span", "about", clockTime(video.duration, 1) + about));
+      if (video.defects.length) made.append(element("span", "wrong", counted(video.defects.length, "defect")));
       made.addEventListener("click", () => choose(number));
       return made;
     }));
@@ -355,7 +359,7 @@
     player.addEventListener("timeupdate", followPlayer);
     player.addEventListener("loadedmetadata", () => { if (state.time > 0) seek(state.time); });
     player.addEventListener("error", () => {
-      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}” beside this page.`);
+      if (player.hasAttribute("src")) showMissing(`This browser cannot open “${decodeURIComponent(state.video.media)}”.`);
     });
     find("threshold").addEventListener("input", (event) => {
       state.threshold = Number(event.target.value);

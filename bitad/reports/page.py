@@ -1,6 +1,6 @@
 """One static HTML page with tables, pictures, and videos with timelines of their actions.
 
-It opens from disk: style, script and data are in the file, media files beside it.
+It opens from disk: style, script and data are in the file, media files beside it or linked by relative paths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bitad.runtime.files import atomic_write, write_json
 TOP_K = 1000
 SHOWN_VIDEOS = 8  # on the page of a report
 
-Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection"]
+Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection", "defect"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Track:
     segments: Floats  # [n, 2], start and end in seconds on the forward clock
     labels: Sequence[str]
     scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
+    notes: Sequence[str] | None = None  # n sentences, shown with each segment
 
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
@@ -58,6 +59,8 @@ class Track:
             raise ValueError(
                 f"track {self.name!r}: segments {self.segments.shape} and scores {scores.shape}, but {count} labels"
             )
+        if self.notes is not None and len(self.notes) != count:
+            raise ValueError(f"track {self.name!r}: {len(self.notes)} notes, but {count} labels")
         starts, ends = self.segments.T
         sound = np.isfinite(starts) & np.isfinite(ends) & (starts <= ends) & (scores >= 0) & (scores <= 1)
         for row in np.flatnonzero(~sound):
@@ -72,9 +75,10 @@ class PageVideo:
     """A video and its rows of timelines. Raises ValueError for a wrong path or duration."""
 
     name: str
-    media: str | None  # an H.264 mp4, relative to the page's folder
+    media: str | None  # a file that browsers play, relative to the page's folder
     duration_s: float
     tracks: Sequence[Track]
+    defects: Sequence[str] = ()  # sentences, listed with the video
 
     def __post_init__(self) -> None:
         if self.media is not None:
@@ -188,9 +192,15 @@ def _picture(caption: str, path: str) -> str:
     )
 
 
-def _check_relative(path: str) -> None:
+def is_relative(path: str) -> bool:
+    """Whether a page can name a file by this path: it is relative to the page's folder, and has no backslash."""
     # A Windows drive and a URL's scheme both start with letters and a colon.
-    if not path or path.startswith("/") or "\\" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+    has_root = path.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None
+    return path != "" and "\\" not in path and not has_root
+
+
+def _check_relative(path: str) -> None:
+    if not is_relative(path):
         raise ValueError(
             f"{path!r} is not a path relative to the page; copy the file beside it and give `folder/name`"
         )
@@ -209,6 +219,7 @@ def _data(videos: Sequence[PageVideo], folder: Path, min_score: float) -> dict[s
                 "absent": _absent(video.media, folder),
                 "duration": round(video.duration_s, 3),
                 "tracks": [_columns(track, number) for track in video.tracks],
+                "defects": list(video.defects),
             }
             for video in videos
         ],
@@ -219,7 +230,7 @@ def _absent(media: str | None, folder: Path) -> str:
     """Why the page cannot play this video; empty if it can."""
     if media is None:
         return "This page was written without this video."
-    return "" if (folder / media).is_file() else f"“{media}” was not beside this page when it was written."
+    return "" if (folder / media).is_file() else f"“{media}” was not there when this page was written."
 
 
 def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
@@ -237,6 +248,7 @@ def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
         "end": track.segments[order, 1].round(3).tolist(),
         "label": [number[track.labels[i]] for i in order],
         "score": None if track.scores is None else track.scores[order].round(4).tolist(),
+        "note": None if track.notes is None else [track.notes[i] for i in order],
     }
 
 

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
@@ -243,6 +244,42 @@ def plot_confusion(
         axes.spines[:].set_visible(False)
 
 
+def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+    """The lengths of the segments of each class in seconds, all above 0: a dot per segment, a bar at the median."""
+    if not lengths or not all(len(each) for each in lengths.values()):
+        raise ValueError("a plot of lengths needs at least one class, and each class at least one segment")
+    with _figure(path, width=7.6, height=max(2.2, 0.21 * len(lengths) + 1.1)) as figure:
+        axes = figure.subplots()
+        for place, seconds in enumerate(lengths.values()):
+            (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=COLOURS[0])
+            dots.set(alpha=0.25, markersize=4.5, markeredgewidth=0)
+            median = float(np.median(seconds))
+            bar = [place - 0.36, place + 0.36]
+            axes.plot([median, median], bar, color=COLOURS[1], linewidth=2.2, solid_capstyle="butt")
+        axes.set(title="Lengths of the segments", ylim=(len(lengths) - 0.2, -0.8))
+        _set_seconds(axes, np.concatenate(list(lengths.values())))
+        axes.set_yticks(range(len(lengths)), list(lengths))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+
+
+def plot_gaps_and_overlaps(
+    gaps: NDArray[np.float64],
+    overlaps: Mapping[str, NDArray[np.float64]],
+    path: Path,
+) -> None:
+    """Histograms of the seconds between segments, and of those that pairs of segments share, by kind of pair."""
+    with _figure(path, width=7.6, height=2.9) as figure:
+        left, right = figure.subplots(1, 2)
+        _plot_seconds(left, {"": gaps}, "no gaps")
+        left.set(title="Gaps between segments", ylabel="gaps")
+        _plot_seconds(right, overlaps, "no segments overlap")
+        right.set(title="Overlaps of segments", ylabel="pairs of segments")
+        if any(map(len, overlaps.values())):
+            right.margins(y=0.35)  # room for the legend
+            right.legend(loc="upper right")
+
+
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The centred moving mean over about n / 30 of n values, fewer near the ends."""
     kernel = np.ones(2 * (len(values) // 60) + 1)
@@ -270,6 +307,32 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
         with atomic_write(path) as partial_file:
             metadata = {"Date": None} if form == "svg" else None
             figure.savefig(partial_file, format=form, metadata=metadata)
+
+
+def _plot_seconds(axes: Axes, groups: Mapping[str, NDArray[np.float64]], empty: str) -> None:
+    """A stacked histogram of lengths in seconds, all above 0, by name of the group."""
+    seconds = np.concatenate(list(groups.values()))
+    if not len(seconds):
+        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=_QUIET)
+        axes.set(xticks=[], yticks=[])
+        return
+    least, most = _set_seconds(axes, seconds)
+    edges = np.geomspace(least, most, 25).tolist()
+    colours = [_colour(number) for number in range(len(groups))]
+    axes.hist(list(groups.values()), edges, stacked=True, label=list(groups), color=colours)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _set_seconds(axes: Axes, seconds: NDArray[np.float64]) -> tuple[float, float]:
+    """A logarithmic x axis that holds all lengths; returns its ends."""
+    least, most = float(seconds.min()) / 1.3, float(seconds.max()) * 1.3
+    axes.set(xscale="log", xlabel="seconds", xlim=(least, most))
+    steps = (1.0, 2.0, 5.0) if most / least < 200 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    # The usual labels are formulas, which the style leaves as text.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return least, most
 
 
 def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> None:

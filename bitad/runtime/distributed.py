@@ -220,6 +220,8 @@ def choose_device(device: str | None = None, number: int = 0) -> torch.device:
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
+        if chosen is not None and chosen.type == "mps":
+            raise ValueError(f"device {device}: BiTAD does not compute on Apple's GPUs; use the device cpu")
         raise ValueError(f"unknown device '{device}'; give cpu, cuda or cuda:NUMBER")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():

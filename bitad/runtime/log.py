@@ -5,6 +5,7 @@ Text from files and names cannot control a terminal, break a line or hide in a l
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import os
@@ -46,6 +47,13 @@ def shortlist(names: Iterable[Any], most: int = 3, *, quote: Callable[[Any], str
     texts = [quote(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """``; did you mean NAME?`` with the most similar of the known names, in any case of letters; or nothing."""
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]}?" if near else ""
 
 
 def echo(*lines: object, file: TextIO | None = None) -> None:

@@ -20,6 +20,17 @@ SECONDS_BETWEEN_LINES = 15.0
 _is_shown: ContextVar[bool] = ContextVar("progress is shown", default=True)
 
 
+def duration_text(seconds: float) -> str:
+    """A duration in its two largest units: ``12 s``, ``3 min``, ``2 h 5 min``, ``1 d 3 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
 @contextmanager
 def progress_shown(show: bool) -> Iterator[None]:
     """Within this context this thread shows progress, or none."""
@@ -69,7 +80,8 @@ class Meter:
             self._printed = time.monotonic()
             left = ""
             if self.done:
-                left = f", {(self._printed - self._started) / self.done * (self.total - self.done):.0f} s left"
+                seconds = (self._printed - self._started) / self.done * (self.total - self.done)
+                left = f", {duration_text(seconds)} left"
             print(f"{self.what}: {self.done} of {self.total}{left} {self.note}".rstrip(), file=sys.stderr)
 
 

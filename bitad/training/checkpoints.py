@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitad.config.schema import Config
+from bitad.config.schema import Config, TrainingConfig
 from bitad.data.fingerprints import Fingerprints, changes
 from bitad.models.build import Network
 from bitad.runtime.distributed import Ranks
@@ -129,19 +129,58 @@ _COMPARED_BY_CONTENT = (
     "test.video_scores",
 )
 
+# A resumed run may change these keys of `training`; its next step takes the learning rate of the new schedule.
+_RATES = ("lr", "adapter_lr", "fusion_lr")
+_SCHEDULE = ("epochs", "schedule_epochs", *_RATES)
+
 
 def saved_run(keeper: CheckpointManager, config: Config) -> Checkpoint:
-    """The newest checkpoint of a run; ValueError if its configuration is another one."""
+    """The newest checkpoint of a run.
+
+    Raises:
+        ValueError: its configuration is another one, or the run cannot go on to the new number of epochs.
+    """
     saved, path = keeper.newest()
     moved = [] if saved.data is None else [*_COMPARED_BY_CONTENT]
     if moved and config.data.classes is not None and class_names(config) == saved.classes:
         moved.append("data.classes")
-    if changed := saved.changes(config, moved=moved):
+    was = saved.config.training
+    as_before = config.training.model_copy(update={key: getattr(was, key) for key in _SCHEDULE})
+    if changed := saved.changes(config.model_copy(update={"training": as_before}), moved=moved):
         raise ValueError(
             f"the configuration is not that of run {path.parent}: {'; '.join(changed)}; "
             "resume with the run's own, or start another run"
         )
+    _check_epochs(saved, config.training, path.parent)
     return saved
+
+
+def _check_epochs(saved: Checkpoint, now: TrainingConfig, run: Path) -> None:
+    """Raises ValueError if the run has trained for longer, or its schedule would change without being stated."""
+    begun = saved.epoch + bool(saved.training and saved.training.get("done"))
+    if now.epochs < begun:
+        raise ValueError(f"training.epochs={now.epochs}, but run {run} is in epoch {begun}; use {begun} or more")
+    before, after = saved.config.training.schedule_length, now.schedule_length
+    if before == after or now.schedule_epochs is not None:
+        return
+    keep = f", or training.schedule_epochs={before} to keep the schedule" if now.epochs <= before else ""
+    raise ValueError(
+        f"the learning rate of run {run} falls to 0 over {before} epochs, with training.epochs={now.epochs} over "
+        f"{after}; if that is meant, also set training.schedule_epochs={after}{keep}"
+    )
+
+
+def schedule_changes(saved: Checkpoint, now: TrainingConfig) -> list[str]:
+    """How the learning rates of a resumed run differ from those it would have had."""
+    was = saved.config.training
+    changed = [
+        f"training.{key} was {old:g}, is {new:g}"
+        for key in _RATES
+        if (old := getattr(was, key)) != (new := getattr(now, key))
+    ]
+    if was.schedule_length != now.schedule_length:
+        changed.append(f"the schedule was of {was.schedule_length} epochs, is of {now.schedule_length}")
+    return changed
 
 
 def check_data(saved: Checkpoint, now: Fingerprints, *, allow: bool, show: bool) -> None:
@@ -188,6 +227,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
+        ConnectionError: one is named ``hub:...`` and cannot be downloaded.
         ValueError: one is no baseline of that direction, or has other classes, windows or layers.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
@@ -195,7 +235,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         assert path is not None  # the configuration requires it
         try:
             found = open_checkpoint(path)
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
             raise type(error)(f"init.{name}: {error}") from None
         if isinstance(found, Checkpoint):
             if faults := list(_mismatches(found, config, classes, view)):

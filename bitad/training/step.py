@@ -80,7 +80,7 @@ class Learner:
         self.schedule = build_schedule(
             self.optimizer,
             warmup_steps=round(self.config.warmup_epochs * steps_per_epoch),
-            total_steps=(self.config.schedule_epochs or self.config.epochs) * steps_per_epoch,
+            total_steps=self.config.schedule_length * steps_per_epoch,
         )
         self.initial_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.ema = Ema(module, decay=self.config.ema_decay)

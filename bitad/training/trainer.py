@@ -15,11 +15,17 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from bitad.config.loading import absolute_paths
 from bitad.config.schema import Config
 from bitad.data.dataset import TrainingWindows
 from bitad.data.fingerprints import fingerprints
 from bitad.data.samples import Batch, collate
-from bitad.data.sources import build_source, read_ground_truth, read_test_ground_truth
+from bitad.data.sources import (
+    build_source,
+    read_evaluation_ground_truth,
+    read_ground_truth,
+    read_test_ground_truth,
+)
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
@@ -34,7 +40,7 @@ from bitad.runtime.environment import (
 )
 from bitad.runtime.files import atomic_write, check_replaceable, remove_leftovers, write_json
 from bitad.runtime.log import LOG_FILE, log
-from bitad.runtime.progress import Meter
+from bitad.runtime.progress import Meter, duration_text
 from bitad.runtime.workers import Stop, Stopped, catch_signals
 from bitad.training.checkpoints import (
     CheckpointManager,
@@ -44,9 +50,11 @@ from bitad.training.checkpoints import (
     lock_run,
     random_state,
     saved_run,
+    schedule_changes,
     set_random_state,
 )
-from bitad.training.metrics import METRICS, Records
+from bitad.training.metrics import METRICS
+from bitad.training.records import Records
 from bitad.training.step import StepOutput, TrainStep
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint
@@ -67,8 +75,9 @@ class Trainer:
         epoch_step: steps taken in the current epoch.
         step: steps taken in all epochs.
         saved_step: ``step`` of the checkpoint to resume from.
+        step_s, evaluation_s: seconds of a step and of an evaluation, in this process.
         nonfinite_steps: skipped in a row.
-        best: the best average mAP so far.
+        best: the average mAP of the weights in `best.pt`.
         is_untested: the last finished epoch has an evaluation to come.
 
     Raises:
@@ -81,8 +90,9 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.directory = config.run_directory
         self.checkpoints = CheckpointManager(self.directory, config.training.keep_last)
-        self.records = Records(self.directory, ranks)
+        self.records = Records(self.directory, ranks, tensorboard=config.training.tensorboard)
         self.stop = Stop()
+        self.step_s, self.evaluation_s = Mean(), Mean()
         self.epoch = self.epoch_step = self.step = self.saved_step = self.nonfinite_steps = 0
         self.best, self.is_untested = -math.inf, False
         saved = self._find_checkpoint(resume)
@@ -104,15 +114,18 @@ class Trainer:
     def _set_up_data(self, saved: Checkpoint | None, allow_changed_data: bool) -> None:
         config, training, ranks = self.config, self.config.training, self.ranks
         self.annotations = read_ground_truth(config.data)
-        self.test_annotations = read_test_ground_truth(config)
+        tested = read_test_ground_truth(config)
+        self.evaluation_annotations, validated = tested, None
+        if config.data.validation_subset is not None:
+            self.evaluation_annotations = validated = read_evaluation_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
         self.source = build_source(config, self.indices)
         self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
-        found = fingerprints(config, self.windows.videos, self.test_annotations) if ranks.is_main else {}
+        found = fingerprints(config, self.windows.videos, tested, validated) if ranks.is_main else {}
         self.fingerprints = ranks.gather(found)[0]
         if saved is not None:
             check_data(saved, self.fingerprints, allow=allow_changed_data, show=ranks.is_main)
-        validate_data(self.windows, self.test_annotations, self.source, self.indices, config, ranks)
+        validate_data(self.windows, self.evaluation_annotations, self.source, self.indices, config, ranks)
         self.sampler = EpochSampler(
             len(self.windows), training.batch, ranks, config.seed, accumulate=training.accumulate
         )
@@ -149,7 +162,7 @@ class Trainer:
         """Trains to the last epoch, or to the end of epoch ``until``.
 
         Returns:
-            the best average mAP so far, from 0 to 1.
+            the average mAP of the weights in `best.pt`, from 0 to 1.
 
         Raises:
             Stopped: after the current step, on SIGTERM or SIGINT, with a checkpoint to resume from.
@@ -158,18 +171,21 @@ class Trainer:
             self._prepare_directory()
             self._log_run()
         self._save_backbone()
-        end = self.config.training.epochs if until is None else min(self.config.training.epochs, until)
-        with catch_signals() as self.stop:
+        epochs = self.config.training.epochs
+        end = epochs if until is None else min(epochs, until)
+        with self.records.opened(self.saved_step), catch_signals() as self.stop:
             if self.is_untested:
                 self._test_epoch(self._checkpoint())
             while self.epoch < end:
-                self._train_epoch()
+                self._train_epoch(end)
                 self.epoch, self.epoch_step = self.epoch + 1, 0
                 self.is_untested = self._is_evaluation_due()
                 checkpoint = self._checkpoint()
                 self._save(checkpoint)  # before the test, which may take as long as the epoch
                 if self.is_untested:
                     self._test_epoch(checkpoint)
+        if end < epochs and self.ranks.is_main:
+            log.info("stopped at the end of epoch %d of %d; --resume continues", self.epoch, epochs)
         return self.best
 
     def _prepare_directory(self) -> None:
@@ -179,7 +195,7 @@ class Trainer:
         self.indices.begin()
         self.records.drop_after_checkpoint(self.saved_step, untested=self.is_untested)
         with atomic_write(self.directory / "config.yaml") as partial_file:
-            partial_file.write_text(self.config.to_yaml(), encoding="utf-8")
+            partial_file.write_text(absolute_paths(self.config).to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
 
     def _save_backbone(self) -> None:
@@ -194,22 +210,36 @@ class Trainer:
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, %d trainable", total, trainable)
         log.info("%s", self.train_step.learners[0].rates)
+        data, training = self.config.data, self.config.training
         log.info(
-            "%d training videos, %d windows and %d steps per epoch; %d test videos",
+            "%d training videos, %d windows and %d steps per epoch; %d %s videos",
             len(self.windows.videos),
             len(self.windows),
             self.sampler.steps,
-            len(self.test_annotations.videos),
+            len(self.evaluation_annotations.videos),
+            "test" if data.validation_subset is None else "validation",
         )
+        if training.select == "last":
+            log.info("best.pt will have the weights of the last epoch (training.select=last)")
+        elif data.evaluation_subset == data.test_subset:
+            log.info(
+                "best.pt is chosen on the subset that is also tested, %s, so its mAP is optimistic; "
+                "data.validation_subset or training.select=last avoid that",
+                data.test_subset,
+            )
+        else:
+            log.info("best.pt is chosen on the validation subset, %s", data.validation_subset)
         if self.windows.unannotated:
             log.info("training videos without ground truth are skipped: %s", ", ".join(self.windows.unannotated))
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, end: int) -> None:
+        """Trains the next epoch of those up to ``end``."""
         self.windows.set_epoch(self.epoch)
         self.sampler.epoch, self.sampler.first_step = self.epoch, self.epoch_step
         self.train_step.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
-        skipped = Counter[str]()
+        skipped, loss, rate = Counter[str](), Mean(), self.train_step.lr
+        start = before = time.monotonic()
         with (
             self.windows.readers.watched(),
             Meter(what, self.sampler.steps - self.epoch_step, show=self.ranks.is_main) as meter,
@@ -219,13 +249,33 @@ class Trainer:
                 step = self._take_step(batches)
                 self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
                 skipped.update(one for batch in batches for one in batch.skipped)
-                meter.advance(note=f"loss {step.loss:.3f}")
+                loss.add(step.loss + (0.0 if step.agreement is None else step.agreement.item()))
+                rate = self.train_step.lr
+                now = time.monotonic()
+                self.step_s.add(now - before)
+                before = now
+                meter.advance(note=f"loss {step.loss:.3f}, {self._time_left(end)} left in all")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
                     self.records.add_step(step, epoch=self.epoch, number=self.step, lr=self.train_step.lr)
                 self.train_step.advance()
                 self._save_or_stop()
         log_repeated_frames(self.windows.readers.pop_repeated(), what, self.ranks)
         log_skipped_windows(skipped, what, self.ranks)
+        losses = [mean for mean in self.ranks.gather(loss.value) if mean is not None]
+        if losses and self.ranks.is_main:
+            took = duration_text(time.monotonic() - start)
+            left = f"; {self._time_left(end)} left in all" if self.epoch + 1 < end else ""
+            mean = sum(losses) / len(losses)
+            log.info("%s: mean loss %.4f, learning rate %.3g, %s%s", what, mean, rate, took, left)
+
+    def _time_left(self, end: int) -> str:
+        """The time of the steps and evaluations to the end of epoch ``end``; evaluations count once one is measured."""
+        training = self.config.training
+        steps = (end - self.epoch) * self.sampler.steps - self.epoch_step
+        every, first = training.evaluate_every, max(self.epoch, training.evaluate_from)
+        evaluations = max(0, end // every - first // every)
+        evaluations += end == training.epochs and (end % every > 0 or end <= first)  # the last epoch's
+        return duration_text(steps * (self.step_s.value or 0.0) + evaluations * (self.evaluation_s.value or 0.0))
 
     def _take_step(self, batches: Sequence[Batch]) -> StepOutput:
         """One training step; ValueError if too many in a row had gradients that are not finite."""
@@ -268,25 +318,33 @@ class Trainer:
         with self.stop.interruptible(where):
             evaluation = self._evaluate()
         checkpoint.evaluation = evaluation.to_json()
-        if evaluation.average_map > self.best:
+        if self._is_selected(evaluation):
             self.best = evaluation.average_map
             if self.ranks.is_main:
                 self.checkpoints.save_best(checkpoint)
         self.is_untested = False
         self._save(checkpoint, again=True)
 
+    def _is_selected(self, evaluation: Evaluation) -> bool:
+        """Whether the weights of an evaluation become those of `best.pt`."""
+        return self.config.training.select == "last" or evaluation.average_map > self.best
+
     def _evaluate(self) -> Evaluation:
         start = time.monotonic()
         with self.train_step.averaged_network() as network:
             details = {"run": str(self.directory), "epoch": self.epoch, "variant": self.config.variant}
-            results = detect(network, self.test_annotations, self.source, self.config, self.ranks, details=details)
+            results = detect(
+                network, self.evaluation_annotations, self.source, self.config, self.ranks, details=details
+            )
         evaluations = {
-            name: evaluate(self.test_annotations, detections, tiou=self.config.test.tiou)
+            name: evaluate(self.evaluation_annotations, detections, tiou=self.config.test.tiou)
             for name, detections in results.named().items()
         }
         *bases, (_, evaluation) = evaluations.items()
+        seconds = time.monotonic() - start
+        self.evaluation_s.add(seconds)
         if self.ranks.is_main:
-            if evaluation.average_map > self.best:
+            if self._is_selected(evaluation):
                 results.write(self.directory)
             self.records.add(
                 {
@@ -296,7 +354,7 @@ class Trainer:
                     "average_map": evaluation.average_map,
                     "map_per_tiou": evaluation.map_per_tiou.tolist(),
                     "average_map_per_basis": {name: basis.average_map for name, basis in bases},
-                    "seconds": time.monotonic() - start,
+                    "seconds": seconds,
                 }
             )
             values = ", ".join(f"{name} {100 * one.average_map:.2f}" for name, one in evaluations.items())
@@ -336,6 +394,8 @@ class Trainer:
             self.train_step.load_state_dict(training)
             self.epoch, self.epoch_step, self.step = saved.epoch, training["done"], training["step"]
             self.best, self.is_untested, self.saved_step = training["best"], training["untested"], training["step"]
+            if self.epoch == self.config.training.epochs and saved.evaluation is None:
+                self.is_untested = True  # it has become the last epoch
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{saved.source} is damaged and cannot be resumed ({type(error).__name__}: {error}); start the run "
@@ -350,12 +410,32 @@ class Trainer:
                 processes,
                 world,
             )
+        if changed := schedule_changes(saved, self.config.training):
+            self.train_step.resume_at(self.step)
+            if self.ranks.is_main:
+                log.warning("%s; the next step has a rate of %.3g", "; ".join(changed), self.train_step.lr)
         if processes != world or self.step != self.epoch * self.sampler.steps + self.epoch_step:
             # Another number of processes, or changed data, gives other steps. If the next one begins within a
             # finished one, their common windows are seen twice.
             self.epoch_step = min(self.epoch_step * processes // world, self.sampler.steps)
             self.step = self.epoch * self.sampler.steps + self.epoch_step
             self.train_step.resume_at(self.step)
+
+
+class Mean:
+    """The mean of the finite numbers that it is given."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, number: float) -> None:
+        if math.isfinite(number):
+            self.total, self.count = self.total + number, self.count + 1
+
+    @property
+    def value(self) -> float | None:
+        """None without numbers."""
+        return self.total / self.count if self.count else None
 
 
 @contextmanager

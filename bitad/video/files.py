@@ -59,12 +59,23 @@ class VideosReport:
         )
 
 
-def videos_by_name(paths: Sequence[Path]) -> dict[str, Path]:
-    """Video files by the names of their results: the file names without suffix."""
+def videos_by_name(places: Sequence[Path], *, but: Path | None = None) -> dict[str, Path]:
+    """Video files by the names of their results: the file names without suffix.
+
+    Args:
+        places: files, and folders, which stand for the videos in them and in their sub-folders.
+        but: a folder that is left out.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without videos.
+        ValueError: two videos have the same name, or results cannot have a name.
+    """
     videos: dict[str, Path] = {}
-    for path in paths:
+    for path in [
+        file for place in places for file in (list_videos(place, but=but) if place.is_dir() else [place])
+    ]:
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; give the video files in it")
+            raise ValueError(f"{path} is a folder with the name of a video; rename it, or give the videos in it")
         if not path.is_file():
             raise FileNotFoundError(f"{str(path)!r}: no such video file; check its name")
         if not _can_name_results(path.stem):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bitad.config.names import OnDecodeError
 from bitad.runtime.files import atomic_write
-from bitad.video.container import open_output
+from bitad.video.container import open_output, open_video
 from bitad.video.index import near_rate
 from bitad.video.reader import VideoInfo, VideoReader, probe
 
@@ -168,7 +168,7 @@ def write_preview(
         limit = near_rate(max_fps)
         info = reader.info
         is_small = reader.info.height <= max_height and rate <= limit
-        is_played = (info.codec, info.pixel_format) == ("h264", "yuv420p") and "mp4" in info.container.split(",")
+        is_played = _is_played(info.codec, info.pixel_format, info.container)
         if is_small and is_played and not reader.index.lost:
             with atomic_write(dst) as partial:
                 shutil.copyfile(src, partial)
@@ -177,6 +177,31 @@ def write_preview(
             pictures = _scaled_pictures(reader, rate, max_height, on_progress)
             write_pictures(dst, pictures, rate=rate, crf=28, faststart=True)
     return probe(dst)
+
+
+def plays_in_browsers(path: Path) -> bool:
+    """Whether any browser plays a file as it is: H.264 of 8 bits in an ``.mp4``. Raises like :func:`probe`."""
+    container, stream = open_video(path)
+    with container:
+        context = stream.codec_context
+        is_played = _is_played(context.name, context.pix_fmt or "", container.format.name)
+    return is_played and path.suffix.lower() in (".mp4", ".m4v")
+
+
+def _is_played(codec: str, pixel_format: str, container: str) -> bool:
+    return (codec, pixel_format) == ("h264", "yuv420p") and "mp4" in container.split(",")
+
+
+def write_playable(src: Path, dst: Path) -> None:
+    """Copy a video that every browser plays; of another one write a preview, which repeats frames for damaged ones.
+
+    Raises like :class:`~bitad.video.reader.VideoReader`, and OSError if the copy cannot be written.
+    """
+    if plays_in_browsers(src):
+        with atomic_write(dst) as partial:
+            shutil.copyfile(src, partial)
+    else:
+        write_preview(src, dst, damaged="repeat")
 
 
 def _scaled_pictures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitad.config.loading import differences, override_config, parse_config
+from bitad.config.loading import KEYS_OF_PATHS, differences, override_config, parse_config
 from bitad.config.schema import Config
 from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
@@ -48,6 +49,7 @@ WITHOUT_EFFECT = (
     "training.keep_last",
     "training.max_nonfinite_steps",
     "training.shard",
+    "training.tensorboard",
     "init.forward",
     "init.reverse",
 )
@@ -125,6 +127,7 @@ class Checkpoint:
             for key, old, new in _sorted_differences(self.config, config)
             if key not in WITHOUT_EFFECT
             and not (key in moved and None not in (old, new))
+            and not (key in KEYS_OF_PATHS and _is_same_place(old, new))
             and not (key == _PRETRAINED and self._has_transformer_of(config))
         ]
 
@@ -162,6 +165,11 @@ class Checkpoint:
         if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
             raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
         return replace(self, config=config)
+
+
+def _is_same_place(path: str | None, other: str | None) -> bool:
+    """Whether two paths are one, as a relative path here and an absolute one in a run's configuration."""
+    return None not in (path, other) and os.path.abspath(str(path)) == os.path.abspath(str(other))
 
 
 def _sorted_differences(before: Config, now: Config) -> list[tuple[str, Any, Any]]:

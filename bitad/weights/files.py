@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
-from bitad.runtime.log import shortlist
+from bitad.runtime.log import log_once, shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
+from bitad.weights.hub import HubName, hub_file, is_hub_name, similar_name
 
 # The `format` of BiTAD's checkpoints, and of those that this version reads.
 OURS = "bitad checkpoint"
@@ -97,7 +98,19 @@ _MAX_SHARED = 8
 
 
 def weights_path(weights: Path) -> Path:
-    """The path of a file of weights: of ``package:NAME`` in the package, of a folder its file if it has one."""
+    """The path of a file of weights: of ``hub:OWNER/NAME`` its download, else as :func:`local_path`.
+
+    Raises ValueError or OSError if a name of the Hub cannot be downloaded, see :func:`~bitad.weights.hub.hub_file`.
+    """
+    if not is_hub_name(weights):
+        return local_path(weights)
+    file = hub_file(HubName.of(weights))
+    log_once(f"{weights}: {file.path}, SHA-256 {file.sha256[:12]}...")
+    return file.path
+
+
+def local_path(weights: Path) -> Path:
+    """The path of a file here: of ``package:NAME`` in the package, of a folder its file if it has one."""
     name = str(weights)
     if name.startswith("package:"):
         return Path(str(resources.files("bitad.config") / "presets" / name.removeprefix("package:")))
@@ -120,7 +133,10 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = file_in(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give a run directory or a file of weights")
+        raise FileNotFoundError(
+            f"no weights at {path}; give a run directory or a file of weights, put there by hand, or a name to "
+            f"download, such as {similar_name(path)}"
+        )
     unreadable = f"{path} is not a readable checkpoint or file of weights"
     try:
         content = (_read_safetensors if _is_safetensors(path) else _read_pytorch)(path, unreadable)

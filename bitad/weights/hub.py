@@ -1,8 +1,9 @@
 """Weights by name: ``hub:OWNER/NAME`` is a file in a repository of the Hugging Face Hub, downloaded once and cached.
 
-``huggingface_hub`` downloads, resumes and caches; its settings hold here too (``HF_HOME``, ``HF_ENDPOINT`` for a
-mirror, ``HF_HUB_OFFLINE=1``, ``HF_TOKEN``). Only what a name asks for is downloaded. The SHA-256 of the first download
-of a name is recorded, and a later file that differs is refused.
+``huggingface_hub`` downloads and caches; its settings hold here too (``HF_HOME``, ``HF_ENDPOINT`` for a mirror,
+``HF_HUB_OFFLINE=1``, ``HF_TOKEN``). It locks a file while it downloads, so of several processes one downloads and the
+others wait. Only what a name asks for is downloaded. The SHA-256 of the first download of a name is recorded, and a
+later file that differs is refused.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from bitad.runtime.files import read_json, write_json
-from bitad.runtime.locking import locked
-from bitad.runtime.log import log_once
+from bitad.runtime.files import atomic_write
+from bitad.runtime.log import log, log_once
+from bitad.runtime.progress import Meter
 
 PREFIX = "hub:"
 # The files of weights in a repository; earlier ones are preferred.
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
-_RECORD = "bitad-sha256.json"
+_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?", re.ASCII)
+_MB = 10**6
 
 # Repositories with VideoMAE's weights, and the sizes of the backbone that they fit. The names are those of their
 # owners' pages; their files were not downloaded to check this list.
@@ -53,14 +55,15 @@ class HubName:
     file: str | None = None
 
     @staticmethod
-    def of(text: str) -> HubName:
-        """From its text.
+    def of(text: str | Path) -> HubName:
+        """From its text, with or without ``hub:``.
 
         Raises:
             ValueError: it is no such name.
         """
+        text = Path(text).as_posix()
         match = _NAME.fullmatch(text.removeprefix(PREFIX))
-        if not text.startswith(PREFIX) or match is None:
+        if match is None:
             raise ValueError(
                 f"{text!r} is not a name of weights; give hub:OWNER/NAME, hub:OWNER/NAME@REVISION or "
                 f"hub:OWNER/NAME:FILE, such as {PREFIX}{next(iter(KNOWN))}"
@@ -72,38 +75,80 @@ class HubName:
         return f"{PREFIX}{self.repository}{revision}" + (f":{self.file}" if self.file else "")
 
 
+@dataclass(frozen=True)
+class HubFile:
+    """A downloaded file, in the cache of ``huggingface_hub``."""
+
+    path: Path
+    sha256: str
+
+
 def is_hub_name(path: str | Path) -> bool:
     """Whether a path of weights is a name of the Hub."""
     return Path(path).as_posix().startswith(PREFIX)
 
 
-def hub_file(text: str | Path) -> Path:
+def similar_name(path: Path) -> str:
+    """A known name for a missing file: of the same size and version, as far as its name says them."""
+    if (name := path.as_posix()) in KNOWN:
+        return f"{PREFIX}{name}"
+    words = re.findall(r"small|base|large|huge|giant|videomaev2", path.name.lower())
+    return PREFIX + max(KNOWN, key=lambda one: sum(word in one.lower() for word in words))
+
+
+def hub_file(name: HubName) -> HubFile:
     """The file of a name, downloaded if it is not in the cache.
 
     Raises:
-        ValueError: not a name, no such repository or file, or a file that differs from the first download.
+        ValueError: no such repository, revision or file, no access, or a file that differs from the first download.
         ConnectionError: the file is not in the cache and cannot be downloaded.
+        OSError: the cache cannot be written.
     """
+    path = _cached(name) or _downloaded(name)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    _compare_with_first(name, path, sha256)
+    return HubFile(path, sha256)
+
+
+def _compare_with_first(name: HubName, path: Path, sha256: str) -> None:
+    """Records the SHA-256 of a name's first download; ValueError if it was another one."""
     from huggingface_hub import constants
 
-    name = HubName.of(Path(text).as_posix())
-    path = _fetch(name)
-    record = Path(constants.HF_HUB_CACHE) / _RECORD
-    sha256 = _sha256(path)
-    with locked(record.parent, remedy="wait for the other download"):
-        known = read_json(record) if record.is_file() else {}
-        key = f"{name}:{path.name}" if name.file is None else str(name)
-        if known.setdefault(key, sha256) != sha256:
-            raise ValueError(
-                f"{key}: {path} has the SHA-256 {sha256[:12]}..., its first download had {known[key][:12]}...; if its "
-                f"owner has replaced it and you want the new one, remove the line from {record}"
+    key = str(name).removeprefix(PREFIX) if name.file else f"{str(name).removeprefix(PREFIX)}:{path.name}"
+    record = Path(constants.HF_HOME) / "bitad" / f"{re.sub('[/:@]', '--', key)}.sha256"
+    try:
+        first = record.read_text(encoding="utf-8").split()[0]
+    except (FileNotFoundError, NotADirectoryError, IndexError):
+        try:
+            with atomic_write(record) as partial:
+                partial.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")  # as sha256sum writes it
+        except OSError as error:  # a cache that others have filled
+            log_once(
+                f"{name}: its SHA-256 cannot be recorded ({error}); later changes of the file are not noticed"
             )
-        write_json(known, record)
-    return path
+        return
+    if first != sha256:
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{name.repository.replace('/', '--')}"
+        raise ValueError(
+            f"{name} is not what it was: {path} has the SHA-256 {sha256[:12]}..., the first download had "
+            f"{first[:12]}...; if its owner has replaced the file and you want the new one, remove {record}; if it is "
+            f"damaged, remove {folder} to download it again"
+        )
 
 
-def _fetch(name: HubName) -> Path:
+def _cached(name: HubName) -> Path | None:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for file in _files(name):
+        with suppress(LocalEntryNotFoundError, ValueError):  # the latter: a name that the Hub does not allow
+            return Path(hf_hub_download(name.repository, file, revision=name.revision, local_files_only=True))
+    return None
+
+
+def _downloaded(name: HubName) -> Path:
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -112,42 +157,80 @@ def _fetch(name: HubName) -> Path:
         RevisionNotFoundError,
     )
 
-    files = _FILES if name.file is None else (name.file,)
-    for file in files:
-        with suppress(LocalEntryNotFoundError):
-            return Path(hf_hub_download(name.repository, file, revision=name.revision, local_files_only=True))
-    by_hand = f"or download {' or '.join(files)} by hand from {_page(name)} and give the path of the file"
-    for file in files:
+    page = f"{constants.ENDPOINT}/{name.repository}/tree/{name.revision or 'main'}"
+    files = " or ".join(_files(name))
+    by_hand = f"or download {files} by hand from {page} and give the path of the file"
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError(
+            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it; unset "
+            f"that, {by_hand}"
+        )
+    log.info("%s is not in %s: downloading it from %s", name, constants.HF_HUB_CACHE, constants.ENDPOINT)
+    for file in _files(name):
         try:
-            path = Path(hf_hub_download(name.repository, file, revision=name.revision))
-            log_once(f"downloaded {name}: {path}")
-            return path
-        except LocalEntryNotFoundError as error:
+            bar = _bar(f"{name}, {file}")
+            return Path(hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=bar))
+        except LocalEntryNotFoundError as error:  # it also means that there is no connection
+            reason = error.__cause__ or error
             raise ConnectionError(
-                f"{name} is not in the cache, and cannot be downloaded: {error.__cause__ or error}; "
-                f"connect to the network, {by_hand}"
+                f"{name} is not in the cache and cannot be downloaded: {str(reason).rstrip('.')}; connect to the "
+                f"network, {by_hand}"
             ) from None
         except EntryNotFoundError:
             continue
         except GatedRepoError:
-            raise ValueError(f"{name}: its owner grants access by request; set HF_TOKEN, {by_hand}") from None
+            raise ValueError(
+                f"{name}: its owner grants access by request; ask at {constants.ENDPOINT}/{name.repository} and set "
+                f"HF_TOKEN, {by_hand}"
+            ) from None
         except RepositoryNotFoundError:
             near = get_close_matches(name.repository, KNOWN, n=1, cutoff=0.5)
-            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known ones: {', '.join(KNOWN)}"
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known ones are {', '.join(KNOWN)}"
             raise ValueError(f"{name}: no such repository, or a private one; {hint}") from None
         except RevisionNotFoundError:
-            raise ValueError(f"{name}: the repository has no revision {name.revision!r}; leave it out") from None
-        except OSError as error:
-            raise ConnectionError(f"{name} cannot be downloaded: {error}; try again later, {by_hand}") from None
-    raise ValueError(f"{name}: the repository has no {' or '.join(files)}; name one of its files: {name}:FILE")
+            raise ValueError(f"{name}: the repository has no revision {name.revision}; leave it out") from None
+        except ValueError as error:
+            raise ValueError(f"{name} is not a name of weights: {error}") from None
+        except Exception as error:  # versions of the library raise errors of different HTTP clients
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the cache, with its path
+            raise ConnectionError(
+                f"{name} cannot be downloaded: {str(error).rstrip('.')}; try again later, {by_hand}"
+            ) from None
+    raise ValueError(f"{name}: the repository has no {files}; name one of its files, see {page}")
 
 
-def _page(name: HubName) -> str:
+def _files(name: HubName) -> tuple[str, ...]:
+    return _FILES if name.file is None else (name.file,)
+
+
+def _bar(what: str) -> type:
+    """A class with the part of tqdm's interface that ``huggingface_hub`` uses, which shows a :class:`Meter`."""
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{name.repository}/tree/{name.revision or 'main'}"
+    class Bar:
+        def __init__(self, *, total: int | None = None, initial: int = 0, **_: Any) -> None:
+            self.n, self.total = initial, total
+            show = not constants.HF_HUB_DISABLE_PROGRESS_BARS
+            self._meter = Meter(f"downloading {what} (MB)", (total or 0) // _MB, show=show)
 
+        def __enter__(self) -> Bar:
+            self._meter.__enter__()
+            return self
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        def __exit__(self, *error: object) -> None:
+            self._meter.__exit__(*error)
+
+        close = __exit__
+
+        def update(self, count: float = 1) -> None:
+            self.n += int(count)
+            self._meter.advance(self.n // _MB - self._meter.done)
+
+        def ignored(self, *_: object, **__: object) -> None:
+            pass
+
+        refresh = set_postfix_str = set_description = ignored
+        update_transfer = set_transfer_postfix_str = ignored  # one bar for bytes received and written
+
+    return Bar

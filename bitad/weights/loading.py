@@ -22,7 +22,15 @@ from bitad.config.schema import Config
 from bitad.data.fingerprints import is_valid
 from bitad.models.build import Network
 from bitad.models.vit import is_adapter, sinusoid_table
-from bitad.weights.files import BACKBONE_FILE, OURS, is_checkpoint, read_weights, weights_path, write_safetensors
+from bitad.weights.files import (
+    BACKBONE_FILE,
+    OURS,
+    is_checkpoint,
+    local_path,
+    read_weights,
+    weights_path,
+    write_safetensors,
+)
 from bitad.weights.formats import (
     BACKBONE_PREFIX,
     Format,
@@ -32,6 +40,7 @@ from bitad.weights.formats import (
     require_ours,
     size_differences,
 )
+from bitad.weights.hub import HubName, is_hub_name
 
 log = logging.getLogger("bitad")
 
@@ -66,14 +75,13 @@ _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 
 
 def require_pretrained(config: Config) -> None:
-    """Raises ValueError if the frozen transformer would have random weights."""
+    """Raises ValueError if the frozen transformer would have random weights, or those of an impossible name."""
     backbone = config.model.backbone
-    if (
-        backbone is None
-        or config.design.starts_from == "baselines"
-        or backbone.random
-        or backbone.weights is not None
-    ):
+    if backbone is None or config.design.starts_from == "baselines":
+        return
+    if backbone.weights is not None and is_hub_name(backbone.weights):
+        HubName.of(backbone.weights)  # before anything is read
+    if backbone.random or backbone.weights is not None:
         return
     raise ValueError(
         "model.backbone.weights is null: the frozen transformer would keep random weights; "
@@ -86,9 +94,10 @@ def load_pretrained(network: Network, config: Config) -> None:
     require_pretrained(config)
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
+    path = weights_path(config.model.backbone.weights)
     for detector in network.detectors:
         assert detector.backbone is not None  # the configuration has one
-        load_backbone(detector.backbone.vit, weights_path(config.model.backbone.weights))
+        load_backbone(detector.backbone.vit, path)
 
 
 @dataclass(frozen=True)
@@ -366,7 +375,7 @@ def read_complete(path: Path) -> dict[str, Any]:
             "positions": int(positions),
             "networks": list(prefixes),
         }:
-            original = weights_path(Path(file))  # of the pre-trained transformer, in checkpoints of form 3
+            original = local_path(Path(file))  # of the pre-trained transformer, in checkpoints of form 3
             places = [one for one in (original, path.with_name(original.name)) if one != path]
             weights = _with_table(_find_transformer(path, places, sha256), positions)
         case _:

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import config_of, feature_data
+from runs import guesses, truth_of, write_run
 
-from bitad.config.schema import Config
-from bitad.data.annotations import Annotations
-from bitad.data.detections import Detections, write_detections
+from bitad.data.detections import Detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
@@ -40,45 +39,6 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Path]:
         return config.run_directory
 
     return make
-
-
-def truth_of(config: Config) -> Annotations:
-    annotations = read_annotations(config.data.annotations, classes=config.data.classes)
-    return annotations.subset(config.data.test_subset)
-
-
-def guesses(truth: Annotations, seed: Sequence[int], noise: float) -> Detections:
-    """Each action, its ends off by normal noise in seconds, a third of them called by any name."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for name, video in truth.videos.items():
-        segments = np.sort(video.segments + noise * rng.standard_normal(video.segments.shape), axis=1)
-        labels = np.array([truth.classes.index(label) for label in video.labels], np.int64)
-        other = rng.integers(len(truth.classes), size=len(labels))
-        labels = np.where(rng.random(len(labels)) < 1 / 3, other, labels)
-        found[name] = (segments, rng.uniform(0.3, 1.0, len(labels)), labels)
-    durations = {name: video.duration_s for name, video in truth.videos.items()}
-    return Detections.from_videos(found, classes=truth.classes, durations_s=durations)
-
-
-def write_run(config: Config, *, noise: float, losses: Sequence[float]) -> None:
-    folder, truth = config.run_directory, truth_of(config)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    salt = [config.seed, *config.variant.encode()]
-    first, second = guesses(truth, [*salt, 1], noise), guesses(truth, [*salt, 2], noise)
-    pair = config.design.networks == 2
-    write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
-    if pair:
-        reverse = second if config.pair.second == "forward" else second.reversed()
-        write_detections(first, folder / "detections.forward.json")
-        write_detections(reverse, folder / "detections.reverse.json")
-    records: list[dict[str, object]] = []
-    for step, loss in enumerate(losses):
-        each = {"losses": {"forward": 0.75 * loss, "reverse": 0.25 * loss}} if pair else {}
-        records.append({"kind": "training", "epoch": 0, "step": 10 * step, "loss": loss, **each})
-    records.append({"kind": "evaluation", "epoch": 1, "step": 10, "average_map": 0.5})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def result(comparison: Comparison, label: str) -> Result:
@@ -363,7 +323,7 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_page_plays_videos_that_lie_in_its_own_folder(
+def test_the_page_links_to_videos_by_relative_paths(
     new_run: Callable[..., Path], tmp_path: Path, inside: bool
 ) -> None:
     out = tmp_path / "report"
@@ -373,7 +333,7 @@ def test_the_page_plays_videos_that_lie_in_its_own_folder(
     backbone = ("model.backbone.size=tiny", "model.backbone.pixels=32")
     source = ("data.features=null", "data.feature_channels=null", f"data.videos={videos}")
     html = write_comparison(out, compare([new_run(*source, *backbone)])).read_text(encoding="utf-8")
-    assert ('"media":"videos/test_0.mp4"' in html) == inside
+    assert f'"media":"{"" if inside else "../"}videos/test_0.mp4"' in html
     assert str(tmp_path) not in html
 
 

@@ -237,7 +237,7 @@ def test_the_keyboard_walks_through_segments_and_seeks(browser, tmp_path):
 
 def test_a_missing_video_leaves_a_note_and_working_timelines(browser, tmp_path):
     browser.open(page_of(tmp_path, PageVideo("v", "media/없음 #1.mp4", 2.0, [TRUTH])))
-    assert "“media/없음 #1.mp4” was not beside this page" in texts(browser, "#media-note:not([hidden])")[0]
+    assert "“media/없음 #1.mp4” was not there" in texts(browser, "#media-note:not([hidden])")[0]
     browser.click("[data-track='0'] [data-segment='1']")
     assert now(browser) == pytest.approx(1.25)
     assert browser.console == []

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.image import imread
 
 from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
@@ -8,6 +9,8 @@ from bitad.reports.plots import (
     plot_class_bars,
     plot_comparison,
     plot_confusion,
+    plot_gaps_and_overlaps,
+    plot_lengths,
     plot_precision_recall,
     plot_sensitivity,
     plot_training_curves,
@@ -68,7 +71,16 @@ def sensitivity(path):
     plot_sensitivity(Sensitivity(classes, (0.5,), (1, 1)), path)
 
 
-PLOTS = [training, precision_recall, bars, confusion, comparison, sensitivity]
+def lengths(path):
+    plot_lengths({"open": np.geomspace(0.2, 90, 40), "close": np.array([2.5])}, path)
+
+
+def gaps(path):
+    overlaps = {"of one class": np.zeros(0), "of two classes": np.array([0.5, 0.7, 3])}
+    plot_gaps_and_overlaps(np.geomspace(0.01, 60, 80), overlaps, path)
+
+
+PLOTS = [training, precision_recall, bars, confusion, comparison, sensitivity, lengths, gaps]
 
 
 @pytest.mark.parametrize("plot", PLOTS)
@@ -109,6 +121,15 @@ def test_curves_beyond_the_colours_are_told_apart_by_dashes(tmp_path):
     assert "stroke-dasharray" not in (tmp_path / "few.svg").read_text(encoding="utf-8").split("legend_1")[-1]
 
 
+def test_segments_without_gaps_and_overlaps_are_said_to_have_none(tmp_path):
+    none = np.zeros(0)
+    with rc_context({"svg.fonttype": "none"}):
+        plot_gaps_and_overlaps(none, {"of one class": none, "of two classes": none}, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "no gaps" in text
+    assert "no segments overlap" in text
+
+
 def test_a_plot_of_nothing_is_refused(tmp_path):
     for plot in (
         lambda path: plot_training_curves({}, path),
@@ -116,6 +137,8 @@ def test_a_plot_of_nothing_is_refused(tmp_path):
         lambda path: plot_class_bars({}, path),
         lambda path: plot_comparison({"baselines": {}}, path),
         lambda path: plot_comparison({"baselines": {"F": []}}, path),
+        lambda path: plot_lengths({}, path),
+        lambda path: plot_lengths({"open": np.zeros(0)}, path),
     ):
         with pytest.raises(ValueError, match="needs at least one"):
             plot(tmp_path / "plot.png")

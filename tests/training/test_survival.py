@@ -110,7 +110,9 @@ def test_the_command_says_where_it_stopped_and_with_what_status(features: Path, 
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1].startswith("bitad train: stopped after step ")
+    last = said.splitlines()[-1]
+    assert last.startswith("bitad train: stopped after step ")
+    assert (run / "log.txt").read_text().splitlines()[-1].endswith(last)
     assert "Traceback" not in said
     assert load_checkpoint(run / "last.pt").training is not None
 

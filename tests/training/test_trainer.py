@@ -208,13 +208,13 @@ def test_resuming_with_another_configuration_is_refused_with_the_key_and_both_va
         f"output={short_run.parent}",
         "training.epochs=2",
         "training.evaluate_from=1",
-        "training.lr=0.5",
+        "training.clip_norm=0.5",
         "data.test_subset=training",
     )
     with pytest.raises(ValueError, match="not that of run") as refused:
         Trainer(changed, ALONE, resume=True)
     message = str(refused.value)
-    assert "training.lr was 0.002, is 0.5" in message
+    assert "training.clip_norm was 1.0, is 0.5" in message
     assert "data.test_subset was validation, is training" in message
     assert message.count(" was ") == 2
     assert "\n" not in message
