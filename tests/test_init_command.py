@@ -153,6 +153,13 @@ def test_complete_annotations_are_used_as_they_are(
     assert "written: my.yaml\n" in capsys.readouterr().out
 
 
+def test_of_three_subsets_one_is_only_tested(here: Path, clips: Path) -> None:
+    native(subsets=("training", "training", "test", "val"))
+    assert init("my.json", "--videos", clips) == 0
+    data = load_config("my.yaml").data
+    assert (data.training_subset, data.validation_subset, data.test_subset) == ("training", "val", "test")
+
+
 def test_annotations_that_are_completed_are_not_overwritten(here: Path, clips: Path) -> None:
     before = native(subsets=("training",) * 4).read_bytes()
     for option in ((), ("--overwrite",)):

@@ -299,7 +299,7 @@ def new_config(
             "name": (out.stem, "runs are runs/NAME-forward-seed0, ..."),
             "data.annotations": (_relative(target, folder), "paths are relative to this file"),
             "data.training_subset": (subsets[0], ""),
-            "data.test_subset": (subsets[1], "best.pt is chosen on it"),
+            **_evaluated(*subsets[1:]),
             **{key: (_relative(path, folder), "") for key, path in content.items()},
             **{key: value for key, value in candidate.settings.items() if not key.startswith("window.")},
             **_settings(choice, fitted, candidate.settings, count, annotations.classes),
@@ -497,8 +497,11 @@ def _padding_warning(chosen: Fit, others: Mapping[str, Fit], videos: Sequence[An
 
 def with_subsets(
     annotations: Annotations, *, share: float, seed: int
-) -> tuple[Annotations, tuple[str, str], list[str]]:
-    """Ground truth with a subset to train on and one to validate on, their names, and a line about a split."""
+) -> tuple[Annotations, tuple[str, str, str], list[str]]:
+    """Ground truth with subsets to train on, to validate on and to test on, their names, and a line about a split.
+
+    Those to validate and to test on are the same, unless there are three.
+    """
     with_segments = Counter(video.subset for video in annotations.videos.values() if video.labels)
     names = list(with_segments)
     if not names:
@@ -507,14 +510,19 @@ def with_subsets(
     others = [name for name in names if name != training]
     if others:
         validation = next((name for name in others if name.lower().startswith("val")), others[0])
-        return annotations, (training, validation), []
+        tested = next((name for name in others if name.lower().startswith("test")), validation)
+        return annotations, (training, validation, tested), []
     chosen = set(choose_validation(list(annotations.videos.values()), share=share, seed=seed))
     videos = {
         name: replace(video, subset="validation" if name in chosen else video.subset)
         for name, video in annotations.videos.items()
     }
     note = f"validation subset: {len(chosen)} of {with_segments[training]} videos, by class (seed {seed}): "
-    return replace(annotations, videos=videos), (training, "validation"), [note + shortlist(sorted(chosen), 5)]
+    return (
+        replace(annotations, videos=videos),
+        (training, "validation", "validation"),
+        [note + shortlist(sorted(chosen), 5)],
+    )
 
 
 def _settings(
@@ -545,6 +553,13 @@ def _settings(
             "reading processes",
         ),
     }
+
+
+def _evaluated(validation: str, test: str) -> Settings:
+    chosen = "best.pt is chosen on it"
+    if test == validation:
+        return {"data.test_subset": (test, chosen)}
+    return {"data.validation_subset": (validation, chosen), "data.test_subset": (test, "")}
 
 
 def _relative(path: Path, folder: Path) -> str:
