@@ -9,28 +9,43 @@ from pathlib import Path
 from typing import get_args
 
 from bitad.cli.commands import Commands, add_on_decode_error, add_overrides
-from bitad.config.names import StarterBackbone
+from bitad.config.names import MissingPolicy, StarterBackbone
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, printable
 
-_MOST_MISSED = 10
+_MOST_LISTED = 10
 
 
 def add_init(commands: Commands) -> None:
     p = commands.add(
         "init",
         _init,
-        "Write a configuration that fits your annotations and videos.",
+        "Write a configuration that fits your annotations, and your videos or features.",
         "init my.csv --videos my_videos",
+        "init my.json --features my_features",
         "init my.json --videos my_videos --backbone s --out configs/my.yaml",
     )
     p.add_argument(
         "annotations", type=Path, help="annotations of any known format, or a CSV: video,start,end,label"
     )
-    p.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of the video files")
+    content = p.add_mutually_exclusive_group(required=True)
+    content.add_argument("--videos", type=Path, metavar="DIR", help="folder of the video files")
+    content.add_argument("--features", type=Path, metavar="DIR", help="pre-computed features, instead of videos")
+    p.add_argument(
+        "--video-info",
+        type=Path,
+        metavar="FILE",
+        help="with --features: list of videos that states their durations",
+    )
     p.add_argument("--out", type=Path, help="the configuration (default: the name of the annotations, .yaml)")
     p.add_argument("--from", dest="form", choices=tuple(FORMATS), metavar="FORMAT", help="default: auto-detected")
-    p.add_argument("--backbone", choices=get_args(StarterBackbone), default="tiny", help="default: tiny")
+    p.add_argument("--backbone", choices=get_args(StarterBackbone), help="for videos (default: tiny)")
+    p.add_argument(
+        "--missing",
+        choices=get_args(MissingPolicy),
+        default="error",
+        help="a video without a file, or of unknown duration: error, or leave it out (default: error)",
+    )
     p.add_argument(
         "--validation",
         type=float,
@@ -40,6 +55,7 @@ def add_init(commands: Commands) -> None:
     )
     p.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
     p.add_argument("--overwrite", action="store_true", help="replace the files of an earlier call")
+    p.add_argument("--all", action="store_true", help="list every remark and segment, not only the first")
     add_on_decode_error(p)
 
 
@@ -51,27 +67,41 @@ def _init(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--validation {arguments.validation} is not a share of the videos; give 0.25, for example"
         )
+    if arguments.features is not None and arguments.backbone is not None:
+        raise ValueError("--backbone is for videos, and --features need none; leave one of them out")
+    if arguments.videos is not None and arguments.video_info is not None:
+        raise ValueError("--video-info is for features, and --videos state their durations; leave one of them out")
     out = arguments.out or Path(f"{arguments.annotations.name.partition('.')[0]}.yaml")
     with progress_callback("reading videos") as on_progress:
         made = new_config(
             arguments.annotations,
             videos=arguments.videos,
+            features=arguments.features,
             out=out,
-            backbone=arguments.backbone,
+            backbone=arguments.backbone or "tiny",
             format=arguments.form,
+            video_info=arguments.video_info,
+            missing=arguments.missing,
             share=arguments.validation,
             seed=arguments.seed,
             overwrite=arguments.overwrite,
             damaged=arguments.on_decode_error,
             on_progress=on_progress,
         )
-    echo(*made.notes, "")
-    print("\n\n".join(table.text() for table in made.tables()))
-    for missed in made.fit.missed[:_MOST_MISSED]:
-        echo(f"not learned: {missed}")
-    if len(made.fit.missed) > _MOST_MISSED:
-        echo(f"and {len(made.fit.missed) - _MOST_MISSED} more")
-    echo("", f"written: {out}, {made.annotations}", f"next: bitad train {out}")
+    with progress_callback("estimating costs") as on_progress:
+        costs = made.costs(on_progress)
+    most = None if arguments.all else _MOST_LISTED
+    echo(*made.conversion.lines(most), *made.notes, "")
+    print("\n\n".join(table.text() for table in (*made.tables(), costs)))
+    if missed := made.fit.missed:
+        share = f"{len(missed)} of {made.segments} segments have no point of the pyramid, so they are not learned"
+        remedy = "features of a finer stride would leave fewer"
+        if arguments.features is None:
+            remedy = "the alternatives above state how many they leave"
+        echo("", f"{share}; {remedy}:", *missed[:most])
+    if most is not None and len(missed) > most:
+        echo(f"and {len(missed) - most} more: --all lists every one")
+    echo("", f"written: {', '.join(map(str, made.written))}", f"next: bitad train {out}")
     return 0
 
 

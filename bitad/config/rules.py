@@ -36,6 +36,11 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
         "window.stride_frames {c.window.stride_frames} is not a multiple of {c.window.frames_per_step} frames per step",
     ),
     (
+        lambda c: c.window.steps_per_second is not None and c.window.frames_per_step > 1,
+        "window.steps_per_second: strides of {c.window.frames_per_step} frames per step are the same for all videos; "
+        "use window.stride_frames, or window.frames_per_step=1",
+    ),
+    (
         lambda c: c.model.pyramid.type == "transformer" and c.model.channels % c.model.heads,
         "model.channels: {c.model.channels} channels are not a multiple of {c.model.heads} heads (model.heads)",
     ),
@@ -88,6 +93,21 @@ _EXPERIMENT = "in experiment {c.experiment}, which "
 # Keys whose value has no effect under a condition.
 _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
     ("window.frames_per_step", lambda c: c.model.backbone is None, "on features, which have one per step"),
+    (
+        "window.steps_per_second",
+        lambda c: c.model.backbone is None,
+        "on features, whose stride is data.feature_stride_frames",
+    ),
+    (
+        "window.steps_per_second",
+        lambda c: c.window.layout == "resized",
+        "with window.layout=resized, where every video has window.steps",
+    ),
+    (
+        "window.stride_frames",
+        lambda c: c.window.steps_per_second is not None,
+        "with window.steps_per_second={c.window.steps_per_second:g}; leave one of them out",
+    ),
     ("window.resized_clock", lambda c: c.window.layout != "resized", "with window.layout={c.window.layout}"),
     ("test.backbone", lambda c: c.model.backbone is None, "on features, which need no backbone"),
     ("test.backbone", lambda c: c.window.layout == "resized", "with window.layout=resized"),

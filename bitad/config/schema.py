@@ -199,6 +199,8 @@ class WindowConfig(Section):
     # evenly spaced over the video, also in training.
     layout: Literal["sliding", "whole", "resized"] = "sliding"
     stride_frames: Count = 4  # video frames from one grid step to the next (videos only)
+    # Grid steps per second instead of a stride, for videos of several frame rates: each takes the nearest stride.
+    steps_per_second: Positive | None = None
     # The position of a step in its part of a resized video; `edge`: its start, as in OpenTAD.
     resized_clock: ResizedClock = "centre"
     frames_per_step: Count = 1  # frames per grid step that the backbone sees

@@ -174,8 +174,8 @@ _VIDEO_COLUMNS = ("video_id", "video", "video-name", "video_name", "id")
 def read_clocks(path: str | Path) -> dict[str, Clock]:
     """Read a list of videos: JSON ``{"VIDEO": {"duration": seconds, "num_frame": n, "fps": f}}``, or a table.
 
-    A video needs its duration, or frames and fps. The JSON may have the videos under ``database``. Videos without any
-    of these values are left out, unless all are without.
+    A video needs its duration, or frames and fps. The JSON may have the videos under ``database``, or be the
+    ``features.json`` of BiTAD's features. Videos without any of these values are left out, unless all are without.
     """
     listed = _read_list(Path(path))
     stated = {name: video for name, video in listed.items() if _first_of(video, _CLOCK)}
@@ -196,8 +196,10 @@ def _read_list(path: Path) -> Mapping[str, Mapping[str, Any]]:
     if path.suffix.lower() == ".csv":
         return _read_csv_list(path)
     content = read_json(path)
-    is_nested = isinstance(content, dict) and "database" in content
-    return videos_by_name(content["database"] if is_nested else content, path)
+    if isinstance(content, dict):
+        is_of_features = str(content.get("format")).startswith("bitad features")
+        content = content.get("videos" if is_of_features else "database", content)
+    return videos_by_name(content, path)
 
 
 def _read_csv_list(path: Path) -> dict[str, dict[str, str]]:

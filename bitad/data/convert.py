@@ -304,7 +304,7 @@ def _complete_durations(
     completed = completed.map(lambda video: None if video.name in names else video)
     if not completed.videos:
         report["no videos"].append("no video is left: the file written holds no ground truth")
-    if filled := sum(name in clocks.known for name in completed.videos):
+    if filled := sum(video.clock != annotations.videos[name].clock for name, video in completed.videos.items()):
         report["durations"].append(f"unstated durations and frames of {filled} videos are from {clocks.source}")
     return completed
 

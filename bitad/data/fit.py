@@ -65,6 +65,7 @@ class Fit:
         missed: segments that no point learns.
         per_level: number of segments by the finest level that learns them.
         padding: the share of padding in the windows of all videos.
+        work: grid steps of these windows, padding included.
     """
 
     rate_hz: float
@@ -75,6 +76,7 @@ class Fit:
     missed: tuple[Missed, ...]
     per_level: tuple[int, ...]
     padding: float
+    work: int
 
     @property
     def window_s(self) -> float:
@@ -88,6 +90,7 @@ def fit(
     *,
     most_steps: int,
     unit: int,
+    steps: int | None = None,
     completeness: float = 0.75,
 ) -> Fit:
     """The windows and the pyramid for a data set on a grid.
@@ -97,6 +100,7 @@ def fit(
         grids: of the whole videos.
         most_steps: of a window.
         unit: the number of steps of a window is a multiple of it: of the steps in a clip of the backbone.
+        steps: of a window; None: chosen.
         completeness: ``window.completeness``.
 
     Raises:
@@ -110,9 +114,10 @@ def fit(
         raise ValueError("no video has a segment of a class; there is nothing to fit")
     lengths = segments[:, 1] - segments[:, 0]
     longest = float(np.percentile(lengths, _NEARLY_ALL))
-    wanted = max(_TIMES_LONGEST * longest, _TIMES_USUAL * float(np.median(lengths)), _FEWEST_STEPS)
-    largest = int(sizes.max())
-    steps = round_window(largest if largest <= _ONE_WINDOW else min(wanted, largest), most_steps)
+    if steps is None:
+        wanted = max(_TIMES_LONGEST * longest, _TIMES_USUAL * float(np.median(lengths)), _FEWEST_STEPS)
+        largest = int(sizes.max())
+        steps = round_window(largest if largest <= _ONE_WINDOW else min(wanted, largest), most_steps)
     levels = _levels(min(longest, steps), steps)
     steps = max(steps, unit, 2 ** (levels - 1))
     found = finest_levels(segments, steps_of, doubling_ranges(levels))
@@ -134,6 +139,7 @@ def fit(
         missed=missed,
         per_level=tuple(int((found == level).sum()) for level in range(levels)),
         padding=1 - float(real.sum() / (windows * steps).sum()),
+        work=int((windows * steps).sum()),
     )
 
 

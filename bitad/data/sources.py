@@ -97,7 +97,8 @@ class Sampling:
 
     Args:
         window: of the configuration.
-        rate_hz: grid steps per second instead of the window's stride; each video gets the nearest stride.
+        rate_hz: grid steps per second instead of the window's stride, unless the window has some; each video gets the
+            nearest stride.
     """
 
     window: WindowConfig
@@ -107,7 +108,8 @@ class Sampling:
         """The grid of a video with so many frames."""
         if self.window.resized_steps is not None:
             return Grid(fps, 1.0, 0.0, frames).resized(self.window.resized_steps, self.window.resized_clock)
-        stride = self.window.stride_frames if self.rate_hz is None else max(1, round(fps / self.rate_hz))
+        rate_hz = self.rate_hz if self.window.steps_per_second is None else self.window.steps_per_second
+        stride = self.window.stride_frames if rate_hz is None else max(1, round(fps / rate_hz))
         return Grid(fps, stride, 0.0, -(-frames // stride))
 
     def frames(self, grid: Grid, count: int) -> IntArray:

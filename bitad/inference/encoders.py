@@ -154,7 +154,13 @@ class WindowEncoder(Encoder):
             raise ValueError(
                 f"{run.source} has window.layout={window.layout}; give a run with window.layout=sliding"
             )
-        stride_frames = window.stride_frames if stride_frames is None else stride_frames
+        if stride_frames is None:
+            if window.steps_per_second is not None:
+                raise ValueError(
+                    f"{run.source} takes {window.steps_per_second:g} grid steps a second of any video, and features "
+                    "have one stride; give --stride FRAMES, for the frame rate of these videos"
+                )
+            stride_frames = window.stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
         self.window_steps = window.steps

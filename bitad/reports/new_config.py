@@ -6,25 +6,44 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bitad.config.loading import load_config
-from bitad.config.names import OnDecodeError
-from bitad.config.schema import CLIP_FRAMES, Config, WindowConfig
+from bitad.config.names import MissingPolicy, OnDecodeError, StarterBackbone
+from bitad.config.schema import CLIP_FRAMES, Config, DataConfig, WindowConfig
 from bitad.config.text import commented_yaml, flat
-from bitad.data.annotations import Annotations
-from bitad.data.convert import convert_annotations
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.clocks import same_rate
+from bitad.data.convert import Conversion, convert_annotations
+from bitad.data.feature_files import FeatureStore
+from bitad.data.feature_folder import SIDECAR, read_sidecar
 from bitad.data.fit import STRIDES, Fit, choose, fit
-from bitad.data.formats.database import write_annotations
-from bitad.data.sources import Sampling, VideoFiles
+from bitad.data.formats.database import read_annotations, write_annotations
+from bitad.data.sources import FeatureFiles, FileSource, Sampling, VideoFiles
 from bitad.data.split import choose_validation
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write
 from bitad.runtime.log import shortlist
+from bitad.timeline import Grid
 from bitad.video.names import VideoFinder
+from bitad.weights.checkpoint import FRAME_RATE_HZ
+
+# Dotted keys of a configuration, with their values and comments.
+Settings = Mapping[str, tuple[Any, str]]
+
+# With more padding in its windows, a training spends most of its time on nothing.
+_MOST_PADDING = 0.5
+# A measured stride of features this near to a whole number is that number.
+_STRIDE_SLACK = 0.05
+# Lengths of videos up to this factor are even.
+_EVEN = 1.2
+_FEWEST_STEPS = 16
 
 # Words in class names that a left-right flip of the frames makes wrong.
 _SIDED = re.compile(
@@ -60,7 +79,7 @@ def _videomae(size: str, weights: str, adapter_lr: float) -> BackboneChoice:
     )
 
 
-BACKBONES = {
+BACKBONES: Mapping[str, BackboneChoice] = {
     "tiny": BackboneChoice(
         "BiTAD's own, 0.6 million parameters, pre-trained on rendered motion; no download, for a first look on a CPU",
         1024,
@@ -92,6 +111,15 @@ BACKBONES = {
     "b": _videomae("b", "hub:MCG-NJU/videomae-base-finetuned-kinetics", 1e-4),
 }
 
+# ActionFormer on pre-computed features.
+ON_FEATURES = BackboneChoice(
+    "ActionFormer's transformer on your features",
+    2048,
+    1500,
+    {"attention_window": 19, "input_dropout": 0.2},
+    {"batch": 2, "reference_batch": 2, "lr": 1e-4, "ema_decay": 0.99, "warmup_epochs": 1},
+)
+
 
 @dataclass(frozen=True)
 class NewConfig:
@@ -100,25 +128,39 @@ class NewConfig:
     Args:
         path: of the written YAML file.
         annotations: the ground truth that it names.
+        written: the files written, the annotations only if they had to be changed.
+        conversion: how the annotations were read.
+        segments: their number.
         fit: the chosen settings.
-        others: settings at other strides, by name.
-        notes: what was changed, or looks wrong; a line each.
+        others: other settings, by the overrides of the configuration that choose them.
+        choices: the configurations of all backbones, the chosen one included, by name, with descriptions.
+        notes: what was changed, assumed, or looks wrong; a line each.
     """
 
     path: Path
     config: Config
     annotations: Path
+    written: tuple[Path, ...]
+    conversion: Conversion
+    segments: int
     fit: Fit
     others: Mapping[str, Fit]
+    choices: Mapping[str, tuple[Config, str]]
     notes: tuple[str, ...]
 
     def tables(self) -> tuple[Table, ...]:
         """What was chosen and why, and the alternatives."""
         chosen, window = self.fit, self.config.window
         stride = f"{chosen.rate_hz:.3g} grid steps per second"
+        if self.config.data.features is not None:
+            grid = ("data.feature_stride_frames", f"{self.config.data.feature_stride_frames:g}", stride)
+        elif window.steps_per_second is not None:
+            grid = ("window.steps_per_second", f"{window.steps_per_second:g}", "the videos' frame rates differ")
+        else:
+            grid = ("window.stride_frames", f"{window.stride_frames}", stride)
         rows = (
-            ("window.stride_frames", f"{window.stride_frames}", stride),
-            ("window.steps", f"{window.steps}", f"{chosen.window_s:.3g} s; {100 * chosen.padding:.0f} % padding"),
+            grid,
+            ("window.steps", f"{window.steps}", f"{chosen.window_s:.3g} s; {chosen.padding:.0%} padding"),
             ("model.levels", f"{chosen.levels}", _levels_text(chosen)),
             ("window.crop", f"{list(chosen.crop)}", "share of a video shorter than a window"),
             (
@@ -134,13 +176,24 @@ class NewConfig:
                 name,
                 f"{one.steps}",
                 f"{one.window_s:.3g} s",
+                f"{one.padding:.0%}",
                 f"{len(one.missed)}",
-                f"{one.rate_hz / chosen.rate_hz:.2g}",
+                f"{one.work / chosen.work:.2g}",
             )
             for name, one in self.others.items()
         )
-        columns = ("change", "window.steps", "window", "segments without a point", "cost")
-        return settings, Table("Alternatives", columns, alternatives)
+        if not alternatives:
+            return (settings,)
+        columns = ("change", "window.steps", "window", "padding", "segments without a point", "cost")
+        note = "Cost: grid steps of all windows, relative to the chosen settings."
+        return settings, Table("Alternatives", columns, alternatives, (note,))
+
+    def costs(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Table:
+        """The estimated time and memory of a training with each backbone."""
+        from bitad.reports.estimate import cost_table
+
+        configs = {name: config for name, (config, _) in self.choices.items()}
+        return cost_table(configs, {name: text for name, (_, text) in self.choices.items()}, on_progress)
 
 
 def _levels_text(chosen: Fit) -> str:
@@ -148,13 +201,28 @@ def _levels_text(chosen: Fit) -> str:
     return f"segments learned at each level, finest first: {counts}"
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A way to lay the grid over the videos: its settings, and the grids of the annotated videos."""
+
+    settings: Settings
+    grids: Sequence[Grid]
+
+    @property
+    def overrides(self) -> str:
+        return " ".join(f"{key}={value:g}" for key, (value, _) in self.settings.items())
+
+
 def new_config(
     src: str | Path,
     *,
-    videos: str | Path,
+    videos: Path | None = None,
+    features: Path | None = None,
     out: Path,
-    backbone: str = "tiny",
+    backbone: StarterBackbone = "tiny",
     format: str | None = None,
+    video_info: Path | None = None,
+    missing: MissingPolicy = "error",
     share: float = 0.25,
     seed: int = 0,
     overwrite: bool = False,
@@ -166,9 +234,13 @@ def new_config(
     Args:
         src: annotations of any known format.
         videos: folder of the video files.
+        features: folder or ``.npz`` of pre-computed features, instead of videos.
         out: the YAML file; annotations that had to be completed are written beside it.
-        backbone: of :data:`BACKBONES`.
+        backbone: of :data:`BACKBONES`; for videos.
         format: of the annotations; None: recognised.
+        video_info: a list of videos that states their durations, as of
+            :func:`~bitad.data.clocks.read_clocks`; None: ``features.json``, if there is one.
+        missing: whether a video without a file is an error, or is left out.
         share: of the videos that become the validation subset, if there is none.
         seed: of that choice.
         overwrite: replace files of an earlier call.
@@ -177,84 +249,296 @@ def new_config(
         FileNotFoundError: no such file or folder, or a video without a file.
         ValueError: annotations that cannot be read, fewer than two videos with segments, or a file that exists.
     """
-    choice = BACKBONES[backbone]
-    converted = convert_annotations(src, format=format, videos=videos, undecided="drop", on_progress=on_progress)
-    annotations, notes = converted.annotations, list(converted.lines())
-    find = VideoFinder(videos, lambda: tuple(annotations.videos))
-    annotations, subsets, note = with_subsets(annotations, share=share, seed=seed)
-    notes += note
-    # The file is used as it is, if nothing had to be completed, left out or split off.
-    is_same = converted.format == "native" and not (converted.report or note) and Path(src).is_file()
+    _check_new(out, overwrite)
+    if features is not None:
+        FeatureStore(features)  # raises before the annotations are read
+        if (features / "forward" / SIDECAR).is_file():
+            raise ValueError(f"{features} holds two folders of features; name one: {features / 'forward'}")
+        if video_info is None and (features / SIDECAR).is_file():
+            video_info = features / SIDECAR
+    converted = convert_annotations(
+        src,
+        format=format,
+        videos=videos,
+        video_info=video_info,
+        missing=missing,
+        undecided="drop",
+        on_progress=on_progress,
+    )
+    source, content = _source(converted.annotations, videos, features, damaged)
+    annotations, left_out = _with_files(converted.annotations, source, missing)
+    annotations, subsets, split = with_subsets(annotations, share=share, seed=seed)
+    is_same = not (left_out or split) and _is_complete(Path(src), converted)
     target = Path(src) if is_same else out.with_suffix(".json")
-    for path in (out, *([target] if target != Path(src) else [])):
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
-    source = VideoFiles(find, pixels=1, sampling=Sampling(WindowConfig(stride_frames=1)), damaged=damaged)
+    if not is_same:
+        if target.resolve() == Path(src).resolve():  # which is not changed
+            target = target.with_name(f"{out.stem}-annotations.json")
+        _check_new(target, overwrite)
     used = [video for video in annotations.videos.values() if video.labels]
-    frames = [source.grid(video) for video in used]
-    fits = {}
-    for stride in STRIDES:
-        sampling = Sampling(WindowConfig(stride_frames=stride))
-        grids = [sampling.grid(grid.fps, grid.steps) for grid in frames]
-        fits[stride] = fit(used, grids, most_steps=choice.most_steps, unit=CLIP_FRAMES)
+    assumed: list[str] = []
+    if isinstance(source, VideoFiles):
+        choices, name, unit = BACKBONES, str(backbone), CLIP_FRAMES
+        candidates = _strides(source, used)
+    else:
+        choices, name, unit = {"features": ON_FEATURES}, "features", 1
+        placement, assumed = _placement(source, used)
+        candidates = {1: placement}
+    fits = {
+        stride: fit(used, one.grids, most_steps=choices[name].most_steps, unit=unit)
+        for stride, one in candidates.items()
+    }
     stride = choose(fits, used)
-    config = _config(out, target, videos, annotations, subsets, backbone, stride, fits[stride])
-    if target != Path(src):
+    chosen, candidate = fits[stride], candidates[stride]
+    others = {candidates[one].overrides: fits[one] for one in _neighbours(stride, list(candidates))}
+    others |= _shorter_windows(used, candidate.grids, chosen, unit)
+    warnings = [_padding_warning(chosen, others, used)] if chosen.padding > _MOST_PADDING else []
+    count = sum(bool(video.labels) for video in annotations.subset(subsets[0]).videos.values())
+
+    def settings(choice: BackboneChoice, fitted: Fit, folder: Path) -> Settings:
+        return {
+            "name": (out.stem, "runs are runs/NAME-forward-seed0, ..."),
+            "data.annotations": (_relative(target, folder), "paths are relative to this file"),
+            "data.training_subset": (subsets[0], ""),
+            **_evaluated(*subsets[1:]),
+            **{key: (_relative(path, folder), "") for key, path in content.items()},
+            **{key: value for key, value in candidate.settings.items() if not key.startswith("window.")},
+            **_settings(choice, fitted, candidate.settings, count, annotations.classes),
+        }
+
+    configs = {}
+    for other, choice in choices.items():
+        fitted = fit(used, candidate.grids, most_steps=choice.most_steps, unit=unit)
+        configs[other] = Config.model_validate(_nested(settings(choice, fitted, Path()))), choice.description
+    if not is_same:
         write_annotations(annotations, target)
     with atomic_write(out) as partial:
-        partial.write_text(config, encoding="utf-8")
-    others = {f"window.stride_frames={one}": fits[one] for one in _neighbours(stride)}
-    return NewConfig(out, load_config(str(out)), target, fits[stride], others, tuple(notes))
+        about = f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n"
+        partial.write_text(about + commented_yaml(settings(choices[name], chosen, out.parent)), encoding="utf-8")
+    return NewConfig(
+        path=out,
+        config=load_config(str(out)),
+        annotations=target,
+        written=(out,) if is_same else (out, target),
+        conversion=converted,
+        segments=sum(len(video.labels) for video in used),
+        fit=chosen,
+        others=others,
+        choices=configs,
+        notes=(*left_out, *split, *assumed, *warnings),
+    )
 
 
-def _neighbours(stride: int) -> list[int]:
-    place = STRIDES.index(stride)
-    return [one for one in STRIDES[max(0, place - 2) : place + 3] if one != stride]
+def _check_new(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
+
+
+def _is_complete(src: Path, converted: Conversion) -> bool:
+    """Whether a training can use the file as it is: nothing needed was unstated, and nothing is left out."""
+    if converted.format != "native" or not src.is_file():
+        return False
+    if any(lines for kind, lines in converted.report.items() if kind != "durations"):
+        return False
+    return all(math.isfinite(video.duration_s) for video in read_annotations(src).videos.values())
+
+
+def _source(
+    annotations: Annotations, videos: Path | None, features: Path | None, damaged: OnDecodeError
+) -> tuple[FileSource, dict[str, Path]]:
+    """The videos or features on a grid of single frames or rows, and the key of the configuration that names them."""
+
+    def wanted() -> tuple[str, ...]:
+        return tuple(annotations.videos)
+
+    if videos is not None and features is None:
+        find = VideoFinder(videos, wanted)
+        sampling = Sampling(WindowConfig(stride_frames=1))
+        return VideoFiles(find, pixels=1, sampling=sampling, damaged=damaged), {"data.videos": videos}
+    if features is not None and videos is None:
+        data = DataConfig(annotations=Path(), features=features, feature_fps=1.0)
+        store = FeatureStore(features, wanted=wanted)
+        return FeatureFiles(store, data, WindowConfig()), {"data.features": features}
+    raise ValueError("give either videos or features")
+
+
+def _with_files(
+    annotations: Annotations, source: FileSource, missing: MissingPolicy
+) -> tuple[Annotations, list[str]]:
+    """The videos that have a file, and lines about the others."""
+    faults: dict[str, FileNotFoundError | ValueError] = {}
+    for video in annotations.videos.values():
+        try:
+            source.grid(video)
+        except (FileNotFoundError, ValueError) as error:
+            faults[video.name] = error
+    if faults and missing == "error":
+        first = next(iter(faults.values()))
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise type(first)(f"{first}{more}; or leave such videos out with --missing drop")
+    notes = [f"{name}: left out: {error}" for name, error in faults.items()]
+    return annotations.map(lambda video: None if video.name in faults else video), notes
+
+
+def _strides(source: VideoFiles, videos: Sequence[AnnotatedVideo]) -> dict[int, _Candidate]:
+    """Grids of videos. Those of several frame rates get a rate of grid steps, by the most frequent frame rate."""
+    frames = [source.grid(video) for video in videos]
+    rates = Counter(round(grid.fps, 3) for grid in frames)
+    usual = rates.most_common(1)[0][0]
+    is_mixed = not same_rate(min(rates), max(rates))
+    candidates = {}
+    for stride in STRIDES:
+        per_second = round(usual / stride, 3)
+        window = WindowConfig(steps_per_second=per_second) if is_mixed else WindowConfig(stride_frames=stride)
+        grids = [Sampling(window).grid(grid.fps, grid.steps) for grid in frames]
+        found = [grid.fps / grid.stride_frames for grid in grids]
+        settings: Settings = {
+            "window.stride_frames": (stride, f"frames per grid step: {np.median(found):.3g} steps per second")
+        }
+        if is_mixed:
+            comment = f"each video takes the nearest stride: {min(found):.3g} to {max(found):.3g} steps per second"
+            settings = {"window.steps_per_second": (per_second, comment)}
+        candidates[stride] = _Candidate(settings, grids)
+    return candidates
+
+
+def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[_Candidate, list[str]]:
+    """How features lie in time, as ``features.json`` says, or as their rows and the durations suggest."""
+    features = source.store.path
+    notes: list[str] = []
+    fps = None
+    is_reverse = False
+    if (features / SIDECAR).is_file():
+        stated = read_sidecar(features).settings
+        channels, stride = stated.feature_channels, float(stated.feature_stride_frames)
+        offset, comment = stated.feature_offset_frames, f"by {SIDECAR}"
+        is_reverse = stated.direction == "reverse"
+    else:
+        channels = source.store.read(videos[0].name).shape[1]
+        rates = [video.clock.rate for video in videos]
+        if None in rates:
+            fps = FRAME_RATE_HZ
+            notes.append(f"assumed: {fps:g} frames per second, as the annotations state no frame rate")
+        rows = np.array([source.store.length(video.name) for video in videos])
+        frames = np.array(
+            [video.duration_s * (fps or rate or 0.0) for video, rate in zip(videos, rates, strict=True)]
+        )
+        if rows.min() == rows.max() and frames.max() > _EVEN * frames.min():
+            raise ValueError(
+                f"{features}: all videos have {rows[0]} rows, so they were resized to one length and have no stride; "
+                "extract features with a stride: bitad features"
+            )
+        stride, offset = _measured_placement(rows, frames)
+        comment = "assumed"
+        notes.append(
+            f"assumed: a row of features every {stride:g} frames, the first at frame {offset:g}, by rows and "
+            "durations; correct data.feature_stride_frames and data.feature_offset_frames in the file"
+        )
+    settings: dict[str, tuple[Any, str]] = {
+        "data.feature_channels": (channels, ""),
+        "data.feature_stride_frames": (stride, f"video frames from one row to the next; {comment}"),
+        "data.feature_offset_frames": (offset, f"frame at the centre of the first row; {comment}"),
+    }
+    if fps is not None:
+        settings["data.feature_fps"] = (fps, "frames per second; assumed")
+    if is_reverse:
+        settings["direction"] = ("reverse", "of the features' playback")
+    data = source.data.model_copy(
+        update={"feature_fps": fps, "feature_stride_frames": stride, "feature_offset_frames": offset}
+    )
+    placed = replace(source, data=data)
+    return _Candidate(settings, [placed.grid(video) for video in videos]), notes
+
+
+def _measured_placement(rows: NDArray[np.int64], frames: NDArray[np.float64]) -> tuple[float, float]:
+    """The stride and the offset of the first row, in frames, of features that lie in the middle of their videos."""
+    stride = float(np.median(frames / rows))
+    if rows.max() > _EVEN * rows.min():
+        # Features lack the same number of frames in each video: those of a clip. The slope is free of it.
+        slope = float(np.polyfit(rows, frames, 1)[0])
+        stride = slope if slope > 0 else stride
+    whole = max(1.0, float(round(stride)))
+    stride = whole if abs(stride - whole) <= _STRIDE_SLACK * whole else float(f"{stride:.4g}")
+    lacking = max(0.0, float(np.median(frames - stride * rows)))
+    return stride, round((lacking + stride) / 2, 2)
+
+
+def _neighbours(stride: int, strides: Sequence[int]) -> list[int]:
+    place = strides.index(stride)
+    return [one for one in strides[max(0, place - 2) : place + 3] if one != stride]
+
+
+def _shorter_windows(
+    videos: Sequence[AnnotatedVideo], grids: Sequence[Grid], chosen: Fit, unit: int
+) -> dict[str, Fit]:
+    """Fits with shorter windows, down to those that are not mostly padding."""
+    found: dict[str, Fit] = {}
+    steps, padding = chosen.steps // 2, chosen.padding
+    while padding > _MOST_PADDING and steps >= _FEWEST_STEPS and steps % unit == 0:
+        one = fit(videos, grids, most_steps=steps, unit=unit, steps=steps)
+        found[f"window.steps={steps} model.levels={one.levels}"] = one
+        steps, padding = steps // 2, one.padding
+    return found
+
+
+def _padding_warning(chosen: Fit, others: Mapping[str, Fit], videos: Sequence[AnnotatedVideo]) -> str:
+    usual_s = float(np.median([video.duration_s for video in videos]))
+    text = (
+        f"warning: {chosen.padding:.0%} of the windows is padding: they are {chosen.window_s:.3g} s long, and half of "
+        f"the videos at most {usual_s:.3g} s"
+    )
+    less = [
+        f"{name} ({one.padding:.0%} padding, {one.work / chosen.work:.2g} times the cost, {len(one.missed)} segments "
+        "without a point)"
+        for name, one in others.items()
+        if one.padding <= chosen.padding - 0.1
+    ]
+    return f"{text}; with less: {'; '.join(less)}" if less else text
 
 
 def with_subsets(
     annotations: Annotations, *, share: float, seed: int
-) -> tuple[Annotations, tuple[str, str], list[str]]:
-    """Ground truth with a subset to train on and one to validate on, their names, and a note about a split."""
+) -> tuple[Annotations, tuple[str, str, str], list[str]]:
+    """Ground truth with subsets to train on, to validate on and to test on, their names, and a line about a split.
+
+    Those to validate and to test on are the same, unless there are three.
+    """
     with_segments = Counter(video.subset for video in annotations.videos.values() if video.labels)
     names = list(with_segments)
+    if not names:
+        raise ValueError("no video has a segment of a class; there is nothing to learn")
     training = next((name for name in names if name.lower().startswith("train")), names[0])
     others = [name for name in names if name != training]
     if others:
         validation = next((name for name in others if name.lower().startswith("val")), others[0])
-        return annotations, (training, validation), []
+        tested = next((name for name in others if name.lower().startswith("test")), validation)
+        return annotations, (training, validation, tested), []
     chosen = set(choose_validation(list(annotations.videos.values()), share=share, seed=seed))
     videos = {
         name: replace(video, subset="validation" if name in chosen else video.subset)
         for name, video in annotations.videos.items()
     }
     note = f"validation subset: {len(chosen)} of {with_segments[training]} videos, by class (seed {seed}): "
-    return replace(annotations, videos=videos), (training, "validation"), [note + shortlist(sorted(chosen), 5)]
+    return (
+        replace(annotations, videos=videos),
+        (training, "validation", "validation"),
+        [note + shortlist(sorted(chosen), 5)],
+    )
 
 
-def _config(
-    out: Path,
-    annotations_file: Path,
-    videos: str | Path,
-    annotations: Annotations,
-    subsets: tuple[str, str],
-    backbone: str,
-    stride: int,
-    chosen: Fit,
-) -> str:
-    """The text of the YAML file, with comments."""
-    choice, folder = BACKBONES[backbone], out.parent
-    sided = [name for name in annotations.classes if _SIDED.search(name)]
-    epoch = math.ceil(chosen.windows_per_video * _count(annotations, subsets[0]) / choice.training["batch"])
+def _settings(
+    choice: BackboneChoice, chosen: Fit, grid: Settings, videos: int, classes: Sequence[str]
+) -> Settings:
+    """The settings of windows, model and training."""
+    sided = [name for name in classes if _SIDED.search(name)]
+    epoch = math.ceil(chosen.windows_per_video * videos / choice.training["batch"])
     epochs = max(6, math.ceil(choice.updates / epoch))
-    values: dict[str, tuple[Any, str]] = {
-        "name": (out.stem, "runs are runs/NAME-forward-seed0, ..."),
-        "data.annotations": (_relative(annotations_file, folder), "paths are relative to this file"),
-        "data.videos": (_relative(Path(videos), folder), ""),
-        "data.training_subset": (subsets[0], ""),
-        "data.test_subset": (subsets[1], "best.pt is chosen on it"),
+    has_videos = "backbone" in choice.model
+    flip = "0 if a class has a left and a right side"
+    if sided:
+        flip = f"mirrored frames would swap {shortlist(sided, 2)}"
+    return {
         "window.steps": (chosen.steps, f"grid steps of a window: {chosen.window_s:.3g} s"),
-        "window.stride_frames": (stride, f"frames per grid step: {chosen.rate_hz:.3g} steps per second"),
+        **{key: value for key, value in grid.items() if key.startswith("window.")},
         "window.overlap": (0.25, "of neighbouring windows in testing"),
         "window.crop": (list(chosen.crop), "random share of a video shorter than a window"),
         "model.levels": (chosen.levels, _levels_text(chosen)),
@@ -263,21 +547,33 @@ def _config(
         "training.windows_per_video": (chosen.windows_per_video, ""),
         "training.evaluate_every": (max(1, epochs // 3), "epochs; the best evaluation becomes best.pt"),
         **{f"training.{key}": (value, "") for key, value in flat(choice.training).items()},
-        "training.augmentation.flip": (
-            0.0 if sided else 0.5,
-            f"mirrored frames would swap {shortlist(sided, 2)}"
-            if sided
-            else "0 if a class has a left and a right side",
+        **({"training.augmentation.flip": (0.0 if sided else 0.5, flip)} if has_videos else {}),
+        "training.workers": (
+            2 if choice.model.get("backbone", {}).get("size") in ("s", "b") else 0,
+            "reading processes",
         ),
-        "training.workers": (0 if backbone == "tiny" else 2, "processes that read videos"),
     }
-    return f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n" + commented_yaml(values)
 
 
-def _count(annotations: Annotations, subset: str) -> int:
-    return sum(bool(video.labels) for video in annotations.subset(subset).videos.values())
+def _evaluated(validation: str, test: str) -> Settings:
+    chosen = "best.pt is chosen on it"
+    if test == validation:
+        return {"data.test_subset": (test, chosen)}
+    return {"data.validation_subset": (validation, chosen), "data.test_subset": (test, "")}
 
 
 def _relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder."""
     return Path(os.path.relpath(str(path), str(folder))).as_posix()
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    """The document of dotted keys."""
+    document: dict[str, Any] = {}
+    for dotted, (value, _) in settings.items():
+        *path, key = dotted.split(".")
+        section = document
+        for name in path:
+            section = section.setdefault(name, {})
+        section[key] = value
+    return document

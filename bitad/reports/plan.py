@@ -225,9 +225,14 @@ def plan_training(
     *,
     processes: int = 1,
     device: PlanDevice = "gpu",
+    as_configured: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingPlan:
-    """Computes the cost of a run from its annotations; without them, figures that need them are left out."""
+    """Computes the cost of a run from its annotations; without them, figures that need them are left out.
+
+    Args:
+        as_configured: compute only the cost of the configuration, without other checkpointing and precision.
+    """
     if processes < 1:
         raise ValueError(f"{processes} processes cannot train; use 1 or more")
     training = config.training
@@ -247,7 +252,7 @@ def plan_training(
     network = network_on_meta(config, classes)
     # fp16 needs the memory of bf16. The configuration's precision comes first.
     precisions = sorted(PRECISIONS, key=lambda precision: (precision == "fp32") != (training.precision == "fp32"))
-    choices = list(itertools.product(precisions, policies(config)))
+    choices = list(itertools.product(precisions, policies(config)))[: 1 if as_configured else None]
     costs = []
     for number, (precision, policy) in enumerate(choices, start=1):
         costs.append(step_cost(config, classes, checkpointing=policy, precision=precision, device=device))

@@ -256,6 +256,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
 _COMMON_KEYS = (
     "window.steps",
     "window.stride_frames",
+    "window.steps_per_second",
     "window.frames_per_step",
     "data.feature_channels",
     "data.feature_stride_frames",

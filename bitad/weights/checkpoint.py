@@ -74,6 +74,7 @@ _INPUT_KEYS = (
     "pair",
     "model",
     "window.stride_frames",
+    "window.steps_per_second",
     "window.frames_per_step",
     "window.resized_clock",
     "data.feature_channels",
@@ -344,6 +345,8 @@ def class_names(config: Config) -> tuple[str, ...]:
 def _rate_hz(config: Config) -> float:
     """Grid steps a second of a configuration's data set, the median of its videos."""
     data = config.data
+    if config.window.steps_per_second is not None:
+        return config.window.steps_per_second
     rates = [] if data.feature_fps is None else [data.feature_fps]
     if not rates and data.annotations.is_file():
         videos = read_annotations(data.annotations).videos.values()
