@@ -337,16 +337,18 @@ def test_results_of_another_checkpoint_are_replaced_only_where_asked(
     assert detect(film, "--checkpoint", "none.pt") == 1
     assert "no weights at none.pt" in capsys.readouterr().err
     stored = read_detections(here / "detections" / "detections.json").details["checkpoint"]
-    assert stored == {"file": str(checkpoint), "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert stored == {"file": checkpoint.name, "sha256": sha256}
     other = load_checkpoint(checkpoint)
     for weights in other.model.values():
         weights += 1e-6
     save_checkpoint(other, here / "other.pt")
     line = refused(film, "--checkpoint", "other.pt")
-    assert f"detections has results of another checkpoint ({checkpoint}); choose another --out" in line
+    made_by = f"{checkpoint.name}, SHA-256 {sha256[:12]}..."
+    assert f"detections has results of another checkpoint ({made_by}); choose another --out" in line
     assert detect(film, "--checkpoint", "other.pt", "--force") == 0
     shutil.copy(checkpoint, here / "other.pt")
-    assert "detections has results of other.pt before it changed" in refused(film, "--checkpoint", "other.pt")
+    assert "results of another checkpoint (other.pt, SHA-256 " in refused(film, "--checkpoint", "other.pt")
     # A copy of a checkpoint is that checkpoint.
     assert detect(film, "--force") == 0
     assert detect(film, "--checkpoint", "other.pt") == 0

@@ -77,7 +77,8 @@ class Inputs:
     """What detections were made from, as their file records it.
 
     Args:
-        checkpoint: ``file`` and ``sha256`` of the weights, and ``config`` if one was named; empty if there is no file.
+        checkpoint: ``file`` (its name, as runs may be moved) and ``sha256`` of the weights, and ``config`` if one was
+            named; empty if there is no file.
         videos: a digest of each readable video file, by name.
     """
 
@@ -87,7 +88,7 @@ class Inputs:
     @staticmethod
     def of(weights: Path, config: str | None, videos: Mapping[str, Path]) -> Inputs:
         """Of a file of weights, and of video files by name."""
-        found = {"file": str(weights), "sha256": sha256_of(weights)} if weights.is_file() else {}
+        found = {"file": weights.name, "sha256": sha256_of(weights)} if weights.is_file() else {}
         if config is not None:
             found["config"] = config
         digests = {}
@@ -103,10 +104,9 @@ class Inputs:
             return "results of an earlier version, which does not record the checkpoint"
         is_there = "sha256" in self.checkpoint  # loading says what is missing
         if is_there and any(before.get(key) != self.checkpoint.get(key) for key in ("sha256", "config")):
-            file, config = before.get("file"), before.get("config")
-            if file == self.checkpoint.get("file") and config == self.checkpoint.get("config"):
-                return f"results of {file} before it changed"
-            return f"results of another checkpoint ({file}{f' with {config}' if config else ''})"
+            file, config, sha256 = (before.get(key) for key in ("file", "config", "sha256"))
+            made_by = f"{file}, SHA-256 {str(sha256)[:12]}..." + (f", with {config}" if config else "")
+            return f"results of another checkpoint ({made_by})"
         if others := [name for name, digest in videos.items() if self.videos.get(name) != digest]:
             return f"results of other videos ({shortlist(others)})"
         return None

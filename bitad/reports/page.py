@@ -43,14 +43,14 @@ class Track:
     segments: Floats  # [n, 2], start and end in seconds on the forward clock
     labels: Sequence[str]
     scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
-    notes: Sequence[str] | None = None  # n sentences, shown with each segment
     min_scores: Mapping[str, float] = field(default_factory=dict)  # by label; of the others, 0.3
+    notes: Sequence[str] | None = None  # n sentences, shown with each segment
 
     @staticmethod
     def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
         found = detections.of_video(video)
         labels = [found.classes[label] for label in found.labels]
-        return Track(name, kind, found.segments, labels, found.scores, min_scores=found.min_scores)
+        return Track(name, kind, found.segments, labels, found.scores, found.min_scores)
 
     def min_score(self, label: str) -> float:
         """The score from which segments of a label are shown."""

@@ -63,7 +63,7 @@ def test_it_overfits_a_handful_of_windows(features: Path, tmp_path: Path, direct
         "training.lr=5e-3",
     )
     trainer = Trainer(config, ALONE)
-    untrained = trainer._evaluate().average_map
+    untrained = trainer._evaluate()[0].average_map
     best = trainer.run()
     losses = [record["loss"] for record in records(config.run_directory, kind="training")]
     assert losses[-1] < 0.3 * losses[0]
