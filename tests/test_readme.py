@@ -44,6 +44,15 @@ def shown_share(truth: Path, found: Path) -> float:
     return sum(hits) / len(hits)
 
 
+def test_both_languages_have_the_same_commands() -> None:
+    def lines(text: str) -> list[list[str]]:
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+    korean = README.with_name("README.ko.md").read_text(encoding="utf-8")
+    assert lines(korean) == lines(README.read_text(encoding="utf-8"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_five_lines_take_a_user_from_clips_and_a_table_to_a_page(
