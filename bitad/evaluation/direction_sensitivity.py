@@ -13,7 +13,8 @@ import numpy as np
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
-from bitad.evaluation.mean_average_precision import Integers, evaluate
+from bitad.evaluation.mean_average_precision import evaluate
+from bitad.timeline import IntArray
 
 NOTHING = "nothing"
 
@@ -31,7 +32,7 @@ class Calls:
     """
 
     classes: tuple[str, ...]
-    counts: Integers  # [K, K + 1]
+    counts: IntArray  # [K, K + 1]
 
     def most_frequent(self, label: str) -> tuple[str, float]:
         """The most frequent name of a class, and its share of the class's segments; ValueError if it has none."""

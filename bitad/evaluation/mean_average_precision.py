@@ -27,9 +27,8 @@ from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
 from bitad.runtime.files import write_json
 from bitad.runtime.log import shortlist
+from bitad.timeline import FloatArray, IntArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 # Ground-truth segments of one label whose both ends are this near are one segment annotated twice (OpenTAD's value).
@@ -42,9 +41,9 @@ class Truth:
 
     videos: dict[str, int]  # number of each video
     classes: tuple[str, ...]  # the K that have a segment
-    groups: Integers  # [m], one number for each pair of video and class
-    segments: Floats  # [m, 2], in seconds
-    segments_per_class: Integers  # [K]
+    groups: IntArray  # [m], one number for each pair of video and class
+    segments: FloatArray  # [m, 2], in seconds
+    segments_per_class: IntArray  # [K]
     dropped: int  # segments left out
 
     @staticmethod
@@ -85,11 +84,11 @@ class Truth:
 class Ranked:
     """The detections of the ground truth's classes, best first."""
 
-    rows: Integers  # [n], index into the detections
-    groups: Integers  # [n], as those of the ground truth; -1 in videos that it does not have
-    segments: Floats  # [n, 2], in seconds
-    scores: Floats  # [n], descending
-    labels: Integers  # [n], index into the ground truth's classes
+    rows: IntArray  # [n], index into the detections
+    groups: IntArray  # [n], as those of the ground truth; -1 in videos that it does not have
+    segments: FloatArray  # [n, 2], in seconds
+    scores: FloatArray  # [n], descending
+    labels: IntArray  # [n], index into the ground truth's classes
 
     @staticmethod
     def of(truth: Truth, detections: Detections, *, equals_by_video: bool = False) -> Ranked:
@@ -112,7 +111,7 @@ class Ranked:
         )
 
 
-def checked_thresholds(tiou: Sequence[float]) -> Floats:
+def checked_thresholds(tiou: Sequence[float]) -> FloatArray:
     """The tIoU thresholds ``[n_tiou]``; raises ValueError if there is none, or one is outside (0, 1]."""
     thresholds = np.array(tiou, np.float64)
     if not (thresholds.size and ((thresholds > 0) & (thresholds <= 1)).all()):
@@ -120,7 +119,7 @@ def checked_thresholds(tiou: Sequence[float]) -> Floats:
     return thresholds
 
 
-def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted: int) -> Integers:
+def take_turns(first: IntArray, count: IntArray, candidates: IntArray, n_wanted: int) -> IntArray:
     """Greedy matching: n takers in turn take the first of their candidates that is still free.
 
     Taker i's candidates are ``candidates[first[i] : first[i] + count[i]]``, best first. Returns the taker of each of
@@ -144,7 +143,7 @@ def take_turns(first: Integers, count: Integers, candidates: Integers, n_wanted:
     return holder
 
 
-def _distinct(groups: Integers, segments: Floats) -> Mask:
+def _distinct(groups: IntArray, segments: FloatArray) -> Mask:
     """Which segments have a length and do not copy an earlier one, bool ``[m]``."""
     kept = segments[:, 1] > segments[:, 0]
     order = np.lexsort((segments[:, 0], groups))
@@ -184,10 +183,10 @@ class Evaluation:
     rule: MapRule
     classes: tuple[str, ...]
     tiou: tuple[float, ...]
-    ap: Floats
+    ap: FloatArray
     subsets: tuple[str, ...]
     videos: int
-    segments: Integers
+    segments: IntArray
     segments_dropped: int
     ambiguous: int
     predictions: int
@@ -198,13 +197,13 @@ class Evaluation:
 
     @staticmethod
     def of(
-        ap: Floats,
+        ap: FloatArray,
         truth: Truth,
         ground_truth: Annotations,
         detections: Detections,
         *,
         rule: MapRule,
-        thresholds: Floats,
+        thresholds: FloatArray,
         ambiguous: int,
     ) -> Evaluation:
         """The evaluation with ``ap``; ``truth`` is ``ground_truth`` as columns."""
@@ -228,7 +227,7 @@ class Evaluation:
         )
 
     @property
-    def map_per_tiou(self) -> Floats:
+    def map_per_tiou(self) -> FloatArray:
         """mAP at each tIoU, 0 to 1, ``[n_tiou]``."""
         return self.ap.mean(axis=0)
 
@@ -281,10 +280,10 @@ class Evaluation:
 class PrecisionRecall:
     """One class's precision-recall curve at one tIoU, ``[n]`` each; point i is of the i + 1 best detections."""
 
-    scores: Floats
-    precision: Floats  # true positives / detections
-    recall: Floats  # true positives / ground-truth segments
-    interpolated: Floats  # the best precision at this recall or a higher one
+    scores: FloatArray
+    precision: FloatArray  # true positives / detections
+    recall: FloatArray  # true positives / ground-truth segments
+    interpolated: FloatArray  # the best precision at this recall or a higher one
     ap: float  # the area under it
 
 
@@ -342,7 +341,7 @@ def precision_recall(
     return curves
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
     """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
@@ -359,17 +358,17 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
     return correct[:, :n]
 
 
-def _precision(hits: Mask) -> Floats:
+def _precision(hits: Mask) -> FloatArray:
     """Precision among the first i + 1, ``[n_tiou, n]``."""
     return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
 
 
-def _interpolated(precision: Floats) -> Floats:
+def _interpolated(precision: FloatArray) -> FloatArray:
     """The best precision from here on, ``[n_tiou, n]`` (as VOC 2010 and later)."""
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
-def _counts(names: Sequence[str], index: Integers, known: set[str]) -> dict[str, int]:
+def _counts(names: Sequence[str], index: IntArray, known: set[str]) -> dict[str, int]:
     """The number of rows of each name that is not known."""
     counts = np.bincount(index, minlength=len(names)).tolist()
     return {name: n for name, n in zip(names, counts, strict=True) if n and name not in known}

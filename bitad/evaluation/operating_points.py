@@ -14,19 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import DEFAULT_SCORE, Detections
 from bitad.evaluation.mean_average_precision import Truth, precision_recall
 from bitad.runtime.log import log, shortlist
-
-Floats = NDArray[np.float64]
+from bitad.timeline import FloatArray
 
 # A detection is right from this tIoU.
 TIOU = 0.5
 # The scores of a curve, ascending; neighbours differ by 5 %.
-SCORES: Floats = np.geomspace(0.001, 1.0, 142).round(5)
+SCORES: FloatArray = np.geomspace(0.001, 1.0, 142).round(5)
 # Standard deviation of the smoothing over scores, relative to the score.
 _SMOOTHING = 0.1
 # A class counts as its own segments and this many of the mean of all classes.
@@ -48,10 +46,10 @@ class OperatingPoints:
     """
 
     classes: tuple[str, ...]
-    recall: Floats
-    detections: Floats
+    recall: FloatArray
+    detections: FloatArray
     subset: str = ""
-    at: Floats = field(default_factory=SCORES.copy)
+    at: FloatArray = field(default_factory=SCORES.copy)
 
     @staticmethod
     def of(ground_truth: Annotations, detections: Detections) -> OperatingPoints:
@@ -180,7 +178,7 @@ def check_precision(precision: float, name: str = "precision") -> None:
         raise ValueError(f"{name} {precision}: give a precision above 0 and at most 1")
 
 
-def _smoothed(values: Floats, segments: Floats) -> Floats:
+def _smoothed(values: FloatArray, segments: FloatArray) -> FloatArray:
     """Values ``[K, S]``, smoothed over scores, and towards the mean of the classes; ``segments`` are ``[K, 1]``."""
     step = float(np.log(SCORES[-1] / SCORES[0])) / (len(SCORES) - 1)
     reach = round(4 * _SMOOTHING / step)
@@ -188,5 +186,5 @@ def _smoothed(values: Floats, segments: Floats) -> Floats:
     padded = np.pad(values, ((0, 0), (reach, reach)), mode="edge")
     smooth = np.lib.stride_tricks.sliding_window_view(padded, len(kernel), axis=1) @ (kernel / kernel.sum())
     mean = smooth.sum(0) / max(1, len(smooth))
-    smoothed: Floats = (segments * smooth + _SEGMENTS_OF_MEAN * mean) / (segments + _SEGMENTS_OF_MEAN)
+    smoothed: FloatArray = (segments * smooth + _SEGMENTS_OF_MEAN * mean) / (segments + _SEGMENTS_OF_MEAN)
     return smoothed

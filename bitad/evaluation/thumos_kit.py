@@ -32,7 +32,6 @@ from bitad.data.formats.parsing import line_segment, read_lines
 from bitad.data.tiou import tiou_pairs
 from bitad.evaluation.mean_average_precision import (
     Evaluation,
-    Floats,
     Mask,
     Ranked,
     Truth,
@@ -40,6 +39,7 @@ from bitad.evaluation.mean_average_precision import (
     take_turns,
 )
 from bitad.runtime.log import shortlist
+from bitad.timeline import FloatArray
 
 # Two ways to compute an overlap differ in the last digits; pairs are searched slightly below the threshold.
 _ROUNDING = 1e-6
@@ -50,7 +50,7 @@ def evaluate_by_thumos_kit(
     detections: Detections,
     *,
     tiou: Sequence[float],
-    ambiguous: Mapping[str, Floats] | None = None,
+    ambiguous: Mapping[str, FloatArray] | None = None,
 ) -> Evaluation:
     """mAP of ``detections`` against all videos of ``ground_truth`` at the thresholds ``tiou``.
 
@@ -89,7 +89,7 @@ def evaluate_by_thumos_kit(
     )
 
 
-def read_ambiguous(path: str | Path) -> dict[str, Floats]:
+def read_ambiguous(path: str | Path) -> dict[str, FloatArray]:
     """The ambiguous intervals ``[n, 2]`` in seconds, by video.
 
     Args:
@@ -109,7 +109,7 @@ def read_ambiguous(path: str | Path) -> dict[str, Floats]:
     return intervals
 
 
-def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, Floats]]:
+def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, FloatArray]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
     videos, intervals = {}, {}
     for name, video in annotations.videos.items():
@@ -121,7 +121,9 @@ def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, F
     return replace(annotations, videos=videos, classes=classes), intervals
 
 
-def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[str]) -> dict[str, Floats]:
+def _union(
+    own: Mapping[str, FloatArray], more: Mapping[str, FloatArray], videos: set[str]
+) -> dict[str, FloatArray]:
     """The ambiguous intervals of both sources in these videos, each once."""
     if not videos & more.keys():
         raise ValueError(
@@ -135,7 +137,7 @@ def _union(own: Mapping[str, Floats], more: Mapping[str, Floats], videos: set[st
     return union
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
     """Which detections a ground-truth segment takes at each threshold, bool ``[n_tiou, n]``."""
     segments = np.sort(truth.segments, axis=1)
     lowest = float(thresholds.min()) * (1 - _ROUNDING)
@@ -155,7 +157,7 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: Floats) -> Mask:
     return np.stack(taken)
 
 
-def _touching(intervals: Mapping[str, Floats], detections: Detections) -> Mask:
+def _touching(intervals: Mapping[str, FloatArray], detections: Detections) -> Mask:
     """Which detections overlap one of their video's intervals, bool ``[n]``."""
     number = {name: i for i, name in enumerate(detections.videos)}
     known = {number[name]: segments for name, segments in intervals.items() if name in number}

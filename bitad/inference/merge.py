@@ -16,8 +16,9 @@ from bitad.config.names import MergeMethod
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
-from bitad.inference.nms import Floats, Integers, nms
+from bitad.inference.nms import nms
 from bitad.runtime.log import log, shortlist
+from bitad.timeline import FloatArray, IntArray
 
 # Smallest weight in a weighted mean, so that two detections with a score of 0 have one.
 _MIN_WEIGHT = 1e-100
@@ -137,7 +138,7 @@ def _best(merged: Detections, settings: NmsConfig) -> Detections:
     return merged.take(order[rank < settings.max_segments])
 
 
-def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, method: MergeMethod) -> Detections:
+def _fuse(union: Detections, source: IntArray, n_sets: int, threshold: float, method: MergeMethod) -> Detections:
     """``union`` with each group merged into its first row; ``source`` ``[n]`` numbers each row's set."""
     groups = _groups(union, source, threshold, method)
     members = np.argsort(groups, kind="stable")  # by group, then in their order
@@ -162,7 +163,7 @@ def _fuse(union: Detections, source: Integers, n_sets: int, threshold: float, me
     return replace(union, segments=segments, scores=scores).take(np.sort(kept))
 
 
-def _groups(union: Detections, source: Integers, threshold: float, method: MergeMethod) -> Integers:
+def _groups(union: Detections, source: IntArray, threshold: float, method: MergeMethod) -> IntArray:
     """The group of each row ``[n]``, numbered by its first row."""
     groups = np.arange(len(union))
     # Some videos at a time, to bound memory.
@@ -182,7 +183,7 @@ def _groups(union: Detections, source: Integers, threshold: float, method: Merge
     return groups
 
 
-def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tuple[Integers, Integers, Floats]:
+def _pairs_of_sets(union: Detections, source: IntArray, threshold: float) -> tuple[IntArray, IntArray, FloatArray]:
     video_and_class = union.video * len(union.classes) + union.labels
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for number in range(1, int(source.max(initial=0)) + 1):
@@ -196,7 +197,7 @@ def _pairs_of_sets(union: Detections, source: Integers, threshold: float) -> tup
     return a, b, tiou
 
 
-def _join(a: Integers, b: Integers, source: Integers) -> Integers:
+def _join(a: IntArray, b: IntArray, source: IntArray) -> IntArray:
     """The groups ``[n]`` of n rows after pairs (a row a, a row b) have joined them in this order.
 
     Two groups join if they share no set and all their rows are in pairs. A pair that cannot join its

@@ -6,13 +6,11 @@ Results equal those of OpenTAD and ActionFormer, except that equal scores keep t
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bitad.config.schema import NmsConfig
 from bitad.data.tiou import overlap_ranges, ranges, tiou_pairs
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from bitad.timeline import FloatArray, IntArray
 
 # Added to every length, as in the reference: segments without length have an IoU of 0.
 _LENGTH_FLOOR = 1e-6
@@ -31,7 +29,7 @@ def nms(
     scores: ArrayLike,  # [n]
     labels: ArrayLike,  # [n]
     settings: NmsConfig,
-) -> tuple[Floats, Floats, Integers]:
+) -> tuple[FloatArray, FloatArray, IntArray]:
     """The kept segments ``[k, 2]``, scores ``[k]`` and labels ``[k]``, best first; k <= ``max_segments``.
 
     Raises:
@@ -51,7 +49,9 @@ def nms(
     return kept_segments, kept_scores, labels[kept]
 
 
-def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
+def nms_rows(
+    segments: FloatArray, scores: FloatArray, labels: IntArray, settings: NmsConfig
+) -> tuple[IntArray, FloatArray]:
     """The rows that :func:`nms` keeps, and their final scores, best first."""
     hard_floor = settings.min_score if settings.method == "hard" else None
     candidates = np.flatnonzero(scores > hard_floor) if hard_floor else np.arange(len(scores))
@@ -62,7 +62,7 @@ def nms_rows(segments: Floats, scores: Floats, labels: Integers, settings: NmsCo
     return kept[best], kept_scores[best]
 
 
-def check_candidates(segments: Floats, scores: Floats) -> None:
+def check_candidates(segments: FloatArray, scores: FloatArray) -> None:
     """Raises ValueError unless numbers are finite, segments in order and scores not negative."""
     # Written so that NaN fails too.
     valid = np.isfinite(segments).all(axis=1)
@@ -75,8 +75,8 @@ def check_candidates(segments: Floats, scores: Floats) -> None:
 
 
 def _select_by_group(
-    segments: Floats, scores: Floats, groups: Integers, settings: NmsConfig
-) -> tuple[Integers, Floats]:
+    segments: FloatArray, scores: FloatArray, groups: IntArray, settings: NmsConfig
+) -> tuple[IntArray, FloatArray]:
     """The kept rows and their final scores, unordered; groups of similar sizes share a table."""
     _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     by_size = np.argsort(-count, kind="stable")
@@ -94,7 +94,7 @@ def _select_by_group(
     return np.concatenate([found for found, _ in kept]), np.concatenate([final for _, final in kept])
 
 
-def _rows_by_group(groups: Integers) -> Integers:
+def _rows_by_group(groups: IntArray) -> IntArray:
     """A line of ascending rows for each group, padded with -1, ``[groups, rows of the largest]``."""
     order = np.argsort(groups, kind="stable")
     _, first, count = np.unique(groups[order], return_index=True, return_counts=True)
@@ -105,7 +105,9 @@ def _rows_by_group(groups: Integers) -> Integers:
     return table
 
 
-def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConfig) -> tuple[Integers, Floats]:
+def _select(
+    segments: FloatArray, scores: FloatArray, table: IntArray, settings: NmsConfig
+) -> tuple[IntArray, FloatArray]:
     """The kept rows and their final scores. The rows in a line of ``table`` ``[K, m]`` compete; -1: none."""
     kept = [np.empty(0, np.int64)]
     kept_scores = [np.empty(0)]
@@ -136,7 +138,7 @@ def _select(segments: Floats, scores: Floats, table: Integers, settings: NmsConf
     return np.concatenate(kept), np.concatenate(kept_scores)
 
 
-def _compact(table: Integers, current: Floats) -> tuple[Integers, Floats]:
+def _compact(table: IntArray, current: FloatArray) -> tuple[IntArray, FloatArray]:
     lines = (current >= 0).any(axis=1)
     table = np.where(current >= 0, table, -1)[lines]
     current = current[lines]
@@ -151,7 +153,7 @@ class _Overlaps:
     A cell is a flat position in ``table``.
     """
 
-    def __init__(self, segments: Floats, table: Integers) -> None:
+    def __init__(self, segments: FloatArray, table: IntArray) -> None:
         line, _ = np.nonzero(table >= 0)
         cells = np.flatnonzero(table >= 0)
         own = segments[table.flat[cells]]
@@ -164,7 +166,7 @@ class _Overlaps:
         self.place = np.zeros(table.size, np.int64)
         self.place[self.cells] = np.arange(len(cells))
 
-    def of(self, cells: Integers) -> tuple[Integers, Floats]:
+    def of(self, cells: IntArray) -> tuple[IntArray, FloatArray]:
         """The cells that may overlap these (one per line), and their IoU with these."""
         place = self.place[cells]
         count = self.count[place]
@@ -177,7 +179,7 @@ class _Overlaps:
         return self.cells[rival], iou
 
 
-def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
+def _decay(scores: FloatArray, iou: FloatArray, settings: NmsConfig) -> FloatArray:
     match settings.method:
         case "hard":
             return np.where(iou >= settings.iou_threshold, _REMOVED, scores)
@@ -191,14 +193,14 @@ def _decay(scores: Floats, iou: Floats, settings: NmsConfig) -> Floats:
     return np.where((scores < 0) | (decayed < (settings.min_score or 0.0)), _REMOVED, decayed)
 
 
-def overlapping(one: Floats, other: Floats, threshold: float) -> tuple[Integers, Integers]:
+def overlapping(one: FloatArray, other: FloatArray, threshold: float) -> tuple[IntArray, IntArray]:
     """The rows of both sets of segments in each pair with at least that tIoU."""
     groups = [np.zeros(len(segments), np.int64) for segments in (one, other)]
     a, b, _ = tiou_pairs(groups[0], one, groups[1], other, threshold)
     return a, b
 
 
-def vote(kept: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
+def vote(kept: FloatArray, segments: FloatArray, scores: FloatArray, threshold: float) -> FloatArray:
     """Replaces kept segments by the score-weighted mean of all segments with at least that tIoU."""
     a, b = overlapping(kept, segments, threshold)
     total = np.bincount(a, scores[b], minlength=len(kept))

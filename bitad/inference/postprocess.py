@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
-from bitad.inference.nms import Floats, Integers, check_candidates, nms, nms_rows, overlapping, vote
+from bitad.inference.nms import check_candidates, nms, nms_rows, overlapping, vote
 from bitad.models.heads import Prediction
-from bitad.timeline import Grid, mirror_segments
+from bitad.timeline import FloatArray, Grid, IntArray, mirror_segments
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Scored segments of one window or video, before or after NMS, as columns."""
 
-    segments: Floats  # [n, 2], start and end, in grid steps of the window's view or in seconds
-    scores: Floats  # [n]
-    labels: Integers  # [n], class indices
+    segments: FloatArray  # [n, 2], start and end, in grid steps of the window's view or in seconds
+    scores: FloatArray  # [n]
+    labels: IntArray  # [n], class indices
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @property
-    def columns(self) -> tuple[Floats, Floats, Integers]:
+    def columns(self) -> tuple[FloatArray, FloatArray, IntArray]:
         return self.segments, self.scores, self.labels
 
     def take(self, rows: NDArray[Any]) -> Candidates:

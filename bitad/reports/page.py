@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 import bitad
 from bitad.data.annotations import Annotations
 from bitad.data.detections import DEFAULT_SCORE, Detections
-from bitad.evaluation.mean_average_precision import Floats
 from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, write_json
+from bitad.timeline import FloatArray
 
 # The best detections of a track on a page, which also shows their total number.
 TOP_K = 1000
@@ -40,9 +40,9 @@ class Track:
 
     name: str
     kind: Kind
-    segments: Floats  # [n, 2], start and end in seconds on the forward clock
+    segments: FloatArray  # [n, 2], start and end in seconds on the forward clock
     labels: Sequence[str]
-    scores: Floats | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
+    scores: FloatArray | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
     min_scores: Mapping[str, float] = field(default_factory=dict)  # by label; of the others, 0.3
     notes: Sequence[str] | None = None  # n sentences, shown with each segment
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitad.runtime.log import log_once
+from bitad.timeline import FloatArray, IntArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
 # No codec stores a picture before more than this many that are shown earlier.
@@ -31,7 +30,7 @@ _JITTER = 2.0
 _GAP = 1.5
 
 
-def find_restarts(times: Floats, keyframes: Booleans, *, wrap: int | None = None) -> list[int]:
+def find_restarts(times: FloatArray, keyframes: Booleans, *, wrap: int | None = None) -> list[int]:
     """Find the packets at which a clock restarts, as in joined recordings, from times in storage order.
 
     A keyframe that is shown before an earlier packet reveals a restart, maybe some packets before it. FFmpeg adds
@@ -62,7 +61,7 @@ def find_restarts(times: Floats, keyframes: Booleans, *, wrap: int | None = None
     return starts
 
 
-def usual_interval(times: Integers) -> Fraction:
+def usual_interval(times: IntArray) -> Fraction:
     """The mean ticks between frames without gaps; two or more times, ascending."""
     intervals = np.diff(times)
     usual = intervals[intervals <= _GAP * np.median(intervals)]
@@ -70,7 +69,7 @@ def usual_interval(times: Integers) -> Fraction:
     return mean or Fraction(int(times[-1] - times[0]), len(intervals))
 
 
-def join_clocks(parts: Sequence[Integers]) -> list[Integers]:
+def join_clocks(parts: Sequence[IntArray]) -> list[IntArray]:
     """Put parts, ascending times in ticks, on one clock: each begins where the one before ends."""
     placed = list(parts[:1])
     for part in parts[1:]:
@@ -81,7 +80,7 @@ def join_clocks(parts: Sequence[Integers]) -> list[Integers]:
     return placed
 
 
-def times_by_position(decoded: Floats, delay: int) -> Integers:
+def times_by_position(decoded: FloatArray, delay: int) -> IntArray:
     """Presentation times ``[frames]`` from ascending decoding times, for AVI, which states only these.
 
     The decoder outputs the first picture with packet ``delay``, and one more with each further packet.
@@ -93,7 +92,7 @@ def times_by_position(decoded: Floats, delay: int) -> Integers:
     return np.concatenate([times, later])[delay:]
 
 
-def average_rate(times: Integers, time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
+def average_rate(times: IntArray, time_base: Fraction, stated: Fraction, *, rounded: int = 1) -> Fraction:
     """The average frames per second; the last frame lasts for the usual interval.
 
     A ``stated`` rate (0: none) is returned if the times agree within ``rounded`` ticks.
@@ -116,7 +115,7 @@ def near_rate(rate: Fraction | float, *, digits: int = 1001) -> Fraction:
     return 1 / (1 / rate).limit_denominator(digits) if 0 < rate < 1 else rate.limit_denominator(digits)
 
 
-def _empty() -> Integers:
+def _empty() -> IntArray:
     return np.empty(0, np.int64)
 
 
@@ -147,16 +146,16 @@ class FrameIndex:
     rotation: int
     lost: int
     time_base: Fraction
-    shown: Integers
+    shown: IntArray
     stream: int
-    times: Integers | None = None
-    keyframes: Integers = field(default_factory=_empty)
-    stored: Integers = field(default_factory=_empty)
-    joins: Integers = field(default_factory=lambda: _empty().reshape(0, 2))
+    times: IntArray | None = None
+    keyframes: IntArray = field(default_factory=_empty)
+    stored: IntArray = field(default_factory=_empty)
+    joins: IntArray = field(default_factory=lambda: _empty().reshape(0, 2))
     sound: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def nearest(self, positions: Integers) -> Integers:
+    def nearest(self, positions: IntArray) -> IntArray:
         """The frames nearest to positions ``[T]`` on the average clock, where frame i is at i / rate seconds.
 
         At a constant rate these are the positions. Positions in the lost end of a truncated file stay.
@@ -187,12 +186,12 @@ class FrameIndex:
         return array("q", b"" if self.times is None else self.times.tobytes())
 
     @cached_property
-    def ranks(self) -> Integers:
+    def ranks(self) -> IntArray:
         """Each frame's position in storage order, int64 ``[frames]``."""
         return np.argsort(self.stored)
 
     @cached_property
-    def reach(self) -> Integers:
+    def reach(self) -> IntArray:
         """The latest frame that each frame may depend on, int64 ``[frames]``."""
         return np.maximum.accumulate(self.stored)[self.ranks]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bitad.runtime.files import atomic_write
 from bitad.runtime.signatures import check_archive
+from bitad.timeline import FloatArray, IntArray
 from bitad.video.container import (
     complete_at_breaks,
     ends_in_complete_picture,
@@ -42,9 +43,7 @@ from bitad.video.container import (
 from bitad.video.index import (
     MOST_REORDERED,
     Booleans,
-    Floats,
     FrameIndex,
-    Integers,
     average_rate,
     find_restarts,
     gaps,
@@ -164,7 +163,7 @@ class _Packets:
         return marked
 
     def index(
-        self, first: VideoFrame, shown: Integers, time_base: Fraction, *, cut: int, skipped: int = 0
+        self, first: VideoFrame, shown: IntArray, time_base: Fraction, *, cut: int, skipped: int = 0
     ) -> FrameIndex:
         """The index without packets' times, of frames ``shown`` at ticks."""
         rate = average_rate(shown, time_base, self.rate, rounded=len(self.parts))
@@ -194,7 +193,7 @@ def _by_times(path: Path, stored: _Packets) -> FrameIndex | None:
     if first is None:
         raise _nothing_decoded(path)
     bounds = [*zip(stored.parts, [*stored.parts[1:], len(stored.times)], strict=True)]
-    orders: list[Integers] = []
+    orders: list[IntArray] = []
     skipped = 0
     for part, (begin, end) in zip(decoded, bounds, strict=True):
         times = stored.times[begin:end]
@@ -255,7 +254,7 @@ def _by_counting(path: Path, stored: _Packets) -> FrameIndex:
 
 def _presentation_times(
     stored: _Packets, origins: list[int | None], delay: int, time_base: Fraction
-) -> Integers | None:
+) -> IntArray | None:
     frames = len(origins)
     numbers = np.array([-1 if origin is None else origin for origin in origins])
     rows = np.searchsorted(stored.numbers, numbers).clip(max=len(stored.numbers) - 1)
@@ -278,7 +277,7 @@ def _presentation_times(
     return np.round(np.arange(frames) / float(stored.rate * time_base)).astype(np.int64)
 
 
-def _undecodable(seen: Floats, times: Floats, keyframes: Floats) -> int | None:
+def _undecodable(seen: FloatArray, times: FloatArray, keyframes: FloatArray) -> int | None:
     """How many frames at the beginning depend on missing ones; None if packets' times are wrong.
 
     Those are right if the times ``seen`` in the first decoded pictures are among them, in order.
@@ -289,7 +288,7 @@ def _undecodable(seen: Floats, times: Floats, keyframes: Floats) -> int | None:
     return int(np.searchsorted(times, seen[0])) if len(seen) and len(keyframes) and seen[0] <= keyframes[0] else 0
 
 
-def _frames_before_hole(stored: _Packets, times: Floats, order: Integers) -> int:
+def _frames_before_hole(stored: _Packets, times: FloatArray, order: IntArray) -> int:
     """How many frames precede the first one that a truncated end leaves out.
 
     One of the last frames may be shown after lost ones. At a constant rate the interval reveals that.
