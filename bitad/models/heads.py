@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,24 @@ class Head(nn.Module, ABC):
         )
 
 
+class HeadOptions(TypedDict):
+    """What every head takes of a configuration: regression ranges by level in grid steps, convolutions, prior."""
+
+    ranges: Sequence[tuple[float, float]]
+    convs: int
+    prior_probability: float
+
+
+def options_of(config: Config) -> HeadOptions:
+    """The options in a configuration."""
+    model = config.model
+    return {
+        "ranges": model.ranges,
+        "convs": model.head_convolutions,
+        "prior_probability": model.prior_probability,
+    }
+
+
 class DetectionHead(Head):
     """ActionFormer's head: one segment at each point; two towers of ``convs`` convolutions.
 
@@ -175,15 +193,7 @@ class DetectionHead(Head):
     def from_config(
         cls, own: ActionFormerHeadConfig, config: Config, classes: int, strides: Sequence[int]
     ) -> DetectionHead:
-        model = config.model
-        return cls(
-            model.channels,
-            classes,
-            strides=strides,
-            ranges=model.ranges,
-            convs=model.head_convolutions,
-            prior_probability=model.prior_probability,
-        )
+        return cls(config.model.channels, classes, strides=strides, **options_of(config))
 
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         logits = [self.classification(level) for level in levels]

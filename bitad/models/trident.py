@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitad.config.names import Padding
 from bitad.config.schema import Config, TridentHeadConfig
-from bitad.models.heads import Head, Tower
+from bitad.models.heads import Head, Tower, options_of
 from bitad.models.pyramid import Level
 
 
@@ -65,16 +65,8 @@ class TridentHead(Head):
     ) -> TridentHead:
         """The head of a configuration (``own`` is its ``model.head``), for levels of these strides."""
         model = config.model
-        return cls(
-            model.channels,
-            classes,
-            strides=strides,
-            ranges=model.ranges,
-            bins=own.bins,
-            convs=model.head_convolutions,
-            prior_probability=model.prior_probability,
-            padding=model.padding,
-        )
+        options = options_of(config)
+        return cls(model.channels, classes, strides=strides, bins=own.bins, padding=model.padding, **options)
 
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         logits = [self.classification(level) for level in levels]
