@@ -178,7 +178,7 @@ def machine_rates(*, threads: int, precisions: Iterable[str], quick: bool) -> Me
     for precision in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         best = 0.0
-        for size in (512,) if quick else (512, 1024, 2048):
+        for size in (256, 512) if quick else (512, 1024, 2048):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
             once = best_of(2, {"product": partial(torch.matmul, a, b)})["product"].cpu_s
             # A few milliseconds are too short for the CPU clock, and a machine's first ones may be faster.

@@ -25,9 +25,9 @@ class PrintCompletion(argparse.Action):
 
         for action in _actions(parser):
             if action.dest == "config":
-                setattr(action, "complete", {**shtab.FILE, "bash": "_bitad_config_file"})  # noqa: B010
+                vars(action)["complete"] = {**shtab.FILE, "bash": "_bitad_config_file"}
             elif action.type is Path:
-                setattr(action, "complete", shtab.FILE)  # noqa: B010
+                vars(action)["complete"] = shtab.FILE
         words = shlex.quote(" ".join(presets()))
         files = f'_bitad_config_file() {{\n  compgen -W {words} -- "$1"\n  compgen -f -- "$1"\n}}'
         print(shtab.complete(parser, shell, preamble=files if shell == "bash" else ""))

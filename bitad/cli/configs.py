@@ -59,44 +59,42 @@ def add_init(commands: Commands) -> None:
     add_on_decode_error(p)
 
 
-def _init(arguments: argparse.Namespace) -> int:
+def _init(args: argparse.Namespace) -> int:
     from bitad.reports.new_config import new_config
     from bitad.runtime.progress import progress_callback
 
-    if not 0 < arguments.validation < 1:
-        raise ValueError(
-            f"--validation {arguments.validation} is not a share of the videos; give 0.25, for example"
-        )
-    if arguments.features is not None and arguments.backbone is not None:
+    if not 0 < args.validation < 1:
+        raise ValueError(f"--validation {args.validation} is not a share of the videos; give 0.25, for example")
+    if args.features is not None and args.backbone is not None:
         raise ValueError("--backbone is for videos, and --features need none; leave one of them out")
-    if arguments.videos is not None and arguments.video_info is not None:
+    if args.videos is not None and args.video_info is not None:
         raise ValueError("--video-info is for features, and --videos state their durations; leave one of them out")
-    out = arguments.out or Path(f"{arguments.annotations.name.partition('.')[0]}.yaml")
+    out = args.out or Path(f"{args.annotations.name.partition('.')[0]}.yaml")
     with progress_callback("reading videos") as on_progress:
         made = new_config(
-            arguments.annotations,
-            videos=arguments.videos,
-            features=arguments.features,
+            args.annotations,
+            videos=args.videos,
+            features=args.features,
             out=out,
-            backbone=arguments.backbone or "tiny",
-            format=arguments.form,
-            video_info=arguments.video_info,
-            missing=arguments.missing,
-            share=arguments.validation,
-            seed=arguments.seed,
-            overwrite=arguments.overwrite,
-            damaged=arguments.on_decode_error,
+            backbone=args.backbone or "tiny",
+            format=args.form,
+            video_info=args.video_info,
+            missing=args.missing,
+            share=args.validation,
+            seed=args.seed,
+            overwrite=args.overwrite,
+            damaged=args.on_decode_error,
             on_progress=on_progress,
         )
     with progress_callback("estimating costs") as on_progress:
         costs = made.costs(on_progress)
-    most = None if arguments.all else _MOST_LISTED
+    most = None if args.all else _MOST_LISTED
     echo(*made.conversion.lines(most), *made.notes, "")
     print("\n\n".join(table.text() for table in (*made.tables(), costs)))
     if missed := made.fit.missed:
         share = f"{len(missed)} of {made.segments} segments have no point of the pyramid, so they are not learned"
         remedy = "features of a finer stride would leave fewer"
-        if arguments.features is None:
+        if args.features is None:
             remedy = "the alternatives above state how many they leave"
         echo("", f"{share}; {remedy}:", *missed[:most])
     if most is not None and len(missed) > most:
@@ -123,22 +121,22 @@ def add_config(commands: Commands) -> None:
     add_overrides(p)
 
 
-def _config(arguments: argparse.Namespace) -> int:
+def _config(args: argparse.Namespace) -> int:
     from bitad.config.loading import explain_config, preset_descriptions
     from bitad.config.text import commented_yaml, flat, json_schema
 
-    if arguments.overrides and arguments.show is None:
-        raise ValueError(f"{arguments.overrides[0]}: changes to a configuration only apply to --show SOURCE")
-    if arguments.presets:
+    if args.overrides and args.show is None:
+        raise ValueError(f"{args.overrides[0]}: changes to a configuration only apply to --show SOURCE")
+    if args.presets:
         descriptions = preset_descriptions()
         width = max(map(len, descriptions))
         echo(*(f"{name:{width}}  {description}" for name, description in descriptions.items()))
-    elif arguments.schema:
+    elif args.schema:
         print(json.dumps(json_schema(), indent=2))
     else:
-        config, origins = explain_config(arguments.show, arguments.overrides)
+        config, origins = explain_config(args.show, args.overrides)
         values = flat(config.model_dump(mode="json"))
-        command = shlex.join(["bitad", "config", "--show", arguments.show, *arguments.overrides])
+        command = shlex.join(["bitad", "config", "--show", args.show, *args.overrides])
         echo(
             f"# {command}",
             "# Relative paths are relative to the working directory.",

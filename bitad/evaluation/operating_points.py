@@ -166,9 +166,8 @@ def shown_scores(
     if min_score is None:
         min_score = DEFAULT_SCORE
         level = logging.INFO if precision is None else logging.WARNING
-        why = "it has no evaluation of its training" if points is None else "its evaluation found nothing right"
-        known = "no scores of best F1 or of a precision are known of this detector"
-        log.log(level, "%s: %s; the least score shown is %g", known, why, min_score)
+        why = "its checkpoint has none" if points is None else "its evaluation found nothing right"
+        log.log(level, "the detector has no scores of best F1 (%s); detections from %g are shown", why, min_score)
     return dict.fromkeys(classes, min_score), f"a score of at least {min_score:g}"
 
 

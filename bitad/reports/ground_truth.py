@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bitad.data.annotations import AnnotatedVideo, Defect
 from bitad.data.check import AnnotationReport
 from bitad.data.tiou import overlap_ranges, ranges
+from bitad.reports.media import MEDIA, relative_link
 from bitad.reports.page import PageVideo, Track, check_page, write_page
 from bitad.reports.plots import plot_gaps_and_overlaps, plot_lengths
 from bitad.reports.tables import Row, Table
@@ -31,7 +32,7 @@ _MOST_DEFECTS = 500  # in the table
 # Times are rounded; segments that share less only touch.
 _ROUNDING_S = 1e-3
 
-_PAGE, _LENGTHS, _GAPS, _MEDIA = "index.html", "lengths.png", "gaps.png", "media"
+_PAGE, _LENGTHS, _GAPS = "index.html", "lengths.png", "gaps.png"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def check_ground_truth_page(out: Path, option: str = "--page") -> None:
     check_folder(out, option)
     check_page(out / _PAGE)
     if not (out / _PAGE).exists():
-        for name in (_LENGTHS, _GAPS, _MEDIA):
+        for name in (_LENGTHS, _GAPS, MEDIA):
             if os.path.lexists(out / name):
                 raise ValueError(f"{option} {out}: {out / name} is there already; choose another folder")
 
@@ -265,18 +266,18 @@ def _media(out: Path, name: str, find: VideoFinder | None) -> str | None:
         return None
     try:
         path = find(name)
-        if plays_in_browsers(path):
-            relative = Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
-        else:
-            relative = f"{_MEDIA}/{path.stem}.mp4"
-            write_preview(path, out / relative, damaged="repeat")
+        if not plays_in_browsers(path):
+            path, original = out / MEDIA / f"{path.stem}.mp4", path
+            write_preview(original, path, damaged="repeat")
     except FileNotFoundError:  # is among the defects
         return None
-    except ValueError as error:  # no video; on Windows, a file on another drive
+    except ValueError as error:
         log.warning("%s: the page does not play it: %s", name, error)
         return None
-    # A name with a colon is no address.
-    return None if "\\" in relative else relative if "/" in relative else f"./{relative}"
+    link = relative_link(path, out)
+    if link is None:
+        log.warning("%s: the page does not play it: a page in %s cannot name %s; rename the file", name, out, path)
+    return link
 
 
 def _draw(out: Path, videos: Sequence[AnnotatedVideo], spacing: Spacing) -> list[tuple[str, str]]:

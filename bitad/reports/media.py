@@ -19,16 +19,23 @@ _PLAYED_SUFFIXES = (".mp4", ".m4v", ".webm")
 
 def link_videos(files: Mapping[str, Path], out: Path) -> dict[str, str]:
     """The paths of video files relative to the page's folder, by name; those that a page cannot name are left out."""
-    links = {}
-    for name, file in files.items():
-        with suppress(ValueError):  # on Windows, on another drive
-            links[name] = _relative(file, out)
-    links = {name: link for name, link in links.items() if is_relative(link)}
+    links = {name: link for name, file in files.items() if (link := relative_link(file, out)) is not None}
     if lost := [str(file) for name, file in files.items() if name not in links]:
         log.warning("a page in %s cannot name %s; choose another --out, or rename the file", out, shortlist(lost))
     if others := [str(files[name]) for name in links if files[name].suffix.lower() not in _PLAYED_SUFFIXES]:
         log.info("browsers may not play %s; --copy-videos writes copies that they play", shortlist(others))
     return links
+
+
+def relative_link(file: Path, out: Path) -> str | None:
+    """The path of a file relative to a page's folder; None if a page cannot name it."""
+    try:
+        link = _relative(file, out)
+    except ValueError:  # on Windows, on another drive
+        return None
+    if ":" in link.partition("/")[0]:  # which would be the scheme of an address
+        link = f"./{link}"
+    return link if is_relative(link) else None
 
 
 def _relative(file: Path, out: Path) -> str:

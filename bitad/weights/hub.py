@@ -131,7 +131,7 @@ def _compare_with_first(name: HubName, path: Path, sha256: str) -> None:
     if first != sha256:
         folder = Path(constants.HF_HUB_CACHE) / f"models--{name.repository.replace('/', '--')}"
         raise ValueError(
-            f"{name} is not what it was: {path} has the SHA-256 {sha256[:12]}..., the first download had "
+            f"{name} has changed: {path} has the SHA-256 {sha256[:12]}..., the first download had "
             f"{first[:12]}...; if its owner has replaced the file and you want the new one, remove {record}; if it is "
             f"damaged, remove {folder} to download it again"
         )

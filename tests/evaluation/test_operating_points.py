@@ -187,10 +187,10 @@ def test_what_is_shown_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert said.startswith("at least the score of precision 0.9 of their class")
     assert "precision 0.9 is not reached by a" in caplog.messages.pop()
     assert shown_scores(None, CLASSES) == (dict.fromkeys(CLASSES, 0.3), "a score of at least 0.3")
-    assert "the least score shown is 0.3" in caplog.messages.pop()
+    assert "(its checkpoint has none); detections from 0.3 are shown" in caplog.messages.pop()
     nothing = OperatingPoints.of(truth_of({"a": [1, 5]}), found_of({"a": [(2, 0.9)]}))
     assert shown_scores(nothing, CLASSES) == (dict.fromkeys(CLASSES, 0.3), "a score of at least 0.3")
-    assert "its evaluation found nothing right; the least score shown is 0.3" in caplog.messages.pop()
+    assert "(its evaluation found nothing right); detections from 0.3 are shown" in caplog.messages.pop()
     for wrong in (0.0, 1.1, math.nan, 90):
         with pytest.raises(ValueError, match=r"precision above 0 and at most 1"):
             shown_scores(points, CLASSES, precision=wrong)

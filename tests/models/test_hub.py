@@ -179,7 +179,7 @@ def test_a_file_that_is_not_the_first_download_is_refused(
     shutil.rmtree(home / "hub")
     said = refused("weights", "inspect", KEY)
     first, later = (hashlib.sha256(one).hexdigest()[:12] for one in (content, content + b" "))
-    assert f"{KEY} is not what it was" in said
+    assert f"{KEY} has changed: " in said
     assert f"has the SHA-256 {later}..., the first download had {first}..." in said
     (record,) = (home / "bitad").iterdir()
     assert f"remove {record}" in said
