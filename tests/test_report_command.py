@@ -244,3 +244,9 @@ def test_runs_on_features_are_told_how_to_name_videos(
     (here / "clips" / "test_2.avi.mp4").rename(here / "clips" / "test_2.avi")
     assert main(["report", "others", "--videos", "clips"]) == 0
     assert "browsers may not play clips/test_2.avi; --copy-videos" in capsys.readouterr().err
+
+
+def test_a_video_beside_the_page_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "a:b.mp4"
+    file.touch()
+    assert media.link_videos({"a:b": file}, tmp_path) == {"a:b": "./a:b.mp4"}
