@@ -28,7 +28,6 @@ from bitad.config.names import (
     FeatureDirection,
     FeaturePrecision,
     MissingPolicy,
-    OutsidePolicy,
 )
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, quoted, shortlist
@@ -141,10 +140,15 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--subsets", default="", metavar="OLD=NEW,...", help="rename subsets (training=Validation,...)")
     p.add_argument("--class-list", type=Path, metavar="FILE", help="also write the class names, one per line")
+    p.add_argument(
+        "--defects",
+        "--outside",  # its name in earlier versions
+        choices=get_args(DefectPolicy),
+        default="keep",
+        help="what to do with segments that lie outside their video, do not start before they end, or occur twice; "
+        "clip: cut the first at the video's edges, drop the others (default: keep)",
+    )
     policies = (
-        ("--outside", OutsidePolicy, "keep", "segments beyond the end of their video"),
-        ("--backwards", DefectPolicy, "keep", "segments that do not start before they end"),
-        ("--duplicates", DefectPolicy, "keep", "segments that occur twice"),
         ("--ambiguous", AmbiguousPolicy, "keep", "segments labelled Ambiguous, which belong to no class"),
         ("--missing", MissingPolicy, "error", "videos of unknown duration"),
     )
@@ -198,7 +202,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     from bitad.data.classes import class_list, write_classes
-    from bitad.data.convert import Policy, convert_annotations, write_both_directions
+    from bitad.data.convert import convert_annotations, write_both_directions
     from bitad.data.formats.database import write_annotations
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import progress_callback
@@ -225,7 +229,7 @@ def _convert(args: argparse.Namespace) -> int:
             videos=videos,
             video_info=args.video_info,
             subsets=_renames(args.subsets),
-            policy=Policy(args.outside, args.backwards, args.duplicates),
+            defects=args.defects,
             missing=args.missing,
             undecided=args.ambiguous,
             allow_clock_mismatch=args.allow_clock_mismatch,

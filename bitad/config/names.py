@@ -24,8 +24,7 @@ MapRule = Literal["activitynet", "thumos-kit"]
 
 AnnotationFormat = Literal["native", "actionformer"]
 # For segments beyond their video, and for other defects of annotations.
-OutsidePolicy = Literal["keep", "clip", "drop", "error"]
-DefectPolicy = Literal["keep", "drop", "error"]
+DefectPolicy = Literal["keep", "clip", "drop", "error"]
 AmbiguousPolicy = Literal["keep", "drop"]
 MissingPolicy = Literal["error", "drop"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitad.config.names import AmbiguousPolicy, DefectPolicy, MissingPolicy, OutsidePolicy
+from bitad.config.names import AmbiguousPolicy, DefectPolicy, MissingPolicy
 from bitad.data.annotations import AnnotatedVideo, Annotations, Defect
 from bitad.data.classes import UNDECIDED, class_list, write_classes
 from bitad.data.clocks import Clock, contradictions, differences, read_clocks, require_agreement
@@ -33,47 +33,39 @@ _ROUNDING_S = 1e-6
 Report = defaultdict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What to do with each kind of defective segment.
-
-    By default, all are kept, as published figures are measured with them (30 of THUMOS14's lie beyond their videos).
+def repair_segments(annotations: Annotations, policy: DefectPolicy, report: Report) -> Annotations:
+    """Ground truth without defective segments: outside their video, without length, or twice with one label.
 
     Args:
-        outside: segments that begin before their video or end after it. "clip" cuts them at the video's edges.
-        backwards: segments that do not start before their end.
-        duplicate: segments that repeat another of the same label.
+        policy: "keep" keeps them, as published figures are measured with them (30 of THUMOS14's lie beyond their
+            videos); "clip" cuts those outside at the video's edges, and drops what has no length then, and the others.
+        report: gets a line for each video, kind of defect and outcome.
+
+    Raises:
+        ValueError: a segment is defective, with the policy "error".
     """
+    counts: Counter[tuple[str, str, str]] = Counter()
 
-    outside: OutsidePolicy = "keep"
-    backwards: DefectPolicy = "keep"
-    duplicate: DefectPolicy = "keep"
-
-    def apply(self, annotations: Annotations, report: Report) -> Annotations:
-        """The repaired ground truth; ``report`` gets a line for each video, kind of defect and outcome."""
-        counts: Counter[tuple[str, str, str]] = Counter()
-        repaired = annotations.map(partial(self._repaired, counts=counts))
-        for (video, kind, outcome), count in counts.items():
-            report[f"{kind}, {outcome}"].append(f"{video}: {kind}: {count} {outcome}")
-        return repaired
-
-    def _repaired(self, video: AnnotatedVideo, counts: Counter[tuple[str, str, str]]) -> AnnotatedVideo:
-        actions = {"segment outside the video": self.outside, "start not before end": self.backwards}
+    def repaired(video: AnnotatedVideo) -> AnnotatedVideo:
         segments = video.segments.copy()
         keep = np.ones(len(video.labels), bool)
         for i, defect in segment_defects(video):
-            outcome = "kept"
-            match actions.get(defect.kind, self.duplicate):
-                case "error":
-                    raise ValueError(f"video {video.name}: {defect.kind}: {defect.detail}; its policy is error")
-                case "drop":
-                    outcome = "dropped"
-                case "clip":
-                    segments[i] = segments[i].clip(0, video.duration_s)
-                    outcome = "clipped" if segments[i, 0] < segments[i, 1] else "dropped"
+            if policy == "error":
+                raise ValueError(
+                    f"video {video.name}: {defect.kind}: {defect.detail}; correct it, or choose another --defects"
+                )
+            outcome = "kept" if policy == "keep" else "dropped"
+            if policy == "clip" and defect.kind == "segment outside the video":
+                segments[i] = segments[i].clip(0, video.duration_s)
+                outcome = "clipped" if segments[i, 0] < segments[i, 1] else "dropped"
             keep[i] &= outcome != "dropped"
             counts[video.name, defect.kind, outcome] += 1
         return replace(video, segments=segments).take(keep)
+
+    annotations = annotations.map(repaired)
+    for (video, kind, outcome), count in counts.items():
+        report[f"{kind}, {outcome}"].append(f"{video}: {kind}: {count} {outcome}")
+    return annotations
 
 
 def segment_defects(video: AnnotatedVideo) -> Iterator[tuple[int, Defect]]:
@@ -200,7 +192,7 @@ def convert_annotations(
     videos: str | Path | None = None,
     video_info: str | Path | None = None,
     subsets: Mapping[str, str] | None = None,
-    policy: Policy | None = None,
+    defects: DefectPolicy = "keep",
     missing: MissingPolicy = "error",
     undecided: AmbiguousPolicy = "keep",
     allow_clock_mismatch: bool = False,
@@ -215,6 +207,7 @@ def convert_annotations(
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
         subsets: new names of subsets, by old name.
+        defects: what to do with defective segments, see :func:`repair_segments`.
         missing: whether a video with segments but without a known duration is an error, or is left out.
         undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept.
         allow_clock_mismatch: whether contradictions about a video's time are only reported.
@@ -243,7 +236,7 @@ def convert_annotations(
     ):
         report["clocks"].append(line)
     annotations = _complete_durations(annotations, clocks, missing, src, report)
-    annotations = (policy or Policy()).apply(annotations, report)
+    annotations = repair_segments(annotations, defects, report)
     subsets = subsets or {}
     if unknown := [name for name in subsets if name not in annotations.subsets()]:
         names = ", ".join(annotations.subsets())

@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitad.cli import main
+from bitad.config.names import DefectPolicy
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.check import check_annotations
 from bitad.data.classes import write_classes
 from bitad.data.clocks import Clock, read_clocks
-from bitad.data.convert import Policy, convert_annotations, write_both_directions
+from bitad.data.convert import convert_annotations, repair_segments, write_both_directions
 from bitad.data.formats.database import read_annotations, write_annotations
+from bitad.timeline import FloatArray
 from bitad.video.reverse import reverse_folder
 from bitad.video.writer import write_video
 
@@ -140,7 +142,7 @@ def test_segments_outside_are_treated_by_policy_and_reported(
     kept: list[tuple[float, float]],
     said: list[str],
 ) -> None:
-    options = ("--video-info", info, "--missing", "drop", "--outside", policy)
+    options = ("--video-info", info, "--missing", "drop", "--defects", policy)
     out = run("annotations", "convert", official, tmp_path / "gt.json", *options)
     reported = [line.split(": ", 2)[2] for line in out.splitlines() if "segment outside the video" in line]
     assert reported == said
@@ -151,31 +153,42 @@ def test_segments_outside_are_treated_by_policy_and_reported(
 def test_a_policy_of_error_refuses_and_writes_nothing(
     official: Path, info: Path, tmp_path: Path, failing: Callable[..., str]
 ) -> None:
-    options = ("--video-info", info, "--missing", "drop", "--outside", "error")
+    options = ("--video-info", info, "--missing", "drop", "--defects", "error")
     said = failing("annotations", "convert", official, tmp_path / "gt.json", *options)
     assert f"video {NAMES[0]}: segment outside the video: Dive [1.2, 9] s of a video of 2.4 s" in said
     assert not (tmp_path / "gt.json").exists()
 
 
-def test_each_kind_of_defect_has_its_own_policy() -> None:
+def test_a_policy_treats_every_kind_of_defect() -> None:
     segments = np.array([[1.0, 2.0], [1.0, 2.0], [3.0, 3.0], [-1.0, 1.0], [4.0, 8.0], [7.0, 6.0]])
-    video = AnnotatedVideo("v", "train", 5.0, segments, tuple("aabaab"))
-    whole = Annotations({"v": video}, ("a", "b"))
+    labels = tuple("aabaab")
+    duplicate, empty, early, late = (segments[: last + 1] for last in (1, 2, 3, 4))
 
-    def left(policy: Policy) -> list[list[float]]:
-        return policy.apply(whole, defaultdict(list)).videos["v"].segments.tolist()
+    def left(policy: DefectPolicy, segments: FloatArray = segments) -> list[list[float]]:
+        video = AnnotatedVideo("v", "train", 5.0, segments, labels[: len(segments)])
+        whole = Annotations({"v": video}, ("a", "b"))
+        return repair_segments(whole, policy, defaultdict(list)).videos["v"].segments.tolist()
 
-    assert left(Policy()) == segments.tolist()
-    assert left(Policy(duplicate="drop")) == segments[[0, 2, 3, 4, 5]].tolist()
-    assert left(Policy(backwards="drop")) == segments[[0, 1, 3, 4]].tolist()
-    assert left(Policy(outside="clip")) == [[1, 2], [1, 2], [3, 3], [0, 1], [4, 5]]
-    for policy in (Policy(backwards="error"), Policy(duplicate="error")):
-        with pytest.raises(ValueError, match="its policy is error"):
-            policy.apply(whole, defaultdict(list))
+    assert left("keep") == segments.tolist()
+    assert left("drop") == [[1, 2]]
+    assert left("clip") == [[1, 2], [0, 1], [4, 5]]
+    for wrong in (duplicate, empty[2:], early[3:], late[4:], segments[5:]):
+        with pytest.raises(ValueError, match="choose another --defects"):
+            left("error", wrong)
+    assert left("error", segments[:1]) == [[1, 2]]
+
+
+def test_the_former_option_still_works(
+    official: Path, info: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    options = ("--video-info", info, "--missing", "drop")
+    for option in ("--outside", "--defects"):
+        run("annotations", "convert", official, tmp_path / f"{option}.json", *options, option, "drop")
+    assert (tmp_path / "--outside.json").read_bytes() == (tmp_path / "--defects.json").read_bytes()
 
 
 def test_clipped_ground_truth_has_no_segment_outside(official: Path, info: Path, tmp_path: Path) -> None:
-    converted = convert_annotations(official, video_info=info, policy=Policy(outside="clip"), missing="drop")
+    converted = convert_annotations(official, video_info=info, defects="clip", missing="drop")
     write_annotations(converted.annotations, tmp_path / "gt.json")
     assert check_annotations(tmp_path / "gt.json").defects == {}
 
@@ -420,7 +433,7 @@ def test_the_video_with_only_ambiguous_segments_is_kept_where_its_duration_is_kn
 
 @needs_thumos
 def test_clipping_thumos14_drops_its_thirty_segments(tmp_path: Path, run: Callable[..., str]) -> None:
-    options = ("--video-info", THUMOS / "video_info.json", "--missing", "drop", "--outside", "clip")
+    options = ("--video-info", THUMOS / "video_info.json", "--missing", "drop", "--defects", "clip")
     said = run("annotations", "convert", THUMOS / "official", tmp_path / "gt.json", *options)
     reported = [line.split(": ")[2].split() for line in said.splitlines() if "segment outside the video" in line]
     assert sum(int(count) for count, outcome in reported if outcome == "dropped") == 30
