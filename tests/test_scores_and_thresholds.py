@@ -73,10 +73,10 @@ def test_a_range_of_thresholds_ends_at_its_end_or_before(
     [
         ("0.9:0.5:0.1", "give first:last:step or a,b,c"),
         ("0.5:0.9:-0.1", "give first:last:step or a,b,c"),
-        ("0.1:1:1e-9", "give first:last:step or a,b,c"),
+        ("0.1:1:1e-9", "at most 1,000 different numbers"),
         ("0:0.5:0.1", "each above 0 and at most 1"),
         ("0.9:1.3:0.2", "each above 0 and at most 1"),
-        ("0.5,0.5", "none twice"),
+        ("0.5,0.5", "different numbers"),
         ("0.5,nan", "give first:last:step or a,b,c"),
         ("0.1:0.5:nan", "give first:last:step or a,b,c"),
         ("0.1:0.2:0.3:0.4", "give first:last:step or a,b,c"),

@@ -223,7 +223,7 @@ def _thresholds(text: str) -> list[float]:
     is_distinct = 0 < len(numbers) == len(set(numbers)) <= _MAX_THRESHOLDS
     if not is_distinct or not all(0 < number <= 1 for number in numbers):
         raise ValueError(
-            f"--tiou {text}: give first:last:step or a,b,c: at most {_MAX_THRESHOLDS:,} different numbers, each above 0 "
-            "and at most 1"
+            f"--tiou {text}: give first:last:step or a,b,c, at most {_MAX_THRESHOLDS:,} different numbers, "
+            "each above 0 and at most 1"
         )
     return numbers
