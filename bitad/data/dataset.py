@@ -218,7 +218,7 @@ class Readers:
                 late = f"reading video {hung[process]} took longer than {self.timeout_s:g} s"
                 return f"{late} and could not be interrupted: killed; check this file and its disk"
         reads = [(process, int(index)) for process, index, _ in self._reads.tolist() if index != _IDLE]
-        names = [self.names[index] for process, index in reads if process in processes]
+        names = list(dict.fromkeys(self.names[index] for process, index in reads if process in processes))
         doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
         # The signal is in the error itself or in its cause.
         by_signal = _SIGNAL.search(f"{error} {error.__cause__ or ''}")

@@ -220,6 +220,13 @@ def test_a_process_that_is_killed_is_an_error_that_says_what_it_read(
     assert multiprocessing.active_children() == []
 
 
+def test_two_processes_killed_at_one_video_name_it_once() -> None:
+    readers = dataset.Readers(["a", "b"], 2, None)
+    readers._reads[:2, :2] = torch.tensor([[11, 1], [12, 1]])  # ids of processes, indices of videos
+    with pytest.raises(ChildProcessError, match=r"was reading video b ended unexpectedly"), readers.watched():
+        raise RuntimeError("DataLoader worker (pid(s) 11, 12) exited unexpectedly")
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_process_that_nothing_interrupts_is_ended_and_is_an_error_that_says_what_it_read(
