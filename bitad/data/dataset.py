@@ -27,7 +27,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
-from bitad.runtime.workers import ignore_signals, time_limit
+from bitad.runtime.workers import initialise_reader, time_limit
 from bitad.timeline import Direction, FloatArray, Grid, IntArray
 
 Content = TypeVar("Content")
@@ -41,6 +41,8 @@ _TRIES = 200
 # A process that still reads this long after its time limit cannot interrupt itself.
 _GRACE_S = 30.0
 _CHECK_INTERVAL_S = 1.0
+# A parent sees the closed connection of a process that was killed before it gets the signal.
+_SIGNAL_DELAY_S = 1.0
 
 # How PyTorch reports that a process has ended, and the reason.
 _EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
@@ -146,11 +148,15 @@ class Readers:
         return DataLoader(
             items,
             num_workers=self.processes,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=self._initialise,
             # Each iteration draws a seed; neither testing nor resuming may change the training's random numbers.
             generator=torch.Generator(),
             **options,
         )
+
+    def _initialise(self, worker: int) -> None:
+        initialise_reader(worker)
+        self._reads[worker, 0] = os.getpid()
 
     @contextmanager
     def reading(self, video: str) -> Iterator[None]:
@@ -190,7 +196,7 @@ class Readers:
         try:
             yield
         except BaseException as error:
-            message = self._exit_message(error, hung) if isinstance(error, RuntimeError) else None
+            message = self._exit_message(self._cause(error), hung)
             self._kill_all()
             if message is not None:
                 raise ChildProcessError(message) from None
@@ -208,8 +214,20 @@ class Readers:
                     with suppress(ProcessLookupError):
                         os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
-    def _exit_message(self, error: RuntimeError, hung: dict[int, str]) -> str | None:
-        exited = _EXITED.match(str(error))
+    def _cause(self, error: BaseException) -> BaseException:
+        """PyTorch's error of a process that ended, if ``error`` is only the connection to it that broke."""
+        if not isinstance(error, ConnectionError | EOFError):
+            return error
+        try:
+            time.sleep(_SIGNAL_DELAY_S)  # PyTorch's handler of the signal raises
+        except RuntimeError as exited:
+            return exited
+        alive = {child.pid for child in multiprocessing.active_children()}
+        ended = [str(process) for process in self._reads[:-1, 0].int().tolist() if process not in alive | {_IDLE}]
+        return RuntimeError(f"DataLoader worker (pid(s) {', '.join(ended)}) exited") if ended else error
+
+    def _exit_message(self, error: BaseException, hung: dict[int, str]) -> str | None:
+        exited = _EXITED.match(str(error)) if isinstance(error, RuntimeError) else None
         if exited is None:
             return None
         processes = [int(number) for number in exited[1].split(",")]

@@ -9,12 +9,13 @@ import _thread
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from bitad.runtime.log import command_logging, log
@@ -264,7 +265,16 @@ def catch_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def ignore_signals(worker: int) -> None:
-    """Initialise a data loader's worker, whose parent handles the signals."""
+def initialise_reader(worker: int) -> None:
+    """Initialise a data loader's worker: its parent handles the signals, and reports a connection that breaks."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _print_unless_disconnected
+
+
+def _print_unless_disconnected(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """An exception hook for the thread that sends tensors, which the parent may leave at any moment."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 import torch
 from builders import CLASSES, config_of, video_data
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bitad.cli import main
 from bitad.config.schema import Config
@@ -225,6 +227,44 @@ def test_two_processes_killed_at_one_video_name_it_once() -> None:
     readers._reads[:2, :2] = torch.tensor([[11, 1], [12, 1]])  # ids of processes, indices of videos
     with pytest.raises(ChildProcessError, match=r"was reading video b ended unexpectedly"), readers.watched():
         raise RuntimeError("DataLoader worker (pid(s) 11, 12) exited unexpectedly")
+
+
+class Zeros(Dataset[Tensor]):
+    """Items that are sent as fast as the parent takes them."""
+
+    def __init__(self, readers: dataset.Readers) -> None:
+        self.readers = readers
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, item: int) -> Tensor:
+        with self.readers.reading("a"):
+            return torch.zeros(100)
+
+
+@pytest.mark.parametrize("repetition", range(3))
+def test_a_process_that_is_killed_while_it_sends_is_the_same_error(repetition: int) -> None:
+    """More often than not, the parent then sees a broken connection first."""
+    readers = dataset.Readers(["a"], 2, None)
+
+    def kill() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    message = "a process that (was reading video a|reads videos .*) ended unexpectedly: Killed"
+    with pytest.raises(ChildProcessError, match=message), readers.watched():
+        sum(map(len, readers.loader(Zeros(readers))))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_connection_that_breaks_elsewhere_stays_what_it_is() -> None:
+    readers = dataset.Readers(["a"], 2, None)
+    with pytest.raises(ConnectionResetError, match="by a server"), readers.watched():
+        raise ConnectionResetError("by a server")
 
 
 @pytest.mark.usefixtures("impatient")

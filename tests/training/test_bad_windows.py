@@ -27,7 +27,7 @@ from bitad.data.detections import read_detections
 from bitad.data.samples import collate
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
-from bitad.runtime.workers import ignore_signals, time_limit
+from bitad.runtime.workers import initialise_reader, time_limit
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,7 +148,7 @@ def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_wh
         num_workers=2,
         collate_fn=partial(collate, length=32),
         persistent_workers=True,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=initialise_reader,
     )
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match=said), windows.readers.watched():
