@@ -196,7 +196,12 @@ class Readers:
         try:
             yield
         except BaseException as error:
-            message = self._exit_message(self._cause(error), hung)
+            cause = error
+            try:
+                cause = self._cause(error)
+            except RuntimeError as exited:  # by PyTorch's handler of a process's end, which may run at any moment
+                cause = exited
+            message = self._exit_message(cause, hung)
             self._kill_all()
             if message is not None:
                 raise ChildProcessError(message) from None
@@ -215,13 +220,10 @@ class Readers:
                         os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _cause(self, error: BaseException) -> BaseException:
-        """PyTorch's error of a process that ended, if ``error`` is only the connection to it that broke."""
+        """PyTorch's error for a process that ended, if ``error`` is only the connection to it that broke."""
         if not isinstance(error, ConnectionError | EOFError):
             return error
-        try:
-            time.sleep(_SIGNAL_DELAY_S)  # PyTorch's handler of the signal raises
-        except RuntimeError as exited:
-            return exited
+        time.sleep(_SIGNAL_DELAY_S)  # PyTorch's handler raises meanwhile
         alive = {child.pid for child in multiprocessing.active_children()}
         ended = [str(process) for process in self._reads[:-1, 0].int().tolist() if process not in alive | {_IDLE}]
         return RuntimeError(f"DataLoader worker (pid(s) {', '.join(ended)}) exited") if ended else error
@@ -248,11 +250,12 @@ class Readers:
     def _kill_all(self) -> None:
         """Kills all processes; one that hangs would block the parent."""
         own = {int(process) for process, _, _ in self._reads.tolist()}
-        for child in multiprocessing.active_children():
-            if child.pid in own:
-                with suppress(RuntimeError):  # PyTorch raises one in the parent when a reader is killed
-                    child.kill()
-                    child.join(_GRACE_S)
+        for _ in range(2):  # PyTorch's handler interrupts this once
+            with suppress(RuntimeError):
+                for child in multiprocessing.active_children():
+                    if child.pid in own:
+                        child.kill()
+                        child.join(_GRACE_S)
 
 
 class TrainingWindows(Dataset[Sample]):
