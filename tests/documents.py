@@ -82,8 +82,12 @@ class Document:
 
     @property
     def inline_commands(self) -> list[str]:
-        """The command lines in the text, and calls of Python; names of programs and of BiTAD's commands are none."""
-        return [code for code in self.inline_code if is_call(code) or (is_command(code) and not is_name(code))]
+        """The command lines in the text, and calls of Python.
+
+        Code of several words is a command line if it begins with no option and is no name of a command of BiTAD.
+        """
+        codes = (code for code in self.inline_code if not is_name(code))
+        return [c for c in codes if is_call(c) or is_command(c) or (" " in c and not c.startswith("-"))]
 
     @property
     def names(self) -> list[str]:
