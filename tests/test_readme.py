@@ -139,6 +139,8 @@ def test_every_command_is_executed_by_a_test(readme: Document) -> None:
     known = (*EXECUTED, *QUICKER, *OTHERWISE, *BY_ITS_USER)
     assert commands - chosen == set(known)
     assert len(known) == len(set(known))
+    blocks = readme.block_commands
+    assert [command for command in blocks if command in EXECUTED] == [line for line in EXECUTED if line in blocks]
 
 
 def test_commands_are_found_wherever_they_are(tmp_path: Path) -> None:
