@@ -82,3 +82,9 @@ def test_the_installed_command_needs_no_sources(installed: Path, tmp_path: Path)
         "print(*(load_config(name) and name for name in presets()))"
     )
     assert run(sys.executable, "-c", load, cwd=installed).split() == presets()
+    listed = run(command, "config", "--presets", cwd=installed).splitlines()
+    assert [line.split()[0] for line in listed] == presets()
+    assert all(line.endswith(".") for line in listed)
+    shown = run(command, "config", "--show", "thumos14/videomae-s", cwd=installed)
+    assert "name: thumos14-videomae-s  # preset thumos14/videomae-s\n" in shown
+    assert "output: exps  # preset thumos14/adatad\n" in shown
