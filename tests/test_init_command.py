@@ -127,6 +127,46 @@ def test_a_table_of_segments_becomes_annotations_and_a_configuration(
     assert said.rstrip().endswith("written: my.yaml, my.json\nnext: bitad train my.yaml")
 
 
+def write_table(text: str) -> Path:
+    Path("my.csv").write_bytes(text.encode())
+    return Path("my.csv")
+
+
+ROWS = "clip00.mp4,0:00:01,0:00:02.5,left\nclip01.mp4,0:58.5,0:60.00,right\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Video,Start,End,Label\n{ROWS}",
+        f"\n\r\nVIDEO , START, END, LABEL\n{ROWS}",
+        f"\ufeffvideo,start,end,label\n{ROWS}".replace("\n", "\r\n"),
+        f"video,start,end,label\n{ROWS}".replace(",", ";"),
+        "video,start,end,label\n" + "".join(f'"{row}"\n'.replace(",", '","') for row in ROWS.split()),
+    ],
+    ids=["capitals", "empty-lines", "mark-and-crlf", "semicolons", "quotes"],
+)
+def test_tables_of_spreadsheets_are_read(here: Path, text: str) -> None:
+    times = {"clip00": {"duration": 70.0, "fps": 30.0}, "clip01": {"duration": 65.0, "fps": 30.0}}
+    Path("times.json").write_text(json.dumps(times), encoding="utf-8")
+    assert main(["annotations", "convert", str(write_table(text)), "out.json", "--video-info", "times.json"]) == 0
+    videos = read_annotations(Path("out.json")).videos
+    assert {name: video.segments.tolist() for name, video in videos.items()} == {
+        "clip00": [[1.0, 2.5]],
+        "clip01": [[58.5, 60.0]],
+    }
+
+
+def test_a_value_without_a_column_is_refused(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(f"\nvideo,start,end,label\n{ROWS}clip02.mp4,1,2,open, then close\n")
+    assert init(table, "--videos", clips) == 1
+    error = capsys.readouterr().err
+    assert "my.csv:5: more values than columns: then close; quote a value that contains ','" in error
+    table.write_text(table.read_text().replace("open, then close", '"open, then close"'), encoding="utf-8")
+    assert init(table, "--videos", clips) == 0
+    assert "open, then close" in read_annotations(Path("my.json")).classes
+
+
 def test_annotations_without_segments_are_refused(
     here: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
