@@ -48,6 +48,7 @@ def cost_table(
         configs: by name, with annotations that can be read.
         descriptions: of the configurations, by the same names.
     """
+    on_progress(0, len(configs))  # before the rate is measured
     device = choose_device()
     rate = matrix_rate(device)
     rows: list[Row] = []
