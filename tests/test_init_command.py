@@ -304,7 +304,7 @@ def test_classes_that_a_subset_lacks_or_that_are_alike_are_named(
     )
     assert init(table, "--videos", clips) == 0
     said = capsys.readouterr().out
-    assert "warning: classes 'Tête  à tête', 'tête à tête' differ only in capitals or spaces" in said
+    assert "warning: classes 'Tête  à tête', 'tête à tête' have nearly the same name" in said
     assert "warning: no segment in subset 'train', so not learned: '여자'" in said
     assert "warning: no segment in subset 'test', so not measured there: 'Tête  à tête', 'tête à tête'" in said
     assert set(read_annotations(Path("my.json")).classes) == {"tête à tête", "Tête  à tête", "#1: a/b", "여자"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from bitad.config.names import MissingPolicy, OnDecodeError, StarterBackbone
 from bitad.config.schema import CLIP_FRAMES, Config, DataConfig, WindowConfig
 from bitad.config.text import SCHEMA_FILE, commented_yaml, flat, write_schema
 from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.classes import alike
 from bitad.data.clocks import same_rate
 from bitad.data.convert import Conversion, convert_annotations, segment_defects
 from bitad.data.feature_files import FeatureStore
@@ -446,12 +447,8 @@ def _warnings(src: Path, data: _Data, plan: _Plan) -> Iterator[str]:
 
 def _class_warnings(data: _Data) -> Iterator[str]:
     """Classes with similar names, and those that a subset lacks; a line each."""
-    alike = defaultdict(list)
-    for name in data.annotations.classes:
-        alike[" ".join(name.casefold().split())].append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            yield f"warning: classes {shortlist(names, 3, quote=quoted)} differ only in capitals or spaces"
+    for names in alike(data.annotations.classes):
+        yield f"warning: classes {shortlist(names, 3, quote=quoted)} have nearly the same name"
     training, *evaluated = data.subsets
     with_segments = {
         subset: {label for video in data.annotations.subset(subset).videos.values() for label in video.labels}

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
+from bitad.reports import plots
 from bitad.reports.ground_truth import Spacing, length_table, summary_table
 from bitad.video.writer import write_video
 
@@ -165,6 +166,22 @@ def test_annotations_without_durations_or_segments_have_a_page(
     assert main(["annotations", "check", str(empty), "--page", str(tmp_path / "none")]) == 1
     assert "without ground truth" in (tmp_path / "none" / "index.html").read_text(encoding="utf-8")
     assert not (tmp_path / "none" / "gaps.png").exists()
+
+
+def test_names_in_any_script_have_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "_EAST_ASIAN", ("no such font",))
+    table = tmp_path / "my.csv"
+    rows = "a,1,2,걷기 <b>\na,3,4,Wave\na,5,6,wave\n"
+    table.write_text(f"video,start,end,label\n{rows}", encoding="utf-8")
+    assert main(["annotations", "check", str(table), "--page", str(tmp_path / "page")]) == 0
+    out, error = capsys.readouterr()
+    assert "classes 'Wave', 'wave' have nearly the same name" in out
+    assert error.count("figures show some letters as boxes, as no installed font has them; install") == 1
+    assert "Glyph" not in error
+    content = embedded(tmp_path / "page" / "index.html")
+    assert "걷기 <b>" in json.dumps(content, ensure_ascii=False)
 
 
 def test_a_damaged_video_leaves_its_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
