@@ -288,7 +288,7 @@ def test_defective_segments_are_warned_of(here: Path, clips: Path, capsys: pytes
         )
     assert init(table, "--videos", clips) == 0
     said = capsys.readouterr().out
-    assert "warning: 3 segments are defective, and kept: `bitad annotations check my.csv` names them" in said
+    assert "warning: defective segments, kept: 3; `bitad annotations check my.csv` names them" in said
     assert "clip00: left [5, 4] s: it does not start before it ends, within its video" in said
     # The defects do not change what is chosen.
     assert (load_config("my.yaml").window.steps, load_config("my.yaml").window.stride_frames) == (64, 2)
@@ -308,6 +308,22 @@ def test_classes_that_a_subset_lacks_or_that_are_alike_are_named(
     assert "warning: no segment in subset 'train', so not learned: '여자'" in said
     assert "warning: no segment in subset 'test', so not measured there: 'Tête  à tête', 'tête à tête'" in said
     assert set(read_annotations(Path("my.json")).classes) == {"tête à tête", "Tête  à tête", "#1: a/b", "여자"}
+
+
+def test_videos_without_annotations_are_named(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = csv(2)
+    assert init(table, "--videos", clips) == 0
+    assert "files that are not used: clip02.mp4, clip03.mp4; a row with" in capsys.readouterr().out
+    with table.open("a", encoding="utf-8") as file:
+        file.write("clip02.mp4,,,\nclip03,,,\n")
+    assert init(table, "--videos", clips, "--overwrite") == 0
+    assert "not used" not in capsys.readouterr().out
+    assert read_annotations(Path("my.json")).videos["clip03"].labels == ()
+
+
+def test_one_video_is_not_enough(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(csv(1), "--videos", clips) == 1
+    assert "annotate another video, or cut one into two files" in capsys.readouterr().err
 
 
 def test_each_video_is_read_once(here: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, check_file, check_replaceable
 from bitad.runtime.log import quoted, shortlist
 from bitad.timeline import Grid
+from bitad.video.files import video_folders
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import FRAME_RATE_HZ
@@ -437,12 +438,27 @@ def _warnings(src: Path, data: _Data, plan: _Plan) -> Iterator[str]:
     defects = [video for video in data.annotated for _ in segment_defects(video)]
     if defects:
         yield (
-            f"warning: {len(defects)} segments are defective, and kept: `bitad annotations check {src}` names them, "
+            f"warning: defective segments, kept: {len(defects)}; `bitad annotations check {src}` names them, "
             "`bitad annotations convert ... --defects clip` corrects or drops them"
         )
     yield from _class_warnings(data)
+    if unused := _unused(data):
+        yield (
+            f"files that are not used: {shortlist(unused, 5)}; a row with the name alone adds a video "
+            "without actions to a CSV"
+        )
     if plan.fit.padding > _MOST_PADDING:
         yield _padding_warning(plan.fit, plan.others, plan.videos)
+
+
+def _unused(data: _Data) -> list[str]:
+    """The names of video files of no video in the annotations, or of one that is left out."""
+    source = data.source
+    if not isinstance(source, VideoFiles):
+        return []
+    found = {source.find(name) for name in data.annotations.videos}
+    files = video_folders(data.content["data.videos"])
+    return sorted(name for name, folders in files.items() if not any(one / name in found for one in folders))
 
 
 def _class_warnings(data: _Data) -> Iterator[str]:
