@@ -289,7 +289,7 @@ def test_defective_segments_are_warned_of(here: Path, clips: Path, capsys: pytes
     assert init(table, "--videos", clips) == 0
     said = capsys.readouterr().out
     assert "warning: defective segments, kept: 3; `bitad annotations check my.csv` names them" in said
-    assert "clip00: left [5, 4] s: it does not start before it ends, within its video" in said
+    assert "clip00: left [5, 4] s: it does not start before it ends" in said
     # The defects do not change what is chosen.
     assert (load_config("my.yaml").window.steps, load_config("my.yaml").window.stride_frames) == (64, 2)
 
@@ -523,6 +523,24 @@ def test_a_longer_window_for_longer_actions_is_an_alternative(
     assert "a: jump [1500, 1600] s: longer than a window of 192 steps" in said
     assert re.search(r"^window.steps=768 model.levels=3  +768 +102 s +0% +0 ", said, re.M)
     assert "the alternatives above state how many they leave" in said
+
+
+def test_features_whose_rows_do_not_fit_their_videos_are_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    durations = {f"clip{n:02d}": 20.0 + 7 * n for n in range(8)}
+    folder = features_of(durations)
+    np.save(folder / "clip03.npy", np.zeros((20, 3), np.float32))
+    listed = {name: {"duration": s, "fps": 30.0} for name, s in durations.items()}
+    Path("times.json").write_text(json.dumps(listed), encoding="utf-8")
+    assert init(csv(8), "--features", folder, "--video-info", "times.json") == 0
+    assert load_config("my.yaml").data.feature_stride_frames == 4  # as of the others
+    said = capsys.readouterr().out
+    assert re.search(
+        "warning: rows and durations do not fit, .*: clip03: features cover .*: 20 rows x 4 frames", said
+    )
+    assert main(["train", "my.yaml", "training.epochs=1", "training.warmup_epochs=0"]) == 1
+    assert "clip03" in capsys.readouterr().err
 
 
 def test_durations_of_featured_videos_may_be_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

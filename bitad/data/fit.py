@@ -124,7 +124,7 @@ def fit(
     found = finest_levels(segments, steps_of, doubling_ranges(levels))
     too_long = lengths * completeness > steps
     missed = tuple(
-        Missed(video.name, label, start, end, _reason(lengths[i], bool(too_long[i]), steps))
+        Missed(video.name, label, start, end, _reason(start < end, lengths[i], bool(too_long[i]), steps))
         for i, (video, label, (start, end)) in enumerate(_rows(videos))
         if found[i] < 0 or too_long[i]
     )
@@ -179,9 +179,11 @@ def _least_share(longest: float, sizes: NDArray[np.int64]) -> float:
     return round(min(0.9, max(0.5, 2 * longest / float(np.median(sizes)))), 2)
 
 
-def _reason(length: float, is_too_long: bool, steps: int) -> str:
+def _reason(is_forward: bool, length: float, is_too_long: bool, steps: int) -> str:
+    if not is_forward:
+        return "it does not start before it ends"
     if length <= 0:
-        return "it does not start before it ends, within its video"
+        return "outside its video"
     if is_too_long:
         return f"longer than a window of {steps} steps"
     return f"{length:.2g} grid steps long, with no grid step inside" if length < 2 else "at the end of its video"

@@ -49,6 +49,8 @@ _STRIDE_SLACK = 0.05
 # Lengths of videos up to this factor are even.
 _EVEN = 1.2
 _FEWEST_STEPS = 16
+# Videos whose pairs tell the stride of features.
+_MOST_PAIRED = 300
 
 # Words in class names that a left-right flip of the frames makes wrong.
 _SIDED = re.compile(
@@ -649,15 +651,31 @@ def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[
         update={"feature_fps": fps, "feature_stride_frames": stride, "feature_offset_frames": offset}
     )
     placed = replace(source, data=data)
-    return _Candidate(settings, [placed.grid(video) for video in videos]), notes
+    grids = [placed.grid(video) for video in videos]
+    faults = [
+        f"{video.name}: {fault}"
+        for video, grid in zip(videos, grids, strict=True)
+        if (fault := placed.clock_fault(video, grid)) is not None
+    ]
+    if faults:
+        more = f" (and of {len(faults) - 1} more)" if len(faults) > 1 else ""
+        notes.append(
+            f"warning: rows and durations do not fit, so a training refuses these features: {faults[0]}{more}; correct "
+            "the features, or their stride and offset in the file"
+        )
+    return _Candidate(settings, grids), notes
 
 
 def _measured_placement(rows: NDArray[np.int64], frames: NDArray[np.float64]) -> tuple[float, float]:
     """The stride and the offset of the first row, in frames, of features that lie in the middle of their videos."""
     stride = float(np.median(frames / rows))
     if rows.max() > _EVEN * rows.min():
-        # Features lack the same number of frames in each video: those of a clip. The slope is free of it.
-        slope = float(np.polyfit(rows, frames, 1)[0])
+        # Features lack the same number of frames in each video: those of a clip. The slope is free of it; its median
+        # over pairs of videos (Theil and Sen) is free of single wrong features too.
+        first, second = np.triu_indices(min(len(rows), _MOST_PAIRED), 1)
+        more = rows[second] - rows[first]
+        far = np.abs(more) >= max(1.0, float(np.median(np.abs(more))))
+        slope = float(np.median((frames[second] - frames[first])[far] / more[far]))
         stride = slope if slope > 0 else stride
     whole = max(1.0, float(round(stride)))
     stride = whole if abs(stride - whole) <= _STRIDE_SLACK * whole else float(f"{stride:.4g}")

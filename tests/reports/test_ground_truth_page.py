@@ -233,6 +233,7 @@ def test_the_tables_count_by_subset_and_class() -> None:
         ("all", 3, 20 / 60, 5, 2, 2.0, 35.0, 2),
     ]
     assert "1 videos of unknown duration" in summary.notes[1]
+    assert "not counted here: 3." in summary_table(videos, 3).notes[2]
     assert length_table(videos, ["x", "y", "z"]).rows == [
         ("x", 4, 3, 1.0, 1.5, 4.0),
         ("y", 1, 1, 3.0, 3.0, 3.0),
