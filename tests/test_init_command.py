@@ -124,6 +124,7 @@ def test_a_table_of_segments_becomes_annotations_and_a_configuration(
     assert (config.data.training_subset, config.data.test_subset) == ("training", "validation")
     said = capsys.readouterr().out
     assert "validation subset: 1 of 4 videos" in said
+    assert re.search(r"^training.epochs +\d+ +at least 360 training steps", said, re.M)
     assert "mirrored frames would swap left, right" in (here / "my.yaml").read_text(encoding="utf-8")
     assert said.rstrip().endswith("written: my.yaml, my.json, bitad.schema.json\nnext: bitad train my.yaml")
 
@@ -376,7 +377,7 @@ def test_every_backbone_is_shown_with_its_cost_on_this_machine(
         row[0]: row for row in re.findall(r"^(tiny|s|b)  +([\d.]+) GiB  .*?([\d.]+ (?:s|min|h|days)) ", said, re.M)
     }
     assert set(rows) == {"tiny", "s", "b"}
-    assert float(rows["tiny"][1]) < float(rows["s"][1]) < float(rows["b"][1])
+    assert 0 < float(rows["tiny"][1]) < float(rows["s"][1]) < float(rows["b"][1])
     assert "at 50% of the 100 GFLOP/s" in said
     backbone = load_config("my.yaml").model.backbone
     assert backbone is not None

@@ -138,6 +138,7 @@ class NewConfig:
         written: the files written, the annotations only if they had to be changed.
         conversion: how the annotations were read.
         segments: their number.
+        updates: training steps that suit the detector.
         fit: the chosen settings.
         others: other settings, by the overrides of the configuration that choose them.
         choices: the configurations of all backbones, the chosen one included, by name, with descriptions.
@@ -150,6 +151,7 @@ class NewConfig:
     written: tuple[Path, ...]
     conversion: Conversion
     segments: int
+    updates: int
     fit: Fit
     others: Mapping[str, Fit]
     choices: Mapping[str, tuple[Config, str]]
@@ -175,7 +177,11 @@ class NewConfig:
                 f"{chosen.windows_per_video}",
                 "random windows of each video in an epoch",
             ),
-            ("training.epochs", f"{self.config.training.epochs}", ""),
+            (
+                "training.epochs",
+                f"{self.config.training.epochs}",
+                f"at least {self.updates:,} training steps, as suits the detector",
+            ),
         )
         settings = Table(f"Chosen settings, in {self.path}", ("key", "value", "reason"), rows)
         alternatives = tuple(
@@ -301,6 +307,7 @@ def new_config(
         written=(out, target, schema) if data.is_changed else (out, schema),
         conversion=data.conversion,
         segments=sum(len(video.labels) for video in data.annotated),
+        updates=plan.choices[plan.name].updates,
         fit=plan.fit,
         others=plan.others,
         choices={name: (config, plan.choices[name].description) for name, config in configs.items()},

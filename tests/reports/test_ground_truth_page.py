@@ -84,6 +84,8 @@ def test_the_page_is_written_also_where_there_are_defects(folder: Path) -> None:
     ]
     assert [video["absent"] for video in videos] == ["This page was written without this video.", "", ""]
     assert [track["name"] for track in videos[0]["tracks"]] == ["Ground truth", "Defects"]
+    text = (folder / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Segments that do not start before they end are not counted here: 1." in text
     assert videos[0]["defects"] == [
         "segment outside the video: wave [3, 6] s of a video of 4 s",
         "start not before end: walk [2, 1] s",
