@@ -77,7 +77,7 @@ class FeatureStore:
         return self.shape(name)[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`shape`."""
+        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
         with self._open(name) as (stream, where, _):
             stream.seek(0)
             try:

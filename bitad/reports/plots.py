@@ -5,11 +5,11 @@ All functions raise a ValueError if there is nothing to plot, or the path ends i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
+from warnings import catch_warnings, simplefilter, warn_explicit
 
 import matplotlib
 import numpy as np
@@ -315,8 +315,8 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
 @contextmanager
 def _one_line_of_missing_letters() -> Iterator[None]:
     """Logs a line instead of a warning of matplotlib for every letter that no installed font has."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
         yield
     others = [one for one in caught if "missing from font" not in str(one.message)]
     if len(others) < len(caught):
@@ -325,7 +325,7 @@ def _one_line_of_missing_letters() -> Iterator[None]:
             "Chinese and Japanese"
         )
     for one in others:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _plot_seconds(axes: Axes, groups: Mapping[str, NDArray[np.float64]], empty: str) -> None:
