@@ -565,6 +565,7 @@ def test_durations_of_featured_videos_may_be_listed(here: Path, capsys: pytest.C
         (("--features", "both"), "holds two folders of features; name one: both"),
         (("--features", "nowhere"), "nowhere: no such folder"),
         (("--features", "features", "--validation", "1"), "is not a share of the videos"),
+        (("--features", "features", "--seed", "-1"), "--seed -1 is out of range; use 0 to 2^63 - 1"),
     ],
 )
 def test_what_cannot_be_read_is_refused(

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-from bitad.cli.commands import Commands, add_on_decode_error, add_overrides
+from bitad.cli.commands import Commands, add_on_decode_error, add_overrides, check_seed
 from bitad.config.names import MissingPolicy, StarterBackbone
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, printable
@@ -64,6 +64,7 @@ def _init(args: argparse.Namespace) -> int:
 
     if not 0 < args.validation < 1:
         raise ValueError(f"--validation {args.validation} is not a share of the videos; give 0.25, for example")
+    check_seed(args.seed)
     if args.features is not None and args.backbone is not None:
         raise ValueError("--backbone is for videos, and --features need none; leave one of them out")
     if args.videos is not None and args.video_info is not None:
