@@ -24,6 +24,7 @@ from bitad.models.heads import Points
 from bitad.reports import estimate
 from bitad.reports.tables import Table
 from bitad.training.losses import assign
+from bitad.video import indexing
 from bitad.video.writer import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,8 +124,49 @@ def test_a_table_of_segments_becomes_annotations_and_a_configuration(
     assert (config.data.training_subset, config.data.test_subset) == ("training", "validation")
     said = capsys.readouterr().out
     assert "validation subset: 1 of 4 videos" in said
+    assert re.search(r"^training.epochs +\d+ +at least 360 training steps", said, re.M)
     assert "mirrored frames would swap left, right" in (here / "my.yaml").read_text(encoding="utf-8")
-    assert said.rstrip().endswith("written: my.yaml, my.json\nnext: bitad train my.yaml")
+    assert said.rstrip().endswith("written: my.yaml, my.json, bitad.schema.json\nnext: bitad train my.yaml")
+
+
+def write_table(text: str) -> Path:
+    Path("my.csv").write_bytes(text.encode())
+    return Path("my.csv")
+
+
+ROWS = "clip00.mp4,0:00:01,0:00:02.5,left\nclip01.mp4,0:58.5,0:60.00,right\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Video,Start,End,Label\n{ROWS}",
+        f"\n\r\nVIDEO , START, END, LABEL\n{ROWS}",
+        f"\ufeffvideo,start,end,label\n{ROWS}".replace("\n", "\r\n"),
+        f"video,start,end,label\n{ROWS}".replace(",", ";"),
+        "video,start,end,label\n" + "".join(f'"{row}"\n'.replace(",", '","') for row in ROWS.split()),
+    ],
+    ids=["capitals", "empty-lines", "mark-and-crlf", "semicolons", "quotes"],
+)
+def test_tables_of_spreadsheets_are_read(here: Path, text: str) -> None:
+    times = {"clip00": {"duration": 70.0, "fps": 30.0}, "clip01": {"duration": 65.0, "fps": 30.0}}
+    Path("times.json").write_text(json.dumps(times), encoding="utf-8")
+    assert main(["annotations", "convert", str(write_table(text)), "out.json", "--video-info", "times.json"]) == 0
+    videos = read_annotations(Path("out.json")).videos
+    assert {name: video.segments.tolist() for name, video in videos.items()} == {
+        "clip00": [[1.0, 2.5]],
+        "clip01": [[58.5, 60.0]],
+    }
+
+
+def test_a_value_without_a_column_is_refused(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(f"\nvideo,start,end,label\n{ROWS}clip02.mp4,1,2,open, then close\n")
+    assert init(table, "--videos", clips) == 1
+    error = capsys.readouterr().err
+    assert "my.csv:5: more values than columns: then close; quote a value that contains ','" in error
+    table.write_text(table.read_text().replace("open, then close", '"open, then close"'), encoding="utf-8")
+    assert init(table, "--videos", clips) == 0
+    assert "open, then close" in read_annotations(Path("my.json")).classes
 
 
 def test_annotations_without_segments_are_refused(
@@ -150,7 +192,7 @@ def test_complete_annotations_are_used_as_they_are(
     assert init("my.json", "--videos", clips) == 0
     assert (here / "my.json").read_bytes() == before
     assert load_config("my.yaml").data.annotations.resolve() == (here / "my.json").resolve()
-    assert "written: my.yaml\n" in capsys.readouterr().out
+    assert "written: my.yaml, bitad.schema.json\n" in capsys.readouterr().out
 
 
 def test_of_three_subsets_one_is_only_tested(here: Path, clips: Path) -> None:
@@ -202,6 +244,102 @@ def test_files_that_exist_are_kept(here: Path, clips: Path, capsys: pytest.Captu
     assert init(table, "--videos", clips, "--overwrite") == 0
 
 
+def test_editors_find_the_schema_beside_the_configuration(
+    here: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("configs").mkdir()
+    Path("configs/bitad.schema.json").write_text("of another version", encoding="utf-8")
+    assert init(csv(), "--videos", clips, "--out", "configs/my.yaml") == 0
+    first = Path("configs/my.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    capsys.readouterr()
+    assert main(["config", "--schema"]) == 0
+    schema = (Path("configs") / first.removeprefix("# yaml-language-server: $schema=")).read_text(encoding="utf-8")
+    assert schema == capsys.readouterr().out
+    parts = json.loads(schema)
+    assert {"name", "data", "window", "model", "training", "base"} <= parts["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("my.csv", "--out my.csv: a configuration is a .yaml file; name one, such as my.yaml"),
+        ("x.json", "--out x.json: a configuration is a .yaml file"),
+        ("noext", "such as noext.yaml"),
+        ("folder.yaml", "--out folder.yaml: it is a folder; give the name of a file"),
+        ("my.csv/x.yaml", "my.csv is not a folder"),
+        ("clash/x.yaml", "bitad.schema.json will be written but is a folder"),
+    ],
+)
+def test_an_unusable_output_is_refused_before_the_videos_are_read(
+    here: Path, out: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder.yaml").mkdir()
+    Path("clash/bitad.schema.json").mkdir(parents=True)
+    before = csv().read_bytes()
+    assert init("my.csv", "--videos", "nowhere", "--out", out, "--overwrite") == 1
+    assert said in capsys.readouterr().err
+    assert Path("my.csv").read_bytes() == before
+
+
+def test_defective_segments_are_warned_of(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = csv()
+    with table.open("a", encoding="utf-8") as file:
+        file.write(
+            "clip00.mp4,5,4,left\nclip01.mp4,1,99,left\n" + table.read_text(encoding="utf-8").splitlines()[1]
+        )
+    assert init(table, "--videos", clips) == 0
+    said = capsys.readouterr().out
+    assert "warning: defective segments, kept: 3; `bitad annotations check my.csv` names them" in said
+    assert "clip00: left [5, 4] s: it does not start before it ends" in said
+    # The defects do not change what is chosen.
+    assert (load_config("my.yaml").window.steps, load_config("my.yaml").window.stride_frames) == (64, 2)
+
+
+def test_classes_that_a_subset_lacks_or_that_are_alike_are_named(
+    here: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(
+        "video,start,end,label,subset\n"
+        "clip00.mp4,1,2,tête à tête,train\nclip00.mp4,3,4,Tête  à tête,train\nclip01.mp4,1,2,#1: a/b,train\n"
+        "clip02.mp4,1,2,여자,val\nclip03.mp4,3,4,#1: a/b,test\n"
+    )
+    assert init(table, "--videos", clips) == 0
+    said = capsys.readouterr().out
+    assert "warning: classes 'Tête  à tête', 'tête à tête' have nearly the same name" in said
+    assert "warning: no segment in subset 'train', so not learned: '여자'" in said
+    assert "warning: no segment in subset 'test', so not measured there: 'Tête  à tête', 'tête à tête'" in said
+    assert set(read_annotations(Path("my.json")).classes) == {"tête à tête", "Tête  à tête", "#1: a/b", "여자"}
+
+
+def test_videos_without_annotations_are_named(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = csv(2)
+    assert init(table, "--videos", clips) == 0
+    assert "files that are not used: clip02.mp4, clip03.mp4; a row with" in capsys.readouterr().out
+    with table.open("a", encoding="utf-8") as file:
+        file.write("clip02.mp4,,,\nclip03,,,\n")
+    assert init(table, "--videos", clips, "--overwrite") == 0
+    assert "not used" not in capsys.readouterr().out
+    assert read_annotations(Path("my.json")).videos["clip03"].labels == ()
+
+
+def test_one_video_is_not_enough(here: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(csv(1), "--videos", clips) == 1
+    assert "annotate another video, or cut one into two files" in capsys.readouterr().err
+
+
+def test_each_video_is_read_once(here: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    once = indexing._by_times
+
+    def counted(path: Path, stored: Any) -> Any:
+        read.append(path.name)
+        return once(path, stored)
+
+    monkeypatch.setattr(indexing, "_by_times", counted)
+    assert init(csv(), "--videos", clips) == 0
+    assert sorted(read) == [f"clip{n:02d}.mp4" for n in range(4)]
+
+
 def test_the_configuration_trains(here: Path, clips: Path) -> None:
     assert init(csv(), "--videos", clips) == 0
     short = ("training.epochs=1", "training.windows_per_video=1", "window.steps=64")
@@ -239,7 +377,7 @@ def test_every_backbone_is_shown_with_its_cost_on_this_machine(
         row[0]: row for row in re.findall(r"^(tiny|s|b)  +([\d.]+) GiB  .*?([\d.]+ (?:s|min|h|days)) ", said, re.M)
     }
     assert set(rows) == {"tiny", "s", "b"}
-    assert float(rows["tiny"][1]) < float(rows["s"][1]) < float(rows["b"][1])
+    assert 0 < float(rows["tiny"][1]) < float(rows["s"][1]) < float(rows["b"][1])
     assert "at 50% of the 100 GFLOP/s" in said
     backbone = load_config("my.yaml").model.backbone
     assert backbone is not None
@@ -342,6 +480,70 @@ def test_the_stride_is_that_of_clips_at_any_length(here: Path, clip_frames: int,
     assert data.feature_offset_frames == pytest.approx(clip_frames / 2, abs=stride / 2)
 
 
+def test_features_of_another_width_are_refused_or_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = features_of(DURATIONS)
+    np.save(folder / "clip00.npy", np.zeros((45, 4), np.float32))
+    listed = {name: {"duration": s, "fps": 30.0} for name, s in DURATIONS.items()}
+    Path("my.json").write_text(json.dumps(listed), encoding="utf-8")
+    command = (csv(), "--features", folder, "--video-info", "my.json")
+    assert init(*command) == 1
+    assert "clip00.npy: shape [45, 4] read as [T, C]; 3 channels are expected" in capsys.readouterr().err
+    assert init(*command, "--missing", "drop") == 0
+    assert load_config("my.yaml").data.feature_channels == 3
+    # The list of durations is kept.
+    assert json.loads(Path("my.json").read_text(encoding="utf-8")) == listed
+    assert set(read_annotations(Path("my-annotations.json")).videos) == {"clip01", "clip02", "clip03"}
+
+
+def test_the_description_of_another_program_is_not_read(here: Path) -> None:
+    folder = features_of(DURATIONS)
+    (folder / SIDECAR).write_text('{"model": "i3d"}', encoding="utf-8")
+    listed = {name: {"duration": s, "fps": 30.0} for name, s in DURATIONS.items()}
+    Path("times.json").write_text(json.dumps(listed), encoding="utf-8")
+    assert init(csv(), "--features", folder, "--video-info", "times.json") == 0
+    assert load_config("my.yaml").data.feature_stride_frames == 4
+
+
+def test_a_longer_window_for_longer_actions_is_an_alternative(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("a", "b")
+    spans = np.array([[2.0 + 10 * i, 5.0 + 10 * i] for i in range(60)] + [[1500.0, 1600.0]])
+    videos = {
+        name: AnnotatedVideo(
+            name, "training", 1800.0, spans if name == "a" else spans[:60], ("jump",) * n, fps=30.0
+        )
+        for name, n in zip(names, (61, 60), strict=True)
+    }
+    write_annotations(Annotations(videos, ("jump",)), Path("all.json"))
+    durations = dict.fromkeys(names, 1800.0)
+    folder = features_of(durations)
+    describe(folder, durations)
+    assert init("all.json", "--features", folder, "--out", "fitted.yaml") == 0
+    said = capsys.readouterr().out
+    assert "a: jump [1500, 1600] s: longer than a window of 192 steps" in said
+    assert re.search(r"^window.steps=768 model.levels=3  +768 +102 s +0% +0 ", said, re.M)
+    assert "the alternatives above state how many they leave" in said
+
+
+def test_features_whose_rows_do_not_fit_their_videos_are_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    durations = {f"clip{n:02d}": 20.0 + 7 * n for n in range(8)}
+    folder = features_of(durations)
+    np.save(folder / "clip03.npy", np.zeros((20, 3), np.float32))
+    listed = {name: {"duration": s, "fps": 30.0} for name, s in durations.items()}
+    Path("times.json").write_text(json.dumps(listed), encoding="utf-8")
+    assert init(csv(8), "--features", folder, "--video-info", "times.json") == 0
+    assert load_config("my.yaml").data.feature_stride_frames == 4  # as of the others
+    said = capsys.readouterr().out
+    assert re.search(
+        "warning: rows and durations do not fit, .*: clip03: features cover .*: 20 rows x 4 frames", said
+    )
+    assert main(["train", "my.yaml", "training.epochs=1", "training.warmup_epochs=0"]) == 1
+    assert "clip03" in capsys.readouterr().err
+
+
 def test_durations_of_featured_videos_may_be_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = features_of(DURATIONS)
     assert init(csv(), "--features", folder) == 1
@@ -363,6 +565,7 @@ def test_durations_of_featured_videos_may_be_listed(here: Path, capsys: pytest.C
         (("--features", "both"), "holds two folders of features; name one: both"),
         (("--features", "nowhere"), "nowhere: no such folder"),
         (("--features", "features", "--validation", "1"), "is not a share of the videos"),
+        (("--features", "features", "--seed", "-1"), "--seed -1 is out of range; use 0 to 2^63 - 1"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -453,7 +656,7 @@ def test_segments_without_a_point_are_counted_and_the_first_named(
     said = capsys.readouterr().out
     found = re.search(r"(\d+) of 30 segments have no point of the pyramid", said)
     assert found is not None
-    assert "features of a finer stride would leave fewer:" in said
+    assert "features of a finer stride may leave fewer:" in said
     assert said.count("with no grid step inside") == 10
     assert f"and {int(found[1]) - 10} more: --all lists every one" in said
 

@@ -32,7 +32,6 @@ NAMES = (
     "`x` *y* _z_ [red]w[/red]",
     "$5 \\frac{ $",
 )
-NAMED = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # where no font of Korean is installed
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +161,6 @@ def assert_shown_but_not_run(page: str) -> None:
     assert HARMFUL in json.loads(data)["classes"]
 
 
-@NAMED
 def test_names_with_commas_quotes_korean_and_html_go_all_the_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +183,6 @@ def test_names_with_commas_quotes_korean_and_html_go_all_the_way(
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
-@NAMED
 def test_names_of_all_kinds_are_shown_beside_videos(tmp_path: Path) -> None:
     path = video_data(tmp_path / "data", training=1, test=1)
     content = json.loads((tmp_path / "data" / "annotations.json").read_text())

@@ -128,6 +128,8 @@ def test_watch_waits_for_the_first_step_and_wants_a_run(
     assert "no step is recorded yet" in capsys.readouterr().out
     assert main(["watch", str(tmp_path / "nothing")]) == 1
     assert "is not a run directory" in capsys.readouterr().err
+    assert main(["watch", str(run / "last.pt")]) == 1
+    assert capsys.readouterr().err.endswith(f"give {run}\n")
 
 
 # TensorBoard.

@@ -50,6 +50,12 @@ class Commands:
         return parser
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a number that is no seed."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed} is out of range; use 0 to 2^63 - 1")
+
+
 def add_parser(
     parsers: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import get_args
 
-from bitad.cli.commands import Commands, add_on_decode_error, add_overrides
+from bitad.cli.commands import Commands, add_on_decode_error, add_overrides, check_seed
 from bitad.config.names import MissingPolicy, StarterBackbone
 from bitad.data.formats.annotations import FORMATS
 from bitad.runtime.log import echo, printable
@@ -44,7 +43,7 @@ def add_init(commands: Commands) -> None:
         "--missing",
         choices=get_args(MissingPolicy),
         default="error",
-        help="a video without a file, or of unknown duration: error, or leave it out (default: error)",
+        help="a video without a usable file, or of unknown duration: error, or leave it out (default: error)",
     )
     p.add_argument(
         "--validation",
@@ -65,6 +64,7 @@ def _init(args: argparse.Namespace) -> int:
 
     if not 0 < args.validation < 1:
         raise ValueError(f"--validation {args.validation} is not a share of the videos; give 0.25, for example")
+    check_seed(args.seed)
     if args.features is not None and args.backbone is not None:
         raise ValueError("--backbone is for videos, and --features need none; leave one of them out")
     if args.videos is not None and args.video_info is not None:
@@ -93,9 +93,11 @@ def _init(args: argparse.Namespace) -> int:
     print("\n\n".join(table.text() for table in (*made.tables(), costs)))
     if missed := made.fit.missed:
         share = f"{len(missed)} of {made.segments} segments have no point of the pyramid, so they are not learned"
-        remedy = "features of a finer stride would leave fewer"
-        if args.features is None:
+        remedy = "none of the alternatives leaves fewer"
+        if any(len(one.missed) < len(missed) for one in made.others.values()):
             remedy = "the alternatives above state how many they leave"
+        elif args.features is not None:
+            remedy = "features of a finer stride may leave fewer"
         echo("", f"{share}; {remedy}:", *missed[:most])
     if most is not None and len(missed) > most:
         echo(f"and {len(missed) - most} more: --all lists every one")
@@ -123,7 +125,7 @@ def add_config(commands: Commands) -> None:
 
 def _config(args: argparse.Namespace) -> int:
     from bitad.config.loading import explain_config, preset_descriptions
-    from bitad.config.text import commented_yaml, flat, json_schema
+    from bitad.config.text import commented_yaml, flat, schema_text
 
     if args.overrides and args.show is None:
         raise ValueError(f"{args.overrides[0]}: changes to a configuration only apply to --show SOURCE")
@@ -132,7 +134,7 @@ def _config(args: argparse.Namespace) -> int:
         width = max(map(len, descriptions))
         echo(*(f"{name:{width}}  {description}" for name, description in descriptions.items()))
     elif args.schema:
-        print(json.dumps(json_schema(), indent=2))
+        print(schema_text(), end="")
     else:
         config, origins = explain_config(args.show, args.overrides)
         values = flat(config.model_dump(mode="json"))

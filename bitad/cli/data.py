@@ -162,6 +162,7 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from bitad.data.check import check_annotations
+    from bitad.data.classes import alike
     from bitad.runtime.progress import progress_callback
 
     if args.page is not None:
@@ -187,6 +188,8 @@ def _check(args: argparse.Namespace) -> int:
             echo(f"{video}: {defect.kind}: {defect.detail}")
     for subset, count in report.without_truth.items():
         echo(f"subset {subset}: without ground truth: none of its {count} videos has a segment of a class")
+    for names in alike(report.classes):
+        echo(f"classes {shortlist(names, 3, quote=quoted)} have nearly the same name")
     if report.unmeasured:
         echo(report.unmeasured)
     if report.of_features:

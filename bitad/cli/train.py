@@ -16,6 +16,7 @@ from bitad.cli.commands import (
     add_json,
     add_on_decode_error,
     add_overrides,
+    check_seed,
     config_of,
     print_failures,
 )
@@ -139,8 +140,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     if args.results and not args.full:
         raise ValueError("--results names the file for the tables of --full; add --full, or leave it out")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed {args.seed} is out of range; use 0 to 2^63 - 1")
+    check_seed(args.seed)
     scale = SMOKE if args.smoke else FULL if args.full else DEFAULT
     with locked(args.out, remedy=OTHER_OUT):
         run_demo(args.out, scale=scale, seed=args.seed, results_file=args.results)

@@ -108,9 +108,13 @@ def load_run_config(directory: Path) -> Config:
     """
     path = directory / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} is not a run directory: it has no config.yaml; give a folder that `bitad train` wrote"
+        folder = directory.parent
+        run = (
+            folder
+            if directory.is_file() and (folder / "config.yaml").is_file()
+            else "a folder that `bitad train` wrote"
         )
+        raise FileNotFoundError(f"{directory} is not a run directory: it has no config.yaml; give {run}")
     return _validated(_merged(_read_layers(path, is_run=True)), str(path), [], ())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Mapping
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bitad.runtime.files import atomic_write
+
+# The name of the JSON schema beside the configurations that name it.
+SCHEMA_FILE = "bitad.schema.json"
 
 _NO_WRAPPING = 2**31
 
@@ -61,6 +67,17 @@ def json_schema() -> dict[str, Any]:
     }
     schema["anyOf"] = [{"required": ["base"]}, {"required": ["name", "data"]}]
     return schema
+
+
+def schema_text() -> str:
+    """The JSON schema of a configuration file as a document."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+def write_schema(path: Path) -> None:
+    """Write the JSON schema of a configuration file; replace that of another version."""
+    with atomic_write(path) as partial:
+        partial.write_text(schema_text(), encoding="utf-8")
 
 
 def _comments() -> dict[tuple[str, str], str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -40,6 +41,14 @@ def read_classes(classes: str | Classes) -> tuple[str, ...]:
         if count > 1:
             raise ValueError(f"{source_of(classes)}: class {name!r} occurs {count} times; name each class once")
     return names
+
+
+def alike(classes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of class names that differ only in capitals, spaces or code points, as mistyped ones do."""
+    groups = defaultdict(list)
+    for name in classes:
+        groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
 def read_numbered_classes(classes: str | Classes) -> tuple[tuple[str, ...], dict[int, str]]:

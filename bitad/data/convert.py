@@ -98,6 +98,7 @@ class KnownClocks:
         videos: str | Path | None,
         video_info: str | Path | None,
         on_progress: Callable[[int, int], None] | None = None,
+        index: Callable[[Path], FrameIndex] = index_video,
     ) -> KnownClocks:
         """Read the list of videos, if given, or else count the frames of the files in the folder, if given."""
         names = list(names)
@@ -117,9 +118,11 @@ class KnownClocks:
         find = VideoFinder(videos, partial(tuple, names))
         counted: dict[str, Clock] = {}
         missing: dict[str, str] = {}
+        if on_progress is not None:
+            on_progress(0, len(names))
         for done, name in enumerate(names, start=1):
             try:
-                counted[name] = clock_of(index_video(find(name)))
+                counted[name] = clock_of(index(find(name)))
             except (ValueError, FileNotFoundError) as error:
                 missing[name] = str(error)
             if on_progress is not None:
@@ -196,6 +199,7 @@ def convert_annotations(
     missing: MissingPolicy = "error",
     undecided: AmbiguousPolicy = "keep",
     allow_clock_mismatch: bool = False,
+    index: Callable[[Path], FrameIndex] = index_video,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Read ground truth in any of ``FORMATS``, and complete and repair it.
@@ -211,6 +215,7 @@ def convert_annotations(
         missing: whether a video with segments but without a known duration is an error, or is left out.
         undecided: whether segments of ``UNDECIDED`` labels (THUMOS14's Ambiguous) are kept.
         allow_clock_mismatch: whether contradictions about a video's time are only reported.
+        index: counts the frames of a video file; a cache spares a second reading.
         on_progress: called after each video counted, with the number of videos done and in all.
     """
     parsed = read_annotation_files(src, format, classes=classes, video_info=video_info)
@@ -224,7 +229,7 @@ def convert_annotations(
             text = f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"
             report["segments of no class"].append(text)
         annotations = annotations.only_classes()
-    clocks = KnownClocks.of(annotations.videos, videos, video_info, on_progress)
+    clocks = KnownClocks.of(annotations.videos, videos, video_info, on_progress, index)
     faults = {
         name: "; ".join(found)
         for name, video in annotations.videos.items()

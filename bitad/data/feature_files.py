@@ -63,14 +63,18 @@ class FeatureStore:
             return tuple(sorted({file.stem for file in files if file.suffix in _SUFFIXES}))
         return tuple(sorted(_array_names(self.path)))
 
-    def length(self, name: str) -> int:
-        """T, the number of rows of a video's features; reads only the array's header.
+    def shape(self, name: str) -> tuple[int, int]:
+        """T and C, the numbers of rows and channels of a video's features; reads only the array's header.
 
         Raises:
             FileNotFoundError, ValueError: there are none, or they are no numbers ``[T, C]`` of the right width.
         """
-        with self._open(name) as (_, _, shape):
-            return shape[0]
+        with self._open(name) as (_, _, (rows, channels)):
+            return rows, channels
+
+    def length(self, name: str) -> int:
+        """T, the number of rows of a video's features; raises like :meth:`shape`."""
+        return self.shape(name)[0]
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""

@@ -113,9 +113,10 @@ def fit(
     if not len(segments):
         raise ValueError("no video has a segment of a class; there is nothing to fit")
     lengths = segments[:, 1] - segments[:, 0]
-    longest = float(np.percentile(lengths, _NEARLY_ALL))
+    sound = lengths[lengths > 0] if (lengths > 0).any() else np.zeros(1)
+    longest = float(np.percentile(sound, _NEARLY_ALL))
     if steps is None:
-        wanted = max(_TIMES_LONGEST * longest, _TIMES_USUAL * float(np.median(lengths)), _FEWEST_STEPS)
+        wanted = max(_TIMES_LONGEST * longest, _TIMES_USUAL * float(np.median(sound)), _FEWEST_STEPS)
         largest = int(sizes.max())
         steps = round_window(largest if largest <= _ONE_WINDOW else min(wanted, largest), most_steps)
     levels = _levels(min(longest, steps), steps)
@@ -123,7 +124,7 @@ def fit(
     found = finest_levels(segments, steps_of, doubling_ranges(levels))
     too_long = lengths * completeness > steps
     missed = tuple(
-        Missed(video.name, label, start, end, _reason(lengths[i], bool(too_long[i]), steps))
+        Missed(video.name, label, start, end, _reason(start < end, lengths[i], bool(too_long[i]), steps))
         for i, (video, label, (start, end)) in enumerate(_rows(videos))
         if found[i] < 0 or too_long[i]
     )
@@ -150,7 +151,7 @@ def choose(fits: Mapping[int, Fit], videos: Sequence[AnnotatedVideo]) -> int:
     is the one nearest to :data:`USUAL_RATE_HZ`.
     """
     lengths = np.concatenate([video.segments[:, 1] - video.segments[:, 0] for video in videos])
-    short_s = float(np.percentile(lengths, 10))
+    short_s = float(np.percentile(lengths[lengths > 0], 10)) if (lengths > 0).any() else 0.0
     allowed = min(len(one.missed) for one in fits.values()) + _MISSED_SHARE * len(lengths)
     good = {stride: one for stride, one in fits.items() if len(one.missed) <= allowed}
     fine = {stride: one for stride, one in good.items() if short_s * one.rate_hz >= _FINE_STEPS}
@@ -178,7 +179,11 @@ def _least_share(longest: float, sizes: NDArray[np.int64]) -> float:
     return round(min(0.9, max(0.5, 2 * longest / float(np.median(sizes)))), 2)
 
 
-def _reason(length: float, is_too_long: bool, steps: int) -> str:
+def _reason(is_forward: bool, length: float, is_too_long: bool, steps: int) -> str:
+    if not is_forward:
+        return "it does not start before it ends"
+    if length <= 0:
+        return "outside its video"
     if is_too_long:
         return f"longer than a window of {steps} steps"
     return f"{length:.2g} grid steps long, with no grid step inside" if length < 2 else "at the end of its video"

@@ -26,7 +26,10 @@ def choose_validation(videos: Sequence[AnnotatedVideo], *, share: float = 0.25, 
     """
     annotated = [video for video in videos if video.labels]
     if len(annotated) < 2:
-        raise ValueError("fewer than two videos have segments; training and validation need at least one each")
+        raise ValueError(
+            "fewer than two videos have segments; training and validation need at least one each: annotate another "
+            "video, or cut one into two files"
+        )
     classes = sorted({label for video in annotated for label in video.labels})
     counts = np.array([[video.labels.count(name) for name in classes] for video in annotated])  # [videos, classes]
     total, can_be_on_both = counts.sum(0), (counts > 0).sum(0) >= 2

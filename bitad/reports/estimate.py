@@ -48,6 +48,7 @@ def cost_table(
         configs: by name, with annotations that can be read.
         descriptions: of the configurations, by the same names.
     """
+    on_progress(0, len(configs))  # before the rate is measured
     device = choose_device()
     rate = matrix_rate(device)
     rows: list[Row] = []
@@ -57,7 +58,8 @@ def cost_table(
         assert plan.steps is not None  # the annotations have been read
         steps = plan.steps * config.training.epochs
         step_s = cost.flops / (_SHARE * rate)
-        memory = f"{plan.peak_bytes(cost) / _GIB:.1f} GiB"
+        gib = plan.peak_bytes(cost) / _GIB
+        memory = f"{gib:.1f} GiB" if gib >= 0.1 else f"{gib:.2f} GiB"
         rows.append((name, memory, _duration(step_s), steps, _duration(step_s * steps), descriptions[name]))
         on_progress(number, len(configs))
     threads = torch.get_num_threads()

@@ -107,7 +107,8 @@ def write_ground_truth_page(
     """
     sound = [_sound(video, report.classes) for video in report.videos]
     spacing = Spacing.of(sound)
-    tables = [summary_table(sound), length_table(sound, list(report.classes))]
+    backward = sum(int((video.segments[:, 0] >= video.segments[:, 1]).sum()) for video in report.videos)
+    tables = [summary_table(sound, backward), length_table(sound, list(report.classes))]
     if report.defects or report.without_truth:
         tables.append(defect_table(report))
     shown = sorted(report.videos, key=lambda video: video.name not in report.defects)[:MOST_VIDEOS]
@@ -129,11 +130,12 @@ def write_ground_truth_page(
     return page
 
 
-def summary_table(videos: Sequence[AnnotatedVideo]) -> Table:
+def summary_table(videos: Sequence[AnnotatedVideo], backward: int = 0) -> Table:
     """A row for each subset, and one for all: videos, segments, their median length, and the time that they cover.
 
     Args:
         videos: with segments of classes that start before they end.
+        backward: number of the other segments, which are not in the table.
     """
     by_subset: dict[str, list[AnnotatedVideo]] = {}
     for video in videos:
@@ -156,6 +158,8 @@ def summary_table(videos: Sequence[AnnotatedVideo]) -> Table:
     ]
     if unknown := sum(math.isinf(video.duration_s) for video in videos):
         notes.append(f"{unknown} videos of unknown duration are not in minutes and covered.")
+    if backward:
+        notes.append(f"Segments that do not start before they end are not counted here: {backward}.")
     return Table("Ground truth", columns, rows, notes)
 
 

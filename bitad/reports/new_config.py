@@ -6,8 +6,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,23 @@ from numpy.typing import NDArray
 from bitad.config.loading import load_config
 from bitad.config.names import MissingPolicy, OnDecodeError, StarterBackbone
 from bitad.config.schema import CLIP_FRAMES, Config, DataConfig, WindowConfig
-from bitad.config.text import commented_yaml, flat
+from bitad.config.text import SCHEMA_FILE, commented_yaml, flat, write_schema
 from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.classes import alike
 from bitad.data.clocks import same_rate
-from bitad.data.convert import Conversion, convert_annotations
+from bitad.data.convert import Conversion, convert_annotations, segment_defects
 from bitad.data.feature_files import FeatureStore
-from bitad.data.feature_folder import SIDECAR, read_sidecar
-from bitad.data.fit import STRIDES, Fit, choose, fit
+from bitad.data.feature_folder import SIDECAR, read_own_sidecar
+from bitad.data.fit import STRIDES, Fit, choose, fit, round_window
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.sources import FeatureFiles, FileSource, Sampling, VideoFiles
 from bitad.data.split import choose_validation
 from bitad.reports.tables import Table
-from bitad.runtime.files import atomic_write
-from bitad.runtime.log import shortlist
+from bitad.runtime.files import atomic_write, check_file, check_replaceable
+from bitad.runtime.log import quoted, shortlist
 from bitad.timeline import Grid
+from bitad.video.files import video_folders
+from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import FRAME_RATE_HZ
 
@@ -44,6 +49,8 @@ _STRIDE_SLACK = 0.05
 # Lengths of videos up to this factor are even.
 _EVEN = 1.2
 _FEWEST_STEPS = 16
+# Videos whose pairs tell the stride of features.
+_MOST_PAIRED = 300
 
 # Words in class names that a left-right flip of the frames makes wrong.
 _SIDED = re.compile(
@@ -131,6 +138,7 @@ class NewConfig:
         written: the files written, the annotations only if they had to be changed.
         conversion: how the annotations were read.
         segments: their number.
+        updates: training steps that suit the detector.
         fit: the chosen settings.
         others: other settings, by the overrides of the configuration that choose them.
         choices: the configurations of all backbones, the chosen one included, by name, with descriptions.
@@ -143,6 +151,7 @@ class NewConfig:
     written: tuple[Path, ...]
     conversion: Conversion
     segments: int
+    updates: int
     fit: Fit
     others: Mapping[str, Fit]
     choices: Mapping[str, tuple[Config, str]]
@@ -168,7 +177,11 @@ class NewConfig:
                 f"{chosen.windows_per_video}",
                 "random windows of each video in an epoch",
             ),
-            ("training.epochs", f"{self.config.training.epochs}", ""),
+            (
+                "training.epochs",
+                f"{self.config.training.epochs}",
+                f"at least {self.updates:,} training steps, as suits the detector",
+            ),
         )
         settings = Table(f"Chosen settings, in {self.path}", ("key", "value", "reason"), rows)
         alternatives = tuple(
@@ -247,15 +260,101 @@ def new_config(
 
     Raises:
         FileNotFoundError: no such file or folder, or a video without a file.
-        ValueError: annotations that cannot be read, fewer than two videos with segments, or a file that exists.
+        ValueError: annotations that cannot be read, fewer than two videos with segments, or an unusable ``out``.
+        FileExistsError: a file exists that would be written, without ``overwrite``.
     """
-    _check_new(out, overwrite)
+    src = Path(src)
+    _check_out(out, (src, video_info), overwrite)
     if features is not None:
-        FeatureStore(features)  # raises before the annotations are read
-        if (features / "forward" / SIDECAR).is_file():
-            raise ValueError(f"{features} holds two folders of features; name one: {features / 'forward'}")
-        if video_info is None and (features / SIDECAR).is_file():
-            video_info = features / SIDECAR
+        video_info = _check_features(features, video_info)
+    data = _read(
+        src,
+        videos=videos,
+        features=features,
+        format=format,
+        video_info=video_info,
+        missing=missing,
+        damaged=damaged,
+        share=share,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    target = src
+    if data.is_changed:
+        target = _beside(out, (src, video_info))
+        _check_new(target, overwrite)
+    plan = _plan(data, backbone)
+    draft = _Draft(out.stem, target, data, plan)
+    configs = {
+        name: Config.model_validate(_nested(draft.settings(choice, plan.fit_of(choice), Path())))
+        for name, choice in plan.choices.items()
+    }
+    if data.is_changed:
+        write_annotations(data.annotations, target)
+    schema = out.with_name(SCHEMA_FILE)
+    write_schema(schema)
+    header = (
+        f"# yaml-language-server: $schema={SCHEMA_FILE}",
+        f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.",
+    )
+    settings = draft.settings(plan.choices[plan.name], plan.fit, out.parent)
+    with atomic_write(out) as partial:
+        partial.write_text("\n".join([*header, commented_yaml(settings)]), encoding="utf-8")
+    return NewConfig(
+        path=out,
+        config=load_config(str(out)),
+        annotations=target,
+        written=(out, target, schema) if data.is_changed else (out, schema),
+        conversion=data.conversion,
+        segments=sum(len(video.labels) for video in data.annotated),
+        updates=plan.choices[plan.name].updates,
+        fit=plan.fit,
+        others=plan.others,
+        choices={name: (config, plan.choices[name].description) for name, config in configs.items()},
+        notes=(*data.notes, *plan.notes, *_warnings(src, data, plan)),
+    )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A data set as a training uses it.
+
+    Args:
+        content: the key of the configuration that names the videos or features, and their folder.
+        subsets: to train on, to validate on and to test on.
+        is_changed: whether the annotations must be written.
+        notes: what was left out or split off; a line each.
+    """
+
+    conversion: Conversion
+    annotations: Annotations
+    source: FileSource
+    content: Mapping[str, Path]
+    subsets: tuple[str, str, str]
+    is_changed: bool
+    notes: Sequence[str]
+
+    @cached_property
+    def annotated(self) -> list[AnnotatedVideo]:
+        """The videos with segments."""
+        return [video for video in self.annotations.videos.values() if video.labels]
+
+
+def _read(
+    src: Path,
+    *,
+    videos: Path | None,
+    features: Path | None,
+    format: str | None,
+    video_info: Path | None,
+    missing: MissingPolicy,
+    damaged: OnDecodeError,
+    share: float,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> _Data:
+    """The annotations of the videos that have a file, with subsets."""
+    indices = IndexCache(Path(INDEX_FOLDER))  # which is not begun, so nothing is written
     converted = convert_annotations(
         src,
         format=format,
@@ -263,69 +362,163 @@ def new_config(
         video_info=video_info,
         missing=missing,
         undecided="drop",
+        index=indices.index,
         on_progress=on_progress,
     )
-    source, content = _source(converted.annotations, videos, features, damaged)
+    source, content = _source(converted.annotations, videos, features, damaged, indices)
     annotations, left_out = _with_files(converted.annotations, source, missing)
     annotations, subsets, split = with_subsets(annotations, share=share, seed=seed)
-    is_same = not (left_out or split) and _is_complete(Path(src), converted)
-    target = Path(src) if is_same else out.with_suffix(".json")
-    if not is_same:
-        if target.resolve() == Path(src).resolve():  # which is not changed
-            target = target.with_name(f"{out.stem}-annotations.json")
-        _check_new(target, overwrite)
-    used = [video for video in annotations.videos.values() if video.labels]
-    assumed: list[str] = []
-    if isinstance(source, VideoFiles):
+    is_changed = bool(left_out or split) or not _is_complete(src, converted)
+    return _Data(converted, annotations, source, content, subsets, is_changed, (*left_out, *split))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The chosen grid and windows, and the others.
+
+    Args:
+        name: of the chosen one of ``choices``.
+        unit: the number of steps of a window is a multiple of it.
+        notes: what was assumed; a line each.
+    """
+
+    videos: Sequence[AnnotatedVideo]
+    choices: Mapping[str, BackboneChoice]
+    name: str
+    unit: int
+    candidate: _Candidate
+    fit: Fit
+    others: Mapping[str, Fit]
+    notes: Sequence[str]
+
+    def fit_of(self, choice: BackboneChoice) -> Fit:
+        """The windows on the chosen grid with another backbone."""
+        return fit(self.videos, self.candidate.grids, most_steps=choice.most_steps, unit=self.unit)
+
+
+def _plan(data: _Data, backbone: StarterBackbone) -> _Plan:
+    """Chooses the grid and the windows of a data set."""
+    videos = data.annotated
+    notes: list[str] = []
+    if isinstance(data.source, VideoFiles):
         choices, name, unit = BACKBONES, str(backbone), CLIP_FRAMES
-        candidates = _strides(source, used)
+        candidates = _strides(data.source, videos)
     else:
         choices, name, unit = {"features": ON_FEATURES}, "features", 1
-        placement, assumed = _placement(source, used)
+        placement, notes = _placement(data.source, videos)
         candidates = {1: placement}
-    fits = {
-        stride: fit(used, one.grids, most_steps=choices[name].most_steps, unit=unit)
-        for stride, one in candidates.items()
-    }
-    stride = choose(fits, used)
+    most = choices[name].most_steps
+    fits = {stride: fit(videos, one.grids, most_steps=most, unit=unit) for stride, one in candidates.items()}
+    stride = choose(fits, videos)
     chosen, candidate = fits[stride], candidates[stride]
     others = {candidates[one].overrides: fits[one] for one in _neighbours(stride, list(candidates))}
-    others |= _shorter_windows(used, candidate.grids, chosen, unit)
-    warnings = [_padding_warning(chosen, others, used)] if chosen.padding > _MOST_PADDING else []
-    count = sum(bool(video.labels) for video in annotations.subset(subsets[0]).videos.values())
+    others |= _shorter_windows(videos, candidate.grids, chosen, unit)
+    others |= _longer_window(videos, candidate.grids, chosen, unit, most)
+    return _Plan(videos, choices, name, unit, candidate, chosen, others, notes)
 
-    def settings(choice: BackboneChoice, fitted: Fit, folder: Path) -> Settings:
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a configuration states."""
+
+    name: str
+    annotations: Path
+    data: _Data
+    plan: _Plan
+
+    def settings(self, choice: BackboneChoice, fitted: Fit, folder: Path) -> Settings:
+        """The keys of a file in a folder."""
+        training, *evaluated = self.data.subsets
+        count = sum(bool(video.labels) for video in self.data.annotations.subset(training).videos.values())
+        grid = self.plan.candidate.settings
         return {
-            "name": (out.stem, "runs are runs/NAME-forward-seed0, ..."),
-            "data.annotations": (_relative(target, folder), "paths are relative to this file"),
-            "data.training_subset": (subsets[0], ""),
-            **_evaluated(*subsets[1:]),
-            **{key: (_relative(path, folder), "") for key, path in content.items()},
-            **{key: value for key, value in candidate.settings.items() if not key.startswith("window.")},
-            **_settings(choice, fitted, candidate.settings, count, annotations.classes),
+            "name": (self.name, "runs are runs/NAME-forward-seed0, ..."),
+            "data.annotations": (_relative(self.annotations, folder), "paths are relative to this file"),
+            "data.training_subset": (training, ""),
+            **_evaluated(*evaluated),
+            **{key: (_relative(path, folder), "") for key, path in self.data.content.items()},
+            **{key: value for key, value in grid.items() if not key.startswith("window.")},
+            **_settings(choice, fitted, grid, count, self.data.annotations.classes),
         }
 
-    configs = {}
-    for other, choice in choices.items():
-        fitted = fit(used, candidate.grids, most_steps=choice.most_steps, unit=unit)
-        configs[other] = Config.model_validate(_nested(settings(choice, fitted, Path()))), choice.description
-    if not is_same:
-        write_annotations(annotations, target)
-    with atomic_write(out) as partial:
-        about = f"# Written by `bitad init`; `bitad config --show {out}` shows all keys.\n"
-        partial.write_text(about + commented_yaml(settings(choices[name], chosen, out.parent)), encoding="utf-8")
-    return NewConfig(
-        path=out,
-        config=load_config(str(out)),
-        annotations=target,
-        written=(out,) if is_same else (out, target),
-        conversion=converted,
-        segments=sum(len(video.labels) for video in used),
-        fit=chosen,
-        others=others,
-        choices=configs,
-        notes=(*left_out, *split, *assumed, *warnings),
-    )
+
+def _warnings(src: Path, data: _Data, plan: _Plan) -> Iterator[str]:
+    """What looks wrong; a line each."""
+    defects = [video for video in data.annotated for _ in segment_defects(video)]
+    if defects:
+        yield (
+            f"warning: defective segments, kept: {len(defects)}; `bitad annotations check {src}` names them, "
+            "`bitad annotations convert ... --defects clip` corrects or drops them"
+        )
+    yield from _class_warnings(data)
+    if unused := _unused(data):
+        yield (
+            f"files that are not used: {shortlist(unused, 5)}; a row with the name alone adds a video "
+            "without actions to a CSV"
+        )
+    if plan.fit.padding > _MOST_PADDING:
+        yield _padding_warning(plan.fit, plan.others, plan.videos)
+
+
+def _unused(data: _Data) -> list[str]:
+    """The names of video files of no video in the annotations, or of one that is left out."""
+    source = data.source
+    if not isinstance(source, VideoFiles):
+        return []
+    found = {source.find(name) for name in data.annotations.videos}
+    files = video_folders(data.content["data.videos"])
+    return sorted(name for name, folders in files.items() if not any(one / name in found for one in folders))
+
+
+def _class_warnings(data: _Data) -> Iterator[str]:
+    """Classes with similar names, and those that a subset lacks; a line each."""
+    for names in alike(data.annotations.classes):
+        yield f"warning: classes {shortlist(names, 3, quote=quoted)} have nearly the same name"
+    training, *evaluated = data.subsets
+    with_segments = {
+        subset: {label for video in data.annotations.subset(subset).videos.values() for label in video.labels}
+        for subset in data.subsets
+    }
+    learned = with_segments[training]
+    if missing := sorted(set().union(*(with_segments[subset] for subset in evaluated)) - learned):
+        yield (
+            f"warning: no segment in subset {training!r}, so not learned: {shortlist(missing, 5, quote=quoted)}; "
+            "annotate more videos of them"
+        )
+    for subset in dict.fromkeys(evaluated):
+        if missing := sorted(learned - with_segments[subset]):
+            yield (
+                f"warning: no segment in subset {subset!r}, so not measured there: "
+                f"{shortlist(missing, 5, quote=quoted)}"
+            )
+
+
+def _check_out(out: Path, inputs: Sequence[Path | None], overwrite: bool) -> None:
+    if out.suffix.lower() not in (".yaml", ".yml"):
+        raise ValueError(
+            f"--out {out}: a configuration is a .yaml file; name one, such as {out.with_suffix('.yaml')}"
+        )
+    check_file(out, inputs=inputs)
+    check_replaceable([out.with_name(SCHEMA_FILE)])
+    _check_new(out, overwrite)
+
+
+def _check_features(features: Path, video_info: Path | None) -> Path | None:
+    """Raises where there are no features. Returns the list of videos: by default, their description."""
+    FeatureStore(features)
+    if (features / "forward" / SIDECAR).is_file():
+        raise ValueError(f"{features} holds two folders of features; name one: {features / 'forward'}")
+    if video_info is None and read_own_sidecar(features) is not None:
+        return features / SIDECAR
+    return video_info
+
+
+def _beside(out: Path, inputs: Sequence[Path | None]) -> Path:
+    """The file for changed annotations; inputs are not replaced."""
+    target = out.with_suffix(".json")
+    if target.resolve() in {path.resolve() for path in inputs if path is not None}:
+        return target.with_name(f"{out.stem}-annotations.json")
+    return target
 
 
 def _check_new(path: Path, overwrite: bool) -> None:
@@ -343,7 +536,11 @@ def _is_complete(src: Path, converted: Conversion) -> bool:
 
 
 def _source(
-    annotations: Annotations, videos: Path | None, features: Path | None, damaged: OnDecodeError
+    annotations: Annotations,
+    videos: Path | None,
+    features: Path | None,
+    damaged: OnDecodeError,
+    indices: IndexCache,
 ) -> tuple[FileSource, dict[str, Path]]:
     """The videos or features on a grid of single frames or rows, and the key of the configuration that names them."""
 
@@ -353,12 +550,26 @@ def _source(
     if videos is not None and features is None:
         find = VideoFinder(videos, wanted)
         sampling = Sampling(WindowConfig(stride_frames=1))
-        return VideoFiles(find, pixels=1, sampling=sampling, damaged=damaged), {"data.videos": videos}
+        return VideoFiles(find, pixels=1, sampling=sampling, damaged=damaged, cache=indices), {
+            "data.videos": videos
+        }
     if features is not None and videos is None:
         data = DataConfig(annotations=Path(), features=features, feature_fps=1.0)
         store = FeatureStore(features, wanted=wanted)
+        store.channels = _width(store, annotations)
         return FeatureFiles(store, data, WindowConfig()), {"data.features": features}
     raise ValueError("give either videos or features")
+
+
+def _width(store: FeatureStore, annotations: Annotations) -> int | None:
+    """The width of the features: as described, or that of most videos; None if none can be read."""
+    if (sidecar := read_own_sidecar(store.path)) is not None:
+        return sidecar.settings.feature_channels
+    widths: Counter[int] = Counter()
+    for name in annotations.videos:
+        with suppress(FileNotFoundError, ValueError):  # named later, with all others
+            widths[store.shape(name)[1]] += 1
+    return widths.most_common(1)[0][0] if widths else None
 
 
 def _with_files(
@@ -407,13 +618,14 @@ def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[
     notes: list[str] = []
     fps = None
     is_reverse = False
-    if (features / SIDECAR).is_file():
-        stated = read_sidecar(features).settings
+    sidecar = read_own_sidecar(features)
+    if sidecar is not None:
+        stated = sidecar.settings
         channels, stride = stated.feature_channels, float(stated.feature_stride_frames)
         offset, comment = stated.feature_offset_frames, f"by {SIDECAR}"
         is_reverse = stated.direction == "reverse"
     else:
-        channels = source.store.read(videos[0].name).shape[1]
+        channels = source.store.shape(videos[0].name)[1]
         rates = [video.clock.rate for video in videos]
         if None in rates:
             fps = FRAME_RATE_HZ
@@ -446,15 +658,31 @@ def _placement(source: FeatureFiles, videos: Sequence[AnnotatedVideo]) -> tuple[
         update={"feature_fps": fps, "feature_stride_frames": stride, "feature_offset_frames": offset}
     )
     placed = replace(source, data=data)
-    return _Candidate(settings, [placed.grid(video) for video in videos]), notes
+    grids = [placed.grid(video) for video in videos]
+    faults = [
+        f"{video.name}: {fault}"
+        for video, grid in zip(videos, grids, strict=True)
+        if (fault := placed.clock_fault(video, grid)) is not None
+    ]
+    if faults:
+        more = f" (and of {len(faults) - 1} more)" if len(faults) > 1 else ""
+        notes.append(
+            f"warning: rows and durations do not fit, so a training refuses these features: {faults[0]}{more}; correct "
+            "the features, or their stride and offset in the file"
+        )
+    return _Candidate(settings, grids), notes
 
 
 def _measured_placement(rows: NDArray[np.int64], frames: NDArray[np.float64]) -> tuple[float, float]:
     """The stride and the offset of the first row, in frames, of features that lie in the middle of their videos."""
     stride = float(np.median(frames / rows))
     if rows.max() > _EVEN * rows.min():
-        # Features lack the same number of frames in each video: those of a clip. The slope is free of it.
-        slope = float(np.polyfit(rows, frames, 1)[0])
+        # Features lack the same number of frames in each video: those of a clip. The slope is free of it; its median
+        # over pairs of videos (Theil and Sen) is free of single wrong features too.
+        first, second = np.triu_indices(min(len(rows), _MOST_PAIRED), 1)
+        more = rows[second] - rows[first]
+        far = np.abs(more) >= max(1.0, float(np.median(np.abs(more))))
+        slope = float(np.median((frames[second] - frames[first])[far] / more[far]))
         stride = slope if slope > 0 else stride
     whole = max(1.0, float(round(stride)))
     stride = whole if abs(stride - whole) <= _STRIDE_SLACK * whole else float(f"{stride:.4g}")
@@ -478,6 +706,20 @@ def _shorter_windows(
         found[f"window.steps={steps} model.levels={one.levels}"] = one
         steps, padding = steps // 2, one.padding
     return found
+
+
+def _longer_window(
+    videos: Sequence[AnnotatedVideo], grids: Sequence[Grid], chosen: Fit, unit: int, most_steps: int
+) -> dict[str, Fit]:
+    """The fit with a window that holds more of the segments that are too long for the chosen one, if there is one."""
+    longest_s = max((one.end_s - one.start_s for one in chosen.missed), default=0.0)
+    steps = round_window(longest_s * chosen.rate_hz, most_steps)
+    if steps <= chosen.steps:
+        return {}
+    one = fit(videos, grids, most_steps=steps, unit=unit, steps=steps)
+    if len(one.missed) >= len(chosen.missed):
+        return {}
+    return {f"window.steps={one.steps} model.levels={one.levels}": one}
 
 
 def _padding_warning(chosen: Fit, others: Mapping[str, Fit], videos: Sequence[AnnotatedVideo]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
+from warnings import catch_warnings, simplefilter, warn_explicit
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.runtime.files import atomic_write
+from bitad.runtime.log import log_once
 
 # Blue, orange and green are F, B and their merged result.
 COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
@@ -306,7 +308,24 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
                 text.set_fontfamily(families)
         with atomic_write(path) as partial_file:
             metadata = {"Date": None} if form == "svg" else None
-            figure.savefig(partial_file, format=form, metadata=metadata)
+            with _one_line_of_missing_letters():
+                figure.savefig(partial_file, format=form, metadata=metadata)
+
+
+@contextmanager
+def _one_line_of_missing_letters() -> Iterator[None]:
+    """Logs a line instead of a warning of matplotlib for every letter that no installed font has."""
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        yield
+    others = [one for one in caught if "missing from font" not in str(one.message)]
+    if len(others) < len(caught):
+        log_once(
+            f"figures show some letters as boxes, as no installed font has them; install {_EAST_ASIAN[0]} for Korean, "
+            "Chinese and Japanese"
+        )
+    for one in others:
+        warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _plot_seconds(axes: Axes, groups: Mapping[str, NDArray[np.float64]], empty: str) -> None:

@@ -165,8 +165,8 @@ def _check_epochs(saved: Checkpoint, now: TrainingConfig, run: Path) -> None:
         return
     keep = f", or training.schedule_epochs={before} to keep the schedule" if now.epochs <= before else ""
     raise ValueError(
-        f"the learning rate of run {run} falls to 0 over {before} epochs, with training.epochs={now.epochs} over "
-        f"{after}; if that is meant, also set training.schedule_epochs={after}{keep}"
+        f"the learning rate of run {run} falls to 0 over {before} epochs; training.epochs={now.epochs} alone "
+        f"would change that to {after}; if that is meant, also set training.schedule_epochs={after}{keep}"
     )
 
 

@@ -222,6 +222,12 @@ class Trainer:
         )
         if training.select == "last":
             log.info("best.pt will have the weights of the last epoch (training.select=last)")
+        elif data.evaluation_subset == data.training_subset:
+            log.warning(
+                "best.pt is chosen on the subset that is also trained on, %s, so its mAP says little about other "
+                "videos; data.validation_subset or data.test_subset can name another one",
+                data.training_subset,
+            )
         elif data.evaluation_subset == data.test_subset:
             log.info(
                 "best.pt is chosen on the subset that is also tested, %s, so its mAP is optimistic; "

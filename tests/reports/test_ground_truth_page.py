@@ -16,6 +16,7 @@ from matplotlib.image import imread
 
 from bitad.cli import main
 from bitad.data.annotations import AnnotatedVideo
+from bitad.reports import plots
 from bitad.reports.ground_truth import Spacing, length_table, summary_table
 from bitad.video.writer import write_video
 
@@ -83,6 +84,8 @@ def test_the_page_is_written_also_where_there_are_defects(folder: Path) -> None:
     ]
     assert [video["absent"] for video in videos] == ["This page was written without this video.", "", ""]
     assert [track["name"] for track in videos[0]["tracks"]] == ["Ground truth", "Defects"]
+    text = (folder / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Segments that do not start before they end are not counted here: 1." in text
     assert videos[0]["defects"] == [
         "segment outside the video: wave [3, 6] s of a video of 4 s",
         "start not before end: walk [2, 1] s",
@@ -167,6 +170,22 @@ def test_annotations_without_durations_or_segments_have_a_page(
     assert not (tmp_path / "none" / "gaps.png").exists()
 
 
+def test_names_in_any_script_have_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "_EAST_ASIAN", ("no such font",))
+    table = tmp_path / "my.csv"
+    rows = "a,1,2,걷기 <b>\na,3,4,Wave\na,5,6,wave\n"
+    table.write_text(f"video,start,end,label\n{rows}", encoding="utf-8")
+    assert main(["annotations", "check", str(table), "--page", str(tmp_path / "page")]) == 0
+    out, error = capsys.readouterr()
+    assert "classes 'Wave', 'wave' have nearly the same name" in out
+    assert error.count("figures show some letters as boxes, as no installed font has them; install") == 1
+    assert "Glyph" not in error
+    content = embedded(tmp_path / "page" / "index.html")
+    assert "걷기 <b>" in json.dumps(content, ensure_ascii=False)
+
+
 def test_a_damaged_video_leaves_its_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "videos").mkdir()
     for name in SOUND:
@@ -216,6 +235,7 @@ def test_the_tables_count_by_subset_and_class() -> None:
         ("all", 3, 20 / 60, 5, 2, 2.0, 35.0, 2),
     ]
     assert "1 videos of unknown duration" in summary.notes[1]
+    assert "not counted here: 3." in summary_table(videos, 3).notes[2]
     assert length_table(videos, ["x", "y", "z"]).rows == [
         ("x", 4, 3, 1.0, 1.5, 4.0),
         ("y", 1, 1, 3.0, 3.0, 3.0),

@@ -80,7 +80,7 @@ def test_a_finished_schedule_is_extended_where_the_new_one_is_stated(
 ) -> None:
     run = train("training.epochs=1")
     fault = refused(run, "training.epochs=2")
-    assert "falls to 0 over 1 epochs, with training.epochs=2 over 2" in fault
+    assert "falls to 0 over 1 epochs; training.epochs=2 alone would change that to 2" in fault
     assert fault.endswith("if that is meant, also set training.schedule_epochs=2")
     log = resume(run, "training.epochs=2", "training.schedule_epochs=2")
     assert "the schedule was of 1 epochs, is of 2; the next step has a rate of " in log

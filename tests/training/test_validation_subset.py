@@ -74,6 +74,14 @@ def test_without_one_the_log_says_that_the_choice_is_on_tested_videos(
         assert log.count("best.pt is chosen on the subset that is also tested, validation") == 1
 
 
+def test_a_choice_on_the_videos_of_the_training_is_logged(train: Callable[..., tuple[int, Path]]) -> None:
+    status, run = train("data.validation_subset=training")
+    assert status == 0
+    log = (run / "log.txt").read_text()
+    assert log.count("best.pt is chosen on the subset that is also trained on, training, ") == 1
+    assert "on the validation subset" not in log
+
+
 def test_a_subset_without_videos_is_refused_before_training(
     train: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,21 +205,30 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
     """The rows of a CSV file: line number, and values by column.
 
     Commas, semicolons, tabs or single spaces separate the values, whichever the first line has. The table must have
-    the ``columns``, and none twice.
+    the ``columns``, and none twice; their names may be capitalised.
     """
-    file = io.StringIO(read_text(path, f"a table with columns {', '.join(columns)}"), newline="")
+    text = read_text(path, f"a table with columns {', '.join(columns)}")
+    unseen = text.removesuffix(text.lstrip("\r\n")).count("\n")  # empty lines before the header
+    file = io.StringIO(text.lstrip("\r\n"), newline="")
     try:
         delimiter = _delimiter_of(file.readline())
         file.seek(0)
         reader = csv.DictReader(file, restval="", delimiter=delimiter, skipinitialspace=True)
-        names = [name for name in reader.fieldnames or () if name]
+        reader.fieldnames = [_column(name) for name in reader.fieldnames or ()]
+        names = [name for name in reader.fieldnames if name]
         if missing := [column for column in columns if column not in names]:
             has = f"; it has {shortened_list(names)}" if names else ""
             raise ValueError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}{has}")
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"{path}: column {repeated[0]!r} occurs twice; keep one")
         for row in reader:
-            yield reader.line_num, row
+            line = reader.line_num + unseen
+            if any(more := row.pop(None, ())):  # the values without a column
+                raise ValueError(
+                    f"{path}:{line}: more values than columns: {shortened_list(more)}; quote a value that contains "
+                    f"{delimiter!r}"
+                )
+            yield line, row
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
 
@@ -235,9 +244,17 @@ def table_columns(path: Path) -> tuple[str, ...]:
     """The names in the first line of a table."""
     line = first_line(path)
     try:
-        return tuple(next(csv.reader([line], delimiter=_delimiter_of(line), skipinitialspace=True), ()))
+        return tuple(
+            map(_column, next(csv.reader([line], delimiter=_delimiter_of(line), skipinitialspace=True), ()))
+        )
     except csv.Error:
         return (line,)
+
+
+def _column(name: str) -> str:
+    """A column's name; "Video" and "VIDEO" are "video"."""
+    name = name.strip()
+    return name.lower() if name.istitle() or name.isupper() else name
 
 
 def _delimiter_of(line: str) -> str:

@@ -219,8 +219,9 @@ def _time(text: str, where: str) -> float:
     if not larger:
         return seconds(text, where)
     whole = [int(part) if part.isdecimal() else -1 for part in larger]
+    # A rounded time may end in 60.00.
     rest = as_number(last)
-    if len(whole) > 2 or min(whole) < 0 or max(whole[1:], default=0) > 59 or rest is None or not 0 <= rest < 60:
+    if len(whole) > 2 or min(whole) < 0 or max(whole[1:], default=0) > 59 or rest is None or not 0 <= rest <= 60:
         raise ValueError(f"{where}: {text!r} is not a time; write seconds (75.5) or minutes and seconds (1:15.5)")
     minutes = whole[-1] + (60 * whole[0] if len(whole) == 2 else 0)
     return round(60 * minutes + float(rest), 6)
