@@ -106,7 +106,14 @@ def hub_file(name: HubName) -> HubFile:
         ConnectionError: the file is not in the cache and cannot be downloaded.
         OSError: the cache cannot be written.
     """
-    path = _cached(name) or _downloaded(name)
+    try:
+        path = _cached(name) or _downloaded(name)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            f"{name}: the cache cannot be used ({error}); set HF_HOME to a folder that you can write and that has room"
+        ) from None
     sha256 = _sha256(path)
     _compare_with_first(name, path, sha256)
     return HubFile(path, sha256)

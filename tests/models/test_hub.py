@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import layouts
 import pytest
@@ -275,6 +277,24 @@ def test_a_file_that_was_damaged_in_the_cache_is_refused_until_it_is_downloaded_
     assert said.endswith(f"if it is damaged, remove {folder} to download it again")
     shutil.rmtree(folder)
     assert weights_path(Path(KEY)).read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_used_is_named_with_the_variable_that_moves_it(
+    hub: Hub, home: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    (home / "hub").write_text("no folder")
+    said = refused("weights", "download", NAME)
+    assert said.startswith(f"{KEY}: the cache cannot be used ([Errno ")
+    assert f"{home / 'hub'}" in said
+    assert said.endswith("); set HF_HOME to a folder that you can write and that has room")
+    (home / "hub").unlink()
+    full = OSError(errno.ENOSPC, "No space left on device", str(home))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", Mock(side_effect=full))
+        assert "the cache cannot be used ([Errno 28] No space left on device" in refused(
+            "weights", "download", NAME
+        )
 
 
 def test_a_record_that_cannot_be_written_is_logged(
