@@ -149,12 +149,12 @@ def test_videos_that_are_none_and_names_that_occur_twice_are_refused(
     assert "'none.mp4': no such video file" in refused(film, "none.mp4")
     (here / "clips").mkdir()
     assert "clips: no videos there" in refused(film, "clips")
-    assert "have the same name, 'film'" in refused(film, film.parent)
+    for place in (film, film.parent):
+        assert refused(film, place).endswith(f"{film} is given twice, by itself or in a folder; name it once\n")
     (here / "dangling.mp4").symlink_to("nowhere.mp4")
     assert "dangling.mp4" in refused(film, "dangling.mp4")
     shutil.copy(film, here / "film.mkv")
     assert "have the same name, 'film'" in refused(film, "film.mkv")
-    assert "have the same name, 'film'" in refused(film, film)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(film: Path, here: Path, refused: Detect) -> None:
