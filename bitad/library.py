@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from bitad.config.names import MapRule, MergeMethod, OnDecodeError, OnReadError
 from bitad.data.annotations import Annotations
 from bitad.data.clocks import require_durations
-from bitad.data.detections import Detections, alike, require_any, under_names
+from bitad.data.detections import DEFAULT_SCORE, Detections, alike, require_any, under_names
 from bitad.evaluation import mean_average_precision
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.evaluation.operating_points import check_precision, shown_scores
-from bitad.runtime.log import log, log_file
+from bitad.runtime.log import log, log_file, shortlist
 from bitad.runtime.progress import progress_shown
 from bitad.runtime.workers import Stopped
 
@@ -310,6 +310,8 @@ def compare_durations(annotations: Annotations, detections: Detections, source: 
 def merge(*detections: Detections, method: MergeMethod = "wsf", names: Sequence[str] = ()) -> Detections:
     """Late fusion of the detections of several detectors, like ``bitad merge``.
 
+    Merged scores are on another scale, so the result has no ``min_scores``; the log says so if one of the sets has any.
+
     Args:
         detections: at least two sets, each on its own clock; the result is on the forward clock.
         method: "wsf" (weighted segment fusion), "soft-nms", "mean" or "product", see
@@ -323,7 +325,14 @@ def merge(*detections: Detections, method: MergeMethod = "wsf", names: Sequence[
 
     names = names or [f"set {number}" for number in range(1, len(detections) + 1)]
     sets = alike(detections, names)
-    return fusion.merge(*map(_forward, sets, names), method=method, names=names)
+    merged = fusion.merge(*map(_forward, sets, names), method=method, names=names)
+    if stated := [str(name) for name, one in zip(names, sets, strict=True) if one.min_scores]:
+        log.info(
+            "the scores of best F1 in %s do not hold for merged scores; merged detections are shown from %g",
+            shortlist(stated, most=2),
+            DEFAULT_SCORE,
+        )
+    return merged
 
 
 def _forward(detections: Detections, name: str) -> Detections:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +24,8 @@ class Hub:
         files: by repository and name.
         gated: repositories whose owners grant access by request.
         break_after: bytes after which the next download's connection breaks, once.
+        stall_after: bytes after which the next download receives no more, once, until its process has ended.
+        damaged: it sends other bytes than it announces.
         requests: method, path and range of each request.
     """
 
@@ -31,6 +33,8 @@ class Hub:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     break_after: int | None = None
+    stall_after: int | None = None
+    damaged: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     @property
@@ -109,8 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if self.command == "GET":
-            end, hub.break_after = hub.break_after, None
-            self.wfile.write(content[start:] if end is None else content[start : start + end])
+            (end, hub.break_after), (stall, hub.stall_after) = (hub.break_after, None), (hub.stall_after, None)
+            sent = content[start:][:end][:stall]
+            self.wfile.write(sent[::-1] if hub.damaged else sent)
+            if stall is not None:
+                with suppress(ConnectionResetError):
+                    self.connection.recv(1)
 
     def _send_common(self) -> None:
         self.send_header("X-Repo-Commit", COMMIT)

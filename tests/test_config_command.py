@@ -78,6 +78,16 @@ def test_show_says_where_each_value_comes_from(capsys: pytest.CaptureFixture[str
     assert document == load_config(file, ["test.nms.sigma=0.5"]).model_dump(mode="json")
 
 
+def test_show_names_a_base_in_another_folder_by_its_shortest_path(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text("base: playroom\ntraining: {epochs: 3}\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my.yaml").write_text("base: ../base.yaml\n")
+    assert "  epochs: 3  # base.yaml" in printed(capsys, "config", "--show", "mine/my.yaml").splitlines()
+
+
 def test_show_tells_a_warm_up_that_was_shortened(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: thumos14/videomae-s\nname: mine\ntraining: {epochs: 3, schedule_epochs: 4}\n")
@@ -157,6 +167,8 @@ def test_wrong_uses_of_config_are_refused(command: str, said: str, capsys: pytes
         ("annotations chekc gt.json", "check"),
         ("annotations check gt.json --vidoes raw", "--videos"),
         ("merge a b --out c --method meen", "mean"),
+        ("merge a b --ouut=c", "--out"),
+        ("config --presest", "--presets"),
         ("train playrom", "playroom"),
         ("train thumos14/videomae_s", "thumos14/videomae-s"),
         ("test run --config thumos14/videomae_s", "thumos14/videomae-s"),
@@ -172,6 +184,13 @@ def test_the_most_similar_name_is_suggested(command: str, meant: str, capsys: py
 def test_nothing_is_suggested_where_nothing_is_similar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean" not in refused(capsys, "zzz")
     assert "did you mean" not in refused(capsys, "train", "playroom", "--zzzzz")
+
+
+def test_a_missing_argument_is_named_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, missing in {"test": "run_or_checkpoint", "train": "config", "merge a --rev": "--out"}.items():
+        assert refused(capsys, *command.split()).endswith(f": the following arguments are required: {missing}")
+    said = refused(capsys, "merge", "a", "--zzzzz", "--zzzzz=3")
+    assert said.endswith(": the following arguments are required: --out; there is no option --zzzzz")
 
 
 def test_a_file_that_names_a_wrong_base_hears_of_the_right_one(
@@ -271,6 +290,7 @@ def test_errors_of_configurations_come_before_torch_and_in_half_a_second(tmp_pat
         f"features one.mp4 --checkpoint run --out features --config {wrong}",
         f"weights inspect run --config {wrong}",
         f"config --show {wrong}",
+        "train playroom data.annotations=nowhere.json",
     ]
     program = (
         "import sys, time; from bitad.cli import main\n"
@@ -282,7 +302,8 @@ def test_errors_of_configurations_come_before_torch_and_in_half_a_second(tmp_pat
     for _ in range(3):  # the least of three: other processes disturb the time
         ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
-        assert ended.stderr.count("did you mean training.epochs?") == len(commands) - 1
+        assert ended.stderr.count("did you mean training.epochs?") == len(commands) - 2
+        assert ended.stderr.endswith("nowhere.json: no such file; correct data.annotations\n")
         seconds.append(float(ended.stdout))
         if seconds[-1] < 0.5:
             break

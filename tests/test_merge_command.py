@@ -116,6 +116,20 @@ def test_files_of_one_data_set_are_merged_without_a_word(
     assert capsys.readouterr().err == ""
 
 
+def test_the_scores_from_which_detections_are_shown_are_not_those_of_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write(tmp_path / "a.json", {"a": [row(0, 1, "run", 0.5)]})
+    scored = write(tmp_path / "b.json", {"a": [row(0, 1, "run", 0.5)]}, min_scores={"run": 0.45})
+    assert read_detections(scored).min_scores == {"run": 0.45}
+    assert main(["merge", plain, scored, "--out", str(tmp_path / "m.json")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"the scores of best F1 in {scored} do not hold for merged scores; merged detections are shown from 0.3"
+    )
+    assert read_detections(tmp_path / "m.json").min_scores == {}
+
+
 def test_one_file_is_nothing_to_merge(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

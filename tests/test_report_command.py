@@ -18,6 +18,9 @@ from runs import write_run
 
 from bitad.cli import main
 from bitad.config.schema import Config
+from bitad.data.detections import read_detections, write_detections
+from bitad.data.formats.database import read_annotations
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.reports import media
 from bitad.video.reader import probe
 from bitad.video.writer import write_video
@@ -136,6 +139,22 @@ def test_late_fusion_comes_by_itself_and_only_of_both_directions(report: Report,
     assert names[3].startswith("late fusion F + B, ")
     assert "late fusion" not in report("runs/my-forward*")
     assert [track["name"] for track in videos_in(here / "report")[0]["tracks"]] == ["Ground truth", "F"]
+
+
+def test_late_fusion_is_shown_from_its_own_scores_of_best_f1(report: Report, here: Path, data: Path) -> None:
+    files = [here / f"runs/my-{direction}-seed0/detections.json" for direction in ("forward", "reverse")]
+    stated = read_detections(files[0])
+    write_detections(stated.with_min_scores(dict.fromkeys(stated.classes, 0.77)), files[0])
+    report("runs")
+    _, f, b, late = videos_in(here / "report")[0]["tracks"]
+    method = late["name"].removeprefix("late fusion F + B, ")
+    assert main(["merge", *map(str, files), "--method", method, "--out", str(here / "m.json")]) == 0
+    truth = read_annotations(data.parent / "annotations.json").subset("validation")
+    merged, reverse = read_detections(here / "m.json"), read_detections(files[1])
+    assert set(f["least"]) == {0.77}
+    for track, found in ((b, reverse), (late, merged)):
+        best = OperatingPoints.of(truth, found).scores(found.classes)
+        assert track["least"] == [best[name] for name in sorted(best)]
 
 
 # Its videos.

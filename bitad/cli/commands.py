@@ -20,7 +20,18 @@ Run = Callable[[argparse.Namespace], int]
 class Parser(argparse.ArgumentParser):
     """A parser that suggests similar names, and escapes control characters of arguments in its errors."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        if "required" in message:  # perhaps because its name is misspelt
+            names = [one.partition("=")[0] for one in self._given if one.startswith("--")]
+            known = tuple(self._option_string_actions)
+            for name in dict.fromkeys(name for name in names if not any(one.startswith(name) for one in known)):
+                message += f"; there is no option {name}{did_you_mean(name, known)}"
         super().error(printable(message))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -81,7 +92,10 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+    # Without a default, argparse would name it among the arguments that are required.
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="changes to the configuration"
+    )
 
 
 def config_of(arguments: argparse.Namespace) -> Config | None:

@@ -148,7 +148,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from bitad.config.loading import load_config
+    from bitad.config.loading import load_config, require_annotations
     from bitad.runtime.log import add_log_file
 
     changed = args.allow_changed_data
@@ -157,6 +157,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.until is not None and args.until < 1:
         raise ValueError(f"--until {args.until} is not an epoch; the first is 1")
     config = load_config(args.config, args.overrides)
+    require_annotations(config.data)
     from bitad.training.trainer import open_run  # loads PyTorch, which takes seconds
 
     opened = open_run(config, device=args.device, resume=args.resume, allow_changed_data=changed)

@@ -35,7 +35,7 @@ from pydantic import ValidationError
 
 from bitad.config.names import RENAMED_KEYS, WEIGHTS_BY_NAME
 from bitad.config.rules import broken_rules
-from bitad.config.schema import FIELDS_ALONE, Config, Section, TrainingConfig, given_path
+from bitad.config.schema import FIELDS_ALONE, Config, DataConfig, Section, TrainingConfig, given_path
 from bitad.config.text import flat
 from bitad.runtime.log import did_you_mean, log_once
 
@@ -116,6 +116,13 @@ def load_run_config(directory: Path) -> Config:
         )
         raise FileNotFoundError(f"{directory} is not a run directory: it has no config.yaml; give {run}")
     return _validated(_merged(_read_layers(path, is_run=True)), str(path), [], ())
+
+
+def require_annotations(data: DataConfig) -> None:
+    """Raises FileNotFoundError if the annotation file or the list of classes does not exist."""
+    for key, path in (("annotations", data.annotations), ("classes", data.classes)):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
 
 
 def explain_config(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
@@ -433,7 +440,7 @@ def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:
     """The ``base`` of a file. It must be a ``.yaml`` file, so that no other file is read."""
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: {_SHORT.repr(base)} is not the name of a configuration")
-    found = _find(base, path.parent, f"{path}: base: ")
+    found = Path(_without_detours(_find(base, path.parent, f"{path}: base: ")))
     if any(one.suffix.lower() not in (".yaml", ".yml") for one in (found, found.resolve())):
         raise ConfigError(f"{path}: base {found} is not a .yaml file; give a configuration")
     if found.resolve() in above:

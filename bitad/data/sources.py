@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitad.config.loading import require_annotations
 from bitad.config.names import OnDecodeError
 from bitad.config.schema import Config, DataConfig, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
@@ -32,9 +33,7 @@ from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 def read_ground_truth(data: DataConfig) -> Annotations:
     """All videos, with the classes that networks learn: the data set's own, or a single one for all."""
-    for key, path in (("annotations", data.annotations), ("classes", data.classes)):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; correct data.{key}")
+    require_annotations(data)
     annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
     return annotations.class_agnostic() if data.class_agnostic else annotations
 

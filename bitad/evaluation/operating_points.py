@@ -167,7 +167,8 @@ def shown_scores(
         min_score = DEFAULT_SCORE
         level = logging.INFO if precision is None else logging.WARNING
         why = "its checkpoint has none" if points is None else "its evaluation found nothing right"
-        log.log(level, "the detector has no scores of best F1 (%s); detections from %g are shown", why, min_score)
+        what = "scores of best F1" if precision is None else f"score of precision {precision:g}"
+        log.log(level, "the detector has no %s (%s); detections from %g are shown", what, why, min_score)
     return dict.fromkeys(classes, min_score), f"a score of at least {min_score:g}"
 
 

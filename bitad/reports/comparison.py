@@ -18,6 +18,7 @@ from bitad.data.detections import Detections, read_detections, require_any, unde
 from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
 from bitad.reports.media import copy_videos, link_videos
@@ -511,7 +512,11 @@ def write_comparison(
         tables=[table for table in tables if table.rows],
         content=comparison.json(),
         pictures=_draw(out, comparison, sensitivity),
-        videos=page_videos(comparison.truth, results, media.get),
+        videos=page_videos(
+            comparison.truth,
+            [(label, kind, _with_min_scores(found, comparison.truth)) for label, kind, found in results],
+            media.get,
+        ),
     )
 
 
@@ -521,6 +526,15 @@ def _late_fusion(comparison: Comparison, label: str) -> Detections:
     _, _, one, other, method = next(fusions)
     sets = [_read_forward(run.detection_files()[""], comparison.truth) for run in (one, other)]
     return _fuse(sets, one, method)
+
+
+def _with_min_scores(found: Detections, truth: Annotations) -> Detections:
+    """Detections with their own scores from which they are shown; merged ones and those of old files, of best F1."""
+    return (
+        found
+        if found.min_scores
+        else found.with_min_scores(OperatingPoints.of(truth, found).scores(found.classes))
+    )
 
 
 def _draw(

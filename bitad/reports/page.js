@@ -32,6 +32,7 @@
   const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
   const isFiltered = (track) => track.score !== null;
   const least = (track, label) => state.threshold ?? track.least[label];
+  const isShown = (track, i) => !isFiltered(track) || track.score[i] >= least(track, track.label[i]);
   const hue = (label) => (25 + (360 * label) / page.classes.length) % 360;
 
   /** What a track shows now, as indices: of at least the minimum score, of the chosen class, and at most MOST_LANES deep.
@@ -39,8 +40,7 @@
       are in the top lanes and what finds no room is what scores least. */
   function arrange(track) {
     const wanted = track.start.map((_, i) => i).filter(
-      (i) => (!isFiltered(track) || track.score[i] >= least(track, track.label[i]))
-        && (state.only === null || track.label[i] === state.only));
+      (i) => isShown(track, i) && (state.only === null || track.label[i] === state.only));
     const lanes = [];
     const placed = [];
     for (const i of wanted) {
@@ -341,15 +341,22 @@
     return ((event.clientX - box.left) / box.width) * state.end;
   }
 
+  /** The length of a video, and how many actions it has; without ground truth, how many detections are shown. */
+  function aboutVideo(video) {
+    const track = video.tracks.find((each) => !isFiltered(each)) ?? video.tracks[0];
+    if (!track) return clockTime(video.duration, 1);
+    const shown = track.start.reduce((count, _, i) => count + isShown(track, i), 0);
+    const about = isFiltered(track) ? counted(shown, "detection") : counted(track.total, "action");
+    return `${clockTime(video.duration, 1)} · ${about}`;
+  }
+
   function listVideos() {
     find("choice").append(...page.videos.map((video, number) => {
       const made = element("button");
       made.type = "button";
       made.dataset.video = number;
       made.title = video.name;
-      const track = video.tracks.find((each) => !isFiltered(each)) ?? video.tracks[0];
-      const about = track ? ` · ${counted(track.total, isFiltered(track) ? "detection" : "action")}` : "";
-      made.append(element("span", "name", video.name), element("span", "about", clockTime(video.duration, 1) + about));
+      made.append(element("span", "name", video.name), element("span", "about", aboutVideo(video)));
       if (video.defects.length) made.append(element("span", "wrong", counted(video.defects.length, "defect")));
       made.addEventListener("click", () => choose(number));
       return made;
@@ -364,6 +371,9 @@
     find("threshold").value = threshold ?? middle;
     find("threshold-value").textContent = threshold?.toFixed(2) ?? `${low.toFixed(2)} to ${high.toFixed(2)} by class`;
     find("by-class").setAttribute("aria-pressed", String(threshold === null));
+    for (const [number, made] of find("choice").querySelectorAll(".about").entries()) {
+      made.textContent = aboutVideo(page.videos[number]);
+    }
   }
 
   function listen() {

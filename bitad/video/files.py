@@ -82,6 +82,8 @@ def videos_by_name(places: Sequence[Path], *, but: Path | None = None) -> dict[s
             why = "not UTF-8, a backslash or control character, or too long"
             raise ValueError(f"{str(path)!r}: results cannot have its name ({why}); rename the file")
         if path.stem in videos:
+            if is_same_file(videos[path.stem], path):
+                raise ValueError(f"{path} is given twice, by itself or in a folder; name it once")
             same = f"{videos[path.stem]} and {path} have the same name, {path.stem!r}"
             raise ValueError(f"{same}; rename one, or give each another --out")
         videos[path.stem] = path

@@ -1,9 +1,9 @@
 """Weights by name: ``hub:OWNER/NAME`` is a file in a repository of the Hugging Face Hub, downloaded once and cached.
 
 ``huggingface_hub`` downloads and caches; its settings hold here too (``HF_HOME``, ``HF_ENDPOINT`` for a mirror,
-``HF_HUB_OFFLINE=1``, ``HF_TOKEN``). It locks a file while it downloads, so of several processes one downloads and the
-others wait. Only what a name asks for is downloaded. The SHA-256 of the first download of a name is recorded, and a
-later file that differs is refused.
+``HF_HUB_OFFLINE=1``, ``HF_TOKEN``). A file is locked while it is downloaded, so of several processes one downloads and
+the others wait. A download that is stopped is continued by the next command. Only what a name asks for is downloaded.
+The SHA-256 of the first download of a name is recorded, and a later file that differs is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PREFIX = "hub:"
 # The files of weights in a repository; earlier ones are preferred.
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?", re.ASCII)
+# The ETag of a large file is its SHA-256.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MB = 10**6
 
 # Repositories with VideoMAE's weights, and the sizes of the backbone that they fit. The names are those of their
@@ -104,9 +106,15 @@ def hub_file(name: HubName) -> HubFile:
         ConnectionError: the file is not in the cache and cannot be downloaded.
         OSError: the cache cannot be written.
     """
-    path = _cached(name) or _downloaded(name)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        path = _cached(name) or _downloaded(name)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            f"{name}: the cache cannot be used ({error}); set HF_HOME to a folder that you can write and that has room"
+        ) from None
+    sha256 = _sha256(path)
     _compare_with_first(name, path, sha256)
     return HubFile(path, sha256)
 
@@ -129,12 +137,23 @@ def _compare_with_first(name: HubName, path: Path, sha256: str) -> None:
             )
         return
     if first != sha256:
-        folder = Path(constants.HF_HUB_CACHE) / f"models--{name.repository.replace('/', '--')}"
         raise ValueError(
             f"{name} has changed: {path} has the SHA-256 {sha256[:12]}..., the first download had "
             f"{first[:12]}...; if its owner has replaced the file and you want the new one, remove {record}; if it is "
-            f"damaged, remove {folder} to download it again"
+            f"damaged, remove {_folder(name)} to download it again"
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder(name: HubName) -> Path:
+    """The repository's folder in the cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.repository.replace('/', '--')}"
 
 
 def _cached(name: HubName) -> Path | None:
@@ -169,6 +188,7 @@ def _downloaded(name: HubName) -> Path:
     for file in _files(name):
         try:
             bar = _bar(f"{name}, {file}")
+            _fetch(name, file, bar)
             return Path(hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=bar))
         except LocalEntryNotFoundError as error:  # it also means that there is no connection
             reason = error.__cause__ or error
@@ -189,6 +209,8 @@ def _downloaded(name: HubName) -> Path:
             raise ValueError(f"{name}: no such repository, or a private one; {hint}") from None
         except RevisionNotFoundError:
             raise ValueError(f"{name}: the repository has no revision {name.revision}; leave it out") from None
+        except _DamagedError as error:
+            raise ConnectionError(f"{name} cannot be downloaded: {error}; try again later, {by_hand}") from None
         except ValueError as error:
             raise ValueError(f"{name} is not a name of weights: {error}") from None
         except Exception as error:  # versions of the library raise errors of different HTTP clients
@@ -198,6 +220,61 @@ def _downloaded(name: HubName) -> Path:
                 f"{name} cannot be downloaded: {str(error).rstrip('.')}; try again later, {by_hand}"
             ) from None
     raise ValueError(f"{name}: the repository has no {files}; name one of its files, see {page}")
+
+
+class _DamagedError(ConnectionError):
+    """The server has sent another content than it stated."""
+
+
+def _fetch(name: HubName, file: str, bar: type) -> None:
+    """Brings the content of a file into the cache, where ``hf_hub_download`` then finds it.
+
+    Other than that function of version 2, it continues a download that was stopped.
+    """
+    # The unfinished file and the lock have the library's names: `hf cache prune` removes what is left over. The names
+    # contain the SHA-256 of the content, so a file that was replaced is not continued.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    try:
+        metadata = get_hf_file_metadata(hf_hub_url(name.repository, file, revision=name.revision))
+    except Exception:  # hf_hub_download tries again, and says why it failed
+        return
+    sha256, commit, size = metadata.etag, metadata.commit_hash, metadata.size
+    if sha256 is None or not _SHA256.fullmatch(sha256) or commit is None or size is None:
+        return  # a small file, or a server that does not say which content it has: left to hf_hub_download
+    url = hf_hub_url(name.repository, file, revision=commit)  # a branch may move while the file is downloaded
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a range of the file as it is
+    folder = _folder(name)
+    blob, partial = (folder / "blobs" / one for one in (sha256, f"{sha256}.incomplete"))
+    lock = folder.parent / ".locks" / folder.name / f"{sha256}.lock"
+    for one in (blob.parent, folder / "snapshots", lock.parent):
+        one.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        while not blob.exists():
+            if partial.exists() and partial.stat().st_size > size:
+                partial.unlink()
+            try:
+                with partial.open("ab") as content:
+                    start = content.tell()
+                    if start:
+                        log.info(
+                            "continuing a download that was stopped at %d of %d MB", start // _MB, size // _MB
+                        )
+                    http_get(url, content, resume_size=start, headers=headers, expected_size=size, tqdm_class=bar)
+            finally:
+                if partial.exists() and not partial.stat().st_size:
+                    partial.unlink()
+            if (received := _sha256(partial)) == sha256:
+                partial.replace(blob)
+            else:
+                partial.unlink()
+                if not start:
+                    raise _DamagedError(
+                        f"{url} has the SHA-256 {sha256[:12]}..., the file received has {received[:12]}..."
+                    )
+                log.warning("the part of %s that was downloaded earlier is damaged: downloading all of it", name)
 
 
 def _files(name: HubName) -> tuple[str, ...]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import layouts
 import pytest
 import torch
 from builders import PIXELS, config_of, feature_data, video_data
 from hub_server import Hub, serving
-from processes import ranks
+from processes import Running, ranks
 from runs import ALONE, assert_same, baseline
 from safetensors.torch import save
 from torch import nn
@@ -67,6 +71,29 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return line.partition(" error: ")[2]
 
     return refused
+
+
+def stopped(hub: Hub, home: Path, number: signal.Signals = signal.SIGKILL) -> Path:
+    """Stops the command that downloads the file after 20,000 bytes; the unfinished file."""
+    hub.stall_after = 21000
+    program = (
+        "import sys\n"
+        "from huggingface_hub import constants\n"
+        "constants.DOWNLOAD_CHUNK_SIZE = 20000\n"
+        "from bitad.cli import main\n"
+        f"sys.exit(main(['weights', 'download', '{NAME}']))\n"
+    )
+    process = Running(program=program, env=hub.environment(home))
+    partial: list[Path] = []
+    while not partial or partial[0].stat().st_size < 20000:
+        assert process.poll() is None, process.output
+        time.sleep(0.01)
+        partial = list(home.rglob("*.incomplete"))
+    process.send_signal(number)
+    process.wait(60)
+    assert hub.downloads == [None]
+    assert partial[0].stat().st_size == 20000
+    return partial[0]
 
 
 def test_a_name_is_downloaded_once(
@@ -137,6 +164,57 @@ def test_a_download_whose_connection_breaks_goes_on_where_it_stopped(
     assert f"downloading {KEY}, model.safetensors (MB): 1 of {len(content) // 10**6}, " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_command_continues_a_download_that_was_stopped(
+    hub: Hub, content: bytes, home: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial = stopped(hub, home, number)
+    assert partial.parent == home / "hub" / "models--MCG-NJU--videomae-tiny" / "blobs"
+    assert main(["weights", "download", NAME]) == 0
+    said = capsys.readouterr()
+    assert Path(said.out.splitlines()[0]).read_bytes() == content
+    assert hub.downloads == [None, "bytes=20000-"]
+    assert "continuing a download that was stopped at 0 of " in said.err
+    assert not partial.exists()
+
+
+def test_a_file_that_was_replaced_is_downloaded_from_its_start(hub: Hub, content: bytes, home: Path) -> None:
+    partial = stopped(hub, home)
+    hub.files[NAME, "model.safetensors"] = content[::-1]
+    assert weights_path(Path(KEY)).read_bytes() == content[::-1]
+    assert hub.downloads == [None, None]
+    assert partial.name == f"{hashlib.sha256(content).hexdigest()}.incomplete"
+    assert partial.exists()  # `hf cache prune` removes it
+
+
+@pytest.mark.parametrize("part", [b"?" * 20000, b"?" * 3_000_000])
+def test_a_damaged_part_of_a_download_is_not_used(
+    hub: Hub, content: bytes, home: Path, part: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(hub, home).write_bytes(part)
+    assert 20000 < len(content) < 3_000_000
+    assert main(["weights", "download", NAME]) == 0
+    said = capsys.readouterr()
+    assert Path(said.out.splitlines()[0]).read_bytes() == content
+    longer = len(part) > len(content)
+    assert hub.downloads == ([None, None] if longer else [None, "bytes=20000-", None])
+    assert ("downloaded earlier is damaged: downloading all" in said.err) != longer
+
+
+def test_a_file_that_arrives_with_another_hash_than_the_server_states_is_refused(
+    hub: Hub, content: bytes, home: Path, refused: Callable[..., str]
+) -> None:
+    hub.damaged = True
+    said = refused("weights", "download", NAME)
+    first, later = (hashlib.sha256(one).hexdigest()[:12] for one in (content, content[::-1]))
+    assert f"has the SHA-256 {first}..., the file received has {later}...; try again later, or download " in said
+    assert [one.name for one in home.rglob("*") if one.is_file()] == [
+        f"{hashlib.sha256(content).hexdigest()}.lock"
+    ]
+    hub.damaged = False
+    assert main(["weights", "download", NAME]) == 0
+
+
 def test_a_download_that_fails_leaves_nothing_and_can_be_repeated(
     hub: Hub, content: bytes, home: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,9 +234,10 @@ def test_a_download_that_fails_leaves_nothing_and_can_be_repeated(
     assert main(["weights", "download", NAME]) == 0
 
 
-def test_several_processes_download_a_file_once(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_continue_a_download_once(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in hub.environment(home).items():
         monkeypatch.setenv(key, str(value))
+    stopped(hub, home)
     program = (
         "from pathlib import Path\n"
         "from bitad.weights.files import weights_path\n"
@@ -167,7 +246,7 @@ def test_several_processes_download_a_file_once(hub: Hub, home: Path, monkeypatc
     with ranks(3, program=program) as all_:
         said = [(process.communicate(timeout=100)[0], process.wait()) for process in all_]
     assert said == [(f"{len(hub.files[NAME, 'model.safetensors'])}\n", 0)] * 3
-    assert len(hub.downloads) == 1
+    assert hub.downloads == [None, "bytes=20000-"]
 
 
 def test_a_file_that_is_not_the_first_download_is_refused(
@@ -197,6 +276,24 @@ def test_a_file_that_was_damaged_in_the_cache_is_refused_until_it_is_downloaded_
     assert said.endswith(f"if it is damaged, remove {folder} to download it again")
     shutil.rmtree(folder)
     assert weights_path(Path(KEY)).read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_used_is_named_with_the_variable_that_moves_it(
+    hub: Hub, home: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    (home / "hub").write_text("no folder")
+    said = refused("weights", "download", NAME)
+    assert said.startswith(f"{KEY}: the cache cannot be used ([Errno ")
+    assert f"{home / 'hub'}" in said
+    assert said.endswith("); set HF_HOME to a folder that you can write and that has room")
+    (home / "hub").unlink()
+    full = OSError(errno.ENOSPC, "No space left on device", str(home))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", Mock(side_effect=full))
+        assert "the cache cannot be used ([Errno 28] No space left on device" in refused(
+            "weights", "download", NAME
+        )
 
 
 def test_a_record_that_cannot_be_written_is_logged(
@@ -290,14 +387,15 @@ def test_only_weights_that_are_named_are_downloaded(hub: Hub, tmp_path: Path) ->
     assert hub.requests == []
 
 
-def test_a_run_from_a_name_is_trained_resumed_offline_moved_and_tested(
+def test_a_run_from_a_name_that_was_stopped_in_its_download_is_trained_resumed_offline_moved_and_tested(
     hub: Hub, home: Path, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = video_data(tmp_path / "data")
     always = ("training.epochs=2", "training.evaluate_from=1", "model.backbone.random=false")
     keys = (f"model.backbone.weights={KEY}", *always)
+    stopped(hub, home)
     assert main(["train", str(data), *keys, "--until", "1", "--device", "cpu"]) == 0
-    assert len(hub.downloads) == 1
+    assert hub.downloads == [None, "bytes=20000-"]
     run = config_of(data, *keys).run_directory
     assert f"weights: {KEY}" in (run / "config.yaml").read_text()
 

@@ -220,6 +220,18 @@ def test_detections_are_shown_by_the_scores_of_their_classes_until_the_slider_mo
     assert browser.console == []
 
 
+def test_the_list_of_videos_counts_the_detections_that_are_shown(browser, tmp_path):
+    by_class = replace(FEW, min_scores={"open": 0.95, "close": 0.4})
+    videos = [PageVideo("a", None, 2.0, [by_class]), PageVideo("b", None, 2.0, [TRUTH, FEW])]
+    browser.open(page_of(tmp_path, *videos))
+    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    set_threshold(browser, 0.1)
+    assert texts(browser, "#choice .about") == ["0:02.0 · 3 detections", "0:02.0 · 2 actions"]
+    browser.click("#by-class")
+    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    assert browser.console == []
+
+
 def test_what_is_shown_by_class_is_on_the_page_however_many_score_more():
     rng = np.random.default_rng(0)
     scores = np.append(rng.uniform(0.5, 1, 1500), 0.1)
