@@ -94,6 +94,13 @@ class Draws:
         times[:, 1:] = drawn.T
         return Draws(number, times, seed)
 
+    @staticmethod
+    def of_matches(matches: Sequence[Matches], resamples: int, seed: int) -> Draws:
+        """Of the videos of their ground truth, and others with detections; raises as :func:`check_resamples`."""
+        truth = matches[0].truth.videos
+        strangers = {name for one in matches for name in _with_detections(one)} - truth.keys()
+        return Draws.of([*truth, *sorted(strangers)], resamples, seed)
+
     def shares(self, seeds: Sequence[str]) -> FloatArray:
         """The share of each seed in the mean over them, ``[seeds, 1 + R]``; the same ones for the same seeds."""
         n, resamples = len(seeds), self.times.shape[1] - 1
@@ -264,10 +271,7 @@ def bootstrap(
             first.thresholds.tolist(),
         ):
             raise ValueError("results of several ground truths or tIoU thresholds; bootstrap those of one")
-    strangers = sorted(
-        {name for matches in every for name in _with_detections(matches)} - first.truth.videos.keys()
-    )
-    draws = Draws.of([*first.truth.videos, *strangers], resamples, seed)
+    draws = Draws.of_matches(every, resamples, seed)
     figures: dict[str, _Figures] = {}
     done = 0
     for name, of_seeds in results.items():

@@ -12,7 +12,15 @@ from rich.cells import cell_len
 
 from bitad.config.names import MapRule
 from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
-from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
+from bitad.evaluation.direction_sensitivity import (
+    KEPT,
+    LEARNT,
+    MIN_SEGMENTS,
+    MIN_VIDEOS,
+    ClassSensitivity,
+    Sensitivity,
+    Verdict,
+)
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import printable, shortlist
 
@@ -29,6 +37,11 @@ _RULES: dict[MapRule, tuple[str, str]] = {
         "each segment, in order, matches the free detection with the highest tIoU; AP is not interpolated.",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """An estimate that is shown with its sign."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,8 @@ def paired_table(bootstrap: Bootstrap) -> Table:
     """A row per result: its mAP minus the baseline's in percent points at each tIoU, and the average."""
     rows: list[Row] = []
     for name, result in bootstrap.differences.items():
-        rows.append((name, *(_signed(figure * 100) for figure in (*result.map_per_tiou, result.average_map))))
+        figures = [figure * 100 for figure in (*result.map_per_tiou, result.average_map)]
+        rows.append((name, *(Difference(each.value, each.low, each.high) for each in figures)))
     columns = ("result", *(f"{threshold:.4g}" for threshold in bootstrap.tiou), "average")
     notes = [
         "Paired: both results of a difference are computed on the same resamples. If an interval does not contain 0, "
@@ -250,9 +264,21 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
                 None if one.kept is None else 100 * one.kept,
                 one.called,
                 100 * one.called_share,
+                _evidence(one),
             )
         )
-    columns = ["class", "verdict", "segments", "F", "B", "F reversed", "kept", "F then predicts", "share"]
+    columns = [
+        "class",
+        "verdict",
+        "segments",
+        "F",
+        "B",
+        "F reversed",
+        "kept",
+        "F then predicts",
+        "share",
+        "evidence",
+    ]
     if known is not None:
         columns.insert(2, "known")
     tiou, (forward, backward) = sensitivity.tiou, sensitivity.networks
@@ -265,9 +291,16 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
         "Swapping: F mostly predicts another class, and this class for that one. Symmetric: F mostly predicts the "
         f"class itself and keeps {100 * KEPT:.0f} percent. Irreversible: neither. Not learnt: the mean AP of F and B "
         f"is below {100 * LEARNT:.0f} percent.",
+        f"Evidence: what decides, with its {100 * LEVEL:.0f} % interval over videos and networks. Undecided: the "
+        f"interval contains the border, or fewer than {MIN_SEGMENTS} segments or {MIN_VIDEOS} videos (swapping needs "
+        f"as many of the other class). The borders: swap margin and own-label margin 0, kept {100 * KEPT:.0f}, learnt "
+        f"{100 * LEARNT:.0f}.",
+        "Swap margin: in each of the two classes, the share of the other's label minus the largest share of any other "
+        "label; the lesser of both. Own-label margin: the same for the class's own label.",
     ]
     known = known or {}
-    judged = [one for one in sensitivity.classes if one.label in known]
+    undecided = [one.label for one in sensitivity.classes if one.label in known and one.verdict == "undecided"]
+    judged = [one for one in sensitivity.classes if one.label in known and one.verdict != "undecided"]
     wrong = []
     for one in judged:
         if one.verdict != known[one.label]:
@@ -275,8 +308,15 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
     if judged:
         but = f"; not for {', '.join(wrong)}" if wrong else ""
         agreed = f"{len(judged) - len(wrong)} of {_count(len(judged), 'class')}"
-        notes.append(f"The verdict agrees with what is known for {agreed}{but}.")
+        left = f" Undecided: {', '.join(undecided)}." if undecided else ""
+        notes.append(f"The verdict agrees with what is known for {agreed}{but}.{left}")
     return Table("Direction sensitivity per class", columns, rows, notes)
+
+
+def _evidence(one: ClassSensitivity) -> str:
+    if one.evidence is None:
+        return "too few segments or videos"
+    return f"{one.evidence.quantity} {_printed(one.evidence.estimate * 100)}"
 
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
@@ -352,18 +392,15 @@ def _number(cell: int | float | Estimate) -> float:
     return cell.value if isinstance(cell, Estimate) else cell
 
 
-def _signed(estimate: Estimate) -> str:
-    # Adding 0 makes -0.0 a 0.0.
-    value, low, high = (f"{round(x, 1) + 0.0:+.1f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
-
-
 def _printed(cell: Cell) -> str:
     match cell:
         case None:
             return "–"
         case Estimate():
-            return f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
+            sign = "+" if isinstance(cell, Difference) else ""
+            # Adding 0 makes -0.0 a 0.0.
+            value, low, high = (f"{round(x, 1) + 0.0:{sign}.1f}" for x in (cell.value, cell.low, cell.high))
+            return f"{value} [{low}, {high}]"
         case float():
             return f"{cell:.2f}"
         case int():
