@@ -129,7 +129,7 @@ def test_files_of_one_name_are_called_by_their_paths(data: Path, here: Path, cap
 def test_so_many_resamples_are_refused_before_anything_is_read(
     data: Path, here: Path, capsys: Output, resamples: int
 ) -> None:
-    said = f"--bootstrap {resamples} resamples of a bootstrap; give 100 to 100,000, 1000 for example"
+    said = f"--bootstrap: {resamples} is not a useful number of resamples; give 100 to 100,000, such as 1000"
     assert said in refusal(evaluate(data, "--detections", "missing.json", "--bootstrap", resamples), capsys)
     assert said in refusal(report("--bootstrap", resamples), capsys)
     assert not (here / "report").exists()
@@ -166,10 +166,10 @@ def test_a_report_resamples_videos_and_seeds_together(data: Path, here: Path, ca
     assert "the 95 % interval over 8 videos and the seeds, by 200 resamples" in printed
     assert "Of one seed, so only over videos: B, " in printed
     page = (here / "report" / "index.html").read_text(encoding="utf-8")
-    (cell,) = {f"{x:.1f} [{y:.1f}, {z:.1f}]" for x, y, z in cells(printed, "mAP (%)", "3-1, forward")[-1:]}
-    assert f">{cell}<" in page
+    value, low, high = cells(printed, "mAP (%)", "3-1, forward")[-1]
+    assert f">{value} <small>[{low}, {high}]</small></td>" in page
     assert "minus that of F, paired" in page
-    assert cell.replace("[", "\\[") in (here / "report" / "results.md").read_text(encoding="utf-8")
+    assert f"{value} \\[{low}, {high}]" in (here / "report" / "results.md").read_text(encoding="utf-8")
 
 
 def test_a_report_without_a_bootstrap_has_no_intervals(here: Path, capsys: Output) -> None:

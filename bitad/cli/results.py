@@ -227,7 +227,7 @@ def _check_bootstrap(resamples: int | None) -> None:
     try:
         check_resamples(resamples)
     except ValueError as error:
-        raise ValueError(f"--bootstrap {error}") from None
+        raise ValueError(f"--bootstrap: {error}") from None
 
 
 def _report(args: argparse.Namespace) -> int:

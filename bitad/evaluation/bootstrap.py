@@ -71,7 +71,7 @@ def check_resamples(resamples: int) -> None:
     """Raises ValueError unless so many resamples can be drawn."""
     if not MIN_RESAMPLES <= resamples <= MAX_RESAMPLES:
         raise ValueError(
-            f"{resamples} resamples of a bootstrap; give {MIN_RESAMPLES} to {MAX_RESAMPLES:,}, 1000 for example"
+            f"{resamples} is not a useful number of resamples; give {MIN_RESAMPLES} to {MAX_RESAMPLES:,}, such as 1000"
         )
 
 

@@ -183,7 +183,9 @@ def sensitivity(
     kept = np.divide(f_reversed, learnt, out=np.full_like(learnt, np.nan), where=learnt > 0)
     names = _Names.of(ground_truth, reversed_playback, draws, shares_of_f[:, 0])
     calls = Calls(ground_truth.classes, names.counts)
-    enough = {label: names.are_enough(label) for label in truth.classes}
+    enough = {}
+    for label, segments in zip(truth.classes, truth.segments_per_class.tolist(), strict=True):
+        enough[label] = segments >= MIN_SEGMENTS and names.n_videos(label) >= MIN_VIDEOS
     results = []
     for number, label in enumerate(truth.classes):
         partner, swap = names.swap(label, truth.classes)
@@ -257,9 +259,9 @@ class _Names:
         np.add.at(counts, (self.labels, self.called), 1)
         return counts
 
-    def are_enough(self, label: str) -> bool:
-        videos = self.videos[self.labels == self.classes.index(label)]
-        return len(videos) >= MIN_SEGMENTS and len(np.unique(videos)) >= MIN_VIDEOS
+    def n_videos(self, label: str) -> int:
+        """How many videos have the class."""
+        return len(np.unique(self.videos[self.labels == self.classes.index(label)]))
 
     def margin(self, label: str, name: str) -> FloatArray:
         """The share of a class's segments that are called ``name``, minus the largest of another, ``[1 + R]``."""

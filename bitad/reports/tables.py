@@ -99,7 +99,8 @@ class Table:
         """A ``<figure>`` with the table and its notes."""
         numeric = self._numeric()
 
-        def cell(i: int, text: str, scope: str = "") -> str:
+        def cell(i: int, content: Cell, scope: str = "") -> str:
+            text = _printed(content)
             classes = ["number"] if numeric[i] else []
             if not scope and self.columns[i] in self.best and text == self._greatest(i):
                 classes.append("best")
@@ -107,7 +108,9 @@ class Table:
             if classes:
                 attributes += f' class="{" ".join(classes)}"'
             tag = "th" if scope else "td"
-            return f"<{tag}{attributes}>{escape(text)}</{tag}>"
+            number, _, interval = text.partition(" ") if isinstance(content, Estimate) else (text, "", "")
+            small = f" <small>{escape(interval)}</small>" if interval else ""
+            return f"<{tag}{attributes}>{escape(number)}{small}</{tag}>"
 
         headers = [cell(i, printable(column), "col") for i, column in enumerate(self.columns)]
         lines = [
@@ -118,7 +121,7 @@ class Table:
             "<tbody>",
         ]
         for row in self.rows:
-            cells = [cell(i, _printed(each), "" if i else "row") for i, each in enumerate(row)]
+            cells = [cell(i, each, "" if i else "row") for i, each in enumerate(row)]
             lines.append(f"<tr>{''.join(cells)}</tr>")
         lines += ["</tbody>", "</table>"]
         if self.notes:
@@ -223,13 +226,11 @@ def paired_table(bootstrap: Bootstrap) -> Table:
         rows.append((name, *(Difference(each.value, each.low, each.high) for each in figures)))
     columns = ("result", *(f"{threshold:.4g}" for threshold in bootstrap.tiou), "average")
     notes = [
-        "Paired: both results of a difference are computed on the same resamples. If an interval does not contain 0, "
-        "the difference is unlikely to come from the choice of the test data alone."
+        "Paired: both results of a difference are computed on the same resamples. Where an interval contains 0, the "
+        "choice of the videos and seeds alone may explain the difference."
     ]
     if len(rows) > 1:
-        notes.append(
-            f"Each interval is for one comparison: of {len(rows)} without any difference, some may exclude 0."
-        )
+        notes.append(f"Each interval is for one comparison; among {len(rows)}, one may exclude 0 by chance.")
     return Table(f"mAP (%) minus that of {bootstrap.baseline}, paired", columns, rows, notes)
 
 

@@ -223,7 +223,9 @@ def test_what_cannot_be_resampled_is_refused() -> None:
     truth, found = made_up(2, videos=4)
     results = {"a": {"0": match(truth, found, tiou=TIOU)}}
     for resamples in (0, 99, 100_001):
-        with pytest.raises(ValueError, match=f"{resamples} resamples of a bootstrap; give 100 to 100,000"):
+        with pytest.raises(
+            ValueError, match=f"{resamples} is not a useful number of resamples; give 100 to 100,000"
+        ):
             bootstrap(results, resamples=resamples)
     with pytest.raises(ValueError, match="no result is called 'F'; the results are a"):
         bootstrap(results, baseline="F")

@@ -257,7 +257,7 @@ def test_figures_with_intervals_are_numbers_of_one_decimal():
     table = evaluation_table({"F": F, "B": B}, bootstrap=BOOTSTRAP)
     assert " | 50.0 \\[44.4, 61.0\\] | " in table.markdown().replace("]", "\\]")
     assert table.text().splitlines()[4].endswith("  50.0 [44.4, 61.0]")
-    assert table.html().count('class="number best">50.0 [44.4, 61.0]<') == 3
+    assert table.html().count('class="number best">50.0 <small>[44.4, 61.0]</small></td>') == 3
     assert json.loads(json.dumps(table.json()))["rows"][1][1] == {"value": 40.0, "low": 39.0, "high": 80.0}
     note = "In brackets: the 95 % interval over 4 videos and the seeds, by 1,000 resamples of a bootstrap."
     assert f"{note} Of one seed, so only over videos: B." in table.notes
