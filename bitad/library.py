@@ -303,7 +303,7 @@ def bootstrap(
     Args:
         annotations, subset, tiou, rule, ambiguous, class_agnostic: as in :func:`evaluate`.
         detections: one or several sets; the intervals of differences are those of each minus the first.
-        resamples: how often videos are drawn, 100 to 100,000.
+        resamples: how often videos are drawn, 100 to 10,000.
         seed: of the random draws; equal ones give equal intervals.
         names: what the result calls the sets.
 

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from bitad.evaluation.mean_average_precision import Matches
 from bitad.timeline import FloatArray, IntArray
 
-# The percentiles of an interval are uncertain below; more than the most only cost time.
-MIN_RESAMPLES, MAX_RESAMPLES = 100, 100_000
+# The percentiles of an interval are uncertain with fewer; more only cost time and memory.
+MIN_RESAMPLES, MAX_RESAMPLES = 100, 10_000
 
 LEVEL = 0.95
 
