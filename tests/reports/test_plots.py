@@ -65,8 +65,8 @@ def comparison(path):
 
 def sensitivity(path):
     classes = (
-        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping"),
-        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric"),
+        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping", None),
+        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric", None),
     )
     plot_sensitivity(Sensitivity(classes, (0.5,), (1, 1)), path)
 

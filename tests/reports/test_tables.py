@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
+from bitad.evaluation.bootstrap import Bootstrap, Estimate, Intervals
+from bitad.evaluation.direction_sensitivity import ClassSensitivity, Evidence, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.reports.tables import Table, class_table, evaluation_notes, evaluation_table, sensitivity_table
+from bitad.reports.tables import (
+    Table,
+    class_table,
+    evaluation_notes,
+    evaluation_table,
+    paired_table,
+    sensitivity_table,
+)
 
 
 def evaluation(ap, *, classes=("open", "close"), tiou=(0.3, 0.5), **facts):
@@ -184,11 +192,15 @@ def test_data_sets_without_ambiguous_intervals_hear_nothing_of_them():
     assert not any("Ambiguous" in note for note in evaluation_notes({"F": F}))
 
 
+SWAPS = Evidence("swap margin", Estimate(0.6, 0.25, 0.8))
+NOT_LEARNT = Evidence("learnt", Estimate(0.0, 0.0, 0.0))
+IS_KEPT = Evidence("kept", Estimate(1.0, 0.95, 1.04))
 SENSITIVITY = Sensitivity(
     (
-        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping"),
-        ClassSensitivity("fly", 2, 0.0, 0.0, 0.0, "nothing", 1.0, "not learnt"),
-        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric"),
+        ClassSensitivity("open", 14, 0.4, 0.6, 0.05, "close", 0.75, "swapping", SWAPS),
+        ClassSensitivity("fly", 12, 0.0, 0.0, 0.0, "nothing", 1.0, "not learnt", NOT_LEARNT),
+        ClassSensitivity("spin", 3, 0.5, 0.5, 0.5, "spin", 1.0, "undecided", None),
+        ClassSensitivity("sway", 41, 1.0, 0.9, 0.95, "sway", 0.9, "symmetric", IS_KEPT),
     ),
     tiou=(0.3, 0.5),
     networks=(2, 1),
@@ -197,8 +209,16 @@ SENSITIVITY = Sensitivity(
 
 def test_a_sensitivity_table_goes_by_verdict_in_percent():
     table = sensitivity_table(SENSITIVITY)
-    assert [row[:2] for row in table.rows] == [("sway", "symmetric"), ("open", "swapping"), ("fly", "not learnt")]
-    assert table.rows[1][2:] == (14, *map(pytest.approx, (40, 60, 5, 10)), "close", pytest.approx(75))
+    verdicts = [("sway", "symmetric"), ("open", "swapping"), ("fly", "not learnt"), ("spin", "undecided")]
+    assert [row[:2] for row in table.rows] == verdicts
+    assert table.rows[1][2:-1] == (14, *map(pytest.approx, (40, 60, 5, 10)), "close", pytest.approx(75))
+    assert [row[-1] for row in table.rows] == [
+        "kept 100.0 [95.0, 104.0]",
+        "swap margin 60.0 [25.0, 80.0]",
+        "learnt 0.0 [0.0, 0.0]",
+        "too few segments or videos",
+    ]
+    assert any("fewer than 5 segments or 2 videos" in note for note in table.notes)
     assert table.rows[2][table.columns.index("kept")] is None
     assert any("0.3 to 0.5, mean, of 2 networks F and 1 network B" in note for note in table.notes)
     assert not any("known" in note for note in table.notes)
@@ -207,11 +227,53 @@ def test_a_sensitivity_table_goes_by_verdict_in_percent():
 def test_a_sensitivity_table_says_where_the_verdict_is_not_what_is_known():
     known = {"open": "swapping", "sway": "irreversible"}
     table = sensitivity_table(SENSITIVITY, known=known)
-    assert [row[table.columns.index("known")] for row in table.rows] == ["irreversible", "swapping", None]
+    assert [row[table.columns.index("known")] for row in table.rows] == ["irreversible", "swapping", None, None]
     wrong = "sway (known as irreversible, judged symmetric)"
     assert f"The verdict agrees with what is known for 1 of 2 classes; not for {wrong}." in table.notes
     right = sensitivity_table(SENSITIVITY, known={"open": "swapping"})
     assert "The verdict agrees with what is known for 1 of 1 class." in right.notes
+    unsure = sensitivity_table(SENSITIVITY, known={"open": "swapping", "spin": "symmetric"})
+    assert "The verdict agrees with what is known for 1 of 1 class. Undecided: spin." in unsure.notes
+
+
+def intervals(value, low, high):
+    one = Estimate(value, low, high)
+    return Intervals((one, one), one, {"open": one, "close": one})
+
+
+BOOTSTRAP = Bootstrap(
+    resamples=1000,
+    seed=0,
+    videos=4,
+    tiou=(0.3, 0.5),
+    seeds={"F": 3, "B": 1},
+    results={"F": intervals(0.5, 0.4444, 0.61), "B": intervals(0.4, 0.39, 0.8)},
+    baseline="F",
+    differences={"B": intervals(-0.1, -0.21, -0.0001)},
+)
+
+
+def test_figures_with_intervals_are_numbers_of_one_decimal():
+    table = evaluation_table({"F": F, "B": B}, bootstrap=BOOTSTRAP)
+    assert " | 50.0 \\[44.4, 61.0\\] | " in table.markdown().replace("]", "\\]")
+    assert table.text().splitlines()[4].endswith("  50.0 [44.4, 61.0]")
+    assert table.html().count('class="number best">50.0 <small>[44.4, 61.0]</small></td>') == 3
+    assert json.loads(json.dumps(table.json()))["rows"][1][1] == {"value": 40.0, "low": 39.0, "high": 80.0}
+    note = "In brackets: the 95 % interval over 4 videos and the seeds, by 1,000 resamples of a bootstrap."
+    assert f"{note} Of one seed, so only over videos: B." in table.notes
+    assert class_table({"F": F, "B": B}, bootstrap=BOOTSTRAP).text().count("[39.0, 80.0]") == 2
+
+
+def test_differences_have_their_sign_and_zero_has_one_too():
+    table = paired_table(BOOTSTRAP)
+    assert table.title == "mAP (%) minus that of F, paired"
+    assert table.text().splitlines()[4].split("  ")[-1] == "-10.0 [-21.0, +0.0]"
+
+
+@pytest.mark.parametrize("missing", [float("nan"), float("inf")])
+def test_an_estimate_that_is_not_finite_is_refused(missing):
+    with pytest.raises(ValueError, match="is not finite; use text"):
+        Table("t", ("name", "n"), (("x", Estimate(missing, 0.0, 1.0)),))
 
 
 def test_results_at_different_tiou_are_not_put_in_one_table():
