@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from bitad.data.annotations import AnnotatedVideo, Annotations
     from bitad.data.detections import Detections, VideoDetections, read_detections
     from bitad.data.formats.database import read_annotations
+    from bitad.evaluation.bootstrap import Bootstrap
     from bitad.evaluation.mean_average_precision import Evaluation
-    from bitad.library import Detector, Run, detect, evaluate, load, merge, train
+    from bitad.library import Detector, Run, bootstrap, detect, evaluate, load, merge, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnnotatedVideo",
     "Annotations",
+    "Bootstrap",
     "Config",
     "Detections",
     "Detector",
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "VideoDetections",
     "__version__",
+    "bootstrap",
     "detect",
     "evaluate",
     "load",
@@ -43,6 +46,7 @@ __all__ = [
 _MODULES = {
     "AnnotatedVideo": "bitad.data.annotations",
     "Annotations": "bitad.data.annotations",
+    "Bootstrap": "bitad.evaluation.bootstrap",
     "Config": "bitad.config.schema",
     "Detections": "bitad.data.detections",
     "Evaluation": "bitad.evaluation.mean_average_precision",

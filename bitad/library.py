@@ -24,12 +24,14 @@ from bitad.evaluation.operating_points import check_precision, shown_scores
 from bitad.runtime.log import log, log_file
 from bitad.runtime.progress import progress_shown
 from bitad.runtime.workers import Stopped
+from bitad.timeline import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
     from bitad.config.schema import Config
     from bitad.data.sources import Source
+    from bitad.evaluation.bootstrap import Bootstrap
     from bitad.weights.checkpoint import Checkpoint
 
 StrPath = str | os.PathLike[str]
@@ -272,7 +274,71 @@ def evaluate(
         ValueError: a subset without ground truth or detections; thresholds outside (0, 1]; durations that differ;
             options that exclude each other.
     """
-    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit, read_ambiguous
+    from bitad.evaluation.thumos_kit import evaluate_by_thumos_kit
+
+    truth, found, marked = _test_set(annotations, detections, subset, rule, ambiguous, class_agnostic, sources)
+    if rule == "activitynet":
+        evaluation = mean_average_precision.evaluate(truth, found, tiou=tiou)
+    else:
+        evaluation = evaluate_by_thumos_kit(truth, found, tiou=tiou, ambiguous=marked)
+    compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
+    return evaluation
+
+
+def bootstrap(
+    annotations: Annotations,
+    detections: Sequence[Detections],
+    *,
+    subset: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    tiou: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
+    rule: MapRule = "activitynet",
+    ambiguous: StrPath | None = None,
+    class_agnostic: bool = False,
+    names: Sequence[str] = (),
+) -> Bootstrap:
+    """95 % intervals of mAP and AP over the choice of videos, like ``bitad evaluate --bootstrap``.
+
+    Args:
+        annotations, subset, tiou, rule, ambiguous, class_agnostic: as in :func:`evaluate`.
+        detections: one or several sets; the intervals of differences are those of each minus the first.
+        resamples: how often videos are drawn, 100 to 100,000.
+        seed: of the random draws; equal ones give equal intervals.
+        names: what the result calls the sets.
+
+    Raises:
+        ValueError: no set, two of one name, another number of resamples, or as :func:`evaluate`.
+    """
+    from bitad.evaluation import bootstrap as resampling
+    from bitad.evaluation.thumos_kit import match_by_thumos_kit
+
+    resampling.check_resamples(resamples)
+    names = names or [f"set {number}" for number in range(1, len(detections) + 1)]
+    if len(set(names)) != len(detections):
+        raise ValueError(f"{len(detections)} sets of detections and the names {list(names)}; give each its own")
+    matches = {}
+    for name, one in zip(names, detections, strict=True):
+        sources = "the annotations", name
+        truth, found, marked = _test_set(annotations, one, subset, rule, ambiguous, class_agnostic, sources)
+        if rule == "activitynet":
+            matches[name] = {"": mean_average_precision.match(truth, found, tiou=tiou)}
+        else:
+            matches[name] = {"": match_by_thumos_kit(truth, found, tiou=tiou, ambiguous=marked)}
+    return resampling.bootstrap(matches, resamples=resamples, seed=seed)
+
+
+def _test_set(
+    annotations: Annotations,
+    detections: Detections,
+    subset: str,
+    rule: MapRule,
+    ambiguous: StrPath | None,
+    class_agnostic: bool,
+    sources: tuple[object, object],
+) -> tuple[Annotations, Detections, dict[str, FloatArray] | None]:
+    """The ground truth, the detections under its names, and the kit's ambiguous intervals."""
+    from bitad.evaluation.thumos_kit import read_ambiguous
     from bitad.video.names import renamed
 
     if ambiguous is not None and rule != "thumos-kit":
@@ -285,13 +351,8 @@ def evaluate(
     require_any(found, truth.videos, source, f"{truth_source}, subset {subset!r}")
     if class_agnostic:
         truth, found = truth.only_classes().class_agnostic(), found.class_agnostic()
-    if rule == "activitynet":
-        evaluation = mean_average_precision.evaluate(truth, found, tiou=tiou)
-    else:
-        marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
-        evaluation = evaluate_by_thumos_kit(truth, found, tiou=tiou, ambiguous=marked)
-    compare_durations(truth, found, source, allowed=allow_clock_mismatch)
-    return evaluation
+    marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
+    return truth, found, marked
 
 
 def compare_durations(annotations: Annotations, detections: Detections, source: object, *, allowed: bool) -> None:

@@ -41,13 +41,21 @@ def add_commands(commands: Commands) -> None:
     p = commands.add(
         "evaluate",
         _evaluate,
-        "Compute the mAP of a detection file, by ActivityNet's rule or the THUMOS'14 kit's.",
+        "Compute the mAP of detection files, by ActivityNet's rule or the THUMOS'14 kit's.",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test",
+        "evaluate --ground-truth thumos14.json --detections a.json b.json --subset Test --bootstrap 1000",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test --rule thumos-kit "
         "--ambiguous Ambiguous_test.txt",
     )
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
-    p.add_argument("--detections", type=Path, required=True, help="detection file of BiTAD or another project")
+    p.add_argument(
+        "--detections",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="detection files of BiTAD or another project",
+    )
     _add_classes(p)
     p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
     p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
@@ -65,6 +73,7 @@ def add_commands(commands: Commands) -> None:
     )
     _add_allow_clock_mismatch(p)
     p.add_argument("--per-class", action="store_true", help="also print the AP of each class")
+    _add_bootstrap(p, "those of the first file")
     add_json(p)
 
     p = commands.add(
@@ -79,6 +88,13 @@ def add_commands(commands: Commands) -> None:
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
     )
     p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
+    _add_bootstrap(p, "those of --baseline")
+    p.add_argument(
+        "--baseline",
+        type=decode_argument,
+        metavar="RESULT",
+        help="with --bootstrap: the result in the table from which others differ (default: the first)",
+    )
     add_device(p)
     p.add_argument("--out", type=Path, default=Path("report"), help="output folder (default: report)")
     p.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos (default: that of the runs)")
@@ -101,6 +117,16 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
 def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
     add_allow_clock_mismatch(
         parser, "continue although detections and annotations disagree on the duration of a video"
+    )
+
+
+def _add_bootstrap(parser: argparse.ArgumentParser, baseline: str) -> None:
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help=f"also give 95 %% intervals of all figures, and of their differences to {baseline}, by N resamples of the "
+        "videos and seeds; 1000 is usual",
     )
 
 
@@ -150,33 +176,58 @@ def _in_reverse_time(
 def _evaluate(args: argparse.Namespace) -> int:
     from bitad.data.detections import read_detections
     from bitad.data.formats.database import read_annotations
-    from bitad.library import evaluate
-    from bitad.reports.tables import class_table, evaluation_table
-    from bitad.runtime.files import check_file
+    from bitad.library import bootstrap, evaluate
+    from bitad.reports.tables import class_table, evaluation_table, paired_table
+    from bitad.runtime.files import check_file, write_json
 
     tiou = _thresholds(args.tiou)  # fails before anything is read
+    _check_bootstrap(args.bootstrap)
+    files = args.detections
+    if len(set(files)) < len(files):
+        raise ValueError(f"--detections {' '.join(map(str, files))}: a file occurs twice; name each once")
     if args.json:
-        inputs = (args.ground_truth, args.detections, args.classes, args.ambiguous)
-        check_file(args.json, "--json", inputs)
+        check_file(args.json, "--json", (args.ground_truth, *files, args.classes, args.ambiguous))
     # Keeps Ambiguous: ActivityNet's evaluator counts it as a class, and the kit expects it.
     annotations = read_annotations(args.ground_truth, ignore=())
-    evaluation = evaluate(
-        annotations,
-        read_detections(args.detections, args.classes),
-        subset=args.subset,
-        tiou=tiou,
-        rule=args.rule,
-        ambiguous=args.ambiguous,
-        class_agnostic=args.class_agnostic,
-        allow_clock_mismatch=args.allow_clock_mismatch,
-        sources=(args.ground_truth, args.detections),
-    )
-    print(evaluation_table({args.detections.name: evaluation}).text())
+    options = {
+        "subset": args.subset,
+        "tiou": tiou,
+        "rule": args.rule,
+        "ambiguous": args.ambiguous,
+        "class_agnostic": args.class_agnostic,
+    }
+    # Files of several runs have one name.
+    is_distinct = len({path.name for path in files}) == len(files)
+    sets = {path.name if is_distinct else str(path): read_detections(path, args.classes) for path in files}
+    evaluations = {}
+    for path, (name, found) in zip(files, sets.items(), strict=True):
+        sources, allowed = (args.ground_truth, path), args.allow_clock_mismatch
+        evaluations[name] = evaluate(annotations, found, **options, allow_clock_mismatch=allowed, sources=sources)
+    intervals = None
+    if args.bootstrap is not None:
+        every = list(sets.values())
+        intervals = bootstrap(annotations, every, resamples=args.bootstrap, names=list(sets), **options)
+    print(evaluation_table(evaluations, bootstrap=intervals).text())
+    if intervals is not None and intervals.differences:
+        print("\n" + paired_table(intervals).text())
     if args.per_class:
-        print("\n" + class_table({args.detections.name: evaluation}).text())
+        print("\n" + class_table(evaluations, bootstrap=intervals).text())
     if args.json:
-        evaluation.to_json(args.json)
+        contents = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+        content = next(iter(contents.values())) if len(contents) == 1 else {"results": contents}
+        write_json(content if intervals is None else {**content, "bootstrap": intervals.to_json()}, args.json)
     return 0
+
+
+def _check_bootstrap(resamples: int | None) -> None:
+    from bitad.evaluation.bootstrap import check_resamples
+
+    if resamples is None:
+        return
+    try:
+        check_resamples(resamples)
+    except ValueError as error:
+        raise ValueError(f"--bootstrap {error}") from None
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -185,9 +236,12 @@ def _report(args: argparse.Namespace) -> int:
     runs = find_runs(args.runs)  # fails before PyTorch is loaded
     if args.videos is not None and not args.videos.is_dir():
         raise FileNotFoundError(f"--videos {args.videos}: no such folder of videos")
+    _check_bootstrap(args.bootstrap)
+    if args.baseline is not None and args.bootstrap is None:
+        raise ValueError("--baseline only applies with --bootstrap; add it, or leave out --baseline")
     from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
     from bitad.reports.page import check_page
-    from bitad.reports.tables import sensitivity_table
+    from bitad.reports.tables import paired_table, sensitivity_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder
@@ -195,12 +249,14 @@ def _report(args: argparse.Namespace) -> int:
     with process_group(args.device) as ranks, lock_folder(args.out, ranks):
         check_page(args.out / "index.html")
         with progress_callback("evaluating") as on_progress:
-            comparison = compare(runs, on_progress=on_progress)
+            comparison = compare(runs, resamples=args.bootstrap, baseline=args.baseline, on_progress=on_progress)
         sensitivity = sensitivity_of_runs(comparison, ranks) if args.sensitivity else None
         if not ranks.is_main:
             return 0
         page = write_comparison(args.out, comparison, sensitivity, videos=args.videos, copy=args.copy_videos)
     print(comparison.table().text())
+    if comparison.bootstrap is not None and comparison.bootstrap.differences:
+        print("\n" + paired_table(comparison.bootstrap).text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())
     if sensitivity is not None:

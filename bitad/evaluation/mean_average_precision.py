@@ -111,6 +111,46 @@ class Ranked:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The ranked detections of the ground truth's classes, and which are right: all that AP is computed from.
+
+    A detection is only matched within its video, so copies of whole videos keep these marks.
+    """
+
+    rule: MapRule
+    truth: Truth
+    thresholds: FloatArray  # [n_tiou], of tIoU
+    labels: IntArray  # [n], index into the ground truth's classes, best detection first
+    videos: tuple[str, ...]  # of the detections
+    video: IntArray  # [n], index into them
+    correct: Mask  # [n_tiou, n], true positives
+    counted: Mask  # [n_tiou, n], true and false positives; the others are left out
+
+    @staticmethod
+    def of(
+        rule: MapRule,
+        truth: Truth,
+        thresholds: FloatArray,
+        ranked: Ranked,
+        detections: Detections,
+        *,
+        correct: Mask,
+        counted: Mask | None = None,
+    ) -> Matches:
+        """Those of ``ranked``, which are rows of ``detections``; all are counted by default."""
+        return Matches(
+            rule=rule,
+            truth=truth,
+            thresholds=thresholds,
+            labels=ranked.labels,
+            videos=detections.videos,
+            video=detections.video[ranked.rows],
+            correct=correct,
+            counted=np.broadcast_to(np.True_, correct.shape) if counted is None else counted,
+        )
+
+
 def checked_thresholds(tiou: Sequence[float]) -> FloatArray:
     """The tIoU thresholds ``[n_tiou]``; raises ValueError if there is none, or one is outside (0, 1]."""
     thresholds = np.array(tiou, np.float64)
@@ -293,13 +333,11 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     Raises:
         ValueError: no ground truth, no threshold or one outside (0, 1], or reverse detections without durations.
     """
-    thresholds = checked_thresholds(tiou)
-    truth = Truth.of(ground_truth)
-    ranked = Ranked.of(truth, detections.forward())
-    correct = _true_positives(truth, ranked, thresholds)
-    ap = np.zeros((len(truth.classes), len(thresholds)))
+    matches = match(ground_truth, detections, tiou=tiou)
+    truth = matches.truth
+    ap = np.zeros((len(truth.classes), len(matches.thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
-        hits = correct[:, ranked.labels == label]
+        hits = matches.correct[:, matches.labels == label]
         precision = _interpolated(_precision(hits))
         ap[label] = (precision * hits).sum(axis=1) / segments
     ambiguous = int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum())
@@ -309,9 +347,18 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
         ground_truth,
         detections,
         rule="activitynet",
-        thresholds=thresholds,
+        thresholds=matches.thresholds,
         ambiguous=ambiguous,
     )
+
+
+def match(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[float]) -> Matches:
+    """The true positives among all detections; arguments and errors as those of ``evaluate``."""
+    thresholds = checked_thresholds(tiou)
+    truth = Truth.of(ground_truth)
+    ranked = Ranked.of(truth, detections.forward())
+    correct = _true_positives(truth, ranked, thresholds)
+    return Matches.of("activitynet", truth, thresholds, ranked, detections, correct=correct)
 
 
 def precision_recall(

@@ -33,6 +33,7 @@ from bitad.data.tiou import tiou_pairs
 from bitad.evaluation.mean_average_precision import (
     Evaluation,
     Mask,
+    Matches,
     Ranked,
     Truth,
     checked_thresholds,
@@ -61,20 +62,14 @@ def evaluate_by_thumos_kit(
     Raises:
         ValueError: as ``evaluate``, or ``ambiguous`` names none of the videos.
     """
-    thresholds = checked_thresholds(tiou)
-    detections = detections.forward()
-    decided, undecided = _split_undecided(ground_truth)
-    if ambiguous:
-        undecided = _union(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
-    truth = Truth.of(decided, every_segment=True)
-    ranked = Ranked.of(truth, detections, equals_by_video=True)
-    correct = _true_positives(truth, ranked, thresholds)
-    counted = correct | ~_touching(undecided, detections)[ranked.rows]
-    ap = np.zeros((len(truth.classes), len(thresholds)))
+    decided, undecided = _split_undecided(ground_truth, detections, ambiguous)
+    matches = _match(decided, undecided, detections, tiou)
+    truth = matches.truth
+    ap = np.zeros((len(truth.classes), len(matches.thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
-        rows = ranked.labels == label
-        hits = correct[:, rows]
-        among = np.cumsum(counted[:, rows], axis=1)
+        rows = matches.labels == label
+        hits = matches.correct[:, rows]
+        among = np.cumsum(matches.counted[:, rows], axis=1)
         # Where no detection counts yet, there is no hit; the floor only prevents 0 / 0.
         precision_at_hits = hits * np.cumsum(hits, axis=1) / np.maximum(among, 1)
         ap[label] = precision_at_hits.sum(axis=1) / segments
@@ -84,9 +79,32 @@ def evaluate_by_thumos_kit(
         decided,
         detections,
         rule="thumos-kit",
-        thresholds=thresholds,
+        thresholds=matches.thresholds,
         ambiguous=sum(map(len, undecided.values())),
     )
+
+
+def match_by_thumos_kit(
+    ground_truth: Annotations,
+    detections: Detections,
+    *,
+    tiou: Sequence[float],
+    ambiguous: Mapping[str, FloatArray] | None = None,
+) -> Matches:
+    """The detections that segments take, and those left out; as :func:`evaluate_by_thumos_kit`."""
+    return _match(*_split_undecided(ground_truth, detections, ambiguous), detections, tiou)
+
+
+def _match(
+    decided: Annotations, undecided: Mapping[str, FloatArray], detections: Detections, tiou: Sequence[float]
+) -> Matches:
+    thresholds = checked_thresholds(tiou)
+    detections = detections.forward()
+    truth = Truth.of(decided, every_segment=True)
+    ranked = Ranked.of(truth, detections, equals_by_video=True)
+    correct = _true_positives(truth, ranked, thresholds)
+    counted = correct | ~_touching(undecided, detections)[ranked.rows]
+    return Matches.of("thumos-kit", truth, thresholds, ranked, detections, correct=correct, counted=counted)
 
 
 def read_ambiguous(path: str | Path) -> dict[str, FloatArray]:
@@ -103,13 +121,23 @@ def read_ambiguous(path: str | Path) -> dict[str, FloatArray]:
             rows.setdefault(fields[0], []).append(line_segment(fields, f"{path}:{line}"))
         intervals = {video: np.array(segments, np.float64) for video, segments in rows.items()}
     else:
-        _, intervals = _split_undecided(read_annotations(path, ignore=()))
+        _, intervals = _without_undecided(read_annotations(path, ignore=()))
     if not intervals:
         raise ValueError(f"{path}: no {UNDECIDED[0]} interval in this file; leave it out, or name another")
     return intervals
 
 
-def _split_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, FloatArray]]:
+def _split_undecided(
+    ground_truth: Annotations, detections: Detections, ambiguous: Mapping[str, FloatArray] | None
+) -> tuple[Annotations, dict[str, FloatArray]]:
+    """The ground truth without its ambiguous segments, and these and ``ambiguous`` by video."""
+    decided, undecided = _without_undecided(ground_truth)
+    if ambiguous:
+        undecided = _union(undecided, ambiguous, {*ground_truth.videos, *detections.videos})
+    return decided, undecided
+
+
+def _without_undecided(annotations: Annotations) -> tuple[Annotations, dict[str, FloatArray]]:
     """The ground truth without its ambiguous segments, and these ``[n, 2]`` by video."""
     videos, intervals = {}, {}
     for name, video in annotations.videos.items():

@@ -16,14 +16,24 @@ from bitad.config.schema import Config
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
 from bitad.data.sources import read_evaluation_ground_truth
+from bitad.evaluation.bootstrap import Bootstrap, bootstrap, check_baseline, check_resamples
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
-from bitad.evaluation.mean_average_precision import Evaluation, evaluate
+from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluate, match
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
 from bitad.reports.media import copy_videos, link_videos
 from bitad.reports.page import SHOWN_VIDEOS, Kind, page_videos, write_report
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
-from bitad.reports.tables import Cell, Row, Table, evaluation_notes, sensitivity_table
+from bitad.reports.tables import (
+    Cell,
+    Row,
+    Table,
+    bootstrap_note,
+    estimates,
+    evaluation_notes,
+    paired_table,
+    sensitivity_table,
+)
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log, shortlist
 from bitad.runtime.progress import progress_callback
@@ -188,6 +198,7 @@ class Comparison:
     runs: tuple[Run, ...]
     truth: Annotations
     results: tuple[Result, ...]
+    bootstrap: Bootstrap | None = None  # of the same results
 
     def best(self, *groups: str, label: str = "") -> Result | None:
         """The best result of some groups, among those whose label begins with ``label``."""
@@ -207,8 +218,10 @@ class Comparison:
         evaluations = {}
         for r in self.results:
             per_tiou = [100 * evaluation.map_per_tiou for evaluation in r.evaluations.values()]
-            means = np.mean(per_tiou, axis=0).tolist()
-            rows.append((r.label, *means, r.mean, r.spread, min(r.averages), len(r.evaluations)))
+            figures = [*np.mean(per_tiou, axis=0).tolist(), r.mean]
+            if self.bootstrap is not None:
+                figures = estimates(self.bootstrap, r.label)
+            rows.append((r.label, *figures, r.spread, min(r.averages), len(r.evaluations)))
             for seed, evaluation in r.evaluations.items():
                 evaluations[f"{r.label}, seed {seed}"] = evaluation
         tiou = self.runs[0].config.test.tiou
@@ -273,10 +286,13 @@ class Comparison:
                 for r in self.results
             },
             "tables": [self.table().json(), self.loss_table().json()],
+            **({} if self.bootstrap is None else {"bootstrap": self.bootstrap.to_json()}),
         }
 
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
+        if self.bootstrap is not None:
+            yield bootstrap_note(self.bootstrap)
         if (subset := self.runs[0].config.data.validation_subset) is not None:
             yield f"Evaluated on the validation subset {subset}; `bitad test` tests data.test_subset."
         of_seeds = [r.label for r in self.results if len(r.evaluations) > 1]
@@ -304,43 +320,71 @@ class Comparison:
 def compare(
     runs: Sequence[Path],
     *,
+    resamples: int | None = None,
+    baseline: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
     Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
 
+    Args:
+        resamples: of a bootstrap of all results; None: no intervals.
+        baseline: the label of the result to which the bootstrap takes differences; None: the first one.
+
     Raises:
         FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
-        ValueError: a run is given twice, or runs were tested on different ground truth or tIoU.
+        ValueError: a run is given twice, runs were tested on different ground truth or tIoU, there is no such
+            baseline, or too few or too many resamples.
     """
     found = read_runs(runs)
-    files = [(run, name, path) for run in found for name, path in run.detection_files().items()]
+    files = []
+    for run in found:
+        for name, path in run.detection_files().items():
+            label = _with_run_name(", ".join(filter(None, (run.label, name))), run, found)
+            files.append((label, run, path))
     truth = common_ground_truth(found)
     fusions = list(_fusions(found))
+    if resamples is not None:
+        check_resamples(resamples)
+    labels = [label for label, *_ in files] + [label for label, *_ in fusions]
+    check_baseline(baseline, dict.fromkeys(labels))
+    tiou = found[0].config.test.tiou
+    total = len(files) + len(fusions)
+    whole = total if resamples is None else 2 * total
     results: dict[str, Result] = {}
     baselines: dict[Path, Detections] = {}
+    matches: dict[str, dict[str, Matches]] = {}  # by label, and the seed that is drawn
 
-    def add(label: str, group: str, seed: str, detections: Detections) -> Result:
+    def add(label: str, run: Run, group: str, seeds: str, detections: Detections) -> Result:
         result = results.setdefault(label, Result(label, group))
-        result.evaluations[seed] = evaluate(truth, detections, tiou=found[0].config.test.tiou)
+        result.evaluations[seeds] = evaluate(truth, detections, tiou=tiou)
+        if resamples is not None:
+            matches.setdefault(label, {})[str(run.config.seed)] = match(truth, detections, tiou=tiou)
         done = sum(len(r.evaluations) for r in results.values())
-        on_progress(done, len(files) + len(fusions))
+        on_progress(done, whole)
         return result
 
-    for run, name, path in files:
+    for label, run, path in files:
         detections = _read_forward(path, truth)
         require_any(detections, truth.videos, path, "the runs' ground truth")
-        label = _with_run_name(", ".join(filter(None, (run.label, name))), run, found)
         seed = str(run.config.seed)
-        add(label, run.group, seed, detections).files[seed] = path
+        add(label, run, run.group, seed, detections).files[seed] = path
         if run.group == BASELINES:
             baselines[run.directory] = detections
     for label, seeds, one, other, method in fusions:
         sets = baselines[one.directory], baselines[other.directory]
-        add(label, UNTRAINED, seeds, _fuse(sets, one, method))
+        add(label, one, UNTRAINED, seeds, _fuse(sets, one, method))
     ordered = sorted(results.values(), key=lambda r: GROUPS.index(r.group))
-    return Comparison(tuple(found), truth, tuple(ordered))
+    intervals = None
+    if resamples is not None:
+        intervals = bootstrap(
+            {r.label: matches[r.label] for r in ordered},
+            resamples=resamples,
+            baseline=baseline,
+            on_progress=lambda done, _: on_progress(total + done, whole),
+        )
+    return Comparison(tuple(found), truth, tuple(ordered), intervals)
 
 
 def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detections:
@@ -490,6 +534,8 @@ def write_comparison(
     else:
         media = link_videos(files, out)
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
+    if comparison.bootstrap is not None:
+        tables.insert(1, paired_table(comparison.bootstrap))
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
     shown: dict[str, tuple[Kind, Path]] = {}

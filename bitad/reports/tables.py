@@ -11,11 +11,12 @@ from typing import Any, TypeGuard, get_args
 from rich.cells import cell_len
 
 from bitad.config.names import MapRule
+from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
 from bitad.evaluation.direction_sensitivity import KEPT, LEARNT, Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.runtime.log import printable, shortlist
 
-Cell = str | int | float | None
+Cell = str | int | float | Estimate | None
 Row = tuple[Cell, ...]
 
 _RULES: dict[MapRule, tuple[str, str]] = {
@@ -34,8 +35,11 @@ _RULES: dict[MapRule, tuple[str, str]] = {
 class Table:
     """Rows of names and numbers under a title.
 
-    Floats have two decimals, integers commas between thousands, and None is a dash. Columns of numbers are
-    right-aligned. Raises ValueError for rows that do not fit the columns, and for numbers that are not finite.
+    Floats have two decimals, integers commas between thousands, and None is a dash; an estimate is a number and its
+    interval, with one decimal. Columns of numbers are right-aligned.
+
+    Raises:
+        ValueError: rows that do not fit the columns, or numbers that are not finite.
     """
 
     title: str
@@ -48,7 +52,7 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, but its row is {row!r}")
-            if not all(math.isfinite(cell) for cell in row if _is_number(cell)):
+            if not all(math.isfinite(_number(cell)) for cell in row if _is_number(cell)):
                 raise ValueError(f"table {self.title!r}: a number in row {row!r} is not finite; use text")
         if not set(self.best).issubset(self.columns):
             raise ValueError(f"table {self.title!r} has no column {self.best!r}; it has {self.columns!r}")
@@ -111,7 +115,10 @@ class Table:
 
     def json(self) -> dict[str, Any]:
         """The content for JSON, with unrounded numbers."""
-        return {"title": self.title, "columns": self.columns, "rows": self.rows, "notes": self.notes}
+        rows = tuple(
+            tuple(cell.to_json() if isinstance(cell, Estimate) else cell for cell in row) for row in self.rows
+        )
+        return {"title": self.title, "columns": self.columns, "rows": rows, "notes": self.notes}
 
     def _numeric(self) -> list[bool]:
         """Which columns are of numbers only."""
@@ -125,7 +132,7 @@ class Table:
 
     def _greatest(self, column: int) -> str:
         numbers = [cell for row in self.rows if _is_number(cell := row[column])]
-        return _printed(max(numbers)) if numbers else ""
+        return _printed(max(numbers, key=_number)) if numbers else ""
 
 
 def evaluation_table(
@@ -133,18 +140,26 @@ def evaluation_table(
     *,
     title: str | None = None,
     counts: bool = True,
+    bootstrap: Bootstrap | None = None,
 ) -> Table:
-    """A row per result: mAP in percent at each tIoU, and the average, with :func:`evaluation_notes`."""
+    """A row per result: mAP in percent at each tIoU, and the average, with :func:`evaluation_notes`.
+
+    With a bootstrap of the same results, each figure has its interval.
+    """
     tiou = _common_tiou(evaluations)
     rows: list[Row] = []
     for name, evaluation in evaluations.items():
+        if bootstrap is not None:
+            rows.append((name, *estimates(bootstrap, name)))
+            continue
         per_tiou = (100 * evaluation.map_per_tiou).tolist()
         rows.append((name, *per_tiou, 100 * evaluation.average_map))
     columns = ("result", *(f"{threshold:.4g}" for threshold in tiou), "average")
     if title is None:
         rules = dict.fromkeys(_RULES[evaluation.rule][0] for evaluation in evaluations.values())
         title = f"mAP (%) by {' and '.join(rules)}"
-    notes = ("The columns are tIoU thresholds.", *evaluation_notes(evaluations, counts=counts))
+    about = () if bootstrap is None else (bootstrap_note(bootstrap),)
+    notes = ("The columns are tIoU thresholds.", *about, *evaluation_notes(evaluations, counts=counts))
     return Table(title, columns, rows, notes, best=columns[1:] if len(rows) > 1 else ())
 
 
@@ -152,8 +167,12 @@ def class_table(
     evaluations: Mapping[str, Evaluation],
     *,
     kinds: Mapping[str, str] | None = None,
+    bootstrap: Bootstrap | None = None,
 ) -> Table:
-    """A row per class, sorted by kind: its segments, and its AP in percent in each result, mean over tIoU."""
+    """A row per class, sorted by kind: its segments, and its AP in percent in each result, mean over tIoU.
+
+    With a bootstrap of the same results, each figure has its interval.
+    """
     tiou = _common_tiou(evaluations)
     segments: dict[str, int] = {}
     for evaluation in evaluations.values():
@@ -165,14 +184,52 @@ def class_table(
     if kinds is not None:
         ranks = {kind: rank for rank, kind in enumerate(dict.fromkeys(kinds.values()))}
         order.sort(key=lambda name: ranks.get(kinds.get(name, ""), len(ranks)))
-    precision = [evaluation.per_class for evaluation in evaluations.values()]
+    precision: list[Mapping[str, float | Estimate]] = [each.per_class for each in evaluations.values()]
+    if bootstrap is not None:
+        precision = [bootstrap.results[name].per_class for name in evaluations]
     rows: list[Row] = []
     for name in order:
-        figures = [100 * each[name] if name in each else "no ground truth" for each in precision]
+        figures = [each[name] * 100 if name in each else "no ground truth" for each in precision]
         kind: Row = () if kinds is None else (kinds.get(name),)
         rows.append((name, *kind, segments[name], *figures))
     columns = ("class", *(() if kinds is None else ("kind",)), "segments", *evaluations)
     return Table(f"AP per class (%), {_range(tiou)}", columns, rows)
+
+
+def estimates(bootstrap: Bootstrap, name: str) -> list[Estimate]:
+    """A result's mAP in percent at each tIoU, and the average, with intervals."""
+    result = bootstrap.results[name]
+    return [figure * 100 for figure in (*result.map_per_tiou, result.average_map)]
+
+
+def paired_table(bootstrap: Bootstrap) -> Table:
+    """A row per result: its mAP minus the baseline's in percent points at each tIoU, and the average."""
+    rows: list[Row] = []
+    for name, result in bootstrap.differences.items():
+        rows.append((name, *(_signed(figure * 100) for figure in (*result.map_per_tiou, result.average_map))))
+    columns = ("result", *(f"{threshold:.4g}" for threshold in bootstrap.tiou), "average")
+    notes = [
+        "Paired: both results of a difference are computed on the same resamples. If an interval does not contain 0, "
+        "the difference is unlikely to come from the choice of the test data alone."
+    ]
+    if len(rows) > 1:
+        notes.append(
+            f"Each interval is for one comparison: of {len(rows)} without any difference, some may exclude 0."
+        )
+    return Table(f"mAP (%) minus that of {bootstrap.baseline}, paired", columns, rows, notes)
+
+
+def bootstrap_note(bootstrap: Bootstrap) -> str:
+    """What the intervals are of."""
+    drawn, one_seed = f"over {_count(bootstrap.videos, 'video')}", ""
+    if max(bootstrap.seeds.values()) > 1:
+        drawn += " and the seeds"
+        if alone := [name for name, count in bootstrap.seeds.items() if count == 1]:
+            one_seed = f" Of one seed, so only over videos: {shortlist(alone)}."
+    return (
+        f"In brackets: the {100 * LEVEL:.0f} % interval {drawn}, by {bootstrap.resamples:,} resamples of a bootstrap."
+        + one_seed
+    )
 
 
 def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:
@@ -287,14 +344,26 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing if number == 1 else plural}"
 
 
-def _is_number(cell: Cell) -> TypeGuard[int | float]:
-    return isinstance(cell, (int, float))
+def _is_number(cell: Cell) -> TypeGuard[int | float | Estimate]:
+    return isinstance(cell, (int, float, Estimate))
+
+
+def _number(cell: int | float | Estimate) -> float:
+    return cell.value if isinstance(cell, Estimate) else cell
+
+
+def _signed(estimate: Estimate) -> str:
+    # Adding 0 makes -0.0 a 0.0.
+    value, low, high = (f"{round(x, 1) + 0.0:+.1f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _printed(cell: Cell) -> str:
     match cell:
         case None:
             return "–"
+        case Estimate():
+            return f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
         case float():
             return f"{cell:.2f}"
         case int():
