@@ -50,8 +50,9 @@ class FrameEvaluation:
 
     Args:
         rule: which frames there are, and in which of them a class happens.
-        fps: steps a second, of detections; None: of scores of frames, or with a fixed number of steps.
-        steps: steps of each video, where one number was given for all.
+        of_detections: whether the scores are those of detections.
+        fps: of detections, steps a second; None where these do not matter.
+        steps: of detections, steps of every video, if one number was given.
         classes: the K classes of the annotations, in their order.
         ap: float64 ``[K]``, average precision; NaN for a class that happens in no frame.
         positives: int64 ``[K]``, the number of frames in which each class happens.
@@ -63,6 +64,7 @@ class FrameEvaluation:
     """
 
     rule: FrameRule
+    of_detections: bool
     fps: float | None
     steps: int | None
     classes: tuple[str, ...]
@@ -107,6 +109,7 @@ class FrameEvaluation:
         content = {
             "metric": "frame-map",
             "rule": self.rule,
+            "of_detections": self.of_detections,
             "fps": self.fps,
             "steps": self.steps,
             "map_all_classes": self.map_all_classes,
@@ -176,6 +179,7 @@ def frame_map(
         )
     return FrameEvaluation(
         rule=rule,
+        of_detections=isinstance(scores, Detections),
         fps=rate,
         steps=steps if isinstance(steps, int) else None,
         classes=ground_truth.classes,
