@@ -101,6 +101,12 @@ def check_metric_options(args: argparse.Namespace) -> None:
         args.rule = args.rule or rules[0]
         if args.rule not in rules:
             raise ValueError(f"--rule {args.rule} is not for --metric {args.metric}; use {' or '.join(rules)}")
+    if args.metric != "frame-map":
+        for path in args.detections:
+            if path.suffix.lower() == ".npz":
+                raise ValueError(
+                    f"{path}: per-frame scores are for --metric frame-map; use that, or name detections"
+                )
     if args.metric == "ar" and args.max_proposals is not None:
         from bitad.evaluation.average_recall import check_max_proposals
 
