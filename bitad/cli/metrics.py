@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bitad.evaluation.per_frame import FrameEvaluation
     from bitad.reports.tables import Table
 
-DEFAULT_TIOU: dict[Metric, str] = {"map": "0.3:0.7:0.1", "ar": "0.5:0.95:0.05"}
+_TIOU: dict[Metric, str] = {"map": "0.3:0.7:0.1", "ar": "0.5:0.95:0.05"}
 
 # The first one is the default.
 _RULES: dict[Metric, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ _METRICS: dict[str, tuple[Metric, ...]] = {
     "--per-class": ("map", "frame-map", "segmental"),
     "--rule": tuple(_RULES),
     "--steps": ("frame-map",),
-    "--tiou": tuple(DEFAULT_TIOU),
+    "--tiou": tuple(_TIOU),
 }
 
 
@@ -57,6 +57,8 @@ def add_metric(parser: argparse.ArgumentParser) -> None:
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
     rules = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in _RULES.items())
+    default = ", ".join(f"{tiou} for {metric}" for metric, tiou in _TIOU.items())
+    parser.add_argument("--tiou", help=f"tIoU thresholds, as first:last:step or a,b,c (default: {default})")
     parser.add_argument(
         "--rule",
         choices=tuple(dict.fromkeys(name for names in _RULES.values() for name in names)),
@@ -90,13 +92,15 @@ def add_metric_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_metric_options(args: argparse.Namespace) -> None:
-    """Raises ValueError for an option or rule of another metric, or out of its range; sets the default rule."""
+    """Sets the defaults of --rule and --tiou; raises ValueError for an option of another metric, or out of range."""
     for option, metrics in _METRICS.items():
         given = getattr(args, option.removeprefix("--").replace("-", "_"))
-        if given not in (None, False) and args.metric not in metrics:
+        if given is not None and given is not False and args.metric not in metrics:
             raise ValueError(
                 f"{option} is not for --metric {args.metric}; leave it out, or use --metric {' or '.join(metrics)}"
             )
+    if args.tiou is None:
+        args.tiou = _TIOU.get(args.metric)
     if rules := _RULES.get(args.metric):
         args.rule = args.rule or rules[0]
         if args.rule not in rules:

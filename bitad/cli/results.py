@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bitad.cli.commands import Commands, add_allow_clock_mismatch, add_device, add_json
 from bitad.cli.metrics import (
-    DEFAULT_TIOU,
     add_metric,
     add_metric_options,
     check_metric_options,
@@ -69,16 +68,11 @@ def add_commands(commands: Commands) -> None:
         required=True,
         metavar="FILE",
         help="detection files of BiTAD or another project; for frame-map also per-frame scores: an .npz, or a folder, "
-        "with an array [T, classes] for each video",
+        "with an array [T, classes] for each video, in the order of --classes or of the annotations' classes",
     )
     _add_classes(p)
     p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
     p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
-    p.add_argument(
-        "--tiou",
-        help="tIoU thresholds, as first:last:step or a,b,c "
-        f"(default: {', '.join(f'{tiou} for {metric}' for metric, tiou in DEFAULT_TIOU.items())})",
-    )
     add_metric_options(p)
     p.add_argument(
         "--ambiguous",
@@ -192,7 +186,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from bitad.runtime.files import check_file, write_json
 
     check_metric_options(args)
-    tiou = _thresholds(args.tiou or DEFAULT_TIOU.get(args.metric, "0.5"))  # fails before anything is read
+    tiou = [] if args.tiou is None else _thresholds(args.tiou)  # fails before anything is read
     _check_bootstrap(args.bootstrap)
     files = args.detections
     if len(set(files)) < len(files):

@@ -300,6 +300,7 @@ def test_several_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("--metric frame-map --rule charades-25 --fps 1", "--fps is not for --rule charades-25"),
         ("--metric frame-map --rule activitynet", "--rule activitynet is not for --metric frame-map; use dense"),
         ("--min-score 0.5", "--min-score is not for --metric map; leave it out, or use --metric segmental"),
+        ("--fps 0", "--fps is not for --metric map"),
         ("--max-proposals 100", "--max-proposals is not for --metric map"),
         ("--rule opentad", "--rule opentad is not for --metric map; use activitynet or thumos-kit"),
     ],
