@@ -33,6 +33,7 @@ import numpy as np
 
 from bitad.config.names import RecallRule
 from bitad.data.annotations import Annotations
+from bitad.data.classes import UNDECIDED
 from bitad.data.detections import Detections
 from bitad.data.tiou import tiou_pairs
 from bitad.evaluation.mean_average_precision import Truth, checked_thresholds
@@ -58,6 +59,7 @@ class AverageRecall:
         recall: float64 ``[n_tiou, P]``.
         videos: number of videos of the ground truth; V of them have a segment (``videos_with_segments``).
         segments_dropped: ground-truth segments left out: without length, or annotated twice.
+        ambiguous: number of ``segments`` that are labelled Ambiguous.
         proposals: T, the number of all proposals; ``proposals_used`` are those of the last point.
         proposals_elsewhere: number of proposals in videos without a segment. They count in T.
     """
@@ -73,6 +75,7 @@ class AverageRecall:
     videos_without_proposal: tuple[str, ...]
     segments: int
     segments_dropped: int
+    ambiguous: int
     proposals: int
     proposals_used: int
     proposals_elsewhere: int
@@ -130,6 +133,7 @@ class AverageRecall:
             "videos_without_proposal": list(self.videos_without_proposal),
             "segments": self.segments,
             "segments_dropped": self.segments_dropped,
+            "ambiguous": self.ambiguous,
             "proposals": self.proposals,
             "proposals_used": self.proposals_used,
             "proposals_elsewhere": self.proposals_elsewhere,
@@ -205,6 +209,7 @@ def average_recall(
         videos_without_proposal=tuple(name for name in number if name not in searched),
         segments=len(video),
         segments_dropped=truth.dropped,
+        ambiguous=int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum()),
         proposals=len(proposals),
         proposals_used=used,
         proposals_elsewhere=int((among < 0).sum()),

@@ -9,7 +9,7 @@ videos in the annotations, then of time. The rule says which frames there are, a
   it.) There is no fixed rate: figures of other numbers of steps are not comparable.
 * ``charades-25``: 25 points a video, point j of 0 to 24 at ``j / 25 * duration``. A class happens where
   ``start <= time <= end``. Scores of T steps are taken at step ``floor(j * T / 25)``; this choice is BiTAD's. (The
-  official localization measure of Charades, Sigurdsson et al., ECCV 2016.)
+  official measure of localization on Charades, the data set of Sigurdsson et al., ECCV 2016.)
 * ``sampled-25``: of a video with T > 25, the 25 steps 1, 1 + s, 1 + 2 s and so on of ``dense``, where
   ``s = int(T / 25)``; other videos are left out. (MS-TCT's approximation of Charades' measure, Dai et al., CVPR 2022;
   not the official one.)

@@ -228,6 +228,8 @@ def _recall_facts(result: AverageRecall) -> Iterator[str]:
     yield f"{_count(result.proposals, 'proposal')}, of which {result.proposals_used:,} are used at N = {most}."
     if result.segments_dropped:
         yield f"{_count(result.segments_dropped, 'ground-truth segment')} left out: empty or annotated twice."
+    if result.ambiguous:
+        yield f"{_count(result.ambiguous, 'Ambiguous interval')} of the ground truth counted as segments."
     if missing := result.videos_without_proposal:
         yield f"{_count(len(missing), 'video')} without any proposal: {shortlist(missing)}."
     if result.proposals_elsewhere:

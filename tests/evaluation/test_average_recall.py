@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from recordings import FIXTURES, NEEDS_FIXTURES
 
 from bitad import average_recall, read_annotations, read_detections
-from bitad.cli import main
+from bitad.cli import build_parser, main
+from bitad.cli.metrics import check_metric_options
 from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections, write_detections
 from bitad.data.formats.database import write_annotations
@@ -228,3 +231,40 @@ def test_proposals_elsewhere_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1 proposal in videos without segments" in table
     assert "1 video without any proposal: y." in table
     assert table.splitlines()[4].split() == ["found.json", "50.00", "0.00"]
+
+
+def test_ambiguous_segments_count_and_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = perfect()
+    video = truth.videos["x"]
+    both = replace(video, segments=np.array([[1.0, 3.0], [6.0, 8.0]]), labels=("a", "Ambiguous"))
+    truth = Annotations(truth.videos | {"x": both}, ("a", "Ambiguous"))
+    write_annotations(truth, tmp_path / "gt.json")
+    write_detections(found, tmp_path / "found.json")
+    command = ["evaluate", "--ground-truth", tmp_path / "gt.json", "--detections", tmp_path / "found.json"]
+    assert main([*map(str, command), "--subset", "test", "--metric", "ar", "--max-proposals", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "1 Ambiguous interval of the ground truth counted" in table
+    assert table.splitlines()[4].split()[1] == "66.67"
+
+
+def test_the_commands_of_the_page_are_accepted() -> None:
+    page = (Path(__file__).parents[2] / "docs/measures.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [line.strip() for line in page.splitlines() if line.startswith("    bitad ")]
+    assert len(commands) == 5
+    for command in commands:
+        args = build_parser().parse_args(shlex.split(command)[1:])
+        check_metric_options(args)
+
+
+@NEEDS_FIXTURES
+def test_the_figures_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/measures.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.5:[\d.]+:0\.05), M = (\d+) \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    expected = json.loads((RECORDED / "actionformer_expected.json").read_text())
+    for tiou, most, cells in rows:
+        one = expected[f"{'anet' if '0.95' in tiou else 'thumos'}_max{most}"]
+        figures = [one["AR"].get(number) for number in ("1", "5", "10", "50", "100", "200")] + [one["AUC"]]
+        assert [cell.strip() for cell in cells.split("|")] == [
+            "" if value is None else f"{100 * value:.2f}" for value in figures
+        ]
