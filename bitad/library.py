@@ -409,7 +409,7 @@ def frame_map(
     fps: float | None = None,
     steps: int | Mapping[str, int] | None = None,
     allow_clock_mismatch: bool = False,
-    sources: tuple[object, object] = ("the annotations", "the detections"),
+    sources: tuple[object, object] = ("the annotations", "the scores"),
 ) -> FrameEvaluation:
     """Per-frame mAP of detections or of scores of frames, like ``bitad evaluate --metric frame-map``.
 
@@ -431,7 +431,7 @@ def frame_map(
     if isinstance(scores, Detections):
         scores = _comparable(scores, annotations, truth, sources)
         compare_durations(truth, scores, sources[1], allowed=allow_clock_mismatch)
-    return per_frame.frame_map(truth, scores, rule=rule, fps=fps, steps=steps)
+    return per_frame.frame_map(truth, scores, rule=rule, fps=fps, steps=steps, source=sources[1])
 
 
 def segmental_f1(

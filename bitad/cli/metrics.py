@@ -196,11 +196,10 @@ def _frame_map_of(args: argparse.Namespace, annotations: Annotations, path: Path
     from bitad.library import frame_map
 
     if holds_frame_scores(path):
-        annotations = with_columns(annotations, path, args.classes)
-        wanted = annotations.subset(args.subset).videos
+        scores = read_frame_scores(path, annotations.subset(args.subset).videos)
         return frame_map(
-            annotations,
-            read_frame_scores(path, wanted),
+            with_columns(annotations, path, args.classes),
+            scores,
             subset=args.subset,
             rule=args.rule,
             sources=(args.ground_truth, path),

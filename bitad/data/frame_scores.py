@@ -25,14 +25,19 @@ def read_frame_scores(path: str | Path, videos: Collection[str]) -> dict[str, ND
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no ``.npz``, an array that is damaged or not of numbers ``[T, classes]``, or an unclear name.
+        ValueError: no ``.npz``, no array of any of the videos, one that is damaged or not of numbers ``[T, classes]``,
+            or an unclear name.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such .npz file or folder of per-frame scores")
     store = FeatureStore(path, wanted=lambda: videos)
     stored = set(store.names())
-    return {name: store.stored(name)[0] for name in videos if store.own_name(name) in stored}
+    scores = {name: store.stored(name)[0] for name in videos if store.own_name(name) in stored}
+    if not scores:
+        arrays = f"its arrays are {shortlist(sorted(stored))}" if stored else "it has no array"
+        raise ValueError(f"{path}: no scores of {shortlist(videos)}; {arrays}; name an array by its video")
+    return scores
 
 
 def with_columns(annotations: Annotations, path: str | Path, classes: str | Path | None) -> Annotations:
@@ -47,12 +52,12 @@ def with_columns(annotations: Annotations, path: str | Path, classes: str | Path
         ValueError: the list lacks a class of the annotations.
     """
     if classes is None:
-        names = shortlist(annotations.classes, 12)
+        names = shortlist(annotations.classes)
         log_once(f"{path}: its columns are the annotations' {len(annotations.classes)} classes in order: {names}")
         return annotations
     listed = tuple(read_class_numbers(classes).values())
     if missing := sorted(set(annotations.classes).difference(listed)):
         raise ValueError(
-            f"{classes}: the annotations' class {shortlist(missing)} is missing; list every column's class"
+            f"{classes}: no {shortlist(missing)}, of the annotations' classes; list every column's class"
         )
     return replace(annotations, classes=listed)

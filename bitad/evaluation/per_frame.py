@@ -137,6 +137,7 @@ def frame_map(
     rule: FrameRule = "dense",
     fps: float | None = None,
     steps: int | Mapping[str, int] | None = None,
+    source: object = "the scores",
 ) -> FrameEvaluation:
     """Per-frame mAP against all videos of ``ground_truth``, which have durations.
 
@@ -146,6 +147,7 @@ def frame_map(
             its detections with ``start <= time <= end``, and 0 without one (minus infinity if any score is below 0).
         fps: of detections, steps a second (default: 1): ``T = round(duration * fps)``.
         steps: of detections, T instead: of every video, or by video. ``charades-25`` needs neither.
+        source: what errors call scores of frames.
 
     Raises:
         ValueError: no class happens in any frame; an array of another shape, or with NaN or infinity; a video without
@@ -161,7 +163,7 @@ def frame_map(
         if fps is not None or steps is not None:
             option = "fps" if steps is None else "steps"
             raise ValueError(f"{option} is for detections; the steps of per-frame scores are their rows")
-        checked = _checked(ground_truth, scores, rule)
+        checked = _checked(ground_truth, scores, rule, source)
         frames = _Frames(ground_truth, {name: len(array) for name, array in checked.items()}, rule)
         columns = _columns_of_scores(ground_truth, checked, frames)
         searched = set(scores)
@@ -274,15 +276,17 @@ def _steps(
     return found
 
 
-def _checked(ground_truth: Annotations, scores: Scores, rule: FrameRule) -> dict[str, NDArray[Any]]:
+def _checked(
+    ground_truth: Annotations, scores: Scores, rule: FrameRule, source: object
+) -> dict[str, NDArray[Any]]:
     """The scores of the ground truth's videos; raises a ValueError where they do not fit."""
     missing = [name for name in ground_truth.videos if name not in scores]
     if len(missing) == len(ground_truth.videos):
-        raise ValueError(f"no scores of {shortlist(missing)}; those given are of {shortlist(sorted(scores))}")
+        raise ValueError(f"{source}: no scores of {shortlist(missing)}, only of {shortlist(sorted(scores))}")
     if missing and rule != "charades-25":
         raise ValueError(
-            f"no scores of {shortlist(missing)}; rule {rule} needs those of every video, as its number of frames is "
-            "that of their rows"
+            f"{source}: no scores of {shortlist(missing)}; rule {rule} needs those of every video, whose rows are its "
+            "frames"
         )
     width = len(ground_truth.classes)
     checked = {}
@@ -292,13 +296,15 @@ def _checked(ground_truth: Annotations, scores: Scores, rule: FrameRule) -> dict
         array = np.asarray(scores[name])
         if array.ndim != 2 or array.dtype.kind not in "fiu" or not len(array) or array.shape[1] != width:
             shape = f"{array.dtype} of shape {list(array.shape)}"
-            raise ValueError(f"scores of {name}: {shape}; give numbers [T, {width}], a column for each class")
+            raise ValueError(
+                f"{source}: video {name}: {shape}; give numbers [T, {width}], a column for each class"
+            )
         wrong = np.isnan(array) | (array == np.inf)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             value = f"{array[row, column]} in row {row}, column {column}"
             raise ValueError(
-                f"scores of {name}: {value}; give finite ones, or minus infinity for a row without scores"
+                f"{source}: video {name}: {value}; give finite ones, or minus infinity where there are none"
             )
         checked[name] = array
     return checked

@@ -334,7 +334,7 @@ def test_a_video_without_rows_ranks_last_on_charades_and_is_refused_elsewhere() 
 )
 def test_scores_that_do_not_fit_are_refused(array: NDArray[Any], told: str) -> None:
     truth, _ = world()
-    with pytest.raises(ValueError, match=f"scores of v1: .*{told}"):
+    with pytest.raises(ValueError, match=f"the scores: video v1: .*{told}"):
         frame_map(truth, {"v0": np.zeros((4, 2)), "v1": array}, subset="test")
 
 
@@ -368,3 +368,39 @@ def test_a_ground_truth_without_durations_is_refused(tmp_path: Path, capsys: pyt
     command = ["evaluate", "--ground-truth", tmp_path / "gt.json", "--detections", tmp_path / "found.json"]
     assert main([*map(str, command), "--subset", "test", "--metric", "frame-map"]) == 1
     assert "the duration of v0 is not stated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "classes", "told"),
+    [
+        (None, None, "no such .npz file or folder of per-frame scores"),
+        ({"w": np.zeros((4, 2))}, None, "no scores of v0, v1; its arrays are w; name an array by its video"),
+        ({}, None, "no scores of v0, v1; it has no array"),
+        ({"v0": np.zeros((4, 2))}, None, "scores.npz: no scores of v1; rule dense needs those of every video"),
+        ({"v0": np.zeros((4, 2)), "v1": np.zeros((4, 3))}, None, "scores.npz: video v1: float64 of shape [4, 3]"),
+        ({"v0": np.zeros((4, 2)), "v1": np.zeros((4, 2))}, "p\nr\n", "no q, of the annotations' classes"),
+    ],
+)
+def test_a_file_of_scores_that_does_not_fit_is_refused(
+    arrays: Arrays | None, classes: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_annotations(world()[0], tmp_path / "gt.json")
+    if arrays is not None:
+        np.savez(tmp_path / "scores.npz", **arrays)
+    command = [
+        "evaluate",
+        "--ground-truth",
+        str(tmp_path / "gt.json"),
+        "--subset",
+        "test",
+        "--metric",
+        "frame-map",
+    ]
+    command += ["--detections", str(tmp_path / "scores.npz")]
+    if classes is not None:
+        (tmp_path / "classes.txt").write_text(classes)
+        command += ["--classes", str(tmp_path / "classes.txt")]
+    assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("bitad evaluate: error: ")
+    assert told in error
