@@ -14,31 +14,52 @@ if TYPE_CHECKING:
     from bitad.data.annotations import AnnotatedVideo, Annotations
     from bitad.data.detections import Detections, VideoDetections, read_detections
     from bitad.data.formats.database import read_annotations
+    from bitad.evaluation.average_recall import AverageRecall
     from bitad.evaluation.bootstrap import Bootstrap
     from bitad.evaluation.mean_average_precision import Evaluation
-    from bitad.library import Detector, Run, bootstrap, detect, evaluate, load, merge, train
+    from bitad.evaluation.per_frame import FrameEvaluation
+    from bitad.evaluation.segmentation import SegmentalF1
+    from bitad.library import (
+        Detector,
+        Run,
+        average_recall,
+        bootstrap,
+        detect,
+        evaluate,
+        frame_map,
+        load,
+        merge,
+        segmental_f1,
+        train,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnnotatedVideo",
     "Annotations",
+    "AverageRecall",
     "Bootstrap",
     "Config",
     "Detections",
     "Detector",
     "Evaluation",
+    "FrameEvaluation",
     "Run",
+    "SegmentalF1",
     "VideoDetections",
     "__version__",
+    "average_recall",
     "bootstrap",
     "detect",
     "evaluate",
+    "frame_map",
     "load",
     "load_config",
     "merge",
     "read_annotations",
     "read_detections",
+    "segmental_f1",
     "train",
 ]
 
@@ -46,10 +67,13 @@ __all__ = [
 _MODULES = {
     "AnnotatedVideo": "bitad.data.annotations",
     "Annotations": "bitad.data.annotations",
+    "AverageRecall": "bitad.evaluation.average_recall",
     "Bootstrap": "bitad.evaluation.bootstrap",
     "Config": "bitad.config.schema",
     "Detections": "bitad.data.detections",
     "Evaluation": "bitad.evaluation.mean_average_precision",
+    "FrameEvaluation": "bitad.evaluation.per_frame",
+    "SegmentalF1": "bitad.evaluation.segmentation",
     "VideoDetections": "bitad.data.detections",
     "load_config": "bitad.config.loading",
     "read_annotations": "bitad.data.formats.database",

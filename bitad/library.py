@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.config.names import MapRule, MergeMethod, OnDecodeError, OnReadError
+from bitad.config.names import FrameRule, MapRule, MergeMethod, OnDecodeError, OnReadError, RecallRule
 from bitad.data.annotations import Annotations
 from bitad.data.clocks import require_durations
 from bitad.data.detections import DEFAULT_SCORE, Detections, alike, require_any, under_names
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     from bitad.config.schema import Config
     from bitad.data.sources import Source
+    from bitad.evaluation.average_recall import AverageRecall
     from bitad.evaluation.bootstrap import Bootstrap
+    from bitad.evaluation.per_frame import FrameEvaluation
+    from bitad.evaluation.segmentation import SegmentalF1
     from bitad.weights.checkpoint import Checkpoint
 
 StrPath = str | os.PathLike[str]
@@ -345,14 +348,119 @@ def _test_set(
         raise ValueError("ambiguous segments are only for the kit's rule; use rule thumos-kit, or leave them out")
     if class_agnostic and rule != "activitynet":
         raise ValueError(f"class-agnostic evaluation is only by ActivityNet's rule; leave out rule {rule}")
-    truth_source, source = sources
     truth = annotations.subset(subset)
-    found = under_names(detections, annotations.videos, source)
-    require_any(found, truth.videos, source, f"{truth_source}, subset {subset!r}")
+    found = _comparable(detections, annotations, truth, sources)
     if class_agnostic:
         truth, found = truth.only_classes().class_agnostic(), found.class_agnostic()
     marked = None if ambiguous is None else renamed(read_ambiguous(Path(ambiguous)), truth.videos, ambiguous)
     return truth, found, marked
+
+
+def _comparable(
+    detections: Detections, annotations: Annotations, truth: Annotations, sources: tuple[object, object]
+) -> Detections:
+    """The detections under the annotations' names of videos; ValueError if none is in a video of the truth."""
+    truth_source, source = sources
+    found = under_names(detections, annotations.videos, source)
+    subsets = " and ".join(map(repr, truth.subsets()))
+    require_any(found, truth.videos, source, f"{truth_source}, subset {subsets}")
+    return found
+
+
+def average_recall(
+    annotations: Annotations,
+    detections: Detections,
+    *,
+    subset: str,
+    tiou: Sequence[float] | None = None,
+    max_proposals: int = 100,
+    rule: RecallRule = "opentad",
+    allow_clock_mismatch: bool = False,
+    sources: tuple[object, object] = ("the annotations", "the detections"),
+) -> AverageRecall:
+    """Average recall of detections as proposals (AR@AN, AUC), like ``bitad evaluate --metric ar``.
+
+    Args:
+        annotations, detections, subset, allow_clock_mismatch, sources: as in :func:`evaluate`; labels are ignored.
+        tiou: thresholds, each above 0 and at most 1; None: 0.5 to 0.95 in steps of 0.05.
+        max_proposals: the greatest average number of proposals in a video, 1 to 10,000.
+        rule: "opentad", or "activitynet" for the code of ActivityNet's challenge, see
+            :mod:`bitad.evaluation.average_recall`.
+
+    Raises:
+        ValueError: as :func:`evaluate`, or ``max_proposals`` is out of its range.
+    """
+    from bitad.evaluation import average_recall as recall
+
+    truth = annotations.subset(subset)
+    found = _comparable(detections, annotations, truth, sources)
+    thresholds = recall.TIOU if tiou is None else tiou
+    result = recall.average_recall(truth, found, tiou=thresholds, max_proposals=max_proposals, rule=rule)
+    compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
+    return result
+
+
+def frame_map(
+    annotations: Annotations,
+    scores: Detections | Mapping[str, NDArray[Any]],
+    *,
+    subset: str,
+    rule: FrameRule = "dense",
+    fps: float | None = None,
+    steps: int | Mapping[str, int] | None = None,
+    allow_clock_mismatch: bool = False,
+    sources: tuple[object, object] = ("the annotations", "the scores"),
+) -> FrameEvaluation:
+    """Per-frame mAP of detections or of scores of frames, like ``bitad evaluate --metric frame-map``.
+
+    Args:
+        annotations, subset, allow_clock_mismatch, sources: as in :func:`evaluate`.
+        scores: by video, an array ``[T, classes]`` in the order of ``annotations.classes``, with minus infinity for a
+            step without scores; or detections: the score of a class at a time is the highest of those that contain it.
+        rule: "dense", "charades-25" or "sampled-25", see :mod:`bitad.evaluation.per_frame`.
+        fps: of detections, steps a second (default: 1).
+        steps: of detections, the number of steps instead: of every video, or by video.
+
+    Raises:
+        ValueError: as :func:`evaluate`; a video has no duration; scores do not fit; ``fps`` or ``steps`` out of range,
+            or where they do not apply.
+    """
+    from bitad.evaluation import per_frame
+
+    truth = annotations.subset(subset).require_durations(sources[0])
+    if isinstance(scores, Detections):
+        scores = _comparable(scores, annotations, truth, sources)
+        compare_durations(truth, scores, sources[1], allowed=allow_clock_mismatch)
+    return per_frame.frame_map(truth, scores, rule=rule, fps=fps, steps=steps, source=sources[1])
+
+
+def segmental_f1(
+    annotations: Annotations,
+    detections: Detections,
+    *,
+    subset: str,
+    min_scores: Mapping[str, float] | None = None,
+    allow_clock_mismatch: bool = False,
+    sources: tuple[object, object] = ("the annotations", "the detections"),
+) -> SegmentalF1:
+    """F1@{10, 25, 50} and edit score, like ``bitad evaluate --metric segmental``.
+
+    Detections become one label a moment: those with at least the score of their class, without overlap.
+
+    Args:
+        annotations, detections, subset, allow_clock_mismatch, sources: as in :func:`evaluate`.
+        min_scores: by class, the least score; None: the detections' own ``min_scores``. Classes without one have 0.3.
+
+    Raises:
+        ValueError: as :func:`evaluate`, or the ground truth has two labels at a time.
+    """
+    from bitad.evaluation import segmentation
+
+    truth = annotations.subset(subset)
+    found = _comparable(detections, annotations, truth, sources)
+    result = segmentation.segmental_f1(truth, found, min_scores=min_scores)
+    compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
+    return result
 
 
 def compare_durations(annotations: Annotations, detections: Detections, source: object, *, allowed: bool) -> None:

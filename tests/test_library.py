@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -118,8 +119,8 @@ def test_the_page_names_every_public_name() -> None:
 def test_the_lazy_names_are_those_that_type_checkers_see() -> None:
     source = Path(bitad.__file__).read_text(encoding="utf-8")
     checked = source[source.index("if TYPE_CHECKING:") : source.index("__version__ =")]
-    imports = dict(re.findall(r"from ([\w.]+) import (.+)", checked))
-    seen = {name: module for module, names in imports.items() for name in names.split(", ")}
+    nodes = [node for node in ast.walk(ast.parse(checked)) if isinstance(node, ast.ImportFrom)]
+    seen = {name.name: node.module for node in nodes for name in node.names}
     assert set(bitad.__all__) == {*seen, "__version__"}
     for name, module in seen.items():
         assert getattr(bitad, name) is getattr(sys.modules[module], name)

@@ -119,6 +119,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
+def parse_min_score(text: str) -> float | None:
+    """The value of --min-score; None for auto."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
 def add_on_decode_error(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-decode-error",

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bitad.cli.commands import Commands, add_allow_clock_mismatch, add_device, add_json
-from bitad.config.names import MapRule, MergeMethod
+from bitad.cli.metrics import (
+    add_metric,
+    add_metric_options,
+    check_metric_options,
+    json_of,
+    measure,
+)
+from bitad.config.names import MergeMethod
 from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
+    from bitad.reports.tables import Table
 
 
 _MAX_THRESHOLDS = 1000  # more suggest a mistaken step
@@ -41,12 +50,16 @@ def add_commands(commands: Commands) -> None:
     p = commands.add(
         "evaluate",
         _evaluate,
-        "Compute the mAP of detection files, by ActivityNet's rule or the THUMOS'14 kit's.",
+        "Measure detection files: mAP, average recall, per-frame mAP, or F1@k and edit score.",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test",
         "evaluate --ground-truth thumos14.json --detections a.json b.json --subset Test --bootstrap 1000",
         "evaluate --ground-truth thumos14.json --detections found.json --subset Test --rule thumos-kit "
         "--ambiguous Ambiguous_test.txt",
+        "evaluate --ground-truth thumos14.json --detections found.json --subset Test --metric ar --max-proposals 200",
+        "evaluate --ground-truth multithumos.json --detections scores.npz --subset test --metric frame-map",
+        "evaluate --ground-truth gtea.json --detections found.json --subset test --metric segmental",
     )
+    add_metric(p)
     p.add_argument("--ground-truth", type=Path, required=True, help="annotation file")
     p.add_argument(
         "--detections",
@@ -54,17 +67,13 @@ def add_commands(commands: Commands) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="detection files of BiTAD or another project",
+        help="detection files of BiTAD or another project; for frame-map also per-frame scores: an .npz, or a folder, "
+        "with an array [T, classes] for each video, in the order of --classes or of the annotations' classes",
     )
     _add_classes(p)
     p.add_argument("--class-agnostic", action="store_true", help="treat all segments as one class")
     p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
-    p.add_argument(
-        "--tiou",
-        default="0.3:0.7:0.1",
-        help="tIoU thresholds, as first:last:step or a,b,c (default: 0.3:0.7:0.1)",
-    )
-    p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="default: activitynet")
+    add_metric_options(p)
     p.add_argument(
         "--ambiguous",
         type=Path,
@@ -72,7 +81,7 @@ def add_commands(commands: Commands) -> None:
         help="with --rule thumos-kit: Ambiguous_test.txt or annotations, if the ground truth has none",
     )
     _add_allow_clock_mismatch(p)
-    p.add_argument("--per-class", action="store_true", help="also print the AP of each class")
+    p.add_argument("--per-class", action="store_true", help="also print the figures of each class")
     _add_bootstrap(p, "those of the first file")
     add_json(p)
 
@@ -174,19 +183,35 @@ def _in_reverse_time(
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from bitad.data.detections import read_detections
-    from bitad.data.formats.database import read_annotations
-    from bitad.library import bootstrap, evaluate
-    from bitad.reports.tables import class_table, evaluation_table, paired_table
     from bitad.runtime.files import check_file, write_json
 
-    tiou = _thresholds(args.tiou)  # fails before anything is read
+    check_metric_options(args)
+    tiou = [] if args.tiou is None else _thresholds(args.tiou)  # fails before anything is read
     _check_bootstrap(args.bootstrap)
     files = args.detections
     if len(set(files)) < len(files):
         raise ValueError(f"--detections {' '.join(map(str, files))}: a file occurs twice; name each once")
     if args.json:
         check_file(args.json, "--json", (args.ground_truth, *files, args.classes, args.ambiguous))
+    # Files of several runs have one name.
+    is_distinct = len({path.name for path in files}) == len(files)
+    named = {path.name if is_distinct else str(path): path for path in files}
+    tables, content = _mean_ap(args, named, tiou) if args.metric == "map" else measure(args, named, tiou)
+    print("\n\n".join(table.text() for table in tables))
+    if args.json:
+        write_json(content, args.json)
+    return 0
+
+
+def _mean_ap(
+    args: argparse.Namespace, files: Mapping[str, Path], tiou: Sequence[float]
+) -> tuple[list[Table], dict[str, Any]]:
+    """The tables and the JSON of --metric map."""
+    from bitad.data.detections import read_detections
+    from bitad.data.formats.database import read_annotations
+    from bitad.library import bootstrap, evaluate
+    from bitad.reports.tables import class_table, evaluation_table, paired_table
+
     # Keeps Ambiguous: ActivityNet's evaluator counts it as a class, and the kit expects it.
     annotations = read_annotations(args.ground_truth, ignore=())
     options = {
@@ -196,27 +221,22 @@ def _evaluate(args: argparse.Namespace) -> int:
         "ambiguous": args.ambiguous,
         "class_agnostic": args.class_agnostic,
     }
-    # Files of several runs have one name.
-    is_distinct = len({path.name for path in files}) == len(files)
-    sets = {path.name if is_distinct else str(path): read_detections(path, args.classes) for path in files}
+    sets = {name: read_detections(path, args.classes) for name, path in files.items()}
     evaluations = {}
-    for path, (name, found) in zip(files, sets.items(), strict=True):
-        sources, allowed = (args.ground_truth, path), args.allow_clock_mismatch
+    for name, found in sets.items():
+        sources, allowed = (args.ground_truth, files[name]), args.allow_clock_mismatch
         evaluations[name] = evaluate(annotations, found, **options, allow_clock_mismatch=allowed, sources=sources)
     intervals = None
     if args.bootstrap is not None:
         every = list(sets.values())
         intervals = bootstrap(annotations, every, resamples=args.bootstrap, names=list(sets), **options)
-    print(evaluation_table(evaluations, bootstrap=intervals).text())
+    tables = [evaluation_table(evaluations, bootstrap=intervals)]
     if intervals is not None and intervals.differences:
-        print("\n" + paired_table(intervals).text())
+        tables.append(paired_table(intervals))
     if args.per_class:
-        print("\n" + class_table(evaluations, bootstrap=intervals).text())
-    if args.json:
-        contents = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
-        content = next(iter(contents.values())) if len(contents) == 1 else {"results": contents}
-        write_json(content if intervals is None else {**content, "bootstrap": intervals.to_json()}, args.json)
-    return 0
+        tables.append(class_table(evaluations, bootstrap=intervals))
+    content = json_of(evaluations)
+    return tables, content if intervals is None else {**content, "bootstrap": intervals.to_json()}
 
 
 def _check_bootstrap(resamples: int | None) -> None:

@@ -18,6 +18,7 @@ from bitad.cli.commands import (
     add_overrides,
     check_seed,
     config_of,
+    parse_min_score,
     print_failures,
 )
 from bitad.config.names import PlanDevice, WeightsAction
@@ -108,7 +109,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--out", type=Path, default=Path("detections"), help="output folder (default: detections)")
     p.add_argument(
         "--min-score",
-        type=_min_score,
+        type=parse_min_score,
         metavar="auto|SCORE",
         help="of subtitles and page; auto: by class, the score of best F1 in the evaluation of the training "
         "(default: auto)",
@@ -245,14 +246,6 @@ def _detect(args: argparse.Namespace) -> int:
                 echo(f"{len(detections.shown())} detections with {shown}; see {page}")
             print_failures("detect", failed)
     return 1 if failed else 0
-
-
-def _min_score(text: str) -> float | None:
-    """The value of --min-score; None for auto."""
-    try:
-        return None if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
 # The cost of a run does not depend on the baselines it starts from.

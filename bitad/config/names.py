@@ -19,8 +19,14 @@ Alignment = Literal["exact", "naive"]
 FusionInit = Literal["mean", "random"]
 NmsMethod = Literal["gaussian", "linear", "vanilla", "hard", "none"]
 MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
+# What `bitad evaluate` measures.
+Metric = Literal["map", "ar", "frame-map", "segmental"]
 # By whose rule mAP is computed.
 MapRule = Literal["activitynet", "thumos-kit"]
+# By whose code average recall is computed.
+RecallRule = Literal["opentad", "activitynet"]
+# The frames of per-frame mAP.
+FrameRule = Literal["dense", "charades-25", "sampled-25"]
 
 AnnotationFormat = Literal["native", "actionformer"]
 # For segments beyond their video, and for other defects of annotations.

@@ -132,7 +132,7 @@ class Annotations:
         videos = self.map(lambda video: replace(video, labels=(ANY_CLASS,) * len(video.labels)))
         return replace(videos, classes=(ANY_CLASS,))
 
-    def require_durations(self, path: str | Path) -> Annotations:
+    def require_durations(self, path: object) -> Annotations:
         """The videos of known duration. Others without a segment of a class are left out, and logged.
 
         Raises:
@@ -198,7 +198,7 @@ def require_readable(videos: Iterable[ParsedVideo], path: str | Path, more: Iter
         raise ValueError(f"{path}: video {defect.video}: {defect.detail}; {remedy}")
 
 
-def require_known_durations(unknown: Sequence[str], path: str | Path) -> None:
+def require_known_durations(unknown: Sequence[str], path: object) -> None:
     """Raise a ValueError if there are videos of unknown duration."""
     if unknown:
         remedy = (

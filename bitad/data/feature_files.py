@@ -76,14 +76,19 @@ class FeatureStore:
         """T, the number of rows of a video's features; raises like :meth:`shape`."""
         return self.shape(name)[0]
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
+    def stored(self, name: str) -> tuple[NDArray[Any], str]:
+        """A video's array as it is stored, numbers ``[T, C]``, and its name in messages; raises like :meth:`length`."""
         with self._open(name) as (stream, where, _):
             stream.seek(0)
             try:
-                features = np.ascontiguousarray(npy.read_array(stream, allow_pickle=False), np.float32)
+                return npy.read_array(stream, allow_pickle=False), where
             except _DAMAGED as error:
                 raise ValueError(f"{where}: no array that numpy reads: {error}") from None
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
+        array, where = self.stored(name)
+        features = np.ascontiguousarray(array, np.float32)
         invalid = np.argwhere(~np.isfinite(features))
         if len(invalid):
             row, column = invalid[0]

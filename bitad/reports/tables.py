@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeGuard, get_args
 
 from rich.cells import cell_len
 
-from bitad.config.names import MapRule
+from bitad.config.names import FrameRule, MapRule
+from bitad.evaluation.average_recall import AverageRecall
 from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
 from bitad.evaluation.direction_sensitivity import (
     KEPT,
@@ -22,6 +23,8 @@ from bitad.evaluation.direction_sensitivity import (
     Verdict,
 )
 from bitad.evaluation.mean_average_precision import Evaluation
+from bitad.evaluation.per_frame import FrameEvaluation
+from bitad.evaluation.segmentation import SegmentalF1
 from bitad.runtime.log import printable, shortlist
 
 Cell = str | int | float | Estimate | None
@@ -212,6 +215,176 @@ def class_table(
     return Table(f"AP per class (%), {_range(tiou)}", columns, rows)
 
 
+def recall_table(results: Mapping[str, AverageRecall]) -> Table:
+    """A row per result, all of one rule and of the same options: average recall in percent, and its AUC."""
+    rows: list[Row] = []
+    for name, result in results.items():
+        rows.append((name, *(100 * value for value in result.reported.values()), 100 * result.auc))
+    first = next(iter(results.values()))
+    columns = ("result", *(f"AR@{number}" for number in first.reported), "AUC")
+    whose = "OpenTAD's" if first.rule == "opentad" else "ActivityNet's"
+    notes = _notes({name: _recall_facts(result) for name, result in results.items()})
+    best = columns[1:] if len(rows) > 1 else ()
+    return Table(f"Average recall (%) of proposals by {whose} definition", columns, rows, notes, best)
+
+
+def _recall_facts(result: AverageRecall) -> Iterator[str]:
+    most = result.max_proposals
+    yield (
+        f"AR@N: recall at {_range(result.tiou)}, of an average of N proposals in a video, which are a share of each "
+        f"video's list. AUC: area under AR up to N = {most}, over {most}."
+    )
+    yield (
+        "Labels are ignored, and a proposal may recall several segments."
+        + (" The curve has 100 points." if result.rule == "activitynet" else "")
+    )
+    subsets = " and ".join(f"“{subset}”" for subset in result.subsets)
+    videos, with_segments = _count(result.videos, "video"), f"{result.videos_with_segments:,} with segments"
+    yield f"Ground truth: subset {subsets}, {videos}, {with_segments}, {_count(result.segments, 'segment')}."
+    yield f"{_count(result.proposals, 'proposal')}, of which {result.proposals_used:,} are used at N = {most}."
+    if result.segments_dropped:
+        yield f"{_count(result.segments_dropped, 'ground-truth segment')} left out: empty or annotated twice."
+    if result.ambiguous:
+        yield f"{_count(result.ambiguous, 'Ambiguous interval')} of the ground truth counted as segments."
+    if missing := result.videos_without_proposal:
+        yield f"{_count(len(missing), 'video')} without any proposal: {shortlist(missing)}."
+    if result.proposals_elsewhere:
+        number = _count(result.proposals_elsewhere, "proposal")
+        yield f"{number} in videos without segments: not used, but part of the average number."
+
+
+_FRAME_RULES: dict[FrameRule, tuple[str, str]] = {
+    "dense": (
+        "on every step (MultiTHUMOS' definition)",
+        "Frames: every step; a class happens where start < time < end.",
+    ),
+    "charades-25": (
+        "on 25 points a video (Charades' definition)",
+        "Frames: 25 points a video, from its start; a class happens where start <= time <= end.",
+    ),
+    "sampled-25": (
+        "on 25 steps a video (MS-TCT's approximation of Charades' definition)",
+        "Frames: of videos with more than 25 steps, every s-th from the second one; a class happens where start < time "
+        "< end. It is not Charades' official figure.",
+    ),
+}
+
+
+def frame_table(results: Mapping[str, FrameEvaluation]) -> Table:
+    """A row per result, all of one rule: per-frame mAP in percent, as several means over classes."""
+    rows: list[Row] = []
+    for name, result in results.items():
+        means = (
+            result.map_present_classes,
+            result.map_all_classes,
+            result.map_nonzero_classes,
+            result.weighted_map,
+        )
+        rows.append((name, *(100 * mean for mean in means)))
+    columns = ("result", "mAP", "all classes", "AP above 0", "weighted")
+    where = _FRAME_RULES[next(iter(results.values())).rule][0]
+    notes = _notes({name: _frame_facts(result) for name, result in results.items()})
+    return Table(f"Per-frame mAP (%) {where}", columns, rows, notes, best=columns[1:] if len(rows) > 1 else ())
+
+
+def _frame_facts(result: FrameEvaluation) -> Iterator[str]:
+    yield _FRAME_RULES[result.rule][1]
+    yield (
+        "mAP: mean AP, not interpolated, of the classes that happen in some frame. All classes: others count "
+        "as 0 (super-events, TGM, MS-TCT). AP above 0: mean of those only (PDAN). Weighted: by number of frames."
+    )
+    subsets = " and ".join(f"“{subset}”" for subset in result.subsets)
+    frames = f"{_count(result.frames, 'frame')} of {_count(result.videos, 'video')}"
+    yield f"Ground truth: subset {subsets}, {frames}, {_count(len(result.classes), 'class')}."
+    sampled = "the score of a class is the highest of its detections that contain the frame"
+    if result.fps is not None:
+        yield f"Detections, sampled {result.fps:g} times a second: {sampled}."
+    elif result.steps is not None:
+        yield f"Detections, sampled at {_count(result.steps, 'step')} a video: {sampled}."
+    elif result.of_detections:
+        yield f"Detections: {sampled}."
+    absent = [name for name, count in zip(result.classes, result.positives, strict=True) if not count]
+    if absent:
+        yield f"{_count(len(absent), 'class')} in no frame: {shortlist(absent)}."
+    if short := result.videos_left_out:
+        yield f"{_count(len(short), 'video')} of at most 25 steps left out: {shortlist(short)}."
+    if missing := result.videos_without_scores:
+        what = "any detection" if result.of_detections else "scores, which rank last"
+        yield f"{_count(len(missing), 'video')} without {what}: {shortlist(missing)}."
+    if strangers := result.elsewhere:
+        ignored = f"{_count(len(strangers), 'video')} not in the ground truth, ignored"
+        yield f"Detections in {ignored}: {shortlist(strangers)}."
+
+
+def frame_class_table(results: Mapping[str, FrameEvaluation]) -> Table:
+    """A row per class: its number of frames, and its AP in percent in each result."""
+    rows: list[Row] = []
+    for name in dict.fromkeys(name for result in results.values() for name in result.classes):
+        frames = 0
+        figures: list[Cell] = []
+        for result in results.values():
+            place = result.classes.index(name) if name in result.classes else None
+            if place is None or not result.positives[place]:
+                figures.append("in no frame")
+            else:
+                frames = max(frames, int(result.positives[place]))
+                figures.append(100 * float(result.ap[place]))
+        rows.append((name, frames, *figures))
+    return Table("Per-frame AP per class (%)", ("class", "frames", *results), rows)
+
+
+def segmental_table(results: Mapping[str, SegmentalF1]) -> Table:
+    """Two rows per result: F1 at each overlap in percent, of all videos and as their mean, and the edit score."""
+    rows: list[Row] = []
+    for name, result in results.items():
+        rows.append((name, "all videos together", *(100 * result.f1).tolist(), 100 * result.edit))
+        rows.append((name, "mean of videos", *(100 * result.f1_mean_of_videos).tolist(), 100 * result.edit))
+    columns = ("result", "F1 of", *_f1_columns(results), "edit")
+    notes = _notes({name: _segmental_facts(result) for name, result in results.items()})
+    return Table("F1@k and edit score (%), action segmentation's (Lea et al. 2017)", columns, rows, notes)
+
+
+def _f1_columns(results: Mapping[str, SegmentalF1]) -> list[str]:
+    return [f"F1@{100 * overlap:g}" for overlap in next(iter(results.values())).overlaps]
+
+
+def _segmental_facts(result: SegmentalF1) -> Iterator[str]:
+    yield (
+        "F1@k: a detection is right if the segment of its label that it overlaps most has an IoU of k percent, and no "
+        "other is right by that. F1 of all videos together: MS-TCN's code and later work; mean of videos: Lea et al.'s "
+        "code."
+    )
+    yield "Edit: 1 minus the edit distance of the sequences of labels over the longer one's length, mean of videos."
+    scores = result.min_scores.values()
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    values = f"{low:.4g}" if low == high else f"{low:.2f} to {high:.2f}"
+    least = {
+        "arguments": f"a score of at least {values}",
+        "detections": f"at least the score that their file states for their class ({values})",
+        "default": f"a score of at least {values}, as their file states none",
+    }[result.min_scores_of]
+    segments = _count(int(result.detected.sum()), "segment")
+    yield f"{_count(result.detections, 'detection')} with {least}: {segments} without overlap; background is ignored."
+    subsets = " and ".join(f"“{subset}”" for subset in result.subsets)
+    videos, true = _count(len(result.edits), "video"), _count(int(result.segments.sum()), "segment")
+    yield f"Ground truth: subset {subsets}, {videos}, {true}."
+    if result.elsewhere:
+        yield f"{_count(result.elsewhere, 'detection')} in videos not in the ground truth, ignored."
+
+
+def segmental_class_table(results: Mapping[str, SegmentalF1]) -> Table:
+    """A row per class and result: its number of segments, and its F1 at each overlap in percent."""
+    rows: list[Row] = []
+    for name in dict.fromkeys(name for result in results.values() for name in result.classes):
+        for source, result in results.items():
+            if name in result.classes:
+                place = result.classes.index(name)
+                counts = (int(table[:, place].sum()) for table in (result.segments, result.detected))
+                rows.append((name, source, *counts, *(100 * result.f1_per_class[place]).tolist()))
+    columns = ("class", "result", "segments", "detected", *_f1_columns(results))
+    return Table("F1@k per class (%), all videos together", columns, rows)
+
+
 def estimates(bootstrap: Bootstrap, name: str) -> list[Estimate]:
     """A result's mAP in percent at each tIoU, and the average, with intervals."""
     result = bootstrap.results[name]
@@ -322,13 +495,18 @@ def _evidence(one: ClassSensitivity) -> str:
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
     """Sentences on the rule, the data, and what was left out; each once, with the names of its results unless all."""
+    return _notes({name: _facts(evaluation, counts) for name, evaluation in evaluations.items()})
+
+
+def _notes(facts_of: Mapping[str, Iterable[str]]) -> list[str]:
+    """The facts of several results, each once, with the names of its results unless all."""
     facts: dict[str, list[str]] = {}
-    for name, evaluation in evaluations.items():
-        for fact in _facts(evaluation, counts):
+    for name, own in facts_of.items():
+        for fact in own:
             facts.setdefault(fact, []).append(name)
     notes = []
     for fact, names in facts.items():
-        others = [name for name in evaluations if name not in names]
+        others = [name for name in facts_of if name not in names]
         if not others:
             notes.append(fact)
         elif len(others) <= 2 < len(names):
