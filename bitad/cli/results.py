@@ -82,7 +82,7 @@ def add_commands(commands: Commands) -> None:
     )
     _add_allow_clock_mismatch(p)
     p.add_argument("--per-class", action="store_true", help="also print the figures of each class")
-    _add_bootstrap(p, "those of the first file")
+    _add_bootstrap(p, "those of the first file", "the videos")
     add_json(p)
 
     p = commands.add(
@@ -97,7 +97,7 @@ def add_commands(commands: Commands) -> None:
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
     )
     p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
-    _add_bootstrap(p, "those of --baseline")
+    _add_bootstrap(p, "those of --baseline", "the videos and seeds")
     p.add_argument(
         "--baseline",
         type=decode_argument,
@@ -129,13 +129,13 @@ def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_bootstrap(parser: argparse.ArgumentParser, baseline: str) -> None:
+def _add_bootstrap(parser: argparse.ArgumentParser, baseline: str, drawn: str) -> None:
     parser.add_argument(
         "--bootstrap",
         type=int,
         metavar="N",
-        help=f"also give 95 %% intervals of all figures, and of their differences to {baseline}, by N resamples of the "
-        "videos and seeds; 1000 is usual",
+        help=f"also give 95 %% intervals of all figures, and of their differences to {baseline}, by N resamples of "
+        f"{drawn}; 1000 is usual",
     )
 
 
