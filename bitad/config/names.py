@@ -21,6 +21,9 @@ NmsMethod = Literal["gaussian", "linear", "vanilla", "hard", "none"]
 MergeMethod = Literal["soft-nms", "mean", "product", "wsf"]
 # By whose rule mAP is computed.
 MapRule = Literal["activitynet", "thumos-kit"]
+# Of equally overlapping segments, the one that decides the kind of an error: of the detection's own label, or the
+# first of the file.
+Ties = Literal["own", "file"]
 
 AnnotationFormat = Literal["native", "actionformer"]
 # For segments beyond their video, and for other defects of annotations.

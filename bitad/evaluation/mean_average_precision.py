@@ -341,8 +341,8 @@ def precision_recall(
     return curves
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
-    """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
+def matches(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> IntArray:
+    """The rank of the detection that each segment is matched to, ``[n_tiou, m]``; n where there is none."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
@@ -351,11 +351,22 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mas
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     first = np.searchsorted(detection, np.arange(n))
-    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last column is for segments that nothing matches
-    for hits, threshold in zip(correct, thresholds, strict=True):
+    matched = np.empty((len(thresholds), len(truth.segments)), np.int64)
+    for row, threshold in zip(matched, thresholds, strict=True):
         count = np.bincount(detection[tiou >= threshold], minlength=n)
-        hits[take_turns(first, count, segment, len(truth.segments))] = True
+        row[:] = take_turns(first, count, segment, len(truth.segments))
+    return matched
+
+
+def true_positives(matched: IntArray, n: int) -> Mask:
+    """Which of n detections match a segment at each threshold, bool ``[n_tiou, n]``; from :func:`matches`."""
+    correct = np.zeros((len(matched), n + 1), np.bool_)  # the last column is for segments that nothing matches
+    np.put_along_axis(correct, matched, np.True_, axis=1)
     return correct[:, :n]
+
+
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
+    return true_positives(matches(truth, ranked, thresholds), len(ranked.scores))
 
 
 def _precision(hits: Mask) -> FloatArray:
