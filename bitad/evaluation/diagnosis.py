@@ -127,13 +127,23 @@ def missed(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[
     Returns:
         bool ``[m, T]``, in the order of the videos and of their segments. Segments that are left out are not missed.
     """
+    return matched_scores(ground_truth, detections, tiou=tiou) == -np.inf
+
+
+def matched_scores(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[float]) -> FloatArray:
+    """The score of the detection that matches each segment; raises as :func:`classify`.
+
+    Returns:
+        float64 ``[m, T]``, in the order of the videos and of their segments; -inf where no detection matches, NaN for
+        segments that are left out.
+    """
     thresholds = checked_thresholds(tiou)
     truth = _truth(ground_truth)
     ranked = Ranked.of(truth, detections.forward())
     kept = np.concatenate([np.empty(0, np.bool_), *map(_usable, ground_truth.videos.values())])
-    unmatched = np.zeros((len(kept), len(thresholds)), np.bool_)
-    unmatched[kept] = (matches(truth, ranked, thresholds) == len(ranked.rows)).T
-    return unmatched
+    scores = np.full((len(kept), len(thresholds)), np.nan)
+    scores[kept] = np.append(ranked.scores, -np.inf)[matches(truth, ranked, thresholds)].T
+    return scores
 
 
 def _usable(video: AnnotatedVideo) -> Mask:

@@ -5,7 +5,7 @@ All functions raise a ValueError if there is nothing to plot, or the path ends i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from typing import Any, get_args
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -22,10 +23,9 @@ from numpy.typing import NDArray
 
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
+from bitad.reports.colours import PALETTE, colours_of
 from bitad.runtime.files import atomic_write
 
-# Blue, orange and green are F, B and their merged result.
-COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
 _DASHES = ("-", "--", ":")  # of curves that share a colour
 
@@ -70,16 +70,15 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         raise ValueError("a plot of trainings needs at least one run")
     with _figure(path, width=7.6, height=3.1) as figure:
         left, right = figure.subplots(1, 2)
-        for number, (name, records) in enumerate(runs.items()):
-            style: dict[str, Any] = {
-                "color": _colour(number),
-                "linestyle": _DASHES[number // len(COLOURS) % len(_DASHES)],
-                "linewidth": 1.8,
-            }
+        drawn: list[str] = []
+        for (name, records), colour in zip(runs.items(), _colours(runs), strict=True):
+            dash = _DASHES[drawn.count(colour) % len(_DASHES)]
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.8}
+            drawn.append(colour)
             training = [record for record in records if record["kind"] == "training"]
             steps = np.array([record["step"] for record in training], float)
             losses = np.array([record["loss"] for record in training], float)
-            left.plot(steps, losses, color=_colour(number), alpha=0.22, linewidth=0.8)
+            left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
             left.plot(steps, smoothed(losses), label=name, **style)
             tests = [record for record in records if record["kind"] == "evaluation"]
             epochs = [record["epoch"] for record in tests]
@@ -93,7 +92,7 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         if not any(line.get_xdata().size for line in right.lines):
             label = right.text(0.5, 0.5, "no evaluation recorded", transform=right.transAxes)
             label.set(ha="center", va="center", color=_QUIET)
-        left.legend(loc="upper right")
+        _legend(figure, left.get_legend_handles_labels()[0], None)
 
 
 def plot_precision_recall(
@@ -109,16 +108,16 @@ def plot_precision_recall(
     with _figure(path, width=max(4.5, 1.55 * columns), height=1.5 * rows + 0.9) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for panel, name in zip(panels.flat, classes, strict=False):
-            for k, curves in enumerate(results.values()):
+            for k, (curves, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
                 if name in curves:
-                    _plot_curve(panel, curves[name], _colour(k), len(results) - 1 - k)
+                    _plot_curve(panel, curves[name], colour, len(results) - 1 - k)
             panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03))
             panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for panel in panels.flat[len(classes) :]:
             panel.set_axis_off()
         figure.supxlabel("recall", fontsize=9.5, color=_QUIET)
         figure.supylabel("precision", fontsize=9.5, color=_QUIET)
-        _legend(figure, list(results), f"Precision and recall at tIoU {tiou:.4g}, with AP (%)")
+        _legend(figure, _patches(results), f"Precision and recall at tIoU {tiou:.4g}, with AP (%)")
 
 
 def plot_class_bars(
@@ -140,10 +139,10 @@ def plot_class_bars(
     bar = 0.8 / len(results)
     with _figure(path, width=max(5.0, 0.66 * len(place) + 1.4), height=3.3) as figure:
         axes = figure.subplots()
-        for k, figures in enumerate(results.values()):
+        for k, (figures, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
             shift = (k - (len(results) - 1) / 2) * bar
             places = [place[name] + shift for name in figures]
-            axes.bar(places, list(figures.values()), 0.92 * bar, color=_colour(k))
+            axes.bar(places, list(figures.values()), 0.92 * bar, color=colour)
         axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20))
         axes.set_xlim(-0.6, max(place.values()) + 0.6)
         rotation = 0 if len(place) <= 12 else 40
@@ -153,7 +152,7 @@ def plot_class_bars(
             middle = (place[group[0]] + place[group[-1]]) / 2
             label = axes.text(middle, 107, kind, ha="center", va="top")
             label.set(color=_QUIET, fontstyle="italic")
-        _legend(figure, list(results), title)
+        _legend(figure, _patches(results), title)
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
@@ -181,20 +180,23 @@ def plot_comparison(
     names = [name for group in groups.values() for name in group]
     if not names or not all(figures for group in groups.values() for figures in group.values()):
         raise ValueError("a plot needs at least one result, and each result needs at least one value")
-    height = 0.21 * (len(names) + 0.6 * len(groups)) + 1.1
+    height = 0.21 * (len(names) + 1.4 * len(groups)) + 1.1
     with _figure(path, width=7.6, height=height) as figure:
         axes = figure.subplots()
-        places: list[float] = []
-        for k, group in enumerate(groups.values()):
-            for figures in group.values():
-                place = len(places) + 0.6 * k
+        colours = dict(zip(names, _colours(names), strict=True))
+        ticks: dict[float, str] = {}
+        place = -1.4
+        for title, group in groups.items():
+            place += 1.4
+            ticks[place] = title
+            for name, figures in group.items():
+                place += 1
+                ticks[place] = name
                 mean = float(np.mean(figures))
-                colour = _colour(k)
-                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colour)
+                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colours[name])
                 dots.set(alpha=0.45, markersize=4.5, markeredgewidth=0)
                 bar = [place - 0.36, place + 0.36]
-                axes.plot([mean, mean], bar, color=colour, linewidth=2.2, solid_capstyle="butt")
-                places.append(place)
+                axes.plot([mean, mean], bar, color=colours[name], linewidth=2.2, solid_capstyle="butt")
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
@@ -206,11 +208,14 @@ def plot_comparison(
                 textcoords="offset points",
             )
             label.set(color=_QUIET, fontsize=8.5)
-        axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
-        axes.set_yticks(places, names)
+        axes.set(xlabel="average mAP (%)", ylim=(place + 0.8, -0.8))
+        axes.set_title("Average mAP", pad=18)  # above the name of the reference
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        for tick, name in zip(axes.get_yticklabels(), ticks.values(), strict=True):
+            if name in groups:
+                tick.set(fontstyle="italic", color=_QUIET)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        _legend(figure, list(groups), "Average mAP")
 
 
 def plot_confusion(
@@ -234,7 +239,7 @@ def plot_confusion(
         for row, name in enumerate(classes):
             if (partner := expected.get(name)) is not None:
                 corner = (called.index(partner) - 0.5, row - 0.5)
-                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8)
+                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=PALETTE[1].light, linewidth=1.8)
                 axes.add_patch(frame)
         axes.set(title=title, xlabel="predicted label (% of the class's segments)", ylabel="class")
         axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
@@ -251,11 +256,11 @@ def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None
     with _figure(path, width=7.6, height=max(2.2, 0.21 * len(lengths) + 1.1)) as figure:
         axes = figure.subplots()
         for place, seconds in enumerate(lengths.values()):
-            (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=COLOURS[0])
+            (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=PALETTE[0].light)
             dots.set(alpha=0.25, markersize=4.5, markeredgewidth=0)
             median = float(np.median(seconds))
             bar = [place - 0.36, place + 0.36]
-            axes.plot([median, median], bar, color=COLOURS[1], linewidth=2.2, solid_capstyle="butt")
+            axes.plot([median, median], bar, color=PALETTE[1].light, linewidth=2.2, solid_capstyle="butt")
         axes.set(title="Lengths of the segments", ylim=(len(lengths) - 0.2, -0.8))
         _set_seconds(axes, np.concatenate(list(lengths.values())))
         axes.set_yticks(range(len(lengths)), list(lengths))
@@ -318,8 +323,7 @@ def _plot_seconds(axes: Axes, groups: Mapping[str, NDArray[np.float64]], empty: 
         return
     least, most = _set_seconds(axes, seconds)
     edges = np.geomspace(least, most, 25).tolist()
-    colours = [_colour(number) for number in range(len(groups))]
-    axes.hist(list(groups.values()), edges, stacked=True, label=list(groups), color=colours)
+    axes.hist(list(groups.values()), edges, stacked=True, label=list(groups), color=_colours(groups))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -345,14 +349,31 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> 
     label.set(color=colour, fontsize=8.5)
 
 
-def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
-    handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
+def _legend(figure: Figure, handles: Sequence[Artist], title: str | None) -> None:
+    """A legend above the axes, below its title, in as many columns as fit."""
+    font = {"size": 10.5, "weight": "bold"}
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            title=title,
+            title_fontproperties=font,
+            alignment="left",
+            loc="outside upper left",
+            ncols=columns,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _patches(names: Iterable[str]) -> list[Patch]:
+    names = list(names)
+    return [Patch(color=colour, label=name) for name, colour in zip(names, _colours(names), strict=True)]
+
+
+def _colours(names: Iterable[str]) -> list[str]:
+    """The colours of different names, in their order."""
+    return [colour.light for colour in colours_of(names).values()]
 
 
 def _classes(results: Mapping[str, Mapping[str, object]]) -> list[str]:

@@ -26,6 +26,7 @@ from bitad.evaluation.diagnosis import (
     Diagnosis,
     classify,
     diagnose,
+    matched_scores,
     missed,
 )
 
@@ -119,6 +120,13 @@ def test_detections_may_be_none_and_ground_truth_may_not():
         classify(truth({"v": []}), none, tiou=[0.5])
     with pytest.raises(ValueError, match="thresholds"):
         classify(TRUTH, none, tiou=[0.0])
+
+
+def test_a_segment_has_the_score_of_the_detection_that_matches_it():
+    short = truth({"v": [(0, 10, "a"), (20, 30, "b"), (40, 40, "b")], "w": [(0, 10, "a")]})
+    rows = found([("w", 0.0, 10.0, "a", 0.3), ("v", 0.0, 6.0, "a", 0.9), ("v", 0.0, 10.0, "a", 0.8)])
+    scores = matched_scores(short, rows, tiou=[0.5, 0.7])
+    np.testing.assert_array_equal(scores, [[0.9, 0.8], [-np.inf, -np.inf], [np.nan, np.nan], [0.3, 0.3]])
 
 
 # What annotations and detections need not have
