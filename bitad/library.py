@@ -312,7 +312,7 @@ def diagnose(
     tiou: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
     ties: Ties = "own",
     bins: Bins = "quantiles",
-    calls_tiou: float = 0.5,
+    confusion_tiou: float = 0.5,
     allow_clock_mismatch: bool = False,
     sources: tuple[object, object] = ("the annotations", "the detections"),
 ) -> Diagnosis:
@@ -326,7 +326,7 @@ def diagnose(
         ties: of equally overlapping segments, "own" blames one of the detection's own label, "file" the first.
         bins: of coverage, length and number of segments: the data's "quantiles", or DETAD's for "thumos14" or
             "activitynet".
-        calls_tiou: of the confusion matrix.
+        confusion_tiou: of the confusion matrix.
         allow_clock_mismatch: log, and do not refuse, durations that differ from the annotations.
         sources: what errors call annotations and detections.
 
@@ -335,7 +335,7 @@ def diagnose(
     """
     truth = annotations if subset is None else annotations.subset(subset)
     found = _comparable(detections, annotations, truth, sources)
-    result = diagnosis.diagnose(truth, found, tiou=tiou, ties=ties, bins=bins, calls_tiou=calls_tiou)
+    result = diagnosis.diagnose(truth, found, tiou=tiou, ties=ties, bins=bins, confusion_tiou=confusion_tiou)
     compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
     return result
 

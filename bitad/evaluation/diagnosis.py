@@ -241,7 +241,7 @@ class Diagnosis:
         missed_per_class: float64 ``[K, n_tiou]``, their share of each class's segments.
         missed_ap_n: float64 ``[K, n_tiou]``, AP_N where the matches below that precision are errors.
         characteristics: the bins of each; without those that no segment has.
-        calls: how many segments of each class the best-scored detection gives each label, at tIoU ``calls_tiou``.
+        confusion: how many segments of each class the best-scored detection gives each label, at ``confusion_tiou``.
     """
 
     tiou: tuple[float, ...]
@@ -268,8 +268,8 @@ class Diagnosis:
     missed_per_class: FloatArray
     missed_ap_n: FloatArray
     characteristics: dict[str, tuple[Bin, ...]]
-    calls: Calls
-    calls_tiou: float
+    confusion: Calls
+    confusion_tiou: float
 
     @property
     def average_map(self) -> float:
@@ -326,7 +326,6 @@ class Diagnosis:
                 "least_tiou": LEAST_TIOU,
                 "groups": GROUPS,
                 "least_precision": LEAST_PRECISION,
-                "calls_tiou": self.calls_tiou,
             },
             "subsets": list(self.subsets),
             "videos": self.videos,
@@ -378,9 +377,10 @@ class Diagnosis:
             "characteristics": {
                 name: {one.name: _bin_json(one) for one in bins} for name, bins in self.characteristics.items()
             },
-            "calls": {
+            "confusion": {
+                "tiou": self.confusion_tiou,
                 "labels": [*self.classes, NOTHING],
-                "segments": by_class(self.calls.counts),
+                "segments": by_class(self.confusion.counts),
             },
         }
         if path is not None:
@@ -413,7 +413,7 @@ def diagnose(
     tiou: Sequence[float],
     ties: Ties = "own",
     bins: Bins = "quantiles",
-    calls_tiou: float = 0.5,
+    confusion_tiou: float = 0.5,
 ) -> Diagnosis:
     """Diagnose the errors of detections against all videos of ``ground_truth``.
 
@@ -426,13 +426,13 @@ def diagnose(
         ties: as for :func:`classify`.
         bins: the borders of coverage (length over the video's duration), length in seconds, and number of segments in
             the video: "quantiles" of the ground truth, or DETAD's for the two data sets.
-        calls_tiou: of the confusion matrix.
+        confusion_tiou: of the confusion matrix.
 
     Raises:
         ValueError: as :func:`classify`.
     """
     thresholds = checked_thresholds(tiou)
-    checked_thresholds([calls_tiou])
+    checked_thresholds([confusion_tiou])
     detections = detections.forward()
     truth = _truth(ground_truth)
     matching = _Matching.of(truth, detections, thresholds, ties)
@@ -499,8 +499,8 @@ def diagnose(
             name: tuple(_bins(parts, of_class, values, positives, missed, *_borders(name, values, bins)))
             for name, values in _characteristics(ground_truth).items()
         },
-        calls=_calls(ground_truth, truth, detections, calls_tiou),
-        calls_tiou=calls_tiou,
+        confusion=_confusion(ground_truth, truth, detections, confusion_tiou),
+        confusion_tiou=confusion_tiou,
     )
 
 
@@ -632,7 +632,7 @@ def _sensitivity(parts: Sequence[_Part], inside: Mask, of_class: IntArray, posit
     return float(np.mean(found)) if found else None
 
 
-def _calls(ground_truth: Annotations, truth: Truth, detections: Detections, tiou: float) -> Calls:
+def _confusion(ground_truth: Annotations, truth: Truth, detections: Detections, tiou: float) -> Calls:
     """The label of the best-scored detection of each usable segment, among classes with segments."""
     usable = ground_truth.map(lambda video: video.take(_usable(video)))
     labels = _labels_among(truth, detections)

@@ -34,6 +34,16 @@ _RESULTS = {
 # For other names, in this order; the first two also for what is no result.
 PALETTE = tuple(_RESULTS[name] for name in ("F", "B", "3-1", "late fusion", "3-3", "2", "1", "1x"))
 
+# Of the kinds of detections, on a light ground; errors other than double detections are shades of red, or grey.
+KINDS = {
+    "true_positive": "#1b7a3d",
+    "double_detection": "#c99a3c",
+    "wrong_label": "#7a1f1a",
+    "localization": "#c02a22",
+    "confusion": "#e8968f",
+    "background": "#c3c9cf",
+}
+
 
 def colours_of(names: Iterable[str]) -> dict[str, Colour]:
     """The colour of each result by its name.

@@ -20,6 +20,7 @@ from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
+from bitad.reports.diagnosis import diagnosis_section
 from bitad.reports.media import copy_videos, link_videos
 from bitad.reports.page import SHOWN_VIDEOS, Kind, page_videos, write_report
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
@@ -86,6 +87,11 @@ class Run:
                     f"run {self.directory} has no {name} yet; finish its training first (bitad train ... --resume)"
                 )
         return files
+
+    @property
+    def result_file(self) -> Path:
+        """The detection file of its final result: of two networks, of both merged."""
+        return list(self.detection_files().values())[-1]
 
     def records(self) -> list[dict[str, Any]]:
         """The records of its ``metrics.jsonl``, if there is one."""
@@ -504,13 +510,15 @@ def write_comparison(
         results.append((late.label, "merged", _late_fusion(comparison, late.label)))
     if best := comparison.best(TRAINED_PAIRS, VARIANTS):
         results.append((best.label, "merged", _read_forward(next(iter(best.files.values())), comparison.truth)))
+    of_results = {label: detections for label, _, detections in results}
+    errors = diagnosis_section(out, comparison.truth, of_results, tiou=comparison.runs[0].config.test.tiou)
     return write_report(
         out,
         title="BiTAD: runs compared",
         introduction=INTRODUCTION,
-        tables=[table for table in tables if table.rows],
-        content=comparison.json(),
-        pictures=_draw(out, comparison, sensitivity),
+        tables=[table for table in (*tables, *errors.tables) if table.rows],
+        content={**comparison.json(), "diagnosis": errors.content},
+        pictures=[*_draw(out, comparison, sensitivity), *errors.pictures],
         videos=page_videos(comparison.truth, results, media.get),
     )
 

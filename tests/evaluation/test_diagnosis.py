@@ -162,7 +162,7 @@ def test_detections_and_classes_without_ground_truth_and_classes_without_detecti
     assert diagnosis.class_kinds[1].sum() == 0
     assert diagnosis.ap.ravel().tolist() == [0.5, 0.0]
     assert diagnosis.missed.ravel().tolist() == [False, True, True, True]
-    assert diagnosis.calls.counts.tolist() == [[1, 0, 1], [1, 0, 1]]
+    assert diagnosis.confusion.counts.tolist() == [[1, 0, 1], [1, 0, 1]]
     by_length = {one.name: (one.segments, one.sensitivity) for one in diagnosis.characteristics["length"]}
     assert by_length == {"S": (1, 0.0), "L": (3, 0.25)}
     json.dumps(diagnosis.to_json(), allow_nan=False)
@@ -199,7 +199,7 @@ def test_quantile_bins_are_equally_filled_and_equal_values_share_one() -> None:
     assert (only.name, only.low, only.high, only.segments) == ("all", 0.0, float("inf"), 10)
 
 
-@pytest.mark.parametrize("option", [{"tiou": []}, {"tiou": [0.0]}, {"calls_tiou": 1.5}])
+@pytest.mark.parametrize("option", [{"tiou": []}, {"tiou": [0.0]}, {"confusion_tiou": 1.5}])
 def test_thresholds_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         bitad.diagnose(TRUTH, found([("v", 0.0, 10.0, "a", 0.9)]), **option)
