@@ -9,7 +9,7 @@ from chromium import chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.reports.page import PageVideo, Track, _columns, write_page
+from bitad.reports.page import PageVideo, Track, write_page
 from bitad.reports.tables import Table
 
 HOSTILE = [
@@ -21,8 +21,8 @@ HOSTILE = [
 ]
 NONE = np.zeros((0, 2))
 FEW = Track(
-    "Forward (F)",
-    "forward",
+    "F",
+    "detection",
     np.array([[0.2, 0.9], [0.4, 1.1], [1.0, 1.6]]),
     ["open", "close", "open"],
     np.array([0.9, 0.5, 0.2]),
@@ -146,7 +146,7 @@ def test_bad_tracks_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Track("t", "detection", segments, labels, scores)
-    with pytest.raises(ValueError, match="use one of ground-truth, forward"):
+    with pytest.raises(ValueError, match="use one of ground-truth, detection, defect"):
         Track("t", "other", one, ["a"])
     with pytest.raises(ValueError, match="has a duration of nan s"):
         PageVideo("v", None, float("nan"), [])
@@ -173,7 +173,8 @@ def test_timelines_are_drawn_without_playing_and_nothing_is_complained_about(bro
     browser.wait_for("player.readyState >= 2")
     assert texts(browser, "[data-track='0'] [data-segment]") == ["open", "close"]
     assert texts(browser, "[data-track='1'] [data-segment]") == ["open", "close"]  # the third scores 0.2 < 0.3
-    assert texts(browser, ".track-label .about") == ["2 segments", "2 of 3 shown"]
+    assert texts(browser, ".track-label .about") == ["2 segments", "2 detections"]
+    assert texts(browser, "#shown") == ["Shown: 2 of 3 detections, those that score at least 0.30."]
     left, right = browser.evaluate(
         "(() => { const plot = document.querySelector('[data-track=\"0\"] .lanes').getBoundingClientRect();"
         " const box = document.querySelector('[data-track=\"0\"] .segment').getBoundingClientRect();"
@@ -220,15 +221,18 @@ def test_detections_are_shown_by_the_scores_of_their_classes_until_the_slider_mo
     assert browser.console == []
 
 
-def test_what_is_shown_by_class_is_on_the_page_however_many_score_more():
+def test_what_is_shown_by_class_is_on_the_page_however_many_score_more(tmp_path):
+    def columns_of(track):
+        return embedded(page_of(tmp_path, PageVideo("v", None, 1.0, [track])))["videos"][0]["tracks"][0]
+
     rng = np.random.default_rng(0)
     scores = np.append(rng.uniform(0.5, 1, 1500), 0.1)
     labels = [*["common"] * 1500, "rare"]
     segments = np.tile([0.0, 1.0], (1501, 1))
-    columns = _columns(Track("d", "detection", segments, labels, scores, {"rare": 0.05}), {"common": 0, "rare": 1})
+    columns = columns_of(Track("d", "detection", segments, labels, scores, {"rare": 0.05}))
     assert columns["label"].count(1) == 0  # so many are shown that the best are
     track = Track("d", "detection", segments, labels, scores, {"common": 0.9, "rare": 0.05})
-    columns = _columns(track, {"common": 0, "rare": 1})
+    columns = columns_of(track)
     assert len(columns["score"]) == 1000
     assert columns["label"][-1] == 1
     assert columns["score"] == sorted(columns["score"], reverse=True)
@@ -240,7 +244,7 @@ def test_clicks_seek_and_the_play_head_follows(browser, tmp_path):
     browser.wait_for("player.readyState >= 2")
     browser.click("[data-track='0'] [data-segment='1']")
     browser.wait_for("!player.seeking && player.currentTime > 1.2")
-    assert browser.evaluate("player.currentTime") == pytest.approx(1.25)
+    assert browser.evaluate("player.currentTime") == pytest.approx(1.301)  # the first of ten frames a second
     assert texts(browser, "#now dd")[0] == "close"
     browser.click("#ruler")
     assert now(browser) == pytest.approx(1.0, abs=0.02)
@@ -358,8 +362,10 @@ def test_five_thousand_detections_are_bounded_and_said(browser, tmp_path):
     browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track])))
     shown = len(texts(browser, "[data-segment]"))
     assert 0 < shown < 1000
-    assert texts(browser, ".track-label .about") == [
-        f"{shown} of 5,000 shown, no room for {1000 - shown}; the best 1,000 are on this page"
+    assert texts(browser, ".track-label .about") == [f"{shown} detections, no room for {1000 - shown}"]
+    assert texts(browser, "#shown") == [
+        f"Shown: {shown} of 5,000 detections, those that score at least 0.00."
+        " The page has the best 1,000 of each row."
     ]
     overlaps = browser.evaluate(
         "(() => { const boxes = [...document.querySelectorAll('.segment')].map((each) => [each.style.top,"
