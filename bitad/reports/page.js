@@ -561,7 +561,7 @@
   /** Arrow keys in the timelines: earlier and later in a row, and the nearest in time of the row above or below. */
   function moveFocus(event) {
     const button = event.target.closest(".segment");
-    if (!button) return;
+    if (!button || state.byPointer) return; // after a click, the arrows are the page's
     const number = Number(button.closest("[data-track]").dataset.track);
     const row = state.drawn[number];
     const at = row.findIndex((each) => each.button === button);
