@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from bitad.data.annotations import AnnotatedVideo, Annotations
     from bitad.data.detections import Detections, VideoDetections, read_detections
     from bitad.data.formats.database import read_annotations
+    from bitad.evaluation.diagnosis import Diagnosis
     from bitad.evaluation.mean_average_precision import Evaluation
-    from bitad.library import Detector, Run, detect, evaluate, load, merge, train
+    from bitad.library import Detector, Run, detect, diagnose, evaluate, load, merge, train
 
 __version__ = "0.1.0"
 
@@ -25,11 +26,13 @@ __all__ = [
     "Config",
     "Detections",
     "Detector",
+    "Diagnosis",
     "Evaluation",
     "Run",
     "VideoDetections",
     "__version__",
     "detect",
+    "diagnose",
     "evaluate",
     "load",
     "load_config",
@@ -45,6 +48,7 @@ _MODULES = {
     "Annotations": "bitad.data.annotations",
     "Config": "bitad.config.schema",
     "Detections": "bitad.data.detections",
+    "Diagnosis": "bitad.evaluation.diagnosis",
     "Evaluation": "bitad.evaluation.mean_average_precision",
     "VideoDetections": "bitad.data.detections",
     "load_config": "bitad.config.loading",

@@ -1,4 +1,4 @@
-"""The commands ``merge``, ``evaluate`` and ``report``."""
+"""The commands ``merge``, ``evaluate``, ``diagnose`` and ``report``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from bitad.cli.commands import Commands, add_allow_clock_mismatch, add_device, add_json
-from bitad.config.names import MapRule, MergeMethod
+from bitad.config.names import Bins, MapRule, MergeMethod, Ties
 from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitad.data.detections import Detections
 
 
+_DEFAULT_TIOU = "0.3:0.7:0.1"
 _MAX_THRESHOLDS = 1000  # more suggest a mistaken step
 
 
@@ -53,8 +54,8 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("--subset", type=decode_argument, required=True, help="subset of the ground truth")
     p.add_argument(
         "--tiou",
-        default="0.3:0.7:0.1",
-        help="tIoU thresholds, as first:last:step or a,b,c (default: 0.3:0.7:0.1)",
+        default=_DEFAULT_TIOU,
+        help=f"tIoU thresholds, as first:last:step or a,b,c (default: {_DEFAULT_TIOU})",
     )
     p.add_argument("--rule", choices=get_args(MapRule), default="activitynet", help="default: activitynet")
     p.add_argument(
@@ -66,6 +67,8 @@ def add_commands(commands: Commands) -> None:
     _add_allow_clock_mismatch(p)
     p.add_argument("--per-class", action="store_true", help="also print the AP of each class")
     add_json(p)
+
+    _add_diagnose(commands)
 
     p = commands.add(
         "report",
@@ -87,6 +90,56 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="copy the videos of the page beside it, to be moved with it (default: link to them)",
     )
+
+
+def _add_diagnose(commands: Commands) -> None:
+    p = commands.add(
+        "diagnose",
+        _diagnose,
+        "Name the errors of detections by kind, what each costs, and which segments are missed.",
+        "diagnose runs/my-forward-seed0",
+        "diagnose runs/my-forward-seed0 runs/my-reverse-seed0 merged.json --out diagnosis",
+        "diagnose found.json --ground-truth thumos14.json --subset Test --bins thumos14",
+    )
+    p.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RUN|DETECTIONS",
+        help="run directories, folders or patterns of them, and detection files; the first is compared with the others",
+    )
+    p.add_argument("--ground-truth", type=Path, help="annotation file (default: that of the runs)")
+    p.add_argument("--subset", type=decode_argument, help="with --ground-truth: its subset, if it has several")
+    _add_classes(p)
+    p.add_argument(
+        "--tiou",
+        help=f"tIoU thresholds, as first:last:step or a,b,c (default: those of the runs, or {_DEFAULT_TIOU})",
+    )
+    p.add_argument(
+        "--bins",
+        choices=get_args(Bins),
+        default="quantiles",
+        help="of the segments' coverage, length and number: quantiles of the ground truth, or DETAD's for a data set "
+        "(default: quantiles)",
+    )
+    p.add_argument(
+        "--ties",
+        choices=get_args(Ties),
+        default="own",
+        help="which of equally overlapping segments decides the kind of an error: one of the detection's own label, "
+        "or as in DETAD the first of the file (default: own)",
+    )
+    p.add_argument(
+        "--confusion-tiou",
+        type=float,
+        default=0.5,
+        metavar="TIOU",
+        help="from which a detection labels a segment, for the confusion matrix (default: 0.5)",
+    )
+    _add_allow_clock_mismatch(p)
+    p.add_argument("--per-class", action="store_true", help="also print a row for each class")
+    add_json(p)
+    p.add_argument("--out", type=Path, metavar="DIR", help="also write tables, figures and a page to this folder")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +229,49 @@ def _evaluate(args: argparse.Namespace) -> int:
         print("\n" + class_table({args.detections.name: evaluation}).text())
     if args.json:
         evaluation.to_json(args.json)
+    return 0
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    from bitad.data.detections import read_detections
+    from bitad.library import diagnose
+    from bitad.reports.diagnosis_inputs import read_diagnosis_inputs
+    from bitad.reports.page import check_page
+    from bitad.runtime.files import check_file, check_folder, check_not_inputs, write_json
+
+    thresholds = None if args.tiou is None else _thresholds(args.tiou)
+    if not 0 < args.confusion_tiou <= 1:
+        raise ValueError(f"--confusion-tiou {args.confusion_tiou:g}: give a number above 0 and at most 1")
+    if args.subset is not None and args.ground_truth is None:
+        raise ValueError("--subset only applies with --ground-truth; add it, or leave out --subset")
+    if args.out:
+        check_folder(args.out)
+        check_page(args.out / "index.html")
+    if args.json:
+        check_file(args.json, "--json")
+    inputs = read_diagnosis_inputs(args.results, args.ground_truth, args.subset)
+    outputs = [args.json] if args.json else []
+    outputs += [args.out / name for name in ("results.json", "results.md")] if args.out else []
+    check_not_inputs(outputs, (*inputs.files.values(), args.ground_truth, args.classes))
+    results = {}
+    for name, path in inputs.files.items():
+        results[name] = diagnose(
+            inputs.truth,
+            read_detections(path, None if name in inputs.runs else args.classes),
+            tiou=thresholds or inputs.tiou or _thresholds(_DEFAULT_TIOU),
+            ties=args.ties,
+            bins=args.bins,
+            confusion_tiou=args.confusion_tiou,
+            allow_clock_mismatch=args.allow_clock_mismatch,
+            sources=(inputs.source, path),
+        )
+    from bitad.reports.diagnosis import diagnosis_json, diagnosis_tables, write_diagnosis
+
+    print("\n\n".join(table.text() for table in diagnosis_tables(results, per_class=args.per_class)))
+    if args.json:
+        write_json(diagnosis_json(results), args.json)
+    if args.out:
+        echo("", f"see {write_diagnosis(args.out, results)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
+from bitad.reports.diagnosis import diagnosis_section
 from bitad.reports.media import copy_videos, link_videos
 from bitad.reports.page import PageVideo, write_report
 from bitad.reports.page_videos import page_videos, worst_first
@@ -90,6 +91,11 @@ class Run:
                     f"run {self.directory} has no {name} yet; finish its training first (bitad train ... --resume)"
                 )
         return files
+
+    @property
+    def result_file(self) -> Path:
+        """The detection file of its final result: of two networks, of both merged."""
+        return list(self.detection_files().values())[-1]
 
     def records(self) -> list[dict[str, Any]]:
         """The records of its ``metrics.jsonl``, if there is one."""
@@ -490,20 +496,22 @@ def write_comparison(
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
-    pages = _page_videos(out, comparison, _video_files(comparison, videos), copy=copy)
+    results = _shown_results(comparison)
+    pages = _page_videos(out, comparison, results, _video_files(comparison, videos), copy=copy)
+    errors = diagnosis_section(out, comparison.truth, results, tiou=comparison.runs[0].config.test.tiou)
     return write_report(
         out,
         title="BiTAD: runs compared",
         introduction=INTRODUCTION,
-        tables=[table for table in tables if table.rows],
-        content=comparison.json(),
-        pictures=_draw(out, comparison, sensitivity),
+        tables=[table for table in (*tables, *errors.tables) if table.rows],
+        content={**comparison.json(), "diagnosis": errors.content},
+        pictures=[*_draw(out, comparison, sensitivity), *errors.pictures],
         videos=pages,
     )
 
 
-def _page_videos(out: Path, comparison: Comparison, files: Mapping[str, Path], *, copy: bool) -> list[PageVideo]:
-    """All videos with the first seed of F, B, their best late fusion and the best experiment."""
+def _shown_results(comparison: Comparison) -> dict[str, Detections]:
+    """The detections of the first seed of F, B, their best late fusion and the best experiment, by label."""
     results: dict[str, Detections] = {}
     for run in comparison.runs:
         if run.group == BASELINES and run.label not in results:
@@ -512,6 +520,18 @@ def _page_videos(out: Path, comparison: Comparison, files: Mapping[str, Path], *
         results[late.label] = _late_fusion(comparison, late.label)
     if best := comparison.best(TRAINED_PAIRS, VARIANTS):
         results[best.label] = _read_forward(next(iter(best.files.values())), comparison.truth)
+    return results
+
+
+def _page_videos(
+    out: Path,
+    comparison: Comparison,
+    results: Mapping[str, Detections],
+    files: Mapping[str, Path],
+    *,
+    copy: bool,
+) -> list[PageVideo]:
+    """All videos with these results; their files are linked, or some of them copied."""
     videos = page_videos(comparison.truth, results)
     if not copy:
         links = link_videos(files, out)

@@ -122,7 +122,7 @@
     colour(made, track, i);
     const mark = markOf(track, i);
     if (mark !== null) {
-      made.dataset.mark = page.marks[mark].name;
+      made.dataset.mark = page.marks[mark].kind;
       made.prepend(markSign(mark));
     }
     made.style.left = `${(100 * track.start[i]) / state.end}%`;
@@ -197,9 +197,9 @@
   function countMarks() {
     const counts = page.marks.map(() => 0);
     for (const { track, i, mark } of judgedDrawn()) if (track.kinds || mark === MISSED) counts[mark] += 1;
-    find("marks").replaceChildren(...page.marks.map(({ name, meaning }, mark) => {
+    find("marks").replaceChildren(...page.marks.map(({ kind, name, meaning }, mark) => {
       const made = element("li");
-      made.dataset.mark = name;
+      made.dataset.mark = kind;
       made.title = meaning;
       made.append(markSign(mark), ` ${name} `, element("b", "", counts[mark].toLocaleString("en")));
       return made;

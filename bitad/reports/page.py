@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 import bitad
 from bitad.data.detections import DEFAULT_SCORE, Detections
 from bitad.evaluation.diagnosis import KINDS
+from bitad.reports.colours import KINDS as KIND_COLOURS
 from bitad.reports.colours import colours_of
-from bitad.reports.tables import Table
+from bitad.reports.tables import Table, kind_name
 from bitad.runtime.files import atomic_write, write_json
 from bitad.timeline import FloatArray, IntArray
 from bitad.video.container import open_video
@@ -40,21 +41,20 @@ Kind = Literal["ground-truth", "detection", "defect"]
 
 
 class _Mark(NamedTuple):
-    """How a page shows a kind of detection: a sign, the kind's name, and what it means."""
+    """How a page shows a kind of detection: a sign, and what it means."""
 
     sign: str
-    name: str
     meaning: str
 
 
 _MARKS = {
-    "true_positive": _Mark("✓", "right", "matches a segment of its class"),
-    "double_detection": _Mark("2", "double detection", "a better-scored detection matches its segment"),
-    "wrong_label": _Mark("≠", "wrong label", "precise, but the segment is of another class"),
-    "localization": _Mark("↔", "localization", "of a segment of its class, but too imprecise"),
-    "confusion": _Mark("~", "confusion", "of a segment of another class, and too imprecise"),
-    "background": _Mark("∅", "background", "of no segment"),
-    "missed": _Mark("✗", "missed", "no detection that is shown matches the segment"),
+    "true_positive": _Mark("✓", "matches a segment of its class"),
+    "double_detection": _Mark("2", "a better-scored detection matches its segment"),
+    "wrong_label": _Mark("≠", "precise, but the segment is of another class"),
+    "localization": _Mark("↔", "of a segment of its class, but too imprecise"),
+    "confusion": _Mark("~", "of a segment of another class, and too imprecise"),
+    "background": _Mark("∅", "of no segment"),
+    "missed": _Mark("✗", "no detection that is shown matches the segment"),
 }
 
 
@@ -159,7 +159,7 @@ def write_page(
     page = Template(_part("page.html.in")).substitute(
         version=escape(bitad.__version__),
         title=escape(title),
-        style=_part("page.css"),
+        style=_part("page.css") + _mark_style(),
         introduction="\n".join(f"<p>{escape(text)}</p>" for text in paragraphs if text),
         navigation=f'<nav aria-label="Parts of this page">{"".join(links)}</nav>' if len(links) > 1 else "",
         videos_hidden="" if videos else " hidden",
@@ -217,6 +217,13 @@ def check_page(path: Path) -> None:
         raise ValueError(f"{path} was not written by BiTAD and is not overwritten; choose another folder")
 
 
+def _mark_style() -> str:
+    """The colours of the kinds of detections, as style sheet rules."""
+    light = "\n".join(f'[data-mark="{kind}"] {{ --mark: {c.light}; }}' for kind, c in KIND_COLOURS.items())
+    dark = "\n".join(f'[data-mark="{kind}"] {{ --mark: {c.dark}; }}' for kind, c in KIND_COLOURS.items())
+    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+
+
 def _part(name: str) -> str:
     return resources.files("bitad.reports").joinpath(name).read_text(encoding="utf-8")
 
@@ -270,7 +277,9 @@ def _data(videos: Sequence[PageVideo], folder: Path) -> dict[str, Any]:
         "default_tiou": TIOU.index(DEFAULT_TIOU),
         "results": results,
         "best": best_result(videos) or next(iter(results), None),
-        "marks": [_MARKS[kind]._asdict() for kind in (*KINDS, "missed")],
+        "marks": [
+            {"kind": kind, "name": kind_name(kind), **_MARKS[kind]._asdict()} for kind in (*KINDS, "missed")
+        ],
         "videos": [
             {
                 "name": video.name,

@@ -21,9 +21,12 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from bitad.evaluation.diagnosis import Diagnosis
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
+from bitad.reports.colours import KINDS as KIND_COLOURS
 from bitad.reports.colours import PALETTE, colours_of
+from bitad.reports.tables import kind_name
 from bitad.runtime.files import atomic_write
 
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
@@ -249,6 +252,71 @@ def plot_confusion(
         axes.spines[:].set_visible(False)
 
 
+def plot_kinds(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """A panel per result: the kinds of detections, in percent of each group by rank, 1G to 10G."""
+    _require_results(results)
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    with _figure(path, width=max(5.0, 2.9 * columns), height=2.4 * rows + 0.9) as figure:
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for panel, (name, diagnosis) in zip(panels.flat, results.items(), strict=False):
+            places = np.arange(len(diagnosis.group_sizes))
+            below = np.zeros(len(places))
+            for kind, colour in KIND_COLOURS.items():
+                shares = np.array([100 * (group[kind] or 0.0) for group in diagnosis.group_shares])
+                panel.bar(places, shares, 0.86, below, color=colour.light)
+                below += shares
+            panel.set(title=name, ylim=(0, 100))
+            panel.set_xticks(places, [f"{place + 1}G" for place in places], fontsize=8)
+            panel.grid(visible=False, axis="x")
+        for panel in panels.flat[len(results) :]:
+            panel.set_axis_off()
+        figure.supxlabel("detections of each class by rank", fontsize=9.5, color=_QUIET)
+        figure.supylabel("% of the group", fontsize=9.5, color=_QUIET)
+        handles = [Patch(color=colour.light, label=kind_name(kind)) for kind, colour in KIND_COLOURS.items()]
+        _legend(figure, handles, "Kinds of detections")
+
+
+def plot_gains(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """How much average mAP_N would gain without each kind of error, in percentage points: a bar per result."""
+    _require_results(results)
+    with _figure(path, width=6.4, height=3.1) as figure:
+        axes = figure.subplots()
+        gains = {}
+        for name, diagnosis in results.items():
+            of_errors = {kind: gain for kind, gain in diagnosis.gains.items() if kind in KIND_COLOURS}
+            gains[name] = {kind_name(kind): 100 * float(gain.mean()) for kind, gain in of_errors.items()}
+        _plot_groups(axes, gains)
+        axes.set(ylabel="gain of average mAP_N (points)")
+        _legend(figure, _patches(results), "What each kind of error costs")
+
+
+def plot_characteristics(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """A column per characteristic of segments: average mAP_N, and missed segments, by bin and result in percent."""
+    _require_results(results)
+    names = list(next(iter(results.values())).characteristics)
+    with _figure(path, width=1.0 + 2.6 * len(names), height=4.8) as figure:
+        panels = figure.subplots(2, len(names), sharey="row", squeeze=False)
+        for column, characteristic in enumerate(names):
+            precision: dict[str, dict[str, float | None]] = {}
+            missed: dict[str, dict[str, float | None]] = {}
+            for name, diagnosis in results.items():
+                bins = diagnosis.characteristics[characteristic]
+                precision[name] = {b.name: None if b.sensitivity is None else 100 * b.sensitivity for b in bins}
+                missed[name] = {b.name: None if b.missed is None else 100 * float(b.missed.mean()) for b in bins}
+            upper, lower = panels[:, column]
+            _plot_groups(upper, precision)
+            _plot_groups(lower, missed)
+            for name, colour in zip(results, _colours(results), strict=True):
+                upper.axhline(100 * results[name].average_map_n, color=colour, linewidth=1, linestyle="--")
+                lower.axhline(100 * float(results[name].missed.mean()), color=colour, linewidth=1, linestyle="--")
+            upper.set(title=characteristic.replace("-", " "), ylim=(0, 100))
+            lower.set_ylim(bottom=0)
+        panels[0, 0].set(ylabel="average mAP_N (%)")
+        panels[1, 0].set(ylabel="missed segments (%)")
+        _legend(figure, _patches(results), "Easy and hard segments (dashed: all)")
+
+
 def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None:
     """The lengths of the segments of each class in seconds, all above 0: a dot per segment, a bar at the median."""
     if not lengths or not all(len(each) for each in lengths.values()):
@@ -347,6 +415,22 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> 
     place = 0.05, 0.07 + 0.13 * line
     label = panel.text(*place, f"{100 * curve.ap:.0f}", transform=panel.transAxes)
     label.set(color=colour, fontsize=8.5)
+
+
+def _require_results(results: Mapping[str, Diagnosis]) -> None:
+    if not results:
+        raise ValueError("a plot of a diagnosis needs at least one result")
+
+
+def _plot_groups(axes: Axes, results: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A group of bars for each name, with a bar per result; None has no bar."""
+    bar = 0.8 / max(1, len(results))
+    for k, (figures, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
+        shift = (k - (len(results) - 1) / 2) * bar
+        heights = [0.0 if figure is None else figure for figure in figures.values()]
+        axes.bar(np.arange(len(heights)) + shift, heights, 0.92 * bar, color=colour)
+        axes.set_xticks(range(len(heights)), list(figures))
+    axes.grid(visible=False, axis="x")
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], title: str | None) -> None:

@@ -51,7 +51,7 @@ F: dict[str, Rows] = {
 }
 B: dict[str, Rows] = {"good": [(5.0, 6.0, "open", 0.9)], "bad": [(5.0, 6.0, "open", 0.9)]}
 # The row "F" of the video "bad", in order of start and then of score.
-NAMES = ["right", "double detection", "wrong label", "localization", "confusion", "background"]
+OF_BAD = list(KINDS)
 
 
 def truth(of: dict[str, list[tuple[float, float, str]]], duration_s: float = 10.0) -> Annotations:
@@ -147,7 +147,7 @@ def test_each_detection_is_marked_by_its_kind_and_each_missed_segment(browser: P
     browser.open(page)
     choose(browser, "bad")
     set_value(browser, "#judged", "F")
-    assert marks(browser, 1) == NAMES
+    assert marks(browser, 1) == OF_BAD
     assert marks(browser, 0) == [None, "missed", "missed"]
     assert browser.texts("#marks b") == ["1", "1", "1", "1", "1", "1", "2"]
     assert "close, 3.00 – 3.45 s (0.45 s), score 0.60, localization at tIoU 0.5" in browser.evaluate(
@@ -162,7 +162,7 @@ def test_each_detection_is_marked_by_its_kind_and_each_missed_segment(browser: P
         "by F at tIoU 0.5: the match scores only 0.20",
     ]
     set_value(browser, "#threshold", 0.1, "input")
-    assert marks(browser, 1) == [*NAMES, "right"]
+    assert marks(browser, 1) == [*OF_BAD, "true_positive"]
     assert marks(browser, 0) == [None, "missed", None]
     # What is missed depends on the result.
     set_value(browser, "#judged", "B")
@@ -175,11 +175,10 @@ def test_the_marks_are_those_of_the_diagnosis_at_every_tiou(browser: Page, page:
     choose(browser, "bad")
     set_value(browser, "#threshold", 0, "input")
     kinds = classify(truth(TRUTH), found(F), tiou=TIOU)[1:8]  # of "bad"
-    names = dict(zip(KINDS, NAMES, strict=True))
     seen = set()
     for k, tiou in enumerate(TIOU):
         set_value(browser, "#tiou", k)
-        assert marks(browser, 1) == [names[KINDS[kind]] for kind in kinds[:, k]], tiou
+        assert marks(browser, 1) == [KINDS[kind] for kind in kinds[:, k]], tiou
         seen.add(tuple(kinds[:, k]))
     assert len(seen) > 2
     assert browser.texts("#tiou option") == ["0.3", "0.4", "0.5", "0.6", "0.7"]
