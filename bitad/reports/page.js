@@ -325,7 +325,7 @@
       const track = state.video.tracks[number];
       const pixels = (width * (track.end[i] - track.start[i])) / state.end;
       button.classList.toggle("narrow", pixels < ("mark" in button.dataset ? 54 : 34));
-      button.classList.toggle("tiny", pixels < 17);
+      button.classList.toggle("tiny", pixels < 22);
     }));
   }
 
