@@ -34,14 +34,14 @@ _RESULTS = {
 # For other names, in this order; the first two also for what is no result.
 PALETTE = tuple(_RESULTS[name] for name in ("F", "B", "3-1", "late fusion", "3-3", "2", "1", "1x"))
 
-# Of the kinds of detections, on a light ground; errors other than double detections are shades of red, or grey.
+# Of the kinds of detections; errors other than double detections are shades of red, or grey.
 KINDS = {
-    "true_positive": "#1b7a3d",
-    "double_detection": "#c99a3c",
-    "wrong_label": "#7a1f1a",
-    "localization": "#c02a22",
-    "confusion": "#e8968f",
-    "background": "#c3c9cf",
+    "true_positive": Colour("#1b7a3d", "#63d08c"),
+    "double_detection": Colour("#c99a3c", "#e5b454"),
+    "wrong_label": Colour("#7a1f1a", "#e0473d"),
+    "localization": Colour("#c02a22", "#ff7d74"),
+    "confusion": Colour("#e8968f", "#ffb9b3"),
+    "background": Colour("#c3c9cf", "#9aa4ad"),
 }
 
 

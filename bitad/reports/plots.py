@@ -264,7 +264,7 @@ def plot_kinds(results: Mapping[str, Diagnosis], path: Path) -> None:
             below = np.zeros(len(places))
             for kind, colour in KIND_COLOURS.items():
                 shares = np.array([100 * (group[kind] or 0.0) for group in diagnosis.group_shares])
-                panel.bar(places, shares, 0.86, below, color=colour)
+                panel.bar(places, shares, 0.86, below, color=colour.light)
                 below += shares
             panel.set(title=name, ylim=(0, 100))
             panel.set_xticks(places, [f"{place + 1}G" for place in places], fontsize=8)
@@ -273,7 +273,7 @@ def plot_kinds(results: Mapping[str, Diagnosis], path: Path) -> None:
             panel.set_axis_off()
         figure.supxlabel("detections of each class by rank", fontsize=9.5, color=_QUIET)
         figure.supylabel("% of the group", fontsize=9.5, color=_QUIET)
-        handles = [Patch(color=colour, label=kind_name(kind)) for kind, colour in KIND_COLOURS.items()]
+        handles = [Patch(color=colour.light, label=kind_name(kind)) for kind, colour in KIND_COLOURS.items()]
         _legend(figure, handles, "Kinds of detections")
 
 
