@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -210,6 +211,12 @@ def test_what_is_missing_or_wrong_is_told_before_the_work(refused: Command, trut
     assert "is given twice" in refused(FORWARD, FORWARD)
     assert "is given twice" in refused(FORWARD, file)
     assert "--classes only applies to detection files" in refused(FORWARD, "--classes", truth)
+    shutil.copytree(FORWARD, "copy")
+    assert "are both F, seed 0; leave one out" in refused(FORWARD, "copy")
+    write_run(config_of(data, "output=other", "name=my", "seed=5", "test.tiou=[0.5]"))
+    given = ("--ground-truth", truth, "--subset", "validation")
+    assert "was tested at another tIoU than run runs" in refused(FORWARD, "other/my-forward-seed5", *given)
+    assert "compare runs of one test set and tIoU" in refused(FORWARD, "other/my-forward-seed5")
     assert "--tiou 0.5:2:0.5: give first:last:step" in refused(FORWARD, "--tiou", "0.5:2:0.5")
     assert "--confusion-tiou 0: give a number above 0" in refused(FORWARD, "--confusion-tiou", "0")
     assert "the output would replace the input" in refused(FORWARD, "--json", file)

@@ -132,13 +132,14 @@ def found_table(results: Results) -> Table:
     (name, first), *others = results.items()
     rows: list[Row] = []
     for other, seeds in others:
-        if seeds.keys() == first.keys() or len(seeds) == len(first) == 1:
-            order = first if seeds.keys() == first.keys() else seeds
-            pairs = [
-                found_and_lost(*pair) for pair in zip(first.values(), map(seeds.__getitem__, order), strict=True)
-            ]
-            found, lost = (_mean([float(pair[side].mean()) for pair in pairs]) for side in (0, 1))
-            rows.append((other, found, lost, found - lost, int(_first(results).segments.sum())))
+        if seeds.keys() == first.keys():
+            pairs = [found_and_lost(one, seeds[seed]) for seed, one in first.items()]
+        elif len(seeds) == len(first) == 1:
+            pairs = [found_and_lost(*first.values(), *seeds.values())]
+        else:
+            continue
+        found, lost = (_mean([float(pair[side].mean()) for pair in pairs]) for side in (0, 1))
+        rows.append((other, found, lost, found - lost, int(_first(results).segments.sum())))
     columns = ("result", f"missed by {name}, found", f"found by {name}, missed", "difference", "of segments")
     notes = ["Numbers of segments, means over tIoU."]
     return Table(f"Segments found and missed, compared with {name}", columns, rows, notes)

@@ -62,6 +62,12 @@ def read_diagnosis_inputs(
     files = _by_name_and_seed(found)
     tiou = tuple(runs[0].config.test.tiou) if runs else None
     if ground_truth is not None:
+        for run in runs:
+            if run.config.test.tiou != runs[0].config.test.tiou:
+                raise ValueError(
+                    f"run {run.directory} was tested at another tIoU than run {runs[0].directory}; diagnose runs of "
+                    "one tIoU, or their detection files"
+                )
         return DiagnosisInputs(_read_truth(ground_truth, subset), str(ground_truth), files, tiou)
     if not runs:
         raise ValueError(f"{places[0]} is a detection file; name its annotations with --ground-truth")
