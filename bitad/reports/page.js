@@ -5,6 +5,21 @@
   const page = JSON.parse(find("page-data").textContent);
   for (const each of document.querySelectorAll("figure.table")) each.setAttribute("aria-label", each.querySelector("caption").textContent);
 
+  function setColour(made, name) {
+    made.style.setProperty("--on-light", page.colours[name][0]);
+    made.style.setProperty("--on-dark", page.colours[name][1]);
+  }
+
+  /** The names of results in tables have the markers of the timelines' rows. */
+  for (const table of document.querySelectorAll("figure.table table")) {
+    const ofResults = ["result", "run"].includes(table.querySelector("th").textContent);
+    for (const each of table.querySelectorAll(ofResults ? "tbody th" : "thead th:not(:first-child)")) {
+      if (!Object.hasOwn(page.colours, each.textContent)) continue;
+      each.classList.add("result");
+      setColour(each, each.textContent);
+    }
+  }
+
   /** What scrolls can be reached by the keyboard. */
   function focusScrolling() {
     for (const each of document.querySelectorAll("figure.table, .moment")) {
@@ -162,10 +177,7 @@
     row.dataset.track = number;
     row.dataset.kind = track.kind;
     row.classList.toggle("judged", Boolean(track.kinds) && track.name === state.judged);
-    if (isFiltered(track)) {
-      row.style.setProperty("--on-light", page.colours[track.name][0]);
-      row.style.setProperty("--on-dark", page.colours[track.name][1]);
-    }
+    if (isFiltered(track)) setColour(row, track.name);
     const label = element("div", "track-label");
     label.append(element("span", "name", track.name), element("span", "about", countOf(track, placed, crowdedOut)));
     const plot = element("div", "lanes");
