@@ -301,6 +301,11 @@
     return [track.start[state.selected.i], track.end[state.selected.i]];
   }
 
+  /** A refusal needs no handling: what stops playing has a note of its own. */
+  function play() {
+    player.play().catch(() => {});
+  }
+
   function setLooping(looping) {
     state.looping = looping;
     find("loop").setAttribute("aria-pressed", String(looping));
@@ -311,7 +316,7 @@
     setLooping(!state.looping);
     if (!state.looping) return;
     seek(firstInside(...selectedSpan()));
-    if (player.readyState > 0) player.play();
+    if (player.readyState > 0) play();
   }
 
   /** The time of the first frame in a segment: a player shows the frame that began before its time. */
@@ -443,7 +448,7 @@
     const past = state.time - end;
     if (player.ended || (!player.paused && past >= 0 && past < LOOP_LATE)) {
       seek(firstInside(start, end));
-      if (player.paused) player.play();
+      if (player.paused) play();
     } else if (past >= 0 || state.time < start - LOOP_LATE) {
       setLooping(false);
     }
@@ -621,7 +626,7 @@
     const action = {
       "?": toggleKeys, ",": () => stepFrame(-1), ".": () => stepFrame(1), "/": () => find("search").focus(),
       n: () => goToError(event.shiftKey ? -1 : 1), l: toggleLoop,
-      " ": () => { if (player.paused) player.play().catch(() => {}); else player.pause(); },
+      " ": () => { if (player.paused) play(); else player.pause(); },
       ArrowLeft: () => seek(state.time - (event.shiftKey ? 10 : 1)),
       ArrowRight: () => seek(state.time + (event.shiftKey ? 10 : 1)),
     }[key];
@@ -741,6 +746,8 @@
     find("previous-error").addEventListener("click", () => goToError(-1));
     find("loop").addEventListener("click", toggleLoop);
     find("show-keys").addEventListener("click", toggleKeys);
+    // A control that a pointer has used gives the keys back to the page.
+    document.addEventListener("change", (event) => { if (state.byPointer && event.target.matches("select")) event.target.blur(); });
     document.addEventListener("pointerdown", () => { state.byPointer = true; }, true);
     document.addEventListener("keydown", (event) => { if (event.key === "Tab") state.byPointer = false; }, true);
     document.addEventListener("keydown", pressKey);

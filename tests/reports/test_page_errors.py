@@ -213,6 +213,26 @@ def test_the_list_without_the_page_is_in_the_same_order() -> None:
     assert page_videos(Annotations({}, ()), {}) == []
 
 
+def test_what_is_not_evaluated_is_not_missed_and_many_rows_are_shared_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitad.reports.page.MOST_ROWS", 60)
+    rows = [(1.0, 2.0, "open", round(0.9 - 0.01 * k, 2)) for k in range(20)]
+    of = page_videos(
+        truth({"v": [(1.0, 2.0, "open"), (4.0, 4.0, "open")], "w": []}), {"F": found({"v": rows}), "B": found({})}
+    )
+    text = written(tmp_path, of).read_text(encoding="utf-8")
+    embedded = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', text)
+    assert embedded is not None
+    data = json.loads(embedded[1])
+    ground_truth, first, second = data["videos"][0]["tracks"]
+    assert ground_truth["matched"] == {"F": [[0.9, None]] * 5, "B": [[-1, None]] * 5}
+    assert first["score"] == [row[3] for row in rows[:15]]  # a quarter of 60
+    assert first["kinds"] == ["0" + 14 * "1"] * 5
+    assert (first["total"], second["total"], data["most"]) == (20, 0, 15)
+    assert [video["ap"] for video in data["videos"]] == [{"F": [100] * 5, "B": [0] * 5}, {}]
+
+
 def test_the_search_finds_names_and_classes(browser: Page, page: Path) -> None:
     browser.open(page)
     for sought, expected in (
