@@ -227,6 +227,18 @@
     return found.filter(({ mark }) => mark !== null).sort((a, b) => a.track.start[a.i] - b.track.start[b.i]);
   }
 
+  /** Whether a video has errors of the chosen result at the minimum score, also such as find no room. */
+  function hasErrors(video) {
+    const judged = video.tracks.find((track) => track.name === state.judged && track.kinds);
+    return video.tracks.some((track) => {
+      if (track === judged) {
+        return track.score.some((score, i) => score >= least(track, track.label[i]) && Number(track.kinds[state.tiou][i]) !== RIGHT);
+      }
+      const scores = judged && track.matched?.[state.judged]?.[state.tiou];
+      return scores?.some((score, i) => score !== null && score < least(judged, track.label[i]));
+    });
+  }
+
   const drawnErrors = () => judgedDrawn().filter(({ mark }) => mark !== RIGHT);
 
   /** Goes to the next error in time, or the previous one (-1); after the last, to that of the next video of the list. */
@@ -238,16 +250,19 @@
     const at = errors.findIndex(({ number, i }) => isThere && state.selected.number === number && state.selected.i === i);
     let next = at < 0 ? undefined : errors[at + step] ?? null;
     if (next === undefined) {
-      const here = state.time + 1e-6; // what starts at the play head is not passed yet
+      const soon = 1 / USUAL_RATE; // the first frame in a segment is later than its start
       next = step > 0
-        ? errors.find(({ track, i }) => track.start[i] >= state.time - 1 / USUAL_RATE)
-        : errors.findLast(({ track, i }) => track.start[i] < here);
+        ? errors.find(({ track, i }) => track.start[i] >= state.time - soon)
+        : errors.findLast(({ track, i }) => track.start[i] < state.time - soon);
     }
     const videos = listed();
-    let place = videos.indexOf(state.video);
-    for (let left = videos.length; !next && left > 0; left -= 1) {
-      place = (place + step + videos.length) % videos.length;
-      if (videos[place] !== state.video) choose(videos[place]);
+    const here = videos.indexOf(state.video);
+    // From here through the list, and round to here; from outside of the list, from its first or last video.
+    const start = here < 0 && step < 0 ? 0 : here;
+    for (let k = 1; !next && k <= videos.length; k += 1) {
+      const video = videos[(start + k * step + videos.length * 2) % videos.length];
+      if (!hasErrors(video)) continue;
+      if (video !== state.video) choose(video);
       next = step > 0 ? drawnErrors()[0] : drawnErrors().at(-1);
     }
     if (!next) {

@@ -311,6 +311,13 @@ def test_n_goes_to_the_next_error_and_on_to_the_next_video(browser: Page, page: 
     browser.press("n")
     assert browser.texts("#error-note") == ["F has no error that is shown in 1 video."]
     assert chosen(browser) == "good"
+    # From outside of what it finds.
+    for shift, expected in ((False, "bad"), (True, "10 fair")):
+        set_value(browser, "#search", "close", "input")
+        browser.press("N" if shift else "n", shift=shift)
+        assert chosen(browser) == expected
+        set_value(browser, "#search", "", "input")
+        choose(browser, "good")
     assert browser.console == []
 
 
