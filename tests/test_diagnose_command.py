@@ -177,6 +177,7 @@ def test_what_is_missing_or_wrong_is_told_before_the_work(refused: Command, trut
     assert "'runs/your-*' matches no run directory" in refused("runs/your-*")
     assert "is given twice" in refused(FORWARD, FORWARD)
     assert "is given twice" in refused(FORWARD, file)
+    assert "--classes only applies to detection files" in refused(FORWARD, "--classes", truth)
     assert "--tiou 0.5:2:0.5: give first:last:step" in refused(FORWARD, "--tiou", "0.5:2:0.5")
     assert "--confusion-tiou 0: give a number above 0" in refused(FORWARD, "--confusion-tiou", "0")
     assert "the output would replace the input" in refused(FORWARD, "--json", file)

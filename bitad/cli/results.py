@@ -250,6 +250,8 @@ def _diagnose(args: argparse.Namespace) -> int:
     if args.json:
         check_file(args.json, "--json")
     inputs = read_diagnosis_inputs(args.results, args.ground_truth, args.subset)
+    if args.classes is not None and len(inputs.runs) == len(inputs.files):
+        raise ValueError("--classes only applies to detection files; name one, or leave out --classes")
     outputs = [args.json] if args.json else []
     outputs += [args.out / name for name in ("results.json", "results.md")] if args.out else []
     check_not_inputs(outputs, (*inputs.files.values(), args.ground_truth, args.classes))

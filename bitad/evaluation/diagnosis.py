@@ -443,7 +443,6 @@ def diagnose(
     ap, ap_n, top_ap_n, lower_ap_n = (np.zeros(shape) for _ in range(4))
     without = {kind: np.zeros(shape) for kind in (*ERRORS, "all")}
     group_kinds = np.zeros((GROUPS, len(KINDS), len(thresholds)), np.int64)
-    group_sizes = np.zeros(GROUPS, np.int64)
     class_kinds = np.zeros((len(parts), len(KINDS), len(thresholds)), np.int64)
     missed = np.ones((len(thresholds), len(truth.segments)), np.bool_)
     for k, part in enumerate(parts):
@@ -459,16 +458,13 @@ def diagnose(
             wrong = ~right & (top.kinds != number)
             without[kind][k] = _average_precision(right, wrong, n_segments, positives)
         without["all"][k] = _average_precision(right, np.zeros_like(right), n_segments, positives)
-        group = np.arange(top.kinds.shape[1]) // n_segments
-        group_sizes += np.bincount(group, minlength=GROUPS)
-        for column, kinds in enumerate(top.kinds):
-            cells = np.bincount(group * len(KINDS) + kinds, minlength=GROUPS * len(KINDS))
-            group_kinds[:, :, column] += cells.reshape(GROUPS, len(KINDS))
-            class_kinds[k, :, column] = np.bincount(kinds, minlength=len(KINDS))
+        counts = _counts_by_group(top.kinds, n_segments)
+        group_kinds += counts
+        class_kinds[k] = counts.sum(axis=0)
         certain = hits & (_precision(hits, ~hits, n_segments, positives) > LEAST_PRECISION)
         lower_ap_n[k] = _average_precision(certain, ~certain, n_segments, positives)
-        for row, segments in zip(missed, np.where(certain, part.segment, -1), strict=True):
-            row[segments[segments >= 0]] = False
+        rows, columns = np.nonzero(certain)
+        missed[rows, part.segment[rows, columns]] = False
     of_class = truth.groups % len(truth.classes)
     per_class = [missed[:, of_class == k].mean(axis=1) for k in range(len(parts))]
     return Diagnosis(
@@ -489,7 +485,7 @@ def diagnose(
         ap_n=ap_n,
         top_ap_n=top_ap_n,
         top_ap_n_without=without,
-        group_sizes=group_sizes,
+        group_sizes=group_kinds[:, :, 0].sum(axis=1),  # the same at every threshold
         group_kinds=group_kinds,
         class_kinds=class_kinds,
         missed=missed.T,
@@ -542,9 +538,17 @@ class _Matching:
             yield _Part(self.kinds[:, rows], self.segment[:, rows])
 
 
+def _counts_by_group(kinds: IntArray, segments: int) -> IntArray:
+    """The number of detections of each kind, ``[10, 6, n_tiou]``, among kinds ``[n_tiou, n]`` of the 10 G best."""
+    n_tiou, n = kinds.shape
+    cells = (np.arange(n) // segments * len(KINDS) + kinds) * n_tiou + np.arange(n_tiou)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=GROUPS * len(KINDS) * n_tiou)
+    return counts.reshape(GROUPS, len(KINDS), n_tiou)
+
+
 def _precision(right: Mask, wrong: Mask, segments: int, positives: float) -> FloatArray:
     """The normalised precision at each rank, ``[n_tiou, n]``."""
-    found = np.cumsum(right, axis=1) * (positives / segments)
+    found = np.cumsum(right, axis=1) / segments * positives
     precision: FloatArray = found / np.maximum(found + np.cumsum(wrong, axis=1), 1e-9)  # no 0 / 0
     return precision
 

@@ -47,10 +47,12 @@ def called_classes(ground_truth: Annotations, detections: Detections, *, tiou: f
     """Assign each ground-truth segment the class of the best-scored detection that overlaps it by ``tiou`` or more."""
     classes = ground_truth.classes
     detections = detections.forward().with_classes(classes)
+    detections = detections.take(np.argsort(detections.video, kind="stable"))
     number = {name: i for i, name in enumerate(detections.videos)}
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
     for video in ground_truth.videos.values():
-        found = detections.take(detections.video == number.get(video.name, -1))
+        place = number.get(video.name, -1)
+        found = detections.take(np.arange(*np.searchsorted(detections.video, (place, place + 1))))
         starts, ends = found.segments.T
         for (start, end), label in zip(video.segments, video.labels, strict=True):
             overlap = np.minimum(end, ends) - np.maximum(start, starts)

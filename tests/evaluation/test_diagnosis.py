@@ -129,6 +129,49 @@ def test_a_segment_has_the_score_of_the_detection_that_matches_it():
     np.testing.assert_array_equal(scores, [[0.9, 0.8], [-np.inf, -np.inf], [np.nan, np.nan], [0.3, 0.3]])
 
 
+# By kind, a detection near a segment [0, 10]: start, end, and whether its label is the other one.
+NEAR = {
+    "double_detection": (1.0, 10.0, False),
+    "wrong_label": (0.0, 9.0, True),
+    "localization": (2.0, 5.0, False),
+    "confusion": (6.0, 9.5, True),
+    "background": (40.0, 45.0, False),
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.booleans(), st.sets(st.sampled_from(ERRORS))), min_size=1, max_size=9
+    )
+)
+def test_planted_errors_are_counted_exactly_and_removing_all_leaves_the_recall(planted: list[Any]) -> None:
+    """Segments 100 s apart; some are found, and errors of some kinds are planted near each."""
+    segments, rows, kinds = [], [], []
+    for place, (label, is_found, errors) in enumerate(planted):
+        start = 100.0 * place
+        segments.append((start, start + 10, label))
+        near = [("true_positive", (0.0, 10.0, False))] if is_found else []
+        near += [(kind, NEAR[kind]) for kind in errors if is_found or kind != "double_detection"]
+        for kind, (first, last, is_other) in near:
+            called = "ba"["ab".index(label)] if is_other else label
+            score = 0.9 if kind == "true_positive" else 0.5 + 0.001 * len(rows)
+            rows.append(("v", start + first, start + last, called, score))
+            kinds.append(kind)
+    annotations = truth({"v": segments}, ("a", "b")).map(lambda video: replace(video, duration_s=1000.0))
+    detections = found(rows)
+    assert named(classify(annotations, detections, tiou=[0.5])[:, 0]) == kinds
+    result = diagnose(annotations, detections, tiou=[0.5])
+    known = {label for _, _, label in segments}
+    expected = Counter(kind for kind, row in zip(kinds, rows, strict=True) if row[3] in known)
+    if all((result.class_kinds.sum(axis=(1, 2)) <= GROUPS * result.segments).tolist()):
+        assert kinds_of(result.class_kinds.sum(axis=(0, 2))) == {kind: expected[kind] for kind in KINDS}
+    recall = [np.mean([is_found for name, is_found, _ in planted if name == label]) for label in result.classes]
+    np.testing.assert_allclose(result.top_ap_n_without["all"][:, 0], recall)
+    np.testing.assert_allclose(result.recall[:, 0], recall)
+    assert result.missed[:, 0].tolist() == [not is_found for _, is_found, _ in planted]
+
+
 # What annotations and detections need not have
 
 
@@ -335,7 +378,7 @@ def test_figures_are_those_of_the_slow_reference(
     segments: dict[str, list[Any]], rows: list[Any], ties: Any, tiou: list[float]
 ) -> None:
     annotations = truth({name: [(*times, label) for times, label in listed] for name, listed in segments.items()})
-    annotations = annotations.map(lambda video: replace(video, duration_s=8.0))
+    annotations = annotations.map(lambda video: replace(video, duration_s=5.0))
     detections = found([(name, *times, label, score / 60) for name, times, label, score in rows])
     slow = Slow(annotations, detections, tiou, ties)
     assume(slow.segments)
@@ -378,6 +421,18 @@ def test_figures_are_those_of_the_slow_reference(
                 assert one.sensitivity == pytest.approx(figure)
                 rates = [np.mean([m for m, k in zip(row, inside, strict=True) if k]) for row in slow.missed()]
                 np.testing.assert_allclose(one.missed, rates)
+
+
+# The documented figures
+
+
+def test_the_page_names_every_key_of_the_json() -> None:
+    page = (Path(__file__).parents[2] / "docs/diagnosis.md").read_text(encoding="utf-8")
+    content = bitad.diagnose(TRUTH, found([row for row, _ in PLANTED])).to_json()
+    keys = {*content, *content["settings"], *content["top"], *content["groups"]["1G"], *content["gains"]["all"]}
+    keys |= {*content["gains"], *content["missed"], *content["confusion"], *content["characteristics"]}
+    keys |= set(next(iter(content["characteristics"]["length"].values())))
+    assert {key for key in keys if f"`{key}`" not in page and f"| {key}" not in page} == set()
 
 
 # Recorded figures of the published tool
