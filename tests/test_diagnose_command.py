@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import config_of, feature_data
 from matplotlib.image import imread
@@ -116,13 +118,44 @@ def test_several_results_stand_side_by_side_with_differences_to_the_first(said: 
         assert change == pytest.approx(fewer)
 
 
-def test_runs_are_named_by_what_they_are_and_a_pair_by_its_merged_result(said: Command) -> None:
-    said("runs", "--json", "figures.json")
-    stored = json.loads(Path("figures.json").read_text())["results"]
-    assert sorted(stored) == ["1", "B", "F (my-forward-seed0)", "F (my-forward-seed1)"]
+def test_a_pair_is_diagnosed_by_its_merged_result(said: Command) -> None:
     said(PAIR, "--json", "pair.json")
     merged = bitad.diagnose(truth_of(config_at(PAIR)), read_detections(f"{PAIR}/detections.json"))
     assert json.loads(Path("pair.json").read_text())["results"]["1"]["ap_n"] == merged.to_json()["ap_n"]
+
+
+def test_seeds_of_one_variant_are_averaged(said: Command, data: Path) -> None:
+    write_run(config_of(data, "output=runs", "name=my", "direction=reverse", "seed=1"))
+    printed = said("runs/my-forward-seed?", "runs/my-reverse-seed?", PAIR, "--per-class", "--json", "figures.json")
+    stored = json.loads(Path("figures.json").read_text())
+    results = stored["results"]
+    assert list(results) == ["F, seed 0", "F, seed 1", "B, seed 0", "B, seed 1", "1"]
+    assert [line.split("  ")[0] for line in printed.splitlines()[4:9]] == list(results)
+    means = []
+    for names in (("F, seed 0", "F, seed 1"), ("B, seed 0", "B, seed 1"), ("1",)):
+        gains = [100 * results[name]["gains"]["localization"]["average_map_n"] for name in names]
+        means.append(sum(gains) / len(gains))
+    (gain, *_) = (line.split() for line in printed.splitlines() if line.startswith("localization"))
+    assert gain[1:] == [*(f"{mean:.2f}" for mean in means), *(f"{mean - means[0]:+.2f}" for mean in means[1:])]
+    # Seed 0 of B beside seed 0 of F, and seed 1 beside seed 1; the pair has only seed 0.
+    segments = sum(results["1"]["segments"].values())
+    after = printed[printed.index("Segments found and missed") :].split("\n\n")[1].splitlines()
+    (beside,) = (line.split() for line in after if line.endswith(str(segments)))
+    assert beside[0] == "B"
+    fewer = [
+        np.mean(results[f"F, seed {seed}"]["missed"]["share"])
+        - np.mean(results[f"B, seed {seed}"]["missed"]["share"])
+        for seed in (0, 1)
+    ]
+    assert float(beside[3]) == pytest.approx(segments * np.mean(fewer), abs=0.006)
+    assert float(beside[1]) - float(beside[2]) == pytest.approx(float(beside[3]), abs=0.011)
+    assert "The other tables have means over seeds" in printed
+
+
+def test_runs_of_several_names_are_told_apart(said: Command, data: Path) -> None:
+    write_run(config_of(data, "output=runs", "name=your"))
+    said(FORWARD, "runs/your-forward-seed0", "--json", "figures.json")
+    assert list(json.loads(Path("figures.json").read_text())["results"]) == ["F (my)", "F (your)"]
 
 
 def config_at(run: str) -> Config:
@@ -178,6 +211,12 @@ def test_what_is_missing_or_wrong_is_told_before_the_work(refused: Command, trut
     assert "is given twice" in refused(FORWARD, FORWARD)
     assert "is given twice" in refused(FORWARD, file)
     assert "--classes only applies to detection files" in refused(FORWARD, "--classes", truth)
+    shutil.copytree(FORWARD, "copy")
+    assert "are both F, seed 0; leave one out" in refused(FORWARD, "copy")
+    write_run(config_of(data, "output=other", "name=my", "seed=5", "test.tiou=[0.5]"))
+    given = ("--ground-truth", truth, "--subset", "validation")
+    assert "was tested at another tIoU than run runs" in refused(FORWARD, "other/my-forward-seed5", *given)
+    assert "compare runs of one test set and tIoU" in refused(FORWARD, "other/my-forward-seed5")
     assert "--tiou 0.5:2:0.5: give first:last:step" in refused(FORWARD, "--tiou", "0.5:2:0.5")
     assert "--confusion-tiou 0: give a number above 0" in refused(FORWARD, "--confusion-tiou", "0")
     assert "the output would replace the input" in refused(FORWARD, "--json", file)

@@ -14,6 +14,7 @@ from bitad.runtime.log import decode_argument, echo
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
+    from bitad.evaluation.diagnosis import Diagnosis
 
 
 _DEFAULT_TIOU = "0.3:0.7:0.1"
@@ -250,23 +251,25 @@ def _diagnose(args: argparse.Namespace) -> int:
     if args.json:
         check_file(args.json, "--json")
     inputs = read_diagnosis_inputs(args.results, args.ground_truth, args.subset)
-    if args.classes is not None and len(inputs.runs) == len(inputs.files):
+    if args.classes is not None and all("" not in seeds for seeds in inputs.files.values()):
         raise ValueError("--classes only applies to detection files; name one, or leave out --classes")
+    paths = [path for seeds in inputs.files.values() for path in seeds.values()]
     outputs = [args.json] if args.json else []
     outputs += [args.out / name for name in ("results.json", "results.md")] if args.out else []
-    check_not_inputs(outputs, (*inputs.files.values(), args.ground_truth, args.classes))
-    results = {}
-    for name, path in inputs.files.items():
-        results[name] = diagnose(
-            inputs.truth,
-            read_detections(path, None if name in inputs.runs else args.classes),
-            tiou=thresholds or inputs.tiou or _thresholds(_DEFAULT_TIOU),
-            ties=args.ties,
-            bins=args.bins,
-            confusion_tiou=args.confusion_tiou,
-            allow_clock_mismatch=args.allow_clock_mismatch,
-            sources=(inputs.source, path),
-        )
+    check_not_inputs(outputs, (*paths, args.ground_truth, args.classes))
+    results: dict[str, dict[str, Diagnosis]] = {}
+    for name, seeds in inputs.files.items():
+        for seed, path in seeds.items():
+            results.setdefault(name, {})[seed] = diagnose(
+                inputs.truth,
+                read_detections(path, args.classes if seed == "" else None),
+                tiou=thresholds or inputs.tiou or _thresholds(_DEFAULT_TIOU),
+                ties=args.ties,
+                bins=args.bins,
+                confusion_tiou=args.confusion_tiou,
+                allow_clock_mismatch=args.allow_clock_mismatch,
+                sources=(inputs.source, path),
+            )
     from bitad.reports.diagnosis import diagnosis_json, diagnosis_tables, write_diagnosis
 
     print("\n\n".join(table.text() for table in diagnosis_tables(results, per_class=args.per_class)))

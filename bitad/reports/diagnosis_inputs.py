@@ -26,15 +26,14 @@ class DiagnosisInputs:
     Args:
         truth: the ground truth of all.
         source: what errors call it.
-        files: detection files by the name of their result, in the order given. Of a run, this is its final result.
-        runs: the names that are of runs.
+        files: detection files by the name of their result and by seed, in the order given. Of a run, this is its
+            final result; a file that is named has the seed "".
         tiou: the thresholds of the runs; None if there are none.
     """
 
     truth: Annotations
     source: str
-    files: dict[str, Path]
-    runs: tuple[str, ...] = ()
+    files: dict[str, dict[str, Path]]
     tiou: tuple[float, ...] | None = None
 
 
@@ -57,21 +56,24 @@ def read_diagnosis_inputs(
     for place in places:
         found += [place] if _is_file(place) else _runs_at(place)
     runs = [one for one in found if not isinstance(one, Path)]
-    named = _named(found)
-    files = {name: one if isinstance(one, Path) else one.result_file for name, one in named.items()}
-    if repeated := [
-        path for path, count in Counter(path.resolve() for path in files.values()).items() if count > 1
-    ]:
+    paths = Counter((one if isinstance(one, Path) else one.result_file).resolve() for one in found)
+    if repeated := [path for path, count in paths.items() if count > 1]:
         raise ValueError(f"{repeated[0]} is given twice; leave one out")
-    of_runs = tuple(name for name, one in named.items() if not isinstance(one, Path))
+    files = _by_name_and_seed(found)
     tiou = tuple(runs[0].config.test.tiou) if runs else None
     if ground_truth is not None:
-        return DiagnosisInputs(_read_truth(ground_truth, subset), str(ground_truth), files, of_runs, tiou)
+        for run in runs:
+            if run.config.test.tiou != runs[0].config.test.tiou:
+                raise ValueError(
+                    f"run {run.directory} was tested at another tIoU than run {runs[0].directory}; diagnose runs of "
+                    "one tIoU, or their detection files"
+                )
+        return DiagnosisInputs(_read_truth(ground_truth, subset), str(ground_truth), files, tiou)
     if not runs:
         raise ValueError(f"{places[0]} is a detection file; name its annotations with --ground-truth")
     from bitad.reports.comparison import common_ground_truth
 
-    return DiagnosisInputs(common_ground_truth(runs), "the runs' ground truth", files, of_runs, tiou)
+    return DiagnosisInputs(common_ground_truth(runs), "the runs' ground truth", files, tiou)
 
 
 def _is_file(place: Path) -> bool:
@@ -86,18 +88,25 @@ def _runs_at(place: Path) -> list[Run]:
     return [Run.read(directory) for directory in directories]
 
 
-def _named(found: Sequence[Path | Run]) -> dict[str, Path | Run]:
-    """Files by their names, runs by their labels; each with its folder or directory where that is not enough."""
-    names = [one.name if isinstance(one, Path) else one.label for one in found]
-    counts = Counter(names)
-    named: dict[str, Path | Run] = {}
-    for name, one in zip(names, found, strict=True):
-        if counts[name] > 1:
-            name = str(one) if isinstance(one, Path) else f"{name} ({one.directory.name})"
-        if name in named:
-            raise ValueError(f"{name} is given twice; leave one out")
-        named[name] = one
-    return named
+def _by_name_and_seed(found: Sequence[Path | Run]) -> dict[str, dict[str, Path]]:
+    """Files by their names, or paths where names are equal; runs by their labels, and names where these differ."""
+    file_names = Counter(one.name for one in found if isinstance(one, Path))
+    run_names = {one.config.name for one in found if not isinstance(one, Path)}
+    files: dict[str, dict[str, Path]] = {}
+    for one in found:
+        if isinstance(one, Path):
+            name, seed, path = one.name if file_names[one.name] == 1 else str(one), "", one
+        else:
+            name, seed, path = one.label, str(one.config.seed), one.result_file
+            if len(run_names) > 1:
+                name += f" ({one.config.name})"
+        seeds = files.setdefault(name, {})
+        if seed in seeds:
+            raise ValueError(
+                f"{seeds[seed]} and {path} are both {name}{f', seed {seed}' * bool(seed)}; leave one out"
+            )
+        seeds[seed] = path
+    return files
 
 
 def _read_truth(path: Path, subset: str | None) -> Annotations:

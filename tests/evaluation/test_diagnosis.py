@@ -129,6 +129,35 @@ def test_a_segment_has_the_score_of_the_detection_that_matches_it():
     np.testing.assert_array_equal(scores, [[0.9, 0.8], [-np.inf, -np.inf], [np.nan, np.nan], [0.3, 0.3]])
 
 
+def test_below_the_least_tiou_a_threshold_still_counts() -> None:
+    rows = [("v", 0.0, 10.0, "a", 0.9), ("v", 9.0, 15.0, "a", 0.8), ("v", 9.5, 16.0, "a", 0.7)]
+    kinds = classify(TRUTH, found(rows), tiou=[0.05, 0.5])  # tIoU 1, 0.067 and 0.03
+    assert [named(row) for row in kinds] == [
+        ["true_positive", "true_positive"],
+        ["double_detection", "background"],
+        ["background", "background"],
+    ]
+
+
+@pytest.mark.parametrize(("wrong", "is_missed"), [(18, False), (19, True)])
+def test_a_match_after_nineteen_errors_counts_as_missed(wrong: int, is_missed: bool) -> None:
+    rows = [("v", 30.0, 32.0, "a", 0.9)] * wrong + [("v", 0.0, 10.0, "a", 0.5)]
+    result = bitad.diagnose(truth({"v": [(0, 10, "a")]}, ("a",)), found(rows), tiou=[0.5])
+    assert result.missed.tolist() == [[is_missed]]  # a precision of 1/19, or of 0.05
+    assert result.ap[0, 0] == pytest.approx(1 / (wrong + 1))
+    assert result.missed_ap_n[0, 0] == pytest.approx(0 if is_missed else 1 / (wrong + 1))
+    assert result.recall[0, 0] == 0  # beyond the ten best
+
+
+def test_a_bin_leaves_out_detections_that_match_outside_it_at_any_threshold() -> None:
+    long_and_short = truth({"v": [(0, 10, "a"), (20, 22, "a")]}, ("a",))
+    rows = [("v", 0.0, 6.0, "a", 0.9), ("v", 20.0, 22.0, "a", 0.8)]  # the first is right at 0.5, wrong at 0.7
+    result = bitad.diagnose(long_and_short, found(rows), tiou=[0.5, 0.7])
+    short, long = result.characteristics["length"]
+    assert (short.segments, short.sensitivity) == (1, 1.0)
+    assert (long.segments, long.sensitivity) == (1, 0.5)
+
+
 # By kind, a detection near a segment [0, 10]: start, end, and whether its label is the other one.
 NEAR = {
     "double_detection": (1.0, 10.0, False),
@@ -164,7 +193,8 @@ def test_planted_errors_are_counted_exactly_and_removing_all_leaves_the_recall(p
     result = diagnose(annotations, detections, tiou=[0.5])
     known = {label for _, _, label in segments}
     expected = Counter(kind for kind, row in zip(kinds, rows, strict=True) if row[3] in known)
-    if all((result.class_kinds.sum(axis=(1, 2)) <= GROUPS * result.segments).tolist()):
+    of_class = Counter(row[3] for row in rows)
+    if all(of_class[name] <= GROUPS * count for name, count in zip(result.classes, result.segments, strict=True)):
         assert kinds_of(result.class_kinds.sum(axis=(0, 2))) == {kind: expected[kind] for kind in KINDS}
     recall = [np.mean([is_found for name, is_found, _ in planted if name == label]) for label in result.classes]
     np.testing.assert_allclose(result.top_ap_n_without["all"][:, 0], recall)
