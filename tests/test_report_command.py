@@ -201,6 +201,25 @@ def test_copied_videos_play_where_the_report_is_moved_to(
     play(browser, here / "moved" / "index.html")
 
 
+def test_videos_that_are_not_copied_have_timelines_and_say_so(
+    report: Report, here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bitad.reports.comparison.COPIED_VIDEOS", 1)
+    report("runs", "--copy-videos")
+    found = {video["name"]: video for video in videos_in(here / "report")}
+    figures = {name: video["ap"]["F"][2] for name, video in found.items()}
+    worst, other = sorted(found, key=figures.__getitem__)
+    assert figures[worst] < figures[other]
+    assert [path.stem for path in (here / "report" / "media").iterdir()] == [worst]
+    assert (found[worst]["media"], found[worst]["absent"]) == (f"media/{worst}.mp4", "")
+    assert (found[other]["media"], found[other]["absent"]) == (
+        None,
+        "Not copied: it is not among the 1 with the lowest mAP.",
+    )
+    assert found[other]["tracks"][0]["start"]
+    assert "videos copied: 1, those with the lowest mAP; not copied: 1, with timelines only" in caplog.text
+
+
 def test_videos_are_copied_all_or_none(
     refused: Report, here: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

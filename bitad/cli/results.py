@@ -114,7 +114,7 @@ def add_commands(commands: Commands) -> None:
     p.add_argument(
         "--copy-videos",
         action="store_true",
-        help="copy the videos of the page beside it, to be moved with it (default: link to them)",
+        help="copy the eight videos with the lowest mAP beside the page, to be moved with it (default: link to all)",
     )
 
 

@@ -53,11 +53,16 @@ def colours_of(names: Iterable[str]) -> dict[str, Colour]:
     and all of the palette again where these run out.
     """
     names = tuple(dict.fromkeys(names))
-    known = {name: found for name in names if (found := _RESULTS.get(_result_of(name))) is not None}
+    known = known_colours(names)
     others = [name for name in names if name not in known]
     free = [colour for colour in PALETTE if colour not in known.values()] or list(PALETTE)
     chosen = known | {name: free[i % len(free)] for i, name in enumerate(others)}
     return {name: chosen[name] for name in names}
+
+
+def known_colours(names: Iterable[str]) -> dict[str, Colour]:
+    """The colours of those names that are of results of an experiment, a baseline, late fusion or its control."""
+    return {name: found for name in names if (found := _RESULTS.get(_result_of(name))) is not None}
 
 
 def _result_of(name: str) -> str:

@@ -587,8 +587,10 @@ def _page_videos(
     with progress_callback("copying videos") as on_progress:
         copies = copy_videos({name: files[name] for name in worst}, out, on_progress=on_progress)
     if rest := len(files) - len(worst):
-        log.info("copied the %d videos with the lowest mAP; %d others have timelines only", len(worst), rest)
-    reason = f"Not copied: only the {len(worst)} videos with the lowest mAP were."
+        log.info(
+            "videos copied: %d, those with the lowest mAP; not copied: %d, with timelines only", len(worst), rest
+        )
+    reason = f"Not copied: it is not among the {len(worst)} with the lowest mAP."
     shown = []
     for video in videos:
         without = reason if video.name in files else video.without_media

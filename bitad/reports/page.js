@@ -5,6 +5,21 @@
   const page = JSON.parse(find("page-data").textContent);
   for (const each of document.querySelectorAll("figure.table")) each.setAttribute("aria-label", each.querySelector("caption").textContent);
 
+  function setColour(made, name) {
+    made.style.setProperty("--on-light", page.colours[name][0]);
+    made.style.setProperty("--on-dark", page.colours[name][1]);
+  }
+
+  /** The names of results in tables have the markers of the timelines' rows. */
+  for (const table of document.querySelectorAll("figure.table table")) {
+    const ofResults = ["result", "run"].includes(table.querySelector("th").textContent);
+    for (const each of table.querySelectorAll(ofResults ? "tbody th" : "thead th:not(:first-child)")) {
+      if (!Object.hasOwn(page.colours, each.textContent)) continue;
+      each.classList.add("result");
+      setColour(each, each.textContent);
+    }
+  }
+
   /** What scrolls can be reached by the keyboard. */
   function focusScrolling() {
     for (const each of document.querySelectorAll("figure.table, .moment")) {
@@ -162,10 +177,7 @@
     row.dataset.track = number;
     row.dataset.kind = track.kind;
     row.classList.toggle("judged", Boolean(track.kinds) && track.name === state.judged);
-    if (isFiltered(track)) {
-      row.style.setProperty("--on-light", page.colours[track.name][0]);
-      row.style.setProperty("--on-dark", page.colours[track.name][1]);
-    }
+    if (isFiltered(track)) setColour(row, track.name);
     const label = element("div", "track-label");
     label.append(element("span", "name", track.name), element("span", "about", countOf(track, placed, crowdedOut)));
     const plot = element("div", "lanes");
@@ -215,6 +227,18 @@
     return found.filter(({ mark }) => mark !== null).sort((a, b) => a.track.start[a.i] - b.track.start[b.i]);
   }
 
+  /** Whether a video has errors of the chosen result at the minimum score, also such as find no room. */
+  function hasErrors(video) {
+    const judged = video.tracks.find((track) => track.name === state.judged && track.kinds);
+    return video.tracks.some((track) => {
+      if (track === judged) {
+        return track.score.some((score, i) => score >= least(track, track.label[i]) && Number(track.kinds[state.tiou][i]) !== RIGHT);
+      }
+      const scores = judged && track.matched?.[state.judged]?.[state.tiou];
+      return scores?.some((score, i) => score !== null && score < least(judged, track.label[i]));
+    });
+  }
+
   const drawnErrors = () => judgedDrawn().filter(({ mark }) => mark !== RIGHT);
 
   /** Goes to the next error in time, or the previous one (-1); after the last, to that of the next video of the list. */
@@ -226,16 +250,19 @@
     const at = errors.findIndex(({ number, i }) => isThere && state.selected.number === number && state.selected.i === i);
     let next = at < 0 ? undefined : errors[at + step] ?? null;
     if (next === undefined) {
-      const here = state.time + 1e-6; // what starts at the play head is not passed yet
+      const soon = 1 / USUAL_RATE; // the first frame in a segment is later than its start
       next = step > 0
-        ? errors.find(({ track, i }) => track.start[i] >= state.time - 1 / USUAL_RATE)
-        : errors.findLast(({ track, i }) => track.start[i] < here);
+        ? errors.find(({ track, i }) => track.start[i] >= state.time - soon)
+        : errors.findLast(({ track, i }) => track.start[i] < state.time - soon);
     }
     const videos = listed();
-    let place = videos.indexOf(state.video);
-    for (let left = videos.length; !next && left > 0; left -= 1) {
-      place = (place + step + videos.length) % videos.length;
-      if (videos[place] !== state.video) choose(videos[place]);
+    const here = videos.indexOf(state.video);
+    // From here through the list, and round to here; from outside of the list, from its first or last video.
+    const start = here < 0 && step < 0 ? 0 : here;
+    for (let k = 1; !next && k <= videos.length; k += 1) {
+      const video = videos[(start + k * step + videos.length * 2) % videos.length];
+      if (!hasErrors(video)) continue;
+      if (video !== state.video) choose(video);
       next = step > 0 ? drawnErrors()[0] : drawnErrors().at(-1);
     }
     if (!next) {
@@ -289,6 +316,11 @@
     return [track.start[state.selected.i], track.end[state.selected.i]];
   }
 
+  /** A refusal needs no handling: what stops playing has a note of its own. */
+  function play() {
+    player.play().catch(() => {});
+  }
+
   function setLooping(looping) {
     state.looping = looping;
     find("loop").setAttribute("aria-pressed", String(looping));
@@ -299,7 +331,7 @@
     setLooping(!state.looping);
     if (!state.looping) return;
     seek(firstInside(...selectedSpan()));
-    if (player.readyState > 0) player.play();
+    if (player.readyState > 0) play();
   }
 
   /** The time of the first frame in a segment: a player shows the frame that began before its time. */
@@ -431,7 +463,7 @@
     const past = state.time - end;
     if (player.ended || (!player.paused && past >= 0 && past < LOOP_LATE)) {
       seek(firstInside(start, end));
-      if (player.paused) player.play();
+      if (player.paused) play();
     } else if (past >= 0 || state.time < start - LOOP_LATE) {
       setLooping(false);
     }
@@ -609,7 +641,7 @@
     const action = {
       "?": toggleKeys, ",": () => stepFrame(-1), ".": () => stepFrame(1), "/": () => find("search").focus(),
       n: () => goToError(event.shiftKey ? -1 : 1), l: toggleLoop,
-      " ": () => { if (player.paused) player.play().catch(() => {}); else player.pause(); },
+      " ": () => { if (player.paused) play(); else player.pause(); },
       ArrowLeft: () => seek(state.time - (event.shiftKey ? 10 : 1)),
       ArrowRight: () => seek(state.time + (event.shiftKey ? 10 : 1)),
     }[key];
@@ -737,6 +769,8 @@
     find("previous-error").addEventListener("click", () => goToError(-1));
     find("loop").addEventListener("click", toggleLoop);
     find("show-keys").addEventListener("click", toggleKeys);
+    // A control that a pointer has used gives the keys back to the page.
+    document.addEventListener("change", (event) => { if (state.byPointer && event.target.matches("select")) event.target.blur(); });
     document.addEventListener("pointerdown", () => { state.byPointer = true; }, true);
     document.addEventListener("keydown", (event) => { if (event.key === "Tab") state.byPointer = false; }, true);
     document.addEventListener("keydown", pressKey);

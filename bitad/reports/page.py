@@ -24,7 +24,7 @@ import bitad
 from bitad.data.detections import DEFAULT_SCORE, Detections
 from bitad.evaluation.diagnosis import KINDS
 from bitad.reports.colours import KINDS as KIND_COLOURS
-from bitad.reports.colours import colours_of
+from bitad.reports.colours import colours_of, known_colours
 from bitad.reports.tables import Table, kind_name
 from bitad.runtime.files import atomic_write, write_json
 from bitad.timeline import FloatArray, IntArray
@@ -165,7 +165,7 @@ def write_page(
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, path.parent)),
+        data=_embedded(_data(videos, tables, path.parent)),
         script=_part("page.js"),
     )
     with atomic_write(path) as partial_file:
@@ -258,12 +258,13 @@ def _check_relative(path: str) -> None:
         )
 
 
-def _data(videos: Sequence[PageVideo], folder: Path) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], tables: Sequence[Table], folder: Path) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
     found = [track for video in videos for track in video.tracks if track.scores is not None]
     least = sorted({track.min_score(label) for track in found for label in set(track.labels)} or {DEFAULT_SCORE})
-    colours = colours_of(track.name for track in found)
+    in_tables = (str(name) for table in tables for name in (*table.columns, *(row[0] for row in table.rows)))
+    colours = known_colours(in_tables) | colours_of(track.name for track in found)
     results = list(dict.fromkeys(track.name for track in found if track.kinds is not None))
     most = min(TOP_K, max(10, MOST_ROWS // max(1, len(found))))
     min_scores: dict[tuple[float, ...], int] = {}

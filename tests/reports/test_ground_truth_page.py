@@ -129,6 +129,17 @@ def test_chromium_plays_the_videos_and_marks_the_defects(folder: Path, browser: 
     assert browser.console == []
 
 
+def test_more_videos_than_previews_have_timelines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bitad.reports.ground_truth.MOST_PREVIEWS", 0)
+    command = ["annotations", "check", str(folder / "truth2.json"), "--videos", str(folder / "videos")]
+    assert main([*command, "--page", str(tmp_path / "page")]) == 0
+    first, second = embedded(tmp_path / "page" / "index.html")["videos"]
+    assert (first["absent"], second["absent"]) == ("", "This page was written without this video.")
+    assert second["tracks"][0]["start"] == [1]
+
+
 def test_files_of_someone_else_are_not_overwritten(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

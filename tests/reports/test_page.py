@@ -308,6 +308,7 @@ def test_another_video_can_be_chosen(browser, tmp_path):
     other = PageVideo("b", None, 60.0, [Track("Detections", "detection", NONE, [], np.zeros(0))])
     browser.open(page_of(tmp_path, PageVideo("a", None, 2.0, [TRUTH, FEW]), other, PageVideo("c", None, 3.0, [])))
     assert browser.texts("#choice .about") == ["0:02.0 · 2 actions", "1:00.0 · 0 detections", "0:03.0"]
+    assert browser.evaluate("['order', 'judging'].every((each) => document.getElementById(each).hidden)")
     browser.click("[data-video='1']")
     assert browser.texts("[data-track] .empty") == ["nothing detected"]
     browser.click("[data-video='2']")
