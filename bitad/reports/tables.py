@@ -231,8 +231,8 @@ def recall_table(results: Mapping[str, AverageRecall]) -> Table:
 def _recall_facts(result: AverageRecall) -> Iterator[str]:
     most = result.max_proposals
     yield (
-        f"AR@N: recall at {tiou_range(result.tiou)}, of an average of N proposals in a video, which are a share of each "
-        f"video's list. AUC: area under AR up to N = {most}, over {most}."
+        f"AR@N: recall at {tiou_range(result.tiou)}, of an average of N proposals in a video, which are a share of "
+        f"each video's list. AUC: area under AR up to N = {most}, over {most}."
     )
     yield (
         "Labels are ignored, and a proposal may recall several segments."

@@ -219,11 +219,11 @@ def test_the_list_of_videos_counts_the_detections_that_are_shown(browser, tmp_pa
     by_class = replace(FEW, min_scores={"open": 0.95, "close": 0.4})
     videos = [PageVideo("a", None, 2.0, [by_class]), PageVideo("b", None, 2.0, [TRUTH, FEW])]
     browser.open(page_of(tmp_path, *videos))
-    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
     set_threshold(browser, 0.1)
-    assert texts(browser, "#choice .about") == ["0:02.0 · 3 detections", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 3 detections", "0:02.0 · 2 actions"]
     browser.click("#by-class")
-    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
     assert browser.console == []
 
 
