@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +327,11 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
     html = page.read_text(encoding="utf-8")
     for text in ("test_0", "Ground truth", best.label, "comparison.png"):
         assert text in html
+    assert re.findall("<caption>(.*?)</caption>", html)[:3] == [
+        "mAP (%)",
+        "Average mAP (%): difference to the baselines",
+        "Training losses of two networks",
+    ]
 
 
 @pytest.mark.parametrize("inside", [True, False])
