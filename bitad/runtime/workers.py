@@ -46,7 +46,8 @@ def time_limit(seconds: float | None, what: str) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     start = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    # It repeats: Python ignores what a handler raises within a destructor.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:

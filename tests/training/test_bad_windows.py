@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -213,3 +214,13 @@ def test_who_is_in_time_is_not_interrupted_later() -> None:
         time.sleep(0.01)
     with pytest.raises(TimeoutError, match=r"this took longer than 0\.05 s"), time_limit(0.05, "this"):
         time.sleep(5)
+
+
+def test_a_limit_that_something_swallows_comes_again() -> None:
+    def swallow_once() -> None:
+        with contextlib.suppress(TimeoutError):  # as a destructor does
+            time.sleep(5)
+        time.sleep(5)
+
+    with pytest.raises(TimeoutError), time_limit(0.05, "this"):
+        swallow_once()
