@@ -123,7 +123,9 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0, help="of weights and clips (0: the encoder that is shipped)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights and clips (0: the encoder that is shipped)"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
