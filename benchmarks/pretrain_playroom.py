@@ -62,13 +62,16 @@ def sample_clip(seed: tuple[int, ...]) -> tuple[np.ndarray, int]:
 
 
 class Clips(IterableDataset):
-    """Endless clips; worker w of n draws every n-th seed."""
+    """Endless clips of a pre-training's seed; worker w of n draws every n-th one."""
+
+    def __init__(self, seed: int) -> None:
+        self.first = 0 if seed == 0 else 1 + seed  # the clips of 1 are held out
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         worker = get_worker_info()
         index, step = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
-            clip, label = sample_clip((0, index))
+            clip, label = sample_clip((self.first, index))
             yield torch.from_numpy(clip), label
             index += step
 
@@ -120,8 +123,11 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights and clips (0: the encoder that is shipped)"
+    )
     arguments = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     model = Classifier()
     optimizer = torch.optim.AdamW(
@@ -131,7 +137,7 @@ def main() -> None:
         ]
     )
     steps, horizon = arguments.clips // arguments.batch, arguments.horizon // arguments.batch
-    clips = iter(DataLoader(Clips(), arguments.batch, num_workers=1, prefetch_factor=4))
+    clips = iter(DataLoader(Clips(arguments.seed), arguments.batch, num_workers=1, prefetch_factor=4))
     began, smooth, right = time.process_time(), math.log(len(NAMES)), 0.0
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -20,7 +20,15 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 Direction = Literal["forward", "reverse"]
+# What a network sees: the frames in a playing direction, the frames mirrored left to right, or the features of forward
+# playback in reverse order.
+View = Literal["forward", "reverse", "flipped", "reversed-features"]
 ResizedClock = Literal["centre", "edge"]
+
+
+def clock_of(view: View) -> Direction:
+    """The clock of a view's grid steps."""
+    return "reverse" if view in ("reverse", "reversed-features") else "forward"
 
 
 class Arithmetic(Protocol):

@@ -76,7 +76,7 @@ def write_run(config: Config, *, noise: float = 0.3, losses: Sequence[float] = (
     pair = config.design.networks == 2
     write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
     if pair:
-        reverse = second if config.pair.second == "forward" else second.reversed()
+        reverse = second if config.clocks[1] == "forward" else second.reversed()
         write_detections(first, folder / "detections.forward.json")
         write_detections(reverse, folder / "detections.reverse.json")
     records: list[dict[str, object]] = []

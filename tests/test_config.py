@@ -369,7 +369,7 @@ INIT = ("init.forward=f", "init.reverse=b")
         (("experiment=1-1", "pair.align=naive", *INIT), "pair.align=naive has no effect in experiment 1-1"),
         (
             ("experiment=3-1", "pair.align=naive", "pair.second=forward", *INIT),
-            "pair.align=naive has no effect with two forward networks, which share a clock",
+            "pair.align=naive has no effect with pair.second=forward, where both networks share a clock",
         ),
         (
             ("experiment=1x", "pair.fusion_init=random", *INIT),

@@ -276,16 +276,16 @@ def test_baselines_that_were_swapped_are_refused(features: Data) -> None:
     forward, backward = (override.partition("=")[2] for override in features.init)
     message = refusal(features, "3-1", f"init.forward={backward}", f"init.reverse={forward}")
     assert f"init.forward={backward}" in message
-    assert "it watches reverse playback, this network forward" in message
+    assert "it was trained with direction=reverse, this network needs forward" in message
     message = refusal(features, "3-1", f"init.reverse={forward}")
     assert f"init.reverse={forward}" in message
-    assert "it watches forward playback, this network reverse" in message
+    assert "it was trained with direction=forward, this network needs reverse" in message
 
 
 def test_the_control_wants_two_forward_baselines(features: Data) -> None:
     message = refusal(features, "3-1", TWO_FORWARD, features.init[1])
     assert "init.reverse=" in message
-    assert "it watches reverse playback, this network forward" in message
+    assert "it was trained with direction=reverse, this network needs forward" in message
 
 
 @pytest.mark.parametrize("name", ["forward", "reverse"])

@@ -89,7 +89,7 @@ class Experiment:
     """One experiment.
 
     Args:
-        networks: one, or two that see the same windows (the second in reverse).
+        networks: one, or two that see the same windows (the second in reverse, or as ``pair.second`` says).
         starts_from: the pre-trained backbone, or the EMA weights of two finished baselines.
         adds: the only module that trains, after every adapter of the frozen networks: a second adapter, or one that
             also sees the other network's features.
@@ -119,8 +119,7 @@ class Experiment:
         return self.fusion is not None or self.agreement
 
 
-# The results of two networks and their files, by the playing direction of the second network. The last result
-# merges the others.
+# The results of two networks and their files, by the clock of the second network. The last result merges the others.
 RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
     "reverse": {
         "forward basis": "detections.forward.json",

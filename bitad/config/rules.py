@@ -83,6 +83,11 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
         "experiment {c.experiment} adds modules to the backbone's blocks, but features have no backbone",
     ),
     (
+        lambda c: c.design.adds == "cross-adapter" and c.pair.second == "flipped",
+        "pair.second=flipped: in experiment {c.experiment} the networks exchange tokens of one place in the frame; use "
+        "another experiment",
+    ),
+    (
         lambda c: c.design.fusion is not None and c.window.layout == "whole",
         "window.layout=whole: experiment {c.experiment} fuses windows of one length; choose another layout",
     ),
@@ -118,7 +123,13 @@ _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
     ),
     ("pair.second", lambda c: c.design.networks == 1, _EXPERIMENT + "has one network"),
     ("pair.align", lambda c: not c.design.aligns, _EXPERIMENT + "aligns nothing"),
-    ("pair.align", lambda c: c.pair.second == "forward", "with two forward networks, which share a clock"),
+    ("pair.second_weights", lambda c: c.design.networks == 1, _EXPERIMENT + "has one network"),
+    ("pair.second_weights", lambda c: c.model.backbone is None, "on features, which need no backbone"),
+    (
+        "pair.align",
+        lambda c: len(set(c.clocks)) == 1,
+        "with pair.second={c.pair.second}, where both networks share a clock",
+    ),
     ("pair.fusion", lambda c: c.design.fusion is None, _EXPERIMENT + "has no fusion"),
     ("pair.fusion_init", lambda c: c.design.fusion is None, _EXPERIMENT + "has no fusion"),
     ("pair.train_detector", lambda c: c.design.adds is None, _EXPERIMENT + "trains the detectors anyway"),
@@ -169,6 +180,19 @@ def _reversed_playback(config: Config) -> Iterator[str]:
                 f"data.reversed_{kind}: {back} is also data.{kind}; give {kind} of reversed playback, or leave it "
                 "out to flip the windows"
             )
+
+
+def _flipped(config: Config) -> Iterator[str]:
+    if "flipped" not in config.views:
+        return
+    key = "direction" if config.design.networks == 1 else "pair.second"
+    if config.data.features is not None:
+        yield f"{key}=flipped mirrors frames, and features have none; choose another one"
+    elif (share := config.training.augmentation.flip) > 0:
+        yield (
+            f"training.augmentation.flip: it mirrors {share:g} of the windows at random, so {key}=flipped would show "
+            "nothing else; use 0, also for the networks that it is compared with"
+        )
 
 
 def _window_steps(config: Config) -> Iterator[str]:
@@ -267,6 +291,7 @@ def _weight_decay(config: Config) -> Iterator[str]:
 
 _RULES: tuple[Rule, ...] = (
     _reversed_playback,
+    _flipped,
     _window_steps,
     _backbone_pixels,
     _backbone_size,

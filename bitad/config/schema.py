@@ -47,7 +47,7 @@ from bitad.config.names import (
 )
 from bitad.config.rules import broken_rules
 from bitad.runtime.log import did_you_mean
-from bitad.timeline import Direction, ResizedClock
+from bitad.timeline import Direction, ResizedClock, View, clock_of
 
 _SMALLEST, LARGEST = 1e-12, 1e12
 _NAME_BYTES = 200  # file systems allow 255, and a run appends its variant and seed
@@ -507,8 +507,11 @@ class InitConfig(Section):
 class PairConfig(Section):
     """Options of experiments with two networks."""
 
-    # Playing direction of the second network; `forward`: the control, two forward ones.
-    second: Direction = "reverse"
+    # What the second network sees; all but `reverse` are controls. `forward`: the same as the first; `flipped`: every
+    # frame mirrored left to right; `reversed-features`: the features of forward playback in reverse order.
+    second: View = "reverse"
+    # Pre-trained file of the second network's backbone, if it is another one than model.backbone.weights.
+    second_weights: Place | None = None
     align: Alignment = "exact"  # `naive`: each level is reversed as a whole, as the research group did
     # `random`: the default initialisation of the layers, as the research group did.
     fusion_init: FusionInit = "mean"
@@ -522,7 +525,7 @@ class Config(Section):
 
     name: FolderName
     seed: Seed = 0
-    direction: Direction = "forward"  # playing direction of the network
+    direction: View = "forward"  # what the network sees, as pair.second; `reverse`: reverse playback
     experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
@@ -558,9 +561,14 @@ class Config(Section):
         return self.design.adds is None or self.pair.train_detector
 
     @property
-    def views(self) -> tuple[Direction, ...]:
-        """The playing direction of each network."""
+    def views(self) -> tuple[View, ...]:
+        """What each network sees."""
         return (self.direction,) if self.design.networks == 1 else ("forward", self.pair.second)
+
+    @property
+    def clocks(self) -> tuple[Direction, ...]:
+        """The clock of each network's predictions."""
+        return tuple(map(clock_of, self.views))
 
     @property
     def learner_names(self) -> tuple[str, ...]:
@@ -573,6 +581,9 @@ class Config(Section):
         pair = self.pair
         words = (
             (pair.second == "forward", "two forward"),
+            (pair.second == "flipped", "flipped"),
+            (pair.second == "reversed-features", "reversed features"),
+            (pair.second_weights is not None, "second encoder"),
             (pair.align == "naive", "naive"),
             (pair.fusion is not None, f"{pair.fusion} fusion"),
             (pair.fusion_init == "random", "random"),

@@ -28,7 +28,7 @@ from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
 from bitad.runtime.workers import initialise_reader, time_limit
-from bitad.timeline import Direction, FloatArray, Grid, IntArray
+from bitad.timeline import FloatArray, Grid, IntArray, View
 
 Content = TypeVar("Content")
 
@@ -111,7 +111,7 @@ def ground_truth_in_steps(
 
 
 def _read_sample(
-    source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[Direction], *, margin: float = 1.0
+    source: Source, video: AnnotatedVideo, grid: Grid, views: Sequence[View], *, margin: float = 1.0
 ) -> Sample:
     repeated = source.repeated
     content = source.read(video, grid, view=views[0], margin=margin)
@@ -325,7 +325,7 @@ class TrainingWindows(Dataset[Sample]):
             sample = sample.cropped(random_crop(rng, height, width, augmentation), backbone.pixels)
             if rng.random() < augmentation.colour:
                 sample = replace(sample, colour=random_colour(rng, augmentation))
-        return sample.reversed() if views[0] == "reverse" else sample
+        return sample.seen_as(views[0])
 
 
 class TestWindows(Dataset[Sample | ReadFailure]):
@@ -391,7 +391,7 @@ class TestWindows(Dataset[Sample | ReadFailure]):
         if isinstance(sample, ReadFailure):
             return sample
         self.readers.count_repeated(sample.repeated)
-        return sample.reversed() if self.config.views[0] == "reverse" else sample
+        return sample.seen_as(self.config.views[0])
 
     def _read_rest(self, video: AnnotatedVideo, grid: Grid) -> Sample:
         """A window; what it shares with the previous one is not read again."""

@@ -25,7 +25,7 @@ from bitad.runtime.files import atomic_write, is_leftover, read_json, remove_lef
 from bitad.runtime.locking import locked
 from bitad.runtime.log import log
 from bitad.runtime.signatures import FileIdentity
-from bitad.timeline import Direction
+from bitad.timeline import Direction, View
 
 FORMAT = "bitad features 1"
 SIDECAR = "features.json"
@@ -311,7 +311,7 @@ def read_own_sidecar(folder: Path) -> Sidecar | None:
     return None
 
 
-def require_described(data: DataConfig, views: Sequence[Direction]) -> Mapping[str, FeatureVideo]:
+def require_described(data: DataConfig, views: Sequence[View]) -> Mapping[str, FeatureVideo]:
     """Compare a configuration with the ``features.json`` of its features; return its videos by name.
 
     Raises:

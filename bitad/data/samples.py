@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitad.data.transforms import Crop, apply_crop, empty_frames
-from bitad.timeline import Direction, FloatArray, Grid, IntArray, mirror_points, mirror_positions, mirror_segments
+from bitad.timeline import FloatArray, Grid, IntArray, View, mirror_points, mirror_positions, mirror_segments
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sample:
         content: of the real steps in the order of the view, frames ``[V * k, H, W, 3]`` or features ``[V, C]``.
         grid: of the window, on the forward clock.
         segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
-        view: the playing direction of ``content`` and ``segments``.
+        view: what ``content`` shows, and whose clock ``segments`` have.
         colour: transform ``[3, 4]`` for :func:`bitad.data.transforms.recolour`.
         reversed_copy: what the other view shows instead of ``content``, in the same order.
         repeated: number of damaged frames that the last good one replaces.
@@ -37,7 +37,7 @@ class Sample:
     grid: Grid
     segments: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
     labels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    view: Direction = "forward"
+    view: View = "forward"
     colour: NDArray[np.float32] | None = None
     reversed_copy: Tensor | None = None
     repeated: int = 0
@@ -62,8 +62,18 @@ class Sample:
             grid=self.grid.window(-shared, shared + self.grid.steps),
         )
 
+    def seen_as(self, view: View) -> Sample:
+        """This window, which is in the forward view, in another."""
+        if view == "reverse":
+            return self.reversed()
+        if view == "flipped":
+            return replace(self, content=self.content.flip(2), view=view)
+        if view == "reversed-features":  # the network reverses them
+            return replace(self, segments=mirror_segments(self.segments, self.grid.steps), view=view)
+        return self
+
     def reversed(self) -> Sample:
-        """The same window in the other view; its own inverse."""
+        """The same window in the other playing direction; its own inverse."""
         return replace(
             self,
             content=(self.content if self.reversed_copy is None else self.reversed_copy).flip(0),
@@ -122,27 +132,34 @@ class Batch:
         )
 
     def reversed(self) -> Batch:
-        """The same windows in the other view: the batch of their :meth:`Sample.reversed`."""
+        """The same windows in the other playing direction: the batch of their :meth:`Sample.reversed`."""
         inputs = self.inputs if self.reversed_copy is None else self.reversed_copy
         return replace(
             self,
-            inputs=_reverse_steps(inputs, self.mask),
+            inputs=reverse_steps(inputs, self.mask),
             segments=self.reversed_segments(),
-            reversed_copy=None if self.reversed_copy is None else _reverse_steps(self.inputs, self.mask),
+            reversed_copy=None if self.reversed_copy is None else reverse_steps(self.inputs, self.mask),
         )
 
-    def in_views(self, views: Sequence[Direction]) -> list[Batch]:
-        """The batch, which comes in the first view, in each of these views."""
-        return [self if view == views[0] else self.reversed() for view in views]
+    def in_views(self, views: Sequence[View]) -> list[Batch]:
+        """The batch, which comes in the first view, in each of these views; of several, the first is forward."""
+        return [self if view == views[0] else self._seen_as(view) for view in views]
+
+    def _seen_as(self, view: View) -> Batch:
+        if view == "flipped":
+            return replace(self, inputs=self.inputs.flip(3))
+        if view == "reversed-features":  # the network reverses them
+            return replace(self, segments=self.reversed_segments())
+        return self.reversed()
 
     def reversed_segments(self) -> list[Tensor]:
-        """The windows' ground truth in the other view, per window ``[n, 2]`` in grid steps."""
+        """The windows' ground truth on the other clock, per window ``[n, 2]`` in grid steps."""
         pairs = zip(self.segments, self.grids, strict=True)
         return [mirror_positions(segments, grid.steps).flip(-1) for segments, grid in pairs]
 
 
-def _reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
-    """Inputs of a batch with the real steps of each window in reverse order."""
+def reverse_steps(inputs: Tensor, mask: Tensor) -> Tensor:
+    """Inputs of a :class:`Batch` with the real steps of each window in reverse order."""
     frames = inputs.ndim == 5
     count = len(inputs)
     length = inputs.shape[1 if frames else 2]

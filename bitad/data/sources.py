@@ -23,7 +23,7 @@ from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
-from bitad.timeline import Direction, Grid, IntArray, mirror_frames
+from bitad.timeline import Grid, IntArray, View, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
@@ -79,13 +79,13 @@ class Source(Protocol):
         video: AnnotatedVideo,
         grid: Grid,
         *,
-        view: Direction = "forward",
+        view: View = "forward",
         margin: float = 1.0,
     ) -> Tensor:
         """The real steps of a window, in forward order whatever the view.
 
         Args:
-            view: which file to read, if there are time-reversed copies.
+            view: the first or second of the configuration; `reverse` reads time-reversed copies, if there are any.
             margin: factor by which frames may exceed the network's size.
         """
 
@@ -183,7 +183,7 @@ class VideoFiles:
         video: AnnotatedVideo,
         grid: Grid,
         *,
-        view: Direction = "forward",
+        view: View = "forward",
         margin: float = 1.0,
     ) -> Tensor:
         path = self.find(video.name)
@@ -237,7 +237,7 @@ class FramesInMemory:
         video: AnnotatedVideo,
         grid: Grid,
         *,
-        view: Direction = "forward",
+        view: View = "forward",
         margin: float = 1.0,
     ) -> Tensor:
         images = self.images[self.sampling.frames(grid, len(self.images))]
@@ -313,7 +313,7 @@ class FeatureFiles:
         video: AnnotatedVideo,
         grid: Grid,
         *,
-        view: Direction = "forward",
+        view: View = "forward",
         margin: float = 1.0,
     ) -> Tensor:
         store = self.store if self.reversed_store is None or view == "forward" else self.reversed_store

@@ -43,7 +43,7 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json, write_json
 from bitad.runtime.log import echo
 from bitad.runtime.progress import Meter, progress_callback
-from bitad.timeline import Direction, Grid
+from bitad.timeline import Direction, Grid, View
 from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.reverse import reverse_folder
 from bitad.weights.checkpoint import load_checkpoint
@@ -382,9 +382,7 @@ def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
 class StaticFrames(VideoFiles):
     """Video files of which each window repeats its middle frame: the static-frame control."""
 
-    def read(
-        self, video: AnnotatedVideo, grid: Grid, *, view: Direction = "forward", margin: float = 1.0
-    ) -> Tensor:
+    def read(self, video: AnnotatedVideo, grid: Grid, *, view: View = "forward", margin: float = 1.0) -> Tensor:
         frames = super().read(video, grid, view=view, margin=margin)
         return frames[len(frames) // 2].expand_as(frames)
 

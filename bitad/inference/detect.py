@@ -41,7 +41,7 @@ from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.files import check_replaceable, write_json
 from bitad.runtime.log import log
 from bitad.runtime.progress import track
-from bitad.timeline import Direction
+from bitad.timeline import View, clock_of
 from bitad.video.indexing import INDEX_FOLDER, IndexCache
 from bitad.weights.checkpoint import Checkpoint, class_names
 
@@ -54,14 +54,14 @@ class Results:
     """The detections of a network or a pair.
 
     Args:
-        bases: by network, on the forward clock; the second of two forward networks is ``reverse``.
-        views: the playing direction of each.
+        bases: by network, on the forward clock; of a pair, ``forward`` and ``reverse``, also of controls.
+        views: what each sees.
         merged: all bases as one set.
         unread: by name, why videos could not be read.
     """
 
-    bases: dict[Direction, Detections]
-    views: tuple[Direction, ...]
+    bases: dict[View, Detections]
+    views: tuple[View, ...]
     merged: Detections
     unread: dict[str, str]
 
@@ -69,7 +69,9 @@ class Results:
         """All results by their display names; the main one comes last."""
         if len(self.bases) == 1:
             return {str(basis): found for basis, found in self.bases.items()}
-        return dict(zip(RESULTS_OF_PAIRS[self.views[1]], (*self.bases.values(), self.merged), strict=True))
+        return dict(
+            zip(RESULTS_OF_PAIRS[clock_of(self.views[1])], (*self.bases.values(), self.merged), strict=True)
+        )
 
     def with_min_scores(self, ground_truth: Annotations) -> tuple[Results, OperatingPoints]:
         """The results with the scores of best F1 of each, and the operating points of the main one."""
@@ -86,11 +88,11 @@ class Results:
         """Writes detections.json and, for a pair, each network's file, in its own time."""
         write_detections(self.merged, out / "detections.json")
         if len(self.bases) > 1:
-            files = RESULTS_OF_PAIRS[self.views[1]].values()
+            files = RESULTS_OF_PAIRS[clock_of(self.views[1])].values()
             if "detections.reverse.json" not in files:
                 (out / "detections.reverse.json").unlink(missing_ok=True)  # earlier versions wrote it
             for file, found, view in zip(files, self.bases.values(), self.views, strict=False):
-                write_detections(found if view == "forward" else found.reversed(), out / file)
+                write_detections(found if clock_of(view) == "forward" else found.reversed(), out / file)
 
 
 @torch.inference_mode()
@@ -156,7 +158,7 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
     predict = predict_videos if config.test.backbone == "video" else _predict_windows
     with windows.readers.watched(), autocast(ranks.device, config.test.precision):
         for videos, grids, predictions in predict(network, windows, ranks, description):
-            for prediction, view, stitcher in zip(predictions, config.views, stitchers, strict=True):
+            for prediction, clock, stitcher in zip(predictions, config.clocks, stitchers, strict=True):
                 found = decode(
                     prediction,
                     score_threshold=config.test.score_threshold,
@@ -166,7 +168,7 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
                 for name, grid, candidates in zip(videos, grids, found, strict=True):
                     kept = suppress_overlaps(candidates, settings) if one_window else candidates
                     duration_s = windows.videos[name].duration_s
-                    stitcher.add(name, kept, grid, duration_s, reverse_view=view == "reverse")
+                    stitcher.add(name, kept, grid, duration_s, reverse_view=clock == "reverse")
     log_repeated_frames(windows.readers.pop_repeated(), description, ranks)
     for others in ranks.gather(stitchers):
         for stitcher, other in zip(stitchers, others, strict=True):

@@ -163,6 +163,7 @@ class WindowEncoder(Encoder):
             stride_frames = window.stride_frames
         pixels = model.pixels if pixels is None else pixels
         super().__init__(_backbones(run), stride_frames=stride_frames, pixels=pixels, file=Path(run.source))
+        self.flips = run.config.views == ("flipped",)
         self.window_steps = window.steps
         self.window_overlap = window.overlap
         self.frames_per_step = window.frames_per_step
@@ -187,6 +188,8 @@ class WindowEncoder(Encoder):
         real = len(pictures)
         length = self.window_steps * self.frames_per_step
         inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
+        if self.flips:
+            inputs = inputs.flip(2)
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
         if direction == "reverse":
             features = features.flip(1)
@@ -239,15 +242,15 @@ def load_encoder(
 def _backbones(run: Checkpoint) -> dict[Direction, VideoBackbone]:
     if run.config.design.adds == "cross-adapter":
         raise ValueError(f"{run.source}: in experiment {run.config.experiment} neither backbone works alone")
-    views = run.config.views
+    directions: list[Direction] = ["reverse" if view == "reverse" else "forward" for view in run.config.views]
     detectors = run.network().detectors
-    if len(views) == 1:
-        views = (*views, "forward", "reverse")
+    if len(directions) == 1:
+        directions += ["forward", "reverse"]
         detectors = detectors * 3
     found: dict[Direction, VideoBackbone] = {}
-    for view, detector in zip(views, detectors, strict=True):
+    for direction, detector in zip(directions, detectors, strict=True):
         assert detector.backbone is not None  # the configuration has one
-        found.setdefault(view, detector.backbone)  # the first of two forward ones
+        found.setdefault(direction, detector.backbone)  # the first of two forward ones
     return found
 
 

@@ -193,9 +193,11 @@ def _features(
         if isinstance(sample, ReadFailure):
             return sample
         # Chunks must be in forward order, also for a single network in reverse.
-        forward = sample if sample.view == "forward" else sample.reversed()
+        forward = sample.reversed() if sample.view == "reverse" else sample
         content = forward.content.to(device)
         second = content if forward.reversed_copy is None else forward.reversed_copy.to(device)
+        if config.views[1:] == ("flipped",):
+            second = content.flip(2)
         for stream, chunk in zip(streams, (content, second), strict=False):
             stream.push(chunk)
     return [stream.finish() for stream in streams]

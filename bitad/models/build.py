@@ -22,6 +22,7 @@ from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
 from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
+from bitad.timeline import View
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,20 +50,19 @@ class OwnRandomNumbers(TorchFunctionMode):
 def build_network(config: Config, num_classes: int) -> Network:
     """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set."""
     if config.design.networks == 1:
-        network: Network = _detector(config, num_classes)
+        network: Network = _detector(config, num_classes, config.direction)
     else:
         network = Pair(
-            _side(config, num_classes),
-            _side(config, num_classes),
-            mirrored=config.views[0] != config.views[1],
+            *(_side(config, num_classes, view) for view in config.views),
+            mirrored=len(set(config.clocks)) == 2,
             align=config.pair.align if config.design.aligns else None,
         )
     _set_what_trains(network, config)
     return network
 
 
-def _side(config: Config, num_classes: int) -> Side:
-    network = _detector(config, num_classes)
+def _side(config: Config, num_classes: int, view: View) -> Side:
+    network = _detector(config, num_classes, view)
     cross_adapters = None
     if config.design.adds == "cross-adapter":
         assert isinstance(network.backbone, VideoBackbone)  # the configuration has seen to it
@@ -82,14 +82,15 @@ def _fusion(config: Config, network: Detector) -> Fusion | None:
     return FUSIONS[name](points, init=config.pair.fusion_init)
 
 
-def _detector(config: Config, num_classes: int) -> Detector:
+def _detector(config: Config, num_classes: int, view: View) -> Detector:
     model = config.model
     backbone = None if model.backbone is None else BACKBONES[model.backbone.type](model.backbone, config)
     in_channels = config.data.feature_channels if backbone is None else backbone.vit.dim
     assert in_channels is not None  # the configuration has seen to it
     pyramid = PYRAMIDS[model.pyramid.type](model.pyramid, config, in_channels)
     head = HEADS[model.head.type](model.head, config, num_classes, pyramid.strides)
-    return Detector(backbone=backbone, pyramid=pyramid, head=head)
+    reverses_features = view == "reversed-features"
+    return Detector(backbone=backbone, pyramid=pyramid, head=head, reverses_features=reverses_features)
 
 
 def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bitad.config.names import Alignment
+from bitad.data.samples import reverse_steps
 from bitad.models.alignment import aligned, joint_forward
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import Fusion
 from bitad.models.heads import Head, Points, Prediction
 from bitad.models.pyramid import Pyramid
+from bitad.models.vit import is_adapter
 
 
 class Output(NamedTuple):
@@ -57,24 +59,44 @@ class Network(nn.Module, ABC):
     def without_backbones(self) -> Network:
         """The same pyramids, heads and fusions (not copies), for features as input."""
 
-    def share_frozen(self) -> None:
-        """Keeps one copy of frozen weights that are equal in all detectors; call it after loading them."""
+    def share_frozen(self) -> bool:
+        """Keeps one copy of frozen weights that are equal in all detectors; call it after loading them.
+
+        Returns:
+            whether the frozen transformers are equal.
+        """
         first, *others = self.parts.values()
         shared = dict(first.named_parameters())
+        are_equal = True
         for name, parameter in (item for other in others for item in other.named_parameters()):
             frozen = not (parameter.requires_grad or shared[name].requires_grad)
             if frozen and torch.equal(parameter, shared[name]):
                 parameter.data = shared[name].data
+            elif ".vit." in name and not is_adapter(name):
+                are_equal = False
+        return are_equal
 
 
 class Detector(Network):
-    """Backbone (None if the inputs are features), pyramid and head."""
+    """Backbone (None if the inputs are features), pyramid and head.
 
-    def __init__(self, *, backbone: VideoBackbone | None, pyramid: Pyramid, head: Head) -> None:
+    With ``reverses_features``, pyramid and head get the features of the real steps in reverse order, so predictions are
+    on the other clock than the inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: VideoBackbone | None,
+        pyramid: Pyramid,
+        head: Head,
+        reverses_features: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head
+        self.reverses_features = reverses_features
 
     @property
     def detectors(self) -> tuple[Detector, ...]:
@@ -90,7 +112,9 @@ class Detector(Network):
         return Output(predictions, predictions)
 
     def without_backbones(self) -> Detector:
-        return Detector(backbone=None, pyramid=self.pyramid, head=self.head)
+        return Detector(
+            backbone=None, pyramid=self.pyramid, head=self.head, reverses_features=self.reverses_features
+        )
 
     def predict(self, inputs: Tensor, mask: Tensor) -> Prediction:
         """Detects in a batch of windows.
@@ -106,7 +130,7 @@ class Detector(Network):
         return self.predict_features(self.features(inputs), mask)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """The pyramid's input ``[B, C, T]``, from inputs as in :meth:`predict`."""
+        """The features ``[B, C, T]`` of inputs as in :meth:`predict`, in their order."""
         if self.backbone is None and inputs.ndim != 3:
             raise ValueError(
                 f"inputs of shape {list(inputs.shape)} to a detector without a backbone; give features [B, C, T]"
@@ -115,9 +139,11 @@ class Detector(Network):
         return features
 
     def predict_features(self, features: Tensor, mask: Tensor) -> Prediction:
-        """Detects in features ``[B, C, T]``."""
+        """Detects in features ``[B, C, T]`` in the order of the inputs."""
         if mask.shape != (features.shape[0], features.shape[2]):
             raise ValueError(f"mask of shape {list(mask.shape)} for features of shape {list(features.shape)}")
+        if self.reverses_features:
+            features = reverse_steps(features, mask)
         prediction: Prediction = self.head(self.pyramid(features, mask))
         return prediction
 
@@ -151,8 +177,8 @@ class Pair(Network):
 
     Args:
         first: sees the windows in forward playback.
-        second: sees them in reverse playback, or in forward playback too (the control).
-        mirrored: whether the second view is the first view reversed.
+        second: sees them in another view, or the same again (a control).
+        mirrored: whether the second's predictions are on the other clock.
         align: see :func:`bitad.models.alignment.aligned`; None where nothing needs it.
     """
 
@@ -200,4 +226,5 @@ class Pair(Network):
         assert two.network.backbone is not None
         backbones, frames = (one.network.backbone, two.network.backbone), (views[0], views[1])
         cross_adapters = one.cross_adapters, two.cross_adapters
-        return joint_forward(*backbones, frames, mask, cross_adapters, mirrored=self.mirrored)
+        are_frames_mirrored = self.mirrored and not two.network.reverses_features
+        return joint_forward(*backbones, frames, mask, cross_adapters, mirrored=are_frames_mirrored)

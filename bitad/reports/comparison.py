@@ -40,6 +40,7 @@ from bitad.reports.tables import (
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.log import log, shortlist
 from bitad.runtime.progress import progress_callback
+from bitad.timeline import View
 from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
@@ -56,6 +57,13 @@ UNTRAINED = "no training"
 TRAINED_PAIRS = "experiments"
 VARIANTS = "ablations and controls"
 GROUPS = (BASELINES, UNTRAINED, TRAINED_PAIRS, VARIANTS)
+# Baselines by what they see.
+BASELINE_LABELS: Mapping[View, str] = {
+    "forward": "F",
+    "reverse": "B",
+    "flipped": "flipped F",
+    "reversed-features": "F on reversed features",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Run:
         """The name in tables, without the seed: "F", "B", "3-1", "3-1, naive, random", ..."""
         config = self.config
         if config.design.networks == 1:
-            return "F" if config.direction == "forward" else "B"
+            return BASELINE_LABELS[config.direction]
         changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
         return ", ".join([config.experiment, *changes])
 
@@ -91,7 +99,7 @@ class Run:
         """The detection files by the name of their result; one network has one, named ""."""
         names: Mapping[str, str] = {"": "detections.json"}
         if self.config.design.networks == 2:
-            names = RESULTS_OF_PAIRS[self.config.pair.second]
+            names = RESULTS_OF_PAIRS[self.config.clocks[1]]
         files = {}
         for result, name in names.items():
             path = self.directory / name
@@ -175,6 +183,7 @@ def _contents(truth: Annotations) -> tuple[Any, ...]:
 
 # Keys that are not part of a recipe.
 _NO_RECIPE = ("seed", "output", "init.", "threads", "data.", "training.workers", "training.tensorboard")
+_ENCODER = "model.backbone.weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +258,7 @@ class Comparison:
         for label, runs in self.by_label().items():
             if runs[0].group == BASELINES:
                 continue
-            if runs[0].config.pair.second == "forward":
+            if runs[0].config.clocks[1] == "forward":
                 names = ("first network", "second network")
             seeds = [records for run in runs if (records := run.losses())]
             if seeds:
@@ -337,7 +346,9 @@ def compare(
 ) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
 
-    Late fusion merges F and B of each seed, by every method; its control merges F of each seed and of the next.
+    Late fusion merges F and B of each seed, by every method. Its controls merge F of each seed with F of the next
+    seed, and of the same seed with flipped frames, with reversed features, and on another encoder (a run of another
+    name, whose recipe differs in ``model.backbone.weights`` alone).
 
     Args:
         resamples: of a bootstrap of all results; None: no intervals.
@@ -412,19 +423,36 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
     for name in dict.fromkeys(run.config.name for run in runs):
         mine = [run for run in runs if run.config.name == name]
         forward = [run for run in mine if run.label == "F"]
-        reverse = {run.config.seed: run for run in mine if run.label == "B"}
         following = forward[1:] + forward[: 1 if len(forward) > 2 else 0]
-        fused = []
-        for run in forward:
-            if run.config.seed in reverse:
-                fused.append((run, reverse[run.config.seed]))
-        controls = list(zip(forward, following, strict=False))
-        for title, pairs in (("late fusion F + B", fused), ("control F + another F", controls)):
+        titles = {
+            "late fusion F + B": _of_same_seed(forward, [run for run in mine if run.label == "B"]),
+            "control F + another F": list(zip(forward, following, strict=False)),
+        }
+        for view in ("flipped", "reversed-features"):
+            others = [run for run in mine if run.config.views == (view,)]
+            titles[f"control F + {BASELINE_LABELS[view]}"] = _of_same_seed(forward, others)
+        on_encoders = [
+            run for run in runs if run.label == "F" and forward and _is_on_other_encoder(run, forward[0])
+        ]
+        titles["control F + F on another encoder"] = _of_same_seed(forward, on_encoders)
+        for title, pairs in titles.items():
             for method in get_args(MergeMethod):
                 label = f"{title}, {method}"
                 for one, other in pairs:
                     seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
                     yield _with_run_name(label, one, runs), " + ".join(seeds), one, other, method
+
+
+def _of_same_seed(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+    by_seed = {run.config.seed: run for run in others}
+    return [(run, by_seed[run.config.seed]) for run in runs if run.config.seed in by_seed]
+
+
+def _is_on_other_encoder(run: Run, other: Run) -> bool:
+    """Whether the recipes of two runs differ in the pre-trained file alone, of which the first name comes later."""
+    one, two = (each.config.model_dump(mode="json") for each in (run, other))
+    keys = {key for key, _, _ in differences(one, two) if not key.startswith(_NO_RECIPE)}
+    return keys == {"name", _ENCODER} and run.config.name > other.config.name
 
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
@@ -507,7 +535,7 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     detections: dict[str, list[Detections]] = {"F": [], "B": []}
     reversed_playback = []
     for run in comparison.runs:
-        if run.group == BASELINES:
+        if run.label in detections:
             detections[run.label].append(_read_forward(run.detection_files()[""], truth))
     if not all(detections.values()):
         raise ValueError("direction sensitivity needs runs of F and of B; give both")

@@ -320,6 +320,8 @@ def _shares_frozen(config: Config) -> bool:
     backbone = config.model.backbone
     if backbone is None:
         return False
+    if config.pair.second_weights is not None:
+        return False
     return backbone.weights is not None or config.design.starts_from == "baselines"
 
 

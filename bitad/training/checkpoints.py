@@ -19,7 +19,7 @@ from bitad.runtime.environment import is_restarted
 from bitad.runtime.files import atomic_write
 from bitad.runtime.locking import OTHER_OUT, RESTART_S, locked
 from bitad.runtime.log import log
-from bitad.timeline import Direction
+from bitad.timeline import View
 from bitad.weights.checkpoint import (
     Checkpoint,
     class_names,
@@ -29,7 +29,13 @@ from bitad.weights.checkpoint import (
     save_checkpoint,
 )
 from bitad.weights.files import BACKBONE_FILE
-from bitad.weights.loading import BackboneError, BackboneFile, load_weights, without_adapters
+from bitad.weights.loading import (
+    BackboneError,
+    BackboneFile,
+    is_transformer_of,
+    load_weights,
+    without_adapters,
+)
 
 
 class CheckpointManager:
@@ -228,10 +234,13 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
         ConnectionError: one is named ``hub:...`` and cannot be downloaded.
-        ValueError: one is no baseline of that direction, or has other classes, windows or layers.
+        ValueError: one is no baseline of that view, or has other classes, windows, layers or frozen weights.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
-    for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
+    encoders = (None, config.pair.second_weights)
+    for detector, view, (name, path), encoder in zip(
+        network.detectors, config.views, paths, encoders, strict=True
+    ):
         assert path is not None  # the configuration requires it
         try:
             found = open_checkpoint(path)
@@ -246,6 +255,11 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         else:
             raise ValueError(
                 f"init.{name}={path} is {found.format.title}, not a detector; give a finished baseline"
+            )
+        if encoder is not None and not is_transformer_of(weights, encoder):
+            raise ValueError(
+                f"init.{name}={path} does not stand on pair.second_weights={encoder}; give a baseline that was trained "
+                "on that file"
             )
         # The second adapters are new; a baseline has none.
         lacking = rf"\.bi_adapter\.|{without_adapters(weights)}"
@@ -266,16 +280,17 @@ _COMMON_KEYS = (
 )
 
 
-def _mismatches(
-    checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: Direction
-) -> Iterator[str]:
+def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...], view: View) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
     if theirs.design.networks != 1:
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
         return
     if theirs.direction != view:
-        yield f"it watches {theirs.direction} playback, this network {view}"
+        yield f"it was trained with direction={theirs.direction}, this network needs {view}"
+    flip = theirs.training.augmentation.flip
+    if "flipped" in config.views and flip > 0:
+        yield f"training.augmentation.flip is {flip:g} there, so it has seen flipped frames; give one trained with 0"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
     for key, old, new in input_differences(theirs, config, _COMMON_KEYS):

@@ -234,9 +234,9 @@ class TrainStep:
             return [None] * len(self.learners)
         labels = [one for batch in batches for one in batch.labels]
         normalisers: list[Tensor | None] = []
-        for learner, view in zip(self.learners, self.config.views, strict=True):
-            is_first = view == self.config.views[0]
-            per_batch = [batch.segments if is_first else batch.reversed_segments() for batch in batches]
+        first = self.config.clocks[0]  # of the batches
+        for learner, clock in zip(self.learners, self.config.clocks, strict=True):
+            per_batch = [batch.segments if clock == first else batch.reversed_segments() for batch in batches]
             targets = learner.targets(self.points, list(chain(*per_batch)), labels)
             normalisers.append(learner.loss.normaliser_of(targets.positive.sum()))
         return normalisers

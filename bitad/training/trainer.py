@@ -76,6 +76,7 @@ class Trainer:
         epoch_step: steps taken in the current epoch.
         step: steps taken in all epochs.
         saved_step: ``step`` of the checkpoint to resume from.
+        has_one_encoder: whether two networks have the same frozen transformer.
         step_s, evaluation_s: seconds of a step and of an evaluation, in this process.
         nonfinite_steps: skipped in a row.
         best: the average mAP of the weights in `best.pt`.
@@ -148,7 +149,7 @@ class Trainer:
             load_saved_weights(self.network, saved, classes)
         torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
         self.network.to(self.ranks.device)
-        self.network.share_frozen()
+        self.has_one_encoder = self.network.share_frozen()
         self.train_step = TrainStep(
             self.network, self.config, self.ranks, num_classes=len(classes), steps_per_epoch=self.sampler.steps
         )
@@ -210,6 +211,10 @@ class Trainer:
         log.info("experiment %s: %s", self.config.experiment, self.config.design.summary)
         log.info("run %s, epochs %d to %d", self.directory, self.epoch + 1, self.config.training.epochs)
         log.info("%d parameters, %d trainable", total, trainable)
+        if not self.has_one_encoder:
+            are_named = self.config.pair.second_weights or self.config.design.starts_from == "backbone"
+            hint = "" if are_named else "; with pair.second_weights=FILE, the name of the run and reports say so"
+            log.info("the two networks have different frozen transformers%s", hint)
         log.info("%s", self.train_step.learners[0].rates)
         data, training = self.config.data, self.config.training
         log.info(

@@ -54,6 +54,7 @@ WITHOUT_EFFECT = (
     "init.reverse",
 )
 _PRETRAINED = "model.backbone.weights"
+_SECOND_PRETRAINED = "pair.second_weights"
 # These change how a network is trained, but not the network.
 OF_THE_TRAINING = (
     "model.drop_path",
@@ -62,6 +63,7 @@ OF_THE_TRAINING = (
     "model.pyramid.input_noise",
     "model.head.iou_weight_power",
     _PRETRAINED,
+    _SECOND_PRETRAINED,
     "model.backbone.random",
     "model.backbone.drop_path",
     "model.backbone.checkpointing",
@@ -131,12 +133,11 @@ class Checkpoint:
             if key not in WITHOUT_EFFECT
             and not (key in moved and None not in (old, new))
             and not (key in KEYS_OF_PATHS and _is_same_place(old, new))
-            and not (key == _PRETRAINED and self._has_transformer_of(config))
+            and not self._has_transformer_of(_pretrained_files(config).get(key))
         ]
 
-    def _has_transformer_of(self, config: Config) -> bool:
-        """Whether a configuration's pre-trained file has the transformer of this network."""
-        file = _pretrained_file(config)
+    def _has_transformer_of(self, file: Path | None) -> bool:
+        """Whether a pre-trained file has the transformer of this network, or one of a pair's."""
         return file is not None and is_transformer_of(self.model, file)
 
     def changed(self, overrides: Sequence[str]) -> Checkpoint:
@@ -164,9 +165,10 @@ class Checkpoint:
                 f"{self.source} was trained otherwise: {values}; leave these keys out, or train another run"
             )
         require_same_features(self.config.data, config.data)
-        file = _pretrained_file(config)
-        if file not in (None, _pretrained_file(self.config)) and not self._has_transformer_of(config):
-            raise ValueError(f"{_PRETRAINED}={file} is not the transformer of {self.source}; leave that key out")
+        trained = _pretrained_files(self.config)
+        for key, file in _pretrained_files(config).items():
+            if file not in (None, trained[key]) and not self._has_transformer_of(file):
+                raise ValueError(f"{key}={file} is not the transformer of {self.source}; leave that key out")
         return replace(self, config=config)
 
 
@@ -324,8 +326,10 @@ def convert_weights(path: Path, out: Path, config: Config | None = None) -> None
     write_safetensors(found.tensors, out, metadata={"project": found.format.title, "source": path.name})
 
 
-def _pretrained_file(config: Config) -> Path | None:
-    return None if config.model.backbone is None else config.model.backbone.weights
+def _pretrained_files(config: Config) -> dict[str, Path | None]:
+    """The pre-trained files of a configuration, by key."""
+    first = None if config.model.backbone is None else config.model.backbone.weights
+    return {_PRETRAINED: first, _SECOND_PRETRAINED: config.pair.second_weights}
 
 
 def class_names(config: Config) -> tuple[str, ...]:

@@ -79,8 +79,9 @@ def require_pretrained(config: Config) -> None:
     backbone = config.model.backbone
     if backbone is None or config.design.starts_from == "baselines":
         return
-    if backbone.weights is not None and is_hub_name(backbone.weights):
-        HubName.of(backbone.weights)  # before anything is read
+    for file in (backbone.weights, config.pair.second_weights):
+        if file is not None and is_hub_name(file):
+            HubName.of(file)  # before anything is read
     if backbone.random or backbone.weights is not None:
         return
     raise ValueError(
@@ -92,12 +93,13 @@ def require_pretrained(config: Config) -> None:
 def load_pretrained(network: Network, config: Config) -> None:
     """Loads the pre-trained weights of a configuration, if any, into each backbone."""
     require_pretrained(config)
-    if config.model.backbone is None or config.model.backbone.weights is None:
+    if config.model.backbone is None:
         return
-    path = weights_path(config.model.backbone.weights)
-    for detector in network.detectors:
+    first = config.model.backbone.weights
+    for detector, file in zip(network.detectors, (first, config.pair.second_weights or first), strict=False):
         assert detector.backbone is not None  # the configuration has one
-        load_backbone(detector.backbone.vit, path)
+        if file is not None:
+            load_backbone(detector.backbone.vit, weights_path(file))
 
 
 @dataclass(frozen=True)

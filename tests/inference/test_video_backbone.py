@@ -169,6 +169,10 @@ EXPERIMENTS = {
     "2": ("experiment=2", *INIT),
     "3-1": ("experiment=3-1", *INIT),
     "two forward": ("experiment=1-1", *INIT, "pair.second=forward"),
+    "flipped": ("direction=flipped", "training.augmentation.flip=0"),
+    "3-1, flipped": ("experiment=3-1", *INIT, "pair.second=flipped", "training.augmentation.flip=0"),
+    "reversed features": ("direction=reversed-features",),
+    "3-1, reversed features": ("experiment=3-1", *INIT, "pair.second=reversed-features"),
 }
 
 

@@ -3,7 +3,6 @@ image of a network says of a reversed window what the network says of the window
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mirror import mirrored
 from torch import Tensor, nn
 
 from bitad.config.names import Alignment
@@ -185,48 +185,116 @@ def test_an_unknown_alignment_is_refused() -> None:
         aligned(predicted(level_points(4, 1), torch.tensor([4])), how="nearest")
 
 
-def detector(*, backbone: VideoBackbone | None = None, tridet: bool = False, **keywords: Any) -> Detector:
+# The mirror image of a network.
+
+
+def detector(
+    pyramid: str = "transformer",
+    head: str = "actionformer",
+    *,
+    backbone: VideoBackbone | None = None,
+    bins: int = 5,
+    convs: int = 2,
+    **keywords: Any,
+) -> Detector:
     """A small one in double precision with no weight, and no bias, at a trivial value."""
     torch.manual_seed(0)
     channels = 5 if backbone is None else backbone.vit.dim
     keywords = {"levels": 4, "max_length": STEPS, "layer_scale": 1.0, **keywords}
-    pyramid: Pyramid
-    head: Head
-    if tridet:
-        pyramid = SgpPyramid(channels, 8, groups=2, k=2.0, **keywords)
+    levels: Pyramid
+    if pyramid == "sgp":
+        levels = SgpPyramid(channels, 8, **{"groups": 2, "k": 2.0, **keywords})
     else:
-        pyramid = FeaturePyramid(channels, 8, heads=2, **keywords)
-    limits = [0.0, *(4.0 * stride for stride in pyramid.strides[:-1]), 10000.0]
-    levels: Any = {"strides": pyramid.strides, "ranges": list(pairwise(limits))}
-    if tridet:
-        head = TridentHead(8, 3, bins=5, padding=keywords["padding"], **levels)
+        levels = FeaturePyramid(channels, 8, heads=2, **keywords)
+    limits = [0.0, *(4.0 * stride for stride in levels.strides[:-1]), 10000.0]
+    options: Any = {"strides": levels.strides, "ranges": list(pairwise(limits)), "convs": convs}
+    top: Head
+    if head == "trident":
+        top = TridentHead(8, 3, bins=bins, padding=keywords["padding"], **options)
     else:
-        head = DetectionHead(8, 3, **levels)
-    network = Detector(backbone=backbone, pyramid=pyramid, head=head)
+        top = DetectionHead(8, 3, **options)
+    network = Detector(backbone=backbone, pyramid=levels, head=top)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     return network.double().eval()
 
 
-def mirror_image(network: Detector) -> Detector:
-    """The network that does on a reversed window what ``network`` does on the window."""
-    mirrored = copy.deepcopy(network)
-    with torch.no_grad():
-        for parameter in mirrored.parameters():
-            if (
-                parameter.ndim >= 3
-            ):  # kernels, of tubelets, of adapters and of the pyramid: time is the third dimension
-                parameter.copy_(parameter.flip(2))
-        for parameter in mirrored.head.regression.output.parameters():  # to the start, to the end; or bins of both
-            parameter.copy_(parameter.flip(0))
-        if isinstance(mirrored.head, TridentHead):
-            mirrored.head.start, mirrored.head.end = mirrored.head.end, mirrored.head.start
-        if mirrored.backbone is not None:
-            vit = mirrored.backbone.vit
-            table = vit.get_buffer("pos_embed")
-            tubelets = vit.clip_frames // vit.tubelet
-            table.copy_(table.unflatten(1, (tubelets, -1)).flip(1).flatten(1, 2))
-    return mirrored
+@st.composite
+def networks(draw: st.DrawFn) -> Detector:
+    """Any pyramid with any head, of windows of :data:`STEPS` or more."""
+    pyramid, levels = draw(st.sampled_from(("transformer", "sgp"))), draw(st.integers(1, 5))
+    odd = st.integers(1, 4).map(lambda half: 2 * half + 1)
+    keywords: dict[str, Any] = {
+        "levels": levels,
+        "embed_convs": draw(st.integers(1, 2)),
+        "stem_blocks": draw(st.integers(0, 2)),
+        "level_norms": draw(st.booleans()),
+        "layer_scale": draw(st.sampled_from((None, 0.5))),
+    }
+    if pyramid == "sgp":
+        window = odd | st.just(1)
+        keywords |= {"k": draw(st.sampled_from((1.0, 2.5, 5.0))), "groups": draw(st.sampled_from((1, 4)))}
+    else:
+        window = odd | st.none()
+    keywords["window"] = draw(st.lists(window, min_size=levels, max_size=levels))
+    return detector(
+        pyramid,
+        draw(st.sampled_from(("actionformer", "trident"))),
+        bins=draw(st.integers(1, 9)),
+        convs=draw(st.integers(1, 2)),
+        padding="strict",
+        **keywords,
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(networks(), st.integers(1, STEPS), st.integers(0, 1000))
+@torch.no_grad()
+def test_the_mirror_image_of_any_network_differs_in_the_phase_of_its_grid_alone(
+    network: Detector, real: int, seed: int
+) -> None:
+    """What it says of a reversed window is what the network says of the window on a grid that begins a little earlier.
+
+    If every stride divides V - 1, the grid is the same.
+    """
+    coarsest = network.pyramid.strides[-1]
+    shift = -(real - 1) % coarsest  # the grid begins so many steps before the window
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(1, 5, real, generator=generator, dtype=torch.float64)
+    length = network.pyramid.padded_length(shift + real)
+    step = torch.arange(length)[None]
+    early = network.predict(
+        F.pad(features, (shift, length - shift - real)), (step >= shift) & (step < shift + real)
+    )
+    of_reversed = mirrored(network).predict(F.pad(features.flip(2), (0, length - real)), step < real)
+    points = early.points
+    assert of_reversed.points.sizes == points.sizes
+    number = (points.position // points.stride).long()
+    partner = torch.arange(len(points)) - number + (shift + real - 1) // points.stride.long() - number
+    found = early.mask[0].nonzero()[:, 0]
+    assert of_reversed.mask.sum() == early.mask.sum() == of_reversed.mask[0, partner[found]].sum() >= real
+    close = {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(of_reversed.logits[0, partner[found]], early.logits[0, found], **close)
+    torch.testing.assert_close(
+        of_reversed.distances[0, partner[found]].flip(-1), early.distances[0, found], **close
+    )
+    if shift == 0:  # it repeats the network's own output
+        own = network.predict(F.pad(features, (0, length - real)), step < real)
+        assert same(own, aligned(of_reversed), own.mask)
+
+
+@settings(deadline=None, max_examples=20)
+@given(networks(), st.integers(1, STEPS))
+@torch.no_grad()
+def test_as_a_network_on_reversed_features_the_mirror_image_is_the_network(network: Detector, real: int) -> None:
+    """So on fixed features, a network that is trained in reverse is another seed, and another phase of the grid."""
+    features = torch.randn(1, 5, STEPS, generator=torch.Generator().manual_seed(real), dtype=torch.float64)
+    mask = torch.arange(STEPS)[None] < real
+    forward = network.predict(features, mask)
+    image = mirrored(network)
+    image.reverses_features = True
+    divides = (real - 1) % forward.points.stride[None] == 0
+    assert same(forward, aligned(image.predict(features, mask)), forward.mask & divides)
 
 
 def feature_windows() -> tuple[Tensor, Tensor, Tensor]:
@@ -245,38 +313,39 @@ def same(one: Prediction, two: Prediction, kept: Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    ("tridet", "window"),
-    [(False, None), (False, 5), (True, 1), (True, [1, 3, 5, 3])],
-    ids=lambda value: str(value),
-)
+# Each pyramid with its own head, and with that of the other project.
+PARTS = [("transformer", "actionformer"), ("sgp", "trident"), ("transformer", "trident"), ("sgp", "actionformer")]
+
+
+@pytest.mark.parametrize(("pyramid", "head"), PARTS)
 @torch.no_grad()
-def test_with_strict_padding_the_mirror_image_agrees_on_every_window(
-    tridet: bool, window: int | list[int] | None
-) -> None:
-    """On level 0, and on level l wherever ``2**l`` divides V - 1."""
-    network = detector(tridet=tridet, padding="strict", window=window)
+def test_with_strict_padding_no_weaker_mirror_will_do(pyramid: str, head: str) -> None:
+    network = detector(pyramid, head, padding="strict", window=5)
     features, reverse, mask = feature_windows()
-    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirrored(network).predict(reverse, mask))
     divides = (mask.sum(1, keepdim=True) - 1) % forward.points.stride == 0
     assert same(forward, turned, forward.mask & divides)
     assert not same(forward, turned, forward.mask & ~divides)
-    # No weaker mirror will do.
     level_0 = forward.mask & (forward.points.stride == 1)
     assert not same(forward, aligned(network.predict(reverse, mask)), level_0)
-    assert not same(forward, aligned(mirror_image(network).predict(reverse, mask), how="naive"), level_0)
+    assert not same(forward, aligned(mirrored(network).predict(reverse, mask), how="naive"), level_0)
 
 
-@pytest.mark.parametrize("tridet", [False, True])
+@pytest.mark.parametrize("position_embedding", [False, True])
+@pytest.mark.parametrize(("pyramid", "head"), PARTS)
 @torch.no_grad()
-def test_with_reference_padding_the_mirror_image_agrees_on_full_windows(tridet: bool) -> None:
-    network = detector(tridet=tridet, padding="reference")
+def test_with_reference_padding_or_positions_the_mirror_image_agrees_on_full_windows(
+    pyramid: str, head: str, position_embedding: bool
+) -> None:
+    padding = "strict" if position_embedding else "reference"
+    network = detector(pyramid, head, padding=padding, position_embedding=position_embedding)
     features, reverse, mask = feature_windows()
-    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirrored(network).predict(reverse, mask))
     level_0 = forward.mask & (forward.points.stride == 1)
     full = mask.all(1, keepdim=True)
     assert same(forward, turned, level_0 & full)
-    assert not same(forward, turned, level_0 & ~full)  # the norms' biases leak out of the padding
+    # The biases of the norms leak out of the padding; positions are counted from the other end of the window.
+    assert not same(forward, turned, level_0 & ~full)
 
 
 @torch.no_grad()
@@ -286,7 +355,7 @@ def test_with_reference_padding_and_norms_without_bias_the_mirror_image_agrees_o
         if isinstance(module, nn.LayerNorm):
             nn.init.zeros_(module.bias)
     features, reverse, mask = feature_windows()
-    forward, turned = network.predict(features, mask), aligned(mirror_image(network).predict(reverse, mask))
+    forward, turned = network.predict(features, mask), aligned(mirrored(network).predict(reverse, mask))
     assert same(forward, turned, forward.mask & (forward.points.stride == 1))
 
 
@@ -308,8 +377,8 @@ def test_from_raw_frames_the_mirror_image_agrees_on_full_windows() -> None:
     mask = torch.ones(1, STEPS, dtype=torch.bool)
     forward = network.predict(frames, mask)
     level_0 = forward.points.stride[None] == 1
-    mirrored = mirror_image(network)
-    assert same(forward, aligned(mirrored.predict(frames.flip(1), mask)), level_0)
+    image = mirrored(network)
+    assert same(forward, aligned(image.predict(frames.flip(1), mask)), level_0)
     # It does depend on the backbone's part of the mirror.
-    mirrored.backbone = network.backbone
-    assert not same(forward, aligned(mirrored.predict(frames.flip(1), mask)), level_0)
+    image.backbone = network.backbone
+    assert not same(forward, aligned(image.predict(frames.flip(1), mask)), level_0)

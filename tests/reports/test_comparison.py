@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import config_of, feature_data
+from builders import config_of, feature_data, video_data
 from runs import guesses, truth_of, write_run
 
-from bitad.data.detections import Detections
+from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
@@ -61,6 +61,8 @@ def labels(comparison: Comparison) -> list[str]:
         (["experiment=3-1", *STARTS, "pair.align=naive", "pair.fusion_init=random"], "3-1, naive, random"),
         (["experiment=3-2", *STARTS, "pair.align=naive"], "3-2, naive"),
         (["experiment=3-1", *STARTS, "pair.fusion=mean"], "3-1, mean fusion"),
+        (["direction=reversed-features"], "F on reversed features"),
+        (["experiment=3-3", *STARTS, "pair.second=reversed-features"], "3-3, reversed features"),
     ],
 )
 def test_runs_are_called_by_what_they_are_and_not_by_their_seed(
@@ -68,6 +70,66 @@ def test_runs_are_called_by_what_they_are_and_not_by_their_seed(
 ) -> None:
     assert Run(Path(), config_of(data, *overrides)).label == label
     assert Run(Path(), config_of(data, *overrides, "seed=7", "name=other")).label == label
+
+
+@pytest.fixture(scope="module")
+def on_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a data set of videos."""
+    return video_data(tmp_path_factory.mktemp("videos") / "data", training=1, test=2, frames=50)
+
+
+def test_each_control_is_fused_and_named_apart(on_videos: Path, tmp_path: Path) -> None:
+    """Seed, encoder, flip, grid and direction, for single networks and trained pairs."""
+    unmirrored = (f"output={tmp_path / 'runs'}", "training.augmentation.flip=0")
+    encoders = [f"model.backbone.weights={tmp_path / name}.pth" for name in ("one", "two")]
+    runs = []
+
+    def make(*overrides: str) -> None:
+        config = config_of(on_videos, *unmirrored, *overrides)
+        write_run(config)
+        runs.append(config.run_directory)
+
+    for seed in ("seed=0", "seed=1"):
+        for view in ("forward", "reverse", "flipped", "reversed-features"):
+            make(encoders[0], seed, f"direction={view}")
+        make(encoders[1], seed, "name=tiny-two")
+        make(encoders[1], seed, "name=tiny-three", "training.lr=0.5")  # differs in more than the encoder
+        for second in ("forward", "reverse", "flipped", "reversed-features"):
+            make(encoders[0], seed, "experiment=3-3", *STARTS, f"pair.second={second}")
+        second_encoder = f"pair.second_weights={tmp_path / 'two.pth'}"
+        make(encoders[0], seed, "experiment=3-3", *STARTS, "pair.second=forward", second_encoder)
+    comparison = compare(runs)
+    found = {r.label: r for r in comparison.results}
+    for fused, seeds in {
+        "late fusion F + B": {"0", "1"},
+        "control F + another F": {"0 + 1"},
+        "control F + flipped F": {"0", "1"},
+        "control F + F on reversed features": {"0", "1"},
+        "control F + F on another encoder": {"0", "1"},
+    }.items():
+        for method in METHODS:
+            assert found[f"{fused}, {method} (tiny)"].evaluations.keys() == seeds
+    assert not [label for label in found if "encoder" in label and "(tiny)" not in label]
+    for changes, bases in {
+        "": ("forward basis", "reverse basis"),
+        ", two forward networks": ("first network", "second network"),
+        ", flipped": ("first network", "second network"),
+        ", reversed features": ("forward basis", "reverse basis"),
+        ", two forward networks, second encoder": ("first network", "second network"),
+    }.items():
+        for basis in (*bases, "merged"):
+            assert found[f"3-3{changes}, {basis} (tiny)"].evaluations.keys() == {"0", "1"}
+    # Late fusion is on one clock.
+    files = [
+        tmp_path / "runs" / f"tiny-{name}-seed0" / "detections.json" for name in ("forward", "reversed-features")
+    ]
+    settings = comparison.runs[0].config.test.nms
+    fused = merge(*map(read_detections, files), method="wsf", settings=settings)
+    expected = evaluate(comparison.truth, fused, tiou=comparison.runs[0].config.test.tiou)
+    got = found["control F + F on reversed features, wsf (tiny)"].evaluations["0"]
+    assert got.average_map == expected.average_map
+    page = write_comparison(tmp_path / "report", comparison)
+    assert "control F + F on another encoder, wsf (tiny)" in page.read_text()
 
 
 def test_a_comparison_of_one_run_is_its_evaluation(data: Path, new_run: Callable[..., Path]) -> None:
