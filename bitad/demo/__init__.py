@@ -198,7 +198,7 @@ DEFAULT = Scale("default")
 FULL = Scale(
     "full",
     seeds=3,
-    experiments=tuple(name for name in EXPERIMENTS if name != "baseline"),
+    experiments=tuple(name for name, experiment in EXPERIMENTS.items() if experiment.networks == 2),
     ablations=True,
 )
 _SHORT = ("training.epochs=2", "training.evaluate_every=2")

@@ -127,6 +127,7 @@ _COMPARED_BY_CONTENT = (
     "data.features",
     "data.reversed_features",
     "test.video_scores",
+    "init.teacher",
 )
 
 # A resumed run may change these keys of `training`; its next step takes the learning rate of the new schedule.
@@ -223,7 +224,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> None:
-    """Loads the averaged weights (EMA) of the baselines in ``config.init`` into both networks.
+    """Loads the averaged weights (EMA) of the baselines in ``config.init`` into the network, or both of a pair.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
@@ -231,7 +232,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         ValueError: one is no baseline of that direction, or has other classes, windows or layers.
     """
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
-    for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=True):
+    for detector, view, (name, path) in zip(network.detectors, config.views, paths, strict=False):
         assert path is not None  # the configuration requires it
         try:
             found = open_checkpoint(path)
@@ -252,8 +253,8 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-# What a run and its baselines must have in common.
-_COMMON_KEYS = (
+# The input that a run has in common with its baselines and its teacher.
+COMMON_INPUT = (
     "window.steps",
     "window.stride_frames",
     "window.steps_per_second",
@@ -262,7 +263,6 @@ _COMMON_KEYS = (
     "data.feature_stride_frames",
     "data.feature_offset_frames",
     "data.feature_fps",
-    "model",
 )
 
 
@@ -278,7 +278,7 @@ def _mismatches(
         yield f"it watches {theirs.direction} playback, this network {view}"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
-    for key, old, new in input_differences(theirs, config, _COMMON_KEYS):
+    for key, old, new in input_differences(theirs, config, (*COMMON_INPUT, "model")):
         yield f"{key} is {old} there and {new} here"
 
 
