@@ -49,6 +49,15 @@ def test_paths_in_a_file_are_relative_to_it_but_output_and_overrides_are_not(pla
     assert (absolute.data.annotations, absolute.data.features) == (place / "gt.json", place / "configs" / "rows")
 
 
+def test_each_path_of_a_list_is_relative_to_the_file(place: Path) -> None:
+    Path("configs/top.yaml").write_text("base: mine.yaml\nexperiment: distil\ninit: {teacher: [f, ../b, 'hub:me/b']}\n")
+    assert load_config("configs/top.yaml").init.teacher == (Path("configs/f"), Path("b"), Path("hub:me/b"))
+    Path("configs/top.yaml").write_text("base: mine.yaml\nexperiment: distil\ninit: {teacher: f}\n")
+    config = load_config("configs/top.yaml")
+    assert config.init.teacher == (Path("configs/f"),)
+    assert absolute_paths(config).init.teacher == (place / "configs" / "f",)
+
+
 def test_paths_in_a_base_are_relative_to_the_base(place: Path) -> None:
     Path("other").mkdir()
     Path("other/top.yaml").write_text("base: ../configs/mine.yaml\ndata: {classes: names.txt}\n")

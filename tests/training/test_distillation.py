@@ -261,6 +261,18 @@ def test_the_detection_loss_stays_and_the_weight_scales_the_other(features: Data
     assert found[1] == pytest.approx(3 * found[0])
 
 
+def test_a_step_of_several_batches_is_that_of_all_their_windows(features: Data) -> None:
+    found = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        more = (f"training.batch={batch}", f"training.accumulate={accumulate}", NOTHING_DROPPED)
+        trainer = Trainer(features.config(features.pair, *more), ALONE)
+        trainer.train_step.train()
+        step = trainer.train_step(list(trainer.loader))
+        assert step.extra is not None
+        found.append((step.extra[0], step.extra[1].item(), step.norms["forward"]))
+    assert found[0] == ("distillation", pytest.approx(found[1][1], rel=1e-4), pytest.approx(found[1][2], rel=1e-3))
+
+
 # Training, keeping, resuming, testing.
 
 
