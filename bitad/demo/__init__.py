@@ -84,9 +84,9 @@ class Job:
         return self.config.run_directory
 
     def needs(self) -> set[Path]:
-        """The run directories or checkpoints that its networks start from."""
+        """The run directories or checkpoints that its networks start from, and its teacher."""
         initial = self.config.init
-        return {path for path in (initial.forward, initial.reverse) if path is not None}
+        return {path for path in (initial.forward, initial.reverse, *(initial.teacher or ())) if path is not None}
 
     def videos(self) -> list[AnnotatedVideo]:
         """The training videos with ground truth."""
