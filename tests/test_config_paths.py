@@ -50,7 +50,9 @@ def test_paths_in_a_file_are_relative_to_it_but_output_and_overrides_are_not(pla
 
 
 def test_each_path_of_a_list_is_relative_to_the_file(place: Path) -> None:
-    Path("configs/top.yaml").write_text("base: mine.yaml\nexperiment: distil\ninit: {teacher: [f, ../b, 'hub:me/b']}\n")
+    Path("configs/top.yaml").write_text(
+        "base: mine.yaml\nexperiment: distil\ninit: {teacher: [f, ../b, 'hub:me/b']}\n"
+    )
     assert load_config("configs/top.yaml").init.teacher == (Path("configs/f"), Path("b"), Path("hub:me/b"))
     Path("configs/top.yaml").write_text("base: mine.yaml\nexperiment: distil\ninit: {teacher: f}\n")
     config = load_config("configs/top.yaml")

@@ -227,6 +227,17 @@ def test_a_pair_teaches_by_its_forward_basis_and_single_networks_by_the_mean_on_
     )
 
 
+def test_a_pair_without_a_fusion_teaches_by_the_mean_of_both(features: Data, tmp_path: Path) -> None:
+    pair = baseline(features.path, "experiment=1", f"output={tmp_path}")
+    trainer = Trainer(features.config(pair), ALONE)
+    batch = next(iter(trainer.loader))
+    with torch.no_grad():
+        own = load_checkpoint(pair).network()([batch.inputs, batch.reversed().inputs], batch.mask).own
+    forward, reverse = own[0], aligned(own[1])
+    logits, distances = (forward.logits + reverse.logits) / 2, (forward.distances + reverse.distances) / 2
+    assert_equal_at_points(teacher_of(trainer, batch), logits, distances, forward.mask)
+
+
 @pytest.mark.parametrize("kind", ["features", "videos"])
 def test_a_student_that_starts_as_its_teacher_sees_the_same_window_and_has_no_distillation_loss(
     kind: str, request: pytest.FixtureRequest
