@@ -41,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("playroom-demo"), help="folder of the demo")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--experiments", nargs="*", choices=tuple(EXPERIMENTS)[1:], default=["3-3"])
+    parser.add_argument(
+        "--experiments",
+        nargs="*",
+        choices=[name for name, one in EXPERIMENTS.items() if one.networks == 2],
+        default=["3-3"],
+    )
     parser.add_argument(
         "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
     )

@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_keys_of_paths_are_all_files_and_folders_that_are_read() -> None:
     assert set(KEYS_OF_PATHS) == {
         *(f"data.{kind}" for kind in ("annotations", "classes", "videos", "reversed_videos")),
-        *("data.features", "data.reversed_features", "init.forward", "init.reverse"),
+        *("data.features", "data.reversed_features", "init.forward", "init.reverse", "init.teacher"),
         *("model.backbone.weights", "test.video_scores"),
     }
 
@@ -47,6 +47,17 @@ def test_paths_in_a_file_are_relative_to_it_but_output_and_overrides_are_not(pla
     assert (config.data.classes, config.output) == (Path("names.txt"), Path("out"))
     absolute = load_config(place / "configs" / "mine.yaml")
     assert (absolute.data.annotations, absolute.data.features) == (place / "gt.json", place / "configs" / "rows")
+
+
+def test_each_path_of_a_list_is_relative_to_the_file(place: Path) -> None:
+    Path("configs/top.yaml").write_text(
+        "base: mine.yaml\nexperiment: distil\ninit: {teacher: [f, ../b, 'hub:me/b']}\n"
+    )
+    assert load_config("configs/top.yaml").init.teacher == (Path("configs/f"), Path("b"), Path("hub:me/b"))
+    Path("configs/top.yaml").write_text("base: mine.yaml\nexperiment: distil\ninit: {teacher: f}\n")
+    config = load_config("configs/top.yaml")
+    assert config.init.teacher == (Path("configs/f"),)
+    assert absolute_paths(config).init.teacher == (place / "configs" / "f",)
 
 
 def test_paths_in_a_base_are_relative_to_the_base(place: Path) -> None:

@@ -55,9 +55,11 @@ CPU_ATTENTION = {
 
 
 def small(*overrides: str, experiment: str = "baseline") -> Config:
-    starts = (
-        ("init.forward=NONE", "init.reverse=NONE") if EXPERIMENTS[experiment].starts_from == "baselines" else ()
-    )
+    starts: tuple[str, ...] = ()
+    if EXPERIMENTS[experiment].starts_from == "baselines":
+        starts = ("init.forward=NONE", "init.reverse=NONE")
+    if EXPERIMENTS[experiment].teacher:
+        starts = ("init.teacher=NONE",)
     return load_config("thumos14/videomae-s", [f"experiment={experiment}", *starts, *SMALL, *overrides])
 
 

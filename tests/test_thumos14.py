@@ -144,6 +144,7 @@ def test_testing_and_reporting_give_their_tables(done: Path) -> None:
 def test_every_preset_takes_every_experiment_that_it_can(preset: str, experiment: str) -> None:
     what = EXPERIMENTS[experiment]
     init = ["init.forward=f", "init.reverse=b"] if what.starts_from == "baselines" else []
+    init += ["init.teacher=t"] if what.teacher else []
     features = preset.endswith("-i3d")
     if features and (what.adds or what.fusion):
         with pytest.raises(

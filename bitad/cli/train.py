@@ -248,8 +248,8 @@ def _detect(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-# The cost of a run does not depend on the baselines it starts from.
-_ANY_BASELINES = ("init.forward=RUN", "init.reverse=RUN")
+# The cost of a run does not depend on the baselines it starts from, and of a teacher only that of the teacher itself.
+_ANY_RUNS = (("init.forward=RUN", "init.reverse=RUN"), ("init.teacher=RUN",))
 
 
 def add_plan(commands: Commands) -> None:
@@ -295,16 +295,16 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _config(source: str, overrides: Sequence[str]) -> Config:
-    """The configuration; baselines to start from may be left out."""
+    """The configuration; baselines to start from, or a teacher, may be left out."""
     from bitad.config.loading import ConfigError, load_config
 
     faults, given = [], {override.partition("=")[0] for override in overrides}
-    for baselines in ((), [one for one in _ANY_BASELINES if one.partition("=")[0] not in given]):
+    for runs in ((), *([one for one in runs if one.partition("=")[0] not in given] for runs in _ANY_RUNS)):
         try:
-            return load_config(source, [*baselines, *overrides])
+            return load_config(source, [*runs, *overrides])
         except ConfigError as fault:
             faults.append(fault)
-    raise min(faults, key=lambda fault: len(str(fault)))  # the longer one also lists faults of the baselines
+    raise min(faults, key=lambda fault: len(str(fault)))  # longer ones also list faults of the runs
 
 
 def add_weights(commands: Commands) -> None:

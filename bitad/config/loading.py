@@ -26,7 +26,7 @@ import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -428,12 +428,18 @@ def _with_paths(document: Document, change: Callable[[str, str], str]) -> Docume
         section: Any = document
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
-        value = section.get(last) if isinstance(section, dict) else None
-        with suppress(ValueError):  # none, or a fault that is reported later
-            path = str(given_path(value))
-            if not path.startswith(WEIGHTS_BY_NAME):
-                section[last] = change(key, path)
+        if isinstance(section, dict) and last in section:
+            value = section[last]
+            change_one = partial(_with_path_changed, change=partial(change, key))
+            section[last] = [*map(change_one, value)] if isinstance(value, list) else change_one(value)
     return document
+
+
+def _with_path_changed(value: Any, *, change: Callable[[str], str]) -> Any:
+    with suppress(ValueError):  # none, or a fault that is reported later
+        path = str(given_path(value))
+        return value if path.startswith(WEIGHTS_BY_NAME) else change(path)
+    return value
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> Path:

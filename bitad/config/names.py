@@ -48,6 +48,9 @@ WeightsAction = Literal["inspect", "convert", "download"]
 # How names of weights that are no paths begin: of a file in this package, and on the Hugging Face Hub.
 WEIGHTS_BY_NAME = ("package:", "hub:")
 
+# How names of detection files end, where weights could be named instead.
+DETECTION_SUFFIXES = (".json", ".json.gz", ".csv")
+
 # Keys of earlier versions and their present names. They are read for one release, with a warning.
 RENAMED_KEYS = {
     "data.damaged_frames": "data.on_decode_error",
@@ -95,6 +98,7 @@ class Experiment:
             also sees the other network's features.
         fusion: how the two aligned predictions become one, in training and testing.
         agreement: whether the loss has a term for the difference of the two aligned predictions.
+        teacher: whether a finished teacher's predictions train the network too.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Experiment:
     adds: Literal["adapter", "cross-adapter"] | None = None
     fusion: str | None = None
     agreement: bool = False
+    teacher: bool = False
 
     @property
     def joint(self) -> bool:
@@ -117,6 +122,11 @@ class Experiment:
     def aligns(self) -> bool:
         """Whether training aligns the predictions of one network to the clock of the other."""
         return self.fusion is not None or self.agreement
+
+    @property
+    def extra_loss(self) -> str | None:
+        """The name of the loss beside those of detection, if there is one."""
+        return "agreement" if self.agreement else "distillation" if self.teacher else None
 
 
 # The results of two networks and their files, by the clock of the second network. The last result merges the others.
@@ -145,5 +155,12 @@ EXPERIMENTS = {
         Experiment("3-1", "a layer along the points fuses start, end and class logits", fusion="columns"),
         Experiment("3-2", "the layer fuses start and end, a 3-D convolution the logits", fusion="convolution"),
         Experiment("3-3", "the layer fuses start and end, logits are averaged", fusion="mean"),
+        Experiment(
+            "distil",
+            "one network, which a finished teacher's predictions train too",
+            networks=1,
+            starts_from="backbone",
+            teacher=True,
+        ),
     )
 }

@@ -75,8 +75,24 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
         "init: experiment {c.experiment} starts from two finished baselines: give init.forward and init.reverse",
     ),
     (
-        lambda c: c.design.starts_from == "backbone" and (c.init.forward, c.init.reverse) != (None, None),
+        lambda c: c.starts_from == "backbone" and (c.init.forward, c.init.reverse) != (None, None),
         "init: experiment {c.experiment} starts from the pre-trained backbone: leave out init.forward and init.reverse",
+    ),
+    (
+        lambda c: c.design.teacher and c.init.forward is not None and c.init.reverse is not None,
+        "init.reverse: experiment {c.experiment} has one network; it may start from init.forward alone",
+    ),
+    (
+        lambda c: c.design.teacher and c.init.teacher is None,
+        "init.teacher: experiment {c.experiment} needs a teacher: give a finished run or a file of detections",
+    ),
+    (
+        lambda c: c.init.teaches_by_detections and len(c.init.teacher or ()) > 1,
+        "init.teacher: a file of detections teaches alone; give one file, or runs",
+    ),
+    (
+        lambda c: c.design.teacher and c.direction != "forward",
+        "direction={c.direction}: experiment {c.experiment} trains a forward network; leave direction out",
     ),
     (
         lambda c: c.design.adds is not None and c.model.backbone is None,
@@ -133,6 +149,10 @@ _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
     ("pair.fusion", lambda c: c.design.fusion is None, _EXPERIMENT + "has no fusion"),
     ("pair.fusion_init", lambda c: c.design.fusion is None, _EXPERIMENT + "has no fusion"),
     ("pair.train_detector", lambda c: c.design.adds is None, _EXPERIMENT + "trains the detectors anyway"),
+    *(
+        (key, lambda c: not c.design.teacher, _EXPERIMENT + "has no teacher")
+        for key in ("init.teacher", "distil.weight", "distil.temperature")
+    ),
 )
 
 

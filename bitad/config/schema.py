@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from bitad.config.names import (
+    DETECTION_SUFFIXES,
     EXPERIMENTS,
     SIZES,
     Alignment,
@@ -497,11 +498,36 @@ class TestConfig(Section):
     tiou: Thresholds = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-class InitConfig(Section):
-    """The baselines whose EMA weights two networks start from: run directories or checkpoints."""
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list | tuple) or value is None else [value]
 
-    forward: Place | None = None  # baseline of the first network
+
+_PLACE_OR_PLACES = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            {"type": "null"},
+        ]
+    }
+)
+
+
+class InitConfig(Section):
+    """Finished runs: the baselines whose EMA weights networks start from, and the teacher of experiment distil."""
+
+    forward: Place | None = None  # baseline of the first network; in experiment distil, optional
     reverse: Place | None = None  # baseline of the second network
+    # Teacher of experiment distil: a run or checkpoint, a list of them (their mean teaches), or a file of detections
+    # on the training videos (.json, .json.gz, .csv).
+    teacher: Annotated[
+        Annotated[tuple[Place, ...], Field(min_length=1)] | None, BeforeValidator(_as_list), _PLACE_OR_PLACES
+    ] = None
+
+    @property
+    def teaches_by_detections(self) -> bool:
+        """Whether a teacher is a file of detections."""
+        return any(str(one).lower().endswith(DETECTION_SUFFIXES) for one in self.teacher or ())
 
 
 class PairConfig(Section):
@@ -520,6 +546,13 @@ class PairConfig(Section):
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
 
 
+class DistilConfig(Section):
+    """Options of experiment distil."""
+
+    weight: Positive = 1.0  # weight of the distillation loss beside the detection loss
+    temperature: Positive = 1.0  # the logits of both networks are divided by it; higher: softer targets
+
+
 class Config(Section):
     """One run."""
 
@@ -533,6 +566,7 @@ class Config(Section):
     data: DataConfig
     init: InitConfig = InitConfig()
     pair: PairConfig = PairConfig()
+    distil: DistilConfig = DistilConfig()
     window: WindowConfig = WindowConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -547,6 +581,12 @@ class Config(Section):
     @property
     def design(self) -> Experiment:
         return EXPERIMENTS[self.experiment]
+
+    @property
+    def starts_from(self) -> Literal["backbone", "baselines"]:
+        """What the networks start from; a distilled network may start from a baseline."""
+        starts_from_baseline = self.design.teacher and self.init.forward is not None
+        return "baselines" if starts_from_baseline else self.design.starts_from
 
     @property
     def clip_steps(self) -> int:
@@ -594,6 +634,8 @@ class Config(Section):
     @property
     def variant(self) -> str:
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
+        if self.design.teacher:
+            return self.experiment
         if self.design.networks == 1:
             return self.direction
         return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])

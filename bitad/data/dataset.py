@@ -259,13 +259,19 @@ class Readers:
 
 
 class TrainingWindows(Dataset[Sample]):
-    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch."""
+    """Random windows: item i is window ``i // videos`` of video ``i % videos`` in this epoch.
 
-    def __init__(self, annotations: Annotations, source: Source, config: Config) -> None:
+    ``views``: the playing directions of a teacher, beside the networks' own.
+    """
+
+    def __init__(
+        self, annotations: Annotations, source: Source, config: Config, *, views: Collection[View] = ()
+    ) -> None:
         self.source = source
         self.config = config
         self.classes = annotations.classes
         self.videos = [video for video in annotations.videos.values() if video.labels]
+        self.views = tuple(dict.fromkeys((*config.views, *views)))
         self.unannotated = [video.name for video in annotations.videos.values() if not video.labels]
         if not self.videos:
             raise ValueError(f"no video of subset '{config.data.training_subset}' has any ground truth")
@@ -312,7 +318,7 @@ class TrainingWindows(Dataset[Sample]):
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
         video_grid = self.source.grid(video)
-        views = self.config.views
+        views = self.views
         truth = ground_truth_in_steps(video, video_grid, self.classes)
         start, steps, segments, labels = random_window(rng, video_grid.steps, *truth, self.config.window)
         backbone = self.config.model.backbone

@@ -7,7 +7,7 @@ Each video has a digest of its annotation as the run uses it, and one of its fil
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from bitad.data.feature_files import FeatureStore
 from bitad.data.sources import annotated_names
 from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import content_digest, file_digest
+from bitad.timeline import Direction
 from bitad.video.names import VideoFinder
 
 # Kind of data -> name of the video, or of a file that holds all videos -> digest.
@@ -27,13 +28,22 @@ TRAINING = "training annotations"
 VALIDATION = "validation annotations"
 TEST = "test annotations"
 SCORES = "video scores"
+TEACHER = "teacher"
 MISSING = "missing"
 
 
 def fingerprints(
-    config: Config, training: Iterable[AnnotatedVideo], test: Annotations, validation: Annotations | None = None
+    config: Config,
+    training: Iterable[AnnotatedVideo],
+    test: Annotations,
+    validation: Annotations | None = None,
+    *,
+    views: Collection[Direction] = (),
 ) -> Fingerprints:
-    """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on."""
+    """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on.
+
+    ``views``: the playing directions of a teacher, beside the networks' own.
+    """
     data = config.data
     trained = list(training)
     found: Fingerprints = {
@@ -46,7 +56,7 @@ def fingerprints(
     names = list(dict.fromkeys((*(video.name for video in trained), *validated, *test.videos)))
     wanted = partial(annotated_names, data)
     sources = [("", data.features, data.videos)]
-    if "reverse" in config.views:
+    if "reverse" in (*config.views, *views):
         sources.append(("reversed ", data.reversed_features, data.reversed_videos))
     for prefix, features, videos in sources:
         if features is not None:
@@ -64,7 +74,7 @@ def of_tests(found: Fingerprints) -> Fingerprints:
     return {
         kind: {name: digest for name, digest in digests.items() if kind == SCORES or name in tests}
         for kind, digests in found.items()
-        if kind not in (TRAINING, VALIDATION)
+        if kind not in (TRAINING, VALIDATION, TEACHER)
     }
 
 
@@ -83,7 +93,7 @@ def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
 
 
 def _change(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    if kind == SCORES:
+    if kind in (SCORES, TEACHER):
         return kind if before != now else ""
     ways: dict[str, list[str]] = {"changed": [], "gone": [], "new": []}
     for name in dict.fromkeys((*before, *now)):

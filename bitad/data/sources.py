@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -343,13 +343,19 @@ class FeaturesInMemory(FeatureStore):
 FileSource = VideoFiles | FeatureFiles
 
 
-def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
-    """The source of windows that a configuration names, with a cache of the indices of video files."""
+def build_source(
+    config: Config, cache: IndexCache | None = None, *, views: Collection[View] = ()
+) -> FileSource:
+    """The source of windows that a configuration names, with a cache of the indices of video files.
+
+    ``views``: the playing directions of a teacher, beside the networks' own.
+    """
     data = config.data
     window = config.window
     wanted = partial(annotated_names, data)  # called only when a name is not found
     reversed_files = None
-    if "reverse" in config.views:
+    views = tuple(dict.fromkeys((*config.views, *views)))
+    if "reverse" in views:
         reversed_files = data.reversed_videos or data.reversed_features
     if data.features is not None:
         open_store = partial(FeatureStore, channels=data.feature_channels, wanted=wanted)
@@ -358,7 +364,7 @@ def build_source(config: Config, cache: IndexCache | None = None) -> FileSource:
             data,
             window,
             reversed_store=None if reversed_files is None else open_store(reversed_files),
-            described=require_described(data, config.views),
+            described=require_described(data, views),
         )
     assert data.videos is not None  # checked by the configuration
     assert config.model.backbone is not None

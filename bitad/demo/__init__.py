@@ -84,9 +84,9 @@ class Job:
         return self.config.run_directory
 
     def needs(self) -> set[Path]:
-        """The run directories or checkpoints that its networks start from."""
+        """The run directories or checkpoints that its networks start from, and its teacher."""
         initial = self.config.init
-        return {path for path in (initial.forward, initial.reverse) if path is not None}
+        return {path for path in (initial.forward, initial.reverse, *(initial.teacher or ())) if path is not None}
 
     def videos(self) -> list[AnnotatedVideo]:
         """The training videos with ground truth."""
@@ -198,7 +198,7 @@ DEFAULT = Scale("default")
 FULL = Scale(
     "full",
     seeds=3,
-    experiments=tuple(name for name in EXPERIMENTS if name != "baseline"),
+    experiments=tuple(name for name, experiment in EXPERIMENTS.items() if experiment.networks == 2),
     ablations=True,
 )
 _SHORT = ("training.epochs=2", "training.evaluate_every=2")

@@ -51,6 +51,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.position)
 
+    def to(self, device: torch.device) -> Points:
+        """The points on a device."""
+        position, stride, low, high = (one.to(device) for one in (self.position, self.stride, self.low, self.high))
+        return Points(position, stride, low, high, self.sizes)
+
     def segments(self, distances: Tensor) -> Tensor:
         """Distances to start and end in strides, ``[B, N, 2]`` or ``[B, N, K, 2]`` -> segments in grid steps."""
         position, stride = (

@@ -80,8 +80,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The name in tables, without the seed: "F", "B", "3-1", "3-1, naive, random", ..."""
+        """The name in tables, without the seed: "F", "B", "distil", "3-1", "3-1, naive, random", ..."""
         config = self.config
+        if config.design.teacher:
+            return config.experiment
         if config.design.networks == 1:
             return BASELINE_LABELS[config.direction]
         changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
@@ -91,7 +93,7 @@ class Run:
     def group(self) -> str:
         """The group in tables; ablations and controls differ from the defaults of their experiment."""
         config = self.config
-        if config.design.networks == 1:
+        if config.design.networks == 1 and not config.design.teacher:
             return BASELINES
         return TRAINED_PAIRS if config.variant == config.experiment else VARIANTS
 
@@ -256,7 +258,7 @@ class Comparison:
         rows: list[Row] = []
         names = ("forward basis", "reverse basis")
         for label, runs in self.by_label().items():
-            if runs[0].group == BASELINES:
+            if runs[0].config.design.networks == 1:
                 continue
             if runs[0].config.clocks[1] == "forward":
                 names = ("first network", "second network")
@@ -667,7 +669,7 @@ def _draw(
     for group, of_group in curves.items():
         name = f"training-{group.replace(' ', '-')}.png"
         plot_training_curves(of_group, out / name)
-        loss = "loss" if group == BASELINES else "loss (the sum of both networks)"
+        loss = "loss" if group == BASELINES else "loss (of two networks, their sum)"
         caption = f"Training of the {group}, the first seed of each: {loss} and average mAP."
         pictures.append((caption, name))
     return pictures

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bitad.config.loading import load_run_config
 from bitad.config.names import PlanDevice
 from bitad.config.schema import Config
 from bitad.data.classes import read_classes
@@ -70,6 +71,8 @@ class TrainingPlan:
     windows: int | None  # per epoch
     steps: int | None  # per epoch
     left_out: tuple[str, ...]  # figures that cannot be computed, and why
+    teachers: tuple[Config, ...] = ()  # of the networks that teach, where known
+    teacher_bytes: int = 0  # of their weights, which every process holds
 
     @property
     def trainable(self) -> int:
@@ -86,7 +89,8 @@ class TrainingPlan:
             "their moving average": each,
             "Adam's moments": 2 * each,
         }
-        return {name: -(-count // shards) for name, count in fixed.items()}
+        fixed = {name: -(-count // shards) for name, count in fixed.items()}
+        return fixed | ({"the teacher's weights": self.teacher_bytes} if self.teachers else {})
 
     def peak_bytes(self, cost: StepCost) -> int:
         """The peak memory of a training with this step."""
@@ -123,7 +127,12 @@ class TrainingPlan:
             config = self.config.model_copy(update={"training": training})
             for precision in PRECISIONS:
                 yield step_cost(
-                    config, self.classes, checkpointing=policy, precision=precision, device=self.device
+                    config,
+                    self.classes,
+                    checkpointing=policy,
+                    precision=precision,
+                    device=self.device,
+                    teachers=self.teachers,
                 )
 
     def tables(self) -> tuple[Table, ...]:
@@ -153,9 +162,18 @@ class TrainingPlan:
         by_policy = {cost.checkpointing: cost for cost in self.costs}
         for cost in sorted(by_policy.values(), key=lambda cost: cost.flops):
             rows.append((f"training step, checkpointing {cost.checkpointing}", cost.flops / cost.batch / 1e9))
+        notes = []
+        if self.teachers:
+            own = self.costs[0]
+            rows.insert(1, ("forward, of the teacher", own.teacher_flops / own.batch / 1e9))
+            share = 100 * own.teacher_flops / (own.flops - own.teacher_flops)
+            notes.append(
+                f"The teacher adds {share:.0f} percent to a training step, and nothing to testing: the checkpoint has "
+                "the trained network alone."
+            )
         note = "A multiplication with its addition counts as two; of matrix products, convolutions and attention"
         note += "." if len(self.sizes) == 1 else ", in both networks."
-        return Table("Floating-point operations per window", ("part", "GFLOP"), rows, [note])
+        return Table("Floating-point operations per window", ("part", "GFLOP"), rows, [note, *notes])
 
     def _memory(self) -> Table:
         rows: list[Row] = []
@@ -250,12 +268,15 @@ def plan_training(
         )
         steps = sampler.steps
     network = network_on_meta(config, classes)
+    teachers, unknown = _teachers(config)
     # fp16 needs the memory of bf16. The configuration's precision comes first.
     precisions = sorted(PRECISIONS, key=lambda precision: (precision == "fp32") != (training.precision == "fp32"))
     choices = list(itertools.product(precisions, policies(config)))[: 1 if as_configured else None]
     costs = []
     for number, (precision, policy) in enumerate(choices, start=1):
-        costs.append(step_cost(config, classes, checkpointing=policy, precision=precision, device=device))
+        costs.append(
+            step_cost(config, classes, checkpointing=policy, precision=precision, device=device, teachers=teachers)
+        )
         on_progress(number, len(choices))
     return TrainingPlan(
         config=config,
@@ -269,8 +290,23 @@ def plan_training(
         videos=videos,
         windows=windows,
         steps=steps,
-        left_out=left_out,
+        left_out=(*left_out, *unknown),
+        teachers=teachers,
+        teacher_bytes=sum(_weight_bytes(network_on_meta(one, classes), one) for one in teachers),
     )
+
+
+def _teachers(config: Config) -> tuple[tuple[Config, ...], tuple[str, ...]]:
+    """The configurations of the networks that teach, by the runs' own; and the figures left out if one has none."""
+    if config.init.teacher is None or config.init.teaches_by_detections:
+        return (), ()
+    found = []
+    for path in config.init.teacher:
+        run = path if path.is_dir() else path.parent
+        if not (run / "config.yaml").is_file():
+            return (), (f"the teacher's cost, which needs init.teacher ({path} is in no run directory)",)
+        found.append(load_run_config(run))
+    return tuple(found), ()
 
 
 def _data(config: Config) -> tuple[int, int | None, tuple[str, ...]]:
@@ -322,7 +358,7 @@ def _shares_frozen(config: Config) -> bool:
         return False
     if config.pair.second_weights is not None:
         return False
-    return backbone.weights is not None or config.design.starts_from == "baselines"
+    return backbone.weights is not None or config.starts_from == "baselines"
 
 
 def _weight_bytes(network: Network, config: Config) -> int:

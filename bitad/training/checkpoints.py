@@ -133,6 +133,7 @@ _COMPARED_BY_CONTENT = (
     "data.features",
     "data.reversed_features",
     "test.video_scores",
+    "init.teacher",
 )
 
 # A resumed run may change these keys of `training`; its next step takes the learning rate of the new schedule.
@@ -229,7 +230,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> None:
-    """Loads the averaged weights (EMA) of the baselines in ``config.init`` into both networks.
+    """Loads the averaged weights (EMA) of the baselines in ``config.init`` into the network, or both of a pair.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint, or no file of its frozen transformer.
@@ -239,7 +240,7 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
     paths = (("forward", config.init.forward), ("reverse", config.init.reverse))
     encoders = (None, config.pair.second_weights)
     for detector, view, (name, path), encoder in zip(
-        network.detectors, config.views, paths, encoders, strict=True
+        network.detectors, config.views, paths, encoders, strict=False
     ):
         assert path is not None  # the configuration requires it
         try:
@@ -266,8 +267,8 @@ def load_initial(network: Network, config: Config, classes: tuple[str, ...]) -> 
         load_weights(detector, weights, source=f"init.{name}={path}", may_lack=lacking)
 
 
-# What a run and its baselines must have in common.
-_COMMON_KEYS = (
+# The input that a run has in common with its baselines and its teacher.
+COMMON_INPUT = (
     "window.steps",
     "window.stride_frames",
     "window.steps_per_second",
@@ -276,7 +277,6 @@ _COMMON_KEYS = (
     "data.feature_stride_frames",
     "data.feature_offset_frames",
     "data.feature_fps",
-    "model",
 )
 
 
@@ -293,7 +293,7 @@ def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...]
         yield f"training.augmentation.flip is {flip:g} there, so it has seen flipped frames; give one trained with 0"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
-    for key, old, new in input_differences(theirs, config, _COMMON_KEYS):
+    for key, old, new in input_differences(theirs, config, (*COMMON_INPUT, "model")):
         yield f"{key} is {old} there and {new} here"
 
 

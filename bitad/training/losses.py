@@ -72,17 +72,9 @@ def assign(
     )
     classes = pad_sequence([F.pad(c.to(device).long(), (0, 1)) for c in labels], batch_first=True)  # [B, M]
 
+    to_ends, candidate = candidates(points, ends, radius=radius)
     start, end = ends[:, None].unbind(-1)  # [B, 1, M]
-    position, stride = points.position[:, None], points.stride[:, None]  # [N, 1]
-    to_ends = torch.stack((position - start, end - position), dim=-1)  # [B, N, M, 2]
-    middle, reach = (start + end) / 2, radius * stride
-    central = torch.minimum(
-        position - torch.maximum(middle - reach, start), torch.minimum(middle + reach, end) - position
-    )
-    farthest = to_ends.amax(-1)
-    in_range = (farthest >= points.low[:, None]) & (farthest <= points.high[:, None])
-    candidate = (central > 0) & in_range  # [B, N, M]
-
+    stride = points.stride[:, None]  # [N, 1]
     length = torch.where(candidate, end - start, torch.inf)
     shortest = length.amin(-1, keepdim=True)
     chosen = candidate & (length <= shortest + SAME_LENGTH)
@@ -92,6 +84,24 @@ def assign(
     index = length.argmin(-1)[..., None, None].expand(-1, -1, -1, 2)  # the first of equally short ones
     distances = to_ends.gather(2, index).squeeze(2) / stride
     return Targets(class_targets, distances * positive[..., None], positive)
+
+
+def candidates(points: Points, segments: Tensor, *, radius: float) -> tuple[Tensor, Tensor]:
+    """The segments ``[B, M, 2]``, in grid steps, that each of N points could take, as described in :func:`assign`.
+
+    Returns:
+        each point's distances to start and end, ``[B, N, M, 2]`` in grid steps, and bool ``[B, N, M]``.
+    """
+    start, end = segments[:, None].unbind(-1)  # [B, 1, M]
+    position, stride = points.position[:, None], points.stride[:, None]  # [N, 1]
+    to_ends = torch.stack((position - start, end - position), dim=-1)
+    middle, reach = (start + end) / 2, radius * stride
+    central = torch.minimum(
+        position - torch.maximum(middle - reach, start), torch.minimum(middle + reach, end) - position
+    )
+    farthest = to_ends.amax(-1)
+    in_range = (farthest >= points.low[:, None]) & (farthest <= points.high[:, None])
+    return to_ends, (central > 0) & in_range
 
 
 class Losses(NamedTuple):
@@ -192,9 +202,13 @@ class DetectionLoss(nn.Module):
         apart = (prediction.logits.sigmoid() - other.logits.sigmoid()) ** 2
         taught, _ = targets.of_distances(prediction)
         segments = diou_loss(prediction.distances, other.distances) * taught
-        normaliser = self.get_buffer("normaliser") / self.processes
-        total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / normaliser
+        total: Tensor = ((apart * prediction.mask[..., None]).sum() + segments.sum()) / self.last_normaliser
         return total
+
+    @property
+    def last_normaliser(self) -> Tensor:
+        """The normaliser of the last step in training."""
+        return self.get_buffer("normaliser") / self.processes
 
     def normaliser_of(self, positives: Tensor) -> Tensor:
         """The normaliser of a step with this process's number of positive points."""

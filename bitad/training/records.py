@@ -41,8 +41,8 @@ class Records:
     def add_step(self, step: StepOutput, *, epoch: int, number: int, lr: float) -> None:
         """Adds a training step: the mean of all processes' losses."""
         figures = [torch.stack(losses) for losses in step.losses.values()]
-        agreement = torch.zeros(()) if step.agreement is None else step.agreement
-        own = torch.cat([*figures, agreement.reshape(1).to(figures[0].device)]).cpu()
+        extra = torch.zeros(()) if step.extra is None else step.extra[1]
+        own = torch.cat([*figures, extra.reshape(1).to(figures[0].device)]).cpu()
         mean = torch.stack(self.ranks.gather(own)).mean(0)
         classification, regression, total = mean[:-1].reshape(-1, len(Losses._fields)).unbind(1)
         record = {
@@ -57,8 +57,8 @@ class Records:
         }
         if len(step.losses) > 1:
             record |= {"losses": dict(zip(step.losses, total.tolist(), strict=True)), "gradient_norms": step.norms}
-        if step.agreement is not None:
-            record |= {"agreement": mean[-1].item()}
+        if step.extra is not None:
+            record |= {step.extra[0]: mean[-1].item()}
         self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:

@@ -19,10 +19,11 @@ from bitad.config.schema import Config
 from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
 from bitad.models.build import autocast, build_network
-from bitad.models.heads import Points
+from bitad.models.heads import Points, Prediction
 from bitad.models.network import Network
 from bitad.models.vit import Block, TemporalAdapter
 from bitad.runtime.distributed import Ranks, full_tensor, gradient_sync, shard_like
+from bitad.training.distillation import SoftTargets, Teacher, distillation_loss
 from bitad.training.losses import DetectionLoss, Losses, Targets, assign
 from bitad.training.optimizer import Ema, LearningRates, build_optimizer, build_schedule
 
@@ -32,19 +33,19 @@ class StepOutput(NamedTuple):
 
     Args:
         losses: by learner; detached.
-        agreement: the weighted agreement loss of experiment 1x; None elsewhere.
+        extra: the name and the weighted loss beside those of detection, of experiments 1x and distil; None elsewhere.
         norms: of the gradients before clipping, by learner; not finite if the step was skipped.
         fault: which gradients were not finite, unless a lower loss scale of fp16 will help.
     """
 
     losses: dict[str, Losses]
-    agreement: Tensor | None
+    extra: tuple[str, Tensor] | None
     norms: dict[str, float]
     fault: str | None
 
     @property
     def loss(self) -> float:
-        """The total loss of all learners, without the agreement."""
+        """The total loss of all learners, without the extra loss."""
         return sum(losses.total.item() for losses in self.losses.values())
 
 
@@ -66,7 +67,7 @@ class Learner:
         steps_per_epoch: int,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
-        self.config, self.num_classes = config.training, num_classes
+        self.config, self.distil, self.num_classes = config.training, config.distil, num_classes
         self.loss = DetectionLoss(
             label_smoothing=self.config.label_smoothing,
             regression_weight=self.config.regression_weight,
@@ -88,6 +89,16 @@ class Learner:
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
         """The targets of windows in this learner's view."""
         return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
+
+    def distillation(self, prediction: Prediction, soft: SoftTargets) -> Tensor:
+        """The distance from a teacher, normalised as the last loss."""
+        apart = distillation_loss(
+            prediction,
+            soft,
+            temperature=self.distil.temperature,
+            regression_weight=self.config.regression_weight,
+        )
+        return apart / self.loss.last_normaliser
 
     def clip(self) -> float:
         """Clips the gradients; returns their norm before clipping, which may not be finite."""
@@ -144,12 +155,20 @@ class Learner:
 
 
 class TrainStep:
-    """Takes training steps with a network that is on the device of ``ranks``."""
+    """Takes training steps with a network, and a teacher if it has one, that are on the device of ``ranks``."""
 
     def __init__(
-        self, network: Network, config: Config, ranks: Ranks, *, num_classes: int, steps_per_epoch: int
+        self,
+        network: Network,
+        config: Config,
+        ranks: Ranks,
+        *,
+        num_classes: int,
+        steps_per_epoch: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network, self.config, self.ranks, self.num_classes = network, config, ranks, num_classes
+        self.teacher = teacher
         self.models = self._wrap_models()
         self.learners = [
             Learner(name, prefix, module, config, ranks, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
@@ -177,27 +196,29 @@ class TrainStep:
         """
         normalisers = self._normalisers(batches)
         losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
-        agreements: list[Tensor] = []
+        extras: list[Tensor] = []
         norms: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             views = batch.to(self.ranks.device).in_views(self.config.views)
             for index, model in enumerate(self.models):
                 with gradient_sync(model, is_last):
-                    losses, agreement = self.losses(index, views, normalisers)
-                    self.scaler.scale(total(losses, agreement)).backward()
+                    losses, extra = self.losses(index, views, normalisers)
+                    self.scaler.scale(total(losses, extra)).backward()
                 for name, one in losses.items():
                     losses_per_batch[name].append(Losses(*(loss.detach() for loss in one)))
-                if agreement is not None:
-                    agreements.append(agreement.detach())
-                del losses, agreement  # frees the graph
+                if extra is not None:
+                    extras.append(extra.detach())
+                del losses, extra  # frees the graph
                 if is_last:
                     norms |= self._update(self.learners if self.config.design.joint else [self.learners[index]])
         summed = {
             name: Losses(*(torch.stack(loss).sum() for loss in zip(*each, strict=True)))
             for name, each in losses_per_batch.items()
         }
-        step = StepOutput(summed, torch.stack(agreements).sum() if agreements else None, norms, None)
+        extra_name = self.config.design.extra_loss
+        summed_extra = (extra_name, torch.stack(extras).sum()) if extra_name and extras else None
+        step = StepOutput(summed, summed_extra, norms, None)
         step = step._replace(fault=self._find_fault(step))
         self.scaler.update()
         return step
@@ -205,10 +226,11 @@ class TrainStep:
     def losses(
         self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of a model, by learner, and the weighted agreement, for a batch in each detector's view."""
+        """The losses of a model, by learner, and the weighted extra loss, for a batch in each detector's view."""
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
+            soft = None if self.teacher is None else self.teacher(views[0], self.network_input)
             output = self.models[index]([self.network_input(view) for view in views], views[0].mask)
         losses: dict[str, Losses] = {}
         targets: list[Targets] = []
@@ -216,6 +238,9 @@ class TrainStep:
         for learner, prediction, view, normaliser in columns:
             targets.append(learner.targets(prediction.points, view.segments, view.labels))
             losses[learner.name] = learner.loss(prediction, targets[-1], normaliser=normaliser)
+        if soft is not None:
+            (learner,), (prediction,) = learners, output.predictions
+            return losses, self.config.distil.weight * learner.distillation(prediction, soft)
         if not self.config.design.agreement:
             return losses, None
         agreements = [
@@ -318,7 +343,7 @@ class TrainStep:
             learner.resume_at(step)
 
 
-def total(losses: dict[str, Losses], agreement: Tensor | None) -> Tensor:
+def total(losses: dict[str, Losses], extra: Tensor | None) -> Tensor:
     """The sum of all losses, for a backward pass."""
-    totals = [one.total for one in losses.values()] + ([] if agreement is None else [agreement])
+    totals = [one.total for one in losses.values()] + ([] if extra is None else [extra])
     return torch.stack(totals).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from bitad.models.build import Network, build_network, checkpointing_of
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks
 from bitad.timeline import Grid
+from bitad.training.distillation import NetworkTeacher
 from bitad.training.step import TrainStep, total
 
 _aten = torch.ops.aten
@@ -102,10 +103,11 @@ class StepCost:
         checkpointing: of :data:`POLICIES`.
         precision: of :data:`PRECISIONS`.
         batch: windows.
-        forward_flops: of the forward passes of all networks.
-        flops: of the step, with the recomputation in the backward pass.
+        forward_flops: of the forward passes of all networks that train.
+        flops: of the step, with the recomputation in the backward pass and the teacher.
         activation_bytes: kept for the backward pass, of detectors that take turns the largest.
         peak_bytes: the maximum of inputs, activations, gradients and temporary tensors.
+        teacher_flops: of the forward passes of the teacher.
     """
 
     checkpointing: Checkpointing
@@ -115,25 +117,43 @@ class StepCost:
     flops: int
     activation_bytes: int
     peak_bytes: int
+    teacher_flops: int = 0
 
 
 def step_cost(
-    config: Config, classes: int, *, checkpointing: Checkpointing, precision: Precision, device: PlanDevice
+    config: Config,
+    classes: int,
+    *,
+    checkpointing: Checkpointing,
+    precision: Precision,
+    device: PlanDevice,
+    teachers: Sequence[Config] = (),
 ) -> StepCost:
-    """The cost of a training step; a GPU processes all clips at once, a CPU a few at a time."""
+    """The cost of a training step; a GPU processes all clips at once, a CPU a few at a time.
+
+    ``teachers``: the configurations of the networks that teach.
+    """
     config = _with_backbone(config, checkpointing=checkpointing)
     training = config.training.model_copy(update={"precision": precision, "shard": False})
     config = config.model_copy(update={"training": training})
     network = network_on_meta(config, classes)
-    if device == "gpu":
-        for module in network.modules():
-            if isinstance(module, Block):
-                module.chunk_bytes = None
+    teaching = [(network_on_meta(one, classes), one) for one in teachers]
     mode = fake_tensor_mode()
-    with mode:
-        network.to_empty(device="cpu")
+    for each in (network, *(one for one, _ in teaching)):
+        if device == "gpu":
+            for module in each.modules():
+                if isinstance(module, Block):
+                    module.chunk_bytes = None
+        with mode:
+            each.to_empty(device="cpu")
+    teacher = NetworkTeacher(teaching, {}) if teaching else None
     step = _FakeTrainStep(
-        network, config, Ranks(0, 1, torch.device("cpu")), num_classes=classes, steps_per_epoch=1
+        network,
+        config,
+        Ranks(0, 1, torch.device("cpu")),
+        num_classes=classes,
+        steps_per_epoch=1,
+        teacher=teacher,
     )
     with mode:
         for learner in step.learners:
@@ -141,13 +161,18 @@ def step_cost(
     step.train()
     batch = _fake_batch(config, mode)
     inputs = [tensor for tensor in (batch.inputs, batch.mask, batch.colour) if tensor is not None]
-    forward_flops = activation_bytes = 0
-    with OpCounter(network, *(learner.loss for learner in step.learners), *inputs) as counter:
+    forward_flops = activation_bytes = teacher_flops = 0
+    fixed = [network, *(one for one, _ in teaching), *(learner.loss for learner in step.learners)]
+    with OpCounter(*fixed, *inputs) as counter:
         views = batch.in_views(config.views)
+        if teacher is not None:
+            teacher(batch, step.network_input)
+            teacher_flops = counter.flops
+            counter.flops = 0
         bytes_before, flops_before = counter.bytes, counter.flops
         for index in range(len(step.models)):
             loss = total(*step.losses(index, views))
-            forward_flops += counter.flops - flops_before
+            forward_flops += counter.flops - flops_before - teacher_flops
             activation_bytes = max(activation_bytes, counter.bytes - bytes_before)
             loss.backward()
             network.zero_grad(set_to_none=True)
@@ -155,7 +180,9 @@ def step_cost(
             flops_before = counter.flops
     peak_bytes = counter.peak_bytes + storage_bytes(inputs)
     batch_size, flops = config.training.batch, counter.flops
-    return StepCost(checkpointing, precision, batch_size, forward_flops, flops, activation_bytes, peak_bytes)
+    return StepCost(
+        checkpointing, precision, batch_size, forward_flops, flops, activation_bytes, peak_bytes, teacher_flops
+    )
 
 
 class _FakeTrainStep(TrainStep):

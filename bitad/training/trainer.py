@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from bitad.config.loading import absolute_paths
 from bitad.config.schema import Config
 from bitad.data.dataset import TrainingWindows
-from bitad.data.fingerprints import fingerprints
+from bitad.data.fingerprints import TEACHER, Fingerprints, fingerprints
 from bitad.data.samples import Batch, collate
 from bitad.data.sources import (
     build_source,
@@ -54,6 +54,7 @@ from bitad.training.checkpoints import (
     schedule_changes,
     set_random_state,
 )
+from bitad.training.distillation import load_teacher
 from bitad.training.metrics import METRICS
 from bitad.training.records import Records
 from bitad.training.step import StepOutput, TrainStep
@@ -121,9 +122,17 @@ class Trainer:
         if config.data.validation_subset is not None:
             self.evaluation_annotations = validated = read_evaluation_ground_truth(config)
         self.indices = IndexCache(self.directory / INDEX_FOLDER)
-        self.source = build_source(config, self.indices)
-        self.windows = TrainingWindows(self.annotations.subset(config.data.training_subset), self.source, config)
-        found = fingerprints(config, self.windows.videos, tested, validated) if ranks.is_main else {}
+        trained = self.annotations.subset(config.data.training_subset)
+        annotated = [name for name, video in trained.videos.items() if video.labels]
+        self.teacher = load_teacher(config, self.annotations.classes, annotated)
+        views = () if self.teacher is None else self.teacher.views
+        self.source = build_source(config, self.indices, views=views)
+        self.windows = TrainingWindows(trained, self.source, config, views=views)
+        found: Fingerprints = {}
+        if ranks.is_main:
+            found = fingerprints(config, self.windows.videos, tested, validated, views=views)
+            if self.teacher is not None:
+                found[TEACHER] = self.teacher.digests
         self.fingerprints = ranks.gather(found)[0]
         if saved is not None:
             check_data(saved, self.fingerprints, allow=allow_changed_data, show=ranks.is_main)
@@ -150,12 +159,19 @@ class Trainer:
         torch.manual_seed(self.config.seed + 1000003 * self.ranks.rank)  # and different dropout
         self.network.to(self.ranks.device)
         self.has_one_encoder = self.network.share_frozen()
+        if self.teacher is not None:
+            self.teacher.to(self.ranks.device)
         self.train_step = TrainStep(
-            self.network, self.config, self.ranks, num_classes=len(classes), steps_per_epoch=self.sampler.steps
+            self.network,
+            self.config,
+            self.ranks,
+            num_classes=len(classes),
+            steps_per_epoch=self.sampler.steps,
+            teacher=self.teacher,
         )
 
     def _load_initial_weights(self) -> None:
-        if self.config.design.starts_from == "backbone":
+        if self.config.starts_from == "backbone":
             load_pretrained(self.network, self.config)
         else:
             load_initial(self.network, self.config, self.annotations.classes)
@@ -261,7 +277,7 @@ class Trainer:
                 step = self._take_step(batches)
                 self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
                 skipped.update(one for batch in batches for one in batch.skipped)
-                loss.add(step.loss + (0.0 if step.agreement is None else step.agreement.item()))
+                loss.add(step.loss + (0.0 if step.extra is None else step.extra[1].item()))
                 rate = self.train_step.lr
                 now = time.monotonic()
                 self.step_s.add(now - before)

@@ -77,7 +77,7 @@ _TABLE, _PATCHES = "pos_embed", "patch_embed.weight"
 def require_pretrained(config: Config) -> None:
     """Raises ValueError if the frozen transformer would have random weights, or those of an impossible name."""
     backbone = config.model.backbone
-    if backbone is None or config.design.starts_from == "baselines":
+    if backbone is None or config.starts_from == "baselines":
         return
     for file in (backbone.weights, config.pair.second_weights):
         if file is not None and is_hub_name(file):

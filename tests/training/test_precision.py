@@ -53,8 +53,8 @@ def gradients_of_a_step(path: Path, windows: int, batch: int, *overrides: str) -
         step = trainer.train_step([collate(part, trainer.config.window.steps) for part in parts])
     assert step.fault is None
     seen |= {f"loss {name}": torch.stack([*losses]) for name, losses in step.losses.items()}
-    if step.agreement is not None:
-        seen["agreement"] = step.agreement
+    if step.extra is not None:
+        seen |= dict([step.extra])
     seen |= {
         f"normaliser {one.name}": one.loss.get_buffer("normaliser").clone() for one in trainer.train_step.learners
     }
