@@ -361,6 +361,37 @@ def match(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[f
     return Matches.of("activitynet", truth, thresholds, ranked, detections, correct=correct)
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The pairs of a ground-truth segment and the detection that matches it, one row a pair."""
+
+    videos: tuple[str, ...]
+    classes: tuple[str, ...]  # those with a segment
+    segments_per_class: IntArray  # [K], matched or not
+    video: IntArray  # [n], index into the videos
+    labels: IntArray  # [n], index into the classes
+    truth: FloatArray  # [n, 2], in seconds
+    found: FloatArray  # [n, 2], in seconds
+
+
+def matched_pairs(ground_truth: Annotations, detections: Detections, *, tiou: float) -> Pairs:
+    """The matched segments and their detections at one tIoU; raises as ``evaluate``."""
+    threshold = float(checked_thresholds([tiou])[0])
+    truth = Truth.of(ground_truth)
+    ranked = Ranked.of(truth, detections.forward())
+    (taker,) = _takers(truth, ranked, np.array([threshold]))
+    rows = np.flatnonzero(taker < len(ranked.scores))
+    return Pairs(
+        videos=tuple(truth.videos),
+        classes=truth.classes,
+        segments_per_class=truth.segments_per_class,
+        video=truth.groups[rows] // len(truth.classes),
+        labels=truth.groups[rows] % len(truth.classes),
+        truth=truth.segments[rows],
+        found=ranked.segments[taker[rows]],
+    )
+
+
 def precision_recall(
     ground_truth: Annotations,
     detections: Detections,
@@ -390,6 +421,15 @@ def precision_recall(
 
 def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
     """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
+    n = len(ranked.scores)
+    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last column is for segments that nothing matches
+    for hits, taker in zip(correct, _takers(truth, ranked, thresholds), strict=True):
+        hits[taker] = True
+    return correct[:, :n]
+
+
+def _takers(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> list[IntArray]:
+    """At each threshold, the row of ``ranked`` that matches each segment ``[m]``; its length where none does."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
@@ -398,11 +438,8 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mas
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     first = np.searchsorted(detection, np.arange(n))
-    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last column is for segments that nothing matches
-    for hits, threshold in zip(correct, thresholds, strict=True):
-        count = np.bincount(detection[tiou >= threshold], minlength=n)
-        hits[take_turns(first, count, segment, len(truth.segments))] = True
-    return correct[:, :n]
+    counts = (np.bincount(detection[tiou >= threshold], minlength=n) for threshold in thresholds)
+    return [take_turns(first, count, segment, len(truth.segments)) for count in counts]
 
 
 def _precision(hits: Mask) -> FloatArray:

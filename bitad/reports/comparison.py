@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +18,7 @@ from bitad.data.detections import Detections, read_detections, require_any, unde
 from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.bootstrap import Bootstrap, bootstrap, check_baseline, check_resamples
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
+from bitad.evaluation.ensembles import Ensemble, EnsembleResult, check_ensembles, evaluate_ensembles
 from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluate, match
 from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect_on_reversed_playback
@@ -30,6 +31,7 @@ from bitad.reports.tables import (
     Row,
     Table,
     bootstrap_note,
+    ensemble_table,
     estimates,
     evaluation_notes,
     paired_table,
@@ -192,6 +194,24 @@ class Result:
         return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
 
 
+@dataclass(frozen=True)
+class Ensembles:
+    """Late fusions of several of the compared networks."""
+
+    results: tuple[EnsembleResult, ...]
+    tiou: tuple[float, ...]
+    method: MergeMethod
+    resamples: int | None
+
+    def table(self) -> Table:
+        """A row per ensemble."""
+        return ensemble_table(self.results, tiou=self.tiou, method=self.method, resamples=self.resamples)
+
+    def json(self) -> dict[str, Any]:
+        """All content, unrounded."""
+        return {"method": self.method, "results": {one.name: one.to_json() for one in self.results}}
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Runs with the same ground truth, and their results, both in the order of tables."""
@@ -200,6 +220,7 @@ class Comparison:
     truth: Annotations
     results: tuple[Result, ...]
     bootstrap: Bootstrap | None = None  # of the same results
+    ensembles: Ensembles | None = None
 
     def best(self, *groups: str, label: str = "") -> Result | None:
         """The best result of some groups, among those whose label begins with ``label``."""
@@ -208,10 +229,7 @@ class Comparison:
 
     def by_label(self) -> dict[str, list[Run]]:
         """The seeds of each variant."""
-        runs: dict[str, list[Run]] = {}
-        for run in self.runs:
-            runs.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
-        return runs
+        return _by_label(self.runs)
 
     def table(self) -> Table:
         """Every result: mAP in percent at each tIoU and the average, mean and spread over seeds."""
@@ -288,6 +306,7 @@ class Comparison:
             },
             "tables": [self.table().json(), self.loss_table().json()],
             **({} if self.bootstrap is None else {"bootstrap": self.bootstrap.to_json()}),
+            **({} if self.ensembles is None else {"ensembles": self.ensembles.json()}),
         }
 
     def _column_notes(self) -> Iterator[str]:
@@ -388,6 +407,42 @@ def compare(
     return Comparison(tuple(found), truth, tuple(ordered), intervals)
 
 
+def check_ensembles_of(runs: Sequence[Path], ensembles: Sequence[Ensemble]) -> None:
+    """Raises ValueError if an ensemble cannot be formed of the single networks among the runs, or is given twice."""
+    found = _single_networks(read_runs(runs))
+    check_ensembles(ensembles, {label: [str(run.config.seed) for run in of] for label, of in found.items()})
+
+
+def with_ensembles(
+    comparison: Comparison,
+    ensembles: Sequence[Ensemble],
+    *,
+    method: MergeMethod = "wsf",
+    resamples: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Adds late fusions of any number of the compared baselines, called as in the table.
+
+    Raises:
+        ValueError: as :func:`~bitad.evaluation.ensembles.evaluate_ensembles`.
+    """
+    networks = {
+        label: {str(run.config.seed): _read_forward(run.detection_files()[""], comparison.truth) for run in runs}
+        for label, runs in _single_networks(comparison.runs).items()
+    }
+    tiou = comparison.runs[0].config.test.tiou
+    results = evaluate_ensembles(
+        comparison.truth,
+        networks,
+        ensembles,
+        lambda sets: _fuse(sets, comparison.runs[0], method),
+        tiou=tiou,
+        resamples=resamples,
+        on_progress=on_progress,
+    )
+    return replace(comparison, ensembles=Ensembles(tuple(results), tuple(tiou), method, resamples))
+
+
 def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detections:
     return merge(*sets, method=method, settings=run.config.test.nms.suppression)
 
@@ -415,6 +470,17 @@ def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMet
                 for one, other in pairs:
                     seeds = dict.fromkeys((str(one.config.seed), str(other.config.seed)))
                     yield _with_run_name(label, one, runs), " + ".join(seeds), one, other, method
+
+
+def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_with_run_name(run.label, run, runs), []).append(run)
+    return found
+
+
+def _single_networks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {label: of_label for label, of_label in _by_label(runs).items() if of_label[0].group == BASELINES}
 
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
@@ -537,6 +603,8 @@ def write_comparison(
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if comparison.bootstrap is not None:
         tables.insert(1, paired_table(comparison.bootstrap))
+    if comparison.ensembles is not None:
+        tables.append(comparison.ensembles.table())
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
     shown: dict[str, tuple[Kind, Path]] = {}

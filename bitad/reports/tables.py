@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, get_args
 
 from rich.cells import cell_len
 
-from bitad.config.names import FrameRule, MapRule
+from bitad.config.names import FrameRule, MapRule, MergeMethod
 from bitad.evaluation.average_recall import AverageRecall
 from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
 from bitad.evaluation.direction_sensitivity import (
@@ -22,6 +22,7 @@ from bitad.evaluation.direction_sensitivity import (
     Sensitivity,
     Verdict,
 )
+from bitad.evaluation.ensembles import MAX_CHOICES, EnsembleResult
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.evaluation.per_frame import FrameEvaluation
 from bitad.evaluation.segmentation import SegmentalF1
@@ -418,6 +419,46 @@ def bootstrap_note(bootstrap: Bootstrap) -> str:
         f"In brackets: the {100 * LEVEL:.0f} % interval {drawn}, by {bootstrap.resamples:,} resamples of a bootstrap."
         + one_seed
     )
+
+
+def ensemble_table(
+    results: Sequence[EnsembleResult], *, tiou: Sequence[float], method: MergeMethod, resamples: int | None
+) -> Table:
+    """A row per ensemble: mAP in percent, the gain over its members, and the difference to another of its size."""
+
+    def signed(figure: Estimate | float | None) -> Cell:
+        if isinstance(figure, Estimate):
+            return Difference(100 * figure.value, 100 * figure.low, 100 * figure.high)
+        return None if figure is None else f"{100 * figure:+.2f}"
+
+    rows: list[Row] = []
+    for one in results:
+        figures = [figure * 100 for figure in (*one.map_per_tiou, one.average_map)]
+        less = signed(one.difference)
+        rows.append((one.name, *figures, signed(one.gain), less, one.compared, one.choices))
+    columns = (
+        "networks",
+        *(f"{threshold:.4g}" for threshold in tiou),
+        "average",
+        "gain over members",
+        "difference",
+        "to",
+        "choices",
+    )
+    notes = [
+        "Means over choices of networks: every combination of seeds. Gain over members: the average minus the mean of "
+        "the members' averages. Difference: the average minus that of the first row of as many networks."
+    ]
+    if some := [f"{one.name} {one.possible:,}" for one in results if one.choices < one.possible]:
+        notes.append(f"Of more choices than {MAX_CHOICES}, so many are drawn at random: {', '.join(some)}.")
+    if resamples is not None:
+        notes.append(
+            f"In brackets: the {100 * LEVEL:.0f} % interval over the videos and the seeds, by {resamples:,} resamples "
+            "of a bootstrap; differences and gains are paired."
+        )
+        if alone := [one.name for one in results if one.possible == 1]:
+            notes.append(f"Of one choice, so only over videos: {shortlist(alone)}.")
+    return Table(f"Late fusion of several networks by {method}, mAP (%)", columns, rows, notes)
 
 
 def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:
