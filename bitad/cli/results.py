@@ -93,7 +93,7 @@ def add_commands(commands: Commands) -> None:
         "report runs",
         "report 'runs/my-*' --out report --copy-videos",
         "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
-        "report runs --ensembles 2F F+B 4F 2F+2B --bootstrap 1000",
+        "report runs --ensembles 2F F+B 4F 2F+2B --boundaries --bootstrap 1000",
     )
     p.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
@@ -111,6 +111,11 @@ def add_commands(commands: Commands) -> None:
         "--method",
         choices=get_args(MergeMethod),
         help="with --ensembles: how they are merged (default: wsf, weighted segment fusion)",
+    )
+    p.add_argument(
+        "--boundaries",
+        action="store_true",
+        help="also give the errors of the starts and the ends of matched segments",
     )
     _add_bootstrap(p, "those of --baseline")
     p.add_argument(
@@ -281,6 +286,7 @@ def _report(args: argparse.Namespace) -> int:
         check_ensembles_of,
         compare,
         sensitivity_of_runs,
+        with_boundaries,
         with_ensembles,
         write_comparison,
     )
@@ -304,6 +310,8 @@ def _report(args: argparse.Namespace) -> int:
                     resamples=args.bootstrap,
                     on_progress=on_progress,
                 )
+        if args.boundaries:
+            comparison = with_boundaries(comparison, resamples=args.bootstrap)
         sensitivity = sensitivity_of_runs(comparison, ranks) if args.sensitivity else None
         if not ranks.is_main:
             return 0
@@ -315,6 +323,8 @@ def _report(args: argparse.Namespace) -> int:
         print("\n" + losses.text())
     if comparison.ensembles is not None:
         print("\n" + comparison.ensembles.table().text())
+    if comparison.boundaries is not None:
+        print("".join(f"\n{table.text()}\n" for table in comparison.boundaries.tables()), end="")
     if sensitivity is not None:
         print("\n" + sensitivity_table(sensitivity).text())
     echo("", f"see {page}")

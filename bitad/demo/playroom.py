@@ -236,16 +236,20 @@ def sample_scene(
     classes: Collection[str] = CLASSES,
     courses: Mapping[str, Course] | None = None,
     distractors: int = 0,
+    distraction_gap_s: tuple[float, float] = (2.0, 8.0),
     pillars: int = 0,
+    pillar_width: tuple[float, float] = (0.04, 0.07),
 ) -> Scene:
     """Draws a scene: two performers and an idle creature, one action after another with gaps between them.
 
     Args:
-        gap_s: the least and the greatest gap between actions; those between distractions are twice as long.
+        gap_s: the least and the greatest gap between actions.
         classes: of the actions.
         courses: those of the classes that have another than "even".
-        distractors: creatures in addition, whose motions are of no class and go on beside the actions.
-        pillars: bars in front of the creatures.
+        distractors: creatures behind the others, whose motions are of no class and go on beside the actions.
+        distraction_gap_s: as ``gap_s``, of each distractor.
+        pillars: bars in front of all creatures.
+        pillar_width: the least and the greatest.
     """
     rng = np.random.default_rng(seed)
     columns = rng.permutation(np.array([0.24, 0.5, 0.76]))
@@ -296,15 +300,17 @@ def sample_scene(
         rng.uniform(0, 0.02),
         rng.uniform(0.1, 0.5),
     )
-    # Drawn from generators of their own, so that a scene without them is the same.
-    more = np.random.default_rng((*seed, 2))
-    for _ in range(distractors):
-        plan = _distractions(more, duration_s, gap_s)
-        cast.append(replace(_creature(more, more.uniform(0.2, 0.8), more.random(3) < 0.5, []), distractions=plan))
-    bars = tuple(_pillar(more) for _ in range(pillars))
     creatures = tuple(cast[i] for i in rng.permutation(len(cast)))
     noise = float(rng.uniform(2, 6))
-    return Scene(tuple(seed), duration_s, creatures, pan, noise, bars)
+    # Drawn from a generator of their own, so that a scene is the same but for them.
+    more = np.random.default_rng((*seed, 2))
+    behind = []
+    for _ in range(distractors):
+        plan = _distractions(more, duration_s, distraction_gap_s)
+        one = _creature(more, more.uniform(0.2, 0.8), more.random(3) < 0.5, [])
+        behind.append(replace(one, distractions=plan))
+    bars = tuple(_pillar(more, pillar_width) for _ in range(pillars))
+    return Scene(tuple(seed), duration_s, (*behind, *creatures), pan, noise, bars)
 
 
 def _creature(
@@ -331,19 +337,21 @@ def _creature(
 def _distractions(rng: np.random.Generator, duration_s: float, gap_s: tuple[float, float]) -> tuple[Action, ...]:
     """The motions of a distractor, one after another."""
     plan = []
-    clock = 2 * rng.uniform(*gap_s)
+    clock = rng.uniform(*gap_s)
     while clock + (length := rng.uniform(1.0, 3.2)) < duration_s - 0.3:
         label = str(rng.choice(tuple(DISTRACTIONS)))
         amount = float(rng.choice([-1.0, 1.0])) * rng.uniform(0.8, 1.2)
         plan.append(Action(label, clock, clock + length, amount, max(1.0, np.round(length))))
-        clock += length + 2 * rng.uniform(*gap_s)
+        clock += length + rng.uniform(*gap_s)
     return tuple(plan)
 
 
-def _pillar(rng: np.random.Generator) -> Pillar:
-    colour = tuple(rng.uniform(15, 130, 3))
+def _pillar(rng: np.random.Generator, width: tuple[float, float]) -> Pillar:
     return Pillar(
-        rng.uniform(0.15, 0.85), rng.uniform(0.05, 0.1), (rng.uniform(0, 0.1), rng.uniform(0.1, 0.4)), colour
+        x=rng.uniform(0.15, 0.85),
+        width=rng.uniform(*width),
+        drift=(rng.uniform(0, 0.1), rng.uniform(0.1, 0.4)),
+        colour=tuple(rng.uniform(15, 130, 3)),
     )
 
 

@@ -41,8 +41,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 TRAINING, VALIDATION = 24, 16  # videos of each part
 DURATION_S = (50, 80)
 GAP_S = (0.6, 3.0)
-DISTRACTORS = 2
-PILLARS = 2
+DISTRACTORS = 1
+DISTRACTION_GAP_S = (2.0, 8.0)
+PILLARS = 1
+PILLAR_WIDTH = (0.04, 0.07)
 GRADED: Mapping[str, Course] = {
     "rise": "gathering",
     "fall": "gathering",
@@ -104,7 +106,9 @@ def recording(seed: tuple[int, ...], part: Part) -> Recording:
         classes=[label for label in CLASSES if REVERSED[label] or not is_symmetric],
         courses={} if is_symmetric else GRADED,
         distractors=DISTRACTORS,
+        distraction_gap_s=DISTRACTION_GAP_S,
         pillars=PILLARS,
+        pillar_width=PILLAR_WIDTH,
     )
     return Recording(scene, is_reversed=is_symmetric and seed[-1] % 2 == 1)
 

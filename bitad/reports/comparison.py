@@ -17,6 +17,8 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
 from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.bootstrap import Bootstrap, bootstrap, check_baseline, check_resamples
+from bitad.evaluation.boundaries import TIOU as BOUNDARY_TIOU
+from bitad.evaluation.boundaries import ResultBoundaries, boundary_errors
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.ensembles import Ensemble, EnsembleResult, check_ensembles, evaluate_ensembles
 from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluate, match
@@ -31,6 +33,8 @@ from bitad.reports.tables import (
     Row,
     Table,
     bootstrap_note,
+    boundary_class_table,
+    boundary_table,
     ensemble_table,
     estimates,
     evaluation_notes,
@@ -212,6 +216,26 @@ class Ensembles:
         return {"method": self.method, "results": {one.name: one.to_json() for one in self.results}}
 
 
+@dataclass(frozen=True)
+class Boundaries:
+    """The errors of starts and ends of the compared runs' results."""
+
+    results: dict[str, ResultBoundaries]
+    baselines: tuple[str, ...]  # their labels
+    resamples: int | None
+
+    def tables(self) -> list[Table]:
+        """Of every result over all classes; and of the baselines per class, if there are some."""
+        tables = [boundary_table(self.results, tiou=BOUNDARY_TIOU, resamples=self.resamples)]
+        if self.baselines:
+            tables.append(boundary_class_table({label: self.results[label] for label in self.baselines}))
+        return tables
+
+    def json(self) -> dict[str, Any]:
+        """All content in seconds, unrounded."""
+        return {"tiou": BOUNDARY_TIOU, "results": {name: one.to_json() for name, one in self.results.items()}}
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Runs with the same ground truth, and their results, both in the order of tables."""
@@ -221,6 +245,7 @@ class Comparison:
     results: tuple[Result, ...]
     bootstrap: Bootstrap | None = None  # of the same results
     ensembles: Ensembles | None = None
+    boundaries: Boundaries | None = None
 
     def best(self, *groups: str, label: str = "") -> Result | None:
         """The best result of some groups, among those whose label begins with ``label``."""
@@ -307,6 +332,7 @@ class Comparison:
             "tables": [self.table().json(), self.loss_table().json()],
             **({} if self.bootstrap is None else {"bootstrap": self.bootstrap.to_json()}),
             **({} if self.ensembles is None else {"ensembles": self.ensembles.json()}),
+            **({} if self.boundaries is None else {"boundaries": self.boundaries.json()}),
         }
 
     def _column_notes(self) -> Iterator[str]:
@@ -441,6 +467,18 @@ def with_ensembles(
         on_progress=on_progress,
     )
     return replace(comparison, ensembles=Ensembles(tuple(results), tuple(tiou), method, resamples))
+
+
+def with_boundaries(comparison: Comparison, *, resamples: int | None = None) -> Comparison:
+    """Adds the errors of starts and ends of every result of a run, at a tIoU of 0.5."""
+    results = {
+        one.label: {seed: _read_forward(path, comparison.truth) for seed, path in one.files.items()}
+        for one in comparison.results
+        if one.files
+    }
+    errors = boundary_errors(comparison.truth, results, tiou=BOUNDARY_TIOU, resamples=resamples)
+    baselines = tuple(one.label for one in comparison.results if one.group == BASELINES)
+    return replace(comparison, boundaries=Boundaries(errors, baselines, resamples))
 
 
 def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detections:
@@ -605,6 +643,8 @@ def write_comparison(
         tables.insert(1, paired_table(comparison.bootstrap))
     if comparison.ensembles is not None:
         tables.append(comparison.ensembles.table())
+    if comparison.boundaries is not None:
+        tables += comparison.boundaries.tables()
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
     shown: dict[str, tuple[Kind, Path]] = {}

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from bitad.config.names import FrameRule, MapRule, MergeMethod
 from bitad.evaluation.average_recall import AverageRecall
 from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
+from bitad.evaluation.boundaries import Figure, ResultBoundaries, SideErrors
 from bitad.evaluation.direction_sensitivity import (
     KEPT,
     LEARNT,
@@ -459,6 +460,63 @@ def ensemble_table(
         if alone := [one.name for one in results if one.possible == 1]:
             notes.append(f"Of one choice, so only over videos: {shortlist(alone)}.")
     return Table(f"Late fusion of several networks by {method}, mAP (%)", columns, rows, notes)
+
+
+def boundary_table(results: Mapping[str, ResultBoundaries], *, tiou: float, resamples: int | None) -> Table:
+    """Two rows per result, its starts and its ends: their errors in milliseconds."""
+    rows: list[Row] = []
+    for name, one in results.items():
+        errors = one.overall
+        found = 100 * errors.matched / (one.seeds * errors.segments)
+        rows.append((f"{name}, starts", found, *_side(errors.start), None))
+        rows.append((f"{name}, ends", found, *_side(errors.end), _milliseconds(errors.difference, signed=True)))
+    columns = ("result", "matched (%)", "mean |error|", "median |error|", "mean", "median", "ends − starts")
+    notes = [
+        f"Of ground-truth segments that a detection matches at tIoU {tiou:g}, over all classes and seeds. An error is "
+        "the detection's time minus the segment's: a positive one is late. Ends − starts: the difference of the mean "
+        "|error|, which is negative where ends are found better."
+    ]
+    if resamples is not None:
+        notes.append(
+            f"In brackets: the {100 * LEVEL:.0f} % interval over the videos and the seeds, by {resamples:,} resamples "
+            "of a bootstrap."
+        )
+    return Table("Errors of starts and ends (milliseconds)", columns, rows, notes)
+
+
+def boundary_class_table(results: Mapping[str, ResultBoundaries]) -> Table:
+    """A row per class: the mean absolute errors of its starts and ends in milliseconds, in each result."""
+    classes = next(iter(results.values())).per_class
+    rows: list[Row] = []
+    for label in classes:
+        row: list[Cell] = [label, classes[label].segments]
+        for one in results.values():
+            errors = one.per_class[label]
+            row += [
+                _milliseconds(errors.start.mean_absolute),
+                _milliseconds(errors.end.mean_absolute),
+                _milliseconds(errors.difference, signed=True),
+            ]
+        rows.append(tuple(row))
+    of_each = (f"{name}, {what}" for name in results for what in ("starts", "ends", "ends − starts"))
+    return Table("Mean |error| of starts and ends per class (milliseconds)", ("class", "segments", *of_each), rows)
+
+
+def _side(errors: SideErrors) -> list[Cell]:
+    absolute = (errors.mean_absolute, errors.median_absolute)
+    return [
+        *map(_milliseconds, absolute),
+        *(_milliseconds(figure, signed=True) for figure in (errors.mean, errors.median)),
+    ]
+
+
+def _milliseconds(figure: Figure, *, signed: bool = False) -> Cell:
+    if isinstance(figure, Estimate):
+        made = figure * 1000
+        return Difference(made.value, made.low, made.high) if signed else made
+    if figure is None:
+        return None
+    return f"{1000 * figure:+.1f}" if signed else round(1000 * figure, 1)
 
 
 def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:
