@@ -12,7 +12,7 @@ A picture lies in the middle of its frame's time, so that reverse playback is ex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -37,24 +37,40 @@ from bitad.demo.playroom import (
 Part = Literal["symmetric", "graded"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# All parameters of the data set. They were set with forward detectors only, before any was compared with another.
-TRAINING, VALIDATION = 24, 16  # videos of each part
-DURATION_S = (50, 80)
-GAP_S = (0.6, 3.0)
-DISTRACTORS = 1
-DISTRACTION_GAP_S = (2.0, 8.0)
-PILLARS = 1
-PILLAR_WIDTH = (0.04, 0.07)
-GRADED: Mapping[str, Course] = {
-    "rise": "gathering",
-    "fall": "gathering",
-    "open": "gathering",
-    "close": "gathering",
-    "sway": "gathering",
-    "approach": "fading",
-    "recede": "fading",
-    "pulse": "fading",
-}  # bounce and lunge begin abruptly and end gradually by themselves
+
+@dataclass(frozen=True)
+class Parameters:
+    """All parameters of the data set. They were set with forward detectors only, before any was compared with another.
+
+    Args:
+        training: videos of each part; ``validation`` likewise.
+        duration_s: the least and the greatest; what follows is as in :func:`~bitad.demo.playroom.sample_scene`.
+        courses: of the classes in the graded part; bounce and lunge begin abruptly and end gradually by themselves.
+    """
+
+    training: int = 24
+    validation: int = 16
+    duration_s: tuple[int, int] = (50, 80)
+    gap_s: tuple[float, float] = (0.6, 3.0)
+    distractors: int = 1
+    distraction_gap_s: tuple[float, float] = (2.0, 8.0)
+    pillars: int = 1
+    pillar_width: tuple[float, float] = (0.04, 0.07)
+    courses: Mapping[str, Course] = field(
+        default_factory=lambda: {
+            "rise": "gathering",
+            "fall": "gathering",
+            "open": "gathering",
+            "close": "gathering",
+            "sway": "gathering",
+            "approach": "fading",
+            "recede": "fading",
+            "pulse": "fading",
+        }
+    )
+
+
+HARD = Parameters()
 
 
 @dataclass(frozen=True)
@@ -97,18 +113,18 @@ def with_reversed_labels(video: AnnotatedVideo) -> AnnotatedVideo:
 
 def recording(seed: tuple[int, ...], part: Part) -> Recording:
     """The recording of a seed, whose last number is the index of the video in its part."""
-    duration_s = float(np.random.default_rng((*seed, 3)).integers(DURATION_S[0], DURATION_S[1] + 1))
+    duration_s = float(np.random.default_rng((*seed, 3)).integers(HARD.duration_s[0], HARD.duration_s[1] + 1))
     is_symmetric = part == "symmetric"
     scene = sample_scene(
         seed,
         duration_s,
-        gap_s=GAP_S,
+        gap_s=HARD.gap_s,
         classes=[label for label in CLASSES if REVERSED[label] or not is_symmetric],
-        courses={} if is_symmetric else GRADED,
-        distractors=DISTRACTORS,
-        distraction_gap_s=DISTRACTION_GAP_S,
-        pillars=PILLARS,
-        pillar_width=PILLAR_WIDTH,
+        courses={} if is_symmetric else HARD.courses,
+        distractors=HARD.distractors,
+        distraction_gap_s=HARD.distraction_gap_s,
+        pillars=HARD.pillars,
+        pillar_width=HARD.pillar_width,
     )
     return Recording(scene, is_reversed=is_symmetric and seed[-1] % 2 == 1)
 
@@ -133,7 +149,7 @@ def write_data_set(
     """Renders the data set in the form of ``bitad.demo.playroom.write_data_set``; videos that exist are kept."""
     videos = [
         (f"{subset}_{part}_{i:04d}", (seed, 10 + 2 * number + (subset != "train"), i), part)
-        for subset, count in (("train", TRAINING), ("validation", VALIDATION))
+        for subset, count in (("train", HARD.training), ("validation", HARD.validation))
         for number, part in enumerate(PARTS)
         for i in range(count)
     ]

@@ -241,11 +241,12 @@ class Comparison:
     """Runs with the same ground truth, and their results, both in the order of tables."""
 
     runs: tuple[Run, ...]
-    truth: Annotations
+    truth: Annotations  # of the evaluated videos
     results: tuple[Result, ...]
     bootstrap: Bootstrap | None = None  # of the same results
     ensembles: Ensembles | None = None
     boundaries: Boundaries | None = None
+    part: str = ""  # what the names of the evaluated videos contain
 
     def best(self, *groups: str, label: str = "") -> Result | None:
         """The best result of some groups, among those whose label begins with ``label``."""
@@ -337,6 +338,8 @@ class Comparison:
 
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
+        if self.part:
+            yield f"Evaluated on the {len(self.truth.videos)} videos with {self.part!r} in their names."
         if self.bootstrap is not None:
             yield bootstrap_note(self.bootstrap)
         if (subset := self.runs[0].config.data.validation_subset) is not None:
@@ -368,6 +371,7 @@ def compare(
     *,
     resamples: int | None = None,
     baseline: str | None = None,
+    part: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
@@ -377,11 +381,12 @@ def compare(
     Args:
         resamples: of a bootstrap of all results; None: no intervals.
         baseline: the label of the result to which the bootstrap takes differences; None: the first one.
+        part: only evaluate videos with this in their names.
 
     Raises:
         FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
         ValueError: a run is given twice, runs were tested on different ground truth or tIoU, there is no such
-            baseline, or too few or too many resamples.
+            baseline or part, or too few or too many resamples.
     """
     found = read_runs(runs)
     files = []
@@ -390,6 +395,10 @@ def compare(
             label = _with_run_name(", ".join(filter(None, (run.label, name))), run, found)
             files.append((label, run, path))
     truth = common_ground_truth(found)
+    if part:
+        truth = truth.map(lambda video: video if part in video.name else None)
+        if not truth.videos:
+            raise ValueError(f"no tested video has {part!r} in its name")
     fusions = list(_fusions(found))
     if resamples is not None:
         check_resamples(resamples)
@@ -412,7 +421,7 @@ def compare(
         return result
 
     for label, run, path in files:
-        detections = _read_forward(path, truth)
+        detections = _read_forward(path, truth, part)
         require_any(detections, truth.videos, path, "the runs' ground truth")
         seed = str(run.config.seed)
         add(label, run, run.group, seed, detections).files[seed] = path
@@ -430,7 +439,7 @@ def compare(
             baseline=baseline,
             on_progress=lambda done, _: on_progress(total + done, whole),
         )
-    return Comparison(tuple(found), truth, tuple(ordered), intervals)
+    return Comparison(tuple(found), truth, tuple(ordered), intervals, part=part)
 
 
 def check_ensembles_of(runs: Sequence[Path], ensembles: Sequence[Ensemble]) -> None:
@@ -453,7 +462,10 @@ def with_ensembles(
         ValueError: as :func:`~bitad.evaluation.ensembles.evaluate_ensembles`.
     """
     networks = {
-        label: {str(run.config.seed): _read_forward(run.detection_files()[""], comparison.truth) for run in runs}
+        label: {
+            str(run.config.seed): _read_forward(run.detection_files()[""], comparison.truth, comparison.part)
+            for run in runs
+        }
         for label, runs in _single_networks(comparison.runs).items()
     }
     tiou = comparison.runs[0].config.test.tiou
@@ -472,7 +484,9 @@ def with_ensembles(
 def with_boundaries(comparison: Comparison, *, resamples: int | None = None) -> Comparison:
     """Adds the errors of starts and ends of every result of a run, at a tIoU of 0.5."""
     results = {
-        one.label: {seed: _read_forward(path, comparison.truth) for seed, path in one.files.items()}
+        one.label: {
+            seed: _read_forward(path, comparison.truth, comparison.part) for seed, path in one.files.items()
+        }
         for one in comparison.results
         if one.files
     }
@@ -485,9 +499,13 @@ def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detectio
     return merge(*sets, method=method, settings=run.config.test.nms.suppression)
 
 
-def _read_forward(path: Path, truth: Annotations) -> Detections:
-    """The detections of a file on the forward clock, with the video names of the ground truth."""
-    return under_names(read_detections(path).forward(), truth.videos, path)
+def _read_forward(path: Path, truth: Annotations, part: str = "") -> Detections:
+    """The detections of a file on the forward clock, with the video names of the ground truth, of a part of them."""
+    found = under_names(read_detections(path).forward(), truth.videos, path)
+    if not part:
+        return found
+    kept = np.array([part in name for name in found.videos], np.bool_)
+    return found.take(np.flatnonzero(kept[found.video]))
 
 
 def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
@@ -597,6 +615,8 @@ beats both. It has three results: the forward basis, the reverse basis, and both
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     """The direction sensitivity by all compared baselines; tests F on reversed playback."""
+    if comparison.part:
+        raise ValueError("direction sensitivity is of all tested videos; compare them without a part")
     truth = comparison.truth
     detections: dict[str, list[Detections]] = {"F": [], "B": []}
     reversed_playback = []
@@ -654,11 +674,17 @@ def write_comparison(
             shown.setdefault(run.label, (kind, run.detection_files()[""]))
     results: list[tuple[str, Kind, Detections]] = []
     for label, (kind, path) in shown.items():
-        results.append((label, kind, _read_forward(path, comparison.truth)))
+        results.append((label, kind, _read_forward(path, comparison.truth, comparison.part)))
     if late := comparison.best(UNTRAINED, label="late fusion"):
         results.append((late.label, "merged", _late_fusion(comparison, late.label)))
     if best := comparison.best(TRAINED_PAIRS, VARIANTS):
-        results.append((best.label, "merged", _read_forward(next(iter(best.files.values())), comparison.truth)))
+        results.append(
+            (
+                best.label,
+                "merged",
+                _read_forward(next(iter(best.files.values())), comparison.truth, comparison.part),
+            )
+        )
     return write_report(
         out,
         title="BiTAD: runs compared",
@@ -678,7 +704,7 @@ def _late_fusion(comparison: Comparison, label: str) -> Detections:
     """The detections of a late fusion, of the first seed."""
     fusions = (fusion for fusion in _fusions(comparison.runs) if fusion[0] == label)
     _, _, one, other, method = next(fusions)
-    sets = [_read_forward(run.detection_files()[""], comparison.truth) for run in (one, other)]
+    sets = [_read_forward(run.detection_files()[""], comparison.truth, comparison.part) for run in (one, other)]
     return _fuse(sets, one, method)
 
 
