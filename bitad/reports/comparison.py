@@ -339,7 +339,7 @@ class Comparison:
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
         if self.part:
-            yield f"Evaluated on the {len(self.truth.videos)} videos with {self.part!r} in their names."
+            yield f"Evaluated on videos with {self.part!r} in their names: {len(self.truth.videos)}."
         if self.bootstrap is not None:
             yield bootstrap_note(self.bootstrap)
         if (subset := self.runs[0].config.data.validation_subset) is not None:
