@@ -108,7 +108,7 @@ class Plan:
 
 
 # Measured on one core: seconds of a step of one network, and of the test after the last.
-SECONDS = {"playroom": (0.27, 15), "playroom-hard": (0.27, 30), "50salads": (0.2, 5)}
+SECONDS = {"playroom": (0.25, 15), "playroom-hard": (0.25, 25), "50salads": (0.1, 8)}
 
 
 def prepare(plan: Plan, stage: str) -> None:

@@ -204,3 +204,9 @@ def test_both_directions_see_the_same_files_of_the_preset() -> None:
     plain = load_config("playroom", ["direction=reverse"])
     assert config.model == plain.model
     assert config.window == plain.window
+    start = ["experiment=3-3", "init.forward=f", "init.reverse=b"]
+    pair, of_playroom = load_config("playroom-hard-pair", start), load_config("playroom-pair", start)
+    own = {"windows_per_video"}
+    assert pair.training.model_dump(exclude=own) == of_playroom.training.model_dump(exclude=own)
+    assert pair.model == of_playroom.model
+    assert pair.data == config.data
