@@ -10,7 +10,7 @@ Intervals are by the bootstrap over videos and seeds (:mod:`bitad.evaluation.boo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,16 +72,23 @@ class BoundaryErrors:
 
 @dataclass(frozen=True)
 class ResultBoundaries:
-    """The boundary errors of one result."""
+    """The boundary errors of one result.
+
+    Args:
+        less: the mean absolute errors of starts and of ends over all classes minus those of the first result, paired;
+            None for the first one.
+    """
 
     seeds: int
     overall: BoundaryErrors
     per_class: dict[str, BoundaryErrors]
+    less: tuple[Figure, Figure] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All values in JSON's types."""
         per_class = {label: one.to_json() for label, one in self.per_class.items()}
-        return {"seeds": self.seeds, **self.overall.to_json(), "per_class": per_class}
+        less = None if self.less is None else dict(zip(("start", "end"), map(_plain, self.less), strict=True))
+        return {"seeds": self.seeds, **self.overall.to_json(), "minus_first": less, "per_class": per_class}
 
 
 def boundary_errors(
@@ -107,15 +114,22 @@ def boundary_errors(
         check_resamples(resamples)
     videos = ground_truth.videos
     draws = Draws.of(videos, resamples, seed) if resamples is not None else Draws.of_data(videos)
-    made = {}
+    made: dict[str, ResultBoundaries] = {}
+    first: FloatArray | None = None
     for name, of_seeds in results.items():
         pairs = [matched_pairs(ground_truth, found, tiou=tiou) for found in of_seeds.values()]
         times = draws.shares(list(of_seeds)) * len(of_seeds)  # how often each seed is drawn
-        made[name] = _of_result(pairs, np.round(times).astype(np.int64), draws)
+        made[name], absolute = _of_result(pairs, np.round(times).astype(np.int64), draws)
+        if first is None:
+            first = absolute
+        else:
+            start, end = absolute - first
+            made[name] = replace(made[name], less=(_figure(start), _figure(end)))
     return made
 
 
-def _of_result(pairs: Sequence[Pairs], times: IntArray, draws: Draws) -> ResultBoundaries:
+def _of_result(pairs: Sequence[Pairs], times: IntArray, draws: Draws) -> tuple[ResultBoundaries, FloatArray]:
+    """The errors, and the mean absolute errors of starts and ends in each resample, ``[2, 1 + R]``."""
     first = pairs[0]
     network = np.repeat(np.arange(len(pairs)), [len(one.video) for one in pairs])
     video = np.concatenate([one.video for one in pairs])
@@ -123,7 +137,7 @@ def _of_result(pairs: Sequence[Pairs], times: IntArray, draws: Draws) -> ResultB
     labels = np.concatenate([one.labels for one in pairs])
     errors = np.concatenate([one.found - one.truth for one in pairs])  # [n, 2]
 
-    def of(rows: Mask, segments: int) -> BoundaryErrors:
+    def of(rows: Mask, segments: int) -> tuple[BoundaryErrors, FloatArray]:
         columns = [errors[rows, 0], errors[rows, 1]]
         columns += [np.abs(column) for column in columns]
         means, medians = _means_and_medians(
@@ -133,17 +147,19 @@ def _of_result(pairs: Sequence[Pairs], times: IntArray, draws: Draws) -> ResultB
             SideErrors(*map(_figure, (means[side], medians[side], means[2 + side], medians[2 + side])))
             for side in (0, 1)
         )
-        return BoundaryErrors(segments, int(rows.sum()), start, end, _figure(means[3] - means[2]))
+        errors_of_rows = BoundaryErrors(segments, int(rows.sum()), start, end, _figure(means[3] - means[2]))
+        return errors_of_rows, means[2:]
 
-    every = np.ones(len(labels), np.bool_)
-    return ResultBoundaries(
+    overall, absolute = of(np.ones(len(labels), np.bool_), int(first.segments_per_class.sum()))
+    result = ResultBoundaries(
         seeds=len(pairs),
-        overall=of(every, int(first.segments_per_class.sum())),
+        overall=overall,
         per_class={
-            name: of(labels == label, int(first.segments_per_class[label]))
+            name: of(labels == label, int(first.segments_per_class[label]))[0]
             for label, name in enumerate(first.classes)
         },
     )
+    return result, absolute
 
 
 def _means_and_medians(

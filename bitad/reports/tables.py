@@ -468,13 +468,18 @@ def boundary_table(results: Mapping[str, ResultBoundaries], *, tiou: float, resa
     for name, one in results.items():
         errors = one.overall
         found = 100 * errors.matched / (one.seeds * errors.segments)
-        rows.append((f"{name}, starts", found, *_side(errors.start), None))
-        rows.append((f"{name}, ends", found, *_side(errors.end), _milliseconds(errors.difference, signed=True)))
-    columns = ("result", "matched (%)", "mean |error|", "median |error|", "mean", "median", "ends − starts")
+        starts, ends = one.less or (None, None)
+        rows.append((f"{name}, starts", found, *_side(errors.start), _milliseconds(starts, signed=True), None))
+        both = (ends, errors.difference)
+        rows.append(
+            (f"{name}, ends", found, *_side(errors.end), *(_milliseconds(each, signed=True) for each in both))
+        )
+    less = f"− {next(iter(results))}"
+    columns = ("result", "matched (%)", "mean |error|", "median |error|", "mean", "median", less, "ends − starts")
     notes = [
         f"Of ground-truth segments that a detection matches at tIoU {tiou:g}, over all classes and seeds. An error is "
-        "the detection's time minus the segment's: a positive one is late. Ends − starts: the difference of the mean "
-        "|error|, which is negative where ends are found better."
+        "the detection's time minus the segment's: a positive one is late. The last two columns are differences of the "
+        "mean |error|: to the first result, and ends minus starts, which is negative where ends are found better."
     ]
     if resamples is not None:
         notes.append(

@@ -117,6 +117,21 @@ def test_intervals_are_those_of_repeated_errors() -> None:
         assert (one.value, one.low, one.high) == pytest.approx((figure[0], low, high))
 
 
+def test_results_are_compared_with_the_first_on_the_same_resamples() -> None:
+    truth, found = made_up(3, videos=9)
+    other = made_up(3, videos=9)[1]
+    moved = {seed: replace(one, segments=one.segments + np.array([0.0, 0.1])) for seed, one in other.items()}
+    first, same, later = boundary_errors(truth, {"F": found, "same": other, "B": moved}, resamples=100).values()
+    assert first.less is None
+    assert same.less == (Estimate(0, 0, 0), Estimate(0, 0, 0))
+    assert later.less is not None
+    for one, side in zip(later.less, ("start", "end"), strict=True):
+        here, there = (getattr(result.overall, side).mean_absolute for result in (later, first))
+        assert isinstance(one, Estimate)
+        assert one.value == pytest.approx(here.value - there.value)
+    assert later.less[1].high - later.less[1].low < here.high - here.low
+
+
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, found = made_up(4, videos=9)
     at_once = boundary_errors(truth, {"F": found}, resamples=100)["F"].overall
