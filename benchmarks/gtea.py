@@ -1,11 +1,11 @@
-"""BiTAD's experiments on real features: GTEA's per-frame SVM scores, each fold once as the test set.
+"""BiTAD's experiments on real features: per-frame SVM scores of GTEA or 50 Salads, each fold once as the test set.
 
-The data are a JSON of segments in rows of the arrays and an ``.npz`` with an array ``[rows, 11]`` per video: the scores
-of an SVM, trained on the other folds, for background (column 0) and ten actions, about 2.9 times per second. For each
-fold, direction and seed the script runs ``bitad train gtea``, and from those baselines, with ``bitad train gtea-pair``,
-every experiment that needs no backbone: with F and B of one seed; as a control, with F of a seed and F of the next seed
-(for the last, of the first, so delete its runs before adding seeds); and, for one seed, 3-1 and 3-2 as the research
-group ran them. Finished trainings are kept.
+The data are a JSON of segments in rows of the arrays and an ``.npz`` with an array ``[rows, classes + 1]`` per video:
+the scores of an SVM, trained on the other folds, for background (column 0) and the actions, about 2.9 times per second
+(50 Salads: 0.9 times). For each fold, direction and seed the script runs ``bitad train gtea`` (or ``50salads``), and
+from those baselines, with ``bitad train gtea-pair``, every experiment that needs no backbone: with F and B of one seed;
+as a control, with F of a seed and F of the next seed (for the last, of the first, so delete its runs before adding
+seeds); and, for one seed, 3-1 and 3-2 as the research group ran them. Finished trainings are kept.
 
 The baseline of F and B is the SVM's argmax: neighbouring rows with the same best class are a segment, without
 background, scored by the class's mean score over the segment, or by the sum of its softmax, which also rewards length
@@ -17,6 +17,7 @@ Detections of the test folds, each from networks that did not see it, are pooled
 each fold is also shown.
 
     python benchmarks/gtea.py [--data ../shared/data/actionseg] [--out gtea] [--seeds 3] [--experiments 3-1 3-3]
+    python benchmarks/gtea.py --data-set 50salads [--seeds 2] [--experiments none]
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ from bitad.runtime.files import atomic_write, read_json, write_json
 from bitad.runtime.progress import progress_callback
 from bitad.timeline import Direction
 
-# The files state no rate; mAP does not depend on it, but for the rounding of seconds.
-ROWS_PER_SECOND = 2.9
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 POOLED = "pooled"
 # Experiments with two networks that add nothing to a backbone; the one from scratch, which takes longest, last.
@@ -66,12 +65,35 @@ PAIRS = sorted(
 AS_THE_GROUP_RAN_THEM = ("pair.align=naive", "pair.fusion_init=random")
 RUN_BY_THE_GROUP = ("3-1", "3-2")
 
+
+@dataclass(frozen=True)
+class DataSet:
+    """One of the data sets: the beginning of its files' names, and the presets of one and of two networks."""
+
+    title: str
+    files: str
+    rows_per_second: float  # the files state no rate; mAP does not depend on it, but for the rounding of seconds
+    preset: str
+    pair_preset: str
+
+    def read(self, folder: Path) -> Annotations:
+        """Its segments."""
+        return read_segments(folder / f"{self.files}.json", self.rows_per_second)
+
+    def features(self, folder: Path) -> Path:
+        """Its features."""
+        return folder / f"{self.files}.npz"
+
+
+GTEA = DataSet("GTEA", "gtea_svm", 2.9, "gtea", "gtea-pair")
+DATA_SETS = {"gtea": GTEA, "50salads": DataSet("50 Salads", "50salads_eval_svm", 0.9, "50salads", "50salads-pair")}
+
 # Scores [rows, classes] of a run and its class -> the run's score.
 Scoring = Callable[[NDArray[np.float64], int], float]
 
 
-def read_gtea(path: Path) -> Annotations:
-    """GTEA's segments, on the clock of the rows; a video's subset is its fold, ``fold1`` and so on.
+def read_segments(path: Path, rows_per_second: float) -> Annotations:
+    """The segments of a data set, on the clock of the rows; a video's subset is its fold, ``fold1`` and so on.
 
     ``segment(frames)`` is ``[first row, row after the last]``; class names are the numbers of the columns.
     """
@@ -84,11 +106,11 @@ def read_gtea(path: Path) -> Annotations:
         videos[name] = AnnotatedVideo(
             name=name,
             subset=f"fold{stated['split']}",
-            duration_s=stated["num_frames"] / ROWS_PER_SECOND,
-            segments=rows / ROWS_PER_SECOND,
+            duration_s=stated["num_frames"] / rows_per_second,
+            segments=rows / rows_per_second,
             labels=tuple(map(str, labels)),
             frames=stated["num_frames"],
-            fps=ROWS_PER_SECOND,
+            fps=rows_per_second,
         )
     return Annotations(videos, tuple(str(column) for column in sorted(columns)))
 
@@ -118,13 +140,13 @@ def argmax_runs(
 ) -> Detections:
     """The runs of equal argmax of each video, as detections; background (column 0) left out."""
     found = {}
-    for name in annotations.videos:
-        scores = features[name].astype(np.float64)  # [rows, 11]
+    for name, video in annotations.videos.items():
+        scores = features[name].astype(np.float64)  # [rows, classes + 1]
         best = scores.argmax(axis=1)
         starts = np.flatnonzero(np.diff(best, prepend=-1))
         ends = np.append(starts[1:], len(best))
         runs = [(a, b, best[a]) for a, b in zip(starts, ends, strict=True) if best[a] != 0]
-        segments = np.array([(a, b) for a, b, _ in runs], np.float64).reshape(-1, 2) / ROWS_PER_SECOND
+        segments = np.array([(a, b) for a, b, _ in runs], np.float64).reshape(-1, 2) / (video.fps or 1.0)
         labels = np.array([annotations.classes.index(str(column)) for _, _, column in runs], np.int64)
         found[name] = (segments, np.array([scoring(scores[a:b], int(column)) for a, b, column in runs]), labels)
     return Detections.from_videos(found, classes=annotations.classes)
@@ -141,6 +163,7 @@ class Plan:
         seeds: networks of each fold and direction.
         experiments: with two networks, besides the baselines.
         overrides: changes to the presets.
+        data_set: whose features they are.
     """
 
     features: Path
@@ -149,6 +172,7 @@ class Plan:
     seeds: int
     experiments: tuple[str, ...]
     overrides: tuple[str, ...] = ()
+    data_set: DataSet = GTEA
 
     def jobs(self, test: str) -> list[Job]:
         """The trainings with one test set, a fold or all of them (``POOLED``); those first that others start from."""
@@ -162,12 +186,12 @@ class Plan:
         return jobs
 
     def _baseline(self, test: str, direction: Direction, seed: int) -> Job:
-        return Job("gtea", (f"direction={direction}", *self._common(test, seed)))
+        return Job(self.data_set.preset, (f"direction={direction}", *self._common(test, seed)))
 
     def _pair(self, test: str, experiment: str, seed: int, *changes: str) -> Job:
         own = (f"experiment={experiment}", *changes, *self._common(test, seed))
         if EXPERIMENTS[experiment].starts_from == "backbone":
-            return Job("gtea", own)  # by the baselines' recipe
+            return Job(self.data_set.preset, own)  # by the baselines' recipe
         second: tuple[Direction, int] = ("reverse", seed)
         if "pair.second=forward" in changes:
             second = ("forward", (seed + 1) % self.seeds)
@@ -175,7 +199,7 @@ class Plan:
             f"init.forward={self._baseline(test, 'forward', seed).directory}",
             f"init.reverse={self._baseline(test, *second).directory}",
         )
-        return Job("gtea-pair", (*own, *initial))
+        return Job(self.data_set.pair_preset, (*own, *initial))
 
     def _common(self, test: str, seed: int) -> tuple[str, ...]:
         return (
@@ -186,6 +210,13 @@ class Plan:
             f"output={self.out / 'runs'}",
             *self.overrides,
         )
+
+
+def write_folds(plan: Plan, annotations: Annotations) -> None:
+    """Writes the annotations with each fold as the test set, and with all of them."""
+    for fold in plan.folds:
+        write_annotations(with_test_folds(annotations, {fold}), plan.out / f"{fold}.json")
+    write_annotations(with_test_folds(annotations, plan.folds), plan.out / f"{POOLED}.json")
 
 
 def pool(whole: Job, folds: Sequence[Job]) -> None:
@@ -216,9 +247,7 @@ def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -
     Raises:
         ValueError: a training failed, or ``plan.out`` has these runs with other settings.
     """
-    for fold in plan.folds:
-        write_annotations(with_test_folds(annotations, {fold}), plan.out / f"{fold}.json")
-    write_annotations(with_test_folds(annotations, plan.folds), plan.out / f"{POOLED}.json")
+    write_folds(plan, annotations)
     jobs = {test: plan.jobs(test) for test in (*plan.folds, POOLED)}
     of_folds = list(zip(*(jobs[fold] for fold in plan.folds), strict=True))
     train_side_by_side([job for alike in of_folds for job in alike], processes=processes)
@@ -228,7 +257,7 @@ def run(plan: Plan, annotations: Annotations, *, processes: int | None = None) -
         return {test: compared(test, trained, features) for test, trained in jobs.items()}
 
 
-def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
+def fold_table(comparisons: Mapping[str, Comparison], title: str) -> Table:
     """Average mAP of each fold, means over seeds, and the mean of the folds."""
     folds = [test for test in comparisons if test != POOLED]
     means = [{result.label: result.mean for result in comparisons[fold].results} for fold in folds]
@@ -237,15 +266,15 @@ def fold_table(comparisons: Mapping[str, Comparison]) -> Table:
         row = [fold[label] for fold in means]
         rows.append((label, *row, float(np.mean(row))))
     return Table(
-        "GTEA, average mAP (%) of each test fold",
+        f"{title}, average mAP (%) of each test fold",
         ("result", *folds, "mean"),
         tuple(rows),
         notes=("Means over seeds.",),
     )
 
 
-def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
-    """The tables that the script prints."""
+def tables(comparisons: Mapping[str, Comparison], title: str = GTEA.title) -> list[Table]:
+    """The tables that the script prints; ``title`` is that of the data set."""
     pooled = comparisons[POOLED]
     standing = [difference_table(pooled)] if pooled.best(TRAINED_PAIRS, VARIANTS) else []
     losses = [
@@ -254,9 +283,9 @@ def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
         if (table := comparison.loss_table()).rows
     ]
     return [
-        replace(pooled.table(), title="GTEA, mAP (%) of the pooled test folds"),
+        replace(pooled.table(), title=f"{title}, mAP (%) of the pooled test folds"),
         *standing,
-        fold_table(comparisons),
+        fold_table(comparisons, title),
         *losses,
     ]
 
@@ -264,7 +293,10 @@ def tables(comparisons: Mapping[str, Comparison]) -> list[Table]:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/actionseg"))
-    parser.add_argument("--out", type=Path, default=Path("gtea"), help="folder of annotations, runs and results")
+    parser.add_argument("--data-set", choices=DATA_SETS, default="gtea")
+    parser.add_argument(
+        "--out", type=Path, help="folder of annotations, runs and results; default: the name of the data set"
+    )
     parser.add_argument(
         "--seeds", type=int, default=1, help="networks of each fold and direction; controls need two"
     )
@@ -274,18 +306,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, help="trainings side by side, of one thread each; default: the cores"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out or Path(options.data_set)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     began = time.monotonic()
-    annotations = read_gtea(options.data / "gtea_svm.json")
+    data_set = DATA_SETS[options.data_set]
+    annotations = data_set.read(options.data)
     experiments = tuple(name for name in options.experiments if name != "none")
     folds = tuple(sorted(annotations.subsets()))
-    plan = Plan(options.data / "gtea_svm.npz", options.out, folds, options.seeds, experiments)
+    features = data_set.features(options.data)
+    plan = Plan(features, options.out, folds, options.seeds, experiments, data_set=data_set)
     comparisons = run(plan, annotations, processes=options.processes)
-    made = tables(comparisons)
+    made = tables(comparisons, data_set.title)
     print("\n\n".join(table.text() for table in made))
     with atomic_write(options.out / "results.md") as partial:
         partial.write_text("\n".join(table.markdown() for table in made), encoding="utf-8")

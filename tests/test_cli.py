@@ -356,7 +356,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     monkeypatch.setattr("bitad.reports.comparison.compare", lambda *_, **__: pytest.fail("the work began"))
     for name in ("merge.merge", "detect.run_test"):
         monkeypatch.setattr(f"bitad.inference.{name}", lambda *_, **__: pytest.fail("the work began"))
-    monkeypatch.setattr("bitad.demo._mark_folder", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("bitad.demo.mark_folder", lambda *_: pytest.fail("the work began"))
     truth = features.parent / "annotations.json"
     evaluate = ("evaluate", "--ground-truth", truth, "--detections", found, "--subset", "validation", "--json")
     assert "is a folder" in failing("merge", found, found, "--out", tmp_path)

@@ -118,7 +118,7 @@ def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsy
 def test_a_demo_of_another_kind_is_not_mixed_in(demo, capsys):
     out, _ = demo
     assert main(["demo", "--smoke", "--out", str(out)]) == 1
-    assert "holds another demo" in capsys.readouterr().err
+    assert "holds another data set" in capsys.readouterr().err
 
 
 def test_detect_reads_a_camera_video_in_bounded_memory(demo, tmp_path):

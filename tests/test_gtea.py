@@ -63,7 +63,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_rows_become_seconds_and_splits_become_folds(small: Path) -> None:
-    annotations = gtea.read_gtea(small)
+    annotations = gtea.read_segments(small, 2.9)
     assert annotations.classes == ("1", "2")
     video = annotations.videos["a"]
     assert (video.subset, video.labels, video.frames) == ("fold1", ("2", "1"), 29)
@@ -73,7 +73,7 @@ def test_rows_become_seconds_and_splits_become_folds(small: Path) -> None:
 
 
 def test_every_fold_is_the_test_set_once_and_its_file_reads_back(small: Path, tmp_path: Path) -> None:
-    annotations = gtea.read_gtea(small)
+    annotations = gtea.read_segments(small, 2.9)
     for fold, tested in (("fold1", "a"), ("fold2", "b")):
         written = tmp_path / f"{fold}.json"
         write_annotations(gtea.with_test_folds(annotations, {fold}), written)
@@ -86,7 +86,7 @@ def test_every_fold_is_the_test_set_once_and_its_file_reads_back(small: Path, tm
 
 def test_runs_of_the_argmax_are_those_of_a_walk_along_the_rows(small: Path) -> None:
     rng = np.random.default_rng(0)
-    annotations = gtea.read_gtea(small)
+    annotations = gtea.read_segments(small, 2.9)
     features = {name: rng.normal(size=(video.frames, 3)) for name, video in annotations.videos.items()}
     expected = []
     for name, scores in features.items():
@@ -183,7 +183,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any
         stated = [{"label": str(k), "label_id": k, "segment(frames)": segment} for k, segment in actions]
         database[name] = {"split": split, "num_frames": len(rows), "annotations": stated}
     (out / "gtea_svm.json").write_text(json.dumps({"database": database}))
-    annotations = gtea.read_gtea(out / "gtea_svm.json")
+    annotations = gtea.GTEA.read(out)
     plan = plan_of(out, seeds=2, experiments=("3-3",), overrides=QUICK)
 
     def train_here(jobs: list[Job], **_: Any) -> None:
@@ -249,7 +249,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
 
 @needs_data
 def test_the_reference_data_convert_and_their_argmax_scores_as_stated() -> None:
-    annotations = gtea.read_gtea(DATA / "gtea_svm.json")
+    annotations = gtea.GTEA.read(DATA)
     assert len(annotations.videos) == 21
     assert annotations.subsets() == {"fold1": 7, "fold2": 7, "fold3": 7}
     assert annotations.classes == tuple(str(column) for column in range(1, 11))
@@ -268,8 +268,25 @@ def test_the_reference_data_convert_and_their_argmax_scores_as_stated() -> None:
 @pytest.mark.slow
 def test_a_brief_training_beats_the_argmax_on_the_same_fold(tmp_path: Path) -> None:
     brief = ("training.epochs=6", "training.evaluate_every=6")
-    annotations = gtea.read_gtea(DATA / "gtea_svm.json")
+    annotations = gtea.GTEA.read(DATA)
     plan = gtea.Plan(DATA / "gtea_svm.npz", tmp_path, ("fold3",), seeds=1, experiments=(), overrides=brief)
     average = {result.label: result.mean for result in gtea.run(plan, annotations)["fold3"].results}
     assert average["F"] > average["argmax runs, summed softmax"]
     assert average["B"] > average["argmax runs, summed softmax"]
+
+
+@needs_data
+def test_50_salads_converts_and_trains_with_its_own_presets(tmp_path: Path) -> None:
+    salads = gtea.DATA_SETS["50salads"]
+    annotations = salads.read(DATA)
+    assert annotations.subsets() == {f"fold{n}": 10 for n in range(1, 6)}
+    assert annotations.classes == tuple(str(column) for column in range(1, 10))
+    assert sum(len(video.labels) for video in annotations.videos.values()) == 760
+    with np.load(salads.features(DATA)) as features:
+        assert all(features[name].shape == (video.frames, 10) for name, video in annotations.videos.items())
+        found = gtea.argmax_runs(annotations, features, gtea.summed_softmax)
+    assert 100 * evaluate(annotations, found, tiou=TIOU).average_map == pytest.approx(39.20, abs=0.01)
+    plan = replace(plan_of(tmp_path, seeds=2, experiments=("3-3",)), data_set=salads)
+    for job in plan.jobs("fold1"):
+        assert job.config.data.feature_channels == 10
+    assert {job.preset for job in plan.jobs("fold1")} == {"50salads", "50salads-pair"}

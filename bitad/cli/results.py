@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
     from bitad.evaluation.diagnosis import Diagnosis
+    from bitad.evaluation.ensembles import Ensemble
     from bitad.reports.tables import Table
 
 
@@ -96,11 +97,30 @@ def add_commands(commands: Commands) -> None:
         "report runs",
         "report 'runs/my-*' --out report --copy-videos",
         "report runs/my-forward-seed0 runs/my-reverse-seed0 --sensitivity",
+        "report runs --ensembles 2F F+B 4F 2F+2B --boundaries --bootstrap 1000",
     )
     p.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
     )
     p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
+    p.add_argument(
+        "--ensembles",
+        nargs="+",
+        type=decode_argument,
+        metavar="NETWORKS",
+        help="also fuse several single networks, of all combinations of seeds: 2F (two F), F+B, 2F+2B, ...; each is "
+        "compared with the first of as many networks",
+    )
+    p.add_argument(
+        "--method",
+        choices=get_args(MergeMethod),
+        help="with --ensembles: how they are merged (default: wsf, weighted segment fusion)",
+    )
+    p.add_argument(
+        "--boundaries",
+        action="store_true",
+        help="also give the errors of the starts and the ends of matched segments",
+    )
     _add_bootstrap(p, "those of --baseline", "the videos and seeds")
     p.add_argument(
         "--baseline",
@@ -360,7 +380,17 @@ def _report(args: argparse.Namespace) -> int:
     _check_bootstrap(args.bootstrap)
     if args.baseline is not None and args.bootstrap is None:
         raise ValueError("--baseline only applies with --bootstrap; add it, or leave out --baseline")
-    from bitad.reports.comparison import compare, sensitivity_of_runs, write_comparison
+    if args.method is not None and args.ensembles is None:
+        raise ValueError("--method only applies with --ensembles; add it, or leave out --method")
+    ensembles = _ensembles(args.ensembles or ())
+    from bitad.reports.comparison import (
+        check_ensembles_of,
+        compare,
+        sensitivity_of_runs,
+        with_boundaries,
+        with_ensembles,
+        write_comparison,
+    )
     from bitad.reports.page import check_page
     from bitad.reports.tables import paired_table, sensitivity_table
     from bitad.runtime.distributed import process_group
@@ -369,8 +399,20 @@ def _report(args: argparse.Namespace) -> int:
 
     with process_group(args.device) as ranks, lock_folder(args.out, ranks):
         check_page(args.out / "index.html")
+        check_ensembles_of(runs, ensembles)
         with progress_callback("evaluating") as on_progress:
             comparison = compare(runs, resamples=args.bootstrap, baseline=args.baseline, on_progress=on_progress)
+        if ensembles:
+            with progress_callback("fusing") as on_progress:
+                comparison = with_ensembles(
+                    comparison,
+                    ensembles,
+                    method=args.method or "wsf",
+                    resamples=args.bootstrap,
+                    on_progress=on_progress,
+                )
+        if args.boundaries:
+            comparison = with_boundaries(comparison, resamples=args.bootstrap)
         sensitivity = sensitivity_of_runs(comparison, ranks) if args.sensitivity else None
         if not ranks.is_main:
             return 0
@@ -380,10 +422,23 @@ def _report(args: argparse.Namespace) -> int:
         print("\n" + paired_table(comparison.bootstrap).text())
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())
+    if comparison.ensembles is not None:
+        print("\n" + comparison.ensembles.table().text())
+    if comparison.boundaries is not None:
+        print("".join(f"\n{table.text()}\n" for table in comparison.boundaries.tables()), end="")
     if sensitivity is not None:
         print("\n" + sensitivity_table(sensitivity).text())
     echo("", f"see {page}")
     return 0
+
+
+def _ensembles(texts: Sequence[str]) -> list[Ensemble]:
+    from bitad.evaluation.ensembles import Ensemble
+
+    try:
+        return [Ensemble.parse(text) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"--ensembles: {error}") from None
 
 
 def _thresholds(text: str) -> list[float]:

@@ -18,7 +18,7 @@ from bitad.data.feature_files import FeatureStore
 from bitad.data.sources import annotated_names
 from bitad.runtime.log import shortlist
 from bitad.runtime.signatures import content_digest, file_digest
-from bitad.timeline import Direction
+from bitad.timeline import View
 from bitad.video.names import VideoFinder
 
 # Kind of data -> name of the video, or of a file that holds all videos -> digest.
@@ -38,11 +38,11 @@ def fingerprints(
     test: Annotations,
     validation: Annotations | None = None,
     *,
-    views: Collection[Direction] = (),
+    views: Collection[View] = (),
 ) -> Fingerprints:
     """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on.
 
-    ``views``: the playing directions of a teacher, beside the networks' own.
+    ``views``: the views of a teacher, beside the networks' own.
     """
     data = config.data
     trained = list(training)

@@ -6,6 +6,7 @@ controls. Finished runs are kept, and interrupted ones resume.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -293,8 +294,8 @@ def run_demo(
     check_page(out / "index.html")
     trainings = Trainings(out, scale, seed)
     data_set = {"training": scale.training, "validation": scale.validation, "seed": seed}
-    _mark_folder(out, data_set)
-    _make_data(out / "data", data_set)
+    mark_folder(out, data_set)
+    make_data(out / "data", data_set)
     jobs = trainings.jobs()
     print(training_table(jobs).text(), file=sys.stderr)
     train_side_by_side(jobs)
@@ -356,15 +357,17 @@ def run_demo(
     return results
 
 
-def _mark_folder(out: Path, data_set: Mapping[str, int]) -> None:
-    """Records the data set of the demo in its folder; refuses a folder with another."""
+def mark_folder(out: Path, data_set: Mapping[str, Any]) -> None:
+    """Records the data set in its folder; raises ValueError for a folder with another."""
     marker = out / "demo.json"
-    if marker.exists() and (found := read_json(marker)) != data_set:
-        raise ValueError(f"{out} holds another demo ({found}, not {data_set}); choose another --out or delete it")
+    if marker.exists() and (found := read_json(marker)) != json.loads(json.dumps(data_set)):
+        raise ValueError(
+            f"{out} holds another data set ({found}, not {data_set}); choose another --out or delete it"
+        )
     write_json(data_set, marker)
 
 
-def _make_data(data: Path, data_set: Mapping[str, int]) -> None:
+def make_data(data: Path, data_set: Mapping[str, int]) -> None:
     """Writes the videos, their time-reversed copies and both annotation files."""
     forward, reverse = data / "forward", data / "reverse"
     annotations = Path("annotations") / "playroom.json"

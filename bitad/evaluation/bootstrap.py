@@ -87,12 +87,16 @@ class Draws:
     def of(videos: Iterable[str], resamples: int, seed: int) -> Draws:
         """Raises as :func:`check_resamples`."""
         check_resamples(resamples)
-        number = {name: i for i, name in enumerate(dict.fromkeys(videos))}
-        n = len(number)
+        data = Draws.of_data(videos)
+        n = len(data.number)
         drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-        times = np.ones((n, 1 + resamples), np.int32)
-        times[:, 1:] = drawn.T
-        return Draws(number, times, seed)
+        return Draws(data.number, np.concatenate([data.times, drawn.T], axis=1, dtype=np.int32), seed)
+
+    @staticmethod
+    def of_data(videos: Iterable[str]) -> Draws:
+        """The data itself, and no resample."""
+        number = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+        return Draws(number, np.ones((len(number), 1), np.int32), 0)
 
     @staticmethod
     def of_matches(matches: Sequence[Matches], resamples: int, seed: int) -> Draws:
@@ -278,7 +282,7 @@ def bootstrap(
         of_each = []
         for share, matches in zip(draws.shares(list(of_seeds)), of_seeds.values(), strict=True):
             ap = resampled_ap(matches, draws)
-            of_each.append((share * _mean_over_classes(ap), share * ap.mean(axis=1)))
+            of_each.append((share * mean_over_classes(ap), share * ap.mean(axis=1)))
             done += 1
             on_progress(done, len(every))
         figures[name] = _Figures(*(np.sum(figure, axis=0) for figure in zip(*of_each, strict=True)))
@@ -311,7 +315,7 @@ def _with_detections(matches: Matches) -> list[str]:
     return [matches.videos[i] for i in np.unique(matches.video)]
 
 
-def _mean_over_classes(ap: FloatArray) -> FloatArray:
-    """mAP ``[n_tiou, 1 + R]``, over the classes of each resample; nan where it has none."""
+def mean_over_classes(ap: FloatArray) -> FloatArray:
+    """mAP ``[n_tiou, 1 + R]`` of AP by class ``[K, n_tiou, 1 + R]``; nan where a resample has no class."""
     present = (~np.isnan(ap)).sum(axis=0)
     return np.where(present > 0, np.nansum(ap, axis=0) / np.maximum(present, 1), np.nan)

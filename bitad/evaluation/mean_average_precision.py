@@ -363,6 +363,37 @@ def match(ground_truth: Annotations, detections: Detections, *, tiou: Sequence[f
     return Matches.of("activitynet", truth, thresholds, ranked, detections, correct=correct)
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The pairs of a ground-truth segment and the detection that matches it, one row a pair."""
+
+    videos: tuple[str, ...]
+    classes: tuple[str, ...]  # those with a segment
+    segments_per_class: IntArray  # [K], matched or not
+    video: IntArray  # [n], index into the videos
+    labels: IntArray  # [n], index into the classes
+    truth: FloatArray  # [n, 2], in seconds
+    found: FloatArray  # [n, 2], in seconds
+
+
+def matched_pairs(ground_truth: Annotations, detections: Detections, *, tiou: float) -> Pairs:
+    """The matched segments and their detections at one tIoU; raises as ``evaluate``."""
+    threshold = float(checked_thresholds([tiou])[0])
+    truth = Truth.of(ground_truth)
+    ranked = Ranked.of(truth, detections.forward())
+    (taker,) = matches(truth, ranked, np.array([threshold]))
+    rows = np.flatnonzero(taker < len(ranked.scores))
+    return Pairs(
+        videos=tuple(truth.videos),
+        classes=truth.classes,
+        segments_per_class=truth.segments_per_class,
+        video=truth.groups[rows] // len(truth.classes),
+        labels=truth.groups[rows] % len(truth.classes),
+        truth=truth.segments[rows],
+        found=ranked.segments[taker[rows]],
+    )
+
+
 def precision_recall(
     ground_truth: Annotations,
     detections: Detections,

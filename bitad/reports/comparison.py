@@ -17,7 +17,10 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, require_any, under_names
 from bitad.data.sources import read_evaluation_ground_truth
 from bitad.evaluation.bootstrap import Bootstrap, bootstrap, check_baseline, check_resamples
+from bitad.evaluation.boundaries import TIOU as BOUNDARY_TIOU
+from bitad.evaluation.boundaries import ResultBoundaries, boundary_errors
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
+from bitad.evaluation.ensembles import Ensemble, EnsembleResult, check_ensembles, evaluate_ensembles
 from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluate, match
 from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect_on_reversed_playback
@@ -32,6 +35,9 @@ from bitad.reports.tables import (
     Row,
     Table,
     bootstrap_note,
+    boundary_class_table,
+    boundary_table,
+    ensemble_table,
     estimates,
     evaluation_notes,
     paired_table,
@@ -213,14 +219,55 @@ class Result:
         return float(np.std(self.averages, ddof=1)) if len(self.evaluations) > 1 else None
 
 
+@dataclass(frozen=True)
+class Ensembles:
+    """Late fusions of several of the compared networks."""
+
+    results: tuple[EnsembleResult, ...]
+    tiou: tuple[float, ...]
+    method: MergeMethod
+    resamples: int | None
+
+    def table(self) -> Table:
+        """A row per ensemble."""
+        return ensemble_table(self.results, tiou=self.tiou, method=self.method, resamples=self.resamples)
+
+    def json(self) -> dict[str, Any]:
+        """All content, unrounded."""
+        return {"method": self.method, "results": {one.name: one.to_json() for one in self.results}}
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """The errors of starts and ends of the compared runs' results."""
+
+    results: dict[str, ResultBoundaries]
+    baselines: tuple[str, ...]  # their labels
+    resamples: int | None
+
+    def tables(self) -> list[Table]:
+        """Of every result over all classes; and of the baselines per class, if there are some."""
+        tables = [boundary_table(self.results, tiou=BOUNDARY_TIOU, resamples=self.resamples)]
+        if self.baselines:
+            tables.append(boundary_class_table({label: self.results[label] for label in self.baselines}))
+        return tables
+
+    def json(self) -> dict[str, Any]:
+        """All content in seconds, unrounded."""
+        return {"tiou": BOUNDARY_TIOU, "results": {name: one.to_json() for name, one in self.results.items()}}
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Runs with the same ground truth, and their results, both in the order of tables."""
 
     runs: tuple[Run, ...]
-    truth: Annotations
+    truth: Annotations  # of the evaluated videos
     results: tuple[Result, ...]
     bootstrap: Bootstrap | None = None  # of the same results
+    ensembles: Ensembles | None = None
+    boundaries: Boundaries | None = None
+    part: str = ""  # what the names of the evaluated videos contain
 
     def best(self, *groups: str, label: str = "") -> Result | None:
         """The best result of some groups, among those whose label begins with ``label``."""
@@ -229,10 +276,7 @@ class Comparison:
 
     def by_label(self) -> dict[str, list[Run]]:
         """The seeds of each variant."""
-        runs: dict[str, list[Run]] = {}
-        for run in self.runs:
-            runs.setdefault(_with_run_name(run.label, run, self.runs), []).append(run)
-        return runs
+        return _by_label(self.runs)
 
     def table(self) -> Table:
         """Every result: mAP in percent at each tIoU and the average, mean and spread over seeds."""
@@ -309,10 +353,14 @@ class Comparison:
             },
             "tables": [self.table().json(), self.loss_table().json()],
             **({} if self.bootstrap is None else {"bootstrap": self.bootstrap.to_json()}),
+            **({} if self.ensembles is None else {"ensembles": self.ensembles.json()}),
+            **({} if self.boundaries is None else {"boundaries": self.boundaries.json()}),
         }
 
     def _column_notes(self) -> Iterator[str]:
         yield "The columns are tIoU thresholds; means over seeds."
+        if self.part:
+            yield f"Evaluated on videos with {self.part!r} in their names: {len(self.truth.videos)}."
         if self.bootstrap is not None:
             yield bootstrap_note(self.bootstrap)
         if (subset := self.runs[0].config.data.validation_subset) is not None:
@@ -344,6 +392,7 @@ def compare(
     *,
     resamples: int | None = None,
     baseline: str | None = None,
+    part: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Evaluates the detections of runs, and late fusion of the baselines among them.
@@ -355,11 +404,12 @@ def compare(
     Args:
         resamples: of a bootstrap of all results; None: no intervals.
         baseline: the label of the result to which the bootstrap takes differences; None: the first one.
+        part: only evaluate videos with this in their names.
 
     Raises:
         FileNotFoundError: a folder is not a run directory, or a run lacks detections or annotations.
         ValueError: a run is given twice, runs were tested on different ground truth or tIoU, there is no such
-            baseline, or too few or too many resamples.
+            baseline or part, or too few or too many resamples.
     """
     found = read_runs(runs)
     files = []
@@ -368,6 +418,10 @@ def compare(
             label = _with_run_name(", ".join(filter(None, (run.label, name))), run, found)
             files.append((label, run, path))
     truth = common_ground_truth(found)
+    if part:
+        truth = truth.map(lambda video: video if part in video.name else None)
+        if not truth.videos:
+            raise ValueError(f"no tested video has {part!r} in its name")
     fusions = list(_fusions(found))
     if resamples is not None:
         check_resamples(resamples)
@@ -390,7 +444,7 @@ def compare(
         return result
 
     for label, run, path in files:
-        detections = _read_forward(path, truth)
+        detections = _read_forward(path, truth, part)
         require_any(detections, truth.videos, path, "the runs' ground truth")
         seed = str(run.config.seed)
         add(label, run, run.group, seed, detections).files[seed] = path
@@ -408,16 +462,73 @@ def compare(
             baseline=baseline,
             on_progress=lambda done, _: on_progress(total + done, whole),
         )
-    return Comparison(tuple(found), truth, tuple(ordered), intervals)
+    return Comparison(tuple(found), truth, tuple(ordered), intervals, part=part)
+
+
+def check_ensembles_of(runs: Sequence[Path], ensembles: Sequence[Ensemble]) -> None:
+    """Raises ValueError if an ensemble cannot be formed of the single networks among the runs, or is given twice."""
+    found = _single_networks(read_runs(runs))
+    check_ensembles(ensembles, {label: [str(run.config.seed) for run in of] for label, of in found.items()})
+
+
+def with_ensembles(
+    comparison: Comparison,
+    ensembles: Sequence[Ensemble],
+    *,
+    method: MergeMethod = "wsf",
+    resamples: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Adds late fusions of any number of the compared baselines, called as in the table.
+
+    Raises:
+        ValueError: as :func:`~bitad.evaluation.ensembles.evaluate_ensembles`.
+    """
+    networks = {
+        label: {
+            str(run.config.seed): _read_forward(run.detection_files()[""], comparison.truth, comparison.part)
+            for run in runs
+        }
+        for label, runs in _single_networks(comparison.runs).items()
+    }
+    tiou = comparison.runs[0].config.test.tiou
+    results = evaluate_ensembles(
+        comparison.truth,
+        networks,
+        ensembles,
+        lambda sets: _fuse(sets, comparison.runs[0], method),
+        tiou=tiou,
+        resamples=resamples,
+        on_progress=on_progress,
+    )
+    return replace(comparison, ensembles=Ensembles(tuple(results), tuple(tiou), method, resamples))
+
+
+def with_boundaries(comparison: Comparison, *, resamples: int | None = None) -> Comparison:
+    """Adds the errors of starts and ends of every result of a run, at a tIoU of 0.5."""
+    results = {
+        one.label: {
+            seed: _read_forward(path, comparison.truth, comparison.part) for seed, path in one.files.items()
+        }
+        for one in comparison.results
+        if one.files
+    }
+    errors = boundary_errors(comparison.truth, results, tiou=BOUNDARY_TIOU, resamples=resamples)
+    baselines = tuple(one.label for one in comparison.results if one.group == BASELINES)
+    return replace(comparison, boundaries=Boundaries(errors, baselines, resamples))
 
 
 def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detections:
     return merge(*sets, method=method, settings=run.config.test.nms.suppression)
 
 
-def _read_forward(path: Path, truth: Annotations) -> Detections:
-    """The detections of a file on the forward clock, with the video names of the ground truth."""
-    return under_names(read_detections(path).forward(), truth.videos, path)
+def _read_forward(path: Path, truth: Annotations, part: str = "") -> Detections:
+    """The detections of a file on the forward clock, with the video names of the ground truth, of a part of them."""
+    found = under_names(read_detections(path).forward(), truth.videos, path)
+    if not part:
+        return found
+    kept = np.array([part in name for name in found.videos], np.bool_)
+    return found.take(np.flatnonzero(kept[found.video]))
 
 
 def _fusions(runs: Sequence[Run]) -> Iterator[tuple[str, str, Run, Run, MergeMethod]]:
@@ -455,6 +566,17 @@ def _is_on_other_encoder(run: Run, other: Run) -> bool:
     one, two = (each.config.model_dump(mode="json") for each in (run, other))
     keys = {key for key, _, _ in differences(one, two) if not key.startswith(_NO_RECIPE)}
     return keys == {"name", _ENCODER} and run.config.name > other.config.name
+
+
+def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_with_run_name(run.label, run, runs), []).append(run)
+    return found
+
+
+def _single_networks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {label: of_label for label, of_label in _by_label(runs).items() if of_label[0].group == BASELINES}
 
 
 def _with_run_name(label: str, run: Run, runs: Sequence[Run]) -> str:
@@ -533,6 +655,8 @@ beats both. It has three results: the forward basis, the reverse basis, and both
 
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     """The direction sensitivity by all compared baselines; tests F on reversed playback."""
+    if comparison.part:
+        raise ValueError("direction sensitivity is of all tested videos; compare them without a part")
     truth = comparison.truth
     detections: dict[str, list[Detections]] = {"F": [], "B": []}
     reversed_playback = []
@@ -571,6 +695,10 @@ def write_comparison(
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if comparison.bootstrap is not None:
         tables.insert(1, paired_table(comparison.bootstrap))
+    if comparison.ensembles is not None:
+        tables.append(comparison.ensembles.table())
+    if comparison.boundaries is not None:
+        tables += comparison.boundaries.tables()
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity))
     results = _shown_results(comparison)
@@ -592,11 +720,11 @@ def _shown_results(comparison: Comparison) -> dict[str, Detections]:
     results: dict[str, Detections] = {}
     for run in comparison.runs:
         if run.group == BASELINES and run.label not in results:
-            results[run.label] = _read_forward(run.detection_files()[""], comparison.truth)
+            results[run.label] = _read_forward(run.detection_files()[""], comparison.truth, comparison.part)
     if late := comparison.best(UNTRAINED, label="late fusion"):
         results[late.label] = _late_fusion(comparison, late.label)
     if best := comparison.best(TRAINED_PAIRS, VARIANTS):
-        results[best.label] = _read_forward(next(iter(best.files.values())), comparison.truth)
+        results[best.label] = _read_forward(next(iter(best.files.values())), comparison.truth, comparison.part)
     return {name: _with_min_scores(found, comparison.truth) for name, found in results.items()}
 
 
@@ -632,7 +760,7 @@ def _late_fusion(comparison: Comparison, label: str) -> Detections:
     """The detections of a late fusion, of the first seed."""
     fusions = (fusion for fusion in _fusions(comparison.runs) if fusion[0] == label)
     _, _, one, other, method = next(fusions)
-    sets = [_read_forward(run.detection_files()[""], comparison.truth) for run in (one, other)]
+    sets = [_read_forward(run.detection_files()[""], comparison.truth, comparison.part) for run in (one, other)]
     return _fuse(sets, one, method)
 
 

@@ -10,9 +10,10 @@ from typing import Any, TypeGuard, get_args
 
 from rich.cells import cell_len
 
-from bitad.config.names import FrameRule, MapRule
+from bitad.config.names import FrameRule, MapRule, MergeMethod
 from bitad.evaluation.average_recall import AverageRecall
 from bitad.evaluation.bootstrap import LEVEL, Bootstrap, Estimate
+from bitad.evaluation.boundaries import Figure, ResultBoundaries, SideErrors
 from bitad.evaluation.direction_sensitivity import (
     KEPT,
     LEARNT,
@@ -22,6 +23,7 @@ from bitad.evaluation.direction_sensitivity import (
     Sensitivity,
     Verdict,
 )
+from bitad.evaluation.ensembles import MAX_CHOICES, EnsembleResult
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.evaluation.per_frame import FrameEvaluation
 from bitad.evaluation.segmentation import SegmentalF1
@@ -418,6 +420,108 @@ def bootstrap_note(bootstrap: Bootstrap) -> str:
         f"In brackets: the {100 * LEVEL:.0f} % interval {drawn}, by {bootstrap.resamples:,} resamples of a bootstrap."
         + one_seed
     )
+
+
+def ensemble_table(
+    results: Sequence[EnsembleResult], *, tiou: Sequence[float], method: MergeMethod, resamples: int | None
+) -> Table:
+    """A row per ensemble: mAP in percent, the gain over its members, and the difference to another of its size."""
+
+    def signed(figure: Estimate | float | None) -> Cell:
+        if isinstance(figure, Estimate):
+            return Difference(100 * figure.value, 100 * figure.low, 100 * figure.high)
+        return None if figure is None else f"{100 * figure:+.2f}"
+
+    rows: list[Row] = []
+    for one in results:
+        figures = [figure * 100 for figure in (*one.map_per_tiou, one.average_map)]
+        less = signed(one.difference)
+        rows.append((one.name, *figures, signed(one.gain), less, one.compared, one.choices))
+    columns = (
+        "networks",
+        *(f"{threshold:.4g}" for threshold in tiou),
+        "average",
+        "gain over members",
+        "difference",
+        "to",
+        "choices",
+    )
+    notes = [
+        "Means over choices of networks: every combination of seeds. Gain over members: the average minus the mean of "
+        "the members' averages. Difference: the average minus that of the first row of as many networks."
+    ]
+    if some := [f"{one.name} {one.possible:,}" for one in results if one.choices < one.possible]:
+        notes.append(f"Of more choices than {MAX_CHOICES}, so many are drawn at random: {', '.join(some)}.")
+    if resamples is not None:
+        notes.append(
+            f"In brackets: the {100 * LEVEL:.0f} % interval over the videos and the seeds, by {resamples:,} resamples "
+            "of a bootstrap; differences and gains are paired."
+        )
+        if alone := [one.name for one in results if one.possible == 1]:
+            notes.append(f"Of one choice, so only over videos: {shortlist(alone)}.")
+    return Table(f"Late fusion of several networks by {method}, mAP (%)", columns, rows, notes)
+
+
+def boundary_table(results: Mapping[str, ResultBoundaries], *, tiou: float, resamples: int | None) -> Table:
+    """Two rows per result, its starts and its ends: their errors in milliseconds."""
+    rows: list[Row] = []
+    for name, one in results.items():
+        errors = one.overall
+        found = 100 * errors.matched / (one.seeds * errors.segments)
+        starts, ends = one.less or (None, None)
+        rows.append((f"{name}, starts", found, *_side(errors.start), _milliseconds(starts, signed=True), None))
+        both = (ends, errors.difference)
+        rows.append(
+            (f"{name}, ends", found, *_side(errors.end), *(_milliseconds(each, signed=True) for each in both))
+        )
+    less = f"− {next(iter(results))}"
+    columns = ("result", "matched (%)", "mean |error|", "median |error|", "mean", "median", less, "ends − starts")
+    notes = [
+        f"Of ground-truth segments that a detection matches at tIoU {tiou:g}, over all classes and seeds. An error is "
+        "the detection's time minus the segment's: a positive one is late. The last two columns are differences of the "
+        "mean |error|: to the first result, and ends minus starts, which is negative where ends are found better."
+    ]
+    if resamples is not None:
+        notes.append(
+            f"In brackets: the {100 * LEVEL:.0f} % interval over the videos and the seeds, by {resamples:,} resamples "
+            "of a bootstrap."
+        )
+    return Table("Errors of starts and ends (milliseconds)", columns, rows, notes)
+
+
+def boundary_class_table(results: Mapping[str, ResultBoundaries]) -> Table:
+    """A row per class: the mean absolute errors of its starts and ends in milliseconds, in each result."""
+    classes = next(iter(results.values())).per_class
+    rows: list[Row] = []
+    for label in classes:
+        row: list[Cell] = [label, classes[label].segments]
+        for one in results.values():
+            errors = one.per_class[label]
+            row += [
+                _milliseconds(errors.start.mean_absolute),
+                _milliseconds(errors.end.mean_absolute),
+                _milliseconds(errors.difference, signed=True),
+            ]
+        rows.append(tuple(row))
+    of_each = (f"{name}, {what}" for name in results for what in ("starts", "ends", "ends − starts"))
+    return Table("Mean |error| of starts and ends per class (milliseconds)", ("class", "segments", *of_each), rows)
+
+
+def _side(errors: SideErrors) -> list[Cell]:
+    absolute = (errors.mean_absolute, errors.median_absolute)
+    return [
+        *map(_milliseconds, absolute),
+        *(_milliseconds(figure, signed=True) for figure in (errors.mean, errors.median)),
+    ]
+
+
+def _milliseconds(figure: Figure, *, signed: bool = False) -> Cell:
+    if isinstance(figure, Estimate):
+        made = figure * 1000
+        return Difference(made.value, made.low, made.high) if signed else made
+    if figure is None:
+        return None
+    return f"{1000 * figure:+.1f}" if signed else round(1000 * figure, 1)
 
 
 def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:

@@ -12,13 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import config_of, feature_data, video_data
-from runs import guesses, truth_of, write_run
+from runs import ALONE, guesses, truth_of, write_run
 
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
 from bitad.inference.merge import merge
-from bitad.reports.comparison import TRAINED_PAIRS, VARIANTS, Comparison, Result, Run, compare, write_comparison
+from bitad.reports.comparison import (
+    TRAINED_PAIRS,
+    VARIANTS,
+    Comparison,
+    Result,
+    Run,
+    compare,
+    sensitivity_of_runs,
+    write_comparison,
+)
 
 STARTS = ("init.forward=f", "init.reverse=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")
@@ -416,3 +425,19 @@ def test_a_report_of_baselines_only_has_no_losses_of_two_networks(
 ) -> None:
     write_comparison(tmp_path / "report", compare([new_run()]))
     assert "two networks" not in (tmp_path / "report" / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_part_of_the_videos_is_evaluated_alone(new_run: Callable[..., Path]) -> None:
+    runs = [new_run(), new_run("direction=reverse")]
+    comparison = compare(runs, part="_1")
+    assert list(comparison.truth.videos) == ["test_1"]
+    truth = replace(comparison.truth, videos={"test_1": compare(runs).truth.videos["test_1"]})
+    for result, run in zip(comparison.results, runs, strict=False):
+        found = read_detections(run / "detections.json").forward().of_video("test_1")
+        expected = evaluate(truth, found, tiou=comparison.runs[0].config.test.tiou)
+        assert result.averages == [pytest.approx(100 * expected.average_map)]
+    assert "Evaluated on videos with '_1' in their names: 1." in comparison.table().notes
+    with pytest.raises(ValueError, match="no tested video has 'part' in its name"):
+        compare(runs, part="part")
+    with pytest.raises(ValueError, match="compare them without a part"):
+        sensitivity_of_runs(comparison, ALONE)

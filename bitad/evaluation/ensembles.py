@@ -1,0 +1,221 @@
+"""Late fusion of any number of networks: every choice of networks, the gain over their mean, and paired intervals.
+
+An ensemble such as ``2F+2B`` is of two networks that are called F and two that are called B. With several seeds there
+are several choices of networks; its figures are means over all of them. The gain of a choice is its figure minus the
+mean of its members' figures, so a strong member is no gain.
+
+Intervals are by the bootstrap over videos and seeds (:mod:`bitad.evaluation.bootstrap`). A resample draws as many seeds
+of each kind of network as there are, with replacement. A choice of networks counts as often as it can be made from
+those drawn; a network is never fused with itself. Where no choice can be made, the resample is left out. All ensembles
+share the resamples, so their differences are paired.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import comb, prod
+from typing import Any
+
+import numpy as np
+
+from bitad.data.annotations import Annotations
+from bitad.data.detections import Detections
+from bitad.evaluation.bootstrap import Draws, Estimate, check_resamples, mean_over_classes, resampled_ap
+from bitad.evaluation.mean_average_precision import match
+from bitad.timeline import FloatArray
+
+# Of more choices of networks, so many are drawn at random: each is merged and evaluated.
+MAX_CHOICES = 100
+
+# A network: its label in tables, and its seed.
+Network = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How many networks of each label are fused."""
+
+    sizes: tuple[tuple[str, int], ...]
+
+    @staticmethod
+    def parse(text: str) -> Ensemble:
+        """``2F+2B``, ``F+B`` or ``F+F`` (the same as ``2F``); raises ValueError for anything else."""
+        sizes: Counter[str] = Counter()
+        for part in text.split("+"):
+            found = re.fullmatch(r"\s*([0-9]*)\s*(\D.*?)\s*", part)
+            if found is None or found[1] == "0":
+                raise ValueError(
+                    f"{text!r} is no ensemble; name networks and their number, such as F+B, 2F or 2F+2B"
+                )
+            sizes[found[2]] += int(found[1] or 1)
+        if sizes.total() < 2:
+            raise ValueError(f"{text!r} is one network; an ensemble has at least two, such as F+B or 2F")
+        return Ensemble(tuple(sizes.items()))
+
+    @property
+    def name(self) -> str:
+        """As in tables: ``2F+2B``."""
+        return "+".join(f"{count if count > 1 else ''}{label}" for label, count in self.sizes)
+
+    @property
+    def networks(self) -> int:
+        """The number of networks that are fused."""
+        return sum(count for _, count in self.sizes)
+
+    def possible(self, seeds: Mapping[str, Sequence[str]]) -> int:
+        """The number of choices of networks, given the seeds of each label; raises ValueError if there is none."""
+        for label, count in self.sizes:
+            if label not in seeds:
+                raise ValueError(
+                    f"ensemble {self.name}: no network is called {label!r}; the networks are {'; '.join(seeds)}"
+                )
+            if len(seeds[label]) < count:
+                raise ValueError(
+                    f"ensemble {self.name} needs {count} networks {label}, of different seeds, and there are only "
+                    f"{len(seeds[label])}; train more"
+                )
+        return prod(comb(len(seeds[label]), count) for label, count in self.sizes)
+
+    def choices(self, seeds: Mapping[str, Sequence[str]]) -> list[tuple[Network, ...]]:
+        """Every choice of networks, or :data:`MAX_CHOICES` of them, always the same; raises as :meth:`possible`."""
+        possible = self.possible(seeds)
+        of_labels = (combinations([(label, seed) for seed in seeds[label]], count) for label, count in self.sizes)
+        every = (sum(parts, ()) for parts in product(*of_labels))
+        if possible <= MAX_CHOICES:
+            return list(every)
+        kept = set(np.random.default_rng(0).choice(possible, MAX_CHOICES, replace=False).tolist())
+        return [choice for number, choice in enumerate(every) if number in kept]
+
+
+@dataclass(frozen=True)
+class EnsembleResult:
+    """The figures of an ensemble, as fractions: means over choices of networks, with intervals if there are resamples.
+
+    Args:
+        choices: the number of choices of networks that were fused.
+        possible: the number of all choices.
+        gain: the average mAP minus that of the members' mean.
+        compared: the name of the first ensemble of as many networks; None for that one itself.
+        difference: the average mAP minus that of ``compared``.
+    """
+
+    name: str
+    networks: int
+    choices: int
+    possible: int
+    map_per_tiou: tuple[Estimate | float, ...]
+    average_map: Estimate | float
+    gain: Estimate | float
+    compared: str | None
+    difference: Estimate | float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All values in JSON's types."""
+
+        def plain(figure: Estimate | float | None) -> Any:
+            return figure.to_json() if isinstance(figure, Estimate) else figure
+
+        return {
+            "networks": self.networks,
+            "choices": self.choices,
+            "possible": self.possible,
+            "map": [plain(figure) for figure in self.map_per_tiou],
+            "average_map": plain(self.average_map),
+            "gain": plain(self.gain),
+            "compared": self.compared,
+            "difference": plain(self.difference),
+        }
+
+
+def evaluate_ensembles(
+    ground_truth: Annotations,
+    networks: Mapping[str, Mapping[str, Detections]],
+    ensembles: Sequence[Ensemble],
+    fuse: Callable[[Sequence[Detections]], Detections],
+    *,
+    tiou: Sequence[float],
+    resamples: int | None = None,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[EnsembleResult]:
+    """Fuses and evaluates every choice of networks of each ensemble.
+
+    Args:
+        networks: detections on the forward clock, by label and seed.
+        fuse: merges detections, such as ``bitad.inference.merge.merge``.
+        resamples: of the bootstrap; None: no intervals.
+        seed: of the random draws.
+
+    Raises:
+        ValueError: an ensemble is given twice or cannot be formed, or too few or too many resamples.
+    """
+    if resamples is not None:
+        check_resamples(resamples)
+    seeds = {label: list(of_label) for label, of_label in networks.items()}
+    check_ensembles(ensembles, seeds)
+    choices = {one: one.choices(seeds) for one in ensembles}
+    used = sorted({network for of_one in choices.values() for choice in of_one for network in choice})
+    videos = dict.fromkeys(ground_truth.videos)
+    for of_label in networks.values():
+        for found in of_label.values():
+            videos |= dict.fromkeys(found.videos[i] for i in np.unique(found.video))
+    draws = Draws.of(videos, resamples, seed) if resamples is not None else Draws.of_data(videos)
+    times = {label: dict(zip(of, draws.shares(of), strict=True)) for label, of in seeds.items()}
+    total = len(used) + sum(map(len, choices.values()))
+    done = 0
+
+    def figures(found: Detections) -> FloatArray:
+        """mAP ``[n_tiou, 1 + R]``."""
+        nonlocal done
+        figure = mean_over_classes(resampled_ap(match(ground_truth, found, tiou=tiou), draws))
+        done += 1
+        on_progress(done, total)
+        return figure
+
+    alone = {(label, one): figures(networks[label][one]).mean(axis=0) for label, one in used}
+    averages: dict[str, FloatArray] = {}
+    first: dict[int, str] = {}  # by the number of networks
+    results = []
+    for ensemble, of_one in choices.items():
+        weight = np.array([prod((times[label][one] for label, one in choice), start=1.0) for choice in of_one])
+        with np.errstate(invalid="ignore"):
+            weight = weight / weight.sum(axis=0)  # nan where no choice can be made
+        whole, gain = 0.0, 0.0
+        for share, choice in zip(weight, of_one, strict=True):
+            figure = figures(fuse([networks[label][one] for label, one in choice]))
+            whole = whole + share * figure
+            gain = gain + share * (figure.mean(axis=0) - np.mean([alone[one] for one in choice], axis=0))
+        averages[ensemble.name] = np.mean(whole, axis=0)
+        compared = first.setdefault(ensemble.networks, ensemble.name)
+        less = averages[ensemble.name] - averages[compared]
+        results.append(
+            EnsembleResult(
+                name=ensemble.name,
+                networks=ensemble.networks,
+                choices=len(of_one),
+                possible=ensemble.possible(seeds),
+                map_per_tiou=tuple(map(_estimate, np.asarray(whole))),
+                average_map=_estimate(averages[ensemble.name]),
+                gain=_estimate(np.asarray(gain)),
+                compared=None if compared == ensemble.name else compared,
+                difference=None if compared == ensemble.name else _estimate(less),
+            )
+        )
+    return results
+
+
+def check_ensembles(ensembles: Sequence[Ensemble], seeds: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError if an ensemble is given twice, or cannot be formed of the seeds of each label."""
+    if twice := [name for name, count in Counter(one.name for one in ensembles).items() if count > 1]:
+        raise ValueError(f"ensemble {twice[0]} is given twice; name each once")
+    for one in ensembles:
+        one.possible(seeds)
+
+
+def _estimate(figure: FloatArray) -> Estimate | float:
+    """Of a figure ``[1 + R]``; without resamples the figure itself."""
+    return Estimate.of(figure) if len(figure) > 1 else float(figure[0])
