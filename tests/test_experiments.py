@@ -80,6 +80,9 @@ def data(request: pytest.FixtureRequest) -> Data:
 
 RUNS = [
     ("features", "1", ()),
+    ("features", "1s", ()),
+    ("features", "1s", ("pair.direction_embedding=true", "data.reversal={alpha: beta, gamma: unknown}")),
+    ("videos", "1s", ()),
     ("features", "1-1", ()),
     ("features", "1x", ()),
     ("videos", "2", ()),
@@ -92,7 +95,7 @@ RUNS = [
 ]
 
 
-def test_every_experiment_of_two_networks_is_run_below() -> None:
+def test_every_experiment_of_two_views_is_run_below() -> None:
     assert {experiment for _, experiment, _ in RUNS} == EXPERIMENTS.keys() - {"baseline"}
 
 
@@ -112,7 +115,7 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     assert saved.training is not None
     assert saved.training["step"] == 2
     names = {"first", "second"} if TWO_FORWARD in options else {"forward", "reverse"}
-    assert saved.training["learners"].keys() == names
+    assert saved.training["learners"].keys() == ({"shared"} if EXPERIMENTS[experiment].shared else names)
     (first,) = records(whole.run_directory, kind="training")
     assert first["losses"].keys() == names
     assert first["loss"] == pytest.approx(sum(first["losses"].values()) + first.get("agreement", 0), rel=1e-5)

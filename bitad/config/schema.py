@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -33,6 +33,7 @@ from pydantic import (
 from bitad.config.names import (
     EXPERIMENTS,
     SIZES,
+    UNKNOWN,
     Alignment,
     Checkpointing,
     Experiment,
@@ -43,6 +44,7 @@ from bitad.config.names import (
     OnReadError,
     Padding,
     Precision,
+    TrainingDirection,
     VitSize,
 )
 from bitad.config.rules import broken_rules
@@ -83,6 +85,22 @@ def given_path(value: object) -> str | Path:
     raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
 
 
+def _as_involution(reversal: dict[str, str]) -> dict[str, str]:
+    """The mapping with an entry for each partner; ValueError if reversing twice would give another class."""
+    completed = dict(reversal)
+    for name, other in reversal.items():
+        if other == UNKNOWN:
+            continue
+        if name == UNKNOWN:
+            raise ValueError(f"{UNKNOWN} means no class; rename the class {UNKNOWN} that becomes {other}")
+        back = completed.setdefault(other, name)
+        if back != name:
+            raise ValueError(
+                f"{name} becomes {other}, but {other} becomes {back}; reversing twice must give {name} again"
+            )
+    return completed
+
+
 def _text(value: object) -> object:
     # `experiment=1` is a number in YAML, but experiments are named by strings.
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -121,6 +139,7 @@ FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
 Place = Annotated[Path, BeforeValidator(given_path)]
 ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+Reversal = Annotated[dict[Name, Name], AfterValidator(_as_involution)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -180,6 +199,10 @@ class DataConfig(Section):
     # Continue with a warning although the times of features, videos and annotations disagree.
     allow_clock_mismatch: bool = False
     class_agnostic: bool = False  # treat all segments as one class: learn when, not what
+    # By class, the class that it looks like on reversed playback ({rise: fall}), itself, or `unknown`; others are
+    # themselves. Of a network that learns from both directions (experiment 1s, direction=both): a reversed window
+    # teaches that class, or no class.
+    reversal: Reversal | None = None
     training_subset: Name = "training"
     # The subset that a training evaluates and on which it chooses best.pt; none: `test_subset`.
     validation_subset: Name | None = None
@@ -261,7 +284,7 @@ class BackboneConfig(Section):
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
     # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
-    # networks share a graph, else none.
+    # networks, or two views, share a graph, else none.
     checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing), _CHECKPOINTING_NAMES] = None
     compile: bool = False  # compile the blocks, which takes minutes at the start
 
@@ -515,6 +538,8 @@ class PairConfig(Section):
     fusion: Name | None = None  # name of a fusion (docs/extending.md); none: the experiment's own
     train_detector: bool = False  # in experiments 2 and 2x, as the research group did
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
+    # In experiment 1s: a learned vector for each direction is added to the features.
+    direction_embedding: bool = False
 
 
 class Config(Section):
@@ -522,7 +547,8 @@ class Config(Section):
 
     name: FolderName
     seed: Seed = 0
-    direction: Direction = "forward"  # playing direction of the network
+    # Playing direction of the network; `both`: trained on windows in a random one, tested forward.
+    direction: TrainingDirection = "forward"
     experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
@@ -559,12 +585,33 @@ class Config(Section):
 
     @property
     def views(self) -> tuple[Direction, ...]:
-        """The playing direction of each network."""
-        return (self.direction,) if self.design.networks == 1 else ("forward", self.pair.second)
+        """The playing direction of each network, or of each view of a shared one, in testing."""
+        if self.design.shared:
+            return ("forward", "reverse")
+        if self.design.networks == 2:
+            return ("forward", self.pair.second)
+        return ("forward",) if self.direction == "both" else (self.direction,)
+
+    @property
+    def watched(self) -> tuple[Direction, ...]:
+        """The playing directions of training and testing."""
+        return ("forward", "reverse") if self.direction == "both" else self.views
+
+    @property
+    def learns_both_directions(self) -> bool:
+        """Whether a network learns from both playing directions, so that ``data.reversal`` has an effect."""
+        return self.design.shared or self.direction == "both"
+
+    @property
+    def reversal(self) -> Mapping[str, str]:
+        """What classes look like on reversed playback to the networks; other classes look like themselves."""
+        return (self.data.reversal or {}) if self.learns_both_directions else {}
 
     @property
     def learner_names(self) -> tuple[str, ...]:
         """The names of the networks in logs and checkpoints."""
+        if self.design.shared:
+            return ("shared",)
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
@@ -577,13 +624,14 @@ class Config(Section):
             (pair.fusion is not None, f"{pair.fusion} fusion"),
             (pair.fusion_init == "random", "random"),
             (pair.train_detector, "detector too"),
+            (pair.direction_embedding, "direction embedding"),
         )
         return tuple(word for holds, word in words if holds)
 
     @property
     def variant(self) -> str:
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
-        if self.design.networks == 1:
+        if self.experiment == "baseline":
             return self.direction
         return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])
 

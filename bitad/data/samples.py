@@ -24,7 +24,9 @@ class Sample:
         video: its name.
         content: of the real steps in the order of the view, frames ``[V * k, H, W, 3]`` or features ``[V, C]``.
         grid: of the window, on the forward clock.
-        segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
+        segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``; of a segment that teaches no
+            class, the label is negative (:class:`~bitad.data.reversal.Reversal`).
+        reversed_labels: ``[n]``, of the other view; None: the same.
         view: the playing direction of ``content`` and ``segments``.
         colour: transform ``[3, 4]`` for :func:`bitad.data.transforms.recolour`.
         reversed_copy: what the other view shows instead of ``content``, in the same order.
@@ -37,6 +39,7 @@ class Sample:
     grid: Grid
     segments: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
     labels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reversed_labels: IntArray | None = None
     view: Direction = "forward"
     colour: NDArray[np.float32] | None = None
     reversed_copy: Tensor | None = None
@@ -69,6 +72,8 @@ class Sample:
             content=(self.content if self.reversed_copy is None else self.reversed_copy).flip(0),
             reversed_copy=None if self.reversed_copy is None else self.content.flip(0),
             segments=mirror_segments(self.segments, self.grid.steps),
+            labels=self.labels if self.reversed_labels is None else self.reversed_labels,
+            reversed_labels=None if self.reversed_labels is None else self.labels,
             view="reverse" if self.view == "forward" else "forward",
         )
 
@@ -89,6 +94,7 @@ class Batch:
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
+        reversed_labels: per window, as of :class:`Sample`.
         colour, reversed_copy, skipped: as of :class:`Sample`, for all windows.
     """
 
@@ -101,6 +107,7 @@ class Batch:
     colour: Tensor | None = None
     reversed_copy: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    reversed_labels: list[Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -119,6 +126,7 @@ class Batch:
             labels=[change(labels) for labels in self.labels],
             colour=None if self.colour is None else change(self.colour),
             reversed_copy=None if self.reversed_copy is None else change(self.reversed_copy),
+            reversed_labels=None if self.reversed_labels is None else [*map(change, self.reversed_labels)],
         )
 
     def reversed(self) -> Batch:
@@ -128,6 +136,8 @@ class Batch:
             self,
             inputs=_reverse_steps(inputs, self.mask),
             segments=self.reversed_segments(),
+            labels=self.labels if self.reversed_labels is None else self.reversed_labels,
+            reversed_labels=None if self.reversed_labels is None else self.labels,
             reversed_copy=None if self.reversed_copy is None else _reverse_steps(self.inputs, self.mask),
         )
 
@@ -166,6 +176,10 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         identity = np.eye(3, 4, dtype=np.float32)
         colours = [identity if sample.colour is None else sample.colour for sample in samples]
         colour = torch.from_numpy(np.stack(colours))
+    reversed_labels = [
+        torch.from_numpy(sample.labels if sample.reversed_labels is None else sample.reversed_labels)
+        for sample in samples
+    ]
     copies = [
         sample.reversed_copy for sample in samples if sample.reversed_copy is not None
     ]  # all have one, or none
@@ -180,6 +194,7 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         colour=colour,
         reversed_copy=_pad(copies, rows) if copies else None,
         skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
+        reversed_labels=reversed_labels if any(one.reversed_labels is not None for one in samples) else None,
     )
 
 

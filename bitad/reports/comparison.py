@@ -69,8 +69,8 @@ class Run:
     def label(self) -> str:
         """The name in tables, without the seed: "F", "B", "3-1", "3-1, naive, random", ..."""
         config = self.config
-        if config.design.networks == 1:
-            return "F" if config.direction == "forward" else "B"
+        if config.experiment == "baseline":
+            return {"forward": "F", "reverse": "B", "both": "both directions"}[config.direction]
         changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
         return ", ".join([config.experiment, *changes])
 
@@ -78,15 +78,15 @@ class Run:
     def group(self) -> str:
         """The group in tables; ablations and controls differ from the defaults of their experiment."""
         config = self.config
-        if config.design.networks == 1:
-            return BASELINES
+        if config.experiment == "baseline":
+            return VARIANTS if config.direction == "both" else BASELINES
         return TRAINED_PAIRS if config.variant == config.experiment else VARIANTS
 
     def detection_files(self) -> dict[str, Path]:
-        """The detection files by the name of their result; one network has one, named ""."""
+        """The detection files by the name of their result; a network with one view has one, named ""."""
         names: Mapping[str, str] = {"": "detections.json"}
-        if self.config.design.networks == 2:
-            names = RESULTS_OF_PAIRS[self.config.pair.second]
+        if len(self.config.views) == 2:
+            names = RESULTS_OF_PAIRS[self.config.views[1]]
         files = {}
         for result, name in names.items():
             path = self.directory / name
@@ -237,7 +237,7 @@ class Comparison:
         rows: list[Row] = []
         names = ("forward basis", "reverse basis")
         for label, runs in self.by_label().items():
-            if runs[0].group == BASELINES:
+            if len(runs[0].config.views) == 1:
                 continue
             if runs[0].config.pair.second == "forward":
                 names = ("first network", "second network")
@@ -256,6 +256,10 @@ class Comparison:
             "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
             "the mean over the last tenth of the recorded steps."
         ]
+        if any(run.config.design.shared for run in self.runs):
+            notes.append(
+                "Both losses of 1s are divided by the positive points of both views, others by those of one."
+            )
         if any(row[0] == "1-1" for row in rows):
             notes.append(
                 "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."

@@ -271,11 +271,12 @@ def _mismatches(
 ) -> Iterator[str]:
     """Why a checkpoint is not the baseline of one network of a run."""
     theirs = checkpoint.config
-    if theirs.design.networks != 1:
+    if theirs.experiment != "baseline":
         yield f"it is a run of experiment {theirs.experiment}, give one of the baseline"
         return
     if theirs.direction != view:
-        yield f"it watches {theirs.direction} playback, this network {view}"
+        watched = "playback in both directions" if theirs.direction == "both" else f"{theirs.direction} playback"
+        yield f"it watches {watched}, this network {view}"
     if checkpoint.classes != classes:
         yield f"its classes are {', '.join(checkpoint.classes)}, here {', '.join(classes)}"
     for key, old, new in input_differences(theirs, config, _COMMON_KEYS):

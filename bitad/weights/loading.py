@@ -95,7 +95,7 @@ def load_pretrained(network: Network, config: Config) -> None:
     if config.model.backbone is None or config.model.backbone.weights is None:
         return
     path = weights_path(config.model.backbone.weights)
-    for detector in network.detectors:
+    for detector in dict.fromkeys(network.detectors):
         assert detector.backbone is not None  # the configuration has one
         load_backbone(detector.backbone.vit, path)
 

@@ -166,6 +166,7 @@ EXPERIMENTS = {
     "forward": (),
     "reverse": ("direction=reverse",),
     "1-1": ("experiment=1-1", *INIT),
+    "1s": ("experiment=1s", "pair.direction_embedding=true"),
     "2": ("experiment=2", *INIT),
     "3-1": ("experiment=3-1", *INIT),
     "two forward": ("experiment=1-1", *INIT, "pair.second=forward"),
