@@ -280,7 +280,7 @@ def _report(args: argparse.Namespace) -> int:
     if (losses := comparison.loss_table()).rows:
         print("\n" + losses.text())
     if sensitivity is not None:
-        print("\n" + sensitivity_table(sensitivity).text())
+        print("\n" + sensitivity_table(sensitivity, reversals=comparison.reversals).text())
     echo("", f"see {page}")
     return 0
 

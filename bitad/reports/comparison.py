@@ -206,6 +206,15 @@ class Comparison:
         results = (r for r in self.results if r.group in groups and r.label.startswith(label))
         return max(results, key=lambda r: r.mean, default=None)
 
+    @property
+    def reversals(self) -> list[Mapping[str, str]]:
+        """The different ``data.reversal`` of the runs; empty of a run that learns from both directions without it."""
+        stated: list[Mapping[str, str]] = []
+        for config in (run.config for run in self.runs):
+            if config.data.reversal is not None or config.learns_both_directions:
+                stated.append(config.data.reversal or {})
+        return [one for number, one in enumerate(stated) if one not in stated[:number]]
+
     def by_label(self) -> dict[str, list[Run]]:
         """The seeds of each variant."""
         runs: dict[str, list[Run]] = {}
@@ -542,7 +551,7 @@ def write_comparison(
     if comparison.bootstrap is not None:
         tables.insert(1, paired_table(comparison.bootstrap))
     if sensitivity is not None:
-        tables.append(sensitivity_table(sensitivity))
+        tables.append(sensitivity_table(sensitivity, reversals=comparison.reversals))
     shown: dict[str, tuple[Kind, Path]] = {}
     for run in comparison.runs:
         if run.group == BASELINES:
