@@ -205,11 +205,14 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, list[str], set[
     return changes, faults, unread
 
 
-def _merge(below: Document, above: Document) -> Document:
+def _merge(below: Document, above: Document, path: str = "") -> Document:
+    """Sections are merged key by key; the mapping of a key of ``MAPPING_KEYS`` is replaced."""
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        old, is_section = merged.get(key), f"{path}{key}" not in MAPPING_KEYS
+        if is_section and isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value, f"{path}{key}.")
+        merged[key] = value
     return merged
 
 
