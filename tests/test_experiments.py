@@ -207,6 +207,8 @@ class Counting:
         ("videos", "3-3", ()),
         ("videos", "2x", ()),
         ("videos", "1", ("data.reversed_videos=reversed",)),
+        ("features", "1s", ()),
+        ("videos", "1s", ("data.reversed_videos=reversed",)),
     ],
     indirect=["data"],
 )

@@ -51,7 +51,7 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
 
 
 # By what they are called here: the experiment, or what else is asked for.
-EXPERIMENTS = ("baseline", "1s", "1-1", "3-1", "2", "1s, sharded", "3-1, sharded", "2, sharded")
+EXPERIMENTS = ("baseline", "1s", "1-1", "3-1", "2", "3-1, sharded", "2, sharded")
 
 
 @pytest.fixture(scope="module")
